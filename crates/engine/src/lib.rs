@@ -1,0 +1,103 @@
+//! The seam between the rest of the system and whatever runs sandboxes.
+//! An engine turns a template into a running computer and back; it knows nothing of teams, keys, HTTP or timers.
+//! Every engine passes the one behaviour suite in [`suite`].
+#![forbid(unsafe_code)]
+
+mod error;
+mod spec;
+pub mod suite;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+pub use error::EngineError;
+pub use ids::SandboxId;
+pub use net::EgressPolicy;
+pub use spec::{Capabilities, Descriptor, ExitReason, Isolation, Resources, StartSpec, Stats, TemplateImage};
+
+/// Something that can run sandboxes on this machine.
+#[async_trait]
+pub trait Engine: Send + Sync + 'static {
+    /// Name, isolation level and capabilities: what users are told.
+    fn descriptor(&self) -> &Descriptor;
+
+    /// Makes a template ready to start from, so that [`Engine::start`] has nothing slow left to do. Idempotent.
+    ///
+    /// # Errors
+    /// A layer is missing or the engine's helpers do not work.
+    async fn prepare(&self, template: &TemplateImage) -> Result<(), EngineError>;
+
+    /// Starts a sandbox. When it returns, a connection to envd's port is accepted (envd may still be
+    /// on its way to answering it). Nothing is left behind when it fails or is cancelled.
+    ///
+    /// # Errors
+    /// See [`EngineError`]; `Exhausted` means "try later", the others will fail again.
+    async fn start(&self, spec: StartSpec) -> Result<Arc<dyn Sandbox>, EngineError>;
+
+    /// Takes over a sandbox that an earlier server process started and that is still alive.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`] when it is gone; its remains are then the sweeper's.
+    async fn adopt(&self, id: &SandboxId) -> Result<Arc<dyn Sandbox>, EngineError>;
+
+    /// Ends and removes every trace of sandboxes of this server that are not in `keep`: processes, cgroups,
+    /// mounts, files. Called once at start, after the adoptions. Answers how many were removed.
+    ///
+    /// # Errors
+    /// Something could not be removed; it is named in the error.
+    async fn sweep(&self, keep: &[SandboxId]) -> Result<usize, EngineError>;
+
+    /// Lets go of everything but the running sandboxes, which live on and can be adopted.
+    async fn shutdown(&self);
+}
+
+/// A running sandbox. Dropping the handle does not end the sandbox: it belongs to the machine.
+#[async_trait]
+pub trait Sandbox: Send + Sync + 'static {
+    /// The id it was started with.
+    fn id(&self) -> &SandboxId;
+
+    /// Connects to a TCP port on the sandbox's own loopback, so servers bound to localhost are reached too.
+    ///
+    /// # Errors
+    /// `ConnectionRefused` when nothing listens there; `NotConnected` when the sandbox has ended.
+    async fn dial(&self, port: u16) -> std::io::Result<TcpStream>;
+
+    /// Stops every process where it stands.
+    ///
+    /// # Errors
+    /// The kernel did not confirm it in time.
+    async fn freeze(&self) -> Result<(), EngineError>;
+
+    /// Lets the processes go on.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    async fn thaw(&self) -> Result<(), EngineError>;
+
+    /// What it uses now.
+    ///
+    /// # Errors
+    /// The sandbox has ended.
+    async fn stats(&self) -> Result<Stats, EngineError>;
+
+    /// Replaces the rules for outgoing traffic; open connections go on, new ones follow the new rules.
+    fn set_egress(&self, policy: EgressPolicy);
+
+    /// Ends it and gives everything back. Returns once no process of it is alive; works on frozen and broken
+    /// sandboxes; ending an ended one is a success.
+    ///
+    /// # Errors
+    /// A kernel object could not be released (the sweeper tries again at the next start).
+    async fn kill(&self) -> Result<(), EngineError>;
+
+    /// Becomes `Some` once PID 1 has ended, whoever ended it.
+    fn exit(&self) -> watch::Receiver<Option<ExitReason>>;
+
+    /// Folder of the sandbox's private files on the host, for accounting. Never to be walked by path.
+    fn private_dir(&self) -> PathBuf;
+}

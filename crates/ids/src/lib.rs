@@ -1,0 +1,210 @@
+//! Typed identifiers, so that a template id never lands where a sandbox id is wanted.
+//! Formats follow the E2B wire contract; parsing is the only way in from outside.
+//! No I/O, no domain rules.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Why a text is not an identifier.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IdError {
+    /// Characters or length outside the kind's format.
+    #[error("invalid {kind}: {text:?}")]
+    Malformed {
+        /// What the text should have been, such as `sandbox ID`.
+        kind: &'static str,
+        /// The text as given.
+        text: String,
+    },
+}
+
+const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+
+/// `len` characters drawn evenly from `[a-z0-9]`.
+fn random_text(len: usize) -> String {
+    let mut text = String::with_capacity(len);
+    let mut pool = [0u8; 64];
+    while text.len() < len {
+        fill_random(&mut pool);
+        // 252 = 7 * 36: larger bytes would favour the first letters.
+        let fresh = pool.iter().filter(|b| **b < 252).map(|b| ALPHABET[usize::from(*b % 36)] as char);
+        text.extend(fresh.take(len - text.len()));
+    }
+    text
+}
+
+fn fill_random(buf: &mut [u8]) {
+    getrandom::fill(buf).expect("the kernel's random source answers on every supported system");
+}
+
+/// `N` random bytes as lower-case hex: `2 * N` characters.
+#[must_use]
+pub fn random_hex<const N: usize>() -> String {
+    let mut bytes = [0u8; N];
+    fill_random(&mut bytes);
+    bytes.iter().fold(String::with_capacity(2 * N), |mut hex, byte| {
+        hex.push(char::from(b"0123456789abcdef"[usize::from(byte >> 4)]));
+        hex.push(char::from(b"0123456789abcdef"[usize::from(byte & 15)]));
+        hex
+    })
+}
+
+fn is_lower_alphanumeric(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+}
+
+macro_rules! text_id {
+    ($(#[$doc:meta])* $name:ident, $kind:literal, $generate:expr, $max:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// A fresh random identifier.
+            #[must_use]
+            pub fn generate() -> Self {
+                Self($generate)
+            }
+
+            /// The identifier as it stands in URLs and JSON.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = IdError;
+
+            fn from_str(text: &str) -> Result<Self, IdError> {
+                if is_lower_alphanumeric(text) && text.len() <= $max {
+                    Ok(Self(text.to_owned()))
+                } else {
+                    Err(IdError::Malformed { kind: $kind, text: text.to_owned() })
+                }
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = IdError;
+
+            fn try_from(text: String) -> Result<Self, IdError> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> Self {
+                id.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+text_id!(
+    /// A sandbox: `i` and 20 characters of `[a-z0-9]`. Part of a DNS label (`<port>-<id>`), so never longer than 57.
+    SandboxId,
+    "sandbox ID",
+    format!("i{}", random_text(20)),
+    57
+);
+text_id!(
+    /// A template or snapshot: 20 characters of `[a-z0-9]`.
+    TemplateId,
+    "template ID",
+    random_text(20),
+    64
+);
+
+macro_rules! uuid_id {
+    ($(#[$doc:meta])* $name:ident, $kind:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(uuid::Uuid);
+
+        impl $name {
+            /// A fresh random (version 4) identifier.
+            #[must_use]
+            pub fn generate() -> Self {
+                Self(uuid::Uuid::new_v4())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = IdError;
+
+            fn from_str(text: &str) -> Result<Self, IdError> {
+                uuid::Uuid::parse_str(text)
+                    .map(Self)
+                    .map_err(|_| IdError::Malformed { kind: $kind, text: text.to_owned() })
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+uuid_id!(
+    /// One build of a template.
+    BuildId,
+    "build ID"
+);
+uuid_id!(
+    /// A team: the owner of sandboxes, templates and API keys.
+    TeamId,
+    "team ID"
+);
+uuid_id!(
+    /// One run of a sandbox between start (or resume) and stop (or pause).
+    ExecutionId,
+    "execution ID"
+);
+uuid_id!(
+    /// An API key's record, not the secret itself.
+    KeyId,
+    "API key ID"
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generated_ids_have_the_contract_format() {
+        let id = SandboxId::generate();
+        assert_eq!(id.as_str().len(), 21);
+        assert!(id.as_str().starts_with('i'));
+        assert_eq!(id.as_str().parse::<SandboxId>().unwrap(), id);
+        assert_eq!(TemplateId::generate().as_str().len(), 20);
+        assert_ne!(SandboxId::generate(), SandboxId::generate());
+    }
+
+    #[test]
+    fn parsing_refuses_what_could_leave_a_dns_label_or_a_path() {
+        for bad in ["", "UPPER", "a-b", "a/b", "..", "ä", "a b", &"a".repeat(58)] {
+            assert!(bad.parse::<SandboxId>().is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn random_hex_has_two_digits_a_byte() {
+        let hex = random_hex::<20>();
+        assert_eq!(hex.len(), 40);
+        assert!(hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)));
+    }
+}
