@@ -1,0 +1,24 @@
+//! Compiles the .proto files with protox, so that nobody needs protoc.
+
+use std::error::Error;
+use std::path::PathBuf;
+
+use protox::prost::Message;
+
+const FILES: [&str; 2] = ["process/process.proto", "filesystem/filesystem.proto"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let mut compiler = protox::Compiler::new(["proto"])?;
+    compiler.include_imports(true).include_source_info(true).open_files(FILES)?;
+    let set = PathBuf::from(std::env::var("OUT_DIR")?).join("descriptors.bin");
+    std::fs::write(&set, compiler.file_descriptor_set().encode_to_vec())?;
+
+    connectrpc_build::Config::new()
+        .files(&FILES)
+        .descriptor_set(set)
+        .gate_client_feature(true)
+        .include_file("generated.rs")
+        .compile()?;
+    Ok(())
+}
