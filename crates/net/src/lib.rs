@@ -2,6 +2,38 @@
 //! Outgoing connections land on those listeners, the policy decides, and the server dials from the host.
 //! Incoming ones are sockets made inside the namespace.
 
+mod dial;
+mod dns;
+mod gateway;
+mod link;
+mod listeners;
+mod netlink;
 mod policy;
+mod redirect;
+mod sniff;
 
-pub use policy::{Cidr, EgressPolicy, PolicyError};
+pub use dial::dial;
+pub use dns::Resolvers;
+pub use gateway::{Gateway, GatewayConfig};
+pub use listeners::{Listeners, TcpListener, listen_in};
+pub use policy::{Cidr, EgressPolicy, PolicyError, is_never_public};
+
+use std::io;
+
+use sys::{Namespace, in_network_namespace};
+
+/// Port inside each sandbox's namespace where redirected TCP connections land.
+pub const EGRESS_PORT: u16 = 15001;
+/// Port inside each sandbox's namespace where redirected DNS datagrams land.
+pub const DNS_PORT: u16 = 15053;
+
+/// Turns a fresh network namespace into a sandbox's: `lo` up, every address local, TCP and DNS redirected to us.
+///
+/// # Errors
+/// The kernel lacks nf_tables NAT, or the namespace is not fresh.
+pub fn configure(namespace: &Namespace) -> io::Result<()> {
+    in_network_namespace(namespace, || {
+        link::bring_up_loopback()?;
+        redirect::install()
+    })
+}

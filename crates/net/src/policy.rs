@@ -119,6 +119,12 @@ impl EgressPolicy {
             })
     }
 
+    /// Whether only listed names may be looked up: so it is when all traffic is denied.
+    #[must_use]
+    pub fn restricts_names(&self) -> bool {
+        self.deny.iter().any(Cidr::is_everything)
+    }
+
     /// Whether a connection that names this host (SNI or Host) is let through by its name.
     #[must_use]
     pub fn permits_domain(&self, name: &str) -> bool {
@@ -182,14 +188,35 @@ mod tests {
     #[test]
     fn private_and_host_addresses_are_never_public_in_any_spelling() {
         for inside in [
-            "127.0.0.1", "127.9.9.9", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",
-            "0.0.0.0", "224.0.0.1", "255.255.255.255", "240.0.0.1", "198.18.0.1", "::1", "::", "fe80::1", "fd00::1",
-            "ff02::1", "::ffff:127.0.0.1", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "::7f00:1",
+            "127.0.0.1",
+            "127.9.9.9",
+            "10.0.0.1",
+            "172.16.0.1",
+            "192.168.1.1",
+            "169.254.169.254",
+            "100.64.0.1",
+            "0.0.0.0",
+            "224.0.0.1",
+            "255.255.255.255",
+            "240.0.0.1",
+            "198.18.0.1",
+            "::1",
+            "::",
+            "fe80::1",
+            "fd00::1",
+            "ff02::1",
+            "::ffff:127.0.0.1",
+            "::ffff:169.254.169.254",
+            "64:ff9b::a9fe:a9fe",
+            "2002:7f00:1::",
+            "::7f00:1",
             "fec0::1",
         ] {
             assert!(is_never_public(ip(inside)), "{inside}");
         }
-        for outside in ["1.1.1.1", "8.8.8.8", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "64:ff9b::808:808"] {
+        for outside in
+            ["1.1.1.1", "8.8.8.8", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "64:ff9b::808:808"]
+        {
             assert!(!is_never_public(ip(outside)), "{outside}");
         }
     }
@@ -209,7 +236,10 @@ mod tests {
 
     #[test]
     fn wildcards_match_any_depth_but_not_the_apex() {
-        let policy = EgressPolicy { allow_domains: vec!["*.example.com".into(), "pypi.org".into()], ..Default::default() };
+        let policy = EgressPolicy {
+            allow_domains: vec!["*.example.com".into(), "pypi.org".into()],
+            ..Default::default()
+        };
         assert!(policy.permits_domain("a.example.com"));
         assert!(policy.permits_domain("A.B.Example.Com."));
         assert!(!policy.permits_domain("example.com"));

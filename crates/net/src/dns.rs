@@ -1,0 +1,245 @@
+//! DNS for sandboxes: questions land on our listener, are checked against the policy and passed to the host's resolvers.
+//! Packets are forwarded as they are; only the question's name and the header are read.
+//! Where names are restricted, a question for any other name is refused, so DNS is no way out.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::UdpSocket;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use crate::policy::EgressPolicy;
+
+/// Questions under way at once, per sandbox; more are dropped, as a busy resolver would.
+pub(crate) const MAX_QUESTIONS: usize = 128;
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+const MAX_PACKET: usize = 4096;
+const HEADER: usize = 12;
+const SERVER_FAILURE: u8 = 2;
+const REFUSED: u8 = 5;
+
+/// The host's resolvers, in order of preference.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Resolvers(Vec<SocketAddr>);
+
+impl Resolvers {
+    /// Uses these servers.
+    #[must_use]
+    pub fn new(servers: Vec<SocketAddr>) -> Self {
+        Self(servers)
+    }
+
+    /// Reads `nameserver` lines as in `/etc/resolv.conf`.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        let servers = text.lines().filter_map(|line| {
+            let address = line.trim().strip_prefix("nameserver")?.trim();
+            Some(SocketAddr::new(address.parse().ok()?, 53))
+        });
+        Self(servers.collect())
+    }
+
+    pub(crate) fn first(&self) -> Option<SocketAddr> {
+        self.0.first().copied()
+    }
+}
+
+/// Answers questions until cancelled.
+pub(crate) async fn serve(
+    socket: Arc<UdpSocket>,
+    resolvers: &Resolvers,
+    policy: impl Fn() -> Arc<EgressPolicy>,
+    questions: &Arc<Semaphore>,
+    stop: CancellationToken,
+) {
+    let mut packet = vec![0u8; MAX_PACKET];
+    loop {
+        let Ok((length, client)) = socket.recv_from(&mut packet).await else { continue };
+        let question = packet[..length].to_vec();
+        let Some(name) = question_name(&question) else { continue };
+        let policy = policy();
+        if policy.restricts_names() && !policy.permits_domain(&name) {
+            debug!(name, "DNS question refused");
+            let _ = socket.send_to(&failure(question, REFUSED), client).await;
+            continue;
+        }
+        let Ok(permit) = questions.clone().try_acquire_owned() else { continue };
+        let (socket, resolvers) = (socket.clone(), resolvers.clone());
+        let answer = async move {
+            let answer =
+                ask(&resolvers, &question).await.unwrap_or_else(|| failure(question, SERVER_FAILURE));
+            let _ = socket.send_to(&answer, client).await;
+            drop(permit);
+        };
+        tokio::spawn(stop.clone().run_until_cancelled_owned(answer));
+    }
+}
+
+/// Passes a question to the resolvers in turn; the first answer wins.
+async fn ask(resolvers: &Resolvers, question: &[u8]) -> Option<Vec<u8>> {
+    for server in &resolvers.0 {
+        match tokio::time::timeout(ANSWER_TIMEOUT, ask_one(*server, question)).await {
+            Ok(Ok(answer)) => return Some(answer),
+            Ok(Err(error)) => debug!(%server, %error, "DNS resolver failed"),
+            Err(_) => debug!(%server, "DNS resolver did not answer"),
+        }
+    }
+    None
+}
+
+async fn ask_one(server: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
+    let from: IpAddr =
+        if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
+    // A fresh socket a question: a random port and a connected peer make forged answers hard.
+    let socket = UdpSocket::bind((from, 0)).await?;
+    socket.connect(server).await?;
+    socket.send(question).await?;
+    let mut answer = vec![0u8; MAX_PACKET];
+    loop {
+        let length = socket.recv(&mut answer).await?;
+        if length >= HEADER && answer[..2] == question[..2] {
+            answer.truncate(length);
+            return Ok(answer);
+        }
+    }
+}
+
+/// Addresses of a name, IPv4 first, by the same resolvers that the sandbox asks.
+pub(crate) async fn lookup(resolvers: &Resolvers, name: &str) -> Vec<IpAddr> {
+    if let Ok(address) = name.trim_matches(['[', ']']).parse() {
+        return vec![address];
+    }
+    let (v4, v6) = tokio::join!(query(resolvers, name, TYPE_A), query(resolvers, name, TYPE_AAAA));
+    v4.into_iter().chain(v6).collect()
+}
+
+const TYPE_A: u16 = 1;
+const TYPE_AAAA: u16 = 28;
+
+async fn query(resolvers: &Resolvers, name: &str, kind: u16) -> Vec<IpAddr> {
+    let Some(question) = encode_question(name, kind) else { return Vec::new() };
+    match ask(resolvers, &question).await {
+        Some(answer) => addresses(&answer, kind).unwrap_or_default(),
+        None => Vec::new(),
+    }
+}
+
+fn encode_question(name: &str, kind: u16) -> Option<Vec<u8>> {
+    // Unpredictable enough beside the random source port, which the kernel chooses.
+    let id = u16::try_from(std::process::id() & 0xffff).ok()? ^ u16::try_from(name.len()).ok()?;
+    let mut packet = id.to_be_bytes().to_vec();
+    packet.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+    for label in name.trim_end_matches('.').split('.') {
+        let length = u8::try_from(label.len()).ok().filter(|length| (1..64).contains(length))?;
+        packet.push(length);
+        packet.extend(label.as_bytes());
+    }
+    packet.push(0);
+    packet.extend(kind.to_be_bytes());
+    packet.extend([0, 1]);
+    (packet.len() <= 512).then_some(packet)
+}
+
+/// The addresses of `kind` in an answer. Aliases need no following: resolvers put the whole chain in one answer.
+fn addresses(packet: &[u8], kind: u16) -> Option<Vec<IpAddr>> {
+    let count = usize::from(u16::from_be_bytes([*packet.get(6)?, *packet.get(7)?]));
+    let mut at = skip_name(packet, HEADER)? + 4;
+    let mut found = Vec::new();
+    for _ in 0..count {
+        at = skip_name(packet, at)?;
+        let record = packet.get(at..at + 10)?;
+        let length = usize::from(u16::from_be_bytes([record[8], record[9]]));
+        let data = packet.get(at + 10..at + 10 + length)?;
+        if u16::from_be_bytes([record[0], record[1]]) == kind {
+            if let Ok(v4) = <[u8; 4]>::try_from(data) {
+                found.push(IpAddr::from(v4));
+            } else if let Ok(v6) = <[u8; 16]>::try_from(data) {
+                found.push(IpAddr::from(v6));
+            }
+        }
+        at += 10 + length;
+    }
+    Some(found)
+}
+
+fn skip_name(packet: &[u8], mut at: usize) -> Option<usize> {
+    loop {
+        match *packet.get(at)? {
+            0 => return Some(at + 1),
+            pointer if pointer >= 0xc0 => return Some(at + 2),
+            length => at += usize::from(length) + 1,
+        }
+    }
+}
+
+/// The name asked for, lower-case and without the final dot; nothing for what is not a plain question.
+fn question_name(packet: &[u8]) -> Option<String> {
+    let is_answer = *packet.get(2)? & 0x80 != 0;
+    let questions = u16::from_be_bytes([*packet.get(4)?, *packet.get(5)?]);
+    if is_answer || questions != 1 {
+        return None;
+    }
+    let mut labels = Vec::new();
+    let mut at = HEADER;
+    loop {
+        let length = usize::from(*packet.get(at)?);
+        if length == 0 {
+            return Some(labels.join("."));
+        }
+        if length > 63 || at > HEADER + 255 {
+            return None;
+        }
+        let label = packet.get(at + 1..at + 1 + length)?;
+        labels.push(String::from_utf8_lossy(label).to_ascii_lowercase());
+        at += 1 + length;
+    }
+}
+
+/// The question turned into an answer that says it failed.
+fn failure(mut packet: Vec<u8>, code: u8) -> Vec<u8> {
+    packet[2] |= 0x80;
+    packet[3] = 0x80 | code;
+    packet
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn reads_the_name_of_a_question() {
+        let packet = encode_question("WWW.Example.com", TYPE_A).unwrap();
+        assert_eq!(question_name(&packet).unwrap(), "www.example.com");
+        assert_eq!(failure(packet, REFUSED)[3] & 15, REFUSED);
+    }
+
+    #[test]
+    fn reads_addresses_behind_an_alias() {
+        let mut packet = encode_question("a.example", TYPE_A).unwrap();
+        packet[7] = 2;
+        packet.extend([0xc0, 12, 0, 5, 0, 1, 0, 0, 0, 9, 0, 3, 1, b'b', 0]);
+        packet.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4, 192, 0, 2, 7]);
+        assert_eq!(addresses(&packet, TYPE_A).unwrap(), vec![IpAddr::from([192, 0, 2, 7])]);
+    }
+
+    #[test]
+    fn reads_the_hosts_resolvers() {
+        let resolvers =
+            Resolvers::parse("# x\nnameserver 192.0.2.1\nsearch a\nnameserver 2001:db8::1\nnameserver x\n");
+        assert_eq!(resolvers.0, ["192.0.2.1:53".parse().unwrap(), "[2001:db8::1]:53".parse().unwrap()]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_packet_makes_it_panic(packet in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let _ = question_name(&packet);
+            let _ = addresses(&packet, TYPE_A);
+        }
+    }
+}

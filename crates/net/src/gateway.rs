@@ -1,0 +1,246 @@
+//! Outgoing TCP: accepts what the namespace redirects to us, asks the policy, dials from the host and copies bytes.
+//! The sandbox's own address never leaves the machine; the destination is where the client wanted to go, not where it landed.
+//! A refused connection is reset at once, so nobody waits for a time-out.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use rustix::net::sockopt;
+use tokio::io::{AsyncWriteExt, Interest};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::dns::{self, Resolvers};
+use crate::listeners::Listeners;
+use crate::policy::{Cidr, EgressPolicy, is_never_public};
+use crate::sniff::{self, Name};
+use crate::{DNS_PORT, EGRESS_PORT};
+
+const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a client may take to name the host it wants before it is judged by address alone.
+const SNIFF_TIMEOUT: Duration = Duration::from_secs(5);
+const COPY_BUFFER: usize = 64 * 1024;
+const MAX_CONNECTIONS: usize = 2048;
+
+/// What the operator decides for all sandboxes.
+#[derive(Debug, Clone, Default)]
+pub struct GatewayConfig {
+    /// Where DNS questions go.
+    pub resolvers: Resolvers,
+    /// Private networks that sandboxes may reach nevertheless. Empty unless the operator says so.
+    pub internal_allowed: Vec<Cidr>,
+}
+
+/// The outgoing side of one sandbox's network. Dropping it cuts every connection.
+#[derive(Debug)]
+pub struct Gateway {
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+}
+
+#[derive(Debug)]
+struct Shared {
+    policy: RwLock<Arc<EgressPolicy>>,
+    config: GatewayConfig,
+    connections: Arc<Semaphore>,
+    questions: Arc<Semaphore>,
+}
+
+impl Gateway {
+    /// Starts serving the listeners on the current runtime.
+    ///
+    /// # Errors
+    /// A socket cannot be registered with the runtime.
+    pub fn start(listeners: Listeners, policy: EgressPolicy, config: GatewayConfig) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            policy: RwLock::new(Arc::new(policy)),
+            config,
+            connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            questions: Arc::new(Semaphore::new(dns::MAX_QUESTIONS)),
+        });
+        let stop = CancellationToken::new();
+        let gateway = Self { shared, stop };
+        for listener in listeners.tcp {
+            let listener = TcpListener::from_std(listener)?;
+            let (shared, stop) = (gateway.shared.clone(), gateway.stop.clone());
+            tokio::spawn(gateway.stop.clone().run_until_cancelled_owned(accept_loop(listener, shared, stop)));
+        }
+        for socket in listeners.dns {
+            let socket = Arc::new(tokio::net::UdpSocket::from_std(socket)?);
+            let (shared, stop) = (gateway.shared.clone(), gateway.stop.clone());
+            let serve = async move {
+                let policy = || shared.policy();
+                dns::serve(socket, &shared.config.resolvers, policy, &shared.questions, stop).await;
+            };
+            tokio::spawn(gateway.stop.clone().run_until_cancelled_owned(serve));
+        }
+        Ok(gateway)
+    }
+
+    /// Replaces the rules for connections still to come.
+    pub fn set_policy(&self, policy: EgressPolicy) {
+        *self.shared.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Shared {
+    fn policy(&self) -> Arc<EgressPolicy> {
+        self.policy.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether an address may be dialled at all, whatever the sandbox's own rules say.
+    fn is_reachable(&self, address: IpAddr) -> bool {
+        if self.config.internal_allowed.iter().any(|cidr| cidr.contains(address.to_canonical())) {
+            return true;
+        }
+        !is_never_public(address) && !is_of_this_host(address)
+    }
+}
+
+/// Whether the address is one of the host's own: its services are not the sandbox's business even when public.
+fn is_of_this_host(address: IpAddr) -> bool {
+    // Binding succeeds for local addresses only, and asks the kernel's present state.
+    std::net::UdpSocket::bind((address, 0)).is_ok()
+}
+
+async fn accept_loop(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
+    loop {
+        let Ok(permit) = shared.connections.clone().acquire_owned().await else { return };
+        let client = match listener.accept().await {
+            Ok((client, _)) => client,
+            Err(error) => {
+                warn!(%error, "cannot accept a sandbox's connection");
+                // Out of descriptors: no event tells when there are some again.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let shared = shared.clone();
+        let forward = async move {
+            if let Err(error) = forward(client, &shared).await {
+                debug!(%error, "outgoing connection ended");
+            }
+            drop(permit);
+        };
+        tokio::spawn(stop.clone().run_until_cancelled_owned(forward));
+    }
+}
+
+async fn forward(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
+    let destination = original_destination(&client)?;
+    let target = match decide(&client, destination, shared).await {
+        Decision::Dial(target) => target,
+        Decision::Refuse(reason) => {
+            debug!(%destination, reason, "outgoing connection refused");
+            return reset(&client);
+        }
+    };
+    let dialled = tokio::time::timeout(DIAL_TIMEOUT, TcpStream::connect(target)).await;
+    let Ok(Ok(mut server)) = dialled else {
+        debug!(%target, "outgoing connection failed");
+        return reset(&client);
+    };
+    client.set_nodelay(true)?;
+    server.set_nodelay(true)?;
+    let copied =
+        tokio::io::copy_bidirectional_with_sizes(&mut client, &mut server, COPY_BUFFER, COPY_BUFFER).await;
+    if copied.is_err() {
+        // One side was reset: so must the other be, or a cut download looks complete.
+        reset(&client)?;
+        reset(&server)?;
+    }
+    let _ = client.shutdown().await;
+    Ok(())
+}
+
+/// Makes the coming close an RST.
+fn reset(stream: &TcpStream) -> io::Result<()> {
+    Ok(sockopt::set_socket_linger(stream, Some(Duration::ZERO))?)
+}
+
+/// Where the client wanted to go before the redirect.
+fn original_destination(client: &TcpStream) -> io::Result<SocketAddr> {
+    let destination: SocketAddr = if client.local_addr()?.is_ipv4() {
+        sockopt::ip_original_dst(client)?.into()
+    } else {
+        sockopt::ipv6_original_dst(client)?.into()
+    };
+    // Somebody talks to our listener directly: there is nowhere to forward to.
+    let ours = destination.ip().is_loopback() && [EGRESS_PORT, DNS_PORT].contains(&destination.port());
+    if ours { Err(io::Error::other("not a redirected connection")) } else { Ok(destination) }
+}
+
+enum Decision {
+    Dial(SocketAddr),
+    Refuse(&'static str),
+}
+
+async fn decide(client: &TcpStream, destination: SocketAddr, shared: &Shared) -> Decision {
+    const DNS: u16 = 53;
+    let policy = shared.policy();
+    if destination.port() == DNS {
+        return match (policy.restricts_names(), shared.config.resolvers.first()) {
+            (false, Some(resolver)) => Decision::Dial(resolver),
+            (false, None) => Decision::Refuse("no DNS resolver is configured"),
+            (true, _) => Decision::Refuse("DNS over TCP is closed while names are restricted"),
+        };
+    }
+    if policy.permits_address(destination.ip()) {
+        return match shared.is_reachable(destination.ip()) {
+            true => Decision::Dial(destination),
+            false => Decision::Refuse("the address is private or the host's own"),
+        };
+    }
+    let Some(name) = requested_name(client, destination.port()).await else {
+        return Decision::Refuse("the address is denied");
+    };
+    if !policy.permits_domain(&name) {
+        return Decision::Refuse("the name is denied");
+    }
+    // The name decides, so the name is dialled: an /etc/hosts entry in the sandbox cannot point it elsewhere.
+    match dns::lookup(&shared.config.resolvers, &name).await.into_iter().find(|ip| shared.is_reachable(*ip)) {
+        Some(address) => Decision::Dial(SocketAddr::new(address, destination.port())),
+        None => Decision::Refuse("the name has no reachable address"),
+    }
+}
+
+/// The host a client names in its first bytes, on the two ports where clients name one. Consumes nothing.
+async fn requested_name(client: &TcpStream, port: u16) -> Option<String> {
+    let read: fn(&[u8]) -> Name = match port {
+        80 => sniff::http_host,
+        443 => sniff::tls_server_name,
+        _ => return None,
+    };
+    let mut buffer = vec![0u8; sniff::ENOUGH + 5];
+    let sniffed = tokio::time::timeout(SNIFF_TIMEOUT, async {
+        let mut seen = 0;
+        loop {
+            let length = client.peek(&mut buffer).await.ok()?;
+            match read(&buffer[..length]) {
+                Name::Found(name) => return Some(name),
+                Name::Absent => return None,
+                Name::NeedMore if length == 0 || length == buffer.len() => return None,
+                Name::NeedMore => {}
+            }
+            if length == seen {
+                // Peeking does not consume, so readiness stays set; wait for the next arrival by its edge.
+                let _ = client.try_io(Interest::READABLE, || -> io::Result<()> {
+                    Err(io::ErrorKind::WouldBlock.into())
+                });
+                client.readable().await.ok()?;
+            }
+            seen = length;
+        }
+    });
+    sniffed.await.ok().flatten()
+}

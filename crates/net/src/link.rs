@@ -1,0 +1,41 @@
+//! `lo`, and the two routes that make every address in the world local to the sandbox.
+//! With them a packet to anywhere is delivered inside the namespace, where a redirect rule or nobody takes it.
+//! Runs on a thread that is inside the namespace.
+
+use std::io;
+
+use crate::netlink::{Batch, CREATE, REQUEST_ACK};
+
+const RTM_NEWLINK: u16 = 16;
+const RTM_NEWROUTE: u16 = 24;
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+const IFF_UP: u32 = 1;
+/// `lo` is the first interface of every network namespace.
+const LOOPBACK_INDEX: u32 = 1;
+const RT_TABLE_LOCAL: u8 = 255;
+const RTPROT_STATIC: u8 = 4;
+const RT_SCOPE_HOST: u8 = 254;
+const RTN_LOCAL: u8 = 2;
+const RTA_OIF: u16 = 4;
+
+/// Brings `lo` up and adds `local 0.0.0.0/0` and `local ::/0`.
+pub(crate) fn bring_up_loopback() -> io::Result<()> {
+    let mut batch = Batch::default();
+    // struct ifinfomsg: family, pad, type, index, flags, change
+    let mut link = vec![0u8; 4];
+    link.extend_from_slice(&LOOPBACK_INDEX.to_ne_bytes());
+    link.extend_from_slice(&IFF_UP.to_ne_bytes());
+    link.extend_from_slice(&IFF_UP.to_ne_bytes());
+    batch.begin(RTM_NEWLINK, REQUEST_ACK, &link).finish();
+    for family in [AF_INET, AF_INET6] {
+        // struct rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags
+        let route = [family, 0, 0, 0, RT_TABLE_LOCAL, RTPROT_STATIC, RT_SCOPE_HOST, RTN_LOCAL, 0, 0, 0, 0];
+        batch
+            .begin(RTM_NEWROUTE, REQUEST_ACK | CREATE, &route)
+            .attribute(RTA_OIF, &LOOPBACK_INDEX.to_ne_bytes())
+            .finish();
+    }
+    // NETLINK_ROUTE is protocol 0, the default.
+    batch.exchange(None)
+}

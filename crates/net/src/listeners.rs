@@ -1,0 +1,76 @@
+//! The sockets the server keeps inside a sandbox's namespace: what outgoing traffic lands on.
+//! A thread enters, binds and leaves; the sockets are then used from outside like any others.
+//! They vanish with the server and are opened again when a new server adopts the sandbox.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use sys::{Namespace, in_network_namespace};
+
+use crate::{DNS_PORT, EGRESS_PORT};
+
+/// A listening TCP socket inside a namespace, for a process there to inherit.
+pub type TcpListener = std::net::TcpListener;
+
+const BACKLOG: i32 = 1024;
+
+/// The gateway's sockets of one sandbox, IPv4 and IPv6.
+#[derive(Debug)]
+pub struct Listeners {
+    /// Redirected TCP.
+    pub(crate) tcp: [std::net::TcpListener; 2],
+    /// Redirected DNS datagrams.
+    pub(crate) dns: [std::net::UdpSocket; 2],
+}
+
+impl Listeners {
+    /// Opens the gateway's sockets in a configured namespace.
+    ///
+    /// # Errors
+    /// A port is taken (something in the sandbox listens there) or `lo` is not up.
+    pub fn open(namespace: &Namespace) -> io::Result<Self> {
+        in_network_namespace(namespace, || {
+            Ok(Self {
+                tcp: [
+                    listen((Ipv4Addr::LOCALHOST, EGRESS_PORT).into())?,
+                    listen((Ipv6Addr::LOCALHOST, EGRESS_PORT).into())?,
+                ],
+                dns: [
+                    datagram((Ipv4Addr::LOCALHOST, DNS_PORT).into())?,
+                    datagram((Ipv6Addr::LOCALHOST, DNS_PORT).into())?,
+                ],
+            })
+        })
+    }
+}
+
+/// Opens a listening socket on all IPv4 addresses of a namespace.
+///
+/// # Errors
+/// The port is taken.
+pub fn listen_in(namespace: &Namespace, port: u16) -> io::Result<TcpListener> {
+    in_network_namespace(namespace, || listen((Ipv4Addr::UNSPECIFIED, port).into()))
+}
+
+fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = bound(address, SocketType::STREAM)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn datagram(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
+    Ok(bound(address, SocketType::DGRAM)?.into())
+}
+
+fn bound(address: SocketAddr, kind: SocketType) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+    if kind == SocketType::STREAM {
+        // Connections of an earlier server may linger in TIME_WAIT when a new one adopts the sandbox.
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+    }
+    rustix::net::bind(&socket, &address)?;
+    Ok(socket)
+}

@@ -1,0 +1,135 @@
+//! The nf_tables rules of a sandbox: loopback stays inside, DNS and all other TCP go to our listeners.
+//! Everything else has nowhere to go: no interface but `lo` exists.
+//! Attribute numbers are those of `linux/netfilter/nf_tables.h`; numbers travel in network byte order.
+
+use std::io;
+
+use rustix::net::netlink;
+
+use crate::netlink::{APPEND, Batch, CREATE, REQUEST_ACK};
+use crate::{DNS_PORT, EGRESS_PORT};
+
+const TABLE: &str = "cofferdam";
+const CHAIN: &str = "egress";
+
+const SUBSYSTEM: u16 = 10 << 8;
+const NEW_TABLE: u16 = SUBSYSTEM;
+const NEW_CHAIN: u16 = SUBSYSTEM | 3;
+const NEW_RULE: u16 = SUBSYSTEM | 6;
+const BATCH_BEGIN: u16 = 16;
+const BATCH_END: u16 = 17;
+const REQUEST: u16 = 1;
+/// `struct nfgenmsg` for the `inet` family, which sees IPv4 and IPv6.
+const INET: [u8; 4] = [1, 0, 0, 0];
+/// `struct nfgenmsg` of a batch: its last field names the subsystem.
+const BATCH: [u8; 4] = [0, 0, 0, 10];
+
+const META_NFPROTO: u32 = 15;
+const META_L4PROTO: u32 = 16;
+const NETWORK_HEADER: u32 = 1;
+const TRANSPORT_HEADER: u32 = 2;
+const REGISTER: u32 = 1;
+const VERDICT_REGISTER: u32 = 0;
+const RETURN: i32 = -5;
+
+/// Installs the rules in the calling thread's network namespace.
+pub(crate) fn install() -> io::Result<()> {
+    let mut batch = Batch::default();
+    batch.begin(BATCH_BEGIN, REQUEST, &BATCH).finish();
+    batch.begin(NEW_TABLE, REQUEST_ACK | CREATE, &INET).text(1, TABLE).be32(2, 0).finish();
+    batch
+        .begin(NEW_CHAIN, REQUEST_ACK | CREATE, &INET)
+        .text(1, TABLE)
+        .text(3, CHAIN)
+        .nested(4, |hook| {
+            const LOCAL_OUT: u32 = 3;
+            const DESTINATION_NAT: i32 = -100;
+            hook.be32(1, LOCAL_OUT).attribute(2, &DESTINATION_NAT.to_be_bytes());
+        })
+        .be32(5, 1)
+        .text(7, "nat")
+        .finish();
+    rule(&mut batch, |rule| {
+        meta_is(rule, META_NFPROTO, 2);
+        payload_is(rule, NETWORK_HEADER, 16, &[127]);
+        verdict(rule, RETURN);
+    });
+    rule(&mut batch, |rule| {
+        meta_is(rule, META_NFPROTO, 10);
+        payload_is(rule, NETWORK_HEADER, 24, &std::net::Ipv6Addr::LOCALHOST.octets());
+        verdict(rule, RETURN);
+    });
+    rule(&mut batch, |rule| {
+        const UDP: u8 = 17;
+        meta_is(rule, META_L4PROTO, UDP);
+        payload_is(rule, TRANSPORT_HEADER, 2, &53u16.to_be_bytes());
+        redirect(rule, DNS_PORT);
+    });
+    rule(&mut batch, |rule| {
+        const TCP: u8 = 6;
+        meta_is(rule, META_L4PROTO, TCP);
+        redirect(rule, EGRESS_PORT);
+    });
+    batch.begin(BATCH_END, REQUEST, &BATCH).finish();
+    batch.exchange(Some(netlink::NETFILTER))
+}
+
+fn rule(batch: &mut Batch, expressions: impl FnOnce(&mut Batch)) {
+    batch
+        .begin(NEW_RULE, REQUEST_ACK | CREATE | APPEND, &INET)
+        .text(1, TABLE)
+        .text(2, CHAIN)
+        .nested(4, expressions)
+        .finish();
+}
+
+fn expression(rule: &mut Batch, name: &str, data: impl FnOnce(&mut Batch)) {
+    rule.nested(1, |element| {
+        element.text(1, name).nested(2, data);
+    });
+}
+
+fn meta_is(rule: &mut Batch, key: u32, value: u8) {
+    expression(rule, "meta", |data| {
+        data.be32(1, REGISTER).be32(2, key);
+    });
+    register_is(rule, &[value]);
+}
+
+fn payload_is(rule: &mut Batch, header: u32, offset: u32, value: &[u8]) {
+    let length = u32::try_from(value.len()).expect("an address at most");
+    expression(rule, "payload", |data| {
+        data.be32(1, REGISTER).be32(2, header).be32(3, offset).be32(4, length);
+    });
+    register_is(rule, value);
+}
+
+fn register_is(rule: &mut Batch, value: &[u8]) {
+    const EQUAL: u32 = 0;
+    expression(rule, "cmp", |data| {
+        data.be32(1, REGISTER).be32(2, EQUAL).nested(3, |wanted| {
+            wanted.attribute(1, value);
+        });
+    });
+}
+
+fn verdict(rule: &mut Batch, code: i32) {
+    expression(rule, "immediate", |data| {
+        data.be32(1, VERDICT_REGISTER).nested(2, |value| {
+            value.nested(2, |verdict| {
+                verdict.attribute(1, &code.to_be_bytes());
+            });
+        });
+    });
+}
+
+fn redirect(rule: &mut Batch, port: u16) {
+    expression(rule, "immediate", |data| {
+        data.be32(1, REGISTER).nested(2, |value| {
+            value.attribute(1, &port.to_be_bytes());
+        });
+    });
+    expression(rule, "redir", |data| {
+        data.be32(1, REGISTER);
+    });
+}

@@ -1,0 +1,171 @@
+//! Reads the name a client asks for from the first bytes it sends: TLS server name or HTTP Host.
+//! Hostile input: every length is checked, nothing is trusted beyond being a name to match against rules.
+//! Answers "need more" until enough has come.
+
+/// What the first bytes say.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Name {
+    /// The client asks for this host.
+    Found(String),
+    /// It names none, or speaks something else.
+    Absent,
+    /// Not decided yet.
+    NeedMore,
+}
+
+/// Longest prefix worth waiting for.
+pub(crate) const ENOUGH: usize = 16 * 1024;
+
+/// The `Host` of an HTTP/1.x request.
+pub(crate) fn http_host(bytes: &[u8]) -> Name {
+    let Some(end) = find(bytes, b"\r\n\r\n") else {
+        return if bytes.len() >= ENOUGH { Name::Absent } else { Name::NeedMore };
+    };
+    let Ok(head) = std::str::from_utf8(&bytes[..end]) else { return Name::Absent };
+    let mut hosts = head.split("\r\n").skip(1).filter_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("host").then(|| value.trim())
+    });
+    // Two Host headers are an attempt to be read differently by two readers.
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) => Name::Found(without_port(host).to_ascii_lowercase()),
+        _ => Name::Absent,
+    }
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if !name.ends_with(':') && port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    }
+}
+
+fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    haystack.windows(needle.len()).position(|window| window == needle)
+}
+
+/// The server name of a TLS ClientHello that fits one record.
+pub(crate) fn tls_server_name(bytes: &[u8]) -> Name {
+    const HANDSHAKE: u8 = 22;
+    if bytes.first().is_some_and(|kind| *kind != HANDSHAKE) {
+        return Name::Absent;
+    }
+    let Some(&[_, _, _, high, low]) = bytes.get(..5) else { return Name::NeedMore };
+    let length = usize::from(u16::from_be_bytes([high, low]));
+    let Some(record) = bytes.get(5..5 + length) else {
+        return if bytes.len() >= ENOUGH + 5 { Name::Absent } else { Name::NeedMore };
+    };
+    client_hello_name(record).map_or(Name::Absent, |name| Name::Found(name.to_ascii_lowercase()))
+}
+
+fn client_hello_name(record: &[u8]) -> Option<&str> {
+    const CLIENT_HELLO: u8 = 1;
+    const SERVER_NAME: u16 = 0;
+    let mut hello = Reader(record);
+    if hello.u8()? != CLIENT_HELLO {
+        return None;
+    }
+    hello.take(3 + 2 + 32)?;
+    let session = usize::from(hello.u8()?);
+    hello.take(session)?;
+    let ciphers = usize::from(hello.u16()?);
+    hello.take(ciphers)?;
+    let compressions = usize::from(hello.u8()?);
+    hello.take(compressions)?;
+    let length = usize::from(hello.u16()?);
+    let mut extensions = Reader(hello.take(length)?);
+    loop {
+        let kind = extensions.u16()?;
+        let length = usize::from(extensions.u16()?);
+        let mut body = Reader(extensions.take(length)?);
+        if kind != SERVER_NAME {
+            continue;
+        }
+        body.u16()?;
+        if body.u8()? != 0 {
+            return None;
+        }
+        let length = usize::from(body.u16()?);
+        return std::str::from_utf8(body.take(length)?).ok();
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
+        let (head, tail) = self.0.split_at_checked(length)?;
+        self.0 = tail;
+        Some(head)
+    }
+
+    fn u8(&mut self) -> Option<u8> {
+        self.take(1).map(|b| b[0])
+    }
+
+    fn u16(&mut self) -> Option<u16> {
+        self.take(2).map(|b| u16::from_be_bytes([b[0], b[1]]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn client_hello(name: &str) -> Vec<u8> {
+        let name = name.as_bytes();
+        let len = |n: usize| u16::try_from(n).unwrap().to_be_bytes();
+        let mut extension = vec![0, 0];
+        extension.extend(len(name.len() + 5));
+        extension.extend(len(name.len() + 3));
+        extension.push(0);
+        extension.extend(len(name.len()));
+        extension.extend(name);
+        let mut extensions = vec![0, 23, 0, 0];
+        extensions.extend(extension);
+        let mut hello = vec![3, 3];
+        hello.extend([7; 32]);
+        hello.extend([0, 0, 2, 0x13, 1, 1, 0]);
+        hello.extend(len(extensions.len()));
+        hello.extend(extensions);
+        let mut record = vec![1, 0];
+        record.extend(len(hello.len()));
+        record.extend(hello);
+        let mut bytes = vec![22, 3, 1];
+        bytes.extend(len(record.len()));
+        bytes.extend(record);
+        bytes
+    }
+
+    #[test]
+    fn finds_the_server_name_once_the_record_is_complete() {
+        let hello = client_hello("Example.com");
+        for cut in 1..hello.len() {
+            assert_eq!(tls_server_name(&hello[..cut]), Name::NeedMore, "{cut}");
+        }
+        assert_eq!(tls_server_name(&hello), Name::Found("example.com".into()));
+        assert_eq!(tls_server_name(b"GET / HTTP/1.1\r\n"), Name::Absent);
+    }
+
+    #[test]
+    fn finds_one_host_header_and_no_second() {
+        assert_eq!(http_host(b"GET / HTTP/1.1\r\nhOst: A.b:80\r\n\r\n"), Name::Found("a.b".into()));
+        assert_eq!(http_host(b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"), Name::Absent);
+        assert_eq!(http_host(b"GET / HTTP/1.1\r\nHost: a\r\n"), Name::NeedMore);
+        assert_eq!(http_host(b"GET / HTTP/1.1\r\nHost: [::1]:80\r\n\r\n"), Name::Found("[::1]".into()));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let _ = tls_server_name(&bytes);
+            let _ = http_host(&bytes);
+            let mut hello = client_hello("a.example");
+            let at = bytes.len() % hello.len();
+            hello[at] = bytes.first().copied().unwrap_or(255);
+            let _ = tls_server_name(&hello);
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Handles on namespaces, and short visits to a network namespace.
+//! A visit is a closure without await points, so the thread is back home before anything else runs on it.
+//! A thread that cannot come home ends the process: it would do the host's business in a sandbox's network.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags, open};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// An open namespace; lives at least as long as this.
+#[derive(Debug)]
+pub struct Namespace(OwnedFd);
+
+impl Namespace {
+    /// Opens a namespace (`net`, `user`, …) of the process `pid`.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn of_process(pid: i32, kind: &str) -> io::Result<Self> {
+        let path = format!("/proc/{pid}/ns/{kind}");
+        Ok(Self(open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?))
+    }
+}
+
+impl AsFd for Namespace {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Runs `visit` with this thread inside a network namespace. Sockets made there stay there.
+///
+/// # Errors
+/// The namespace cannot be entered, or `visit` fails.
+pub fn in_network_namespace<T>(
+    namespace: &Namespace,
+    visit: impl FnOnce() -> io::Result<T>,
+) -> io::Result<T> {
+    let _return = WayHome(open("/proc/thread-self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?);
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+    visit()
+}
+
+/// Brings the thread back, also when the visit panics.
+struct WayHome(OwnedFd);
+
+impl Drop for WayHome {
+    fn drop(&mut self) {
+        if move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network)).is_err() {
+            std::process::abort();
+        }
+    }
+}
