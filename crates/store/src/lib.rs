@@ -1,1 +1,103 @@
-//! placeholder
+//! Durable state behind one interface: SQLite on one machine now, PostgreSQL for clusters later.
+//! Records are plain data; what they mean is decided in `control`.
+//! Every implementation passes the one suite in [`suite`].
+#![forbid(unsafe_code)]
+
+mod error;
+mod records;
+mod sqlite;
+#[doc(hidden)]
+pub mod suite;
+
+use async_trait::async_trait;
+use ids::{BuildId, KeyId, SandboxId, TeamId, TemplateId};
+use time::OffsetDateTime;
+
+pub use error::StoreError;
+pub use records::{
+    ApiKey, Build, BuildConfig, BuildStatus, Idempotency, Lifecycle, Mask, NetworkConfig, Sandbox,
+    SandboxDetails, SandboxState, TagAssignment, Team, TeamLimits, Template, TemplateName, truncate_to_micros,
+};
+pub use sqlite::SqliteStore;
+
+/// What the control plane remembers across restarts. Every call is atomic; a failed one changed nothing.
+///
+/// Times have microsecond precision: finer ones are cut off.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// The server secret of this name; `fresh` is stored and answered if there is none yet.
+    async fn secret(&self, name: &str, fresh: &[u8]) -> Result<Vec<u8>, StoreError>;
+
+    /// Adds a team, or replaces the one with its id.
+    async fn put_team(&self, team: &Team) -> Result<(), StoreError>;
+    /// All teams, oldest first.
+    async fn teams(&self) -> Result<Vec<Team>, StoreError>;
+
+    /// Adds a key.
+    async fn insert_key(&self, key: &ApiKey) -> Result<(), StoreError>;
+    /// All keys, oldest first.
+    async fn keys(&self) -> Result<Vec<ApiKey>, StoreError>;
+    /// The key with this hash.
+    async fn key_by_hash(&self, hash: &str) -> Result<Option<ApiKey>, StoreError>;
+    /// Gives a team's key another name; false when there is no such key.
+    async fn rename_key(&self, team: TeamId, id: KeyId, name: &str) -> Result<bool, StoreError>;
+    /// Removes a team's key; false when there is no such key.
+    async fn delete_key(&self, team: TeamId, id: KeyId) -> Result<bool, StoreError>;
+    /// Notes when keys were last used.
+    async fn touch_keys(&self, uses: &[(KeyId, OffsetDateTime)]) -> Result<(), StoreError>;
+
+    /// All templates with their names, oldest first.
+    async fn templates(&self) -> Result<Vec<Template>, StoreError>;
+    /// All builds, oldest first.
+    async fn builds(&self) -> Result<Vec<Build>, StoreError>;
+    /// All tag assignments, oldest first: the last one of a tag counts.
+    async fn tag_assignments(&self) -> Result<Vec<TagAssignment>, StoreError>;
+    /// Adds or replaces a template with its names (spawn figures are kept), and adds a build and tags to it.
+    /// `Conflict` when a name belongs to another template.
+    async fn put_template(
+        &self,
+        template: &Template,
+        build: Option<&Build>,
+        tags: &[TagAssignment],
+    ) -> Result<(), StoreError>;
+    /// Removes a template with its names, builds and tags; false when there is none.
+    async fn delete_template(&self, id: &TemplateId) -> Result<bool, StoreError>;
+    /// Changes a build's status and end.
+    async fn set_build_status(
+        &self,
+        id: BuildId,
+        status: BuildStatus,
+        finished_at: Option<OffsetDateTime>,
+    ) -> Result<(), StoreError>;
+    /// Adds to templates' spawn counts.
+    async fn count_spawns(&self, spawns: &[(TemplateId, u64, OffsetDateTime)]) -> Result<(), StoreError>;
+
+    /// Adds a sandbox, with the idempotency key it was asked for under.
+    async fn insert_sandbox(
+        &self,
+        sandbox: &Sandbox,
+        idempotency: Option<&Idempotency>,
+    ) -> Result<(), StoreError>;
+    /// One sandbox, in whatever state.
+    async fn sandbox(&self, id: &SandboxId) -> Result<Option<Sandbox>, StoreError>;
+    /// All sandboxes that have not ended, oldest first.
+    async fn open_sandboxes(&self) -> Result<Vec<Sandbox>, StoreError>;
+    /// Moves a sandbox's end of life.
+    async fn set_sandbox_end(&self, id: &SandboxId, end_at: OffsetDateTime) -> Result<(), StoreError>;
+    /// Replaces what is kept as details.
+    async fn set_sandbox_details(&self, id: &SandboxId, details: &SandboxDetails) -> Result<(), StoreError>;
+    /// Marks a sandbox as ended; an ended one stays as it is.
+    async fn finish_sandbox(
+        &self,
+        id: &SandboxId,
+        ended_at: OffsetDateTime,
+        reason: &str,
+    ) -> Result<(), StoreError>;
+    /// What was created under a team's idempotency key.
+    async fn idempotency(&self, team: TeamId, key: &str) -> Result<Option<Idempotency>, StoreError>;
+    /// Forgets ended sandboxes and idempotency keys older than this; answers how many sandboxes.
+    async fn prune(&self, before: OffsetDateTime) -> Result<u64, StoreError>;
+
+    /// Waits for running calls and closes the files.
+    async fn close(&self);
+}

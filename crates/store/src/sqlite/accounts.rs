@@ -1,0 +1,154 @@
+//! Rows of secrets, teams and keys.
+//! Keys arrive here as hashes; there is no secret to leak but the server's own.
+//! Queries take a connection so that callers decide on the transaction.
+
+use ids::{KeyId, TeamId};
+use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
+use sqlx::Row;
+use time::OffsetDateTime;
+
+use super::{from_micros, json, micros};
+use crate::{ApiKey, StoreError, Team};
+
+pub(super) async fn secret(
+    conn: &mut SqliteConnection,
+    name: &str,
+    fresh: &[u8],
+) -> Result<Vec<u8>, StoreError> {
+    sqlx::query("INSERT INTO secrets (name, value) VALUES (?, ?) ON CONFLICT (name) DO NOTHING")
+        .bind(name)
+        .bind(fresh)
+        .execute(&mut *conn)
+        .await?;
+    let row = sqlx::query("SELECT value FROM secrets WHERE name = ?").bind(name).fetch_one(conn).await?;
+    Ok(row.try_get(0)?)
+}
+
+pub(super) async fn put_team(conn: &mut SqliteConnection, team: &Team) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO teams (id, name, slug, limits_json, created_at) VALUES (?1, ?2, ?3, ?4, ?5) \
+         ON CONFLICT (id) DO UPDATE SET name = ?2, slug = ?3, limits_json = ?4",
+    )
+    .bind(team.id.to_string())
+    .bind(&team.name)
+    .bind(&team.slug)
+    .bind(json(&team.limits))
+    .bind(micros(team.created_at))
+    .execute(conn)
+    .await
+    .map_err(StoreError::conflict("a team with this slug"))?;
+    Ok(())
+}
+
+pub(super) async fn teams(pool: &SqlitePool) -> Result<Vec<Team>, StoreError> {
+    let rows = sqlx::query("SELECT id, name, slug, limits_json, created_at FROM teams ORDER BY created_at, id")
+        .fetch_all(pool)
+        .await?;
+    rows.iter().map(team).collect()
+}
+
+fn team(row: &SqliteRow) -> Result<Team, StoreError> {
+    let id: String = row.try_get(0)?;
+    let limits: String = row.try_get(3)?;
+    Ok(Team {
+        id: id.parse().map_err(StoreError::damaged("teams"))?,
+        name: row.try_get(1)?,
+        slug: row.try_get(2)?,
+        limits: serde_json::from_str(&limits).map_err(StoreError::damaged("teams"))?,
+        created_at: from_micros("teams", row.try_get(4)?)?,
+    })
+}
+
+pub(super) async fn insert_key(conn: &mut SqliteConnection, key: &ApiKey) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO api_keys (id, team, name, hash, mask_json, created_at, last_used) \
+         VALUES (?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(key.id.to_string())
+    .bind(key.team.to_string())
+    .bind(&key.name)
+    .bind(&key.hash)
+    .bind(json(&key.mask))
+    .bind(micros(key.created_at))
+    .bind(key.last_used.map(micros))
+    .execute(conn)
+    .await
+    .map_err(StoreError::conflict("this key"))?;
+    Ok(())
+}
+
+pub(super) async fn keys(pool: &SqlitePool) -> Result<Vec<ApiKey>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT id, team, name, hash, mask_json, created_at, last_used FROM api_keys ORDER BY created_at, id",
+    )
+    .fetch_all(pool)
+    .await?;
+    rows.iter().map(key).collect()
+}
+
+pub(super) async fn key_by_hash(pool: &SqlitePool, hash: &str) -> Result<Option<ApiKey>, StoreError> {
+    let row = sqlx::query(
+        "SELECT id, team, name, hash, mask_json, created_at, last_used FROM api_keys WHERE hash = ?",
+    )
+    .bind(hash)
+    .fetch_optional(pool)
+    .await?;
+    row.as_ref().map(key).transpose()
+}
+
+fn key(row: &SqliteRow) -> Result<ApiKey, StoreError> {
+    let id: String = row.try_get(0)?;
+    let team: String = row.try_get(1)?;
+    let mask: String = row.try_get(4)?;
+    let last_used: Option<i64> = row.try_get(6)?;
+    Ok(ApiKey {
+        id: id.parse().map_err(StoreError::damaged("api_keys"))?,
+        team: team.parse().map_err(StoreError::damaged("api_keys"))?,
+        name: row.try_get(2)?,
+        hash: row.try_get(3)?,
+        mask: serde_json::from_str(&mask).map_err(StoreError::damaged("api_keys"))?,
+        created_at: from_micros("api_keys", row.try_get(5)?)?,
+        last_used: last_used.map(|at| from_micros("api_keys", at)).transpose()?,
+    })
+}
+
+pub(super) async fn rename_key(
+    conn: &mut SqliteConnection,
+    team: TeamId,
+    id: KeyId,
+    name: &str,
+) -> Result<bool, StoreError> {
+    let done = sqlx::query("UPDATE api_keys SET name = ? WHERE id = ? AND team = ?")
+        .bind(name)
+        .bind(id.to_string())
+        .bind(team.to_string())
+        .execute(conn)
+        .await?;
+    Ok(done.rows_affected() > 0)
+}
+
+pub(super) async fn delete_key(
+    conn: &mut SqliteConnection,
+    team: TeamId,
+    id: KeyId,
+) -> Result<bool, StoreError> {
+    let done = sqlx::query("DELETE FROM api_keys WHERE id = ? AND team = ?")
+        .bind(id.to_string())
+        .bind(team.to_string())
+        .execute(conn)
+        .await?;
+    Ok(done.rows_affected() > 0)
+}
+
+pub(super) async fn touch_key(
+    conn: &mut SqliteConnection,
+    id: KeyId,
+    at: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query("UPDATE api_keys SET last_used = max(coalesce(last_used, 0), ?) WHERE id = ?")
+        .bind(micros(at))
+        .bind(id.to_string())
+        .execute(conn)
+        .await?;
+    Ok(())
+}
