@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 
-use crate::raw::Errno;
+use crate::raw::{Errno, syscall};
 
 const STACK_SIZE: usize = 64 * 1024;
 
@@ -150,7 +150,8 @@ pub struct Spawned {
     pub pidfd: OwnedFd,
 }
 
-/// Starts a child with `flags` and a pidfd, on `stack`, optionally born in `cgroup`. It sends `SIGCHLD` when it ends.
+/// Starts a child with `flags` and a pidfd, on `stack`, optionally born in `cgroup`, with every signal blocked.
+/// It sends `SIGCHLD` when it ends.
 ///
 /// # Errors
 /// The kernel's error number.
@@ -177,6 +178,7 @@ pub unsafe fn spawn_child(
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
     }
+    let _quiet = SignalsBlocked::new();
     // SAFETY: handed on to the caller.
     let pid = unsafe { args.call(entry, argument) }?;
     // SAFETY: the kernel has just stored a new descriptor there, owned by nobody else.
@@ -185,3 +187,28 @@ pub unsafe fn spawn_child(
 }
 
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Blocks all signals on this thread: a handler running in a child would work on the server's memory.
+struct SignalsBlocked {
+    before: u64,
+}
+
+impl SignalsBlocked {
+    fn new() -> Self {
+        Self { before: set_mask(u64::MAX) }
+    }
+}
+
+impl Drop for SignalsBlocked {
+    fn drop(&mut self) {
+        set_mask(self.before);
+    }
+}
+
+fn set_mask(mask: u64) -> u64 {
+    let mut before = 0u64;
+    let (new, old) = (ptr::from_ref(&mask) as usize, ptr::from_mut(&mut before) as usize);
+    // SAFETY: both point to kernel-sized signal sets that live through the call; this thread only.
+    let _ = unsafe { syscall(libc::SYS_rt_sigprocmask, [libc::SIG_SETMASK as usize, new, old, 8, 0, 0]) };
+    before
+}

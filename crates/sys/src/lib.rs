@@ -2,7 +2,10 @@
 //! Used by the engines and `net` only; every `unsafe` block says why it is sound.
 //! x86-64 and aarch64.
 
-#![allow(clippy::cast_possible_truncation, reason = "both targets have 64-bit words; error numbers are small")]
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "both targets have 64-bit words; error numbers are small"
+)]
 
 mod clone;
 mod creds;

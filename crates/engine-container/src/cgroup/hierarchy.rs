@@ -1,0 +1,116 @@
+//! Finds out which cgroup hierarchies this host has, and owns one folder in each for this server.
+//! Production hosts have version 2 with all controllers; development machines may keep them on version 1.
+//! Where version 2 is not mounted at all, the engine mounts it for itself: freezing and killing need it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::mount::{MountFlags, mount};
+
+use super::v1::Controller;
+
+/// This server's folder in each hierarchy in use.
+#[derive(Debug)]
+pub(crate) struct Hierarchies {
+    /// In version 2.
+    pub(crate) unified: PathBuf,
+    /// In version 1, one for each controller that version 2 does not have.
+    pub(crate) v1: Vec<(Controller, PathBuf)>,
+}
+
+impl Hierarchies {
+    /// Detects the layout and makes the folders named `instance`.
+    pub(crate) fn open(instance: &str, run_dir: &Path) -> io::Result<Self> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let unified_root = match find_mount(&mounts, "cgroup2", None) {
+            Some(root) => root,
+            None => mount_unified(&run_dir.join("cgroup2"))?,
+        };
+        let unified = unified_root.join(instance);
+        fs::create_dir_all(&unified)?;
+        let available = fs::read_to_string(unified_root.join("cgroup.controllers"))?;
+        let v1 = if available.split_whitespace().any(|name| name == "memory") {
+            for folder in [&unified_root, &unified] {
+                fs::write(folder.join("cgroup.subtree_control"), "+cpu +memory +pids")?;
+            }
+            Vec::new()
+        } else {
+            Controller::ALL
+                .into_iter()
+                .filter_map(|kind| {
+                    Some((kind, find_mount(&mounts, "cgroup", Some(kind.name()))?.join(instance)))
+                })
+                .collect()
+        };
+        v1.iter().try_for_each(|(_, folder)| fs::create_dir_all(folder))?;
+        Ok(Self { unified, v1 })
+    }
+
+    /// Whether cpu, memory and pids can all be limited.
+    pub(crate) fn has_limits(&self) -> bool {
+        self.v1.is_empty()
+            || Controller::LIMITING.iter().all(|kind| self.v1.iter().any(|(have, _)| have == kind))
+    }
+
+    pub(crate) fn instance_roots(&self) -> impl Iterator<Item = &PathBuf> {
+        self.v1.iter().map(|(_, path)| path).chain([&self.unified])
+    }
+
+    /// Names of the groups that exist.
+    pub(crate) fn groups(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for root in self.instance_roots() {
+            for entry in fs::read_dir(root)? {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    names.extend(entry.file_name().into_string());
+                }
+            }
+        }
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
+    }
+
+    /// Removes this server's folders if nothing is left in them.
+    pub(crate) fn remove_if_empty(&self) {
+        for root in self.instance_roots() {
+            let _ = fs::remove_dir(root);
+        }
+    }
+}
+
+/// Mount point of a file system type, optionally with this super block option.
+fn find_mount(mountinfo: &str, kind: &str, option: Option<&str>) -> Option<PathBuf> {
+    mountinfo.lines().find_map(|line| {
+        let (place, device) = line.split_once(" - ")?;
+        let mut device = device.split(' ');
+        let mount_point = place.split(' ').nth(4)?;
+        let of_kind = device.next()? == kind;
+        let options = device.nth(1)?;
+        let has_option = option.is_none_or(|wanted| options.split(',').any(|have| have == wanted));
+        (of_kind && has_option).then(|| PathBuf::from(mount_point))
+    })
+}
+
+fn mount_unified(at: &Path) -> io::Result<PathBuf> {
+    fs::create_dir_all(at)?;
+    mount("cgroup2", at, "cgroup2", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, None)?;
+    Ok(at.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_hierarchies_in_mountinfo() {
+        let text = "30 24 0:26 / /sys/fs/cgroup/unified rw,relatime shared:5 - cgroup2 cgroup2 rw\n\
+                    31 24 0:27 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu\n\
+                    32 24 0:28 / /sys/fs/cgroup/cpuacct rw,relatime - cgroup cgroup rw,cpuacct\n";
+        assert_eq!(find_mount(text, "cgroup2", None).unwrap(), Path::new("/sys/fs/cgroup/unified"));
+        assert_eq!(find_mount(text, "cgroup", Some("cpu")).unwrap(), Path::new("/sys/fs/cgroup/cpu"));
+        assert!(find_mount(text, "cgroup", Some("memory")).is_none());
+    }
+}

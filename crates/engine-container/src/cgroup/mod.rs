@@ -1,0 +1,131 @@
+//! Control groups of sandboxes: limits, freezing, accounting, and the list of what must be ended.
+//! Version 2 does everything where it has the controllers; on hybrid hosts the limits come from version 1
+//! and version 2 still freezes and kills. Names tie a group to its server, so a sweeper knows its own.
+
+mod hierarchy;
+mod v1;
+mod v2;
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use engine::{Resources, Stats};
+use rustix::fs::{Mode, OFlags, open};
+
+pub(crate) use hierarchy::Hierarchies;
+
+/// The group of one sandbox, in every hierarchy in use.
+#[derive(Debug)]
+pub(crate) struct Group {
+    name: String,
+    unified: PathBuf,
+    unified_fd: OwnedFd,
+    v1: Vec<(v1::Controller, PathBuf)>,
+}
+
+impl Group {
+    /// Makes the group's folders.
+    pub(crate) fn create(hierarchies: &Hierarchies, name: &str) -> io::Result<Self> {
+        for root in hierarchies.instance_roots() {
+            match fs::create_dir(root.join(name)) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+        }
+        Self::open(hierarchies, name)
+    }
+
+    /// Opens a group that exists.
+    pub(crate) fn open(hierarchies: &Hierarchies, name: &str) -> io::Result<Self> {
+        let unified = hierarchies.unified.join(name);
+        let unified_fd = open(&unified, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let v1 = hierarchies.v1.iter().map(|(kind, root)| (*kind, root.join(name))).collect();
+        Ok(Self { name: name.to_owned(), unified, unified_fd, v1 })
+    }
+
+    /// The group's name, unique within this server.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// For `CLONE_INTO_CGROUP`.
+    pub(crate) fn unified_fd(&self) -> BorrowedFd<'_> {
+        self.unified_fd.as_fd()
+    }
+
+    /// What a thread needs to move itself in.
+    pub(crate) fn entrance(&self) -> Entrance {
+        Entrance(self.v1.iter().map(|(_, path)| path.join("tasks")).collect())
+    }
+
+    /// Sets the limits.
+    pub(crate) fn limit(&self, resources: &Resources) -> io::Result<()> {
+        if self.v1.is_empty() {
+            return v2::limit(&self.unified, resources);
+        }
+        self.v1.iter().try_for_each(|(kind, path)| kind.limit(path, resources))
+    }
+
+    /// Stops or continues every process and waits until the kernel says so.
+    pub(crate) async fn set_frozen(&self, frozen: bool) -> io::Result<()> {
+        v2::set_frozen(&self.unified, frozen).await
+    }
+
+    /// What the group uses now.
+    pub(crate) fn stats(&self) -> io::Result<Stats> {
+        if self.v1.is_empty() {
+            return v2::stats(&self.unified);
+        }
+        let mut stats = Stats::default();
+        self.v1.iter().try_for_each(|(kind, path)| kind.add_stats(path, &mut stats))?;
+        Ok(stats)
+    }
+
+    /// Ends every process in the group and waits until none is left.
+    pub(crate) fn kill(&self) -> io::Result<()> {
+        v2::kill(&self.unified)
+    }
+
+    /// Removes the empty group.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        let folders = self.v1.iter().map(|(_, path)| path).chain([&self.unified]);
+        folders.map(|path| remove_folder(path)).fold(Ok(()), io::Result::and)
+    }
+}
+
+/// The way into a group's version 1 hierarchies, for one thread.
+#[derive(Debug)]
+pub(crate) struct Entrance(Vec<PathBuf>);
+
+impl Entrance {
+    /// Moves the calling thread in, so that what it clones is born there.
+    /// Slow when the machine is idle (it waits for RCU): never on the create path.
+    pub(crate) fn enter(&self) -> io::Result<()> {
+        self.0.iter().try_for_each(|tasks| fs::write(tasks, "0"))
+    }
+}
+
+fn remove_folder(path: &Path) -> io::Result<()> {
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        answer => answer,
+    }
+}
+
+fn read_number(path: &Path) -> io::Result<u64> {
+    let text = fs::read_to_string(path)?;
+    Ok(text.trim().parse().unwrap_or(u64::MAX))
+}
+
+/// The value of `key` in a file of `key value` lines; 0 when it is not there.
+fn read_field(path: &Path, key: &str) -> io::Result<u64> {
+    Ok(parse_field(&fs::read_to_string(path)?, key))
+}
+
+fn parse_field(text: &str, key: &str) -> u64 {
+    let mut values =
+        text.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok());
+    values.next().unwrap_or(0)
+}

@@ -1,0 +1,66 @@
+//! Version 1 controllers: one hierarchy each, limits and accounting only.
+//! Processes get in by being cloned from a thread that is in already; writing `cgroup.procs` can take milliseconds.
+//! File names and units are the kernel's.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use engine::{Resources, Stats};
+
+use super::{read_field, read_number};
+
+/// A controller the engine uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Controller {
+    Cpu,
+    CpuAcct,
+    Memory,
+    Pids,
+}
+
+const CPU_PERIOD_USEC: u64 = 100_000;
+
+impl Controller {
+    pub(crate) const ALL: [Self; 4] = [Self::Cpu, Self::CpuAcct, Self::Memory, Self::Pids];
+    pub(crate) const LIMITING: [Self; 3] = [Self::Cpu, Self::Memory, Self::Pids];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::CpuAcct => "cpuacct",
+            Self::Memory => "memory",
+            Self::Pids => "pids",
+        }
+    }
+
+    pub(crate) fn limit(self, path: &Path, resources: &Resources) -> io::Result<()> {
+        match self {
+            Self::Cpu => {
+                let quota = CPU_PERIOD_USEC * u64::from(resources.cpu_count);
+                fs::write(path.join("cpu.cfs_quota_us"), quota.to_string())
+            }
+            Self::CpuAcct => Ok(()),
+            Self::Memory => {
+                let bytes = u64::from(resources.memory_mib) << 20;
+                fs::write(path.join("memory.limit_in_bytes"), bytes.to_string())
+            }
+            Self::Pids => fs::write(path.join("pids.max"), resources.pids.to_string()),
+        }
+    }
+
+    pub(crate) fn add_stats(self, path: &Path, stats: &mut Stats) -> io::Result<()> {
+        match self {
+            Self::Cpu => {}
+            Self::CpuAcct => stats.cpu_usec = read_number(&path.join("cpuacct.usage"))? / 1000,
+            Self::Memory => {
+                let fields = path.join("memory.stat");
+                stats.memory_bytes = read_field(&fields, "rss")?;
+                stats.cache_bytes = read_field(&fields, "cache")?;
+                stats.memory_limit_bytes = read_number(&path.join("memory.limit_in_bytes"))?;
+            }
+            Self::Pids => stats.pids = read_number(&path.join("pids.current"))?,
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,80 @@
+//! Version 2: freezing and killing on every host, limits and accounting where it has the controllers.
+//! Waits are on the kernel's own notifications, never on a clock.
+//! File names and units are the kernel's.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Duration;
+
+use engine::{Resources, Stats};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::{parse_field, read_field, read_number};
+
+const CPU_PERIOD_USEC: u64 = 100_000;
+const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
+const KILL_TIMEOUT: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+
+pub(super) fn limit(path: &Path, resources: &Resources) -> io::Result<()> {
+    let quota = CPU_PERIOD_USEC * u64::from(resources.cpu_count);
+    fs::write(path.join("cpu.max"), format!("{quota} {CPU_PERIOD_USEC}"))?;
+    fs::write(path.join("memory.max"), (u64::from(resources.memory_mib) << 20).to_string())?;
+    // Swap would let a sandbox use more memory than it was given; the file is missing without swap accounting.
+    let _ = fs::write(path.join("memory.swap.max"), "0");
+    fs::write(path.join("pids.max"), resources.pids.to_string())
+}
+
+pub(super) fn stats(path: &Path) -> io::Result<Stats> {
+    let cache_bytes = read_field(&path.join("memory.stat"), "file")?;
+    Ok(Stats {
+        cpu_usec: read_field(&path.join("cpu.stat"), "usage_usec")?,
+        memory_bytes: read_number(&path.join("memory.current"))?.saturating_sub(cache_bytes),
+        cache_bytes,
+        memory_limit_bytes: read_number(&path.join("memory.max"))?,
+        pids: read_number(&path.join("pids.current"))?,
+    })
+}
+
+pub(super) async fn set_frozen(path: &Path, frozen: bool) -> io::Result<()> {
+    let wanted = u64::from(frozen);
+    let file = open_events(path)?;
+    // SAFETY: a `File` keeps its descriptor open and the same for as long as it lives.
+    let watch = unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }?;
+    fs::write(path.join("cgroup.freeze"), wanted.to_string())?;
+    let confirmed = async {
+        while event(watch.get_ref(), "frozen")? != wanted {
+            watch.ready(Interest::PRIORITY).await?.clear_ready();
+        }
+        Ok(())
+    };
+    tokio::time::timeout(FREEZE_TIMEOUT, confirmed)
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+pub(super) fn kill(path: &Path) -> io::Result<()> {
+    let file = open_events(path)?;
+    fs::write(path.join("cgroup.kill"), "1")?;
+    while event(&file, "populated")? != 0 {
+        let mut fds = [PollFd::new(&file, PollFlags::PRI)];
+        if poll(&mut fds, Some(&KILL_TIMEOUT))? == 0 {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+    }
+    Ok(())
+}
+
+fn open_events(path: &Path) -> io::Result<File> {
+    File::open(path.join("cgroup.events"))
+}
+
+/// Reads through the file that is being polled: that is what tells the kernel which changes we have seen.
+fn event(file: &File, key: &str) -> io::Result<u64> {
+    let mut buffer = [0u8; 256];
+    let length = file.read_at(&mut buffer, 0)?;
+    Ok(parse_field(&String::from_utf8_lossy(&buffer[..length]), key))
+}

@@ -1,0 +1,138 @@
+//! What all sandboxes of this server share on the host: folders, id ranges, control groups, `/dev`, the filter and envd.
+//! Opened once; refuses with a remedy where the host cannot run sandboxes.
+//! Names contain the data folder's fingerprint, so two servers never touch each other's objects.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use engine::EngineError;
+use libc::sock_filter;
+use net::GatewayConfig;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use sha2::{Digest, Sha256};
+
+use crate::cgroup::Hierarchies;
+use crate::devices::Devices;
+use crate::janitor::Janitor;
+use crate::uids::UidRanges;
+use crate::{ContainerConfig, seccomp};
+
+/// First kernel with all that the engine uses: overlay layers given as file descriptors.
+const MINIMUM_KERNEL: (u32, u32) = (6, 13);
+
+/// Shared state of the engine.
+#[derive(Debug)]
+pub(crate) struct Host {
+    pub(crate) sandboxes: PathBuf,
+    /// An empty folder that PID 1 attaches its root to, in its own mount namespace.
+    pub(crate) root_target: PathBuf,
+    /// The layer on top of every template: envd and nothing else.
+    pub(crate) agent_layer: PathBuf,
+    pub(crate) gateway: GatewayConfig,
+    pub(crate) uids: UidRanges,
+    pub(crate) hierarchies: Hierarchies,
+    pub(crate) devices: Devices,
+    pub(crate) filter: Vec<sock_filter>,
+    pub(crate) janitor: Janitor,
+}
+
+impl Host {
+    /// Opens everything.
+    pub(crate) fn open(config: &ContainerConfig) -> Result<Self, EngineError> {
+        check_kernel()?;
+        check_root()?;
+        raise_open_files().map_err(EngineError::kernel("raise the limit of open files"))?;
+        let data_dir = make_folder(&config.data_dir)?;
+        let instance = format!("cofferdam-{}", fingerprint(data_dir.as_os_str().as_encoded_bytes()));
+        let run_dir = make_folder(&config.run_dir.join(&instance))?;
+        let host = Self {
+            sandboxes: make_folder(&data_dir.join("sandboxes"))?,
+            root_target: make_folder(&run_dir.join("root"))?,
+            agent_layer: install_agent(&config.agent, &data_dir.join("agent"))?,
+            gateway: config.gateway.clone(),
+            uids: UidRanges::open(&config.run_dir.join("uids"), &data_dir)
+                .map_err(EngineError::kernel("take uids"))?,
+            hierarchies: Hierarchies::open(&instance, &run_dir)
+                .map_err(EngineError::kernel("open control groups"))?,
+            devices: Devices::create(run_dir.join("dev")).map_err(EngineError::kernel("make /dev"))?,
+            filter: seccomp::program(),
+            janitor: Janitor::start(make_folder(&data_dir.join("trash"))?)
+                .map_err(EngineError::kernel("start the janitor"))?,
+        };
+        Ok(host)
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.hierarchies.remove_if_empty();
+        let _ = fs::remove_dir(&self.root_target);
+    }
+}
+
+fn make_folder(path: &Path) -> Result<PathBuf, EngineError> {
+    fs::create_dir_all(path).and_then(|()| fs::canonicalize(path)).map_err(|error| EngineError::Host {
+        what: format!("{} cannot be made: {error}", path.display()),
+        remedy: "choose another folder with --data-dir or make it writable".into(),
+    })
+}
+
+fn check_kernel() -> Result<(), EngineError> {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version >= MINIMUM_KERNEL {
+        return Ok(());
+    }
+    let (major, minor) = MINIMUM_KERNEL;
+    Err(EngineError::Host {
+        what: format!("the container engine needs Linux {major}.{minor}; this is {release}"),
+        remedy: "boot a newer kernel (Debian: the one from backports)".into(),
+    })
+}
+
+fn check_root() -> Result<(), EngineError> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(EngineError::Host {
+        what: "the container engine makes namespaces for other user ids, which needs root".into(),
+        remedy: "start the server as root; sandboxes never run as the host's root".into(),
+    })
+}
+
+/// A sandbox costs the server about ten descriptors.
+fn raise_open_files() -> io::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
+    Ok(())
+}
+
+fn fingerprint(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Copies envd into a layer of its own, named by its content: a new envd never changes a layer in use.
+fn install_agent(binary: &Path, layers: &Path) -> Result<PathBuf, EngineError> {
+    let content = fs::read(binary).map_err(|error| EngineError::Host {
+        what: format!("envd cannot be read at {}: {error}", binary.display()),
+        remedy: "build it (cargo xtask build) or name it with --envd".into(),
+    })?;
+    let layer = layers.join(fingerprint(&content));
+    if layer.is_dir() {
+        return Ok(layer);
+    }
+    let write = || -> io::Result<()> {
+        let new = layers.join("new");
+        let _ = fs::remove_dir_all(&new);
+        fs::create_dir_all(new.join("usr/bin"))?;
+        let file = new.join("usr/bin/envd");
+        fs::write(&file, &content)?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
+        fs::rename(&new, &layer)
+    };
+    write().map_err(EngineError::kernel("install envd's layer"))?;
+    Ok(layer)
+}

@@ -1,0 +1,98 @@
+//! Starting PID 1: two vforked stages that share the server's memory, so the cost does not grow with the server.
+//! Runs on the slot's own thread, which sits in the sandbox's version 1 control groups already.
+//! Nothing survives a failure: the stages end, and what they had made goes with their namespaces.
+
+mod child;
+mod plan;
+
+use std::cell::UnsafeCell;
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::ptr;
+
+use engine::EngineError;
+use libc::sock_filter;
+use rustix::process::{Pid, WaitOptions, waitpid};
+use sys::{ChildStack, Namespace, spawn_child};
+
+use plan::{Outcome, Plan};
+
+/// What the server has put together for a sandbox.
+#[derive(Debug)]
+pub(crate) struct Parts<'a> {
+    pub(crate) user_namespace: &'a Namespace,
+    pub(crate) network_namespace: &'a Namespace,
+    pub(crate) cgroup: BorrowedFd<'a>,
+    pub(crate) root: OwnedFd,
+    pub(crate) root_target: &'a Path,
+    pub(crate) dev: OwnedFd,
+    pub(crate) shm_mib: u32,
+    pub(crate) hostname: String,
+    pub(crate) listener: BorrowedFd<'a>,
+    pub(crate) filter: Vec<sock_filter>,
+}
+
+/// A started PID 1.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) pid: i32,
+    pub(crate) pidfd: OwnedFd,
+}
+
+/// Starts PID 1 and returns once it executes envd.
+pub(crate) fn launch(parts: Parts<'_>) -> Result<Started, EngineError> {
+    let c_string =
+        |bytes: &[u8]| CString::new(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
+    let target =
+        c_string(parts.root_target.as_os_str().as_bytes()).map_err(EngineError::kernel("name the root"))?;
+    let shm_size =
+        c_string(format!("{}m", parts.shm_mib).as_bytes()).map_err(EngineError::kernel("size /dev/shm"))?;
+    let stacks = ChildStack::new().and_then(|first| Ok((first, ChildStack::new()?)));
+    let (first_stack, second_stack) = stacks.map_err(EngineError::kernel("map a stack"))?;
+    let plan = Plan {
+        user_namespace: parts.user_namespace.as_fd().as_raw_fd(),
+        network_namespace: parts.network_namespace.as_fd().as_raw_fd(),
+        stack_base: second_stack.base(),
+        stack_size: second_stack.size(),
+        root: parts.root.as_raw_fd(),
+        root_target: target,
+        dev: parts.dev.as_raw_fd(),
+        shm_size,
+        hostname: parts.hostname,
+        listener: parts.listener.as_raw_fd(),
+        filter: parts.filter,
+        outcome: UnsafeCell::new(Outcome { pidfd: -1, ..Outcome::default() }),
+    };
+    let flags = (libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES) as u64;
+    // SAFETY: the stacks and the plan outlive the call, which returns after stage one has ended (CLONE_VFORK);
+    // `enter` makes raw calls only and touches nothing but the plan.
+    let stage_one = unsafe {
+        spawn_child(flags, &first_stack, Some(parts.cgroup), child::enter, ptr::from_ref(&plan) as usize)
+    }
+    .map_err(EngineError::kernel("clone the first stage"))?;
+    reap(stage_one.pid);
+    let outcome = plan.outcome.into_inner();
+    // SAFETY: the kernel stored a new descriptor there for stage two; nobody else owns it.
+    let pidfd = (outcome.pidfd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(outcome.pidfd) });
+    if let Some((step, errno)) = outcome.failure {
+        if pidfd.is_some() {
+            reap(outcome.pid);
+        }
+        return Err(EngineError::Kernel {
+            step: step.describe(),
+            source: io::Error::from_raw_os_error(errno),
+        });
+    }
+    let pidfd = pidfd.ok_or_else(|| EngineError::Died("the first stage was ended from outside".into()))?;
+    Ok(Started { pid: outcome.pid, pidfd })
+}
+
+/// Collects a child that has ended.
+fn reap(pid: i32) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        let _ = waitpid(Some(pid), WaitOptions::empty());
+    }
+}

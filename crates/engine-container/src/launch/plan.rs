@@ -1,0 +1,119 @@
+//! Everything a starting sandbox needs, laid out before it starts, because the child may neither allocate nor look anything up.
+//! The child reads the plan in place (it shares the server's memory) and writes back where it failed.
+//! Descriptors in it are numbers: the child has a copy of the server's table.
+
+use std::cell::UnsafeCell;
+use std::ffi::{CStr, CString};
+
+use libc::sock_filter;
+
+/// Steps of the child, for the error message when one fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Step {
+    EnterUserNamespace,
+    BecomeRoot,
+    EnterNetwork,
+    Clone,
+    CgroupNamespace,
+    AttachRoot,
+    MountProc,
+    MountDev,
+    MountSys,
+    Mask,
+    Hostname,
+    PivotRoot,
+    Limits,
+    Descriptors,
+    Capabilities,
+    Seccomp,
+    Exec,
+}
+
+impl Step {
+    /// What the step was doing.
+    pub(crate) fn describe(self) -> &'static str {
+        match self {
+            Self::EnterUserNamespace => "enter the user namespace",
+            Self::BecomeRoot => "become the sandbox's root",
+            Self::EnterNetwork => "enter the network namespace",
+            Self::Clone => "clone PID 1",
+            Self::CgroupNamespace => "make the cgroup namespace",
+            Self::AttachRoot => "attach the root file system",
+            Self::MountProc => "mount /proc",
+            Self::MountDev => "mount /dev",
+            Self::MountSys => "mount /sys",
+            Self::Mask => "mask /proc and /sys",
+            Self::Hostname => "set the host name",
+            Self::PivotRoot => "change the root",
+            Self::Limits => "set resource limits",
+            Self::Descriptors => "arrange file descriptors",
+            Self::Capabilities => "drop capabilities",
+            Self::Seccomp => "install the system call filter",
+            Self::Exec => "execute envd",
+        }
+    }
+}
+
+/// What the child leaves for its parent.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Outcome {
+    /// Failed step and error number.
+    pub(crate) failure: Option<(Step, i32)>,
+    /// PID 1's pid on the host.
+    pub(crate) pid: i32,
+    /// PID 1's pidfd in the server's table.
+    pub(crate) pidfd: i32,
+}
+
+/// The plan. Field order is the order of use.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) user_namespace: i32,
+    pub(crate) network_namespace: i32,
+    /// Stack of PID 1 until it executes envd.
+    pub(crate) stack_base: u64,
+    pub(crate) stack_size: u64,
+    /// The assembled root, attached nowhere.
+    pub(crate) root: i32,
+    /// An empty folder on the host to attach it to, in the child's mount namespace only.
+    pub(crate) root_target: CString,
+    /// The sandbox's clone of the shared `/dev`.
+    pub(crate) dev: i32,
+    /// Size of `/dev/shm`, as mount option value.
+    pub(crate) shm_size: CString,
+    pub(crate) hostname: String,
+    /// envd's listening socket.
+    pub(crate) listener: i32,
+    pub(crate) filter: Vec<sock_filter>,
+    pub(crate) outcome: UnsafeCell<Outcome>,
+}
+
+/// envd's place in every sandbox, put there by the agent layer.
+pub(crate) const AGENT: &CStr = c"/usr/bin/envd";
+/// The descriptor at which envd finds its listening socket.
+pub(crate) const LISTEN_FD: i32 = 3;
+
+impl Plan {
+    /// Runs one step of the child; a failure is written down and ends the child.
+    pub(super) fn must<T, E: Into<i32>>(&self, step: Step, result: Result<T, E>) -> T {
+        match result {
+            Ok(value) => value,
+            Err(error) => self.fail(step, error.into()),
+        }
+    }
+
+    pub(super) fn fail(&self, step: Step, errno: i32) -> ! {
+        // SAFETY: the parent reads this only after the child has ended or executed envd (CLONE_VFORK).
+        unsafe { (*self.outcome.get()).failure = Some((step, errno)) };
+        exit()
+    }
+}
+
+/// Ends the calling process without running anything.
+pub(super) fn exit() -> ! {
+    loop {
+        // SAFETY: ends the calling process; takes no pointers.
+        let _ = unsafe { sys::syscall(libc::SYS_exit_group, [1, 0, 0, 0, 0, 0]) };
+    }
+}

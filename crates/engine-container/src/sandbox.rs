@@ -1,0 +1,165 @@
+//! A running container: how it is reached, stopped, measured and ended.
+//! Its end is noticed through PID 1's pidfd, whoever caused it; everything it held on the host is then given back.
+//! The same code serves sandboxes started by this server and those adopted from an earlier one.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use engine::{EgressPolicy, EngineError, ExitReason, Sandbox, SandboxId, Stats};
+use net::Gateway;
+use rustix::io::Errno;
+use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+use sys::Namespace;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+use crate::host::Host;
+use crate::slot::Claim;
+
+const END_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A running container.
+#[derive(Debug)]
+pub(crate) struct ContainerSandbox {
+    id: SandboxId,
+    private: PathBuf,
+    pidfd: AsyncFd<OwnedFd>,
+    network: Namespace,
+    /// Present while it runs.
+    held: Mutex<Option<Held>>,
+    exit: watch::Sender<Option<ExitReason>>,
+    /// Becomes true once everything is given back.
+    released: watch::Sender<bool>,
+}
+
+/// What goes away with the sandbox.
+#[derive(Debug)]
+struct Held {
+    gateway: Gateway,
+    claim: Arc<Claim>,
+}
+
+impl ContainerSandbox {
+    /// Begins to watch over a running PID 1.
+    pub(crate) fn watch(
+        host: Arc<Host>,
+        id: SandboxId,
+        pidfd: OwnedFd,
+        network: Namespace,
+        gateway: Gateway,
+        claim: Claim,
+    ) -> io::Result<Arc<Self>> {
+        // SAFETY: an `OwnedFd` keeps its descriptor open and the same for as long as it lives.
+        let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?;
+        let sandbox = Arc::new(Self {
+            private: host.sandboxes.join(id.as_str()),
+            id,
+            pidfd: pidfd,
+            network,
+            held: Mutex::new(Some(Held { gateway, claim: Arc::new(claim) })),
+            exit: watch::Sender::new(None),
+            released: watch::Sender::new(false),
+        });
+        tokio::spawn(sandbox.clone().follow_to_the_end(host));
+        Ok(sandbox)
+    }
+
+    async fn follow_to_the_end(self: Arc<Self>, host: Arc<Host>) {
+        let reason = match self.pidfd.readable().await {
+            Ok(_) => exit_reason(self.pidfd.get_ref()),
+            Err(error) => {
+                warn!(sandbox = %self.id, %error, "a sandbox can no longer be watched");
+                ExitReason::Unknown
+            }
+        };
+        debug!(sandbox = %self.id, ?reason, "sandbox ended");
+        // First the news, so that streams are cut at once; then the cleaning.
+        self.exit.send_replace(Some(reason));
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (id, private) = (self.id.clone(), self.private.clone());
+        let clean = move || {
+            drop(held);
+            if let Err(error) = host.janitor.discard(&private) {
+                warn!(sandbox = %id, %error, "a sandbox's files could not be discarded");
+            }
+        };
+        let _ = tokio::task::spawn_blocking(clean).await;
+        self.released.send_replace(true);
+    }
+
+    fn claim(&self) -> Result<Arc<Claim>, EngineError> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.as_ref().map(|held| held.claim.clone()).ok_or(EngineError::NotFound)
+    }
+}
+
+/// How PID 1 ended. Only its parent is told; an adopted sandbox has another one.
+fn exit_reason(pidfd: &OwnedFd) -> ExitReason {
+    match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {
+        Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => ExitReason::Exited(code),
+            (None, Some(signal)) => ExitReason::Signalled(signal),
+            (None, None) => ExitReason::Unknown,
+        },
+        _ => ExitReason::Unknown,
+    }
+}
+
+#[async_trait]
+impl Sandbox for ContainerSandbox {
+    fn id(&self) -> &SandboxId {
+        &self.id
+    }
+
+    async fn dial(&self, port: u16) -> io::Result<TcpStream> {
+        if self.exit.borrow().is_some() {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        net::dial(&self.network, port).await
+    }
+
+    async fn freeze(&self) -> Result<(), EngineError> {
+        self.claim()?.group.set_frozen(true).await.map_err(EngineError::kernel("freeze"))
+    }
+
+    async fn thaw(&self) -> Result<(), EngineError> {
+        self.claim()?.group.set_frozen(false).await.map_err(EngineError::kernel("thaw"))
+    }
+
+    async fn stats(&self) -> Result<Stats, EngineError> {
+        let claim = self.claim()?;
+        let read = tokio::task::spawn_blocking(move || claim.group.stats()).await;
+        read.map_err(|_| EngineError::NotFound)?.map_err(EngineError::kernel("read statistics"))
+    }
+
+    fn set_egress(&self, policy: EgressPolicy) {
+        if let Some(held) = self.held.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            held.gateway.set_policy(policy);
+        }
+    }
+
+    async fn kill(&self) -> Result<(), EngineError> {
+        match pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL) {
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(error) => return Err(EngineError::Kernel { step: "kill PID 1", source: error.into() }),
+        }
+        let mut released = self.released.subscribe();
+        let end = tokio::time::timeout(END_TIMEOUT, released.wait_for(|released| *released)).await;
+        end.map(|_| ()).map_err(|_| EngineError::Timeout("ending the sandbox"))
+    }
+
+    fn exit(&self) -> watch::Receiver<Option<ExitReason>> {
+        self.exit.subscribe()
+    }
+
+    fn private_dir(&self) -> PathBuf {
+        self.private.clone()
+    }
+}

@@ -1,0 +1,315 @@
+//! The system call filter of every sandbox, as one BPF program.
+//! It closes what a container has no use for and what has broken kernels before; everything else is left to
+//! capabilities and namespaces. Arguments are looked at where only some uses are dangerous.
+
+#![allow(clippy::cast_possible_truncation, reason = "BPF opcodes are 16 bits wide; libc declares them wider")]
+
+use libc::sock_filter;
+
+// Offsets in `struct seccomp_data`; arguments are 64 bits wide and little-endian, their low words first.
+const NUMBER: u32 = 0;
+const ARCHITECTURE: u32 = 4;
+const fn argument(index: u32) -> u32 {
+    16 + 8 * index
+}
+
+#[cfg(target_arch = "x86_64")]
+const AUDIT_ARCH: u32 = 0xc000_003e;
+#[cfg(target_arch = "aarch64")]
+const AUDIT_ARCH: u32 = 0xc000_00b7;
+
+const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+const AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
+const ANY_BIT: u16 = (libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K) as u16;
+const AND: u16 = (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16;
+const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+
+const fn refuse(errno: i32) -> u32 {
+    libc::SECCOMP_RET_ERRNO | errno.cast_unsigned()
+}
+
+/// Flags that make a namespace. `CLONE_NEWTIME` is a signal number to `clone`, so only `unshare` takes it.
+const NEW_NAMESPACE: u32 = (libc::CLONE_NEWUSER
+    | libc::CLONE_NEWNS
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWCGROUP)
+    .cast_unsigned();
+const CLONE_NEWTIME: u32 = 0x80;
+
+/// Calls refused with `EPERM` whatever their arguments.
+const FORBIDDEN: &[i64] = &[
+    libc::SYS_acct,
+    libc::SYS_add_key,
+    libc::SYS_bpf,
+    libc::SYS_clock_adjtime,
+    libc::SYS_clock_settime,
+    libc::SYS_delete_module,
+    libc::SYS_fanotify_init,
+    libc::SYS_finit_module,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fsopen,
+    libc::SYS_fspick,
+    libc::SYS_init_module,
+    libc::SYS_kcmp,
+    libc::SYS_kexec_file_load,
+    libc::SYS_kexec_load,
+    libc::SYS_keyctl,
+    libc::SYS_mount,
+    libc::SYS_mount_setattr,
+    libc::SYS_move_mount,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_open_tree,
+    libc::SYS_perf_event_open,
+    libc::SYS_pivot_root,
+    libc::SYS_quotactl,
+    libc::SYS_quotactl_fd,
+    libc::SYS_reboot,
+    libc::SYS_request_key,
+    libc::SYS_setns,
+    libc::SYS_settimeofday,
+    libc::SYS_swapoff,
+    libc::SYS_swapon,
+    libc::SYS_umount2,
+    libc::SYS_userfaultfd,
+    libc::SYS_vhangup,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_ioperm,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_iopl,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_modify_ldt,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_uselib,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_ustat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_sysfs,
+];
+
+/// Calls that programs probe for and do without: "not implemented" sends them to their other way.
+const ABSENT: &[i64] = &[
+    // Its flags are behind a pointer, where a filter cannot look; C libraries fall back to `clone`.
+    libc::SYS_clone3,
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+];
+
+/// Builds the program.
+pub(crate) fn program() -> Vec<sock_filter> {
+    let mut program = vec![
+        load(ARCHITECTURE),
+        jump(EQUAL, AUDIT_ARCH, 1, 0),
+        // 32-bit entry points number their calls differently and would slip through.
+        ret(libc::SECCOMP_RET_KILL_PROCESS),
+        load(NUMBER),
+    ];
+    if cfg!(target_arch = "x86_64") {
+        const X32: u32 = 0x4000_0000;
+        program.extend([jump(AT_LEAST, X32, 0, 1), ret(refuse(libc::ENOSYS))]);
+    }
+    for number in FORBIDDEN {
+        on(&mut program, *number, &[ret(refuse(libc::EPERM))]);
+    }
+    for number in ABSENT {
+        on(&mut program, *number, &[ret(refuse(libc::ENOSYS))]);
+    }
+    on(&mut program, libc::SYS_clone, &no_bits(NEW_NAMESPACE));
+    on(&mut program, libc::SYS_unshare, &no_bits(NEW_NAMESPACE | CLONE_NEWTIME));
+    on(&mut program, libc::SYS_ioctl, &ioctl());
+    on(&mut program, libc::SYS_socket, &socket());
+    on(&mut program, libc::SYS_socketpair, &socket());
+    program.push(ret(libc::SECCOMP_RET_ALLOW));
+    program
+}
+
+/// Adds `body` for one call; it must end in a return on every path.
+fn on(program: &mut Vec<sock_filter>, number: i64, body: &[sock_filter]) {
+    let number = u32::try_from(number).expect("call numbers are small");
+    let length = u8::try_from(body.len()).expect("bodies are short");
+    program.push(jump(EQUAL, number, 0, length));
+    program.extend_from_slice(body);
+}
+
+fn no_bits(bits: u32) -> [sock_filter; 4] {
+    [load(argument(0)), jump(ANY_BIT, bits, 0, 1), ret(refuse(libc::EPERM)), ret(libc::SECCOMP_RET_ALLOW)]
+}
+
+/// Typing into somebody else's terminal is how a program escapes from `su`.
+fn ioctl() -> [sock_filter; 5] {
+    const TIOCSTI: u32 = 0x5412;
+    const TIOCLINUX: u32 = 0x541c;
+    [
+        load(argument(1)),
+        jump(EQUAL, TIOCSTI, 1, 0),
+        jump(EQUAL, TIOCLINUX, 0, 1),
+        ret(refuse(libc::EPERM)),
+        ret(libc::SECCOMP_RET_ALLOW),
+    ]
+}
+
+/// Unix, IPv4 and IPv6 with the everyday protocols, and the netlink families that tools read tables with.
+fn socket() -> Vec<sock_filter> {
+    const SOCKET_TYPE: u32 = 0xf;
+    let unix = [jump(EQUAL, libc::AF_UNIX.cast_unsigned(), 0, 1), ret(libc::SECCOMP_RET_ALLOW)];
+    let netlink = one_of(
+        2,
+        None,
+        &[libc::NETLINK_ROUTE, libc::NETLINK_SOCK_DIAG, libc::NETLINK_KOBJECT_UEVENT],
+        libc::EPROTONOSUPPORT,
+    );
+    let mut internet = one_of(
+        1,
+        Some(SOCKET_TYPE),
+        &[libc::SOCK_STREAM, libc::SOCK_DGRAM, libc::SOCK_RAW],
+        libc::ESOCKTNOSUPPORT,
+    );
+    // A right type goes on to the protocol instead of being let through.
+    internet.pop();
+    let after_types = internet.len();
+    for (at, instruction) in internet.iter_mut().enumerate() {
+        if instruction.code == EQUAL {
+            instruction.jt = u8::try_from(after_types - at - 1).expect("a short body");
+        }
+    }
+    internet.extend(one_of(
+        2,
+        None,
+        &[0, libc::IPPROTO_TCP, libc::IPPROTO_UDP, libc::IPPROTO_ICMP, libc::IPPROTO_ICMPV6],
+        libc::EPROTONOSUPPORT,
+    ));
+    let mut body = vec![load(argument(0))];
+    body.extend(unix);
+    let skip_netlink = u8::try_from(netlink.len()).expect("a short body");
+    body.push(jump(EQUAL, libc::AF_NETLINK.cast_unsigned(), 0, skip_netlink));
+    body.extend(netlink);
+    body.push(jump(EQUAL, libc::AF_INET.cast_unsigned(), 2, 0));
+    body.push(jump(EQUAL, libc::AF_INET6.cast_unsigned(), 1, 0));
+    body.push(ret(refuse(libc::EAFNOSUPPORT)));
+    body.extend(internet);
+    body
+}
+
+/// Lets the listed values of an argument (under a mask) through and refuses the others.
+fn one_of(index: u32, mask: Option<u32>, values: &[i32], errno: i32) -> Vec<sock_filter> {
+    let mut body = vec![load(argument(index))];
+    body.extend(mask.map(|mask| statement(AND, mask)));
+    for (at, value) in values.iter().enumerate() {
+        let to_allow = u8::try_from(values.len() - at).expect("a short list");
+        body.push(jump(EQUAL, value.cast_unsigned(), to_allow, 0));
+    }
+    body.push(ret(refuse(errno)));
+    body.push(ret(libc::SECCOMP_RET_ALLOW));
+    body
+}
+
+fn load(offset: u32) -> sock_filter {
+    statement(LOAD, offset)
+}
+
+fn ret(action: u32) -> sock_filter {
+    statement(RETURN, action)
+}
+
+fn statement(code: u16, k: u32) -> sock_filter {
+    sock_filter { code, jt: 0, jf: 0, k }
+}
+
+fn jump(code: u16, k: u32, jt: u8, jf: u8) -> sock_filter {
+    sock_filter { code, jt, jf, k }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A BPF machine for the instructions used here.
+    fn decide(number: i64, args: [u64; 6]) -> u32 {
+        let mut data = Vec::new();
+        data.extend(u32::try_from(number).unwrap().to_ne_bytes());
+        data.extend(AUDIT_ARCH.to_ne_bytes());
+        data.extend(0u64.to_ne_bytes());
+        args.iter().for_each(|arg| data.extend(arg.to_ne_bytes()));
+        let program = program();
+        let (mut at, mut accumulator) = (0, 0u32);
+        loop {
+            let instruction = program[at];
+            at += 1;
+            let taken = match instruction.code {
+                LOAD => {
+                    let k = instruction.k as usize;
+                    accumulator = u32::from_ne_bytes(data[k..k + 4].try_into().unwrap());
+                    continue;
+                }
+                AND => {
+                    accumulator &= instruction.k;
+                    continue;
+                }
+                RETURN => return instruction.k,
+                EQUAL => accumulator == instruction.k,
+                AT_LEAST => accumulator >= instruction.k,
+                ANY_BIT => accumulator & instruction.k != 0,
+                code => panic!("unknown instruction {code}"),
+            };
+            at += usize::from(if taken { instruction.jt } else { instruction.jf });
+        }
+    }
+
+    fn socket_answer(domain: i32, kind: i32, protocol: i32) -> u32 {
+        let args = [domain, kind, protocol].map(|v| u64::from(v.cast_unsigned()));
+        decide(libc::SYS_socket, [args[0], args[1], args[2], 0, 0, 0])
+    }
+
+    #[test]
+    fn sockets_of_everyday_kinds_pass_and_exotic_ones_do_not() {
+        let allow = libc::SECCOMP_RET_ALLOW;
+        assert_eq!(socket_answer(libc::AF_UNIX, libc::SOCK_SEQPACKET, 0), allow);
+        assert_eq!(socket_answer(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0), allow);
+        assert_eq!(socket_answer(libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP), allow);
+        assert_eq!(socket_answer(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE), allow);
+        assert_eq!(socket_answer(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG), allow);
+        let proto = refuse(libc::EPROTONOSUPPORT);
+        assert_eq!(socket_answer(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_NETFILTER), proto);
+        assert_eq!(socket_answer(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_AUDIT), proto);
+        assert_eq!(socket_answer(libc::AF_INET, libc::SOCK_STREAM, 132), proto);
+        assert_eq!(socket_answer(libc::AF_INET, libc::SOCK_SEQPACKET, 0), refuse(libc::ESOCKTNOSUPPORT));
+        for domain in
+            [libc::AF_PACKET, libc::AF_ALG, libc::AF_VSOCK, libc::AF_KEY, libc::AF_XDP, libc::AF_CAN]
+        {
+            assert_eq!(socket_answer(domain, libc::SOCK_RAW, 0), refuse(libc::EAFNOSUPPORT), "{domain}");
+        }
+    }
+
+    #[test]
+    fn namespaces_cannot_be_made_but_threads_can() {
+        let clone = |flags: i32| decide(libc::SYS_clone, [u64::from(flags.cast_unsigned()), 0, 0, 0, 0, 0]);
+        assert_eq!(clone(libc::CLONE_VM | libc::CLONE_THREAD | libc::SIGCHLD), libc::SECCOMP_RET_ALLOW);
+        assert_eq!(clone(libc::CLONE_NEWUSER), refuse(libc::EPERM));
+        assert_eq!(decide(libc::SYS_clone3, [0; 6]), refuse(libc::ENOSYS));
+        assert_eq!(decide(libc::SYS_unshare, [0x80, 0, 0, 0, 0, 0]), refuse(libc::EPERM));
+        assert_eq!(
+            decide(libc::SYS_unshare, [libc::CLONE_FILES as u64, 0, 0, 0, 0, 0]),
+            libc::SECCOMP_RET_ALLOW
+        );
+    }
+
+    #[test]
+    fn every_forbidden_call_is_refused_and_plain_ones_pass() {
+        for number in FORBIDDEN {
+            assert_eq!(decide(*number, [0; 6]), refuse(libc::EPERM), "{number}");
+        }
+        for number in [libc::SYS_read, libc::SYS_execve, libc::SYS_openat, libc::SYS_ptrace] {
+            assert_eq!(decide(number, [0; 6]), libc::SECCOMP_RET_ALLOW);
+        }
+        assert_eq!(decide(libc::SYS_ioctl, [0, 0x5412, 0, 0, 0, 0]), refuse(libc::EPERM));
+        assert_eq!(decide(libc::SYS_ioctl, [0, 0x5413, 0, 0, 0, 0]), libc::SECCOMP_RET_ALLOW);
+        if cfg!(target_arch = "x86_64") {
+            assert_eq!(decide(0x4000_0000 | libc::SYS_mount, [0; 6]), refuse(libc::ENOSYS));
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! After a crash: what lives is adopted, what does not is removed.
+//! A sandbox is proven to be ours by its record and its process's start time; a group without an adopted sandbox is emptied.
+//! Runs once at start, before anything new is made.
+
+use std::fs;
+use std::io;
+use std::sync::Arc;
+
+use engine::{EgressPolicy, EngineError, Sandbox, SandboxId};
+use net::{Gateway, Listeners};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use sys::Namespace;
+use tracing::info;
+
+use crate::cgroup::Group;
+use crate::host::Host;
+use crate::record::Record;
+use crate::sandbox::ContainerSandbox;
+use crate::slot::Claim;
+
+/// Takes over a sandbox that is still alive. Its egress is closed until the caller sets the policy again.
+pub(crate) async fn adopt(host: &Arc<Host>, id: &SandboxId) -> Result<Arc<dyn Sandbox>, EngineError> {
+    let private = host.sandboxes.join(id.as_str());
+    let record = Record::load(&private).map_err(|_| EngineError::NotFound)?;
+    let pid = Pid::from_raw(record.pid).ok_or(EngineError::NotFound)?;
+    let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|_| EngineError::NotFound)?;
+    // After the pidfd: from here on the pid cannot come to mean another process.
+    if !record.is_alive() {
+        return Err(EngineError::NotFound);
+    }
+    let open = || -> io::Result<Arc<ContainerSandbox>> {
+        let network = Namespace::of_process(record.pid, "net")?;
+        let group = Group::open(&host.hierarchies, &record.cgroup)?;
+        host.uids.reserve(record.uid_base);
+        let claim = Claim::new(host.clone(), record.uid_base, group);
+        let listeners = Listeners::open(&network)?;
+        let gateway = Gateway::start(listeners, EgressPolicy::deny_all(), host.gateway.clone())?;
+        ContainerSandbox::watch(host.clone(), id.clone(), pidfd, network, gateway, claim)
+    };
+    Ok(open().map_err(EngineError::kernel("adopt the sandbox"))?)
+}
+
+/// Ends and removes everything of this server that is not in `keep`.
+pub(crate) async fn sweep(host: &Arc<Host>, keep: &[SandboxId]) -> Result<usize, EngineError> {
+    let (host, keep) = (host.clone(), keep.to_vec());
+    let swept = tokio::task::spawn_blocking(move || sweep_blocking(&host, &keep)).await;
+    swept.map_err(|_| EngineError::Died("the sweep was interrupted".into()))?
+}
+
+/// Whether a slot of this very process holds the group.
+fn in_use(host: &Host, group: &str) -> bool {
+    let base = group.strip_prefix('s').and_then(|hex| u32::from_str_radix(hex, 16).ok());
+    base.is_some_and(|base| host.uids.is_used(base))
+}
+
+fn sweep_blocking(host: &Host, keep: &[SandboxId]) -> Result<usize, EngineError> {
+    let kept_groups: Vec<String> = keep
+        .iter()
+        .filter_map(|id| Some(Record::load(&host.sandboxes.join(id.as_str())).ok()?.cgroup))
+        .collect();
+    let mut removed = 0;
+    for name in host.hierarchies.groups().map_err(EngineError::kernel("list control groups"))? {
+        if kept_groups.contains(&name) || in_use(host, &name) {
+            continue;
+        }
+        info!(group = name, "removing a control group nobody owns");
+        let group =
+            Group::create(&host.hierarchies, &name).map_err(EngineError::kernel("open a stray group"))?;
+        group.kill().map_err(EngineError::kernel("end the processes of a stray group"))?;
+        group.remove().map_err(EngineError::kernel("remove a stray group"))?;
+        removed += 1;
+    }
+    for entry in fs::read_dir(&host.sandboxes).map_err(EngineError::kernel("list sandboxes"))? {
+        let entry = entry.map_err(EngineError::kernel("list sandboxes"))?;
+        if keep.iter().any(|id| entry.file_name() == id.as_str()) {
+            continue;
+        }
+        host.janitor
+            .discard(&entry.path())
+            .map_err(EngineError::kernel("discard a stray sandbox's files"))?;
+        removed += 1;
+    }
+    Ok(removed)
+}

@@ -1,0 +1,107 @@
+//! Ranges of 65,536 user ids, one for each sandbox, so that no two sandboxes and no host user share an id.
+//! A server takes a block of ranges by locking a file, so several servers on one machine never overlap.
+//! Files on disk store ids as inside the sandbox (root is 0): a range means nothing once its sandbox has ended.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::{FlockOperation, flock};
+
+/// Ids in a range: 0..65535 inside the sandbox.
+pub(crate) const RANGE_SIZE: u32 = 65_536;
+/// Ranges in a block: the most sandboxes one server can run at once.
+const RANGES: u32 = 4096;
+const FIRST_ID: u32 = 1 << 28;
+const BLOCKS: u32 = 14;
+
+/// The ranges of this server.
+#[derive(Debug)]
+pub(crate) struct UidRanges {
+    block: u32,
+    used: Mutex<BTreeSet<u32>>,
+    _lock: File,
+}
+
+impl UidRanges {
+    /// Locks a block, preferring the one this data folder had before: its sandboxes may be alive.
+    pub(crate) fn open(lock_dir: &Path, data_dir: &Path) -> io::Result<Self> {
+        fs::create_dir_all(lock_dir)?;
+        let remembered = data_dir.join("uid-block");
+        let before = fs::read_to_string(&remembered).ok().and_then(|text| text.trim().parse().ok());
+        for block in before.into_iter().chain(0..BLOCKS).filter(|block| *block < BLOCKS) {
+            let lock =
+                File::options().create(true).append(true).open(lock_dir.join(format!("block-{block}")))?;
+            if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                fs::write(&remembered, block.to_string())?;
+                return Ok(Self { block, used: Mutex::default(), _lock: lock });
+            }
+        }
+        Err(io::Error::other("every block of user ids is taken by another server on this machine"))
+    }
+
+    /// Takes a free range; answers its first id on the host.
+    pub(crate) fn take(&self) -> Option<u32> {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = (0..RANGES).find(|index| !used.contains(index))?;
+        used.insert(index);
+        Some(self.base(index))
+    }
+
+    /// Marks the range that begins at `base` as used by an adopted sandbox.
+    pub(crate) fn reserve(&self, base: u32) {
+        if let Some(index) = self.index(base) {
+            self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(index);
+        }
+    }
+
+    /// Whether the range that begins at `base` is in use.
+    pub(crate) fn is_used(&self, base: u32) -> bool {
+        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        self.index(base).is_some_and(|index| used.contains(&index))
+    }
+
+    /// Gives a range back.
+    pub(crate) fn release(&self, base: u32) {
+        if let Some(index) = self.index(base) {
+            self.used.lock().unwrap_or_else(PoisonError::into_inner).remove(&index);
+        }
+    }
+
+    fn base(&self, index: u32) -> u32 {
+        FIRST_ID + (self.block * RANGES + index) * RANGE_SIZE
+    }
+
+    fn index(&self, base: u32) -> Option<u32> {
+        let index = (base.checked_sub(FIRST_ID)? / RANGE_SIZE).checked_sub(self.block * RANGES)?;
+        (index < RANGES).then_some(index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_servers_never_share_a_range_and_a_restart_keeps_its_block() {
+        let locks = tempfile::tempdir().unwrap();
+        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let first = UidRanges::open(locks.path(), one.path()).unwrap();
+        let second = UidRanges::open(locks.path(), two.path()).unwrap();
+        assert_ne!(first.take().unwrap(), second.take().unwrap());
+        let base = second.take().unwrap();
+        drop((first, second));
+        let again = UidRanges::open(locks.path(), two.path()).unwrap();
+        again.reserve(base);
+        assert_ne!(again.take().unwrap(), base);
+        assert_ne!(again.take().unwrap(), base);
+    }
+
+    #[test]
+    fn the_last_range_fits_below_the_invalid_id() {
+        let last = u64::from(FIRST_ID) + u64::from(BLOCKS) * u64::from(RANGES) * u64::from(RANGE_SIZE);
+        assert!(last < u64::from(u32::MAX));
+    }
+}
