@@ -1,1 +1,48 @@
-//! placeholder
+//! Templates: recipes that turn Debian packages into a layer.
+//! `recipe` is what a recipe says, `bootstrap` how it is carried out; the result is content-addressed and built once.
+//! The `base` recipe is compiled in, so a lone binary can build it.
+#![forbid(unsafe_code)]
+
+mod bootstrap;
+mod recipe;
+
+use std::io;
+use std::path::PathBuf;
+
+pub use bootstrap::{Built, Progress, build};
+pub use recipe::{Recipe, RecipeConfig, RecipeResources};
+
+/// What can go wrong with a template.
+#[derive(Debug, thiserror::Error)]
+pub enum TemplateError {
+    /// The recipe says something that cannot be.
+    #[error("the recipe is not valid: {0}")]
+    Recipe(#[from] toml::de::Error),
+    /// A program that builds need is not installed.
+    #[error("{program} is not installed; install it with: apt-get install {package}")]
+    MissingProgram {
+        /// The program.
+        program: &'static str,
+        /// The Debian package that has it.
+        package: &'static str,
+    },
+    /// Building failed; the last lines of the builder's own words are included.
+    #[error("building {name} failed: {output}")]
+    Build {
+        /// The template.
+        name: String,
+        /// What the builder printed last.
+        output: String,
+    },
+    /// A file could not be used.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The layer store refused.
+    #[error(transparent)]
+    Layer(#[from] layers::LayerError),
+}

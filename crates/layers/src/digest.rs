@@ -1,0 +1,121 @@
+//! A tree's fingerprint: SHA-256 over every entry in order, with type, permissions, owner, content, link target and xattrs.
+//! Times are left out, so that a rebuild of the same content is the same layer.
+//! Links are never followed.
+
+use std::fmt;
+use std::fs::{self, File, Metadata};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+use std::str::FromStr;
+
+use sha2::{Digest, Sha256};
+
+use crate::LayerError;
+
+/// A layer's name: 64 lower-case hex digits.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LayerDigest(String);
+
+impl LayerDigest {
+    /// The digits.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for LayerDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for LayerDigest {
+    type Err = LayerError;
+
+    fn from_str(text: &str) -> Result<Self, LayerError> {
+        let is_hex =
+            text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        if is_hex { Ok(Self(text.to_owned())) } else { Err(LayerError::Digest(text.to_owned())) }
+    }
+}
+
+/// Computes the digest of the tree below `root`.
+///
+/// # Errors
+/// Something in it cannot be read.
+pub fn digest_tree(root: &Path) -> Result<LayerDigest, LayerError> {
+    let mut hash = Sha256::new();
+    add(root, root, &mut hash)?;
+    Ok(LayerDigest(hex::encode(hash.finalize())))
+}
+
+fn add(root: &Path, path: &Path, hash: &mut Sha256) -> Result<(), LayerError> {
+    let metadata = fs::symlink_metadata(path).map_err(LayerError::at(path))?;
+    let name = path.strip_prefix(root).unwrap_or(path).as_os_str().as_bytes();
+    field(hash, name);
+    let numbers =
+        [u64::from(metadata.mode()), u64::from(metadata.uid()), u64::from(metadata.gid()), device(&metadata)];
+    numbers.iter().for_each(|number| hash.update(number.to_le_bytes()));
+    add_xattrs(path, hash).map_err(LayerError::at(path))?;
+    if metadata.is_symlink() {
+        field(hash, fs::read_link(path).map_err(LayerError::at(path))?.as_os_str().as_bytes());
+    } else if metadata.is_file() {
+        hash.update(metadata.len().to_le_bytes());
+        File::open(path)
+            .and_then(|mut file| io::copy(&mut file, &mut Hasher(hash)))
+            .map_err(LayerError::at(path))?;
+    } else if metadata.is_dir() {
+        let entries: io::Result<Vec<_>> =
+            fs::read_dir(path).and_then(|list| list.map(|entry| Ok(entry?.path())).collect());
+        let mut entries = entries.map_err(LayerError::at(path))?;
+        entries.sort_unstable();
+        entries.iter().try_for_each(|entry| add(root, entry, hash))?;
+    }
+    Ok(())
+}
+
+fn device(metadata: &Metadata) -> u64 {
+    let kind = metadata.file_type();
+    if kind.is_char_device() || kind.is_block_device() { metadata.rdev() } else { 0 }
+}
+
+/// Length first, so that no two different entries hash alike.
+fn field(hash: &mut Sha256, bytes: &[u8]) {
+    hash.update((bytes.len() as u64).to_le_bytes());
+    hash.update(bytes);
+}
+
+struct Hasher<'a>(&'a mut Sha256);
+
+impl io::Write for Hasher<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn add_xattrs(path: &Path, hash: &mut Sha256) -> io::Result<()> {
+    let size = match rustix::fs::llistxattr(path, &mut [0u8; 0]) {
+        Ok(0) | Err(rustix::io::Errno::OPNOTSUPP) => return Ok(()),
+        answer => answer?,
+    };
+    let mut list = vec![0u8; size];
+    let size = rustix::fs::llistxattr(path, &mut list)?;
+    let mut names: Vec<&[u8]> =
+        list[..size].split(|byte| *byte == 0).filter(|name| !name.is_empty()).collect();
+    names.sort_unstable();
+    for name in names {
+        let mut value = vec![0u8; rustix::fs::lgetxattr(path, name, &mut [0u8; 0])?];
+        let length = rustix::fs::lgetxattr(path, name, &mut value)?;
+        field(hash, name);
+        field(hash, &value[..length]);
+    }
+    Ok(())
+}

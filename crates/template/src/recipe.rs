@@ -1,0 +1,143 @@
+//! What a recipe says: packages, a set-up script, defaults and resources.
+//! Its fingerprint covers everything that shapes the layer, so an unchanged recipe is never built twice.
+//! Recipes are ours or the operator's: they are trusted, unlike images.
+
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::TemplateError;
+
+const BASE_RECIPE: &str = include_str!("../../../templates/base/recipe.toml");
+const BASE_SETUP: &str = include_str!("../../../templates/base/setup.sh");
+
+/// A recipe with its script.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recipe {
+    pub(crate) file: RecipeFile,
+    pub(crate) setup: String,
+    fingerprint: String,
+}
+
+/// `recipe.toml`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RecipeFile {
+    pub(crate) name: String,
+    pub(crate) bootstrap: Bootstrap,
+    pub(crate) config: RecipeConfig,
+    pub(crate) resources: RecipeResources,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Bootstrap {
+    pub(crate) suite: String,
+    pub(crate) mirror: String,
+    pub(crate) packages: Vec<String>,
+    pub(crate) setup: String,
+}
+
+/// Defaults of sandboxes from the template.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecipeConfig {
+    /// Who runs commands when nobody is named.
+    pub user: String,
+    /// Where they run.
+    pub workdir: String,
+}
+
+/// Limits of sandboxes from the template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecipeResources {
+    /// Whole processors.
+    pub cpu_count: u32,
+    /// MiB.
+    pub memory_mib: u32,
+    /// MiB.
+    pub disk_mib: u32,
+}
+
+impl Recipe {
+    /// The `base` template's, compiled in.
+    ///
+    /// # Errors
+    /// Never in a build that passes its tests.
+    pub fn base() -> Result<Self, TemplateError> {
+        Self::parse(BASE_RECIPE, BASE_SETUP.to_owned())
+    }
+
+    /// Reads `recipe.toml` and the script it names from a folder.
+    ///
+    /// # Errors
+    /// A file is missing or the recipe is not valid.
+    pub fn load(folder: &Path) -> Result<Self, TemplateError> {
+        let read = |name: &str| {
+            let path = folder.join(name);
+            fs::read_to_string(&path).map_err(|source| TemplateError::Io { path, source })
+        };
+        let text = read("recipe.toml")?;
+        let setup = toml::from_str::<RecipeFile>(&text)?.bootstrap.setup;
+        Self::parse(&text, read(&setup)?)
+    }
+
+    fn parse(text: &str, setup: String) -> Result<Self, TemplateError> {
+        let file: RecipeFile = toml::from_str(text)?;
+        let mut hash = Sha256::new();
+        // The tree's making changes with this number.
+        hash.update("cofferdam recipe 1\0");
+        hash.update(text);
+        hash.update("\0");
+        hash.update(&setup);
+        Ok(Self { file, setup, fingerprint: hex::encode(hash.finalize()) })
+    }
+
+    /// The template's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.file.name
+    }
+
+    /// Defaults of its sandboxes.
+    #[must_use]
+    pub fn config(&self) -> &RecipeConfig {
+        &self.file.config
+    }
+
+    /// Limits of its sandboxes.
+    #[must_use]
+    pub fn resources(&self) -> RecipeResources {
+        self.file.resources
+    }
+
+    /// Changes whenever the layer would.
+    #[must_use]
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_compiled_in_recipe_is_the_one_in_the_folder() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../templates/base");
+        let recipe = Recipe::base().unwrap();
+        assert_eq!(Recipe::load(&folder).unwrap(), recipe);
+        assert_eq!(recipe.name(), "base");
+        assert_eq!(recipe.config().user, "user");
+    }
+
+    #[test]
+    fn a_changed_script_is_another_recipe() {
+        let other = Recipe::parse(BASE_RECIPE, format!("{BASE_SETUP}\ntrue")).unwrap();
+        assert_ne!(other.fingerprint(), Recipe::base().unwrap().fingerprint());
+        assert!(Recipe::parse("name = 1", String::new()).is_err());
+    }
+}
