@@ -1,1 +1,180 @@
-//! placeholder
+//! The control plane's rules: sandboxes, templates, teams, keys, timers.
+//! It knows a store and an engine by their traits; it knows no HTTP server and makes no system calls.
+//! `api` puts REST on it, `edge` takes traffic to the ports it can dial.
+#![forbid(unsafe_code)]
+
+mod agent;
+mod config;
+mod connect;
+mod create;
+mod end;
+mod error;
+mod idempotency;
+mod keys;
+mod limits;
+mod list;
+mod live;
+mod network;
+mod recovery;
+mod reference;
+mod templates;
+#[cfg(feature = "testing")]
+pub mod testing;
+mod tokens;
+mod usage;
+
+use std::sync::Arc;
+
+use engine::{Descriptor, Engine};
+use ids::TeamId;
+use store::{Store, StoreError, Team};
+use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use agent::{AgentMetrics, ENVD_PORT};
+pub use config::{Config, ENVD_VERSION, LayerPath};
+pub use connect::NetworkUpdate;
+pub use create::{Access, CreateRequest};
+pub use error::{AuthError, ControlError};
+pub use idempotency::IdempotencyKey;
+pub use keys::{KEY_PREFIX, NewKey};
+pub use list::{LONGEST_PAGE, ListQuery, Page};
+pub use live::{EndReason, Live, SandboxInfo};
+pub use network::egress_policy;
+pub use reference::{DEFAULT_TAG, TemplateRef};
+pub use templates::{Entry, Registration};
+pub use tokens::same_secret;
+
+/// Name of the seed among the server's secrets.
+const SEED: &str = "sandbox-token-seed";
+/// How often old records are dropped.
+const FORGET_EVERY: std::time::Duration = std::time::Duration::from_secs(3600);
+
+/// The control plane.
+pub struct Control {
+    store: Arc<dyn Store>,
+    engine: Arc<dyn Engine>,
+    config: Config,
+    tokens: tokens::Tokens,
+    accounts: keys::Accounts,
+    catalog: templates::Catalog,
+    /// Held while a template is registered: look-up and write belong together.
+    registering: tokio::sync::Mutex<()>,
+    table: live::Table,
+    places: Arc<limits::Places>,
+    starts: limits::StartQueue,
+    in_flight: Arc<idempotency::InFlight>,
+    usage: usage::Usage,
+    /// Set when the server goes down: timers stop, sandboxes live on.
+    closing: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Control {
+    /// Opens the control plane: loads what is remembered, makes the first team if there is none, and takes over the
+    /// sandboxes of an earlier run.
+    ///
+    /// # Errors
+    /// The store cannot be read or written.
+    pub async fn open(
+        store: Arc<dyn Store>,
+        engine: Arc<dyn Engine>,
+        config: Config,
+    ) -> Result<Arc<Self>, StoreError> {
+        let mut fresh = [0u8; tokens::SEED_LEN];
+        getrandom::fill(&mut fresh).expect("the kernel's random source answers on every supported system");
+        let seed = store.secret(SEED, &fresh).await?;
+        if store.teams().await?.is_empty() {
+            let team = Team {
+                id: TeamId::generate(),
+                name: "Default".to_owned(),
+                slug: "default".to_owned(),
+                limits: config.default_limits,
+                created_at: OffsetDateTime::now_utc(),
+            };
+            store.put_team(&team).await?;
+        }
+        let control = Arc::new(Self {
+            tokens: tokens::Tokens::new(seed),
+            accounts: keys::Accounts::default(),
+            catalog: templates::Catalog::default(),
+            registering: tokio::sync::Mutex::default(),
+            table: live::Table::default(),
+            places: Arc::default(),
+            starts: limits::StartQueue::new(config.parallel_starts, config.start_queue),
+            in_flight: Arc::default(),
+            usage: usage::Usage::default(),
+            closing: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            store,
+            engine,
+            config,
+        });
+        control.accounts.load(control.store.teams().await?, control.store.keys().await?);
+        control.catalog.load(&*control.store).await?;
+        control.recover().await?;
+        control
+            .spawn_until_closing(|control| async move { control.usage.keep_flushing(&*control.store).await });
+        control.spawn_until_closing(|control| async move { control.prepare_all().await });
+        control.spawn_until_closing(|control| async move { control.keep_forgetting().await });
+        Ok(control)
+    }
+
+    /// What the engine is and promises.
+    #[must_use]
+    pub fn engine(&self) -> &Descriptor {
+        self.engine.descriptor()
+    }
+
+    /// How many sandboxes are running.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Stops timers and lets starts and ends that are under way finish. Sandboxes live on and are found again by the
+    /// next [`Control::open`].
+    pub async fn shutdown(&self) {
+        self.closing.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.usage.flush(&*self.store).await;
+        self.engine.shutdown().await;
+        self.store.close().await;
+    }
+
+    /// Drops records of sandboxes that ended long ago, now and every hour.
+    async fn keep_forgetting(&self) {
+        loop {
+            let before = OffsetDateTime::now_utc() - self.config.retention;
+            match self.store.prune(before).await {
+                Ok(0) => {}
+                Ok(pruned) => tracing::debug!(pruned, "forgot sandboxes that ended long ago"),
+                Err(error) => tracing::warn!(%error, "old records could not be removed"),
+            }
+            tokio::time::sleep(FORGET_EVERY).await;
+        }
+    }
+
+    fn spawn_until_closing<F, Fut>(self: &Arc<Self>, work: F)
+    where
+        F: FnOnce(Arc<Self>) -> Fut,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let work = work(Arc::clone(self));
+        let closing = self.closing.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = closing.cancelled() => {}
+                () = work => {}
+            }
+        });
+    }
+}
+
+impl std::fmt::Debug for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Control").field("config", &self.config).finish_non_exhaustive()
+    }
+}

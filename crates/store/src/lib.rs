@@ -16,7 +16,8 @@ use time::OffsetDateTime;
 pub use error::StoreError;
 pub use records::{
     ApiKey, Build, BuildConfig, BuildStatus, Idempotency, Lifecycle, Mask, NetworkConfig, Sandbox,
-    SandboxDetails, SandboxState, TagAssignment, Team, TeamLimits, Template, TemplateName, truncate_to_micros,
+    SandboxDetails, SandboxState, TagAssignment, Team, TeamLimits, Template, TemplateName,
+    truncate_to_micros,
 };
 pub use sqlite::SqliteStore;
 

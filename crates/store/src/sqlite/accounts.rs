@@ -3,8 +3,8 @@
 //! Queries take a connection so that callers decide on the transaction.
 
 use ids::{KeyId, TeamId};
-use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 use sqlx::Row;
+use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 use time::OffsetDateTime;
 
 use super::{from_micros, json, micros};
@@ -41,9 +41,10 @@ pub(super) async fn put_team(conn: &mut SqliteConnection, team: &Team) -> Result
 }
 
 pub(super) async fn teams(pool: &SqlitePool) -> Result<Vec<Team>, StoreError> {
-    let rows = sqlx::query("SELECT id, name, slug, limits_json, created_at FROM teams ORDER BY created_at, id")
-        .fetch_all(pool)
-        .await?;
+    let rows =
+        sqlx::query("SELECT id, name, slug, limits_json, created_at FROM teams ORDER BY created_at, id")
+            .fetch_all(pool)
+            .await?;
     rows.iter().map(team).collect()
 }
 

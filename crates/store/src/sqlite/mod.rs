@@ -12,7 +12,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use ids::{BuildId, KeyId, SandboxId, TeamId, TemplateId};
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
+    SqliteSynchronous,
 };
 use sqlx::{Sqlite, Transaction};
 use time::OffsetDateTime;

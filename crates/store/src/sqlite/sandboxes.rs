@@ -3,8 +3,8 @@
 //! An ended sandbox is never written again.
 
 use ids::{SandboxId, TeamId};
-use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 use sqlx::Row;
+use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 use time::OffsetDateTime;
 
 use super::{from_micros, json, micros};
@@ -139,13 +139,12 @@ pub(super) async fn idempotency(
     key: &str,
 ) -> Result<Option<Idempotency>, StoreError> {
     const TABLE: &str = "idempotency_keys";
-    let row = sqlx::query(
-        "SELECT body_hash, sandbox, created_at FROM idempotency_keys WHERE team = ? AND key = ?",
-    )
-    .bind(team.to_string())
-    .bind(key)
-    .fetch_optional(pool)
-    .await?;
+    let row =
+        sqlx::query("SELECT body_hash, sandbox, created_at FROM idempotency_keys WHERE team = ? AND key = ?")
+            .bind(team.to_string())
+            .bind(key)
+            .fetch_optional(pool)
+            .await?;
     let Some(row) = row else { return Ok(None) };
     let body_hash: Vec<u8> = row.try_get(0)?;
     let sandbox: String = row.try_get(1)?;

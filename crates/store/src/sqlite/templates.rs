@@ -5,8 +5,8 @@
 use std::collections::HashMap;
 
 use ids::{BuildId, TemplateId};
-use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 use sqlx::Row;
+use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 use time::OffsetDateTime;
 
 use super::{from_micros, json, micros};
@@ -15,9 +15,10 @@ use crate::{Build, BuildStatus, StoreError, TagAssignment, Template, TemplateNam
 pub(super) async fn templates(pool: &SqlitePool) -> Result<Vec<Template>, StoreError> {
     // One read transaction: names and templates belong together.
     let mut tx = pool.begin().await?;
-    let name_rows = sqlx::query("SELECT template, namespace, alias FROM template_names ORDER BY namespace, alias")
-        .fetch_all(&mut *tx)
-        .await?;
+    let name_rows =
+        sqlx::query("SELECT template, namespace, alias FROM template_names ORDER BY namespace, alias")
+            .fetch_all(&mut *tx)
+            .await?;
     let mut names: HashMap<String, Vec<TemplateName>> = HashMap::new();
     for row in &name_rows {
         let namespace: String = row.try_get(1)?;
@@ -35,10 +36,7 @@ pub(super) async fn templates(pool: &SqlitePool) -> Result<Vec<Template>, StoreE
     rows.iter().map(|row| template(row, &mut names)).collect()
 }
 
-fn template(
-    row: &SqliteRow,
-    names: &mut HashMap<String, Vec<TemplateName>>,
-) -> Result<Template, StoreError> {
+fn template(row: &SqliteRow, names: &mut HashMap<String, Vec<TemplateName>>) -> Result<Template, StoreError> {
     let id: String = row.try_get(0)?;
     let team: Option<String> = row.try_get(1)?;
     let spawn_count: i64 = row.try_get(5)?;
@@ -187,10 +185,11 @@ pub(super) async fn assign_tag(conn: &mut SqliteConnection, tag: &TagAssignment)
 }
 
 pub(super) async fn tag_assignments(pool: &SqlitePool) -> Result<Vec<TagAssignment>, StoreError> {
-    let rows =
-        sqlx::query("SELECT template, tag, build, created_at FROM tag_assignments ORDER BY created_at, rowid")
-            .fetch_all(pool)
-            .await?;
+    let rows = sqlx::query(
+        "SELECT template, tag, build, created_at FROM tag_assignments ORDER BY created_at, rowid",
+    )
+    .fetch_all(pool)
+    .await?;
     rows.iter().map(tag_assignment).collect()
 }
 

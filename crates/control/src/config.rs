@@ -1,0 +1,65 @@
+//! What an operator can set, with defaults for one machine of one's own.
+//! Plain values; nothing is read from the environment here.
+//! Durations are real time.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use store::TeamLimits;
+
+/// Version of envd's protocol that sandboxes speak, as clients are told.
+pub const ENVD_VERSION: &str = "0.6.13";
+
+/// Finds the folder of a layer by its digest.
+pub type LayerPath = Arc<dyn Fn(&str) -> PathBuf + Send + Sync>;
+
+/// Settings of the control plane.
+#[derive(Clone)]
+pub struct Config {
+    /// Where the folder of a layer is.
+    pub layer_path: LayerPath,
+    /// Most sandboxes started at the same time; the others wait in order.
+    pub parallel_starts: usize,
+    /// Most starts that may wait; beyond it a create is refused.
+    pub start_queue: usize,
+    /// Longest time from a start's turn to a sandbox that answers.
+    pub start_timeout: Duration,
+    /// Host name inside sandboxes.
+    pub hostname: String,
+    /// Most processes and threads of a sandbox.
+    pub pids: u32,
+    /// Limits of teams made from now on.
+    pub default_limits: TeamLimits,
+    /// How long ended sandboxes and idempotency keys are remembered.
+    pub retention: Duration,
+}
+
+impl Config {
+    /// The defaults. `layer_path` answers the folder of a layer by its digest.
+    #[must_use]
+    pub fn new(layer_path: impl Fn(&str) -> PathBuf + Send + Sync + 'static) -> Self {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        Self {
+            layer_path: Arc::new(layer_path),
+            parallel_starts: cores.max(2),
+            start_queue: 1000,
+            start_timeout: Duration::from_secs(30),
+            hostname: "sandbox".to_owned(),
+            pids: 4096,
+            default_limits: TeamLimits::default(),
+            retention: Duration::from_secs(7 * 24 * 3600),
+        }
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("parallel_starts", &self.parallel_starts)
+            .field("start_queue", &self.start_queue)
+            .field("start_timeout", &self.start_timeout)
+            .finish_non_exhaustive()
+    }
+}

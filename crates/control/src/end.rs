@@ -1,0 +1,109 @@
+//! The end of a sandbox: asked for, by its timer, or by itself.
+//! First it is in no table, then its connections are cut, then the engine takes it apart:
+//! nobody sees a half-dead sandbox answer, and an end is only acknowledged when nothing of it is alive.
+
+use std::sync::Arc;
+
+use ids::{SandboxId, TeamId};
+use time::OffsetDateTime;
+use tokio::time::Instant;
+
+use crate::live::{EndReason, Live, wait_for_exit};
+use crate::{Control, ControlError};
+
+impl Control {
+    /// Ends a team's sandbox. When it returns, nothing of it is alive.
+    ///
+    /// # Errors
+    /// There is no such sandbox, or the engine could not release everything.
+    pub async fn kill(self: &Arc<Self>, team: TeamId, id: &SandboxId) -> Result<(), ControlError> {
+        let live = self.live(team, id)?;
+        self.end(&live, EndReason::Request).await
+    }
+
+    /// Puts a started or adopted sandbox into the table, under its timer.
+    pub(crate) fn go_live(self: &Arc<Self>, live: Arc<Live>) {
+        self.table.insert(Arc::clone(&live));
+        let control = Arc::clone(self);
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = control.closing.cancelled() => {}
+                () = control.watch_over(&live) => {}
+            }
+        });
+    }
+
+    /// Ends it when its time is up or when it ends by itself; returns when it is over.
+    async fn watch_over(self: &Arc<Self>, live: &Arc<Live>) {
+        let mut timing = live.timing.subscribe();
+        let mut exit = live.engine.exit();
+        loop {
+            let deadline = timing.borrow_and_update().deadline;
+            tokio::select! {
+                biased;
+                () = live.wait_ended() => return,
+                reason = wait_for_exit(&mut exit) => {
+                    self.end_logged(live, EndReason::Exited(reason)).await;
+                    return;
+                }
+                // Moved, earlier or later: wait anew.
+                _ = timing.changed() => {}
+                () = tokio::time::sleep_until(deadline) => self.expire(live).await,
+            }
+        }
+    }
+
+    async fn expire(self: &Arc<Self>, live: &Arc<Live>) {
+        {
+            let _changing = live.transition.lock().await;
+            // Somebody may have given it more time while we waited for the lock.
+            if live.timing.borrow().deadline > Instant::now() {
+                return;
+            }
+            self.withdraw(live, &EndReason::Timeout);
+        }
+        self.end_logged(live, EndReason::Timeout).await;
+    }
+
+    async fn end_logged(self: &Arc<Self>, live: &Arc<Live>, reason: EndReason) {
+        if let Err(error) = self.end(live, reason).await {
+            tracing::error!(sandbox_id = %live.id, %error, "an ended sandbox was not wholly released");
+        }
+    }
+
+    /// Ends it for this reason unless it is over already; waits in both cases until nothing of it is alive.
+    /// Once begun it is finished, even if the caller goes away.
+    pub(crate) async fn end(
+        self: &Arc<Self>,
+        live: &Arc<Live>,
+        reason: EndReason,
+    ) -> Result<(), ControlError> {
+        let control = Arc::clone(self);
+        let live = Arc::clone(live);
+        let task = self.tasks.spawn(async move {
+            let _changing = live.transition.lock().await;
+            control.withdraw(&live, &reason);
+            let killed = live.engine.kill().await;
+            // The reason that counts is the first one.
+            let reason = live.ended().borrow().clone().unwrap_or(reason);
+            let recorded =
+                control.store.finish_sandbox(&live.id, OffsetDateTime::now_utc(), reason.as_str()).await;
+            if let Err(error) = recorded {
+                // The next start finds no such sandbox to adopt and makes up for it.
+                tracing::error!(sandbox_id = %live.id, %error, "the end of a sandbox was not recorded");
+            }
+            tracing::info!(sandbox_id = %live.id, team_id = %live.team, reason = reason.as_str(), "sandbox ended");
+            killed.map_err(|error| {
+                tracing::error!(sandbox_id = %live.id, %error, "the engine could not end a sandbox cleanly");
+                ControlError::Engine("ended cleanly")
+            })
+        });
+        task.await.unwrap_or(Err(ControlError::Engine("ended")))
+    }
+
+    /// Takes it out of the table and cuts its connections, in this order.
+    fn withdraw(&self, live: &Live, reason: &EndReason) {
+        self.table.remove(&live.id);
+        live.mark_ended(reason);
+    }
+}

@@ -1,0 +1,211 @@
+//! Teams and API keys: who is calling.
+//! A key is looked up by its hash; the hash is over the decoded bytes, so it has the strength of the random value.
+//! Keys made by another process are found in the store on the first use.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
+use ids::{KeyId, TeamId};
+use sha2::{Digest, Sha256};
+use store::{ApiKey, Mask, Team, truncate_to_micros};
+use time::OffsetDateTime;
+
+use crate::{AuthError, Control, ControlError};
+
+/// What every key begins with.
+pub const KEY_PREFIX: &str = "e2b_";
+
+/// A freshly made key: the only time its secret is known.
+#[derive(Debug, Clone)]
+pub struct NewKey {
+    /// The whole key, prefix included.
+    pub secret: String,
+    /// Its record.
+    pub record: ApiKey,
+}
+
+/// Teams and keys in memory.
+#[derive(Debug, Default)]
+pub(crate) struct Accounts {
+    inner: RwLock<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    teams: HashMap<TeamId, Arc<Team>>,
+    /// The first team made: whoever asks without naming one means it.
+    default_team: Option<TeamId>,
+    by_hash: HashMap<String, (KeyId, TeamId)>,
+}
+
+impl Accounts {
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Inner> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Inner> {
+        self.inner.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn load(&self, teams: Vec<Team>, keys: Vec<ApiKey>) {
+        let mut inner = self.write();
+        inner.default_team = teams.first().map(|team| team.id);
+        inner.teams = teams.into_iter().map(|team| (team.id, Arc::new(team))).collect();
+        inner.by_hash = keys.into_iter().map(|key| (key.hash, (key.id, key.team))).collect();
+    }
+
+    pub(crate) fn team(&self, id: TeamId) -> Option<Arc<Team>> {
+        self.read().teams.get(&id).cloned()
+    }
+
+    fn by_hash(&self, hash: &str) -> Option<(KeyId, Arc<Team>)> {
+        let inner = self.read();
+        let (key, team) = inner.by_hash.get(hash)?;
+        Some((*key, Arc::clone(inner.teams.get(team)?)))
+    }
+}
+
+/// The hash that is stored for a key's decoded bytes.
+fn hash(bytes: &[u8]) -> String {
+    format!("$sha256${}", STANDARD_NO_PAD.encode(Sha256::digest(bytes)))
+}
+
+/// The hash to look a presented key up by.
+fn hash_of(presented: &str) -> Result<String, AuthError> {
+    let value = presented.strip_prefix(KEY_PREFIX).ok_or(AuthError::Malformed)?;
+    let bytes = hex::decode(value).map_err(|_| AuthError::Format)?;
+    Ok(hash(&bytes))
+}
+
+impl Control {
+    /// The team a key belongs to.
+    ///
+    /// # Errors
+    /// The key is malformed or unknown.
+    pub async fn authenticate(&self, key: &str) -> Result<Arc<Team>, AuthError> {
+        let hash = hash_of(key)?;
+        let (id, team) = match self.accounts.by_hash(&hash) {
+            Some(found) => found,
+            None => self.find_foreign_key(&hash).await?.ok_or(AuthError::Unknown)?,
+        };
+        self.usage.key_used(id);
+        Ok(team)
+    }
+
+    /// A key that another process put into the store.
+    async fn find_foreign_key(&self, hash: &str) -> Result<Option<(KeyId, Arc<Team>)>, AuthError> {
+        let Some(key) = self.store.key_by_hash(hash).await? else { return Ok(None) };
+        if self.accounts.team(key.team).is_none() {
+            self.accounts.load(self.store.teams().await?, self.store.keys().await?);
+        } else {
+            self.accounts.write().by_hash.insert(key.hash, (key.id, key.team));
+        }
+        Ok(self.accounts.by_hash(hash))
+    }
+
+    /// A team by its id.
+    #[must_use]
+    pub fn team(&self, id: TeamId) -> Option<Arc<Team>> {
+        self.accounts.team(id)
+    }
+
+    /// The team that is meant when none is named.
+    #[must_use]
+    pub fn default_team(&self) -> Arc<Team> {
+        let inner = self.accounts.read();
+        let id = inner.default_team.expect("open() makes a team if there is none");
+        Arc::clone(inner.teams.get(&id).expect("the default team is one of the teams"))
+    }
+
+    /// All teams, the default one first.
+    #[must_use]
+    pub fn teams(&self) -> Vec<Arc<Team>> {
+        let mut teams: Vec<_> = self.accounts.read().teams.values().cloned().collect();
+        teams.sort_by_key(|team| (team.created_at, team.id));
+        teams
+    }
+
+    /// Makes a key for a team.
+    ///
+    /// # Errors
+    /// No such team, or the store failed.
+    pub async fn create_key(&self, team: TeamId, name: &str) -> Result<NewKey, ControlError> {
+        if self.team(team).is_none() {
+            return Err(ControlError::TeamNotFound);
+        }
+        let value = ids::random_hex::<20>();
+        let bytes = hex::decode(&value).expect("random_hex makes hexadecimal digits");
+        let record = ApiKey {
+            id: KeyId::generate(),
+            team,
+            name: name.to_owned(),
+            hash: hash(&bytes),
+            mask: Mask {
+                prefix: KEY_PREFIX.to_owned(),
+                value_length: value.len(),
+                first: value[..2].to_owned(),
+                last: value[value.len() - 4..].to_owned(),
+            },
+            created_at: truncate_to_micros(OffsetDateTime::now_utc()),
+            last_used: None,
+        };
+        self.store.insert_key(&record).await?;
+        self.accounts.write().by_hash.insert(record.hash.clone(), (record.id, team));
+        tracing::info!(key_id = %record.id, team_id = %team, "API key created");
+        Ok(NewKey { secret: format!("{KEY_PREFIX}{value}"), record })
+    }
+
+    /// A team's keys, oldest first.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn list_keys(&self, team: TeamId) -> Result<Vec<ApiKey>, ControlError> {
+        self.usage.flush(&*self.store).await;
+        let mut keys = self.store.keys().await?;
+        keys.retain(|key| key.team == team);
+        Ok(keys)
+    }
+
+    /// Gives a key another name.
+    ///
+    /// # Errors
+    /// No such key, or the store failed.
+    pub async fn rename_key(&self, team: TeamId, id: KeyId, name: &str) -> Result<(), ControlError> {
+        if self.store.rename_key(team, id, name).await? { Ok(()) } else { Err(ControlError::KeyNotFound) }
+    }
+
+    /// Removes a key; it opens nothing from now on.
+    ///
+    /// # Errors
+    /// No such key, or the store failed.
+    pub async fn delete_key(&self, team: TeamId, id: KeyId) -> Result<(), ControlError> {
+        if !self.store.delete_key(team, id).await? {
+            return Err(ControlError::KeyNotFound);
+        }
+        self.accounts.write().by_hash.retain(|_, (key, _)| *key != id);
+        tracing::info!(key_id = %id, team_id = %team, "API key deleted");
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_is_over_the_decoded_bytes() {
+        // printf '\x00\x01' | sha256sum | xxd -r -p | base64, without padding
+        assert_eq!(hash_of("e2b_0001").unwrap(), "$sha256$tBP0fRPuL+bIRbLuFBr4HehY307FSaWLeXC7lmRbyNI");
+        assert_eq!(hash_of("e2b_AB").unwrap(), hash_of("e2b_ab").unwrap());
+    }
+
+    #[test]
+    fn malformed_keys_are_told_apart() {
+        assert!(matches!(hash_of("sk_00"), Err(AuthError::Malformed)));
+        assert!(matches!(hash_of(""), Err(AuthError::Malformed)));
+        assert!(matches!(hash_of("e2b_xyz"), Err(AuthError::Format)));
+        assert!(matches!(hash_of("e2b_abc"), Err(AuthError::Format)), "an odd number of digits");
+    }
+}

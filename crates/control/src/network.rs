@@ -1,0 +1,201 @@
+//! From the request's network object to the engine's egress policy.
+//! Every text that refuses an entry is part of the wire contract.
+//! Pure functions.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use net::{Cidr, EgressPolicy};
+use store::NetworkConfig;
+
+use crate::ControlError;
+
+/// The name server let through when names are allowed and none is named.
+const DEFAULT_DNS: &str = "8.8.8.8";
+const MOST_DNS_SERVERS: usize = 10;
+
+/// The rules for outgoing traffic that a request asks for.
+///
+/// # Errors
+/// An entry is malformed, or names are allowed without everything else being denied.
+pub fn egress_policy(
+    network: Option<&NetworkConfig>,
+    allow_internet_access: Option<bool>,
+) -> Result<EgressPolicy, ControlError> {
+    let none = NetworkConfig::default();
+    let network = network.unwrap_or(&none);
+    let mut policy = EgressPolicy::default();
+
+    for entry in network.deny_out.iter().flatten() {
+        policy.deny.push(specified_cidr(entry).ok_or_else(|| invalid("denied CIDR", entry))?);
+    }
+    if allow_internet_access == Some(false) {
+        policy.deny = EgressPolicy::deny_all().deny;
+    }
+
+    for entry in network.allow_out.iter().flatten() {
+        if entry.parse::<Cidr>().is_ok() || entry.contains('/') {
+            policy.allow.push(specified_cidr(entry).ok_or_else(|| invalid("allowed CIDR", entry))?);
+        } else {
+            policy.allow_domains.push(entry.trim_end_matches('.').to_ascii_lowercase());
+        }
+    }
+
+    let dns = dns_servers(network)?;
+    if !policy.allow_domains.is_empty() {
+        let all_denied = policy.deny.iter().any(|cidr| cidr.is_everything() && cidr.base().is_ipv4());
+        if !all_denied {
+            return Err(ControlError::Invalid(
+                "When specifying allowed domains in allow out, you must include 'ALL_TRAFFIC' in deny out to block \
+                 all other traffic."
+                    .to_owned(),
+            ));
+        }
+        policy.allow.extend(dns);
+    }
+    if let Some(mask) = &network.mask_request_host {
+        check_mask(mask)?;
+    }
+    Ok(policy)
+}
+
+fn invalid(what: &str, entry: &str) -> ControlError {
+    ControlError::Invalid(format!("invalid {what} {entry}"))
+}
+
+/// A network, but not the unspecified address: `0.0.0.0` as a rule is always a mistake for `0.0.0.0/0`.
+fn specified_cidr(entry: &str) -> Option<Cidr> {
+    let bare: Option<IpAddr> = entry.parse().ok();
+    if bare.is_some_and(|address| address.is_unspecified()) {
+        return None;
+    }
+    entry.parse().ok()
+}
+
+fn dns_servers(network: &NetworkConfig) -> Result<Vec<Cidr>, ControlError> {
+    let named = network.dns_servers.as_deref();
+    if named.is_some_and(|named| named.len() > MOST_DNS_SERVERS) {
+        return Err(ControlError::Invalid(format!("at most {MOST_DNS_SERVERS} DNS servers can be given")));
+    }
+    let default = [DEFAULT_DNS.to_owned()];
+    named
+        .unwrap_or(&default)
+        .iter()
+        .map(|entry| {
+            let address: Ipv4Addr = entry.parse().map_err(|_| invalid("DNS server", entry))?;
+            address.to_string().parse().map_err(|_| invalid("DNS server", entry))
+        })
+        .collect()
+}
+
+/// A host, maybe with a port, that may hold `${PORT}`.
+fn check_mask(mask: &str) -> Result<(), ControlError> {
+    let filled = mask.replace("${PORT}", "80");
+    let (host, port) = match filled.rsplit_once(':') {
+        Some((host, port)) => (host, Some(port)),
+        None => (filled.as_str(), None),
+    };
+    let host_is_fine = !host.is_empty()
+        && host.len() <= 253
+        && host.split('.').all(|label| {
+            !label.is_empty()
+                && label.len() <= 63
+                && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+        });
+    let port_is_fine = port.is_none_or(|port| port.parse::<u16>().is_ok());
+    if host_is_fine && port_is_fine { Ok(()) } else { Err(invalid("maskRequestHost", mask)) }
+}
+
+/// Whether a config is only about incoming traffic.
+pub(crate) fn clear_egress(network: &mut NetworkConfig) {
+    network.allow_out = None;
+    network.deny_out = None;
+    network.dns_servers = None;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the SDKs call so.
+    const ALL_TRAFFIC: &str = "0.0.0.0/0";
+
+    fn config(allow: &[&str], deny: &[&str]) -> NetworkConfig {
+        let owned = |list: &[&str]| Some(list.iter().map(ToString::to_string).collect());
+        NetworkConfig { allow_out: owned(allow), deny_out: owned(deny), ..NetworkConfig::default() }
+    }
+
+    #[test]
+    fn nothing_asked_for_is_everything_public() {
+        assert_eq!(egress_policy(None, None).unwrap(), EgressPolicy::default());
+        assert_eq!(egress_policy(None, Some(true)).unwrap(), EgressPolicy::default());
+        assert_eq!(egress_policy(None, Some(false)).unwrap(), EgressPolicy::deny_all());
+    }
+
+    #[test]
+    fn networks_and_names_are_told_apart() {
+        let policy = egress_policy(
+            Some(&config(&["1.1.1.1", "10.0.0.0/8", "*.Example.com", "pypi.org."], &[ALL_TRAFFIC])),
+            None,
+        )
+        .unwrap();
+        assert_eq!(policy.allow_domains, ["*.example.com", "pypi.org"]);
+        assert!(policy.permits_address("1.1.1.1".parse().unwrap()));
+        assert!(policy.permits_address("8.8.8.8".parse().unwrap()), "names need a name server");
+        assert!(!policy.permits_address("9.9.9.9".parse().unwrap()));
+    }
+
+    #[test]
+    fn internet_off_keeps_what_is_allowed() {
+        let policy = egress_policy(Some(&config(&["1.1.1.1"], &["9.9.9.9"])), Some(false)).unwrap();
+        assert!(policy.permits_address("1.1.1.1".parse().unwrap()));
+        assert!(!policy.permits_address("8.8.4.4".parse().unwrap()));
+    }
+
+    #[test]
+    fn named_dns_servers_replace_the_default() {
+        let mut network = config(&["a.com"], &[ALL_TRAFFIC]);
+        network.dns_servers = Some(vec![]);
+        assert!(egress_policy(Some(&network), None).unwrap().allow.is_empty());
+        network.dns_servers = Some(vec!["9.9.9.9".into()]);
+        assert!(egress_policy(Some(&network), None).unwrap().permits_address("9.9.9.9".parse().unwrap()));
+        network.dns_servers = Some(vec!["::1".into()]);
+        assert!(egress_policy(Some(&network), None).is_err());
+        network.dns_servers = Some(vec!["9.9.9.9".into(); 11]);
+        assert!(egress_policy(Some(&network), None).is_err());
+    }
+
+    #[test]
+    fn bad_entries_are_refused_by_name() {
+        for (allow, deny, message) in [
+            (&[][..], &["example.com"][..], "invalid denied CIDR example.com"),
+            (&[], &["0.0.0.0"], "invalid denied CIDR 0.0.0.0"),
+            (&[], &["::"], "invalid denied CIDR ::"),
+            (&["0.0.0.0"], &[], "invalid allowed CIDR 0.0.0.0"),
+            (&["1.2.3.4/40"], &[], "invalid allowed CIDR 1.2.3.4/40"),
+        ] {
+            let error = egress_policy(Some(&config(allow, deny)), None).unwrap_err();
+            assert_eq!(error.to_string(), message);
+        }
+        let error = egress_policy(Some(&config(&["a.com"], &["1.1.1.1"])), None).unwrap_err().to_string();
+        assert!(error.contains("'ALL_TRAFFIC'"), "{error}");
+    }
+
+    #[test]
+    fn masks_are_hosts() {
+        for (mask, fine) in [
+            ("localhost:${PORT}", true),
+            ("${PORT}-x.example.com", true),
+            ("example.com:8080", true),
+            ("", false),
+            ("a b", false),
+            ("ex\u{e4}mple.com", false),
+            ("host:99999", false),
+            ("a..b", false),
+            ("x\r\ny", false),
+        ] {
+            let network =
+                NetworkConfig { mask_request_host: Some(mask.to_owned()), ..NetworkConfig::default() };
+            assert_eq!(egress_policy(Some(&network), None).is_ok(), fine, "{mask:?}");
+        }
+    }
+}

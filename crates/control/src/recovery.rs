@@ -1,0 +1,88 @@
+//! The first thing after a start: what of the former server's sandboxes is still alive?
+//! Sandboxes are adopted, recorded as ended, or ended now if their time ran out meanwhile;
+//! then the engine removes whatever belongs to none of them.
+
+use std::sync::Arc;
+
+use engine::EngineError;
+use ids::SandboxId;
+use store::{Sandbox, StoreError};
+use time::OffsetDateTime;
+use tokio::task::JoinSet;
+
+use crate::Control;
+use crate::live::{EndReason, Live, Timing};
+use crate::network::egress_policy;
+
+/// Adoptions at once.
+const PARALLEL: usize = 16;
+
+impl Control {
+    pub(crate) async fn recover(self: &Arc<Self>) -> Result<(), StoreError> {
+        let records = self.store.open_sandboxes().await?;
+        let found = records.len();
+        let mut kept: Vec<SandboxId> = Vec::with_capacity(found);
+        let mut adoptions = JoinSet::new();
+        for record in records {
+            if adoptions.len() >= PARALLEL {
+                kept.extend(adoptions.join_next().await.and_then(Result::ok).flatten());
+            }
+            let control = Arc::clone(self);
+            adoptions.spawn(async move { control.adopt(record).await });
+        }
+        while let Some(adopted) = adoptions.join_next().await {
+            kept.extend(adopted.ok().flatten());
+        }
+        let swept = match self.engine.sweep(&kept).await {
+            Ok(swept) => swept,
+            Err(error) => {
+                tracing::error!(%error, "remains of earlier sandboxes could not all be removed");
+                0
+            }
+        };
+        if found > 0 || swept > 0 {
+            tracing::info!(found, adopted = kept.len(), swept, "recovered from an earlier run");
+        }
+        Ok(())
+    }
+
+    /// Answers the id if the sandbox lives on.
+    async fn adopt(self: Arc<Self>, record: Sandbox) -> Option<SandboxId> {
+        let id = record.id.clone();
+        let sandbox = match self.engine.adopt(&id).await {
+            Ok(sandbox) => sandbox,
+            Err(error) => {
+                if !matches!(error, EngineError::NotFound) {
+                    tracing::error!(sandbox_id = %id, %error, "a sandbox could not be adopted");
+                }
+                self.record_end(&id, &EndReason::Lost).await;
+                return None;
+            }
+        };
+        if record.end_at <= OffsetDateTime::now_utc() {
+            if let Err(error) = sandbox.kill().await {
+                tracing::error!(sandbox_id = %id, %error, "an expired sandbox could not be ended cleanly");
+            }
+            self.record_end(&id, &EndReason::Timeout).await;
+            return None;
+        }
+        // The engine may have kept its rules or not; these are the ones its owner was promised.
+        match egress_policy(record.details.network.as_ref(), record.details.allow_internet_access) {
+            Ok(policy) => sandbox.set_egress(policy),
+            Err(error) => {
+                tracing::error!(sandbox_id = %id, %error, "stored network rules make no sense: nothing is let out");
+                sandbox.set_egress(net::EgressPolicy::deny_all());
+            }
+        }
+        let reservation = self.places.reserve(record.team, 0).ok()?;
+        let timing = Timing::until(record.end_at);
+        self.go_live(Live::new(record, sandbox, timing, reservation));
+        Some(id)
+    }
+
+    async fn record_end(&self, id: &SandboxId, reason: &EndReason) {
+        if let Err(error) = self.store.finish_sandbox(id, OffsetDateTime::now_utc(), reason.as_str()).await {
+            tracing::error!(sandbox_id = %id, %error, "the end of a sandbox was not recorded");
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! The catalog: templates, their builds and what their names and tags mean right now.
+//! It is kept in memory because every create asks it; writes go to the store first, then here.
+//! Names another process registered are found by reading the store again on a miss.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use engine::TemplateImage;
+use ids::{BuildId, TeamId, TemplateId};
+use store::{
+    Build, BuildConfig, BuildStatus, Store, StoreError, TagAssignment, Team, Template, TemplateName,
+    truncate_to_micros,
+};
+use time::OffsetDateTime;
+
+use crate::reference::DEFAULT_TAG;
+use crate::{Control, ControlError, ENVD_VERSION, TemplateRef};
+
+/// A template with what belongs to it.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// The template.
+    pub template: Template,
+    /// Its newest ready build under the tag `default`, or else its newest one.
+    pub build: Option<Arc<Build>>,
+    /// How many builds it has.
+    pub build_count: usize,
+}
+
+/// What a create starts from.
+#[derive(Debug, Clone)]
+pub(crate) struct Resolved {
+    pub(crate) build: Arc<Build>,
+    pub(crate) alias: Option<String>,
+}
+
+/// A template that is built and ready.
+#[derive(Debug, Clone)]
+pub struct Registration {
+    /// Whose it is; none is everybody's.
+    pub team: Option<TeamId>,
+    /// Its alias: in the team's namespace, or the global one without a team.
+    pub alias: String,
+    /// Whether other teams may use it.
+    pub public: bool,
+    /// Layer digests, uppermost first.
+    pub layers: Vec<String>,
+    /// Defaults for its sandboxes.
+    pub config: BuildConfig,
+    /// Processors of a sandbox.
+    pub cpu_count: u32,
+    /// Memory of a sandbox, MiB.
+    pub memory_mib: u32,
+    /// Writable disk of a sandbox, MiB.
+    pub disk_mib: u32,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Catalog {
+    inner: RwLock<Inner>,
+    /// Builds the engine has made ready.
+    prepared: Mutex<HashSet<BuildId>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    templates: HashMap<TemplateId, Known>,
+    names: HashMap<TemplateName, TemplateId>,
+}
+
+#[derive(Debug)]
+struct Known {
+    template: Template,
+    /// Oldest first.
+    builds: Vec<Arc<Build>>,
+    /// Oldest first.
+    tags: Vec<TagAssignment>,
+}
+
+impl Known {
+    /// The build a tag means: the last assignment whose build is ready.
+    fn tagged(&self, tag: &str) -> Option<Arc<Build>> {
+        self.tags.iter().rev().filter(|assignment| assignment.tag == tag).find_map(|assignment| {
+            let build = self.builds.iter().find(|build| build.id == assignment.build)?;
+            (build.status == BuildStatus::Ready).then(|| Arc::clone(build))
+        })
+    }
+
+    fn usable_by(&self, team: TeamId) -> bool {
+        self.template.public || self.template.team.is_none_or(|owner| owner == team)
+    }
+
+    fn entry(&self) -> Entry {
+        Entry {
+            template: self.template.clone(),
+            build: self.tagged(DEFAULT_TAG).or_else(|| self.builds.last().cloned()),
+            build_count: self.builds.len(),
+        }
+    }
+}
+
+impl Catalog {
+    pub(crate) async fn load(&self, store: &dyn Store) -> Result<(), StoreError> {
+        let (templates, builds, tags) =
+            (store.templates().await?, store.builds().await?, store.tag_assignments().await?);
+        let mut fresh = Inner::default();
+        for template in templates {
+            for name in &template.names {
+                fresh.names.insert(name.clone(), template.id.clone());
+            }
+            fresh
+                .templates
+                .insert(template.id.clone(), Known { template, builds: Vec::new(), tags: Vec::new() });
+        }
+        for build in builds {
+            if let Some(known) = fresh.templates.get_mut(&build.template) {
+                known.builds.push(Arc::new(build));
+            }
+        }
+        for tag in tags {
+            if let Some(known) = fresh.templates.get_mut(&tag.template) {
+                known.tags.push(tag);
+            }
+        }
+        *self.inner.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        Ok(())
+    }
+
+    fn resolve(&self, team: &Team, reference: &TemplateRef) -> Result<Resolved, ControlError> {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let not_found = || ControlError::TemplateNotFound(reference.full_name());
+        let known = inner.find(team, reference).ok_or_else(not_found)?;
+        if !known.usable_by(team.id) {
+            return Err(not_found());
+        }
+        let build = known.tagged(reference.tag_or_default()).ok_or_else(|| ControlError::TagNotFound {
+            tag: reference.tag_or_default().to_owned(),
+            template: reference.full_name(),
+        })?;
+        let alias = known.template.names.first().map(|name| name.alias.clone());
+        Ok(Resolved { build, alias })
+    }
+
+    fn lookup(&self, team: &Team, reference: &TemplateRef) -> Option<Entry> {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        inner.find(team, reference).map(Known::entry)
+    }
+}
+
+impl Inner {
+    /// An explicit namespace is the only one looked into; a bare alias is sought in the caller's, then in the global
+    /// one, then among the ids.
+    fn find(&self, team: &Team, reference: &TemplateRef) -> Option<&Known> {
+        let named = |namespace: Option<&str>| {
+            let name =
+                TemplateName { namespace: namespace.map(str::to_owned), alias: reference.name.clone() };
+            self.names.get(&name)
+        };
+        let id = match &reference.namespace {
+            Some(namespace) => named(Some(namespace))?,
+            None => match named(Some(&team.slug)).or_else(|| named(None)) {
+                Some(id) => id,
+                None => return self.templates.get(&reference.name.parse().ok()?),
+            },
+        };
+        self.templates.get(id)
+    }
+}
+
+impl Control {
+    /// The build a name means to a team.
+    pub(crate) async fn resolve(
+        &self,
+        team: &Team,
+        reference: &TemplateRef,
+    ) -> Result<Resolved, ControlError> {
+        match self.catalog.resolve(team, reference) {
+            Err(ControlError::TemplateNotFound(_) | ControlError::TagNotFound { .. }) => {
+                self.catalog.load(&*self.store).await?;
+                self.catalog.resolve(team, reference)
+            }
+            found => found,
+        }
+    }
+
+    /// The templates a team can see, newest first: its own and everybody's.
+    #[must_use]
+    pub fn list_templates(&self, team: TeamId) -> Vec<Entry> {
+        let inner = self.catalog.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let mut entries: Vec<Entry> = inner
+            .templates
+            .values()
+            .filter(|known| known.template.team.is_none_or(|owner| owner == team))
+            .map(Known::entry)
+            .collect();
+        entries.sort_by(|a, b| {
+            (b.template.created_at, &a.template.id).cmp(&(a.template.created_at, &b.template.id))
+        });
+        entries
+    }
+
+    /// The template behind a name, for a caller who asks whether it exists.
+    ///
+    /// # Errors
+    /// The name is malformed, unknown, or of a private template of another team.
+    pub async fn template_by_alias(&self, team: &Team, alias: &str) -> Result<Template, ControlError> {
+        let reference = TemplateRef::parse(alias)?;
+        let found = match self.catalog.lookup(team, &reference) {
+            Some(entry) => Some(entry),
+            None => {
+                self.catalog.load(&*self.store).await?;
+                self.catalog.lookup(team, &reference)
+            }
+        };
+        let entry = found.ok_or_else(|| ControlError::TemplateNotFound(reference.full_name()))?;
+        let theirs = entry.template.team.is_none_or(|owner| owner == team.id);
+        if !theirs && !entry.template.public {
+            return Err(ControlError::Forbidden("You don't have access to this template alias"));
+        }
+        if reference.tag.is_some() {
+            self.catalog.resolve(team, &reference)?;
+        }
+        Ok(entry.template)
+    }
+
+    /// Which template a list filter means; none when there is no such template.
+    pub(crate) async fn template_for_filter(
+        &self,
+        team: &Team,
+        text: &str,
+    ) -> Result<Option<TemplateId>, ControlError> {
+        let reference = TemplateRef::parse(text)
+            .map_err(|error| ControlError::Invalid(format!("Invalid template: {error}")))?;
+        if text.contains(':') {
+            return Err(ControlError::Invalid(
+                "Invalid template: tags are not supported here because sandboxes are not tag-scoped"
+                    .to_owned(),
+            ));
+        }
+        // A deleted template's sandboxes can still be asked for by its id.
+        let by_name = self.catalog.lookup(team, &reference).map(|entry| entry.template.id);
+        Ok(by_name.or_else(|| reference.name.parse().ok()))
+    }
+
+    /// Makes a finished build the default of the template of this name; both are made as needed. Registering the same
+    /// build again changes nothing.
+    ///
+    /// # Errors
+    /// The name is malformed, the engine cannot use the layers, or the store failed.
+    pub async fn register_template(
+        &self,
+        registration: Registration,
+    ) -> Result<(TemplateId, BuildId), ControlError> {
+        let reference = TemplateRef::parse(&registration.alias)?;
+        if reference.namespace.is_some() || reference.tag.is_some() {
+            return Err(ControlError::Invalid(format!("invalid template ID: {}", registration.alias)));
+        }
+        let namespace = match registration.team {
+            Some(team) => Some(self.team(team).ok_or(ControlError::TeamNotFound)?.slug.clone()),
+            None => None,
+        };
+        let name = TemplateName { namespace, alias: reference.name };
+
+        let _one_at_a_time = self.registering.lock().await;
+        self.catalog.load(&*self.store).await?;
+        let now = truncate_to_micros(OffsetDateTime::now_utc());
+        let known = {
+            let inner = self.catalog.inner.read().unwrap_or_else(PoisonError::into_inner);
+            inner
+                .names
+                .get(&name)
+                .and_then(|id| inner.templates.get(id))
+                .map(|known| (known.template.clone(), known.tagged(DEFAULT_TAG)))
+        };
+        let mut template = match &known {
+            Some((template, _)) => template.clone(),
+            None => Template {
+                id: TemplateId::generate(),
+                team: registration.team,
+                names: vec![name],
+                public: registration.public,
+                created_at: now,
+                updated_at: now,
+                spawn_count: 0,
+                last_spawned: None,
+            },
+        };
+        if let Some((_, Some(build))) = &known
+            && same_build(build, &registration)
+            && template.public == registration.public
+        {
+            return Ok((template.id, build.id));
+        }
+        template.public = registration.public;
+        template.updated_at = now;
+        let build = Build {
+            id: BuildId::generate(),
+            template: template.id.clone(),
+            status: BuildStatus::Ready,
+            cpu_count: registration.cpu_count,
+            memory_mib: registration.memory_mib,
+            disk_mib: registration.disk_mib,
+            envd_version: ENVD_VERSION.to_owned(),
+            layers: registration.layers,
+            config: registration.config,
+            created_at: now,
+            finished_at: Some(now),
+        };
+        self.prepare(&build).await?;
+        let tag = TagAssignment {
+            template: template.id.clone(),
+            tag: DEFAULT_TAG.to_owned(),
+            build: build.id,
+            created_at: now,
+        };
+        self.store.put_template(&template, Some(&build), &[tag]).await?;
+        self.catalog.load(&*self.store).await?;
+        tracing::info!(template_id = %template.id, build_id = %build.id, "template registered");
+        Ok((template.id, build.id))
+    }
+
+    pub(crate) fn image(&self, build: &Build) -> TemplateImage {
+        TemplateImage { layers: build.layers.iter().map(|digest| (self.config.layer_path)(digest)).collect() }
+    }
+
+    /// Has the engine make a build ready, once.
+    pub(crate) async fn prepare(&self, build: &Build) -> Result<(), ControlError> {
+        let prepared = |set: &Mutex<HashSet<BuildId>>| {
+            set.lock().unwrap_or_else(PoisonError::into_inner).contains(&build.id)
+        };
+        if prepared(&self.catalog.prepared) {
+            return Ok(());
+        }
+        self.engine.prepare(&self.image(build)).await.map_err(crate::create::start_error)?;
+        self.catalog.prepared.lock().unwrap_or_else(PoisonError::into_inner).insert(build.id);
+        Ok(())
+    }
+
+    /// Makes every default build ready, so that the first create of each does not pay for it.
+    pub(crate) async fn prepare_all(&self) {
+        let builds: Vec<Arc<Build>> = {
+            let inner = self.catalog.inner.read().unwrap_or_else(PoisonError::into_inner);
+            inner.templates.values().filter_map(|known| known.tagged(DEFAULT_TAG)).collect()
+        };
+        for build in builds {
+            if let Err(error) = self.prepare(&build).await {
+                tracing::warn!(template_id = %build.template, build_id = %build.id, %error, "template is not usable");
+            }
+        }
+    }
+}
+
+fn same_build(build: &Build, registration: &Registration) -> bool {
+    build.layers == registration.layers
+        && build.config == registration.config
+        && (build.cpu_count, build.memory_mib, build.disk_mib)
+            == (registration.cpu_count, registration.memory_mib, registration.disk_mib)
+}

@@ -1,0 +1,283 @@
+//! An engine whose sandboxes are loopback listeners in this process.
+//! They survive the control plane that started them, as real ones do.
+//! Tests can make a start fail, hang, or leave the agent silent.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use engine::{
+    Capabilities, Descriptor, EgressPolicy, Engine, EngineError, ExitReason, Isolation, Sandbox, StartSpec,
+    Stats, TemplateImage,
+};
+use ids::SandboxId;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, Semaphore, broadcast, watch};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::guest;
+use crate::ENVD_PORT;
+
+/// A port on which every test sandbox serves the same pages as on the agent's.
+pub const APP_PORT: u16 = 8000;
+
+/// The engine.
+pub struct TestEngine {
+    descriptor: Descriptor,
+    sandboxes: Mutex<HashMap<SandboxId, Arc<TestSandbox>>>,
+    /// Answered by the next start instead of a sandbox.
+    fail_next: Mutex<Option<EngineError>>,
+    /// Agents of sandboxes started while this is set never answer.
+    pub silent_agents: AtomicBool,
+    /// A start takes a permit for good; plenty by default.
+    pub gate: Semaphore,
+    /// Starts that have come as far as the gate.
+    pub starting: AtomicUsize,
+    /// Told when a start comes to the gate.
+    pub at_gate: Notify,
+    /// What `sweep` was told to keep.
+    pub kept: Mutex<Vec<SandboxId>>,
+}
+
+/// A sandbox of it.
+pub struct TestSandbox {
+    id: SandboxId,
+    /// What it was started with.
+    pub spec: StartSpec,
+    ports: Mutex<HashMap<u16, SocketAddr>>,
+    servers: Mutex<Vec<AbortOnDropHandle<()>>>,
+    exit: watch::Sender<Option<ExitReason>>,
+    pub(super) guest: Arc<guest::Guest>,
+    egress: Mutex<EgressPolicy>,
+}
+
+impl TestEngine {
+    /// An engine without sandboxes.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            descriptor: Descriptor {
+                name: "test",
+                isolation: Isolation::SharedKernel,
+                summary: "loopback listeners in one process: no isolation at all".to_owned(),
+                capabilities: Capabilities::default(),
+            },
+            sandboxes: Mutex::default(),
+            fail_next: Mutex::default(),
+            silent_agents: AtomicBool::new(false),
+            gate: Semaphore::new(Semaphore::MAX_PERMITS),
+            starting: AtomicUsize::new(0),
+            at_gate: Notify::new(),
+            kept: Mutex::default(),
+        })
+    }
+
+    /// A sandbox it started, alive or not.
+    ///
+    /// # Panics
+    /// When another test thread panicked.
+    #[must_use]
+    pub fn sandbox(&self, id: &SandboxId) -> Option<Arc<TestSandbox>> {
+        self.sandboxes.lock().expect("no test panicked").get(id).cloned()
+    }
+
+    /// How many of its sandboxes are alive.
+    ///
+    /// # Panics
+    /// When another test thread panicked.
+    #[must_use]
+    pub fn alive(&self) -> usize {
+        let sandboxes = self.sandboxes.lock().expect("no test panicked");
+        sandboxes.values().filter(|sandbox| sandbox.exit.borrow().is_none()).count()
+    }
+
+    /// Makes the next start fail.
+    ///
+    /// # Panics
+    /// When another test thread panicked.
+    pub fn fail_next(&self, error: EngineError) {
+        *self.fail_next.lock().expect("no test panicked") = Some(error);
+    }
+}
+
+#[async_trait]
+impl Engine for TestEngine {
+    fn descriptor(&self) -> &Descriptor {
+        &self.descriptor
+    }
+
+    async fn prepare(&self, template: &TemplateImage) -> Result<(), EngineError> {
+        if template.layers.is_empty() {
+            return Err(EngineError::Template("it has no layers".to_owned()));
+        }
+        Ok(())
+    }
+
+    async fn start(&self, spec: StartSpec) -> Result<Arc<dyn Sandbox>, EngineError> {
+        self.starting.fetch_add(1, Ordering::SeqCst);
+        self.at_gate.notify_one();
+        self.gate.acquire().await.expect("the gate is never closed").forget();
+        if let Some(error) = self.fail_next.lock().expect("no test panicked").take() {
+            return Err(error);
+        }
+        let sandbox = TestSandbox::start(spec, self.silent_agents.load(Ordering::SeqCst))
+            .await
+            .map_err(EngineError::kernel("listen on loopback"))?;
+        let mut sandboxes = self.sandboxes.lock().expect("no test panicked");
+        sandboxes.insert(sandbox.id.clone(), Arc::clone(&sandbox));
+        Ok(sandbox)
+    }
+
+    async fn adopt(&self, id: &SandboxId) -> Result<Arc<dyn Sandbox>, EngineError> {
+        let sandbox = self.sandbox(id).filter(|sandbox| sandbox.exit.borrow().is_none());
+        Ok(sandbox.ok_or(EngineError::NotFound)?)
+    }
+
+    async fn sweep(&self, keep: &[SandboxId]) -> Result<usize, EngineError> {
+        *self.kept.lock().expect("no test panicked") = keep.to_vec();
+        let sandboxes = self.sandboxes.lock().expect("no test panicked");
+        let lost: Vec<_> = sandboxes
+            .values()
+            .filter(|sandbox| sandbox.exit.borrow().is_none() && !keep.contains(&sandbox.id))
+            .collect();
+        lost.iter().for_each(|sandbox| sandbox.die(ExitReason::Signalled(9)));
+        Ok(lost.len())
+    }
+
+    async fn shutdown(&self) {}
+}
+
+impl TestSandbox {
+    async fn start(spec: StartSpec, silent: bool) -> std::io::Result<Arc<Self>> {
+        let sandbox = Arc::new(Self {
+            id: spec.id.clone(),
+            egress: Mutex::new(spec.egress.clone()),
+            spec,
+            ports: Mutex::default(),
+            servers: Mutex::default(),
+            exit: watch::Sender::new(None),
+            guest: Arc::default(),
+        });
+        for port in [ENVD_PORT, APP_PORT] {
+            let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+            sandbox.ports.lock().expect("no test panicked").insert(port, listener.local_addr()?);
+            let guest = Arc::clone(&sandbox.guest);
+            let server = tokio::spawn(guest::serve(listener, guest, silent && port == ENVD_PORT));
+            sandbox.servers.lock().expect("no test panicked").push(AbortOnDropHandle::new(server));
+        }
+        Ok(sandbox)
+    }
+
+    /// Makes a port of the sandbox lead to a listener of the test's own.
+    ///
+    /// # Panics
+    /// When another test thread panicked.
+    pub fn open_port(&self, port: u16, address: SocketAddr) {
+        self.ports.lock().expect("no test panicked").insert(port, address);
+    }
+
+    /// Ends as if PID 1 had: every socket is closed, then the exit is known.
+    ///
+    /// # Panics
+    /// When another test thread panicked.
+    pub fn die(&self, reason: ExitReason) {
+        self.servers.lock().expect("no test panicked").clear();
+        self.exit.send_if_modified(|exit| {
+            let first = exit.is_none();
+            if first {
+                *exit = Some(reason);
+            }
+            first
+        });
+    }
+
+    /// What `POST /init` said.
+    ///
+    /// # Panics
+    /// When another test thread panicked.
+    #[must_use]
+    pub fn init(&self) -> Option<serde_json::Value> {
+        self.guest.init.lock().expect("no test panicked").clone()
+    }
+
+    /// Sends a piece to everybody who reads `/ticks`.
+    pub fn tick(&self, piece: &'static str) {
+        // Nobody listening is fine.
+        let _ = self.guest.ticks.send(piece);
+    }
+
+    /// Whoever subscribes learns when somebody begins to read `/ticks`.
+    #[must_use]
+    pub fn readers(&self) -> watch::Receiver<usize> {
+        self.guest.readers.subscribe()
+    }
+
+    /// Connections its servers have accepted so far.
+    #[must_use]
+    pub fn accepted(&self) -> usize {
+        self.guest.accepted.load(Ordering::SeqCst)
+    }
+
+    /// The rules for outgoing traffic now.
+    ///
+    /// # Panics
+    /// When another test thread panicked.
+    #[must_use]
+    pub fn egress(&self) -> EgressPolicy {
+        self.egress.lock().expect("no test panicked").clone()
+    }
+}
+
+#[async_trait]
+impl Sandbox for TestSandbox {
+    fn id(&self) -> &SandboxId {
+        &self.id
+    }
+
+    async fn dial(&self, port: u16) -> std::io::Result<TcpStream> {
+        if self.exit.borrow().is_some() {
+            return Err(std::io::ErrorKind::NotConnected.into());
+        }
+        let address = self.ports.lock().expect("no test panicked").get(&port).copied();
+        TcpStream::connect(address.ok_or(std::io::ErrorKind::ConnectionRefused)?).await
+    }
+
+    async fn freeze(&self) -> Result<(), EngineError> {
+        Err(EngineError::Unsupported("freezing"))
+    }
+
+    async fn thaw(&self) -> Result<(), EngineError> {
+        Err(EngineError::Unsupported("freezing"))
+    }
+
+    async fn stats(&self) -> Result<Stats, EngineError> {
+        Ok(Stats::default())
+    }
+
+    fn set_egress(&self, policy: EgressPolicy) {
+        *self.egress.lock().expect("no test panicked") = policy;
+    }
+
+    async fn kill(&self) -> Result<(), EngineError> {
+        self.die(ExitReason::Signalled(9));
+        Ok(())
+    }
+
+    fn exit(&self) -> watch::Receiver<Option<ExitReason>> {
+        self.exit.subscribe()
+    }
+
+    fn private_dir(&self) -> PathBuf {
+        PathBuf::from("/nowhere")
+    }
+}
+
+/// Pieces a slow reader may lag behind.
+pub(super) const TICKS: usize = 64;
+
+pub(super) fn tick_channel() -> broadcast::Sender<&'static str> {
+    broadcast::Sender::new(TICKS)
+}

@@ -1,0 +1,63 @@
+//! A sandbox's two tokens, derived from the server's seed and the sandbox's id.
+//! They need no storage, are the same for a sandbox's whole life, and differ between forks.
+//! Comparisons take the same time wherever the difference is.
+
+use hmac::{Hmac, KeyInit, Mac};
+use ids::SandboxId;
+use sha2::Sha256;
+use subtle::ConstantTimeEq;
+
+/// Bytes of the seed.
+pub(crate) const SEED_LEN: usize = 32;
+
+/// The server's seed.
+pub(crate) struct Tokens {
+    seed: Vec<u8>,
+}
+
+impl Tokens {
+    pub(crate) fn new(seed: Vec<u8>) -> Self {
+        Self { seed }
+    }
+
+    /// What envd wants in `X-Access-Token`.
+    pub(crate) fn envd(&self, id: &SandboxId) -> String {
+        self.sign(&[id.as_str()])
+    }
+
+    /// What a sandbox without public traffic wants in `e2b-traffic-access-token`.
+    pub(crate) fn traffic(&self, id: &SandboxId) -> String {
+        self.sign(&["sandbox-traffic-", id.as_str()])
+    }
+
+    fn sign(&self, parts: &[&str]) -> String {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.seed).expect("HMAC takes keys of any length");
+        for part in parts {
+            mac.update(part.as_bytes());
+        }
+        hex::encode(mac.finalize().into_bytes())
+    }
+}
+
+/// Whether two secrets are the same, in time that does not depend on where they differ.
+#[must_use]
+pub fn same_secret(a: &[u8], b: &[u8]) -> bool {
+    a.ct_eq(b).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_hex_hmacs_of_the_id() {
+        let tokens = Tokens::new(b"key".to_vec());
+        let id: SandboxId = "iabc".parse().unwrap();
+        assert_eq!(tokens.envd(&id).len(), 64);
+        assert_ne!(tokens.envd(&id), tokens.traffic(&id));
+        assert_eq!(tokens.envd(&id), Tokens::new(b"key".to_vec()).envd(&id));
+        // HMAC-SHA256("key", "The quick brown fox jumps over the lazy dog"), a published vector.
+        let published = "f7bc83f430538424b13298e6aa6fb143ef4d59a14946175997479dbc2d1a3cd8";
+        assert_eq!(tokens.sign(&["The quick brown fox jumps over the lazy dog"]), published);
+    }
+}
