@@ -1,0 +1,44 @@
+//! Builds: the server, envd beside it, and the base template's layer that tests share.
+//! envd is always for musl; it runs in every sandbox whatever that has for a C library.
+//! The base layer is kept under `target/`, so it is built once a checkout.
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::run::{self, Outcome};
+
+const ENVD_TARGET: &str = "x86_64-unknown-linux-musl";
+
+/// Release build of the server with envd beside it; answers the server's path.
+pub(crate) fn release() -> Outcome<PathBuf> {
+    crate::setup::for_running()?;
+    run::cargo(["build", "--release", "--package", "cofferdam"]).run()?;
+    let folder = run::target().join("release");
+    let envd = envd("envd")?;
+    // By rename: a running server may be reading the old one.
+    let new = folder.join("envd.new");
+    fs::copy(&envd, &new)
+        .and_then(|_| fs::rename(&new, folder.join("envd")))
+        .map_err(|e| format!("envd: {e}"))?;
+    Ok(folder.join("cofferdam"))
+}
+
+/// envd with a cargo profile; answers its path.
+pub(crate) fn envd(profile: &str) -> Outcome<PathBuf> {
+    run::cargo(["build", "--package", "envd", "--target", ENVD_TARGET, "--profile", profile]).run()?;
+    let folder = if profile == "dev" { "debug" } else { profile };
+    Ok(run::target().join(ENVD_TARGET).join(folder).join("envd"))
+}
+
+/// Development build of the server; answers its path.
+pub(crate) fn server() -> Outcome<PathBuf> {
+    run::cargo(["build", "--package", "cofferdam"]).run()?;
+    Ok(run::target().join("debug/cofferdam"))
+}
+
+/// The layer store with the base template in it.
+pub(crate) fn base_layer() -> Outcome<PathBuf> {
+    let layers = run::target().join("layers");
+    run::new(server()?).args(["template", "build-base", "--layers-dir"]).arg(&layers).run()?;
+    Ok(layers)
+}

@@ -1,0 +1,73 @@
+//! The official SDKs and CLI against a real server: Python (pytest) and JavaScript (node's own runner).
+//! Packages are the newest of their registries; their folders are kept under `target/`.
+//! Each suite starts its servers itself, on port 0 with data folders of their own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::run::{self, Outcome};
+use crate::tally::Tally;
+use crate::{build, setup};
+
+/// Runs both suites; words select tests as pytest does.
+pub(crate) fn run(rest: &[String]) -> Outcome<Tally> {
+    setup::for_testing()?;
+    let server = build::server()?;
+    let envd = build::envd("dev")?;
+    let layers = build::base_layer()?;
+    let suites = run::root().join("conformance");
+    let python = python(&suites)?;
+    let modules = javascript(&suites)?;
+    let give = |run: &mut run::Run| {
+        run.env("COFFERDAM_BIN", &server).env("COFFERDAM_ENVD", &envd).env("COFFERDAM_LAYERS", &layers);
+        run.env("COFFERDAM_NODE_MODULES", &modules);
+    };
+    let mut tally = Tally::default();
+    let mut pytest = run::new(python);
+    pytest.args(["-m", "pytest", "-p", "no:cacheprovider", "conformance/python"]).args(rest);
+    give(&mut pytest);
+    tally.add("python", pytest.tally());
+    if rest.is_empty() {
+        let mut node = run::new("node");
+        node.args(["--test", "--test-concurrency=1", "--test-reporter=tap"])
+            .args(tests(&modules.join("tests"))?);
+        give(&mut node);
+        tally.add("javascript", node.tally());
+    }
+    Ok(tally)
+}
+
+fn python(suites: &Path) -> Outcome<PathBuf> {
+    let home = run::target().join("conformance/venv");
+    if !home.join("bin/python").exists() {
+        run::new("python3").args(["-m", "venv"]).arg(&home).run()?;
+    }
+    let mut install = run::new(home.join("bin/pip"));
+    install
+        .args(["install", "--quiet", "--upgrade", "--requirement"])
+        .arg(suites.join("python/requirements.txt"));
+    install.run()?;
+    Ok(home.join("bin/python"))
+}
+
+/// Node looks for modules above the test's own folder, so the tests are copied beside them.
+fn javascript(suites: &Path) -> Outcome<PathBuf> {
+    let home = run::target().join("conformance/js");
+    let tests = home.join("tests");
+    let _ = fs::remove_dir_all(&tests);
+    fs::create_dir_all(&tests).map_err(|error| format!("{}: {error}", tests.display()))?;
+    for entry in fs::read_dir(suites.join("js")).map_err(|error| error.to_string())? {
+        let path = entry.map_err(|error| error.to_string())?.path();
+        let name = path.file_name().unwrap_or_default().to_owned();
+        let folder = if name == "package.json" { &home } else { &tests };
+        fs::copy(&path, folder.join(name)).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    run::new("npm").args(["install", "--silent", "--no-audit", "--no-fund", "--prefix"]).arg(&home).run()?;
+    Ok(home)
+}
+
+fn tests(folder: &Path) -> Outcome<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder).map_err(|error| error.to_string())?;
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    Ok(paths.filter(|path| path.to_string_lossy().ends_with(".test.mjs")).collect())
+}

@@ -1,0 +1,59 @@
+//! Brings a fresh Debian machine to where a task can run: Debian packages and Rust targets.
+//! What is there already costs a few milliseconds to see.
+//! Needs root, as the server does.
+
+use crate::run::{self, Outcome};
+
+/// Programs behind building templates and running sandboxes.
+const RUNNING: &[&str] = &["mmdebstrap", "debian-archive-keyring", "ca-certificates"];
+/// What tests use besides.
+const TESTING: &[&str] = &[
+    "gcc-aarch64-linux-gnu",
+    "libc6-dev-arm64-cross",
+    "iproute2",
+    "nftables",
+    "python3-venv",
+    "git",
+    "curl",
+    "util-linux",
+];
+
+/// For `quickstart`, `build` and `bench`.
+pub(crate) fn for_running() -> Outcome {
+    packages(RUNNING)?;
+    rust_targets(&["x86_64-unknown-linux-musl"])
+}
+
+/// For tests.
+pub(crate) fn for_testing() -> Outcome {
+    packages(RUNNING)?;
+    packages(TESTING)?;
+    rust_targets(&["x86_64-unknown-linux-musl", "aarch64-unknown-linux-musl", "aarch64-unknown-linux-gnu"])?;
+    if !run::cargo(["nextest", "--version"]).succeeds() {
+        run::cargo(["install", "--locked", "cargo-nextest"]).run()?;
+    }
+    Ok(())
+}
+
+fn packages(wanted: &[&str]) -> Outcome {
+    let is_missing = |package: &&&str| {
+        let status = run::new("dpkg-query").args(["-W", "-f=${db:Status-Status}", package]).output_quiet();
+        status.as_deref() != Some("installed")
+    };
+    let missing: Vec<&&str> = wanted.iter().filter(is_missing).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    run::new("apt-get").args(["update", "--quiet"]).run()?;
+    let mut install = run::new("apt-get");
+    install.args(["install", "--yes", "--quiet", "--no-install-recommends"]).args(missing);
+    install.env("DEBIAN_FRONTEND", "noninteractive").run()
+}
+
+fn rust_targets(wanted: &[&str]) -> Outcome {
+    let installed = run::new("rustup").args(["target", "list", "--installed"]).output()?;
+    for target in wanted.iter().filter(|target| !installed.lines().any(|line| line == **target)) {
+        run::new("rustup").args(["target", "add", target]).run()?;
+    }
+    Ok(())
+}
