@@ -1,2 +1,82 @@
-//! placeholder
-fn main() {}
+//! Starts envd: takes its socket, becomes the reaper of the sandbox if it is PID 1, and serves.
+//! One thread does everything; a few more wait for filesystems.
+//! Nothing is read from the environment but `PATH`.
+
+#![forbid(unsafe_code)]
+
+use std::io::{self, Write};
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use envd::args::{self, Args, Command, Listen};
+use envd::process::{reaper, start};
+use envd::rest::system;
+use envd::state::Envd;
+use envd::{VERSION, server, sys};
+
+/// Threads that may wait for filesystems at once.
+const BLOCKING_THREADS: usize = 32;
+
+/// Idle threads stay: when the sandbox is out of processes, no new one could be had.
+const KEEP_THREADS: Duration = Duration::from_secs(365 * 24 * 3600);
+
+fn main() -> ExitCode {
+    let args = match args::parse(std::env::args_os().skip(1)) {
+        Ok(Command::Version) => {
+            let _ = writeln!(io::stdout(), "{VERSION}");
+            return ExitCode::SUCCESS;
+        }
+        Ok(Command::Serve(args)) => args,
+        Err(error) => return fail(&error.to_string()),
+    };
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error.to_string()),
+    }
+}
+
+fn fail(message: &str) -> ExitCode {
+    let _ = writeln!(io::stderr(), "envd: {message}");
+    ExitCode::FAILURE
+}
+
+fn run(args: Args) -> io::Result<()> {
+    let listener = match args.listen {
+        Listen::Fd(fd) => {
+            sys::close_inherited(Some(fd));
+            sys::inherited_listener(fd)?
+        }
+        Listen::Port(port) => {
+            sys::close_inherited(None);
+            let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
+            writeln!(io::stdout(), "{}", listener.local_addr()?)?;
+            listener
+        }
+    };
+    listener.set_nonblocking(true)?;
+    if std::process::id() == 1 {
+        // The session of whoever made the sandbox is not ours. Fails only if it is ours already.
+        let _ = rustix::process::setsid();
+        let _ = std::env::set_current_dir("/");
+        let _ = system::write_markers(&args.system_root, None, None);
+    }
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    start::raise_open_files();
+
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_keep_alive(KEEP_THREADS)
+        .thread_stack_size(256 * 1024)
+        .build()?;
+    runtime.block_on(async {
+        let envd = Arc::new(Envd::new(args.system_root));
+        tokio::spawn(reaper::run(Arc::clone(&envd), reaper::listen()?));
+        // The first thread for filesystems exists before anyone can use all processes up.
+        tokio::task::spawn_blocking(|| {});
+        server::run(envd, tokio::net::TcpListener::from_std(listener)?).await;
+        Ok(())
+    })
+}

@@ -1,0 +1,108 @@
+//! The command line. There is no configuration file and no environment variable: what a sandbox
+//! needs beyond this arrives through `POST /init`.
+//! Parsed by hand, because a parser would be a tenth of the binary.
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+/// What the command line asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Print the version and leave.
+    Version,
+    /// Serve.
+    Serve(Args),
+}
+
+/// How to serve.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Args {
+    /// Where requests come from.
+    pub listen: Listen,
+    /// Directory under which `/init` writes its files (`etc/`, `run/e2b`, trust store).
+    /// Host name and clock are set only when it is `/`.
+    pub system_root: PathBuf,
+}
+
+/// The source of connections.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// An inherited, listening TCP socket.
+    Fd(RawFd),
+    /// A port to bind on every IPv4 address; 0 takes any and prints the address.
+    Port(u16),
+}
+
+/// A command line that makes no sense.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum ArgsError {
+    /// Unknown flag.
+    #[error("unknown argument {0:?}; usage: envd --listen-fd N | --port N [--system-root DIR] | --version")]
+    Unknown(OsString),
+    /// Flag without its value.
+    #[error("{0} needs a value")]
+    NoValue(&'static str),
+    /// A value that is no number.
+    #[error("{0} needs a number, not {1:?}")]
+    NoNumber(&'static str, OsString),
+    /// Nothing to listen on.
+    #[error("one of --listen-fd and --port is needed")]
+    NoListener,
+}
+
+/// Parses the arguments after the program's name.
+pub fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Command, ArgsError> {
+    let mut listen = None;
+    let mut system_root = PathBuf::from("/");
+    while let Some(arg) = args.next() {
+        match arg.to_str() {
+            Some("--version" | "-version" | "-V") => return Ok(Command::Version),
+            Some("--listen-fd") => listen = Some(Listen::Fd(number("--listen-fd", args.next())?)),
+            Some("--port" | "-port") => listen = Some(Listen::Port(number("--port", args.next())?)),
+            Some("--system-root") => {
+                system_root = args.next().ok_or(ArgsError::NoValue("--system-root"))?.into();
+            }
+            _ => return Err(ArgsError::Unknown(arg)),
+        }
+    }
+    let listen = listen.ok_or(ArgsError::NoListener)?;
+    Ok(Command::Serve(Args { listen, system_root }))
+}
+
+fn number<T: std::str::FromStr>(flag: &'static str, value: Option<OsString>) -> Result<T, ArgsError> {
+    let value = value.ok_or(ArgsError::NoValue(flag))?;
+    match value.to_str().and_then(|text| text.parse().ok()) {
+        Some(number) => Ok(number),
+        None => Err(ArgsError::NoNumber(flag, value)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_strs(args: &[&str]) -> Result<Command, ArgsError> {
+        parse(args.iter().map(OsString::from))
+    }
+
+    #[test]
+    fn reads_every_flag() {
+        let Ok(Command::Serve(args)) = parse_strs(&["--port", "0", "--system-root", "/tmp/x"]) else {
+            panic!("must parse");
+        };
+        assert_eq!(args.listen, Listen::Port(0));
+        assert_eq!(args.system_root, PathBuf::from("/tmp/x"));
+        assert_eq!(parse_strs(&["--version"]), Ok(Command::Version));
+    }
+
+    #[test]
+    fn refuses_nonsense() {
+        assert_eq!(parse_strs(&[]), Err(ArgsError::NoListener));
+        assert_eq!(parse_strs(&["--listen-fd"]), Err(ArgsError::NoValue("--listen-fd")));
+        assert_eq!(parse_strs(&["--port", "x"]), Err(ArgsError::NoNumber("--port", "x".into())));
+        assert_eq!(parse_strs(&["--what"]), Err(ArgsError::Unknown("--what".into())));
+    }
+}

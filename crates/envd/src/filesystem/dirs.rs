@@ -1,0 +1,91 @@
+//! Making directories on the way to a file, each new one the user's.
+//! Walks by descriptor, so that nothing swapped in meanwhile can be given away in a directory's place.
+
+use std::os::fd::OwnedFd;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
+use thiserror::Error;
+
+use crate::users::User;
+
+/// Why a directory could not be made.
+#[derive(Debug, Error)]
+pub enum DirsError {
+    /// Something on the way is no directory.
+    #[error("path is a file: {0}")]
+    NotDirectory(PathBuf),
+    /// Anything else.
+    #[error("{0}: {1}")]
+    Io(PathBuf, Errno),
+}
+
+impl DirsError {
+    /// Whether it is for want of room.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Io(_, Errno::NOSPC | Errno::DQUOT))
+    }
+}
+
+/// Makes `path` and what is missing above it. Tells whether the last component is new.
+pub fn ensure(path: &Path, user: &User) -> Result<bool, DirsError> {
+    let mut at = open(CWD, Path::new("/"), false).map_err(|e| DirsError::Io("/".into(), e))?;
+    let mut walked = PathBuf::from("/");
+    let mut new = false;
+    for component in path.components() {
+        let Component::Normal(name) = component else { continue };
+        walked.push(name);
+        (at, new) = enter(&at, Path::new(name), user).map_err(|error| match error {
+            Errno::NOTDIR => DirsError::NotDirectory(walked.clone()),
+            error => DirsError::Io(walked.clone(), error),
+        })?;
+    }
+    Ok(new)
+}
+
+fn enter(at: &OwnedFd, name: &Path, user: &User) -> rustix::io::Result<(OwnedFd, bool)> {
+    match open(at, name, false) {
+        Err(Errno::NOENT) => {}
+        other => return other.map(|dir| (dir, false)),
+    }
+    match rustix::fs::mkdirat(at, name, Mode::from_raw_mode(0o755)) {
+        // Someone else made it, or a link that leads nowhere lies there.
+        Err(Errno::EXIST) => return open(at, name, false).map(|dir| (dir, false)),
+        made => made?,
+    }
+    // Without following: if a link has taken its place, it is not what we made.
+    let dir = open(at, name, true)?;
+    rustix::fs::fchown(&dir, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))?;
+    Ok((dir, true))
+}
+
+fn open(at: impl std::os::fd::AsFd, name: &Path, no_follow: bool) -> rustix::io::Result<OwnedFd> {
+    let mut flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    if no_follow {
+        flags |= OFlags::NOFOLLOW;
+    }
+    rustix::fs::openat(at, name, flags, Mode::empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn makes_what_is_missing_and_stops_at_files() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let me = rustix::process::getuid().as_raw();
+        let user =
+            User { name: "me".into(), uid: me, gid: rustix::process::getgid().as_raw(), home: "/".into() };
+        let path = dir.path().join("a/b");
+        assert!(ensure(&path, &user).expect("made"));
+        assert!(!ensure(&path, &user).expect("there"));
+        std::fs::write(path.join("f"), "").expect("written");
+        assert!(
+            matches!(ensure(&path.join("f/x"), &user), Err(DirsError::NotDirectory(at)) if at == path.join("f"))
+        );
+        std::os::unix::fs::symlink(dir.path().join("gone"), path.join("broken")).expect("linked");
+        assert!(ensure(&path.join("broken"), &user).is_err());
+    }
+}

@@ -1,0 +1,156 @@
+//! The filesystem service as clients call it: resolves paths for the caller, hands the work to a
+//! blocking thread.
+
+#![allow(refining_impl_trait, reason = "a handler names the message it answers with")]
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use connectrpc::{
+    ConnectError, Encodable, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream,
+};
+use envd_api::filesystem::{
+    CreateWatcherRequest, CreateWatcherResponse, Filesystem, GetWatcherEventsRequest,
+    GetWatcherEventsResponse, ListDirRequest, ListDirResponse, MakeDirRequest, MakeDirResponse, MoveRequest,
+    MoveResponse, RemoveRequest, RemoveResponse, RemoveWatcherRequest, RemoveWatcherResponse, StatRequest,
+    StatResponse, WatchDirRequest, WatchDirResponse,
+};
+use futures::StreamExt;
+
+use crate::filesystem::{ops, watch};
+use crate::paths;
+use crate::process::stream::keepalive;
+use crate::router::caller;
+use crate::state::Envd;
+use crate::users::User;
+
+/// The service.
+#[derive(Debug)]
+pub struct Files(pub Arc<Envd>);
+
+impl Files {
+    fn resolve(&self, user: &User, path: &str) -> Result<PathBuf, ConnectError> {
+        let workdir = self.0.settings().default_workdir.clone();
+        paths::resolve(path, &user.home, workdir.as_deref())
+            .map_err(|error| ConnectError::invalid_argument(error.to_string()))
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ConnectError> + Send + 'static,
+) -> Result<T, ConnectError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(ConnectError::internal(error.to_string())))
+}
+
+impl Filesystem for Files {
+    async fn stat(
+        &self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, StatRequest>,
+    ) -> ServiceResult<StatResponse> {
+        let path = self.resolve(&caller(&self.0, &ctx)?, request.path)?;
+        let entry = blocking(move || ops::stat(&path)).await?;
+        Response::ok(StatResponse { entry: entry.into(), ..Default::default() })
+    }
+
+    async fn make_dir(
+        &self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, MakeDirRequest>,
+    ) -> ServiceResult<MakeDirResponse> {
+        let user = caller(&self.0, &ctx)?;
+        let path = self.resolve(&user, request.path)?;
+        let entry = blocking(move || ops::make_dir(&path, &user)).await?;
+        Response::ok(MakeDirResponse { entry: entry.into(), ..Default::default() })
+    }
+
+    async fn r#move(
+        &self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, MoveRequest>,
+    ) -> ServiceResult<MoveResponse> {
+        let user = caller(&self.0, &ctx)?;
+        let source = self.resolve(&user, request.source)?;
+        let destination = self.resolve(&user, request.destination)?;
+        let entry = blocking(move || ops::move_entry(&source, &destination, &user)).await?;
+        Response::ok(MoveResponse { entry: entry.into(), ..Default::default() })
+    }
+
+    async fn list_dir(
+        &self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, ListDirRequest>,
+    ) -> ServiceResult<ListDirResponse> {
+        let path = self.resolve(&caller(&self.0, &ctx)?, request.path)?;
+        let depth = request.depth;
+        let entries = blocking(move || ops::list_dir(&path, depth)).await?;
+        Response::ok(ListDirResponse { entries, ..Default::default() })
+    }
+
+    async fn remove(
+        &self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, RemoveRequest>,
+    ) -> ServiceResult<RemoveResponse> {
+        let path = self.resolve(&caller(&self.0, &ctx)?, request.path)?;
+        blocking(move || ops::remove(&path)).await?;
+        Response::ok(RemoveResponse::default())
+    }
+
+    async fn watch_dir(
+        &self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, WatchDirRequest>,
+    ) -> ServiceResult<ServiceStream<impl Encodable<WatchDirResponse> + Send + use<>>> {
+        let path = self.resolve(&caller(&self.0, &ctx)?, request.path)?;
+        let options = watch::Options {
+            recursive: request.recursive,
+            include_entry: request.include_entry,
+            allow_network_mounts: request.allow_network_mounts,
+        };
+        let watcher = blocking(move || watch::Watcher::new(path, options)).await?.started()?;
+        Response::stream_ok(watch::stream::events(watcher, keepalive(ctx.headers())).boxed()).map(
+            |mut response| {
+                response.compress = None;
+                response
+            },
+        )
+    }
+
+    async fn create_watcher(
+        &self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, CreateWatcherRequest>,
+    ) -> ServiceResult<CreateWatcherResponse> {
+        let path = self.resolve(&caller(&self.0, &ctx)?, request.path)?;
+        let options = watch::Options {
+            recursive: request.recursive,
+            include_entry: request.include_entry,
+            allow_network_mounts: request.allow_network_mounts,
+        };
+        let watcher = blocking(move || watch::Watcher::new(path, options)).await?.started()?;
+        let watcher_id = self.0.watchers.insert(watcher)?;
+        Response::ok(CreateWatcherResponse { watcher_id, ..Default::default() })
+    }
+
+    async fn get_watcher_events(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, GetWatcherEventsRequest>,
+    ) -> ServiceResult<GetWatcherEventsResponse> {
+        let watcher = self.0.watchers.get(request.watcher_id)?;
+        let events = watcher.take().await?;
+        Response::ok(GetWatcherEventsResponse { events, ..Default::default() })
+    }
+
+    async fn remove_watcher(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, RemoveWatcherRequest>,
+    ) -> ServiceResult<RemoveWatcherResponse> {
+        self.0.watchers.remove(request.watcher_id)?;
+        Response::ok(RemoveWatcherResponse::default())
+    }
+}

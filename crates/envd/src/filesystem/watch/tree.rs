@@ -1,0 +1,357 @@
+//! A tree of directories under inotify, kept complete while it changes.
+//! A directory that appears is watched first and read second; what is found in it is reported as created,
+//! and the kernel's own reports of the same are then dropped, so nothing is lost and nothing told twice.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use connectrpc::ConnectError;
+use envd_api::filesystem::{EventType, FilesystemEvent};
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
+use rustix::io::Errno;
+use thiserror::Error;
+
+use crate::filesystem::entry;
+use crate::filesystem::ops::words;
+use crate::filesystem::watch::Options;
+use crate::users::Names;
+
+/// Events kept for a client that does not fetch them.
+const MAX_EVENTS: usize = 1 << 17;
+
+/// Filesystems whose changes may be made elsewhere: NFS, SMB, CIFS, SMB2, FUSE.
+const NETWORK: [i64; 5] = [0x6969, 0x517b, 0xff53_4d42, 0xfe53_4d42, 0x6573_5546];
+
+/// Events are missing from here on.
+#[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
+pub enum Lost {
+    /// The kernel had more events than room.
+    #[error("inotify queue overflow")]
+    Queue,
+    /// The client did not fetch its events.
+    #[error("too many events waiting to be fetched")]
+    Buffer,
+    /// A directory could not be watched.
+    #[error("cannot watch a new directory: {0}")]
+    Watch(Errno),
+}
+
+#[derive(Debug)]
+struct Dir {
+    /// Below the root; empty for the root itself.
+    relative: PathBuf,
+    /// Names already reported as created, whose reports by the kernel are still to come.
+    told: HashSet<OsString>,
+}
+
+/// One event of the kernel's, on its own.
+#[derive(Debug)]
+struct Raw {
+    wd: i32,
+    flags: ReadFlags,
+    cookie: u32,
+    name: Option<OsString>,
+}
+
+/// The tree.
+#[derive(Debug)]
+pub struct Tree {
+    root: PathBuf,
+    options: Options,
+    queue: OwnedFd,
+    dirs: HashMap<i32, Dir>,
+    names: Names,
+}
+
+impl Tree {
+    /// Watches `root`, and all below it if that is asked for.
+    pub fn new(root: PathBuf, options: Options) -> Result<Self, ConnectError> {
+        let shown = root.display();
+        let meta = std::fs::metadata(&root)
+            .map_err(|error| ConnectError::not_found(format!("path {shown} not found: {}", words(&error))))?;
+        if !meta.is_dir() {
+            return Err(ConnectError::invalid_argument(format!("path {shown} not a directory")));
+        }
+        if !options.allow_network_mounts && is_network(&root) {
+            return Err(ConnectError::invalid_argument(format!(
+                "cannot watch path on network filesystem: {shown}"
+            )));
+        }
+        let failed = |error: Errno| match error {
+            Errno::NOSPC | Errno::MFILE | Errno::NFILE | Errno::NOMEM => {
+                ConnectError::resource_exhausted(format!("error adding path to watcher: {error}"))
+            }
+            error => ConnectError::internal(format!("error adding path to watcher: {error}")),
+        };
+        let queue = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).map_err(failed)?;
+        let names = if options.include_entry { Names::load() } else { Names::default() };
+        let mut tree = Self { root, options, queue, dirs: HashMap::new(), names };
+        tree.add(PathBuf::new(), None).map_err(failed)?;
+        Ok(tree)
+    }
+
+    /// The kernel's queue, readable when there are events.
+    pub fn queue(&self) -> &OwnedFd {
+        &self.queue
+    }
+
+    /// Reads what is in the queue, adding the events it amounts to.
+    pub fn read(&mut self, events: &mut Vec<FilesystemEvent>) -> Result<(), Lost> {
+        let mut leaving: Option<(u32, PathBuf)> = None;
+        loop {
+            let batch = self.batch();
+            if batch.is_empty() {
+                break;
+            }
+            for raw in batch {
+                // A directory on its way within the tree arrives with the very next event.
+                if let Some((cookie, from)) = leaving.take()
+                    && !(raw.flags.contains(ReadFlags::MOVED_TO) && raw.cookie == cookie)
+                {
+                    self.forget(&from);
+                }
+                self.handle(raw, events, &mut leaving)?;
+                if events.len() > MAX_EVENTS {
+                    return Err(Lost::Buffer);
+                }
+            }
+        }
+        if let Some((_, from)) = leaving {
+            self.forget(&from);
+        }
+        Ok(())
+    }
+
+    fn batch(&self) -> Vec<Raw> {
+        let mut buffer = [MaybeUninit::uninit(); 16 * 1024];
+        let mut reader = Reader::new(&self.queue, &mut buffer);
+        let mut batch = Vec::new();
+        loop {
+            match reader.next() {
+                Ok(event) => batch.push(Raw {
+                    wd: event.wd(),
+                    flags: event.events(),
+                    cookie: event.cookie(),
+                    name: event.file_name().map(|name| OsStr::from_bytes(name.to_bytes()).to_owned()),
+                }),
+                Err(Errno::INTR) => continue,
+                Err(_empty) => return batch,
+            }
+            if reader.is_buffer_empty() {
+                return batch;
+            }
+        }
+    }
+
+    fn handle(
+        &mut self,
+        raw: Raw,
+        events: &mut Vec<FilesystemEvent>,
+        leaving: &mut Option<(u32, PathBuf)>,
+    ) -> Result<(), Lost> {
+        let flags = raw.flags;
+        if flags.contains(ReadFlags::QUEUE_OVERFLOW) {
+            return Err(Lost::Queue);
+        }
+        if flags.contains(ReadFlags::IGNORED) {
+            self.dirs.remove(&raw.wd);
+            return Ok(());
+        }
+        let Some(dir) = self.dirs.get_mut(&raw.wd) else { return Ok(()) };
+        let Some(name) = raw.name else {
+            // About the watched directory itself; those below the root are told of by their parents.
+            if dir.relative.as_os_str().is_empty() {
+                self.tell(Path::new(""), flags, events);
+            }
+            return Ok(());
+        };
+        let path = dir.relative.join(&name);
+        let told = dir.told.contains(&name);
+        if flags.intersects(ReadFlags::DELETE | ReadFlags::MOVED_FROM) {
+            dir.told.remove(&name);
+        }
+        if flags.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO) && told {
+            dir.told.remove(&name);
+            return Ok(());
+        }
+        self.tell(&path, flags, events);
+        if !self.options.recursive || !flags.contains(ReadFlags::ISDIR) {
+            return Ok(());
+        }
+        if flags.contains(ReadFlags::MOVED_FROM) {
+            *leaving = Some((raw.cookie, path));
+        } else if flags.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO) {
+            self.add(path, Some(events)).map_err(Lost::Watch)?;
+        }
+        Ok(())
+    }
+
+    /// Watches a directory and those below it. With `events` given, what is found counts as created.
+    fn add(&mut self, relative: PathBuf, mut events: Option<&mut Vec<FilesystemEvent>>) -> Result<(), Errno> {
+        let mut todo = vec![relative];
+        while let Some(relative) = todo.pop() {
+            let path = self.root.join(&relative);
+            let is_root = relative.as_os_str().is_empty();
+            let wd = match inotify::add_watch(&self.queue, &path, watch_flags(is_root)) {
+                Ok(wd) => wd,
+                // Gone again, or replaced by something else: its parent reports that.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) if !is_root => continue,
+                Err(error) => return Err(error),
+            };
+            // A directory that is watched already has only moved: what is in it is not new.
+            let known = self.dirs.contains_key(&wd);
+            let mut told = HashSet::new();
+            if self.options.recursive {
+                for child in std::fs::read_dir(&path).into_iter().flatten().flatten() {
+                    let child_path = relative.join(child.file_name());
+                    if let Some(events) = events.as_deref_mut()
+                        && !known
+                    {
+                        told.insert(child.file_name());
+                        self.tell(&child_path, ReadFlags::CREATE, events);
+                    }
+                    if child.file_type().is_ok_and(|kind| kind.is_dir()) {
+                        todo.push(child_path);
+                    }
+                }
+            }
+            let dir =
+                self.dirs.entry(wd).or_insert_with(|| Dir { relative: PathBuf::new(), told: HashSet::new() });
+            dir.relative = relative;
+            dir.told.extend(told);
+        }
+        Ok(())
+    }
+
+    /// Stops watching a directory that left the tree, and those below it.
+    fn forget(&mut self, relative: &Path) {
+        let queue = &self.queue;
+        self.dirs.retain(|&wd, dir| {
+            let stays = !dir.relative.starts_with(relative);
+            if !stays {
+                // It may be gone by itself.
+                let _ = inotify::remove_watch(queue, wd);
+            }
+            stays
+        });
+    }
+
+    fn tell(&self, path: &Path, flags: ReadFlags, events: &mut Vec<FilesystemEvent>) {
+        let kinds = [
+            (ReadFlags::CREATE | ReadFlags::MOVED_TO, EventType::EVENT_TYPE_CREATE),
+            (ReadFlags::MOVED_FROM | ReadFlags::MOVE_SELF, EventType::EVENT_TYPE_RENAME),
+            (ReadFlags::ATTRIB, EventType::EVENT_TYPE_CHMOD),
+            (ReadFlags::MODIFY, EventType::EVENT_TYPE_WRITE),
+            (ReadFlags::DELETE | ReadFlags::DELETE_SELF, EventType::EVENT_TYPE_REMOVE),
+        ];
+        for (_, kind) in kinds.into_iter().filter(|(mask, _)| flags.intersects(*mask)) {
+            let leaves_entry = !matches!(kind, EventType::EVENT_TYPE_RENAME | EventType::EVENT_TYPE_REMOVE);
+            let entry = (self.options.include_entry && leaves_entry)
+                .then(|| entry::describe(&self.root.join(path), &self.names).ok())
+                .flatten();
+            let name = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+            events.push(FilesystemEvent {
+                name: name.to_string_lossy().into_owned(),
+                r#type: kind.into(),
+                entry: entry.into(),
+                ..Default::default()
+            });
+        }
+    }
+}
+
+fn watch_flags(is_root: bool) -> WatchFlags {
+    let flags = WatchFlags::CREATE
+        | WatchFlags::MOVED_TO
+        | WatchFlags::MOVED_FROM
+        | WatchFlags::ATTRIB
+        | WatchFlags::MODIFY
+        | WatchFlags::DELETE
+        | WatchFlags::DELETE_SELF
+        | WatchFlags::MOVE_SELF
+        | WatchFlags::ONLYDIR;
+    // The root may be named through a link; links below are not part of the tree.
+    if is_root { flags } else { flags | WatchFlags::DONT_FOLLOW }
+}
+
+fn is_network(path: &Path) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|fs| NETWORK.contains(&i64::from(fs.f_type)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(events: &[FilesystemEvent], kind: EventType) -> Vec<&str> {
+        let mut names: Vec<_> = events.iter().filter(|e| e.r#type == kind).map(|e| e.name.as_str()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    fn watch() -> (tempfile::TempDir, Tree) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let options = Options { recursive: true, ..Default::default() };
+        let tree = Tree::new(dir.path().to_owned(), options).expect("watched");
+        (dir, tree)
+    }
+
+    #[test]
+    fn tells_of_a_burst_completely_and_once() {
+        let (dir, mut tree) = watch();
+        let mut expected = Vec::new();
+        for a in 0..10 {
+            for b in 0..10 {
+                let sub = format!("{a}/{b}");
+                std::fs::create_dir_all(dir.path().join(&sub)).expect("made");
+                for c in 0..20 {
+                    std::fs::write(dir.path().join(format!("{sub}/{c}")), "x").expect("written");
+                    expected.push(format!("{sub}/{c}"));
+                }
+                expected.push(sub);
+            }
+            expected.push(a.to_string());
+        }
+        let mut events = Vec::new();
+        tree.read(&mut events).expect("nothing lost");
+        expected.sort_unstable();
+        assert_eq!(names(&events, EventType::EVENT_TYPE_CREATE), expected);
+
+        // From now on the new directories are watched like the first.
+        events.clear();
+        std::fs::write(dir.path().join("3/3/late"), "x").expect("written");
+        tree.read(&mut events).expect("nothing lost");
+        assert_eq!(names(&events, EventType::EVENT_TYPE_CREATE), ["3/3/late"]);
+    }
+
+    #[test]
+    fn follows_moves_within_and_forgets_moves_out() {
+        let (dir, mut tree) = watch();
+        let outside = tempfile::tempdir().expect("a directory");
+        let mut events = Vec::new();
+        std::fs::create_dir_all(dir.path().join("a/b")).expect("made");
+        tree.read(&mut events).expect("nothing lost");
+
+        events.clear();
+        std::fs::rename(dir.path().join("a"), dir.path().join("c")).expect("moved");
+        tree.read(&mut events).expect("nothing lost");
+        assert_eq!(names(&events, EventType::EVENT_TYPE_RENAME), ["a"]);
+        assert_eq!(names(&events, EventType::EVENT_TYPE_CREATE), ["c"]);
+
+        events.clear();
+        std::fs::write(dir.path().join("c/b/f"), "x").expect("written");
+        tree.read(&mut events).expect("nothing lost");
+        assert_eq!(names(&events, EventType::EVENT_TYPE_CREATE), ["c/b/f"]);
+
+        events.clear();
+        std::fs::rename(dir.path().join("c"), outside.path().join("c")).expect("moved");
+        tree.read(&mut events).expect("nothing lost");
+        std::fs::write(outside.path().join("c/b/g"), "x").expect("written");
+        tree.read(&mut events).expect("nothing lost");
+        assert_eq!(names(&events, EventType::EVENT_TYPE_RENAME), ["c"]);
+        assert_eq!(names(&events, EventType::EVENT_TYPE_CREATE), [""; 0]);
+    }
+}

@@ -1,0 +1,21 @@
+//! envd, the daemon inside every sandbox: runs processes, moves files, watches directories.
+//! It is PID 1 there, speaks Connect-RPC and REST on one port, and trusts its own root directory.
+//! Unsafe code lives in `sys` alone.
+
+#![deny(unsafe_code)]
+
+pub mod args;
+pub mod auth;
+pub mod clock;
+pub mod filesystem;
+pub mod paths;
+pub mod process;
+pub mod rest;
+pub mod router;
+pub mod server;
+pub mod state;
+pub mod sys;
+pub mod users;
+
+/// The version this daemon's behaviour answers to: clients switch features by it.
+pub const VERSION: &str = "0.6.13";

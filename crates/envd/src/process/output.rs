@@ -1,0 +1,115 @@
+//! One task per process: reads its output, hands it to the subscribers, and delivers its end last.
+//! Without subscribers output is read and dropped, so that the process never blocks on an absent reader;
+//! with a slow one reading pauses, so that nothing is lost.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rustix::process::WaitStatus;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::oneshot;
+
+use crate::process::table::{Event, Process};
+use crate::state::Envd;
+
+/// Bytes per read of a pipe or terminal.
+const PIECE: usize = 32 * 1024;
+
+/// The read ends of a process' pipes. A process on a terminal has none: its terminal is read instead.
+#[derive(Debug, Default)]
+pub struct Pipes {
+    /// Its standard output.
+    pub stdout: Option<AsyncFd<OwnedFd>>,
+    /// Its standard error.
+    pub stderr: Option<AsyncFd<OwnedFd>>,
+}
+
+/// Runs until the end is delivered.
+pub async fn run(
+    envd: Arc<Envd>,
+    process: Arc<Process>,
+    pipes: Pipes,
+    mut exit: oneshot::Receiver<WaitStatus>,
+) {
+    let (mut stdout, mut stderr) = (pipes.stdout, pipes.stderr);
+    let mut terminal = process.terminal.as_ref();
+    let mut status = None;
+    let status = loop {
+        if let Some(status) = status
+            && (process.in_hurry() || (stdout.is_none() && stderr.is_none() && terminal.is_none()))
+        {
+            break status;
+        }
+        let event = tokio::select! {
+            piece = read(stdout.as_ref()) => keep(piece, &mut stdout).map(Event::Stdout),
+            piece = read(stderr.as_ref()) => keep(piece, &mut stderr).map(Event::Stderr),
+            piece = read(terminal) => keep(piece, &mut terminal).map(Event::Pty),
+            ended = &mut exit, if status.is_none() => {
+                // The sender is dropped unused only with the whole table.
+                let Ok(ended) = ended else { return };
+                status = Some(ended);
+                None
+            }
+            () = process.hurried() => None,
+        };
+        if let Some(event) = event {
+            process.deliver(event).await;
+        }
+    };
+    // What the process itself wrote is in the pipes by now, whoever else still holds them open.
+    drain(&process, stdout.as_ref(), Event::Stdout).await;
+    drain(&process, stderr.as_ref(), Event::Stderr).await;
+    drain(&process, terminal, Event::Pty).await;
+    let end = envd.processes.ended(&process, status);
+    process.deliver_end(end).await;
+}
+
+/// Waits for a piece. At the end of the stream the piece is empty; without a stream none ever comes.
+async fn read(fd: Option<&AsyncFd<OwnedFd>>) -> Bytes {
+    let Some(fd) = fd else { return std::future::pending().await };
+    loop {
+        let Ok(mut ready) = fd.readable().await else { return Bytes::new() };
+        match ready.try_io(|fd| read_now(fd.get_ref())) {
+            Ok(Ok(piece)) => return piece,
+            Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+            // A terminal whose last user left reports an error instead of an end.
+            Ok(Err(_)) => return Bytes::new(),
+            Err(_not_ready) => {}
+        }
+    }
+}
+
+fn read_now(fd: &OwnedFd) -> io::Result<Bytes> {
+    let mut piece = Vec::with_capacity(PIECE);
+    rustix::io::read(fd, rustix::buffer::spare_capacity(&mut piece))?;
+    // Most pieces are short and may wait long in a queue.
+    piece.shrink_to_fit();
+    Ok(piece.into())
+}
+
+/// The piece, unless it marks the end: then the stream is dropped.
+fn keep<T>(piece: Bytes, stream: &mut Option<T>) -> Option<Bytes> {
+    if piece.is_empty() {
+        *stream = None;
+        return None;
+    }
+    Some(piece)
+}
+
+/// Delivers what can be read without waiting, but no more than a pipe can hold: others may go on writing.
+async fn drain(process: &Process, fd: Option<&AsyncFd<OwnedFd>>, event: fn(Bytes) -> Event) {
+    let Some(fd) = fd else { return };
+    let mut left: usize = 1 << 20;
+    while left > 0 {
+        match read_now(fd.get_ref()) {
+            Ok(piece) if !piece.is_empty() => {
+                left = left.saturating_sub(piece.len());
+                process.deliver(event(piece)).await;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            _ => return,
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! Starting a process: who, where, with which environment, on which pipes or terminal.
+//! The start itself happens under the table's lock, so that its end cannot overtake its record.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use connectrpc::ConnectError;
+use envd_api::process::StartRequest;
+use rustix::fs::OFlags;
+use rustix::process::{Resource, Rlimit, Signal};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::paths;
+use crate::process::output::{self, Pipes};
+use crate::process::pty;
+use crate::process::table::{Event, Input, Process, Table};
+use crate::state::Envd;
+use crate::sys::{self, Program};
+use crate::users::User;
+
+/// Search path where envd itself was given none.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Tag under which the platform runs helpers: any number of processes may have it.
+const SHARED_TAG: &str = "_system";
+
+/// The limit on open files envd was started with, which its children go back to.
+static OPEN_FILES: OnceLock<Rlimit> = OnceLock::new();
+
+/// Raises envd's own limit on open files: each process holds up to three.
+pub fn raise_open_files() {
+    let limit = *OPEN_FILES.get_or_init(|| rustix::process::getrlimit(Resource::Nofile));
+    let _ = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
+/// Starts a process and gives it with a subscription to all its output. At `deadline` it is killed.
+pub async fn start(
+    envd: &Arc<Envd>,
+    user: &User,
+    request: StartRequest,
+    deadline: Option<Instant>,
+) -> Result<(Arc<Process>, mpsc::Receiver<Event>), ConnectError> {
+    let config = request.process.into_option().unwrap_or_default();
+    if config.cmd.is_empty() {
+        return Err(ConnectError::invalid_argument("no command given"));
+    }
+    let (env, workdir) = {
+        let settings = envd.settings();
+        (settings.all_env(), settings.default_workdir.clone())
+    };
+    let cwd = paths::resolve(config.cwd.as_deref().unwrap_or(""), &user.home, workdir.as_deref())
+        .map_err(|error| ConnectError::invalid_argument(error.to_string()))?;
+    // The directory may lie on a filesystem that does not answer: not on this thread.
+    let (groups, exists) = {
+        let (user, cwd) = (user.clone(), cwd.clone());
+        tokio::task::spawn_blocking(move || (user.groups(), cwd.exists()))
+            .await
+            .map_err(|error| ConnectError::internal(error.to_string()))?
+    };
+    if !exists {
+        return Err(ConnectError::invalid_argument(format!("cwd '{}' does not exist", cwd.display())));
+    }
+    let env = environment(user, env, config.envs.iter());
+    let terminal_size = request.pty.as_option().map(pty::size);
+    let program = program(&config.cmd, &config.args, &env, &cwd, user, groups, terminal_size.is_some())?;
+
+    let failed = |error: std::io::Error| start_error(&config.cmd, &error);
+    let ends = match terminal_size {
+        Some(size) => Ends::terminal(size, user).map_err(|e| failed(e.into()))?,
+        None => Ends::pipes(request.stdin.unwrap_or(true)).map_err(failed)?,
+    };
+
+    let mut processes = envd.processes.lock_for_start();
+    if let Some(tag) = &request.tag
+        && tag != SHARED_TAG
+        && Table::has_tag(&processes, tag)
+    {
+        return Err(ConnectError::already_exists(format!("process with tag {tag} already runs")));
+    }
+    let [stdin, stdout, stderr] = ends.child;
+    let pid = sys::spawn(program, stdin, stdout, stderr).map_err(failed)?;
+    let (exit, exited) = oneshot::channel();
+    let process = Arc::new(Process::new(pid, request.tag, config, ends.terminal, ends.input, exit));
+    processes.insert(pid, Arc::clone(&process));
+    drop(processes);
+
+    let events = process.subscribe().expect("the end is delivered by the task below");
+    tokio::spawn(supervise(Arc::clone(envd), Arc::clone(&process), ends.pipes, exited, deadline));
+    Ok((process, events))
+}
+
+/// Reads the process' output to its end, and kills it when its time is over.
+async fn supervise(
+    envd: Arc<Envd>,
+    process: Arc<Process>,
+    pipes: Pipes,
+    exited: oneshot::Receiver<rustix::process::WaitStatus>,
+    deadline: Option<Instant>,
+) {
+    let mut output = std::pin::pin!(output::run(envd, Arc::clone(&process), pipes, exited));
+    let Some(deadline) = deadline else { return output.await };
+    tokio::select! {
+        () = &mut output => return,
+        () = tokio::time::sleep_until(deadline.into()) => {}
+    }
+    let _ = process.signal(Signal::KILL);
+    output.await;
+}
+
+/// Both ends of a process' connections.
+struct Ends {
+    child: [Stdio; 3],
+    pipes: Pipes,
+    input: Input,
+    terminal: Option<AsyncFd<OwnedFd>>,
+}
+
+impl Ends {
+    fn terminal(size: rustix::termios::Winsize, user: &User) -> rustix::io::Result<Self> {
+        let (master, slave) = pty::open(size, user)?;
+        let master = sys::awaitable(master).map_err(|_| rustix::io::Errno::NOMEM)?;
+        let child = [slave.try_clone(), slave.try_clone(), Ok(slave)];
+        let [Ok(stdin), Ok(stdout), Ok(stderr)] = child else { return Err(rustix::io::Errno::MFILE) };
+        Ok(Self {
+            child: [stdin.into(), stdout.into(), stderr.into()],
+            pipes: Pipes::default(),
+            input: Input::Terminal,
+            terminal: Some(master),
+        })
+    }
+
+    fn pipes(with_stdin: bool) -> std::io::Result<Self> {
+        let (stdin, input) = if with_stdin {
+            let (theirs, ours) = pipe()?;
+            (theirs.into(), Some(nonblocking(ours)?))
+        } else {
+            (Stdio::from(sys::null()?), None)
+        };
+        let (stdout, their_stdout) = pipe()?;
+        let (stderr, their_stderr) = pipe()?;
+        Ok(Self {
+            child: [stdin, their_stdout.into(), their_stderr.into()],
+            pipes: Pipes { stdout: Some(nonblocking(stdout)?), stderr: Some(nonblocking(stderr)?) },
+            input: Input::Pipe(input),
+            terminal: None,
+        })
+    }
+}
+
+fn pipe() -> std::io::Result<(OwnedFd, OwnedFd)> {
+    Ok(rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?)
+}
+
+/// Our end of a pipe; the child's end stays blocking, because it is a description of its own.
+fn nonblocking(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    let flags = rustix::fs::fcntl_getfl(&fd)?;
+    rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
+    sys::awaitable(fd)
+}
+
+/// The whole environment: the user's basics, then the sandbox' variables, then the request's.
+fn environment<'a>(
+    user: &User,
+    sandbox: BTreeMap<String, String>,
+    request: impl Iterator<Item = (&'a String, &'a String)>,
+) -> BTreeMap<String, String> {
+    let path = std::env::var("PATH").ok().filter(|path| !path.is_empty());
+    let mut env = BTreeMap::from([
+        ("PATH".to_owned(), path.unwrap_or_else(|| DEFAULT_PATH.to_owned())),
+        ("HOME".to_owned(), user.home.to_string_lossy().into_owned()),
+        ("USER".to_owned(), user.name.clone()),
+        ("LOGNAME".to_owned(), user.name.clone()),
+    ]);
+    env.extend(sandbox);
+    env.extend(request.map(|(name, value)| (name.clone(), value.clone())));
+    env
+}
+
+fn program(
+    cmd: &str,
+    args: &[String],
+    env: &BTreeMap<String, String>,
+    cwd: &Path,
+    user: &User,
+    groups: Vec<u32>,
+    terminal: bool,
+) -> Result<Program, ConnectError> {
+    let argv = std::iter::once(cmd).chain(args.iter().map(String::as_str)).map(c_string);
+    let path = env.get("PATH").map_or(DEFAULT_PATH, String::as_str);
+    Ok(Program {
+        candidates: candidates(cmd, path).map(|path| c_string(&path)).collect::<Result<_, _>>()?,
+        argv: argv.collect::<Result<_, _>>()?,
+        env: env
+            .iter()
+            .map(|(name, value)| c_string(&format!("{name}={value}")))
+            .collect::<Result<_, _>>()?,
+        cwd: CString::new(cwd.as_os_str().as_bytes()).map_err(|_| nul())?,
+        uid: user.uid,
+        gid: user.gid,
+        groups,
+        terminal,
+        open_files: *OPEN_FILES.get_or_init(|| rustix::process::getrlimit(Resource::Nofile)),
+        not_found: format!("/bin/sh: 1: exec: {cmd}: not found\n").into_bytes(),
+        not_allowed: format!("/bin/sh: 1: exec: {cmd}: Permission denied\n").into_bytes(),
+    })
+}
+
+/// Where a command may lie: itself if it names a directory, else in each directory of the search path.
+fn candidates(cmd: &str, path: &str) -> impl Iterator<Item = String> {
+    let direct = cmd.contains('/').then(|| cmd.to_owned());
+    let searched = if direct.is_some() { "" } else { path };
+    let searched = searched.split(':').filter(|dir| !dir.is_empty()).map(move |dir| format!("{dir}/{cmd}"));
+    direct.into_iter().chain(searched).collect::<Vec<_>>().into_iter()
+}
+
+fn c_string(text: &str) -> Result<CString, ConnectError> {
+    CString::new(text).map_err(|_| nul())
+}
+
+fn nul() -> ConnectError {
+    ConnectError::invalid_argument("command, arguments, environment and cwd must not contain NUL bytes")
+}
+
+fn start_error(cmd: &str, error: &std::io::Error) -> ConnectError {
+    let message = format!("error starting process '{cmd}': {error}");
+    match rustix::io::Errno::from_io_error(error) {
+        // No process, memory or descriptor left: the request was right, its moment was not.
+        Some(
+            rustix::io::Errno::AGAIN
+            | rustix::io::Errno::NOMEM
+            | rustix::io::Errno::MFILE
+            | rustix::io::Errno::NFILE,
+        ) => ConnectError::resource_exhausted(message),
+        _ => ConnectError::invalid_argument(message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn searches_like_a_shell() {
+        let found = |cmd: &str| candidates(cmd, "/a:/b:").collect::<Vec<_>>();
+        assert_eq!(found("ls"), ["/a/ls", "/b/ls"]);
+        assert_eq!(found("./ls"), ["./ls"]);
+    }
+
+    #[test]
+    fn later_variables_win() {
+        let user = User { name: "u".into(), uid: 1, gid: 1, home: "/home/u".into() };
+        let sandbox =
+            BTreeMap::from([("A".to_owned(), "1".to_owned()), ("HOME".to_owned(), "/x".to_owned())]);
+        let request = BTreeMap::from([("A".to_owned(), "2".to_owned())]);
+        let env = environment(&user, sandbox, request.iter());
+        assert_eq!((env["A"].as_str(), env["HOME"].as_str(), env["USER"].as_str()), ("2", "/x", "u"));
+    }
+}

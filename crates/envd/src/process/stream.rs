@@ -1,0 +1,100 @@
+//! What a subscriber sees of a process: its start, its output, its end, and signs of life in between.
+//! The same stream serves `Start` and `Connect`.
+
+use std::time::Duration;
+
+use envd_api::process::ProcessEvent;
+use envd_api::process::process_event::data_event::Output;
+use envd_api::process::process_event::{DataEvent, EndEvent, KeepAlive, StartEvent};
+use futures::Stream;
+use http::HeaderMap;
+use tokio::sync::mpsc;
+
+use crate::process::table::Event;
+
+/// The interval between signs of life when the client does not ask for one.
+const DEFAULT_KEEPALIVE: Duration = Duration::from_secs(90);
+
+/// The interval at which the client wants signs of life.
+pub fn keepalive(headers: &HeaderMap) -> Duration {
+    headers
+        .get("keepalive-ping-interval")
+        .and_then(|value| value.to_str().ok()?.trim().parse().ok())
+        .filter(|&seconds| seconds > 0)
+        .map_or(DEFAULT_KEEPALIVE, Duration::from_secs)
+}
+
+enum Next {
+    Start(u32),
+    Output,
+    Nothing,
+}
+
+/// The events of a process from now on.
+pub fn live(
+    pid: u32,
+    events: mpsc::Receiver<Event>,
+    keepalive: Duration,
+) -> impl Stream<Item = ProcessEvent> + Send {
+    futures::stream::unfold((Next::Start(pid), events), move |(next, mut events)| async move {
+        match next {
+            Next::Start(pid) => Some((start(pid), (Next::Output, events))),
+            Next::Nothing => None,
+            Next::Output => match tokio::time::timeout(keepalive, events.recv()).await {
+                Err(_elapsed) => Some((alive(), (Next::Output, events))),
+                Ok(None) => None,
+                Ok(Some(Event::End(event))) => Some((end(event), (Next::Nothing, events))),
+                Ok(Some(Event::Stdout(bytes))) => {
+                    Some((data(Output::Stdout(bytes.into())), (Next::Output, events)))
+                }
+                Ok(Some(Event::Stderr(bytes))) => {
+                    Some((data(Output::Stderr(bytes.into())), (Next::Output, events)))
+                }
+                Ok(Some(Event::Pty(bytes))) => {
+                    Some((data(Output::Pty(bytes.into())), (Next::Output, events)))
+                }
+            },
+        }
+    })
+}
+
+/// The events of a process that is over.
+pub fn ended(pid: u32, event: EndEvent) -> impl Stream<Item = ProcessEvent> + Send {
+    futures::stream::iter([start(pid), end(event)])
+}
+
+fn start(pid: u32) -> ProcessEvent {
+    ProcessEvent { event: Some(StartEvent { pid, ..Default::default() }.into()), ..Default::default() }
+}
+
+fn data(output: Output) -> ProcessEvent {
+    ProcessEvent {
+        event: Some(DataEvent { output: Some(output), ..Default::default() }.into()),
+        ..Default::default()
+    }
+}
+
+fn end(event: EndEvent) -> ProcessEvent {
+    ProcessEvent { event: Some(event.into()), ..Default::default() }
+}
+
+fn alive() -> ProcessEvent {
+    ProcessEvent { event: Some(KeepAlive::default().into()), ..Default::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn reads_the_interval() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(keepalive(&headers), DEFAULT_KEEPALIVE);
+        for (value, seconds) in [("50", 50), (" 7 ", 7), ("0", 90), ("-1", 90), ("x", 90)] {
+            headers.insert("keepalive-ping-interval", HeaderValue::from_static(value));
+            assert_eq!(keepalive(&headers), Duration::from_secs(seconds), "{value}");
+        }
+    }
+}

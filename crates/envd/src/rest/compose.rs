@@ -1,0 +1,104 @@
+//! `POST /files/compose`: several files become one, in order, and are deleted afterwards.
+//! Written beside its destination and moved there when complete, so that nobody sees a part.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use http::{Response, StatusCode};
+use rustix::fs::{Gid, OFlags, Uid};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::filesystem::dirs;
+use crate::filesystem::ops::words;
+use crate::rest::{Body, RestError, json};
+use crate::users::User;
+
+/// The request's body.
+#[derive(Debug, Deserialize)]
+pub struct Request {
+    /// What to join.
+    #[serde(default)]
+    pub source_paths: Vec<String>,
+    /// Where to.
+    #[serde(default)]
+    pub destination: String,
+    /// Becomes the owner.
+    pub username: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Composed {
+    name: String,
+    path: String,
+    r#type: &'static str,
+}
+
+/// Joins `sources` into `destination`. Blocking.
+pub fn compose(sources: &[PathBuf], destination: &Path, user: &User) -> Result<Response<Body>, RestError> {
+    if sources.is_empty() {
+        return Err(RestError::bad_request("source_paths must not be empty"));
+    }
+    for source in sources {
+        let shown = source.display();
+        if source == destination {
+            return Err(RestError::bad_request(format!(
+                "source path is the same as the destination: {shown}"
+            )));
+        }
+        match std::fs::metadata(source) {
+            Ok(meta) if meta.is_file() => {}
+            Ok(_) => return Err(RestError::bad_request(format!("source is not a regular file: {shown}"))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(RestError::new(StatusCode::NOT_FOUND, format!("source file not found: {shown}")));
+            }
+            Err(error) => return Err(failed(&error)),
+        }
+    }
+    if destination.is_dir() {
+        return Err(RestError::bad_request(format!("path is a directory: {}", destination.display())));
+    }
+    let parent = destination.parent().unwrap_or(Path::new("/"));
+    dirs::ensure(parent, user)
+        .map_err(|error| RestError::internal(format!("error ensuring directories: {error}")))?;
+    let mut random = [0u8; 8];
+    getrandom::fill(&mut random).map_err(|error| RestError::internal(error.to_string()))?;
+    let temporary = parent.join(format!(".compose-{:016x}", u64::from_ne_bytes(random)));
+    let joined = join(sources, &temporary, user).and_then(|()| std::fs::rename(&temporary, destination));
+    if let Err(error) = joined {
+        let _ = std::fs::remove_file(&temporary);
+        return Err(failed(&error));
+    }
+    for source in sources {
+        // The result is there; a source that cannot be deleted does not undo it.
+        let _ = std::fs::remove_file(source);
+    }
+    Ok(json(&Composed {
+        name: destination.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        path: destination.to_string_lossy().into_owned(),
+        r#type: "file",
+    }))
+}
+
+fn join(sources: &[PathBuf], temporary: &Path, user: &User) -> io::Result<()> {
+    let mut file = File::options().write(true).create_new(true).mode(0o644).open(temporary)?;
+    rustix::fs::fchown(&file, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))?;
+    for source in sources {
+        let flags = OFlags::NONBLOCK.bits().cast_signed();
+        let mut source = File::options().read(true).custom_flags(flags).open(source)?;
+        // Within the kernel, where the filesystem can.
+        io::copy(&mut source, &mut file)?;
+    }
+    Ok(())
+}
+
+fn failed(error: &io::Error) -> RestError {
+    match Errno::from_io_error(error) {
+        Some(Errno::NOSPC | Errno::DQUOT) => {
+            RestError::new(StatusCode::INSUFFICIENT_STORAGE, "not enough disk space available")
+        }
+        _ => RestError::internal(format!("error composing files: {}", words(error))),
+    }
+}

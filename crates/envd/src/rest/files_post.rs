@@ -1,0 +1,144 @@
+//! `POST /files`: one file as the body itself, or any number as parts of a form.
+//! Files are written as they arrive. What was written before a failure stays.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderMap, Response};
+use hyper::body::Incoming;
+use serde::Serialize;
+
+use crate::filesystem::metadata;
+use crate::paths;
+use crate::rest::multipart::Multipart;
+use crate::rest::reader::Reader;
+use crate::rest::sink::{Sink, Target};
+use crate::rest::{Body, RestError, json};
+use crate::users::User;
+
+/// How long a client may go on sending what will not be kept.
+const DRAIN: Duration = Duration::from_secs(60);
+
+/// Who uploads, and where to.
+#[derive(Debug)]
+pub struct Upload {
+    /// Becomes the owner; relative paths start at the home.
+    pub user: User,
+    /// From the query, unresolved.
+    pub path: Option<String>,
+    /// Where an empty path leads.
+    pub workdir: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Written {
+    name: String,
+    path: String,
+    r#type: &'static str,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    metadata: BTreeMap<String, String>,
+}
+
+/// Writes the files of a request.
+pub async fn post(upload: Upload, headers: &HeaderMap, body: Incoming) -> Result<Response<Body>, RestError> {
+    let metadata =
+        metadata::from_headers(headers).map_err(|error| RestError::bad_request(error.to_string()))?;
+    let content_type =
+        headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("").to_owned();
+    let kind = content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
+    let mut reader = Reader::new(body, headers)?;
+    let result = if kind.starts_with("multipart/") {
+        let mut parts = Multipart::new(reader, &content_type)?;
+        let result = form(&upload, &metadata, &mut parts).await;
+        reader = parts.into_inner();
+        result
+    } else if kind == "application/octet-stream" {
+        raw(&upload, &metadata, length(headers), &mut reader).await
+    } else {
+        Err(RestError::bad_request(format!("unsupported content type: {content_type}")))
+    };
+    // Also after the last part of a form there may be a rest.
+    let _ = tokio::time::timeout(DRAIN, reader.drain()).await;
+    let paths = result?;
+    let written: Vec<Written> = paths.iter().map(|path| describe(path, &metadata)).collect();
+    Ok(json(&written))
+}
+
+/// The size announced, if what is announced is what will be written.
+fn length(headers: &HeaderMap) -> Option<u64> {
+    if headers.get(CONTENT_ENCODING).is_some_and(|value| value != "identity") {
+        return None;
+    }
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+async fn raw(
+    upload: &Upload,
+    metadata: &BTreeMap<String, String>,
+    length: Option<u64>,
+    reader: &mut Reader,
+) -> Result<Vec<PathBuf>, RestError> {
+    let path = upload.path.as_deref().filter(|path| !path.is_empty());
+    let path =
+        path.ok_or_else(|| RestError::bad_request("path query parameter is required for raw body upload"))?;
+    let path = resolve(upload, path)?;
+    let mut sink = Sink::new(target(upload, &path, metadata, length));
+    while let Some(bytes) = reader.next().await? {
+        sink.push(bytes).await?;
+    }
+    sink.finish().await?;
+    Ok(vec![path])
+}
+
+async fn form(
+    upload: &Upload,
+    metadata: &BTreeMap<String, String>,
+    parts: &mut Multipart<Reader>,
+) -> Result<Vec<PathBuf>, RestError> {
+    let mut paths = Vec::new();
+    let mut seen = HashSet::new();
+    while let Some(part) = parts.next_part().await? {
+        if part.name != "file" {
+            continue;
+        }
+        let named = upload.path.as_deref().filter(|path| !path.is_empty()).or(part.filename.as_deref());
+        let named = named.filter(|name| !name.is_empty());
+        let path = resolve(
+            upload,
+            named.ok_or_else(|| RestError::bad_request("a file part has neither path nor filename"))?,
+        )?;
+        if !seen.insert(path.clone()) {
+            return Err(RestError::bad_request(format!(
+                "you cannot upload multiple files to the same path '{}' in one upload request, \
+                 only the first specified file was uploaded",
+                path.display()
+            )));
+        }
+        let mut sink = Sink::new(target(upload, &path, metadata, None));
+        while let Some(bytes) = parts.chunk().await? {
+            sink.push(bytes).await?;
+        }
+        sink.finish().await?;
+        paths.push(path);
+    }
+    Ok(paths)
+}
+
+fn resolve(upload: &Upload, path: &str) -> Result<PathBuf, RestError> {
+    Ok(paths::resolve(path, &upload.user.home, upload.workdir.as_deref())?)
+}
+
+fn target(upload: &Upload, path: &Path, metadata: &BTreeMap<String, String>, length: Option<u64>) -> Target {
+    Target { path: path.to_owned(), user: upload.user.clone(), metadata: metadata.clone(), length }
+}
+
+fn describe(path: &Path, metadata: &BTreeMap<String, String>) -> Written {
+    Written {
+        name: path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
+        path: path.to_string_lossy().into_owned(),
+        r#type: "file",
+        metadata: metadata.clone(),
+    }
+}

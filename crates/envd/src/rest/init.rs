@@ -1,0 +1,141 @@
+//! `POST /init`: how the platform tells a sandbox who it is, whom to trust and what time it is.
+//! Requests are applied one after another; one with an old timestamp is acknowledged and not applied.
+//! The first may come without a token. Once a token is set, only who knows it may set or clear one.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use hyper::body::Incoming;
+use serde::Deserialize;
+
+use crate::rest::{Body, RestError, no_content, reader, system};
+use crate::state::{Envd, Settings};
+use crate::{VERSION, auth, clock};
+
+/// A body holds at most some variables and a bundle of certificates.
+const MAX_BODY: usize = 16 << 20;
+
+/// The request's body. Absent means: leave as it is. The one exception is the token.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Init {
+    env_vars: Option<BTreeMap<String, String>>,
+    /// Absent clears the token.
+    access_token: Option<String>,
+    timestamp: Option<String>,
+    default_user: Option<String>,
+    default_workdir: Option<String>,
+    #[serde(rename = "hyperloopIP")]
+    hyperloop_ip: Option<String>,
+    volume_mounts: Option<Vec<serde_json::Value>>,
+    ca_bundle: Option<String>,
+    #[serde(rename = "sandboxID")]
+    sandbox_id: Option<String>,
+    #[serde(rename = "templateID")]
+    template_id: Option<String>,
+    #[serde(rename = "teamID")]
+    team_id: Option<String>,
+    hostname: Option<String>,
+}
+
+/// Applies a request.
+pub async fn post(envd: &Envd, headers: &HeaderMap, body: Incoming) -> Result<Response<Body>, RestError> {
+    let body = reader::collect(body, headers, MAX_BODY).await?;
+    let parsed = if body.iter().all(u8::is_ascii_whitespace) {
+        None
+    } else {
+        let parsed = serde_json::from_slice::<Init>(&body);
+        Some(parsed.map_err(|error| RestError::bad_request(format!("invalid request body: {error}")))?)
+    };
+    let _turn = envd.init.lock().await;
+    authorize(&envd.settings(), headers, parsed.as_ref())?;
+    if let Some(init) = parsed {
+        apply(envd, init).await?;
+    }
+    let mut response = no_content();
+    response.headers_mut().insert("x-envd-version", HeaderValue::from_static(VERSION));
+    Ok(response)
+}
+
+fn authorize(settings: &Settings, headers: &HeaderMap, init: Option<&Init>) -> Result<(), RestError> {
+    let Some(current) = &settings.token else { return Ok(()) };
+    let given = auth::token(headers).or_else(|| init.and_then(|init| init.access_token.as_deref()));
+    match given {
+        Some(given) if auth::same(given, current) => Ok(()),
+        Some(_) => Err(RestError::new(StatusCode::UNAUTHORIZED, "access token validation failed")),
+        None => Err(RestError::new(StatusCode::UNAUTHORIZED, "access token reset not authorized")),
+    }
+}
+
+async fn apply(envd: &Envd, init: Init) -> Result<(), RestError> {
+    let timestamp = match &init.timestamp {
+        Some(text) => {
+            Some(clock::parse_rfc3339(text).ok_or_else(|| RestError::bad_request("invalid timestamp"))?)
+        }
+        None => None,
+    };
+    if init.volume_mounts.as_ref().is_some_and(|mounts| !mounts.is_empty()) {
+        return Err(RestError::bad_request("volume mounts are not supported by this envd"));
+    }
+    {
+        let settings = envd.settings();
+        if let (Some(timestamp), Some(applied)) = (timestamp, settings.applied)
+            && timestamp <= applied
+        {
+            return Ok(());
+        }
+    }
+    let root = envd.system_root.clone();
+    if let Some(timestamp) = timestamp
+        && root == Path::new("/")
+    {
+        clock::step(timestamp);
+    }
+    // Before the settings: a request that fails here may be repeated.
+    let init = tokio::task::spawn_blocking(move || change_system(&root, &init).map(|()| init)).await??;
+    set(&mut envd.settings(), init, timestamp);
+    Ok(())
+}
+
+fn change_system(root: &Path, init: &Init) -> Result<(), RestError> {
+    if let Some(pem) = init.ca_bundle.as_deref().filter(|pem| !pem.trim().is_empty()) {
+        system::install_ca(root, pem)
+            .map_err(|error| RestError::bad_request(format!("error installing CA bundle: {error}")))?;
+    }
+    // The rest is a convenience: a sandbox with a read-only /etc works without.
+    let _ = system::write_markers(root, init.sandbox_id.as_deref(), init.template_id.as_deref());
+    if let Some(name) = init.hostname.as_deref().filter(|name| !name.is_empty()) {
+        let _ = system::set_hostname(root, name);
+    }
+    if let Some(address) = init.hyperloop_ip.as_deref().filter(|address| !address.is_empty()) {
+        let _ = system::set_host(root, address, "events.e2b.local");
+    }
+    Ok(())
+}
+
+fn set(settings: &mut Settings, init: Init, timestamp: Option<i128>) {
+    settings.token = init.access_token.filter(|token| !token.is_empty());
+    if let Some(env) = init.env_vars {
+        settings.env = env;
+    }
+    if let Some(user) = init.default_user.filter(|user| !user.is_empty()) {
+        settings.default_user = user;
+    }
+    if let Some(dir) = init.default_workdir.filter(|dir| !dir.is_empty()) {
+        settings.default_workdir = Some(dir);
+    }
+    let events =
+        init.hyperloop_ip.filter(|address| !address.is_empty()).map(|address| format!("http://{address}"));
+    for (name, value) in [
+        ("E2B_SANDBOX_ID", init.sandbox_id),
+        ("E2B_TEMPLATE_ID", init.template_id),
+        ("E2B_TEAM_ID", init.team_id),
+        ("E2B_EVENTS_ADDRESS", events),
+    ] {
+        if let Some(value) = value {
+            settings.platform_env.insert(name.to_owned(), value);
+        }
+    }
+    settings.applied = timestamp.or(settings.applied);
+}

@@ -1,0 +1,258 @@
+//! `multipart/form-data` as it streams in: parts with their headers, and their bytes in pieces.
+//! Only what an upload needs is read from the headers: the field's name and the file's, slashes and all.
+
+use bytes::{Bytes, BytesMut};
+use memchr::memmem;
+
+use crate::rest::RestError;
+
+/// Headers of one part.
+const MAX_HEADERS: usize = 64 * 1024;
+
+/// Where the bytes come from.
+pub trait Pieces {
+    /// The next bytes; `None` at the end.
+    fn next(&mut self) -> impl Future<Output = Result<Option<Bytes>, RestError>> + Send;
+}
+
+impl Pieces for crate::rest::reader::Reader {
+    fn next(&mut self) -> impl Future<Output = Result<Option<Bytes>, RestError>> + Send {
+        Self::next(self)
+    }
+}
+
+/// One part.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Part {
+    /// The field.
+    pub name: String,
+    /// The file's whole name, if there is one.
+    pub filename: Option<String>,
+}
+
+/// The stream of parts.
+#[derive(Debug)]
+pub struct Multipart<R> {
+    reader: R,
+    buffer: BytesMut,
+    /// Line break, two dashes, boundary.
+    delimiter: Vec<u8>,
+    in_part: bool,
+    ended: bool,
+}
+
+impl<R: Pieces> Multipart<R> {
+    /// A stream with the boundary that `content_type` names.
+    pub fn new(reader: R, content_type: &str) -> Result<Self, RestError> {
+        let boundary = parameter(content_type, "boundary").filter(|boundary| !boundary.is_empty());
+        let boundary =
+            boundary.ok_or_else(|| RestError::bad_request("no multipart boundary param in Content-Type"))?;
+        let delimiter = [b"\r\n--", boundary.as_bytes()].concat();
+        // The first delimiter may stand at the very start, without a line break.
+        Ok(Self { reader, buffer: BytesMut::from("\r\n"), delimiter, in_part: false, ended: false })
+    }
+
+    /// Goes on to the next part, past what is left of this one.
+    pub async fn next_part(&mut self) -> Result<Option<Part>, RestError> {
+        if self.ended {
+            return Ok(None);
+        }
+        self.in_part = true;
+        while self.chunk().await?.is_some() {}
+        // Behind the delimiter: two dashes at the very end, else the line's end and the headers.
+        while self.buffer.len() < 2 {
+            self.fill().await?;
+        }
+        if self.buffer.starts_with(b"--") {
+            self.ended = true;
+            return Ok(None);
+        }
+        let end = loop {
+            // From the line break on: a part may have no headers at all.
+            if let Some(at) = memmem::find(&self.buffer, b"\r\n\r\n") {
+                break at;
+            }
+            if self.buffer.len() > MAX_HEADERS {
+                return Err(RestError::bad_request("multipart: part headers too large"));
+            }
+            self.fill().await?;
+        };
+        let headers = self.buffer.split_to(end + 4);
+        self.in_part = true;
+        Ok(Some(part(&String::from_utf8_lossy(&headers))))
+    }
+
+    /// The next bytes of this part; `None` at its end.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, RestError> {
+        while self.in_part {
+            if let Some(at) = memmem::find(&self.buffer, &self.delimiter) {
+                if at > 0 {
+                    return Ok(Some(self.buffer.split_to(at).freeze()));
+                }
+                let _ = self.buffer.split_to(self.delimiter.len());
+                self.in_part = false;
+                break;
+            }
+            // What cannot be the beginning of a delimiter is content.
+            let sure = self.buffer.len().saturating_sub(self.delimiter.len() - 1);
+            if sure > 0 {
+                return Ok(Some(self.buffer.split_to(sure).freeze()));
+            }
+            self.fill().await?;
+        }
+        Ok(None)
+    }
+
+    async fn fill(&mut self) -> Result<(), RestError> {
+        match self.reader.next().await? {
+            Some(bytes) => self.buffer.extend_from_slice(&bytes),
+            None => return Err(RestError::bad_request("multipart: unexpected end of body")),
+        }
+        Ok(())
+    }
+
+    /// The source, to read on from it.
+    pub fn into_inner(self) -> R {
+        self.reader
+    }
+}
+
+fn part(headers: &str) -> Part {
+    for line in headers.split("\r\n") {
+        let Some((name, value)) = line.split_once(':') else { continue };
+        if name.trim().eq_ignore_ascii_case("content-disposition") {
+            let filename =
+                extended(value).or_else(|| parameter(value, "filename").map(|name| unescape(&name)));
+            return Part { name: parameter(value, "name").unwrap_or_default(), filename };
+        }
+    }
+    Part::default()
+}
+
+/// A parameter of a header such as `form-data; name="a"; filename="b"`.
+fn parameter(header: &str, wanted: &str) -> Option<String> {
+    let mut rest = header.split_once(';')?.1;
+    loop {
+        let (name, after) = rest.split_once('=')?;
+        let (value, after) = value(after.trim_start());
+        if name.trim().trim_start_matches(';').trim().eq_ignore_ascii_case(wanted) {
+            return Some(value);
+        }
+        rest = after;
+    }
+}
+
+/// A token or quoted string, and what follows it.
+fn value(text: &str) -> (String, &str) {
+    let Some(quoted) = text.strip_prefix('"') else {
+        let end = text.find(';').unwrap_or(text.len());
+        return (text[..end].trim().to_owned(), &text[end..]);
+    };
+    let mut value = String::new();
+    let mut letters = quoted.char_indices();
+    while let Some((at, letter)) = letters.next() {
+        match letter {
+            '"' => return (value, &quoted[at + 1..]),
+            // Only these are ever escaped; a backslash before anything else is a backslash.
+            '\\' if quoted[at + 1..].starts_with(['"', '\\']) => value.extend(letters.next().map(|(_, l)| l)),
+            _ => value.push(letter),
+        }
+    }
+    (value, "")
+}
+
+/// `filename*=utf-8''…`.
+fn extended(header: &str) -> Option<String> {
+    let value = parameter(header, "filename*")?;
+    let encoded = value.split_once("''").map_or(value.as_str(), |(_, encoded)| encoded);
+    Some(percent_encoding::percent_decode_str(encoded).decode_utf8_lossy().into_owned())
+}
+
+/// Form encoders write these three, and only these, with a percent sign.
+fn unescape(name: &str) -> String {
+    name.replace("%22", "\"").replace("%0D", "\r").replace("%0A", "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    struct Given(std::vec::IntoIter<Bytes>);
+
+    impl Pieces for Given {
+        async fn next(&mut self) -> Result<Option<Bytes>, RestError> {
+            Ok(self.0.next())
+        }
+    }
+
+    fn read(body: &[u8], piece: usize) -> Result<Vec<(Part, Vec<u8>)>, RestError> {
+        let pieces: Vec<Bytes> = body.chunks(piece.max(1)).map(Bytes::copy_from_slice).collect();
+        let mut multipart = Multipart::new(Given(pieces.into_iter()), "multipart/form-data; boundary=XX")?;
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(async {
+            let mut parts = Vec::new();
+            while let Some(part) = multipart.next_part().await? {
+                let mut content = Vec::new();
+                while let Some(bytes) = multipart.chunk().await? {
+                    content.extend_from_slice(&bytes);
+                }
+                parts.push((part, content));
+            }
+            Ok(parts)
+        })
+    }
+
+    fn disposition(text: &str) -> Part {
+        part(&format!("\r\nContent-Disposition: form-data; {text}\r\n\r\n"))
+    }
+
+    #[test]
+    fn reads_parts_whatever_the_pieces() {
+        let body = b"--XX\r\nContent-Disposition: form-data; name=\"file\"; filename=\"/a/b.txt\"\r\n\r\none\r\n--X\r\n\
+            --XX\r\ncontent-disposition: form-data; name=file\r\nX: y\r\n\r\n\r\n--XX--\r\nrest";
+        for piece in 1..body.len() {
+            let parts = read(body, piece).expect("parsed");
+            assert_eq!(parts.len(), 2, "{piece}");
+            assert_eq!(parts[0].0, Part { name: "file".into(), filename: Some("/a/b.txt".into()) });
+            assert_eq!(parts[0].1, b"one\r\n--X");
+            assert_eq!(parts[1], (Part { name: "file".into(), filename: None }, Vec::new()));
+        }
+    }
+
+    #[test]
+    fn names_are_decoded() {
+        assert_eq!(
+            disposition("name=\"file\"; filename=\"a;b=\\\"c\\\".txt\"").filename.as_deref(),
+            Some("a;b=\"c\".txt")
+        );
+        assert_eq!(disposition("name=file; filename=\"a%22b%0A\"").filename.as_deref(), Some("a\"b\n"));
+        assert_eq!(
+            disposition("filename*=utf-8''%C3%A4; name=\"file\""),
+            Part { name: "file".into(), filename: Some("ä".into()) }
+        );
+    }
+
+    #[test]
+    fn an_early_end_is_an_error() {
+        assert!(read(b"--XX\r\nContent-Disposition: form-data; name=file\r\n\r\nabc", 7).is_err());
+        assert!(read(b"", 1).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn content_survives(content: Vec<u8>, piece in 1usize..64) {
+            prop_assume!(memmem::find(&content, b"\r\n--XX").is_none());
+            let body = [b"--XX\r\nContent-Disposition: form-data; name=file\r\n\r\n", &content[..], b"\r\n--XX--"].concat();
+            let parts = read(&body, piece).expect("parsed");
+            prop_assert_eq!(&parts[0].1, &content);
+        }
+
+        #[test]
+        fn nonsense_does_not_panic(body: Vec<u8>, header in ".*", piece in 1usize..64) {
+            let _ = read(&body, piece);
+            let _ = part(&header);
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! From a request to its handler: cross-origin rules first, then the token, then the route.
+//! A preflight needs no token, and neither do health, `/init` and file links, which have their own rules.
+
+use std::sync::Arc;
+
+use connectrpc::dispatcher::Chain;
+use connectrpc::{ConnectError, ConnectRpcService, DeadlinePolicy, Limits, RequestContext};
+use envd_api::filesystem::FilesystemServer;
+use envd_api::process::ProcessServer;
+use http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS, ALLOW,
+    CACHE_CONTROL, ORIGIN, VARY,
+};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tower::Service;
+
+use crate::auth::{self, Link};
+use crate::filesystem::service::Files;
+use crate::process::service::Processes;
+use crate::rest::query::Query;
+use crate::rest::{Body, RestError, compose, files_get, files_post, init, json, metrics, no_content, reader};
+use crate::state::Envd;
+use crate::users::User;
+use crate::{clock, paths};
+
+/// The largest message: input to a process comes in one.
+const MAX_MESSAGE: usize = 64 << 20;
+
+type Rpc = ConnectRpcService<Chain<ProcessServer<Processes>, FilesystemServer<Files>>>;
+
+/// All routes.
+#[derive(Clone)]
+pub struct Router {
+    envd: Arc<Envd>,
+    rpc: Rpc,
+}
+
+impl Router {
+    /// The routes over that state.
+    pub fn new(envd: Arc<Envd>) -> Self {
+        let processes = ProcessServer::new(Processes(Arc::clone(&envd)));
+        let files = FilesystemServer::new(Files(Arc::clone(&envd)));
+        let limits = Limits::default()
+            .with_max_message_size(MAX_MESSAGE)
+            .with_max_request_body_size(MAX_MESSAGE)
+            .with_element_memory_limit(2 * MAX_MESSAGE);
+        // A stream ends at its deadline with `deadline_exceeded`; a process is killed at the same moment.
+        let rpc = ConnectRpcService::new(Chain(processes, files))
+            .with_limits(limits)
+            .with_deadline_policy(DeadlinePolicy::new().with_enforce_on_streams(true));
+        Self { envd, rpc }
+    }
+
+    /// Answers a request.
+    pub async fn handle(&mut self, request: Request<Incoming>) -> Response<Body> {
+        let cross_origin = request.headers().contains_key(ORIGIN);
+        if request.method() == Method::OPTIONS {
+            return preflight(request.headers());
+        }
+        let mut response = self.route(request).await.unwrap_or_else(|error| error.response());
+        if cross_origin {
+            allow_origin(response.headers_mut());
+        }
+        response
+    }
+
+    async fn route(&mut self, request: Request<Incoming>) -> Result<Response<Body>, RestError> {
+        let method = request.method();
+        let path = request.uri().path();
+        let open = matches!(
+            (method, path),
+            (&Method::GET, "/health") | (&Method::GET | &Method::POST, "/files") | (&Method::POST, "/init")
+        );
+        if !open {
+            auth::check_token(self.envd.settings().token.as_deref(), request.headers())?;
+        }
+        if path.starts_with("/process.Process/") || path.starts_with("/filesystem.Filesystem/") {
+            let Ok(response) = self.rpc.call(request).await;
+            return Ok(response.map(|body| body.map_err(|never| match never {}).boxed_unsync()));
+        }
+        if let Some(user) = auth::basic_user(request.headers()) {
+            self.envd.user(Some(&user))?;
+        }
+        let allowed = match (method, path) {
+            (&Method::GET, "/health") => return Ok(health()),
+            (&Method::GET, "/files") => return self.download(&request).await,
+            (&Method::POST, "/files") => return self.upload(request).await,
+            (&Method::POST, "/files/compose") => return self.compose(request).await,
+            (&Method::GET, "/envs") => return Ok(json(&self.envd.settings().all_env())),
+            (&Method::GET, "/metrics") => return self.metrics().await,
+            (&Method::POST, "/init") => {
+                let (parts, body) = request.into_parts();
+                return init::post(&self.envd, &parts.headers, body).await;
+            }
+            (_, "/health" | "/envs" | "/metrics") => "GET",
+            (_, "/files") => "GET, POST",
+            (_, "/files/compose" | "/init") => "POST",
+            _ => return Err(RestError::new(StatusCode::NOT_FOUND, "not found")),
+        };
+        let mut response = RestError::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed").response();
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+        Ok(response)
+    }
+
+    /// Who a file request acts as, once its token or signature has been checked.
+    fn file_user(&self, headers: &HeaderMap, query: &Query, operation: &str) -> Result<User, RestError> {
+        let expiration = match query.get("signature_expiration").filter(|text| !text.is_empty()) {
+            Some(text) => {
+                Some(text.parse().map_err(|_| RestError::bad_request("invalid signature_expiration"))?)
+            }
+            None => None,
+        };
+        let link = Link {
+            path: query.get("path").unwrap_or(""),
+            operation,
+            username: query.get("username").unwrap_or(""),
+            signature: query.get("signature").filter(|signature| !signature.is_empty()),
+            expiration,
+        };
+        auth::check_link(self.envd.settings().token.as_deref(), headers, link, clock::unix_seconds())?;
+        self.rest_user(query.get("username"), headers)
+    }
+
+    fn rest_user(&self, named: Option<&str>, headers: &HeaderMap) -> Result<User, RestError> {
+        let named =
+            named.filter(|name| !name.is_empty()).map(str::to_owned).or_else(|| auth::basic_user(headers));
+        self.envd.user(named.as_deref()).map_err(|error| match named {
+            Some(name) => {
+                let message = format!("error looking up user '{name}': user: unknown user {name}");
+                RestError::new(StatusCode::UNAUTHORIZED, message)
+            }
+            None => error.into(),
+        })
+    }
+
+    async fn download(&self, request: &Request<Incoming>) -> Result<Response<Body>, RestError> {
+        let query = Query::parse(request.uri().query());
+        let user = self.file_user(request.headers(), &query, "read")?;
+        let workdir = self.envd.settings().default_workdir.clone();
+        let path = paths::resolve(query.get("path").unwrap_or(""), &user.home, workdir.as_deref())?;
+        files_get::get(path, request.headers()).await
+    }
+
+    async fn upload(&self, request: Request<Incoming>) -> Result<Response<Body>, RestError> {
+        let query = Query::parse(request.uri().query());
+        let user = self.file_user(request.headers(), &query, "write")?;
+        let workdir = self.envd.settings().default_workdir.clone();
+        let upload = files_post::Upload { user, path: query.get("path").map(str::to_owned), workdir };
+        let (parts, body) = request.into_parts();
+        files_post::post(upload, &parts.headers, body).await
+    }
+
+    async fn compose(&self, request: Request<Incoming>) -> Result<Response<Body>, RestError> {
+        let (parts, body) = request.into_parts();
+        let body = reader::collect(body, &parts.headers, 1 << 20).await?;
+        let request: compose::Request = serde_json::from_slice(&body)
+            .map_err(|error| RestError::bad_request(format!("invalid request body: {error}")))?;
+        if request.destination.is_empty() {
+            return Err(RestError::bad_request("destination must not be empty"));
+        }
+        let user = self.rest_user(request.username.as_deref(), &parts.headers)?;
+        let resolve = |path: &str| paths::resolve(path, &user.home, None);
+        let destination = resolve(&request.destination)?;
+        let sources = request.source_paths.iter().map(|path| resolve(path)).collect::<Result<Vec<_>, _>>()?;
+        tokio::task::spawn_blocking(move || compose::compose(&sources, &destination, &user)).await?
+    }
+
+    async fn metrics(&self) -> Result<Response<Body>, RestError> {
+        let envd = Arc::clone(&self.envd);
+        let metrics = tokio::task::spawn_blocking(move || metrics::read(&envd.cpu)).await?;
+        Ok(json(&metrics))
+    }
+}
+
+/// The user an RPC acts as.
+pub fn caller(envd: &Envd, ctx: &RequestContext) -> Result<User, ConnectError> {
+    let named = auth::basic_user(ctx.headers());
+    envd.user(named.as_deref()).map_err(|error| ConnectError::unauthenticated(error.to_string()))
+}
+
+fn health() -> Response<Body> {
+    let mut response = no_content();
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+fn preflight(request: &HeaderMap) -> Response<Body> {
+    let mut response = no_content();
+    let headers = response.headers_mut();
+    allow_origin(headers);
+    headers.insert(
+        ACCESS_CONTROL_ALLOW_METHODS,
+        HeaderValue::from_static("HEAD, GET, POST, PUT, PATCH, DELETE"),
+    );
+    if let Some(wanted) = request.get(ACCESS_CONTROL_REQUEST_HEADERS) {
+        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, wanted.clone());
+    }
+    headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("7200"));
+    response
+}
+
+fn allow_origin(headers: &mut HeaderMap) {
+    const EXPOSED: &str = "Grpc-Status, Grpc-Message, Grpc-Status-Details-Bin, Location, Cache-Control, \
+        X-Content-Type-Options, Content-Length, Content-Range, ETag";
+    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED));
+    headers.append(VARY, HeaderValue::from_static("Origin"));
+}
