@@ -45,7 +45,7 @@ impl Host {
         check_root()?;
         raise_open_files().map_err(EngineError::kernel("raise the limit of open files"))?;
         let data_dir = make_folder(&config.data_dir)?;
-        let instance = format!("cofferdam-{}", fingerprint(data_dir.as_os_str().as_encoded_bytes()));
+        let instance = instance_name(&data_dir).map_err(EngineError::kernel("name this server"))?;
         let run_dir = make_folder(&config.run_dir.join(&instance))?;
         let host = Self {
             sandboxes: make_folder(&data_dir.join("sandboxes"))?,
@@ -70,6 +70,15 @@ impl Drop for Host {
         self.hierarchies.remove_if_empty();
         let _ = fs::remove_dir(&self.root_target);
     }
+}
+
+/// The name that this data folder's kernel objects carry: the folders of its control groups and mounts.
+///
+/// # Errors
+/// The folder does not exist.
+pub fn instance_name(data_dir: &Path) -> io::Result<String> {
+    let path = fs::canonicalize(data_dir)?;
+    Ok(format!("cofferdam-{}", fingerprint(path.as_os_str().as_encoded_bytes())))
 }
 
 fn make_folder(path: &Path) -> Result<PathBuf, EngineError> {

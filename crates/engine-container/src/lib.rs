@@ -26,6 +26,7 @@ use engine::{
 use net::GatewayConfig;
 
 use crate::host::Host;
+pub use crate::host::instance_name;
 use crate::slot::Pool;
 
 /// How the engine is set up.

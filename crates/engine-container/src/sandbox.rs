@@ -61,7 +61,7 @@ impl ContainerSandbox {
         let sandbox = Arc::new(Self {
             private: host.sandboxes.join(id.as_str()),
             id,
-            pidfd: pidfd,
+            pidfd,
             network,
             held: Mutex::new(Some(Held { gateway, claim: Arc::new(claim) })),
             exit: watch::Sender::new(None),

@@ -1,10 +1,11 @@
 //! The seam between the rest of the system and whatever runs sandboxes.
 //! An engine turns a template into a running computer and back; it knows nothing of teams, keys, HTTP or timers.
-//! Every engine passes the one behaviour suite in [`suite`].
+//! Every engine passes the one behaviour suite in `suite`.
 #![forbid(unsafe_code)]
 
 mod error;
 mod spec;
+#[cfg(feature = "suite")]
 pub mod suite;
 
 use std::path::PathBuf;

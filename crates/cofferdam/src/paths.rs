@@ -1,0 +1,51 @@
+//! Where things are on disk, for the server and for commands that look after it.
+//! One data folder holds everything durable; layers may be shared between servers.
+//! envd is found beside the binary.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use crate::failure::Failure;
+
+/// The data folder.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DataDir {
+    /// Folder for everything durable.
+    #[arg(long, env = "COFFERDAM_DATA_DIR", default_value = "/var/lib/cofferdam", value_name = "DIR")]
+    pub(crate) data_dir: PathBuf,
+}
+
+impl DataDir {
+    pub(crate) fn layers(&self) -> PathBuf {
+        self.data_dir.join("layers")
+    }
+
+    /// Written by a running server: its address and pid.
+    pub(crate) fn server_note(&self) -> PathBuf {
+        self.data_dir.join("server.json")
+    }
+
+    pub(crate) fn admin_token(&self) -> PathBuf {
+        self.data_dir.join("admin-token")
+    }
+
+    pub(crate) fn log(&self) -> PathBuf {
+        self.data_dir.join("server.log")
+    }
+}
+
+/// envd: named by the operator, or beside this binary.
+pub(crate) fn envd(named: Option<&Path>) -> Result<PathBuf, Failure> {
+    if let Some(path) = named {
+        return Ok(path.to_owned());
+    }
+    let beside = std::env::current_exe()?.with_file_name("envd");
+    if beside.is_file() {
+        return Ok(beside);
+    }
+    Err(Failure::new(format!(
+        "envd is not at {}; build it with `cargo xtask build` or name it with --envd",
+        beside.display()
+    )))
+}

@@ -1,0 +1,72 @@
+//! The container engine against the behaviour suite of all engines.
+//! Needs root, `COFFERDAM_ENVD` (a static envd) and `COFFERDAM_LAYERS` (a store with the base template): `cargo xtask unit`.
+//! Every test has its own data folder and leaves no group, mount or process.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use engine::Engine;
+use engine::suite::Bench;
+use engine_container::{ContainerConfig, ContainerEngine};
+use net::GatewayConfig;
+
+type Opening = std::future::Ready<Arc<dyn Engine>>;
+
+fn variable(name: &str) -> PathBuf {
+    env::var_os(name).map(PathBuf::from).unwrap_or_else(|| panic!("{name} is not set; use cargo xtask unit"))
+}
+
+fn open(data_dir: PathBuf) -> Opening {
+    let config = ContainerConfig {
+        data_dir,
+        run_dir: "/run/cofferdam".into(),
+        agent: variable("COFFERDAM_ENVD"),
+        pool: 2,
+        gateway: GatewayConfig::default(),
+    };
+    std::future::ready(Arc::new(ContainerEngine::open(&config).expect("this host can run containers")))
+}
+
+fn bench() -> Bench<fn(PathBuf) -> Opening> {
+    let store = layers::LayerStore::open(&variable("COFFERDAM_LAYERS")).expect("a layer store");
+    let recipe = template::Recipe::base().expect("the base recipe");
+    let layer = store.by_recipe(recipe.fingerprint()).expect("the base layer is built: cargo xtask unit");
+    Bench { open, layers: vec![store.path(&layer)] }
+}
+
+macro_rules! behaviours {
+    ($($name:ident)*) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() {
+            let data = tempfile::tempdir().expect("a folder");
+            bench().$name(data.path()).await;
+            assert_nothing_left(data.path());
+        }
+    )*};
+}
+
+behaviours! {
+    is_a_computer
+    reaches_ports
+    freezes_and_thaws
+    keeps_limits
+    ends_cleanly
+    survives_a_server
+    starts_many_at_once
+    refuses_a_broken_template
+}
+
+/// No mount and no control group of this data folder's server may outlive it.
+fn assert_nothing_left(data: &Path) {
+    let instance = engine_container::instance_name(data).expect("the folder is there");
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+    assert!(!mounts.contains(&instance), "a mount of {instance} stayed");
+    for hierarchy in std::fs::read_dir("/sys/fs/cgroup").expect("control groups").flatten() {
+        assert!(
+            !hierarchy.path().join(&instance).exists(),
+            "{} stayed",
+            hierarchy.path().join(&instance).display()
+        );
+    }
+}

@@ -1,0 +1,241 @@
+//! The behaviour every engine must show, written once.
+//! An engine's tests hand in a way to open it on a data folder; nothing here knows which engine it is.
+//! Each function panics on the first broken promise and ends the sandboxes it started.
+#![expect(clippy::missing_panics_doc, reason = "panicking is how a test reports")]
+
+mod agent;
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::{
+    EgressPolicy, Engine, EngineError, ExitReason, Resources, Sandbox, SandboxId, StartSpec, TemplateImage,
+};
+
+pub use agent::{AGENT_PORT, Finished, Running, health, run, spawn};
+
+/// Time in which anything that should happen has happened, on a busy machine and in an emulator too.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the suite needs to know.
+#[derive(Debug, Clone)]
+pub struct Bench<F> {
+    /// Opens the engine on a data folder; called again to play a restarted server.
+    pub open: F,
+    /// Layers of a template with a Debian userland.
+    pub layers: Vec<PathBuf>,
+}
+
+impl<F, Fut> Bench<F>
+where
+    F: Fn(PathBuf) -> Fut,
+    Fut: Future<Output = Arc<dyn Engine>>,
+{
+    /// An engine on a fresh folder, swept and ready.
+    pub async fn engine(&self, data: &Path) -> Arc<dyn Engine> {
+        let engine = (self.open)(data.to_owned()).await;
+        engine.sweep(&[]).await.expect("a fresh folder sweeps");
+        engine.prepare(&self.image()).await.expect("the template prepares");
+        engine
+    }
+
+    fn image(&self) -> TemplateImage {
+        TemplateImage { layers: self.layers.clone() }
+    }
+
+    /// A specification with modest limits.
+    #[must_use]
+    pub fn spec(&self) -> StartSpec {
+        StartSpec {
+            id: SandboxId::generate(),
+            template: self.image(),
+            resources: Resources { cpu_count: 1, memory_mib: 256, disk_mib: 1024, pids: 200 },
+            hostname: "sandbox".into(),
+            egress: EgressPolicy::default(),
+        }
+    }
+
+    /// Starts a sandbox and waits for envd.
+    pub async fn start(&self, engine: &Arc<dyn Engine>) -> Arc<dyn Sandbox> {
+        let sandbox = engine.start(self.spec()).await.expect("starts");
+        tokio::time::timeout(PATIENCE, health(&*sandbox)).await.expect("envd answers");
+        sandbox
+    }
+
+    /// A sandbox is a computer of its own: processes, files, host name, root.
+    pub async fn is_a_computer(&self, data: &Path) {
+        let engine = self.engine(data).await;
+        let (one, two) = (self.start(&engine).await, self.start(&engine).await);
+        let done = run(&*one, "hostname; id -u; echo $$; cat /proc/1/comm; echo oops >&2; exit 3").await;
+        assert_eq!(done.exit_code, 3);
+        assert_eq!(done.stderr, "oops\n");
+        let lines: Vec<&str> = done.stdout.lines().collect();
+        assert_eq!(lines[0], "sandbox");
+        assert_eq!(lines[1], "0");
+        assert_eq!(lines[3], "envd");
+        run(&*one, "echo mine > /etc/mine && rm /etc/debian_version && mv /opt /opt2").await;
+        let other = run(&*two, "cat /etc/debian_version; ls -d /etc/mine /opt").await;
+        assert!(other.stdout.contains("/opt\n") && !other.stdout.contains("mine"), "{other:?}");
+        assert!(
+            self.layers.iter().any(|layer| layer.join("etc/debian_version").exists()),
+            "the template was changed"
+        );
+        for sandbox in [one, two] {
+            sandbox.kill().await.expect("ends");
+        }
+        engine.shutdown().await;
+    }
+
+    /// Ports inside are reached whichever loopback address they are bound to; closed ones are refused.
+    pub async fn reaches_ports(&self, data: &Path) {
+        let engine = self.engine(data).await;
+        let sandbox = self.start(&engine).await;
+        let closed = sandbox.dial(8080).await.expect_err("nothing listens");
+        assert_eq!(closed.kind(), std::io::ErrorKind::ConnectionRefused);
+        for (port, address) in [(8081, "127.0.0.1"), (8082, "::1"), (8083, "0.0.0.0")] {
+            let code = format!(
+                "import socket; f = socket.AF_INET6 if ':' in '{address}' else socket.AF_INET\n\
+                 s = socket.create_server(('{address}', {port}), family=f); print('up', flush=True)\n\
+                 c, _ = s.accept(); c.sendall(c.recv(100).upper())"
+            );
+            let mut server = spawn(&*sandbox, "python3", &["-c", &code]).await;
+            assert_eq!(server.next_line().await, "up");
+            let mut stream = sandbox.dial(port).await.expect("connects");
+            stream.write_all(b"hello").await.expect("sends");
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.expect("answers");
+            assert_eq!(answer, "HELLO");
+        }
+        sandbox.kill().await.expect("ends");
+        engine.shutdown().await;
+    }
+
+    /// Freezing stops everything, thawing continues it where it stood.
+    pub async fn freezes_and_thaws(&self, data: &Path) {
+        let engine = self.engine(data).await;
+        let sandbox = self.start(&engine).await;
+        let mut counter =
+            spawn(&*sandbox, "bash", &["-c", "i=0; while read; do echo $((i+=1)); done < <(yes)"]).await;
+        counter.next_line().await;
+        sandbox.freeze().await.expect("freezes");
+        let before = sandbox.stats().await.expect("has statistics").cpu_usec;
+        let silent = tokio::time::timeout(Duration::from_millis(200), health(&*sandbox)).await;
+        assert!(silent.is_err(), "a frozen sandbox answered");
+        let after = sandbox.stats().await.expect("has statistics").cpu_usec;
+        assert_eq!(before, after, "a frozen sandbox used the processor");
+        sandbox.thaw().await.expect("thaws");
+        tokio::time::timeout(PATIENCE, health(&*sandbox)).await.expect("envd answers again");
+        sandbox.freeze().await.expect("freezes");
+        sandbox.kill().await.expect("a frozen sandbox can be ended");
+        engine.shutdown().await;
+    }
+
+    /// Limits hold, and a sandbox that hits them lives on.
+    pub async fn keeps_limits(&self, data: &Path) {
+        let engine = self.engine(data).await;
+        assert!(engine.descriptor().capabilities.resource_limits, "this host cannot limit sandboxes");
+        let sandbox = self.start(&engine).await;
+        let hog = run(&*sandbox, "python3 -c 'x = bytearray(600 << 20)'; echo $?").await;
+        assert!(hog.stdout.trim() == "137" || hog.stderr.contains("MemoryError"), "{hog:?}");
+        let bomb = run(
+            &*sandbox,
+            "for i in $(seq 400); do sleep 1000 & done 2>/dev/null; jobs -p | wc -l; kill -9 $(jobs -p)",
+        )
+        .await;
+        let alive: u32 = bomb.stdout.lines().next().and_then(|n| n.trim().parse().ok()).unwrap_or(0);
+        assert!(alive < 200, "{alive} processes with a limit of 200");
+        assert_eq!(run(&*sandbox, "echo alive").await.stdout, "alive\n");
+        let stats = sandbox.stats().await.expect("has statistics");
+        assert_eq!(stats.memory_limit_bytes, 256 << 20);
+        assert!(stats.cpu_usec > 0 && stats.pids >= 1 && stats.memory_bytes > 0, "{stats:?}");
+        sandbox.kill().await.expect("ends");
+        engine.shutdown().await;
+    }
+
+    /// Ending is final, complete, and harmless to repeat.
+    pub async fn ends_cleanly(&self, data: &Path) {
+        let engine = self.engine(data).await;
+        let sandbox = self.start(&engine).await;
+        let private = sandbox.private_dir();
+        assert!(private.is_dir());
+        let mut exit = sandbox.exit();
+        assert!(exit.borrow().is_none());
+        spawn(&*sandbox, "bash", &["-c", "trap '' TERM; sleep 1000"]).await;
+        sandbox.kill().await.expect("ends");
+        assert_eq!(*exit.wait_for(Option::is_some).await.expect("is told"), Some(ExitReason::Signalled(9)));
+        assert!(!private.exists(), "private files stayed");
+        assert!(sandbox.dial(AGENT_PORT).await.is_err());
+        assert!(matches!(sandbox.stats().await, Err(EngineError::NotFound)));
+        sandbox.kill().await.expect("ending twice is fine");
+        let same_name = self.start(&engine).await;
+        same_name.kill().await.expect("ends");
+        engine.shutdown().await;
+    }
+
+    /// A server that dies loses nothing: the next one adopts what it kept and sweeps the rest.
+    pub async fn survives_a_server(&self, data: &Path) {
+        let first = self.engine(data).await;
+        let (kept, stray) = (self.start(&first).await, self.start(&first).await);
+        let (kept_id, stray_private) = (kept.id().clone(), stray.private_dir());
+        run(
+            &*kept,
+            "(while true; do date +%s%N > /tmp/beat; sleep 0.01; done) >/dev/null 2>&1 & echo $! > /tmp/pid",
+        )
+        .await;
+        first.shutdown().await;
+        let second = (self.open)(data.to_owned()).await;
+        let adopted = second.adopt(&kept_id).await.expect("is adopted");
+        assert_eq!(
+            second.sweep(std::slice::from_ref(&kept_id)).await.expect("sweeps"),
+            2,
+            "one group, one folder"
+        );
+        assert!(!stray_private.exists());
+        let mut stray_end = stray.exit();
+        stray_end.wait_for(Option::is_some).await.expect("the stray was ended");
+        health(&*adopted).await;
+        let alive = run(&*adopted, "kill -0 $(cat /tmp/pid) && a=$(cat /tmp/beat); sleep 0.1; [ $a != $(cat /tmp/beat) ] && echo beats").await;
+        assert_eq!(alive.stdout, "beats\n", "the command did not survive");
+        let missing = second.adopt(&SandboxId::generate()).await;
+        assert!(matches!(missing, Err(EngineError::NotFound)));
+        adopted.kill().await.expect("an adopted sandbox can be ended");
+        let mut exit = adopted.exit();
+        exit.wait_for(Option::is_some).await.expect("is told");
+        second.shutdown().await;
+    }
+
+    /// Many at once, all of them ready, none left.
+    pub async fn starts_many_at_once(&self, data: &Path) {
+        let engine = self.engine(data).await;
+        let starts = (0..20).map(|_| {
+            let (engine, spec) = (engine.clone(), self.spec());
+            tokio::spawn(async move {
+                let sandbox = engine.start(spec).await.expect("starts");
+                health(&*sandbox).await;
+                sandbox
+            })
+        });
+        let starts: Vec<_> = starts.collect();
+        for start in starts {
+            start.await.expect("no panic").kill().await.expect("ends");
+        }
+        engine.shutdown().await;
+    }
+
+    /// A template that cannot be used is refused and leaves nothing.
+    pub async fn refuses_a_broken_template(&self, data: &Path) {
+        let engine = self.engine(data).await;
+        let missing = TemplateImage { layers: vec!["/nonexistent/layer".into()] };
+        assert!(matches!(engine.prepare(&missing).await, Err(EngineError::Template(_))));
+        let spec = StartSpec { template: missing, ..self.spec() };
+        let id = spec.id.clone();
+        assert!(engine.start(spec).await.is_err());
+        assert!(matches!(engine.adopt(&id).await, Err(EngineError::NotFound)));
+        assert_eq!(engine.sweep(&[]).await.expect("sweeps"), 0, "something was left behind");
+        engine.shutdown().await;
+    }
+}
