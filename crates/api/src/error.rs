@@ -1,0 +1,126 @@
+//! Errors as the SDKs expect them: `{"code", "message"}` and sometimes `"error_code"`.
+//! `code` equals the HTTP status; clients branch on either.
+//! `Should-Retry` is sent wherever a client would otherwise have to guess.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use control::{AuthError, ControlError};
+use serde::Serialize;
+
+/// An error on its way to a client.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    message: String,
+    error_code: Option<&'static str>,
+    /// Whether sending the same again may help; only said where SDKs would retry by themselves.
+    retry: Option<bool>,
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    code: u16,
+    message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_code: Option<&'static str>,
+}
+
+impl ApiError {
+    /// An error with this status and text.
+    pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), error_code: None, retry: None }
+    }
+
+    pub(crate) fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    pub(crate) fn unauthorized(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, message)
+    }
+
+    pub(crate) fn not_implemented(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_IMPLEMENTED, message)
+    }
+
+    fn code(mut self, error_code: &'static str) -> Self {
+        self.error_code = Some(error_code);
+        self
+    }
+
+    fn retry(mut self, helps: bool) -> Self {
+        self.retry = Some(helps);
+        self
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = Body { code: self.status.as_u16(), message: &self.message, error_code: self.error_code };
+        let mut response = (self.status, Json(body)).into_response();
+        if let Some(helps) = self.retry {
+            let headers = response.headers_mut();
+            headers.insert("should-retry", HeaderValue::from_static(if helps { "true" } else { "false" }));
+            if helps {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+        }
+        response
+    }
+}
+
+impl From<ControlError> for ApiError {
+    fn from(error: ControlError) -> Self {
+        use ControlError as E;
+        let message = error.to_string();
+        let with = |status| Self::new(status, message.clone());
+        match error {
+            E::Invalid(_) => with(StatusCode::BAD_REQUEST),
+            E::SandboxNotFound(_)
+            | E::TemplateNotFound(_)
+            | E::TagNotFound { .. }
+            | E::TeamNotFound
+            | E::KeyNotFound => with(StatusCode::NOT_FOUND),
+            E::Forbidden(_) => with(StatusCode::FORBIDDEN),
+            E::Conflict(_) => with(StatusCode::CONFLICT),
+            E::IdempotencyMismatch => {
+                with(StatusCode::UNPROCESSABLE_ENTITY).code("idempotency_request_mismatch")
+            }
+            E::IdempotencyInProgress => with(StatusCode::CONFLICT).code("idempotency_in_progress"),
+            E::TeamLimit(_) => with(StatusCode::TOO_MANY_REQUESTS).retry(false),
+            E::Capacity(_) => {
+                with(StatusCode::SERVICE_UNAVAILABLE).code("sandbox_capacity_unavailable").retry(true)
+            }
+            E::StartTimeout(_) => {
+                with(StatusCode::GATEWAY_TIMEOUT).code("sandbox_placement_timeout").retry(true)
+            }
+            E::StartFailed(_) => with(StatusCode::INTERNAL_SERVER_ERROR).code("sandbox_create_failed"),
+            E::StartRefused(_) => with(StatusCode::INTERNAL_SERVER_ERROR).code("sandbox_create_refused"),
+            E::Unsupported(_) => with(StatusCode::NOT_IMPLEMENTED),
+            E::ShuttingDown => with(StatusCode::SERVICE_UNAVAILABLE).retry(true),
+            E::Engine(_) => with(StatusCode::INTERNAL_SERVER_ERROR).code("internal_server_error"),
+            E::Store(ref cause) => {
+                tracing::error!(error = %cause, "the store failed");
+                with(StatusCode::INTERNAL_SERVER_ERROR).code("internal_server_error")
+            }
+        }
+    }
+}
+
+impl From<AuthError> for ApiError {
+    fn from(error: AuthError) -> Self {
+        match error {
+            AuthError::Malformed => Self::unauthorized(error.to_string()),
+            // The first line is what SDKs' users search for.
+            AuthError::Format | AuthError::Unknown => Self::unauthorized(format!(
+                "Invalid API key, please visit https://e2b.dev/docs/api-key for more information.\n{error}"
+            )),
+            AuthError::Store(cause) => {
+                tracing::error!(error = %cause, "the store failed");
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the server's database failed")
+                    .code("internal_server_error")
+            }
+        }
+    }
+}

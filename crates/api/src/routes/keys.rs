@@ -1,0 +1,89 @@
+//! API keys, for the operator: `/api-keys` acts for the team in `X-Team-ID`, `/admin/teams/{id}/api-keys` names it.
+//! A secret is shown once, in the answer to its creation.
+//! Unknown ids are JSON 404s.
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
+use ids::{KeyId, TeamId};
+use serde::Deserialize;
+
+use crate::auth::{Admin, AdminOf};
+use crate::body::Json as Body;
+use crate::paths::Segment;
+use crate::wire::Key;
+use crate::{Api, ApiError};
+
+pub(crate) fn routes() -> Router<Api> {
+    Router::new()
+        .route("/api-keys", get(list).post(create))
+        .route("/api-keys/{apiKeyID}", delete(remove).patch(rename))
+        .route("/admin/teams/{teamID}/api-keys", post(create_for))
+        .route("/admin/teams/{teamID}/api-keys/{apiKeyID}", delete(remove_for))
+}
+
+#[derive(Debug, Deserialize)]
+struct Named {
+    name: String,
+}
+
+async fn list(State(api): State<Api>, AdminOf(team): AdminOf) -> Result<Json<Vec<Key>>, ApiError> {
+    let keys = api.control.list_keys(team.id).await?;
+    Ok(Json(keys.into_iter().map(Into::into).collect()))
+}
+
+async fn create(
+    State(api): State<Api>,
+    AdminOf(team): AdminOf,
+    Body(body): Body<Named>,
+) -> Result<(StatusCode, Json<Key>), ApiError> {
+    let key = api.control.create_key(team.id, &body.name).await?;
+    Ok((StatusCode::CREATED, Json(key.into())))
+}
+
+async fn rename(
+    State(api): State<Api>,
+    AdminOf(team): AdminOf,
+    Segment(id): Segment,
+    Body(body): Body<Named>,
+) -> Result<StatusCode, ApiError> {
+    api.control.rename_key(team.id, key_id(&id)?, &body.name).await?;
+    Ok(StatusCode::OK)
+}
+
+async fn remove(
+    State(api): State<Api>,
+    AdminOf(team): AdminOf,
+    Segment(id): Segment,
+) -> Result<StatusCode, ApiError> {
+    api.control.delete_key(team.id, key_id(&id)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn create_for(
+    State(api): State<Api>,
+    _: Admin,
+    Segment(team): Segment,
+    Body(body): Body<Named>,
+) -> Result<(StatusCode, Json<Key>), ApiError> {
+    let key = api.control.create_key(team_id(&team)?, &body.name).await?;
+    Ok((StatusCode::CREATED, Json(key.into())))
+}
+
+async fn remove_for(
+    State(api): State<Api>,
+    _: Admin,
+    Path((team, id)): Path<(String, String)>,
+) -> Result<StatusCode, ApiError> {
+    api.control.delete_key(team_id(&team)?, key_id(&id)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn key_id(text: &str) -> Result<KeyId, ApiError> {
+    text.parse().map_err(|_| ApiError::bad_request("Invalid API key ID"))
+}
+
+fn team_id(text: &str) -> Result<TeamId, ApiError> {
+    text.parse().map_err(|_| ApiError::bad_request("Invalid team ID"))
+}

@@ -1,0 +1,9 @@
+//! One file per kind of thing.
+//! Each answers its routes; shapes are in `wire`, rules in `control`.
+//! Request types stand beside the handler that reads them.
+
+pub(crate) mod keys;
+pub(crate) mod lifecycle;
+pub(crate) mod sandboxes;
+pub(crate) mod server;
+pub(crate) mod templates;

@@ -1,0 +1,334 @@
+//! Sandboxes: create (both generations), look, list, end, network rules, metrics.
+//! What the server cannot do is refused by name rather than ignored.
+//! Every sandbox is secured, whatever `secure` says.
+
+use std::collections::BTreeMap;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::response::IntoResponse;
+use axum::routing::{get, post, put};
+use axum::{Json, Router};
+use control::{CreateRequest, IdempotencyKey, ListQuery, NetworkUpdate};
+use ids::SandboxId;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+use store::{Lifecycle, NetworkConfig, SandboxState};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::auth::Caller;
+use crate::body::{Json as Body, RawJson};
+use crate::paths::{Params, SandboxPath};
+use crate::wire::{ListedSandbox, Sandbox, SandboxDetail, SandboxMetric};
+use crate::{Api, ApiError};
+
+/// Life of a sandbox whose creator names none, seconds: first and second generation.
+const TIMEOUT_V1: i64 = 15;
+const TIMEOUT_V2: i64 = 300;
+/// Most sandboxes whose metrics are asked for at once.
+const MOST_METRICS: usize = 100;
+
+pub(crate) fn routes() -> Router<Api> {
+    Router::new()
+        .route("/sandboxes", post(create_v1).get(list_v1))
+        .route("/v2/sandboxes", post(create_v2).get(list_v2))
+        .route("/sandboxes/metrics", get(metrics_of_many))
+        .route("/sandboxes/{sandboxID}", get(detail).delete(kill))
+        .route("/sandboxes/{sandboxID}/network", put(network))
+        .route("/sandboxes/{sandboxID}/metrics", get(metrics))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct NewSandbox {
+    #[serde(rename = "templateID")]
+    template_id: String,
+    timeout: Option<i64>,
+    metadata: Option<BTreeMap<String, String>>,
+    env_vars: Option<BTreeMap<String, String>>,
+    #[serde(rename = "allow_internet_access")]
+    allow_internet_access: Option<bool>,
+    network: Option<Network>,
+    auto_pause: Option<bool>,
+    auto_resume: Option<AutoResume>,
+    volume_mounts: Option<Vec<Value>>,
+    iam: Option<Iam>,
+}
+
+#[derive(Debug, Deserialize)]
+struct AutoResume {
+    enabled: bool,
+}
+
+#[derive(Debug, Deserialize)]
+struct Iam {
+    tokens: Option<Map<String, Value>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Network {
+    allow_public_traffic: Option<bool>,
+    allow_out: Option<Vec<String>>,
+    deny_out: Option<Vec<String>>,
+    dns_servers: Option<Vec<String>>,
+    mask_request_host: Option<String>,
+    rules: Option<Map<String, Value>>,
+    egress_proxy: Option<Value>,
+    https_ports: Option<Vec<Value>>,
+    #[serde(rename = "allow_internet_access")]
+    allow_internet_access: Option<bool>,
+}
+
+impl Network {
+    /// Refuses what would silently not happen.
+    fn check(&self) -> Result<(), ApiError> {
+        let unsupported = [
+            (self.rules.as_ref().is_some_and(|rules| !rules.is_empty()), "network.rules"),
+            (self.egress_proxy.is_some(), "network.egressProxy"),
+            (self.https_ports.as_ref().is_some_and(|ports| !ports.is_empty()), "network.httpsPorts"),
+        ];
+        refuse(unsupported)
+    }
+}
+
+fn refuse<const N: usize>(asked_for: [(bool, &str); N]) -> Result<(), ApiError> {
+    match asked_for.iter().find(|(asked, _)| *asked) {
+        Some((_, field)) => Err(ApiError::bad_request(format!("{field} is not supported by this server"))),
+        None => Ok(()),
+    }
+}
+
+impl NewSandbox {
+    fn into_request(self, default_timeout: i64) -> Result<CreateRequest, ApiError> {
+        let tokens = self.iam.and_then(|iam| iam.tokens);
+        refuse([
+            (self.volume_mounts.is_some_and(|mounts| !mounts.is_empty()), "volumeMounts"),
+            (tokens.is_some_and(|tokens| !tokens.is_empty()), "iam.tokens"),
+        ])?;
+        if let Some(network) = &self.network {
+            network.check()?;
+        }
+        Ok(CreateRequest {
+            template: self.template_id,
+            timeout: self.timeout.unwrap_or(default_timeout),
+            metadata: self.metadata.unwrap_or_default(),
+            env_vars: self.env_vars.unwrap_or_default(),
+            network: self.network.map(|network| NetworkConfig {
+                allow_public_traffic: network.allow_public_traffic,
+                allow_out: network.allow_out,
+                deny_out: network.deny_out,
+                dns_servers: network.dns_servers,
+                mask_request_host: network.mask_request_host,
+            }),
+            allow_internet_access: self.allow_internet_access,
+            lifecycle: Lifecycle {
+                auto_pause: self.auto_pause.unwrap_or(false),
+                auto_resume: self.auto_resume.is_some_and(|resume| resume.enabled),
+            },
+        })
+    }
+}
+
+async fn create_v1(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    Body(body): Body<NewSandbox>,
+) -> Result<(StatusCode, Json<Sandbox>), ApiError> {
+    let access = api.control.create(&team, body.into_request(TIMEOUT_V1)?, None).await?;
+    Ok((StatusCode::CREATED, Json(Sandbox::new(access, &api.config))))
+}
+
+async fn create_v2(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    headers: HeaderMap,
+    RawJson(body, bytes): RawJson<NewSandbox>,
+) -> Result<(StatusCode, Json<Sandbox>), ApiError> {
+    let idempotency = match headers.get("idempotency-key") {
+        None => None,
+        Some(key) => Some(IdempotencyKey {
+            key: key
+                .to_str()
+                .map_err(|_| ApiError::bad_request("Idempotency-Key must be printable ASCII"))?
+                .to_owned(),
+            body_hash: Sha256::digest(&bytes).into(),
+        }),
+    };
+    let access = api.control.create(&team, body.into_request(TIMEOUT_V2)?, idempotency).await?;
+    Ok((StatusCode::CREATED, Json(Sandbox::new(access, &api.config))))
+}
+
+async fn detail(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    SandboxPath(id): SandboxPath,
+) -> Result<Json<SandboxDetail>, ApiError> {
+    Ok(Json(SandboxDetail::new(api.control.get(team.id, &id)?, &api.config)))
+}
+
+async fn kill(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    SandboxPath(id): SandboxPath,
+) -> Result<StatusCode, ApiError> {
+    api.control.kill(team.id, &id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn network(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    SandboxPath(id): SandboxPath,
+    Body(body): Body<Network>,
+) -> Result<StatusCode, ApiError> {
+    body.check()?;
+    let update = NetworkUpdate {
+        allow_out: body.allow_out,
+        deny_out: body.deny_out,
+        dns_servers: body.dns_servers,
+        allow_internet_access: body.allow_internet_access,
+    };
+    api.control.update_network(&team, &id, update).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ListParams {
+    metadata: Option<String>,
+    state: Option<String>,
+    order: Option<String>,
+    started_after: Option<String>,
+    template: Option<String>,
+    limit: Option<String>,
+    next_token: Option<String>,
+}
+
+impl ListParams {
+    fn into_query(self) -> Result<ListQuery, ApiError> {
+        let mut states = Vec::new();
+        for state in self.state.iter().flat_map(|list| list.split(',')).filter(|state| !state.is_empty()) {
+            states.push(match state {
+                "running" => SandboxState::Running,
+                "paused" => SandboxState::Paused,
+                _ => return Err(ApiError::bad_request(format!("Invalid state: {state}"))),
+            });
+        }
+        let ascending = match self.order.as_deref() {
+            None | Some("" | "desc") => false,
+            Some("asc") => true,
+            Some(order) => return Err(ApiError::bad_request(format!("Invalid order: {order}"))),
+        };
+        let started_after = self
+            .started_after
+            // A plus that was not encoded arrives as a blank; no timestamp holds one otherwise.
+            .map(|at| OffsetDateTime::parse(&at.replace(' ', "+"), &Rfc3339))
+            .transpose()
+            .map_err(|_| ApiError::bad_request("Invalid startedAfter: not an RFC 3339 time"))?;
+        let limit = self
+            .limit
+            .map(|limit| limit.parse())
+            .transpose()
+            .map_err(|_| ApiError::bad_request("Invalid limit: not a number"))?;
+        Ok(ListQuery {
+            metadata: self.metadata,
+            states,
+            started_after,
+            template: self.template,
+            ascending,
+            limit,
+            next_token: self.next_token,
+        })
+    }
+}
+
+/// First generation: all running ones, newest first, in one answer.
+async fn list_v1(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    Params(params): Params<ListParams>,
+) -> Result<Json<Vec<ListedSandbox>>, ApiError> {
+    let mut query =
+        ListQuery { metadata: params.metadata, states: vec![SandboxState::Running], ..ListQuery::default() };
+    let mut all = Vec::new();
+    loop {
+        let page = api.control.list(&team, &query).await?;
+        all.extend(page.items.into_iter().map(ListedSandbox::from));
+        query.next_token = page.next_token;
+        if query.next_token.is_none() {
+            return Ok(Json(all));
+        }
+    }
+}
+
+async fn list_v2(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    Params(params): Params<ListParams>,
+) -> Result<impl IntoResponse, ApiError> {
+    let page = api.control.list(&team, &params.into_query()?).await?;
+    let mut headers = HeaderMap::new();
+    if let Some(token) = page.next_token.and_then(|token| HeaderValue::from_str(&token).ok()) {
+        headers.insert(HeaderName::from_static("x-next-token"), token);
+    }
+    if let Some(total) = page.total_running {
+        headers.insert(HeaderName::from_static("x-total-running"), total.into());
+    }
+    let items: Vec<ListedSandbox> = page.items.into_iter().map(Into::into).collect();
+    Ok((headers, Json(items)))
+}
+
+#[derive(Debug, Deserialize)]
+struct MetricsParams {
+    start: Option<i64>,
+    end: Option<i64>,
+}
+
+/// The present sample, if it lies in the range: no history is kept yet.
+async fn metrics(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    SandboxPath(id): SandboxPath,
+    Params(range): Params<MetricsParams>,
+) -> Result<Json<Vec<SandboxMetric>>, ApiError> {
+    if let (Some(start), Some(end)) = (range.start, range.end)
+        && start > end
+    {
+        return Err(ApiError::bad_request("Invalid time range for metrics"));
+    }
+    let (info, metrics) = api.control.metrics(team.id, &id).await?;
+    let sample = SandboxMetric::now(&info, metrics);
+    // Ranges are in whole seconds and end "now" by the client's clock, which may lag by a breath.
+    let after = range.start.is_none_or(|start| sample.timestamp_unix >= start);
+    let before = range.end.is_none_or(|end| sample.timestamp_unix <= end + 1);
+    Ok(Json(if after && before { vec![sample] } else { Vec::new() }))
+}
+
+#[derive(Debug, Deserialize)]
+struct ManyParams {
+    sandbox_ids: String,
+}
+
+async fn metrics_of_many(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    Params(params): Params<ManyParams>,
+) -> Result<Json<Value>, ApiError> {
+    let ids: Result<Vec<SandboxId>, _> =
+        params.sandbox_ids.split(',').filter(|id| !id.is_empty()).map(str::parse).collect();
+    let ids = ids.map_err(|_| ApiError::bad_request("Invalid sandbox ID"))?;
+    if ids.len() > MOST_METRICS {
+        return Err(ApiError::bad_request(format!("at most {MOST_METRICS} sandboxes can be asked for")));
+    }
+    let mut sandboxes = BTreeMap::new();
+    for id in ids {
+        // Unknown and silent ones are left out, as the contract has it.
+        if let Ok((info, metrics)) = api.control.metrics(team.id, &id).await {
+            sandboxes.insert(id, SandboxMetric::now(&info, metrics));
+        }
+    }
+    Ok(Json(serde_json::json!({ "sandboxes": sandboxes })))
+}

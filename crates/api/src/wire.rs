@@ -1,0 +1,329 @@
+//! Responses as they stand on the wire. What may be absent is left out, never null, unless clients want the null.
+//! Times are RFC 3339 in UTC; sizes MiB or bytes as the field's name says.
+//! Field names are the contract's, odd spellings included.
+
+use std::collections::BTreeMap;
+
+use control::{Access, AgentMetrics, Entry, NewKey, SandboxInfo};
+use serde::Serialize;
+use store::{ApiKey, Lifecycle, Mask, NetworkConfig, SandboxState};
+use time::OffsetDateTime;
+
+use crate::ApiConfig;
+
+/// Kept for old clients, which refuse an empty one.
+const CLIENT_ID: &str = "6532622b";
+
+/// A sandbox its owner may talk to.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Sandbox {
+    #[serde(rename = "templateID")]
+    template_id: String,
+    #[serde(rename = "sandboxID")]
+    sandbox_id: String,
+    #[serde(rename = "clientID")]
+    client_id: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alias: Option<String>,
+    envd_version: String,
+    envd_access_token: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    traffic_access_token: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    domain: Option<String>,
+}
+
+impl Sandbox {
+    pub(crate) fn new(access: Access, config: &ApiConfig) -> Self {
+        let info = access.info;
+        Self {
+            template_id: info.template.into(),
+            sandbox_id: info.id.into(),
+            client_id: CLIENT_ID,
+            alias: info.details.alias,
+            envd_version: info.details.envd_version,
+            envd_access_token: access.envd_token,
+            traffic_access_token: access.traffic_token,
+            domain: config.domain.clone(),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct LifecycleView {
+    auto_resume: bool,
+    on_timeout: &'static str,
+}
+
+impl From<Lifecycle> for LifecycleView {
+    fn from(lifecycle: Lifecycle) -> Self {
+        Self {
+            auto_resume: lifecycle.auto_resume,
+            on_timeout: if lifecycle.auto_pause { "pause" } else { "kill" },
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NetworkView {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allow_public_traffic: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allow_out: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deny_out: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dns_servers: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mask_request_host: Option<String>,
+}
+
+impl From<NetworkConfig> for NetworkView {
+    fn from(network: NetworkConfig) -> Self {
+        Self {
+            allow_public_traffic: network.allow_public_traffic,
+            allow_out: network.allow_out,
+            deny_out: network.deny_out,
+            dns_servers: network.dns_servers,
+            mask_request_host: network.mask_request_host,
+        }
+    }
+}
+
+/// What lists say about a sandbox.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ListedSandbox {
+    #[serde(flatten)]
+    common: Common,
+    volume_mounts: [(); 0],
+}
+
+/// What its owner is told about one sandbox.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct SandboxDetail {
+    #[serde(flatten)]
+    common: Common,
+    envd_access_token: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allow_internet_access: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    domain: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    network: Option<NetworkView>,
+    lifecycle: LifecycleView,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Common {
+    #[serde(rename = "templateID")]
+    template_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alias: Option<String>,
+    #[serde(rename = "sandboxID")]
+    sandbox_id: String,
+    #[serde(rename = "clientID")]
+    client_id: &'static str,
+    #[serde(with = "time::serde::rfc3339")]
+    started_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339")]
+    end_at: OffsetDateTime,
+    cpu_count: u32,
+    #[serde(rename = "memoryMB")]
+    memory_mb: u32,
+    #[serde(rename = "diskSizeMB")]
+    disk_size_mb: u32,
+    metadata: BTreeMap<String, String>,
+    state: &'static str,
+    envd_version: String,
+}
+
+impl From<SandboxInfo> for Common {
+    fn from(info: SandboxInfo) -> Self {
+        let state = if info.state == SandboxState::Paused { "paused" } else { "running" };
+        Self {
+            template_id: info.template.into(),
+            alias: info.details.alias,
+            sandbox_id: info.id.into(),
+            client_id: CLIENT_ID,
+            started_at: info.started_at,
+            end_at: info.end_at,
+            cpu_count: info.details.cpu_count,
+            memory_mb: info.details.memory_mib,
+            disk_size_mb: info.details.disk_mib,
+            metadata: info.details.metadata,
+            state,
+            envd_version: info.details.envd_version,
+        }
+    }
+}
+
+impl From<SandboxInfo> for ListedSandbox {
+    fn from(info: SandboxInfo) -> Self {
+        Self { common: info.into(), volume_mounts: [] }
+    }
+}
+
+impl SandboxDetail {
+    pub(crate) fn new(mut access: Access, config: &ApiConfig) -> Self {
+        let details = &mut access.info.details;
+        Self {
+            allow_internet_access: details.allow_internet_access,
+            network: details.network.take().map(Into::into),
+            lifecycle: details.lifecycle.into(),
+            envd_access_token: access.envd_token,
+            domain: config.domain.clone(),
+            common: access.info.into(),
+        }
+    }
+}
+
+/// One sample of what a sandbox uses.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct SandboxMetric {
+    #[serde(with = "time::serde::rfc3339")]
+    timestamp: OffsetDateTime,
+    pub(crate) timestamp_unix: i64,
+    cpu_count: u32,
+    cpu_used_pct: f32,
+    mem_used: u64,
+    mem_total: u64,
+    mem_cache: u64,
+    disk_used: u64,
+    disk_total: u64,
+}
+
+impl SandboxMetric {
+    /// The sample is dated by this server's clock: the sandbox's may say anything.
+    pub(crate) fn now(info: &SandboxInfo, metrics: AgentMetrics) -> Self {
+        let now = OffsetDateTime::now_utc();
+        Self {
+            timestamp: now,
+            timestamp_unix: now.unix_timestamp(),
+            cpu_count: info.details.cpu_count,
+            cpu_used_pct: metrics.cpu_used_pct,
+            mem_used: metrics.mem_used,
+            mem_total: metrics.mem_total,
+            mem_cache: metrics.mem_cache,
+            disk_used: metrics.disk_used,
+            disk_total: metrics.disk_total,
+        }
+    }
+}
+
+/// A template in a list. Nulls are part of the contract here.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Template {
+    #[serde(rename = "templateID")]
+    template_id: String,
+    #[serde(rename = "buildID")]
+    build_id: String,
+    cpu_count: u32,
+    #[serde(rename = "memoryMB")]
+    memory_mb: u32,
+    #[serde(rename = "diskSizeMB")]
+    disk_size_mb: u32,
+    public: bool,
+    aliases: Vec<String>,
+    names: Vec<String>,
+    #[serde(with = "time::serde::rfc3339")]
+    created_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339")]
+    updated_at: OffsetDateTime,
+    created_by: Option<()>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    last_spawned_at: Option<OffsetDateTime>,
+    spawn_count: u64,
+    build_count: usize,
+    envd_version: String,
+    build_status: &'static str,
+}
+
+impl From<Entry> for Template {
+    fn from(entry: Entry) -> Self {
+        let Entry { template, build, build_count } = entry;
+        let build = build.as_deref();
+        Self {
+            aliases: template.names.iter().map(|name| name.alias.clone()).collect(),
+            names: template.names.iter().map(ToString::to_string).collect(),
+            template_id: template.id.into(),
+            build_id: build.map(|build| build.id.to_string()).unwrap_or_default(),
+            cpu_count: build.map_or(0, |build| build.cpu_count),
+            memory_mb: build.map_or(0, |build| build.memory_mib),
+            disk_size_mb: build.map_or(0, |build| build.disk_mib),
+            public: template.public,
+            created_at: template.created_at,
+            updated_at: template.updated_at,
+            created_by: None,
+            last_spawned_at: template.last_spawned,
+            spawn_count: template.spawn_count,
+            build_count,
+            envd_version: build.map(|build| build.envd_version.clone()).unwrap_or_default(),
+            build_status: build.map_or("waiting", |build| build.status.as_str()),
+        }
+    }
+}
+
+/// What may be shown of a key.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct MaskView {
+    prefix: String,
+    value_length: usize,
+    masked_value_prefix: String,
+    masked_value_suffix: String,
+}
+
+impl From<Mask> for MaskView {
+    fn from(mask: Mask) -> Self {
+        Self {
+            prefix: mask.prefix,
+            value_length: mask.value_length,
+            masked_value_prefix: mask.first,
+            masked_value_suffix: mask.last,
+        }
+    }
+}
+
+/// A key; `key` only in the answer to its creation.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Key {
+    id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
+    name: String,
+    mask: MaskView,
+    #[serde(with = "time::serde::rfc3339")]
+    created_at: OffsetDateTime,
+    created_by: Option<()>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    last_used: Option<OffsetDateTime>,
+}
+
+impl From<ApiKey> for Key {
+    fn from(key: ApiKey) -> Self {
+        Self {
+            id: key.id.to_string(),
+            key: None,
+            name: key.name,
+            mask: key.mask.into(),
+            created_at: key.created_at,
+            created_by: None,
+            last_used: key.last_used,
+        }
+    }
+}
+
+impl From<NewKey> for Key {
+    fn from(new: NewKey) -> Self {
+        Self { key: Some(new.secret), ..new.record.into() }
+    }
+}

@@ -1,0 +1,229 @@
+//! What is changed in a request or answer on its way: as little as HTTP demands.
+//! Headers between neighbours go no further; who the client is, is not told; the host stays what the client wrote.
+//! Paths the agent keeps for the control plane are recognised however they are written.
+
+use hyper::header::{
+    CONNECTION, COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+use percent_encoding::percent_decode_str;
+
+use crate::target::Address;
+
+/// Paths of the agent that only the control plane may call.
+const RESERVED: [&str; 7] =
+    ["/init", "/freeze", "/unfreeze", "/collapse", "/fsfreeze", "/fsthaw", "/upgrade"];
+
+/// Headers that would tell a server inside who the client is.
+const FORWARDED: [&str; 4] = ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
+
+/// The protocol the client wants to switch to, if it wants to.
+pub(crate) fn upgrade_wanted(headers: &HeaderMap) -> Option<HeaderValue> {
+    let asked = headers.get_all(CONNECTION).iter().any(|value| {
+        value
+            .to_str()
+            .is_ok_and(|list| list.split(',').any(|name| name.trim().eq_ignore_ascii_case("upgrade")))
+    });
+    if asked { headers.get(UPGRADE).cloned() } else { None }
+}
+
+/// Prepares a request's headers for the server inside.
+pub(crate) fn to_upstream(headers: &mut HeaderMap, address: &Address, mask: Option<String>) {
+    let upgrade = upgrade_wanted(headers);
+    let trailers = headers.get(TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
+    strip_hop_by_hop(headers);
+    // We have answered it ourselves by reading the body.
+    headers.remove(EXPECT);
+    for name in FORWARDED {
+        headers.remove(name);
+    }
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    if let Some(protocol) = upgrade {
+        headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.insert(UPGRADE, protocol);
+    }
+    join_cookies(headers);
+
+    let host = match &mask {
+        Some(mask) => mask.replace("${PORT}", &address.port.to_string()),
+        None if address.shared_host => {
+            let rest = address.host.split_once('.').map_or("", |(_, rest)| rest);
+            format!("{}-{}.{rest}", address.port, address.id)
+        }
+        None => address.host.clone(),
+    };
+    if mask.is_some()
+        && let Ok(original) = HeaderValue::from_str(&address.host)
+    {
+        headers.insert(HeaderName::from_static("x-forwarded-host"), original);
+    }
+    match HeaderValue::from_str(&host) {
+        Ok(host) => headers.insert(HOST, host),
+        Err(_) => headers.insert(HOST, HeaderValue::from_static("localhost")),
+    };
+}
+
+/// Prepares an answer's headers for the client. `switching` keeps what a 101 is made of.
+pub(crate) fn to_client(headers: &mut HeaderMap, switching: bool) {
+    let upgrade = headers.get(UPGRADE).cloned();
+    strip_hop_by_hop(headers);
+    if switching {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        if let Some(protocol) = upgrade {
+            headers.insert(UPGRADE, protocol);
+        }
+    }
+}
+
+fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|list| list.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+    for name in [
+        CONNECTION,
+        HeaderName::from_static("keep-alive"),
+        HeaderName::from_static("proxy-connection"),
+        PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION,
+        TE,
+        TRAILER,
+        TRANSFER_ENCODING,
+        UPGRADE,
+    ] {
+        headers.remove(name);
+    }
+}
+
+/// HTTP/2 may split cookies over several headers; HTTP/1.1 may not.
+fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let all: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&all.join(&b"; "[..])) {
+        headers.insert(COOKIE, joined);
+    }
+}
+
+/// The reserved path a request path means, however it is written; none if it means no such path.
+pub(crate) fn reserved_path(path: &str) -> Option<&'static str> {
+    let mut text = path.to_owned();
+    // An encoding of an encoding means another path, but whoever writes one has no honest reason to.
+    for _ in 0..4 {
+        let clean = cleaned(&text);
+        if let Some(reserved) = RESERVED.iter().find(|reserved| **reserved == clean) {
+            return Some(reserved);
+        }
+        let decoded = percent_decode_str(&text).decode_utf8_lossy().into_owned();
+        if decoded == text {
+            return None;
+        }
+        text = decoded;
+    }
+    None
+}
+
+/// The path without empty segments, `.` and `..`.
+fn cleaned(path: &str) -> String {
+    let mut segments: Vec<&str> = Vec::new();
+    for segment in path.split('/') {
+        match segment {
+            "" | "." => {}
+            ".." => {
+                segments.pop();
+            }
+            segment => segments.push(segment),
+        }
+    }
+    format!("/{}", segments.join("/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reserved_paths_are_seen_through_their_disguises() {
+        for path in [
+            "/init",
+            "/init/",
+            "//init",
+            "/./init",
+            "/x/../init",
+            "/%69nit",
+            "/%2569nit",
+            "/x/%2e%2e/init",
+            "/..%2finit",
+            "/freeze",
+            "/upgrade",
+            "/fsthaw",
+        ] {
+            assert!(reserved_path(path).is_some(), "{path}");
+        }
+        for path in
+            ["/", "/health", "/files", "/init/x", "/initial", "/x/init", "/process.Process/Start", "/INIT"]
+        {
+            assert!(reserved_path(path).is_none(), "{path}");
+        }
+    }
+
+    #[test]
+    fn neighbours_headers_go_no_further() {
+        let address =
+            Address { id: "iabc".parse().unwrap(), port: 80, host: "80-iabc.x".into(), shared_host: false };
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "keep-alive, x-secret"),
+            ("x-secret", "1"),
+            ("keep-alive", "5"),
+            ("te", "gzip"),
+            ("x-forwarded-for", "1.2.3.4"),
+            ("forwarded", "for=1.2.3.4"),
+            ("x-kept", "1"),
+            ("e2b-traffic-access-token", "t"),
+        ] {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        headers.append(COOKIE, HeaderValue::from_static("a=1"));
+        headers.append(COOKIE, HeaderValue::from_static("b=2"));
+        to_upstream(&mut headers, &address, None);
+        let mut names: Vec<_> =
+            headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
+        names.sort();
+        assert_eq!(
+            names,
+            ["cookie: a=1; b=2", "e2b-traffic-access-token: t", "host: 80-iabc.x", "x-kept: 1"]
+        );
+    }
+
+    #[test]
+    fn hosts_are_masked_or_rebuilt_when_asked() {
+        let mut address = Address {
+            id: "iabc".parse().unwrap(),
+            port: 80,
+            host: "80-iabc.x.y:3000".into(),
+            shared_host: false,
+        };
+        let host = |address: &Address, mask: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            to_upstream(&mut headers, address, mask.map(str::to_owned));
+            let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+            (text("host").unwrap(), text("x-forwarded-host"))
+        };
+        assert_eq!(host(&address, None), ("80-iabc.x.y:3000".into(), None));
+        let masked = ("localhost:80".into(), Some("80-iabc.x.y:3000".into()));
+        assert_eq!(host(&address, Some("localhost:${PORT}")), masked);
+        address.shared_host = true;
+        address.host = "sandbox.x.y".into();
+        assert_eq!(host(&address, None), ("80-iabc.x.y".into(), None));
+    }
+}

@@ -1,0 +1,129 @@
+//! What clients get instead of a sandbox's answer: JSON, or HTML for people in front of a browser.
+//! Texts and statuses are part of the wire contract: SDKs tell "gone" from "port closed" by them.
+//! Nothing a client sent stands in the HTML unescaped: an id is alphanumeric, a port a number.
+
+use axum::body::Body;
+use hyper::header::{ACCEPT, ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE, HeaderMap, HeaderValue, USER_AGENT};
+use hyper::{Response, StatusCode};
+use serde_json::{Value, json};
+
+use crate::target::Address;
+
+const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
+const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+
+/// The sandbox does not run.
+pub(crate) fn not_found(address: &Address, html: bool) -> Response<Body> {
+    sandbox_page(StatusCode::BAD_GATEWAY, address, "The sandbox was not found", None, html)
+}
+
+/// It runs, and nothing answers on the port.
+pub(crate) fn port_closed(address: &Address, html: bool) -> Response<Body> {
+    let text = "The sandbox is running but port is not open";
+    sandbox_page(StatusCode::BAD_GATEWAY, address, text, Some(address.port), html)
+}
+
+/// Its ports are not public and the client has no token.
+pub(crate) fn token_missing(address: &Address, html: bool) -> Response<Body> {
+    let text =
+        "Sandbox is secured with traffic access token. Token header 'e2b-traffic-access-token' is missing";
+    sandbox_page(StatusCode::FORBIDDEN, address, text, None, html)
+}
+
+/// The client's token is another one.
+pub(crate) fn token_invalid(address: &Address, html: bool) -> Response<Body> {
+    let text = "Sandbox is secured with traffic access token. Provided token in header 'e2b-traffic-access-token' \
+                is invalid";
+    sandbox_page(StatusCode::FORBIDDEN, address, text, None, html)
+}
+
+/// The path is between the control plane and the agent.
+pub(crate) fn reserved(path: &str) -> Response<Body> {
+    let text =
+        "This endpoint is reserved for the E2B control plane and is not reachable through the sandbox URL";
+    respond(StatusCode::NOT_FOUND, JSON, json!({ "message": text, "path": path, "code": 404 }).to_string())
+}
+
+/// The host or the routing headers make no sense.
+pub(crate) fn invalid_host(text: &'static str) -> Response<Body> {
+    respond(StatusCode::BAD_REQUEST, TEXT, text.to_owned())
+}
+
+fn sandbox_page(
+    status: StatusCode,
+    address: &Address,
+    message: &str,
+    port: Option<u16>,
+    html: bool,
+) -> Response<Body> {
+    if html {
+        let port = port.map(|port| format!("<p>Port {port}</p>")).unwrap_or_default();
+        let page = format!(
+            "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>{message}</title></head>\
+             <body><h1>{message}</h1><p>Sandbox <code>{}</code></p>{port}</body></html>",
+            address.id
+        );
+        return respond(status, HTML, page);
+    }
+    let mut body = json!({ "sandboxId": address.id, "message": message, "code": status.as_u16() });
+    if let (Some(port), Value::Object(fields)) = (port, &mut body) {
+        fields.insert("port".to_owned(), port.into());
+    }
+    respond(status, JSON, body.to_string())
+}
+
+fn respond(status: StatusCode, content_type: HeaderValue, body: String) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    // A page elsewhere may need to know why its sandbox does not answer.
+    response.headers_mut().insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    response
+}
+
+/// A browser navigating, as opposed to a script in one or a program that calls itself one.
+pub(crate) fn wants_html(request: &HeaderMap) -> bool {
+    let text = |name: &str| {
+        let value = request.get(name).and_then(|value| value.to_str().ok()).unwrap_or("");
+        value.to_ascii_lowercase()
+    };
+    let agent = text(USER_AGENT.as_str());
+    let browser = ["mozilla", "chrome", "safari", "firefox", "edge", "opera", "msie"];
+    if !browser.iter().any(|name| agent.contains(name)) {
+        return false;
+    }
+    match text("sec-fetch-mode").as_str() {
+        "navigate" => return true,
+        "cors" | "no-cors" | "same-origin" | "websocket" => return false,
+        _ => {}
+    }
+    let accept = text(ACCEPT.as_str());
+    let only_json = accept.contains("application/json") && !accept.contains("text/html");
+    !only_json && !request.contains_key("x-requested-with")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_people_get_html() {
+        let cases: [(&[(&'static str, &'static str)], bool); 7] = [
+            (&[], false),
+            (&[("user-agent", "curl/8")], false),
+            (&[("user-agent", "Mozilla/5.0")], true),
+            (&[("user-agent", "Mozilla/5.0"), ("accept", "application/json")], false),
+            (&[("user-agent", "Mozilla/5.0"), ("accept", "text/html,application/json")], true),
+            (&[("user-agent", "Mozilla/5.0"), ("sec-fetch-mode", "cors")], false),
+            (&[("user-agent", "Mozilla/5.0"), ("x-requested-with", "XMLHttpRequest")], false),
+        ];
+        for (headers, html) in cases {
+            let map: HeaderMap = headers
+                .iter()
+                .map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)))
+                .collect();
+            assert_eq!(wants_html(&map), html, "{headers:?}");
+        }
+    }
+}
