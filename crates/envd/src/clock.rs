@@ -41,7 +41,7 @@ fn fraction(rest: &str) -> Option<(i64, &str)> {
     let Some(rest) = rest.strip_prefix('.') else { return Some((0, rest)) };
     let len = rest.bytes().take_while(u8::is_ascii_digit).count();
     let (digits, zone) = rest.split_at(len);
-    let nanos = format!("{:0<9.9}", digits).parse().ok()?;
+    let nanos = format!("{digits:0<9.9}").parse().ok()?;
     (len > 0).then_some((nanos, zone))
 }
 

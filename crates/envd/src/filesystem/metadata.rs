@@ -8,6 +8,7 @@ use std::path::Path;
 
 use http::HeaderMap;
 use rustix::fs::XattrFlags;
+use rustix::io::Errno;
 use thiserror::Error;
 
 const HEADER: &str = "x-metadata-";
@@ -79,13 +80,16 @@ pub fn of(path: &Path) -> BTreeMap<String, String> {
 
 /// Our attributes' names without their prefix. Most files have none, which costs one call.
 fn names(list: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> Vec<String> {
-    let Ok(size) = list(&mut []) else { return Vec::new() };
-    if size == 0 {
-        return Vec::new();
-    }
-    // Room for some that appear meanwhile.
-    let mut buffer = vec![0; size + 1024];
-    let Ok(size) = list(&mut buffer) else { return Vec::new() };
+    let mut buffer = vec![0; 1024];
+    let size = match list(&mut buffer) {
+        Ok(size) => size,
+        Err(Errno::RANGE) => {
+            // The kernel's own limit on such a list.
+            buffer.resize(64 * 1024, 0);
+            list(&mut buffer).unwrap_or(0)
+        }
+        Err(_) => 0,
+    };
     let texts = buffer[..size].split(|&byte| byte == 0).filter_map(|name| std::str::from_utf8(name).ok());
     texts.filter_map(|name| name.strip_prefix(ATTRIBUTE)).map(str::to_owned).collect()
 }

@@ -4,10 +4,10 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::process::ExitStatus;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rustix::process::WaitStatus;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
@@ -31,7 +31,7 @@ pub async fn run(
     envd: Arc<Envd>,
     process: Arc<Process>,
     pipes: Pipes,
-    mut exit: oneshot::Receiver<WaitStatus>,
+    mut exit: oneshot::Receiver<ExitStatus>,
 ) {
     let (mut stdout, mut stderr) = (pipes.stdout, pipes.stderr);
     let mut terminal = process.terminal.as_ref();

@@ -6,7 +6,7 @@ use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -101,7 +101,7 @@ async fn supervise(
     envd: Arc<Envd>,
     process: Arc<Process>,
     pipes: Pipes,
-    exited: oneshot::Receiver<rustix::process::WaitStatus>,
+    exited: oneshot::Receiver<ExitStatus>,
     deadline: Option<Instant>,
 ) {
     let mut output = std::pin::pin!(output::run(envd, Arc::clone(&process), pipes, exited));

@@ -1,21 +1,20 @@
 //! How a process ended, in the words that clients expect.
 //! They read these texts: `signal: killed` and `exit status 1` are part of the wire format.
 
-use envd_api::process::process_event::EndEvent;
-use rustix::process::WaitStatus;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 
-/// Set in a wait status when the process left a core file.
-const CORE_DUMPED: i32 = 0x80;
+use envd_api::process::process_event::EndEvent;
 
 /// The end of a process as an event.
-pub fn end_event(status: WaitStatus) -> EndEvent {
-    let Some(signal) = status.terminating_signal() else {
-        let code = status.exit_status().unwrap_or(-1);
+pub fn end_event(status: ExitStatus) -> EndEvent {
+    let Some(signal) = status.signal() else {
+        let code = status.code().unwrap_or(-1);
         let text = format!("exit status {code}");
         let error = (code != 0).then(|| text.clone());
         return EndEvent { exit_code: code, exited: true, status: text, error, ..Default::default() };
     };
-    let core = if status.as_raw() & CORE_DUMPED != 0 { " (core dumped)" } else { "" };
+    let core = if status.core_dumped() { " (core dumped)" } else { "" };
     let text = format!("signal: {}{core}", signal_name(signal));
     EndEvent { exit_code: -1, exited: false, error: Some(text.clone()), status: text, ..Default::default() }
 }
@@ -52,14 +51,13 @@ fn signal_name(signal: i32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::process::ExitStatusExt;
     use std::process::Command;
 
     use super::*;
 
     fn end_of(script: &str) -> EndEvent {
         let status = Command::new("/bin/sh").args(["-c", script]).status().expect("sh runs");
-        end_event(WaitStatus::new(status.into_raw()))
+        end_event(status)
     }
 
     #[test]

@@ -4,6 +4,8 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -11,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use envd_api::process::process_event::EndEvent;
 use envd_api::process::{ProcessConfig, process_selector::Selector};
-use rustix::process::{Pid, Signal, WaitStatus};
+use rustix::process::{Pid, Signal};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -60,7 +62,7 @@ pub struct Process {
     /// Writers take turns.
     pub input: tokio::sync::Mutex<Input>,
     /// Told that the process ended; taken by the reaper.
-    exit: Mutex<Option<oneshot::Sender<WaitStatus>>>,
+    exit: Mutex<Option<oneshot::Sender<ExitStatus>>>,
     /// Receivers of output. Closed (`None`) once the end was delivered.
     subscribers: Mutex<Option<Vec<mpsc::Sender<Event>>>>,
     /// Set when the end must not wait for others that hold the pipes open.
@@ -77,7 +79,7 @@ impl Process {
         config: ProcessConfig,
         terminal: Option<AsyncFd<OwnedFd>>,
         input: Input,
-        exit: oneshot::Sender<WaitStatus>,
+        exit: oneshot::Sender<ExitStatus>,
     ) -> Self {
         Self {
             pid,
@@ -192,13 +194,13 @@ impl Table {
                 continue;
             };
             if let Some(exit) = lock(&process.exit).take() {
-                let _ = exit.send(status);
+                let _ = exit.send(ExitStatus::from_raw(status.as_raw()));
             }
         }
     }
 
     /// Remembers the end of a process, just before the end is delivered.
-    pub fn ended(&self, process: &Arc<Process>, status: WaitStatus) -> EndEvent {
+    pub fn ended(&self, process: &Arc<Process>, status: ExitStatus) -> EndEvent {
         let end = status::end_event(status);
         let mut ended = lock(&self.ended);
         forget_old(&mut ended);

@@ -48,8 +48,9 @@ impl<R: Pieces> Multipart<R> {
         let boundary =
             boundary.ok_or_else(|| RestError::bad_request("no multipart boundary param in Content-Type"))?;
         let delimiter = [b"\r\n--", boundary.as_bytes()].concat();
-        // The first delimiter may stand at the very start, without a line break.
-        Ok(Self { reader, buffer: BytesMut::from("\r\n"), delimiter, in_part: false, ended: false })
+        // The first delimiter may stand at the very start, without a line break; what comes before it is
+        // passed over like a part.
+        Ok(Self { reader, buffer: BytesMut::from("\r\n"), delimiter, in_part: true, ended: false })
     }
 
     /// Goes on to the next part, past what is left of this one.
@@ -57,7 +58,6 @@ impl<R: Pieces> Multipart<R> {
         if self.ended {
             return Ok(None);
         }
-        self.in_part = true;
         while self.chunk().await?.is_some() {}
         // Behind the delimiter: two dashes at the very end, else the line's end and the headers.
         while self.buffer.len() < 2 {

@@ -48,6 +48,26 @@ struct Dir {
     told: HashSet<OsString>,
 }
 
+/// How what is found in a new directory came to be there.
+#[derive(Debug, Clone, Copy)]
+enum Found {
+    /// Made there since the directory was.
+    Made,
+    /// Moved there together with the directory.
+    Moved,
+}
+
+impl Found {
+    /// What the kernel would have reported, had it been asked in time.
+    fn flags(self, child: &std::fs::DirEntry) -> ReadFlags {
+        let written = || child.metadata().is_ok_and(|meta| meta.is_file() && meta.len() > 0);
+        match self {
+            Self::Made if written() => ReadFlags::CREATE | ReadFlags::MODIFY,
+            Self::Made | Self::Moved => ReadFlags::CREATE,
+        }
+    }
+}
+
 /// One event of the kernel's, on its own.
 #[derive(Debug)]
 struct Raw {
@@ -185,13 +205,18 @@ impl Tree {
         if flags.contains(ReadFlags::MOVED_FROM) {
             *leaving = Some((raw.cookie, path));
         } else if flags.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO) {
-            self.add(path, Some(events)).map_err(Lost::Watch)?;
+            let found = if flags.contains(ReadFlags::CREATE) { Found::Made } else { Found::Moved };
+            self.add(path, Some((events, found))).map_err(Lost::Watch)?;
         }
         Ok(())
     }
 
-    /// Watches a directory and those below it. With `events` given, what is found counts as created.
-    fn add(&mut self, relative: PathBuf, mut events: Option<&mut Vec<FilesystemEvent>>) -> Result<(), Errno> {
+    /// Watches a directory and those below it. With `news` given, what is found is told of.
+    fn add(
+        &mut self,
+        relative: PathBuf,
+        mut news: Option<(&mut Vec<FilesystemEvent>, Found)>,
+    ) -> Result<(), Errno> {
         let mut todo = vec![relative];
         while let Some(relative) = todo.pop() {
             let path = self.root.join(&relative);
@@ -208,11 +233,11 @@ impl Tree {
             if self.options.recursive {
                 for child in std::fs::read_dir(&path).into_iter().flatten().flatten() {
                     let child_path = relative.join(child.file_name());
-                    if let Some(events) = events.as_deref_mut()
+                    if let Some((events, found)) = &mut news
                         && !known
                     {
                         told.insert(child.file_name());
-                        self.tell(&child_path, ReadFlags::CREATE, events);
+                        self.tell(&child_path, found.flags(&child), events);
                     }
                     if child.file_type().is_ok_and(|kind| kind.is_dir()) {
                         todo.push(child_path);
@@ -279,7 +304,7 @@ fn watch_flags(is_root: bool) -> WatchFlags {
 }
 
 fn is_network(path: &Path) -> bool {
-    rustix::fs::statfs(path).is_ok_and(|fs| NETWORK.contains(&i64::from(fs.f_type)))
+    rustix::fs::statfs(path).is_ok_and(|fs| NETWORK.contains(&fs.f_type))
 }
 
 #[cfg(test)]
