@@ -1,5 +1,5 @@
 //! The REST interface against the wire contract: statuses, bodies, which fields are there and which are not.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 use api::ApiConfig;
 use axum::Router;
@@ -320,7 +320,7 @@ async fn what_cannot_be_done_is_said() {
     for route in ["pause", "snapshots", "fork"] {
         let answer = server.call("POST", &format!("/sandboxes/{id}/{route}"), "{}").await;
         assert_eq!(answer.status, 501);
-        assert!(answer.text().contains("is not supported: the engine 'test'"), "{}", answer.body);
+        assert!(answer.text().contains("yet: its engine 'test'"), "{}", answer.body);
     }
     let resumed = server.call("POST", &format!("/sandboxes/{id}/resume"), "{}").await;
     resumed.assert_error(409, &format!("Sandbox {id} is already running"));

@@ -1,5 +1,5 @@
 //! A sandbox's life through the control plane: created, found, given time, ended — over real sockets.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -350,7 +350,7 @@ async fn a_crash_loses_no_sandbox() {
     assert!(!fixture.guest(&lives.info.id).egress().permits_address("1.1.1.1".parse().unwrap()));
     assert!(control.get(fixture.team.id, &died.info.id).is_err());
     assert!(control.get(fixture.team.id, &expires.info.id).is_err());
-    assert_eq!(*fixture.engine.kept.lock().unwrap(), [lives.info.id.clone()]);
+    assert_eq!(fixture.engine.kept.lock().unwrap().as_slice(), std::slice::from_ref(&lives.info.id));
     assert_eq!(fixture.engine.alive(), 1);
     control.dial(&lives.info.id, 49983).await.unwrap();
     control.kill(fixture.team.id, &lives.info.id).await.unwrap();

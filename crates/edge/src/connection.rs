@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use crate::target::{Target, target};
-use crate::{Edge, pages, proxy};
+use crate::{Edge, leftover, pages, proxy};
 
 /// Longest wait for a request's head, idle time between requests included. Clients keep connections for 300 s:
 /// ours must be the longer wait, or a request meets a closing socket.
@@ -92,11 +92,18 @@ async fn answer(
     edge: Arc<Edge>,
     resetter: Resetter,
 ) -> Result<hyper::Response<Body>, Infallible> {
-    match target(&request, &edge.config.domain) {
-        Target::Api => edge.api.clone().oneshot(request.map(Body::new)).await,
-        Target::Sandbox(address) => Ok(proxy::forward(request, address, &edge, &resetter).await),
-        Target::Invalid(text) => Ok(pages::invalid_host(text)),
-    }
+    let target = target(&request, &edge.config.domain);
+    let (request, slot) = leftover::lend(request);
+    let mut response = match target {
+        Target::Api => edge.api.clone().oneshot(request).await?,
+        Target::Sandbox(address) => proxy::forward(request, address, &edge, &resetter).await,
+        Target::Invalid(text) => {
+            drop(request);
+            pages::invalid_host(text)
+        }
+    };
+    leftover::settle(slot, &mut response).await;
+    Ok(response)
 }
 
 /// A socket that can be made to end with RST.

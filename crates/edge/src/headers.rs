@@ -28,7 +28,7 @@ pub(crate) fn upgrade_wanted(headers: &HeaderMap) -> Option<HeaderValue> {
 }
 
 /// Prepares a request's headers for the server inside.
-pub(crate) fn to_upstream(headers: &mut HeaderMap, address: &Address, mask: Option<String>) {
+pub(crate) fn to_upstream(headers: &mut HeaderMap, address: &Address, mask: Option<&str>) {
     let upgrade = upgrade_wanted(headers);
     let trailers = headers.get(TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
     strip_hop_by_hop(headers);
@@ -46,7 +46,7 @@ pub(crate) fn to_upstream(headers: &mut HeaderMap, address: &Address, mask: Opti
     }
     join_cookies(headers);
 
-    let host = match &mask {
+    let host = match mask {
         Some(mask) => mask.replace("${PORT}", &address.port.to_string()),
         None if address.shared_host => {
             let rest = address.host.split_once('.').map_or("", |(_, rest)| rest);
@@ -215,7 +215,7 @@ mod tests {
         };
         let host = |address: &Address, mask: Option<&str>| {
             let mut headers = HeaderMap::new();
-            to_upstream(&mut headers, address, mask.map(str::to_owned));
+            to_upstream(&mut headers, address, mask);
             let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap().to_owned());
             (text("host").unwrap(), text("x-forwarded-host"))
         };

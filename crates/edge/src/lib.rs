@@ -6,6 +6,7 @@
 mod connection;
 mod guard;
 mod headers;
+mod leftover;
 mod pages;
 mod proxy;
 mod target;

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use axum::body::Body;
 use control::{ENVD_PORT, Live, same_secret};
-use hyper::body::Incoming;
 use hyper::http::uri::PathAndQuery;
 use hyper::{Request, Response, StatusCode, Uri, Version};
 
@@ -23,7 +22,7 @@ const NOTICE: Duration = Duration::from_millis(100);
 
 /// Answers a request to a port of a sandbox.
 pub(crate) async fn forward(
-    mut request: Request<Incoming>,
+    mut request: Request<Body>,
     address: Address,
     edge: &Arc<Edge>,
     resetter: &Resetter,
@@ -43,7 +42,7 @@ pub(crate) async fn forward(
     let own_connection = request.version() != Version::HTTP_2;
     let switching = headers::upgrade_wanted(request.headers()).is_some() && own_connection;
     let client_upgrade = switching.then(|| hyper::upgrade::on(&mut request));
-    let request = to_upstream(request, &address, live.mask_request_host());
+    let request = to_upstream(request, &address, live.mask_request_host().as_deref());
     let sent = tokio::select! {
         biased;
         sent = upstream::send(&edge.pools, &live, address.port, request, !switching) => sent,
@@ -70,7 +69,7 @@ pub(crate) async fn forward(
 
 /// Ports that are not public want the sandbox's token; the agent's port has a token of its own.
 fn check_token(
-    request: &Request<Incoming>,
+    request: &Request<Body>,
     address: &Address,
     live: &Live,
     edge: &Edge,
@@ -86,14 +85,14 @@ fn check_token(
     (!same_secret(token.as_bytes(), expected.as_bytes())).then(|| pages::token_invalid(address, html))
 }
 
-fn to_upstream(request: Request<Incoming>, address: &Address, mask: Option<String>) -> Request<Body> {
+fn to_upstream(request: Request<Body>, address: &Address, mask: Option<&str>) -> Request<Body> {
     let (mut parts, body) = request.into_parts();
     let path = parts.uri.path_and_query().cloned();
     parts.uri = Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
     parts.version = Version::HTTP_11;
     parts.extensions.clear();
     headers::to_upstream(&mut parts.headers, address, mask);
-    Request::from_parts(parts, Body::new(body))
+    Request::from_parts(parts, body)
 }
 
 /// Tells a sandbox that is gone from a port that is closed.

@@ -1,5 +1,5 @@
 //! The edge over real sockets: where requests go, what streams, what is reset and what is refused.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -290,9 +290,7 @@ async fn open_streams_are_reset_when_the_sandbox_ends() {
             let (status, body) = server.get(&self::host(ENVD_PORT, &id), "/health", &[]).await;
             assert!(status == 502 && body.contains("was not found"), "{status} {body}");
         };
-        let end = async {
-            if by_itself { guest.die(ExitReason::Exited(0)) } else { server.kill(&id).await }
-        };
+        let end = async { if by_itself { guest.die(ExitReason::Exited(0)) } else { server.kill(&id).await } };
         tokio::join!(reset, end);
     }
 }
@@ -301,13 +299,47 @@ async fn open_streams_are_reset_when_the_sandbox_ends() {
 async fn a_reader_who_does_not_read_is_reset_too() {
     let server = Server::new().await;
     let (id, _) = server.sandbox(|_| {}).await;
-    let mut stream =
-        server.raw(&format!("GET /big HTTP/1.1\r\nhost: {}\r\n\r\n", host(APP_PORT, &id))).await;
+    let mut stream = server.raw(&format!("GET /big HTTP/1.1\r\nhost: {}\r\n\r\n", host(APP_PORT, &id))).await;
     head(&mut stream).await;
     server.kill(&id).await;
     let mut rest = Vec::new();
     let error = stream.read_to_end(&mut rest).await.expect_err("64 MiB do not fit into socket buffers");
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}
+
+/// SDKs send streams whose body comes after the head; a refusal must not cost them their connection.
+#[tokio::test]
+async fn refusals_leave_the_connection_usable() {
+    let server = Server::new().await;
+    let mut stream = server.raw("").await;
+    for (path, host, status) in [
+        ("/v2/sandboxes", "localhost", "401 Unauthorized"),
+        ("/process.Process/Start", "49983-inone.localhost", "502 Bad Gateway"),
+        ("/", "bad.localhost", "400 Bad Request"),
+    ] {
+        let head = format!("POST {path} HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding: chunked\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(b"5\r\nhello\r\n").await.unwrap();
+        stream.write_all(b"0\r\n\r\n").await.unwrap();
+        let mut line = String::new();
+        let mut length = 0;
+        while line != "\r\n" {
+            line.clear();
+            stream.read_line(&mut line).await.unwrap();
+            assert!(!line.starts_with("connection: close"));
+            if line.starts_with("HTTP/") {
+                assert_eq!(line, format!("HTTP/1.1 {status}\r\n"));
+            }
+            if let Some(value) = line.strip_prefix("content-length: ") {
+                length = value.trim().parse().unwrap();
+            }
+        }
+        stream.read_exact(&mut vec![0; length]).await.unwrap();
+    }
+    // Whoever never ends his body is told that the connection does.
+    let head = "POST / HTTP/1.1\r\nhost: bad.localhost\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    read_until(&mut stream, "connection: close").await;
 }
 
 #[tokio::test]

@@ -105,7 +105,7 @@ async fn pause(
     SandboxPath(id): SandboxPath,
 ) -> Result<StatusCode, ApiError> {
     api.control.live(team.id, &id)?;
-    Err(unsupported(&api, "pausing sandboxes"))
+    Err(unsupported(&api, "pause sandboxes"))
 }
 
 async fn snapshot(
@@ -114,7 +114,7 @@ async fn snapshot(
     SandboxPath(id): SandboxPath,
 ) -> Result<StatusCode, ApiError> {
     api.control.live(team.id, &id)?;
-    Err(unsupported(&api, "snapshots"))
+    Err(unsupported(&api, "take snapshots"))
 }
 
 async fn fork(
@@ -123,7 +123,7 @@ async fn fork(
     SandboxPath(id): SandboxPath,
 ) -> Result<StatusCode, ApiError> {
     api.control.live(team.id, &id)?;
-    Err(unsupported(&api, "forking sandboxes"))
+    Err(unsupported(&api, "fork sandboxes"))
 }
 
 /// There are none: nothing here makes any.
@@ -134,6 +134,6 @@ async fn snapshots(_: Caller) -> Json<[(); 0]> {
 fn unsupported(api: &Api, what: &str) -> ApiError {
     let engine = api.control.engine().name;
     ApiError::not_implemented(format!(
-        "{what} is not supported: the engine '{engine}' of this server does not capture a sandbox's state yet"
+        "this server cannot {what} yet: its engine '{engine}' does not capture a sandbox's state"
     ))
 }
