@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use crate::cgroup::Hierarchies;
 use crate::devices::Devices;
 use crate::janitor::Janitor;
+use crate::sandbox::Running;
 use crate::uids::UidRanges;
 use crate::{ContainerConfig, seccomp};
 
@@ -36,6 +37,7 @@ pub(crate) struct Host {
     pub(crate) devices: Devices,
     pub(crate) filter: Vec<sock_filter>,
     pub(crate) janitor: Janitor,
+    pub(crate) running: Running,
 }
 
 impl Host {
@@ -60,6 +62,7 @@ impl Host {
             filter: seccomp::program(),
             janitor: Janitor::start(make_folder(&data_dir.join("trash"))?)
                 .map_err(EngineError::kernel("start the janitor"))?,
+            running: Running::default(),
         };
         Ok(host)
     }

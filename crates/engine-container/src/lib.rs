@@ -107,6 +107,7 @@ impl Engine for ContainerEngine {
     }
 
     async fn shutdown(&self) {
+        self.host.running.leave().await;
         let pool = self.pool.clone();
         let _ = tokio::task::spawn_blocking(move || pool.stop()).await;
     }

@@ -2,10 +2,11 @@
 //! Its end is noticed through PID 1's pidfd, whoever caused it; everything it held on the host is then given back.
 //! The same code serves sandboxes started by this server and those adopted from an earlier one.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -18,6 +19,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::host::Host;
@@ -37,6 +39,8 @@ pub(crate) struct ContainerSandbox {
     exit: watch::Sender<Option<ExitReason>>,
     /// Becomes true once everything is given back.
     released: watch::Sender<bool>,
+    /// Cancelled when the server leaves the sandbox to its successor.
+    left: CancellationToken,
 }
 
 /// What goes away with the sandbox.
@@ -66,8 +70,11 @@ impl ContainerSandbox {
             held: Mutex::new(Some(Held { gateway, claim: Arc::new(claim) })),
             exit: watch::Sender::new(None),
             released: watch::Sender::new(false),
+            left: CancellationToken::new(),
         });
-        tokio::spawn(sandbox.clone().follow_to_the_end(host));
+        host.running.add(&sandbox);
+        let follow = sandbox.clone().follow_to_the_end(host);
+        tokio::spawn(sandbox.left.clone().run_until_cancelled_owned(follow));
         Ok(sandbox)
     }
 
@@ -80,6 +87,7 @@ impl ContainerSandbox {
             }
         };
         debug!(sandbox = %self.id, ?reason, "sandbox ended");
+        host.running.remove(&self.id);
         // First the news, so that streams are cut at once; then the cleaning.
         self.exit.send_replace(Some(reason));
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -92,6 +100,16 @@ impl ContainerSandbox {
         };
         let _ = tokio::task::spawn_blocking(clean).await;
         self.released.send_replace(true);
+    }
+
+    /// Stops serving the sandbox without ending it, so that another server can adopt it.
+    async fn leave(&self) {
+        self.left.cancel();
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(held) = held {
+            held.claim.leave();
+            held.gateway.stop().await;
+        }
     }
 
     fn claim(&self) -> Result<Arc<Claim>, EngineError> {
@@ -109,6 +127,32 @@ fn exit_reason(pidfd: &OwnedFd) -> ExitReason {
             (None, None) => ExitReason::Unknown,
         },
         _ => ExitReason::Unknown,
+    }
+}
+
+/// The sandboxes this server looks after.
+#[derive(Debug, Default)]
+pub(crate) struct Running(Mutex<HashMap<SandboxId, Weak<ContainerSandbox>>>);
+
+impl Running {
+    fn add(&self, sandbox: &Arc<ContainerSandbox>) {
+        self.lock().insert(sandbox.id.clone(), Arc::downgrade(sandbox));
+    }
+
+    fn remove(&self, id: &SandboxId) {
+        self.lock().remove(id);
+    }
+
+    /// Leaves all of them to a later server.
+    pub(crate) async fn leave(&self) {
+        let all = std::mem::take(&mut *self.lock());
+        for sandbox in all.values().filter_map(Weak::upgrade) {
+            sandbox.leave().await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<SandboxId, Weak<ContainerSandbox>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -43,16 +44,25 @@ pub(crate) struct Claim {
     host: Arc<Host>,
     pub(crate) uid_base: u32,
     pub(crate) group: Group,
+    left: AtomicBool,
 }
 
 impl Claim {
     pub(crate) fn new(host: Arc<Host>, uid_base: u32, group: Group) -> Self {
-        Self { host, uid_base, group }
+        Self { host, uid_base, group, left: AtomicBool::new(false) }
+    }
+
+    /// Leaves the objects to a sandbox that lives on without this server.
+    pub(crate) fn leave(&self) {
+        self.left.store(true, Ordering::Relaxed);
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
+        if *self.left.get_mut() {
+            return;
+        }
         if let Err(error) = self.group.remove() {
             // The sweeper finds it at the next start.
             warn!(group = self.group.name(), %error, "a control group could not be removed");
@@ -171,6 +181,7 @@ pub(crate) struct Pool {
     host: Arc<Host>,
     state: Mutex<PoolState>,
     changed: Condvar,
+    filler: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Debug, Default)]
@@ -182,7 +193,7 @@ struct PoolState {
 impl Pool {
     /// An empty pool.
     pub(crate) fn new(host: Arc<Host>) -> Arc<Self> {
-        Arc::new(Self { host, state: Mutex::default(), changed: Condvar::new() })
+        Arc::new(Self { host, state: Mutex::default(), changed: Condvar::new(), filler: Mutex::default() })
     }
 
     /// Starts keeping `target` slots ready, on a thread that ends with [`Pool::stop`].
@@ -191,7 +202,8 @@ impl Pool {
             return Ok(());
         }
         let pool = self.clone();
-        thread::Builder::new().name("slot-pool".into()).spawn(move || pool.keep_full())?;
+        let filler = thread::Builder::new().name("slot-pool".into()).spawn(move || pool.keep_full())?;
+        *self.filler.lock().unwrap_or_else(PoisonError::into_inner) = Some(filler);
         Ok(())
     }
 
@@ -211,6 +223,10 @@ impl Pool {
         };
         self.changed.notify_all();
         drop(slots);
+        // It may be in the middle of making one.
+        if let Some(filler) = self.filler.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            let _ = filler.join();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, PoolState> {

@@ -12,6 +12,7 @@ use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use crate::dns::{self, Resolvers};
@@ -40,6 +41,7 @@ pub struct GatewayConfig {
 pub struct Gateway {
     shared: Arc<Shared>,
     stop: CancellationToken,
+    servers: TaskTracker,
 }
 
 #[derive(Debug)]
@@ -63,11 +65,12 @@ impl Gateway {
             questions: Arc::new(Semaphore::new(dns::MAX_QUESTIONS)),
         });
         let stop = CancellationToken::new();
-        let gateway = Self { shared, stop };
+        let gateway = Self { shared, stop, servers: TaskTracker::new() };
         for listener in listeners.tcp {
             let listener = TcpListener::from_std(listener)?;
             let (shared, stop) = (gateway.shared.clone(), gateway.stop.clone());
-            tokio::spawn(gateway.stop.clone().run_until_cancelled_owned(accept_loop(listener, shared, stop)));
+            let serve = accept_loop(listener, shared, stop);
+            gateway.servers.spawn(gateway.stop.clone().run_until_cancelled_owned(serve));
         }
         for socket in listeners.dns {
             let socket = Arc::new(tokio::net::UdpSocket::from_std(socket)?);
@@ -76,9 +79,16 @@ impl Gateway {
                 let policy = || shared.policy();
                 dns::serve(socket, &shared.config.resolvers, policy, &shared.questions, stop).await;
             };
-            tokio::spawn(gateway.stop.clone().run_until_cancelled_owned(serve));
+            gateway.servers.spawn(gateway.stop.clone().run_until_cancelled_owned(serve));
         }
+        gateway.servers.close();
         Ok(gateway)
+    }
+
+    /// Closes the listeners and cuts every connection; returns once the ports are free again.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.servers.wait().await;
     }
 
     /// Replaces the rules for connections still to come.
