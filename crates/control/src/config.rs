@@ -26,6 +26,8 @@ pub struct Config {
     pub start_queue: usize,
     /// Longest time from a start's turn to a sandbox that answers.
     pub start_timeout: Duration,
+    /// Longest wait for the engine to end a sandbox; after it the caller is told that it did not.
+    pub kill_timeout: Duration,
     /// Host name inside sandboxes.
     pub hostname: String,
     /// Most processes and threads of a sandbox.
@@ -46,6 +48,7 @@ impl Config {
             parallel_starts: cores.max(2),
             start_queue: 1000,
             start_timeout: Duration::from_secs(30),
+            kill_timeout: Duration::from_secs(30),
             hostname: "sandbox".to_owned(),
             pids: 4096,
             default_limits: TeamLimits::default(),

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use engine::EngineError;
 use ids::{SandboxId, TeamId};
 use time::OffsetDateTime;
 use tokio::time::Instant;
@@ -83,7 +84,8 @@ impl Control {
         let task = self.tasks.spawn(async move {
             let _changing = live.transition.lock().await;
             control.withdraw(&live, &reason);
-            let killed = live.engine.kill().await;
+            let killed = tokio::time::timeout(control.config.kill_timeout, live.engine.kill()).await;
+            let killed = killed.unwrap_or(Err(EngineError::Timeout("ending the sandbox")));
             // The reason that counts is the first one.
             let reason = live.ended().borrow().clone().unwrap_or(reason);
             let recorded =
