@@ -1,9 +1,10 @@
 //! envd, the daemon inside every sandbox: runs processes, moves files, watches directories.
 //! It is PID 1 there, speaks Connect-RPC and REST on one port, and trusts its own root directory.
-//! Unsafe code lives in `sys` alone.
+//! Unsafe code lives in `sys` and `alloc` alone.
 
 #![deny(unsafe_code)]
 
+pub mod alloc;
 pub mod args;
 pub mod auth;
 pub mod clock;

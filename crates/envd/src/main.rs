@@ -16,6 +16,9 @@ use envd::rest::system;
 use envd::state::Envd;
 use envd::{VERSION, server, sys};
 
+#[global_allocator]
+static ALLOCATOR: envd::alloc::Reserve = envd::alloc::Reserve;
+
 /// Threads that may wait for filesystems at once.
 const BLOCKING_THREADS: usize = 32;
 

@@ -14,18 +14,27 @@ use flate2::write::GzEncoder;
 use http_body::{Frame, SizeHint};
 use tokio::task::JoinHandle;
 
+use crate::alloc;
 use crate::state::lock;
 
 /// Bytes per piece.
 pub const PIECE: usize = 256 * 1024;
 
 /// Buffers that are free to be used again.
-type Pool = Arc<Mutex<Vec<Vec<u8>>>>;
+#[derive(Debug, Default)]
+struct Pool(Mutex<Vec<Vec<u8>>>);
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        lock(&self.0).clear();
+        alloc::trim();
+    }
+}
 
 /// A buffer that goes back to its pool once the network is done with it.
 struct Pooled {
     buffer: Vec<u8>,
-    pool: Pool,
+    pool: Arc<Pool>,
 }
 
 impl AsRef<[u8]> for Pooled {
@@ -36,7 +45,7 @@ impl AsRef<[u8]> for Pooled {
 
 impl Drop for Pooled {
     fn drop(&mut self) {
-        lock(&self.pool).push(std::mem::take(&mut self.buffer));
+        lock(&self.pool.0).push(std::mem::take(&mut self.buffer));
     }
 }
 
@@ -47,14 +56,14 @@ pub struct Source {
     /// Bytes still to be read; `None` means to the end, wherever that is.
     remaining: Option<u64>,
     gzip: Option<GzEncoder<Vec<u8>>>,
-    pool: Pool,
+    pool: Arc<Pool>,
     ended: bool,
 }
 
 impl Source {
     /// Reads from where the file stands.
     pub fn new(file: File, remaining: Option<u64>) -> Self {
-        Self { file, remaining, gzip: None, pool: Pool::default(), ended: false }
+        Self { file, remaining, gzip: None, pool: Arc::default(), ended: false }
     }
 
     /// Compresses what is read.
@@ -65,7 +74,7 @@ impl Source {
 
     /// The file's next bytes, as many as fit a piece; fewer only at the end.
     pub fn read(&mut self) -> io::Result<Bytes> {
-        let mut buffer = lock(&self.pool).pop().unwrap_or_default();
+        let mut buffer = lock(&self.pool.0).pop().unwrap_or_default();
         buffer.clear();
         let piece = self.remaining.map_or(PIECE as u64, |remaining| remaining.min(PIECE as u64));
         // Reserved first, or the buffer would grow in steps.

@@ -10,6 +10,7 @@ use http::{HeaderMap, Response};
 use hyper::body::Incoming;
 use serde::Serialize;
 
+use crate::alloc;
 use crate::filesystem::metadata;
 use crate::paths;
 use crate::rest::multipart::Multipart;
@@ -61,6 +62,7 @@ pub async fn post(upload: Upload, headers: &HeaderMap, body: Incoming) -> Result
     };
     // Also after the last part of a form there may be a rest.
     let _ = tokio::time::timeout(DRAIN, reader.drain()).await;
+    alloc::trim();
     let paths = result?;
     let written: Vec<Written> = paths.iter().map(|path| describe(path, &metadata)).collect();
     Ok(json(&written))

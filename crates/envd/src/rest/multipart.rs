@@ -9,6 +9,9 @@ use crate::rest::RestError;
 /// Headers of one part.
 const MAX_HEADERS: usize = 64 * 1024;
 
+/// Bytes joined to what is left of the piece before.
+const JOINED: usize = 4096;
+
 /// Where the bytes come from.
 pub trait Pieces {
     /// The next bytes; `None` at the end.
@@ -34,7 +37,10 @@ pub struct Part {
 #[derive(Debug)]
 pub struct Multipart<R> {
     reader: R,
-    buffer: BytesMut,
+    /// Being looked at.
+    buffer: Bytes,
+    /// Received behind it.
+    behind: Bytes,
     /// Line break, two dashes, boundary.
     delimiter: Vec<u8>,
     in_part: bool,
@@ -50,7 +56,8 @@ impl<R: Pieces> Multipart<R> {
         let delimiter = [b"\r\n--", boundary.as_bytes()].concat();
         // The first delimiter may stand at the very start, without a line break; what comes before it is
         // passed over like a part.
-        Ok(Self { reader, buffer: BytesMut::from("\r\n"), delimiter, in_part: true, ended: false })
+        let buffer = Bytes::from_static(b"\r\n");
+        Ok(Self { reader, buffer, behind: Bytes::new(), delimiter, in_part: true, ended: false })
     }
 
     /// Goes on to the next part, past what is left of this one.
@@ -87,7 +94,7 @@ impl<R: Pieces> Multipart<R> {
         while self.in_part {
             if let Some(at) = memmem::find(&self.buffer, &self.delimiter) {
                 if at > 0 {
-                    return Ok(Some(self.buffer.split_to(at).freeze()));
+                    return Ok(Some(self.buffer.split_to(at)));
                 }
                 let _ = self.buffer.split_to(self.delimiter.len());
                 self.in_part = false;
@@ -96,18 +103,29 @@ impl<R: Pieces> Multipart<R> {
             // What cannot be the beginning of a delimiter is content.
             let sure = self.buffer.len().saturating_sub(self.delimiter.len() - 1);
             if sure > 0 {
-                return Ok(Some(self.buffer.split_to(sure).freeze()));
+                return Ok(Some(self.buffer.split_to(sure)));
             }
             self.fill().await?;
         }
         Ok(None)
     }
 
+    /// Adds to the buffer. Large pieces are taken as they are: only where a delimiter may lie across two
+    /// of them, the little that is left of the first is joined with a little of the second.
     async fn fill(&mut self) -> Result<(), RestError> {
-        match self.reader.next().await? {
-            Some(bytes) => self.buffer.extend_from_slice(&bytes),
-            None => return Err(RestError::bad_request("multipart: unexpected end of body")),
+        if self.behind.is_empty() {
+            let next = self.reader.next().await?;
+            self.behind = next.ok_or_else(|| RestError::bad_request("multipart: unexpected end of body"))?;
         }
+        if self.buffer.is_empty() {
+            self.buffer = std::mem::take(&mut self.behind);
+            return Ok(());
+        }
+        let some = self.behind.split_to(self.behind.len().min(JOINED.max(self.delimiter.len())));
+        let mut joined = BytesMut::with_capacity(self.buffer.len() + some.len());
+        joined.extend_from_slice(&self.buffer);
+        joined.extend_from_slice(&some);
+        self.buffer = joined.freeze();
         Ok(())
     }
 

@@ -21,7 +21,7 @@ use crate::rest::RestError;
 use crate::users::User;
 
 /// Bytes gathered before they are written.
-const GATHERED: usize = 256 * 1024;
+const GATHERED: usize = 512 * 1024;
 
 /// What is being written where, and for whom.
 #[derive(Debug)]
