@@ -2,9 +2,11 @@
 //! One data folder holds everything durable; layers may be shared between servers.
 //! envd is found beside the binary.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 
@@ -32,6 +34,27 @@ impl DataDir {
 
     pub(crate) fn log(&self) -> PathBuf {
         self.data_dir.join("server.log")
+    }
+}
+
+/// What a running server says of itself in the data folder.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct ServerNote {
+    /// Where it answers.
+    pub(crate) url: String,
+    /// Its process.
+    pub(crate) pid: u32,
+}
+
+impl ServerNote {
+    pub(crate) fn write(&self, path: &Path) -> Result<(), Failure> {
+        let new = path.with_extension("new");
+        fs::write(&new, serde_json::to_vec(self)?)?;
+        Ok(fs::rename(new, path)?)
+    }
+
+    pub(crate) fn read(path: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(path).ok()?).ok()
     }
 }
 

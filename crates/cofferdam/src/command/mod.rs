@@ -2,6 +2,7 @@
 //! A module holds its arguments and a function that carries them out.
 //! Commands that need a runtime start it themselves: the others are done before one would be up.
 
+mod serve;
 mod template;
 
 use std::process::ExitCode;
@@ -13,6 +14,8 @@ use crate::failure::Failure;
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Runs the server.
+    Serve(serve::ServeArguments),
     /// Builds templates on this machine.
     #[command(subcommand)]
     Template(template::TemplateCommand),
@@ -21,6 +24,7 @@ pub(crate) enum Command {
 /// Carries a command out.
 pub(crate) fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
+        Command::Serve(arguments) => serve::run(&arguments),
         Command::Template(command) => template::run(command),
     }
 }
