@@ -8,8 +8,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-/// Requests from here on are large: the C library would map them.
-const LARGE: usize = 96 * 1024;
+/// Requests from here on are large: buffers of transfers, which the C library would map.
+const LARGE: usize = 60 * 1024;
 
 /// What a large request gets. A transfer's buffer with some room.
 const BLOCK: usize = 288 * 1024;
