@@ -1,0 +1,32 @@
+//! The machine's description and its free memory.
+//! Read from /proc; unknown parts are left out.
+//! MemAvailable is what a user runs out of, so that is what sandboxes are charged with.
+
+use std::fs;
+
+/// Processor, cores, memory and kernel in one line.
+pub(crate) fn describe() -> String {
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model =
+        cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name));
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let memory = field("MemTotal") / (1024.0 * 1024.0);
+    format!(
+        "{}, {cores} cores, {memory:.0} GiB, Linux {}",
+        model.unwrap_or("unknown processor"),
+        kernel.trim()
+    )
+}
+
+/// Memory that could still be used, in MiB.
+pub(crate) fn available_mib() -> f64 {
+    field("MemAvailable") / 1024.0
+}
+
+/// A field of /proc/meminfo in KiB.
+fn field(name: &str) -> f64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0.0)
+}
