@@ -1,0 +1,99 @@
+"""A real server for tests: its own data folder, a free port, everything gone afterwards.
+
+The binary, envd and the layer store come from `cargo xtask conformance` by environment variables.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import tempfile
+import urllib.request
+
+
+class Server:
+    def __init__(self, *options, prefix=()):
+        self.folder = tempfile.TemporaryDirectory(prefix="cofferdam-test-")
+        self.data = pathlib.Path(self.folder.name) / "data"
+        self.options = options
+        self.prefix = prefix
+        self.process = None
+        self.url = None
+        self.key = None
+        self.start()
+
+    def start(self, listen="127.0.0.1:0"):
+        command = [
+            *self.prefix, os.environ["COFFERDAM_BIN"], "serve", "--data-dir", str(self.data), "--listen", listen,
+            "--layers-dir", os.environ["COFFERDAM_LAYERS"], "--envd", os.environ["COFFERDAM_ENVD"], *self.options,
+        ]
+        self.log = open(pathlib.Path(self.folder.name) / "log", "ab")
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True)
+        line = self.process.stdout.readline()
+        assert line.startswith("listening on "), self.tail()
+        self.url = line.removeprefix("listening on ").strip()
+        if self.key is None:
+            self.key = self.make_key("tests")
+
+    def tail(self):
+        return (pathlib.Path(self.folder.name) / "log").read_text()[-4000:]
+
+    @property
+    def admin_token(self):
+        return (self.data / "admin-token").read_text().strip()
+
+    def call(self, method, path, body=None, headers=None):
+        """Status, headers and decoded body; errors are answers too."""
+        data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
+        headers = {"X-API-Key": self.key or "", "Content-Type": "application/json"} | (headers or {})
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
+        try:
+            answer = urllib.request.urlopen(request, timeout=60)
+        except urllib.error.HTTPError as error:
+            answer = error
+        raw = answer.read()
+        try:
+            decoded = json.loads(raw)
+        except ValueError:
+            decoded = raw
+        return answer.status, answer.headers, decoded
+
+    def make_key(self, name):
+        admin = {"X-Admin-Token": self.admin_token}
+        _, _, teams = self.call("GET", "/teams", headers=admin)
+        status, _, key = self.call("POST", f"/admin/teams/{teams[0]['teamID']}/api-keys", {"name": name}, admin)
+        assert status == 201, key
+        return key["key"]
+
+    def environment(self):
+        return {"E2B_API_KEY": self.key, "E2B_API_URL": self.url, "E2B_SANDBOX_URL": self.url}
+
+    def sandboxes(self):
+        return self.call("GET", "/v2/sandboxes")[2]
+
+    def crash(self):
+        """The worst end a server can have."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        self.process.stdout.close()
+        self.log.close()
+
+    def restart(self):
+        self.start(listen=self.url.removeprefix("http://"))
+
+    def stop(self):
+        for sandbox in self.sandboxes():
+            self.call("DELETE", f"/sandboxes/{sandbox['sandboxID']}")
+        self.process.terminate()
+        assert self.process.wait(timeout=30) == 0, self.tail()
+        self.process.stdout.close()
+        self.log.close()
+        self.assert_nothing_left()
+        self.folder.cleanup()
+
+    def assert_nothing_left(self):
+        mounts = pathlib.Path("/proc/self/mountinfo").read_text()
+        instance = [line for line in mounts.splitlines() if str(self.data) in line]
+        assert not instance, instance
+        assert not list((self.data / "sandboxes").iterdir())

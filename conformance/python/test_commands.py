@@ -1,0 +1,87 @@
+"""Commands through the synchronous SDK: output, exit codes, environment, input, background, reconnecting."""
+
+import pytest
+from e2b import CommandExitException, InvalidArgumentException, NotFoundException, Sandbox, TimeoutException
+
+
+def test_streams_output_as_it_comes_and_reports_the_exit_code(sandbox):
+    seen = []
+    with pytest.raises(CommandExitException) as failed:
+        sandbox.commands.run(
+            "echo one; echo two >&2; sleep 0.2; echo three; exit 42",
+            on_stdout=lambda text: seen.append(("out", text)),
+            on_stderr=lambda text: seen.append(("err", text)),
+        )
+    assert failed.value.exit_code == 42
+    assert failed.value.stdout == "one\nthree\n"
+    assert failed.value.stderr == "two\n"
+    assert "".join(text for kind, text in seen if kind == "out") == "one\nthree\n"
+    assert len([kind for kind, _ in seen if kind == "out"]) == 2, "output was held back until the end"
+
+
+def test_runs_as_the_default_user_in_its_home(sandbox):
+    assert sandbox.commands.run("whoami; pwd").stdout == "user\n/home/user\n"
+    assert sandbox.commands.run("whoami", user="root").stdout == "root\n"
+    assert sandbox.commands.run("sudo whoami").stdout == "root\n"
+    assert sandbox.commands.run("pwd", cwd="/tmp").stdout == "/tmp\n"
+
+
+def test_a_missing_folder_is_named(sandbox):
+    with pytest.raises(InvalidArgumentException, match="/no/such/folder"):
+        sandbox.commands.run("pwd", cwd="/no/such/folder")
+
+
+def test_environment_of_the_sandbox_and_of_a_command(server):
+    sandbox = Sandbox.create(envs={"SHARED": "sandbox", "KEPT": "yes"})
+    try:
+        print_all = "echo $SHARED $KEPT $E2B_SANDBOX $E2B_SANDBOX_ID"
+        own = sandbox.commands.run(print_all, envs={"SHARED": "command"}).stdout
+        assert own == f"command yes true {sandbox.sandbox_id}\n"
+        assert sandbox.commands.run(print_all).stdout.startswith("sandbox yes"), "a variable leaked between commands"
+    finally:
+        sandbox.kill()
+
+
+def test_background_command_is_listed_found_again_and_killed(sandbox):
+    handle = sandbox.commands.run("while true; do echo beat; sleep 0.05; done", background=True)
+    assert handle.pid in [process.pid for process in sandbox.commands.list()]
+    other = Sandbox.connect(sandbox.sandbox_id).commands.connect(handle.pid)
+    for stdout, _, _ in other:
+        assert stdout.startswith("beat")
+        break
+    assert sandbox.commands.kill(handle.pid) is True
+    with pytest.raises(CommandExitException):
+        handle.wait()
+    assert sandbox.commands.kill(handle.pid) is False
+    with pytest.raises(NotFoundException):
+        sandbox.commands.connect(999_999)
+
+
+def test_input_reaches_a_command_and_closing_it_ends_cat(sandbox):
+    handle = sandbox.commands.run("cat", background=True, stdin=True)
+    sandbox.commands.send_stdin(handle.pid, "hello\n")
+    sandbox.commands.close_stdin(handle.pid)
+    assert handle.wait().stdout == "hello\n"
+
+
+def test_a_command_past_its_time_is_ended(sandbox):
+    with pytest.raises(TimeoutException):
+        sandbox.commands.run("echo $$ > /tmp/slow; exec sleep 60", timeout=1)
+    gone = sandbox.commands.run("! kill -0 $(cat /tmp/slow) 2>/dev/null && echo gone")
+    assert gone.stdout == "gone\n"
+
+
+def test_much_output_arrives_whole(sandbox):
+    result = sandbox.commands.run("head -c 20000000 /dev/zero | tr '\\0' x")
+    assert len(result.stdout) == 20_000_000
+
+
+def test_text_split_inside_a_character_is_put_together(sandbox):
+    result = sandbox.commands.run("python3 -c \"print('ä€😀' * 20000, end='')\"")
+    assert result.stdout == "ä€😀" * 20000
+
+
+def test_languages_of_the_base_template(sandbox):
+    script = "python3 -c 'print(1+1)'; node -e 'console.log(2+2)'; echo 'int main(){return 7;}' > /tmp/a.c"
+    assert sandbox.commands.run(script + "; gcc -o /tmp/a /tmp/a.c && /tmp/a; echo $?").stdout == "2\n4\n7\n"
+    sandbox.commands.run("python3 -m venv /tmp/venv && git --version && npm --version && jq --version && curl --version")

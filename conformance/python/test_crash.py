@@ -1,0 +1,62 @@
+"""SIGKILL of the server loses nothing: the next one adopts what runs."""
+
+import os
+
+import pytest
+from e2b import Sandbox
+
+from server import Server
+
+
+@pytest.fixture
+def own_server():
+    server = Server()
+    yield server
+    server.stop()
+
+
+def test_a_running_command_survives_the_servers_death(own_server):
+    options = {"api_key": own_server.key, "api_url": own_server.url, "sandbox_url": own_server.url}
+    kept = Sandbox.create(metadata={"who": "kept"}, envs={"A": "b"}, **options)
+    expiring = Sandbox.create(timeout=1, **options)
+    kept.files.write("before", "the crash")
+    handle = kept.commands.run("i=0; while true; do echo $((i+=1)) > beat; sleep 0.02; done", background=True)
+    server_process = kept.commands.run("python3 -m http.server 8000 --bind 127.0.0.1", background=True)
+    own_server.crash()
+    own_server.restart()
+
+    found = Sandbox.connect(kept.sandbox_id, **options)
+    assert found.get_info().metadata == {"who": "kept"}
+    assert {handle.pid, server_process.pid} <= {process.pid for process in found.commands.list()}
+    first = int(found.files.read("beat"))
+    found.commands.run("sleep 0.2")
+    assert int(found.files.read("beat")) > first, "the command stopped"
+    assert found.files.read("before") == "the crash"
+    assert found.commands.run("echo $A").stdout == "b\n"
+    route = {"E2b-Sandbox-Id": kept.sandbox_id, "E2b-Sandbox-Port": "8000"}
+    assert own_server.call("GET", "/before", headers=route)[2] == b"the crash"
+    assert found.commands.kill(handle.pid)
+    assert found.kill() is True
+    assert expiring.is_running() is False, "what expired while no server ran must be gone soon after"
+
+
+def test_processes_of_a_killed_sandbox_are_gone(own_server):
+    options = {"api_key": own_server.key, "api_url": own_server.url, "sandbox_url": own_server.url}
+    sandbox = Sandbox.create(**options)
+    mark = f"mark-{os.getpid()}"
+    sandbox.commands.run(f"setsid -f bash -c 'exec -a {mark} sleep 1000'")
+
+    def alive():
+        commands = []
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                commands.append(open(f"/proc/{pid}/cmdline").read())
+            except OSError:
+                pass
+        return any(mark in command for command in commands)
+
+    assert alive()
+    own_server.crash()
+    own_server.restart()
+    Sandbox.kill(sandbox.sandbox_id, **{k: v for k, v in options.items() if k != "sandbox_url"})
+    assert not alive()

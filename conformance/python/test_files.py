@@ -1,0 +1,104 @@
+"""Files through the synchronous SDK, and signed URLs from plain HTTP."""
+
+import os
+import urllib.error
+import urllib.request
+
+import pytest
+from e2b import FileType, NotFoundException, Sandbox
+
+
+def test_text_and_a_binary_of_20_mb_come_back_as_they_went(sandbox):
+    info = sandbox.files.write("/home/user/dir/sub/note.txt", "hällo\n")
+    assert info.path == "/home/user/dir/sub/note.txt"
+    assert sandbox.files.read("dir/sub/note.txt") == "hällo\n"
+    data = os.urandom(20_000_000)
+    sandbox.files.write("blob.bin", data)
+    assert bytes(sandbox.files.read("blob.bin", format="bytes")) == data
+    owner = sandbox.commands.run("stat -c '%U %a %s' dir dir/sub/note.txt blob.bin").stdout.splitlines()
+    assert [line.split()[0] for line in owner] == ["user"] * 3
+    assert owner[2] == "user 644 20000000"
+
+
+def test_several_files_in_one_request(sandbox):
+    from e2b.sandbox.filesystem.filesystem import WriteEntry
+
+    entries = [WriteEntry(path=f"many/{n}.txt", data=str(n)) for n in range(20)]
+    written = sandbox.files.write_files(entries)
+    assert [entry.path for entry in written] == [f"/home/user/many/{n}.txt" for n in range(20)]
+    assert sandbox.files.read("many/13.txt") == "13"
+
+
+def test_listing_has_types_and_depth(sandbox):
+    sandbox.files.make_dir("tree/a/b")
+    sandbox.files.write("tree/file", "x")
+    flat = {entry.name: entry.type for entry in sandbox.files.list("tree")}
+    assert flat == {"a": FileType.DIR, "file": FileType.FILE}
+    deep = [entry.path for entry in sandbox.files.list("tree", depth=3)]
+    assert deep == ["/home/user/tree/a", "/home/user/tree/a/b", "/home/user/tree/file"]
+
+
+def test_move_remove_exists_and_info(sandbox):
+    sandbox.files.write("old", "content")
+    assert sandbox.files.make_dir("folder") is True
+    assert sandbox.files.make_dir("folder") is False
+    assert sandbox.files.rename("old", "folder/new").path == "/home/user/folder/new"
+    assert not sandbox.files.exists("old")
+    info = sandbox.files.get_info("folder/new")
+    assert (info.size, info.permissions, info.owner) == (7, "-rw-r--r--", "user")
+    sandbox.files.remove("folder")
+    assert not sandbox.files.exists("folder")
+    with pytest.raises(NotFoundException):
+        sandbox.files.read("folder/new")
+
+
+def test_proc_files_are_read_to_their_end(sandbox):
+    assert len(sandbox.files.read("/proc/sys/kernel/random/boot_id").strip()) == 36
+
+
+def test_signed_urls_open_one_file_and_nothing_else(server, sandbox):
+    sandbox.files.write("shared.txt", "for a friend")
+    route = {"E2b-Sandbox-Id": sandbox.sandbox_id, "E2b-Sandbox-Port": "49983"}
+
+    def get(url):
+        try:
+            return urllib.request.urlopen(urllib.request.Request(url, headers=route)).read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    url = sandbox.download_url("shared.txt", user="user", use_signature_expiration=60)
+    assert get(url) == "for a friend"
+    assert get(url.replace("shared.txt", ".bashrc")) == 401
+    assert get(sandbox.download_url("shared.txt", user="user", use_signature_expiration=-60)) == 401
+    assert get(f"{server.url}/files?path=shared.txt") == 401
+
+
+def test_watching_a_folder_tells_what_happens_in_order(sandbox):
+    sandbox.files.make_dir("watched")
+    with_events = sandbox.files.watch_dir("watched", recursive=True)
+    sandbox.files.write("watched/new.txt", "x")
+    events = [(event.name, event.type.value) for event in with_events.get_new_events()]
+    assert events == [("new.txt", "create"), ("new.txt", "chmod"), ("new.txt", "write")]
+    sandbox.commands.run("mkdir -p watched/deep/er && touch watched/deep/er/leaf && rm watched/new.txt")
+    events = [(event.name, event.type.value) for event in with_events.get_new_events()]
+    assert ("deep/er/leaf", "create") in events
+    assert ("new.txt", "remove") in events
+    with_events.stop()
+
+
+def test_no_path_leads_out_of_the_sandbox(sandbox):
+    host = os.uname().nodename
+    for path in ["../../../../etc/hostname", "/proc/self/root/etc/hostname", "/proc/1/root/etc/hostname"]:
+        assert sandbox.files.read(path).strip() == "sandbox" != host
+    sandbox.commands.run("ln -s / /tmp/up; ln -s /proc/1/cwd /tmp/cwd")
+    assert sandbox.files.read("/tmp/up/../../../etc/hostname").strip() == "sandbox"
+    assert sandbox.files.read("/tmp/cwd/../etc/hostname").strip() == "sandbox"
+
+
+def test_one_sandbox_never_sees_anothers_files(server, sandbox):
+    sandbox.files.write("/tmp/secret", "mine")
+    other = Sandbox.create()
+    try:
+        assert not other.files.exists("/tmp/secret")
+    finally:
+        other.kill()

@@ -1,0 +1,31 @@
+"""Terminals through the synchronous SDK."""
+
+from e2b import PtySize
+
+
+def drain(handle):
+    return b"".join(data for _, _, data in handle if data).decode(errors="replace")
+
+
+def test_a_terminal_has_its_size_and_takes_another(sandbox):
+    handle = sandbox.pty.create(PtySize(rows=24, cols=80), envs={"OWN": "variable"})
+    sandbox.pty.send_stdin(handle.pid, b"tput cols; echo $OWN; tty\n")
+    sandbox.pty.resize(handle.pid, PtySize(rows=40, cols=123))
+    sandbox.pty.send_stdin(handle.pid, b"tput cols; exit 0\n")
+    output = drain(handle)
+    assert "\r\n80\r\n" in output and "\r\nvariable\r\n" in output and "/dev/pts/" in output
+    assert "\r\n123\r\n" in output
+
+
+def test_job_control_and_interrupt(sandbox):
+    handle = sandbox.pty.create(PtySize(rows=24, cols=80))
+    sandbox.pty.send_stdin(handle.pid, b"sleep 1000\n")
+    sandbox.pty.send_stdin(handle.pid, b"\x03")
+    sandbox.pty.send_stdin(handle.pid, b"echo after=$?; exit 0\n")
+    assert "after=130" in drain(handle)
+
+
+def test_a_killed_terminal_ends(sandbox):
+    handle = sandbox.pty.create(PtySize(rows=24, cols=80))
+    assert sandbox.pty.kill(handle.pid) is True
+    assert sandbox.pty.kill(handle.pid) is False
