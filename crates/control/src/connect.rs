@@ -179,7 +179,7 @@ impl Control {
         let token = self.tokens.envd(id);
         let asked = tokio::time::timeout(METRICS_TIMEOUT, agent::metrics(&*live.engine, &token)).await;
         match asked {
-            Ok(Ok(metrics)) => Ok((live.info(), metrics)),
+            Ok(Ok(metrics)) => Ok((live.info(), own_figures(&live, metrics).await)),
             Ok(Err(error)) => {
                 tracing::warn!(sandbox_id = %id, %error, "no metrics from the agent");
                 Err(ControlError::Engine("asked for its metrics"))
@@ -204,6 +204,22 @@ impl Control {
         live.timing.send_replace(timing);
         Ok(())
     }
+}
+
+/// Puts the engine's accounting over what the agent sees: on a shared kernel that is the whole host.
+async fn own_figures(live: &Live, mut metrics: AgentMetrics) -> AgentMetrics {
+    let Ok(stats) = live.engine.stats().await else { return metrics };
+    if stats.memory_limit_bytes == 0 {
+        return metrics;
+    }
+    metrics.cpu_count = live.details().cpu_count;
+    #[expect(clippy::cast_possible_truncation, reason = "a percentage")]
+    let percent = live.processor_percent(stats.cpu_usec) as f32;
+    metrics.cpu_used_pct = percent;
+    metrics.mem_total = stats.memory_limit_bytes;
+    metrics.mem_used = stats.memory_bytes;
+    metrics.mem_cache = stats.cache_bytes;
+    metrics
 }
 
 const METRICS_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use engine::{ExitReason, Sandbox as EngineSandbox};
 use ids::{BuildId, ExecutionId, SandboxId, TeamId, TemplateId};
@@ -94,6 +95,8 @@ pub struct Live {
     ended: watch::Sender<Option<EndReason>>,
     /// The place it takes among its team's sandboxes, given back when it ends.
     reservation: Mutex<Option<Reservation>>,
+    /// When its processor time was last read, and how much it was.
+    processor: Mutex<(Instant, u64)>,
 }
 
 impl Live {
@@ -116,7 +119,17 @@ impl Live {
             details: RwLock::new(record.details),
             ended: watch::Sender::new(None),
             reservation: Mutex::new(Some(reservation)),
+            processor: Mutex::new((Instant::now(), 0)),
         })
+    }
+
+    /// Percent of one processor used since this was last asked, from the processor time in all.
+    pub(crate) fn processor_percent(&self, usec: u64) -> f64 {
+        let mut last = self.processor.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let (elapsed, used) = (now - last.0, Duration::from_micros(usec.saturating_sub(last.1)));
+        *last = (now, usec);
+        if elapsed.is_zero() { 0.0 } else { used.as_secs_f64() / elapsed.as_secs_f64() * 100.0 }
     }
 
     /// Connects to a TCP port on the sandbox's loopback.
