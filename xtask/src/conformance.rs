@@ -23,11 +23,16 @@ pub(crate) fn run(rest: &[String]) -> Outcome<Tally> {
         run.env("COFFERDAM_NODE_MODULES", &modules);
     };
     let mut tally = Tally::default();
-    let mut pytest = run::new(python);
+    let mut pytest = run::new(&python);
     pytest.args(["-m", "pytest", "-p", "no:cacheprovider", "conformance/python"]).args(rest);
     give(&mut pytest);
     tally.add("python", pytest.tally());
     if rest.is_empty() {
+        // In a network of its own, which plays the host's.
+        let mut network = run::new("unshare");
+        network.arg("--net").arg(&python).args(["-m", "pytest", "-p", "no:cacheprovider", "conformance/network"]);
+        give(&mut network);
+        tally.add("network", network.tally());
         let mut node = run::new("node");
         node.args(["--test", "--test-concurrency=1", "--test-reporter=tap"])
             .args(tests(&modules.join("tests"))?);

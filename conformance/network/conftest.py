@@ -1,0 +1,36 @@
+"""One world and one server in it for the whole run."""
+
+import os
+import pathlib
+import sys
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "python"))
+
+from server import Server  # noqa: E402
+from world import RESOLVER, World  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def world():
+    world = World()
+    yield world
+    world.close()
+
+
+@pytest.fixture(scope="session")
+def server(world):
+    server = Server("--dns", f"{RESOLVER}:53")
+    os.environ.update(server.environment())
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def sandbox(server):
+    from e2b import Sandbox
+
+    sandbox = Sandbox.create()
+    yield sandbox
+    sandbox.kill()

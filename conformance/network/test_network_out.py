@@ -1,0 +1,136 @@
+"""What a sandbox reaches: the public internet through the server, and nothing of the host's or of private networks."""
+
+import http.server
+import threading
+
+import pytest
+from e2b import Sandbox
+
+from world import HOST, METADATA, NAME, PRIVATE, PUBLIC, PUBLIC6, REBINDING
+
+
+def curl(sandbox, *words):
+    """Body, or None when nothing could be reached; blocked must not mean slow."""
+    command = "curl --silent --show-error --max-time 5 " + " ".join(f"'{word}'" for word in words) + " || echo exit=$?"
+    output = sandbox.commands.run(command).stdout
+    assert "exit=28" not in output, "a blocked connection must fail at once, not time out"
+    return None if "exit=" in output else output
+
+
+@pytest.fixture
+def host_services(world):
+    """Listeners on the host itself: on loopback, on its public address, on all addresses."""
+
+    class Secret(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"secret of the host")
+            reached.append(self.path)
+
+        def log_message(self, *_):
+            pass
+
+    reached = []
+    servers = [http.server.ThreadingHTTPServer((address, 9000 + n), Secret) for n, address in enumerate(["127.0.0.1", HOST, "0.0.0.0"])]
+    for server in servers:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield reached
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_public_addresses_are_reached_over_ipv4_and_ipv6(sandbox):
+    assert curl(sandbox, f"http://{PUBLIC}/") == f"hello from ::ffff:{PUBLIC} host {PUBLIC}\n"
+    assert curl(sandbox, f"http://{PUBLIC}:8080/").startswith("hello")
+    assert curl(sandbox, f"http://[{PUBLIC6}]/") == f"hello from {PUBLIC6} host [{PUBLIC6}]\n"
+
+
+def test_names_are_resolved_by_the_servers_resolver(sandbox):
+    assert curl(sandbox, f"http://{NAME}/") == f"hello from ::ffff:{PUBLIC} host {NAME}\n"
+    assert sandbox.commands.run(f"getent hosts {NAME}").stdout.split()[0] == PUBLIC
+    assert curl(sandbox, "http://no-such-name.example.test/") is None
+
+
+@pytest.mark.parametrize(
+    "address",
+    [METADATA, PRIVATE, HOST, "203.0.113.2", f"[::ffff:{METADATA}]", f"[::ffff:{PRIVATE}]", "0.0.0.0", "[fe80::1]", REBINDING],
+)
+def test_metadata_private_and_host_addresses_are_closed(sandbox, address):
+    if address == "203.0.113.2":
+        assert curl(sandbox, f"http://{address}/").startswith("hello"), "a neighbour of the host with a public address is public"
+    else:
+        assert curl(sandbox, f"http://{address}/") is None
+
+
+def test_no_service_of_the_host_is_reached(server, sandbox, host_services):
+    for port in [9000, 9001, 9002]:
+        for address in ["127.0.0.1", "localhost", HOST, "0.0.0.0", "[::1]", f"[::ffff:{HOST}]", "[2001:db8::1]"]:
+            assert curl(sandbox, f"http://{address}:{port}/") is None, (address, port)
+    own_port = server.url.rsplit(":", 1)[1]
+    assert curl(sandbox, f"http://127.0.0.1:{own_port}/health") is None
+    assert curl(sandbox, f"http://{HOST}:{own_port}/health") is None
+    assert host_services == []
+
+
+def test_two_sandboxes_do_not_reach_each_other(server, sandbox):
+    other = Sandbox.create()
+    try:
+        other.commands.run("python3 -m http.server 8000 --bind 0.0.0.0", background=True)
+        route = {"E2b-Sandbox-Id": other.sandbox_id, "E2b-Sandbox-Port": "8000"}
+        while server.call("GET", "/", headers=route)[0] != 200:
+            pass
+        for address in ["127.0.0.1", "0.0.0.0", "[::1]", HOST]:
+            assert curl(sandbox, f"http://{address}:8000/") is None
+    finally:
+        other.kill()
+
+
+def test_a_sandbox_without_internet_reaches_nothing_and_asks_no_names(server):
+    sandbox = Sandbox.create(allow_internet_access=False)
+    try:
+        assert curl(sandbox, f"http://{PUBLIC}/") is None
+        assert curl(sandbox, f"http://[{PUBLIC6}]/") is None
+        assert curl(sandbox, f"http://{NAME}/") is None
+        sandbox.commands.run("python3 -m http.server 8000 --bind 127.0.0.1 >/dev/null 2>&1 &", background=True)
+        sandbox.commands.run("until curl -s http://127.0.0.1:8000/ >/dev/null; do :; done")
+    finally:
+        sandbox.kill()
+
+
+def test_allowed_networks_and_names_pass_a_closed_gate(server):
+    by_network = Sandbox.create(network={"allow_out": ["198.51.100.0/24"], "deny_out": ["0.0.0.0/0"]})
+    by_name = Sandbox.create(network={"allow_out": [NAME], "deny_out": ["0.0.0.0/0"]})
+    try:
+        assert curl(by_network, f"http://{PUBLIC}/").startswith("hello")
+        assert curl(by_network, "http://203.0.113.2/") is None
+        assert curl(by_name, f"http://{NAME}/").startswith("hello")
+        assert curl(by_name, f"http://{PUBLIC}/") is None
+        assert curl(by_name, "-H", "Host: other.example.test", f"http://{PUBLIC}/") is None
+        assert curl(by_name, f"http://{NAME}:8080/") is None, "names are known on ports 80 and 443 only"
+    finally:
+        by_network.kill()
+        by_name.kill()
+
+
+def test_rules_change_while_it_runs(server, sandbox):
+    assert curl(sandbox, f"http://{PUBLIC}/").startswith("hello")
+    status, _, body = server.call("PUT", f"/sandboxes/{sandbox.sandbox_id}/network", {"denyOut": [f"{PUBLIC}/32"]})
+    assert status == 204, body
+    assert curl(sandbox, f"http://{PUBLIC}/") is None
+    assert server.call("PUT", f"/sandboxes/{sandbox.sandbox_id}/network", {})[0] == 204
+    assert curl(sandbox, f"http://{PUBLIC}/").startswith("hello")
+
+
+def test_root_in_the_sandbox_cannot_change_its_network(sandbox):
+    for attempt in ["ip route flush table local", "ip link set lo down", "ip link add name dummy0 type dummy", "ip addr add 10.0.0.1/8 dev lo"]:
+        result = sandbox.commands.run(f"sudo {attempt} 2>&1; true").stdout
+        assert "not permitted" in result, (attempt, result)
+    assert sandbox.commands.run("ip -o link | wc -l").stdout == "1\n"
+
+
+def test_other_protocols_lead_nowhere(sandbox):
+    code = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(2); s.connect(('%s', 443)); s.send(b'x'); s.recv(9)" % PUBLIC
+    result = sandbox.commands.run(f'python3 -c "{code}" 2>&1 | tail -1').stdout
+    assert "refused" in result.lower(), result

@@ -1,0 +1,51 @@
+"""A small internet for one test run: a second network namespace behind a veth pair, with servers at public addresses.
+
+The whole test run is itself in a namespace of its own (`unshare --net`), which plays the host. Everything vanishes
+with the processes; nothing of the machine's network is touched.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+HOST = "203.0.113.1"
+PUBLIC = "198.51.100.7"
+PUBLIC6 = "2001:db8:1::7"
+RESOLVER = "198.51.100.53"
+PRIVATE = "10.9.9.9"
+METADATA = "169.254.169.254"
+NAME = "files.example.test"
+REBINDING = "rebinding.example.test"
+
+
+def run(*command):
+    subprocess.run(command, check=True)
+
+
+class World:
+    def __init__(self):
+        links = subprocess.run(["ip", "-oneline", "link"], capture_output=True, text=True, check=True).stdout
+        assert "lo: <LOOPBACK>" in links and links.count("\n") == 1, "run me under `unshare --net`"
+        self.internet = subprocess.Popen(
+            ["unshare", "--net", sys.executable, str(pathlib.Path(__file__).with_name("internet.py"))],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        assert self.internet.stdout.readline() == "namespace\n"
+        run("ip", "link", "set", "lo", "up")
+        run("ip", "link", "add", "h0", "type", "veth", "peer", "name", "i0", "netns", str(self.internet.pid))
+        run("ip", "addr", "add", f"{HOST}/24", "dev", "h0")
+        run("ip", "addr", "add", "2001:db8::1/64", "dev", "h0", "nodad")
+        run("ip", "link", "set", "h0", "up")
+        self.internet.stdin.write("go\n")
+        self.internet.stdin.flush()
+        assert self.internet.stdout.readline() == "serving\n"
+        run("ip", "route", "add", "default", "via", "203.0.113.2")
+        run("ip", "-6", "route", "add", "default", "via", "2001:db8::2")
+
+    def close(self):
+        self.internet.terminate()
+        self.internet.wait()
+
+
+assert os.geteuid() == 0
