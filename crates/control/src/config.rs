@@ -50,7 +50,7 @@ impl Config {
             start_timeout: Duration::from_secs(30),
             kill_timeout: Duration::from_secs(30),
             hostname: "sandbox".to_owned(),
-            pids: 4096,
+            pids: 2048,
             default_limits: TeamLimits::default(),
             retention: Duration::from_secs(7 * 24 * 3600),
         }

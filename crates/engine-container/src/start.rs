@@ -72,6 +72,7 @@ fn run(host: &Host, slot: &Slot, spec: &StartSpec) -> Result<Started, EngineErro
         dev,
         shm_mib: spec.resources.memory_mib / 2,
         hostname: spec.hostname.clone(),
+        pids: spec.resources.pids,
         listener: slot.agent_listener.as_fd(),
         filter: host.filter.clone(),
     })?;

@@ -147,6 +147,8 @@ impl Child {
                 libc::signal(signal, libc::SIG_DFL);
             }
             prefer_for_oom();
+            // We may run with a better priority than user code should.
+            libc::setpriority(libc::PRIO_PROCESS, 0, 0);
             libc::setrlimit(libc::RLIMIT_NOFILE, &raw const self.limit);
             check_long(libc::syscall(libc::SYS_setgroups, program.groups.len(), program.groups.as_ptr()))?;
             check_long(libc::syscall(libc::SYS_setgid, program.gid))?;

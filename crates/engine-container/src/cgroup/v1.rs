@@ -19,7 +19,8 @@ pub(crate) enum Controller {
     Pids,
 }
 
-const CPU_PERIOD_USEC: u64 = 100_000;
+/// Short, because a sandbox that has used its share is stopped until the next period, envd with it.
+const CPU_PERIOD_USEC: u64 = 20_000;
 
 impl Controller {
     pub(crate) const ALL: [Self; 4] = [Self::Cpu, Self::CpuAcct, Self::Memory, Self::Pids];
@@ -37,6 +38,7 @@ impl Controller {
     pub(crate) fn limit(self, path: &Path, resources: &Resources) -> io::Result<()> {
         match self {
             Self::Cpu => {
+                fs::write(path.join("cpu.cfs_period_us"), CPU_PERIOD_USEC.to_string())?;
                 let quota = CPU_PERIOD_USEC * u64::from(resources.cpu_count);
                 fs::write(path.join("cpu.cfs_quota_us"), quota.to_string())
             }

@@ -15,7 +15,8 @@ use tokio::io::unix::AsyncFd;
 
 use super::{parse_field, read_field, read_number};
 
-const CPU_PERIOD_USEC: u64 = 100_000;
+/// Short, because a sandbox that has used its share is stopped until the next period, envd with it.
+const CPU_PERIOD_USEC: u64 = 20_000;
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
 const KILL_TIMEOUT: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 

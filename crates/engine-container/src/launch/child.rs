@@ -48,6 +48,8 @@ const MASKED_FOLDERS: [&str; 4] = ["/proc/acpi", "/proc/scsi", "/sys/firmware", 
 const READ_ONLY: [&str; 4] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys"];
 
 const MAX_OPEN_FILES: u64 = 65_536;
+/// Of a sandbox's process limit, what no single user inside can take.
+const RESERVED_PIDS: u64 = 32;
 const SIGNALS: usize = 64;
 
 /// Stage one. Runs in the server's descriptor table, so the pidfd of stage two lands there.
@@ -58,6 +60,7 @@ pub(super) extern "C" fn enter(plan: usize) -> ! {
     let (user, network) = unsafe {
         (BorrowedFd::borrow_raw(plan.user_namespace), BorrowedFd::borrow_raw(plan.network_namespace))
     };
+    plan.must(Step::Privileges, favour_agent());
     plan.must(Step::EnterUserNamespace, enter_namespace(user, LinkNameSpaceType::User));
     plan.must(Step::BecomeRoot, become_root());
     plan.must(Step::EnterNetwork, enter_namespace(network, LinkNameSpaceType::Network));
@@ -107,7 +110,7 @@ extern "C" fn become_init(plan: usize) -> ! {
     plan.must(Step::MountSys, mount_new_with("sysfs", &root, "sys", &[], read_only).map_err(number));
     plan.must(Step::Hostname, rustix::system::sethostname(plan.hostname.as_bytes()).map_err(number));
     plan.must(Step::PivotRoot, change_root(&root).map_err(number));
-    plan.must(Step::Limits, set_limits().map_err(number));
+    plan.must(Step::Limits, set_limits(plan).map_err(number));
     plan.must(Step::Mask, mask().map_err(number));
     plan.must(Step::Descriptors, arrange_descriptors(plan.listener));
     plan.must(Step::Capabilities, drop_bounding_set().map_err(number));
@@ -135,6 +138,16 @@ fn number(errno: Errno) -> i32 {
 fn enter_namespace(namespace: BorrowedFd<'_>, kind: LinkNameSpaceType) -> Result<(), i32> {
     move_into_link_name_space(namespace, Some(kind)).map_err(number)
 }
+
+/// While we are still the host's root: envd runs before user code when both want the processor. It takes this away
+/// from every process it starts. Its memory is not favoured in the same way: whoever may be spared by the OOM killer
+/// passes that right on to its children, and user code must stay killable.
+fn favour_agent() -> Result<(), i32> {
+    rustix::process::setpriority_process(None, AGENT_NICE).map_err(number)
+}
+
+/// Between user code (0) and the host's most urgent work (-20).
+const AGENT_NICE: i32 = -10;
 
 fn become_root() -> Result<(), i32> {
     // SAFETY: raw calls that change this process's credentials only.
@@ -240,12 +253,15 @@ fn ignore_missing(result: Result<(), Errno>) -> Result<(), Errno> {
     }
 }
 
-fn set_limits() -> Result<(), Errno> {
+fn set_limits(plan: &Plan) -> Result<(), Errno> {
     let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(MAX_OPEN_FILES).min(MAX_OPEN_FILES);
     // A sandbox has no use for user namespaces, and most kernel break-outs begin with one.
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     let namespaces = open("/proc/sys/user/max_user_namespaces", flags, Mode::empty())?;
     rustix::io::write(namespaces, b"0")?;
+    // Counted for each user: a fork bomb of one leaves room for the agent and for root to clean up.
+    let processes = plan.pids.saturating_sub(RESERVED_PIDS).max(1);
+    setrlimit(Resource::Nproc, Rlimit { current: Some(processes), maximum: Some(processes) })?;
     setrlimit(Resource::Nofile, Rlimit { current: Some(hard), maximum: Some(hard) })?;
     // 1, not 0: the kernel runs the host's crash handler for any other value when core_pattern is a pipe.
     setrlimit(Resource::Core, Rlimit { current: Some(1), maximum: Some(1) })

@@ -31,6 +31,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) dev: OwnedFd,
     pub(crate) shm_mib: u32,
     pub(crate) hostname: String,
+    pub(crate) pids: u32,
     pub(crate) listener: BorrowedFd<'a>,
     pub(crate) filter: Vec<sock_filter>,
 }
@@ -62,6 +63,7 @@ pub(crate) fn launch(parts: Parts<'_>) -> Result<Started, EngineError> {
         dev: parts.dev.as_raw_fd(),
         shm_size,
         hostname: parts.hostname,
+        pids: parts.pids.into(),
         listener: parts.listener.as_raw_fd(),
         filter: parts.filter,
         outcome: UnsafeCell::new(Outcome { pidfd: -1, ..Outcome::default() }),

@@ -11,6 +11,7 @@ use libc::sock_filter;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Step {
+    Privileges,
     EnterUserNamespace,
     BecomeRoot,
     EnterNetwork,
@@ -34,6 +35,7 @@ impl Step {
     /// What the step was doing.
     pub(crate) fn describe(self) -> &'static str {
         match self {
+            Self::Privileges => "favour the agent",
             Self::EnterUserNamespace => "enter the user namespace",
             Self::BecomeRoot => "become the sandbox's root",
             Self::EnterNetwork => "enter the network namespace",
@@ -83,6 +85,8 @@ pub(crate) struct Plan {
     /// Size of `/dev/shm`, as mount option value.
     pub(crate) shm_size: CString,
     pub(crate) hostname: String,
+    /// Most processes of the sandbox.
+    pub(crate) pids: u64,
     /// envd's listening socket.
     pub(crate) listener: i32,
     pub(crate) filter: Vec<sock_filter>,

@@ -1,0 +1,71 @@
+"""A sandbox whose processor, processes, memory or disk are used up by its own code still answers and can be cleaned up."""
+
+import pytest
+from e2b import Sandbox
+
+
+@pytest.fixture
+def cell(server):
+    sandbox = Sandbox.create()
+    yield sandbox
+    sandbox.kill()
+
+
+def answers(sandbox):
+    """Everything an operator needs to look and to clean up, each call within seconds."""
+    assert sandbox.is_running(request_timeout=5)
+    assert sandbox.commands.list(request_timeout=5) is not None
+    assert sandbox.files.exists("/etc/hostname", request_timeout=5)
+    assert sandbox.commands.run("echo alive", user="root", timeout=60).stdout == "alive\n"
+
+
+def test_processor(cell):
+    hogs = cell.commands.run("for i in $(seq 20); do while :; do :; done & done; wait", background=True)
+    answers(cell)
+    assert cell.commands.kill(hogs.pid)
+
+
+def test_processes(cell):
+    bomb = "import os, time\nprint('full', flush=True)\nwhile True:\n  try:\n    os.fork()\n  except OSError: time.sleep(1000)\n"
+    cell.files.write("/tmp/bomb.py", bomb)
+    handle = cell.commands.run("exec python3 /tmp/bomb.py", background=True)
+    for stdout, _, _ in handle:
+        break
+    answers(cell)
+    cell.commands.run("pkill -9 -u user; true", user="root", timeout=60)
+    assert cell.commands.run("echo back").stdout == "back\n"
+
+
+def test_memory(cell):
+    result = cell.commands.run("python3 -c 'x = bytearray(4 << 30)'; echo $?", timeout=60)
+    assert result.stdout.strip() in ("137", "1")
+    answers(cell)
+    hoarders = "for i in $(seq 8); do (while :; do python3 -c 'x = bytearray(400 << 20)' 2>/dev/null; done) & done; wait"
+    cell.commands.run(hoarders, background=True)
+    for _ in range(5):
+        answers(cell)
+
+
+def test_shared_memory_files(cell):
+    cell.commands.run("head -c 2G /dev/zero > /dev/shm/full; true", timeout=60)
+    answers(cell)
+    cell.commands.run("rm /dev/shm/full", user="root")
+
+
+def test_file_descriptors(cell):
+    cell.commands.run("exec python3 -c 'import os, time\nwhile True:\n  try: os.dup(0)\n  except OSError: time.sleep(100)'", background=True)
+    answers(cell)
+
+
+def test_a_flood_of_output_that_nobody_reads(cell):
+    cell.commands.run("yes", background=True)
+    answers(cell)
+
+
+def test_the_server_and_its_other_sandboxes_stay_well(server, cell):
+    other = Sandbox.create()
+    try:
+        other.commands.run("for i in $(seq 20); do while :; do :; done & done; wait", background=True)
+        answers(cell)
+    finally:
+        other.kill()
