@@ -92,7 +92,7 @@ def test_no_path_leads_out_of_the_sandbox(sandbox):
         assert sandbox.files.read(path).strip() == "sandbox" != host
     sandbox.commands.run("ln -s / /tmp/up; ln -s /proc/1/cwd /tmp/cwd")
     assert sandbox.files.read("/tmp/up/../../../etc/hostname").strip() == "sandbox"
-    assert sandbox.files.read("/tmp/cwd/../etc/hostname").strip() == "sandbox"
+    assert sandbox.files.read("/tmp/cwd/etc/hostname").strip() == "sandbox"
 
 
 def test_one_sandbox_never_sees_anothers_files(server, sandbox):

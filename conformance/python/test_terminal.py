@@ -7,14 +7,24 @@ def drain(handle):
     return b"".join(data for _, _, data in handle if data).decode(errors="replace")
 
 
+def read_until(events, text):
+    seen = ""
+    for _, _, data in events:
+        seen += data.decode(errors="replace")
+        if text in seen:
+            return seen
+    raise AssertionError(f"ended before {text!r}: {seen!r}")
+
+
 def test_a_terminal_has_its_size_and_takes_another(sandbox):
     handle = sandbox.pty.create(PtySize(rows=24, cols=80), envs={"OWN": "variable"})
     sandbox.pty.send_stdin(handle.pid, b"tput cols; echo $OWN; tty\n")
+    events = iter(handle)
+    output = read_until(events, "/dev/pts/")
+    assert "80\r\n" in output and "variable\r\n" in output
     sandbox.pty.resize(handle.pid, PtySize(rows=40, cols=123))
-    sandbox.pty.send_stdin(handle.pid, b"tput cols; exit 0\n")
-    output = drain(handle)
-    assert "\r\n80\r\n" in output and "\r\nvariable\r\n" in output and "/dev/pts/" in output
-    assert "\r\n123\r\n" in output
+    sandbox.pty.send_stdin(handle.pid, b"tput cols; tput lines; exit 0\n")
+    assert "123\r\n40\r\n" in drain(events)
 
 
 def test_job_control_and_interrupt(sandbox):
@@ -28,4 +38,5 @@ def test_job_control_and_interrupt(sandbox):
 def test_a_killed_terminal_ends(sandbox):
     handle = sandbox.pty.create(PtySize(rows=24, cols=80))
     assert sandbox.pty.kill(handle.pid) is True
+    drain(handle)
     assert sandbox.pty.kill(handle.pid) is False

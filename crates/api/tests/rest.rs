@@ -178,6 +178,7 @@ async fn callers_without_a_good_key_are_told_what_is_wrong() {
     let unknown = format!("e2b_{}", "0".repeat(40));
     for (header, message) in [
         (None, "authorization header is missing".to_owned()),
+        (Some(("x-api-key", "")), "authorization header is missing".to_owned()),
         (Some(("x-api-key", "nonsense")), "authorization header is malformed".to_owned()),
         (Some(("x-api-key", "e2b_xyz")), format!("{invalid}Invalid API key format")),
         (
