@@ -1,0 +1,116 @@
+// A real server for tests: its own data folder, a free port, everything gone afterwards.
+// The binary, envd and the layer store come from `cargo xtask conformance` by environment variables.
+
+import assert from 'node:assert/strict'
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import fs from 'node:fs'
+import http from 'node:http'
+import os from 'node:os'
+import path from 'node:path'
+import readline from 'node:readline'
+
+export class Server {
+  static async start() {
+    const server = new Server()
+    server.folder = fs.mkdtempSync(path.join(os.tmpdir(), 'cofferdam-test-'))
+    server.data = path.join(server.folder, 'data')
+    const log = fs.openSync(path.join(server.folder, 'log'), 'a')
+    const { COFFERDAM_BIN, COFFERDAM_ENVD, COFFERDAM_LAYERS } = process.env
+    const options = ['--data-dir', server.data, '--listen', '127.0.0.1:0', '--layers-dir', COFFERDAM_LAYERS]
+    server.process = spawn(COFFERDAM_BIN, ['serve', ...options, '--envd', COFFERDAM_ENVD], {
+      stdio: ['ignore', 'pipe', log],
+    })
+    server.ended = once(server.process, 'exit')
+    fs.closeSync(log)
+    for await (const line of readline.createInterface({ input: server.process.stdout })) {
+      assert.match(line, /^listening on /, server.tail())
+      server.url = line.replace('listening on ', '').trim()
+      break
+    }
+    assert.ok(server.url, server.tail())
+    server.key = await server.makeKey('tests')
+    Object.assign(process.env, server.environment())
+    return server
+  }
+
+  tail() {
+    return fs.readFileSync(path.join(this.folder, 'log'), 'utf8').slice(-4000)
+  }
+
+  environment() {
+    return { E2B_API_KEY: this.key, E2B_API_URL: this.url, E2B_SANDBOX_URL: this.url }
+  }
+
+  /** Status, headers and text; any header may be set, `Host` included. */
+  call(method, target, { headers = {}, body } = {}) {
+    return new Promise((resolve, reject) => {
+      const request = http.request(this.url + target, { method, headers, agent: false }, (response) => {
+        const chunks = []
+        response.on('data', (chunk) => chunks.push(chunk))
+        response.on('end', () =>
+          resolve({ status: response.statusCode, headers: response.headers, text: Buffer.concat(chunks).toString() })
+        )
+        response.on('error', reject)
+      })
+      request.on('error', reject)
+      request.end(body)
+    })
+  }
+
+  async makeKey(name) {
+    const token = fs.readFileSync(path.join(this.data, 'admin-token'), 'utf8').trim()
+    const headers = { 'X-Admin-Token': token, 'Content-Type': 'application/json' }
+    const teams = JSON.parse((await this.call('GET', '/teams', { headers })).text)
+    const target = `/admin/teams/${teams[0].teamID}/api-keys`
+    const made = await this.call('POST', target, { headers, body: JSON.stringify({ name }) })
+    assert.equal(made.status, 201, made.text)
+    return JSON.parse(made.text).key
+  }
+
+  async stop() {
+    const headers = { 'X-API-Key': this.key }
+    for (const { sandboxID } of JSON.parse((await this.call('GET', '/v2/sandboxes', { headers })).text)) {
+      await this.call('DELETE', `/sandboxes/${sandboxID}`, { headers })
+    }
+    this.process.kill('SIGTERM')
+    const [code] = await this.ended
+    assert.equal(code, 0, this.tail())
+    const mounts = fs.readFileSync('/proc/self/mountinfo', 'utf8').split('\n')
+    assert.deepEqual(mounts.filter((line) => line.includes(this.data)), [])
+    assert.deepEqual(fs.readdirSync(path.join(this.data, 'sandboxes')), [])
+    fs.rmSync(this.folder, { recursive: true })
+  }
+}
+
+/** What callbacks were told, and a way to wait until they were told enough. */
+export class Collected {
+  items = []
+  #waiting = new Set()
+
+  add = (item) => {
+    this.items.push(item)
+    for (const check of [...this.#waiting]) check()
+  }
+
+  get text() {
+    return this.items.map((item) => (typeof item === 'string' ? item : Buffer.from(item).toString())).join('')
+  }
+
+  until(enough, milliseconds = 20_000) {
+    return new Promise((resolve, reject) => {
+      const settle = (done) => {
+        clearTimeout(timer)
+        this.#waiting.delete(check)
+        done()
+      }
+      const timer = setTimeout(
+        () => settle(() => reject(new Error(`never came; got ${this.items.length}: ${this.text.slice(-2000)}`))),
+        milliseconds
+      )
+      const check = () => enough(this) && settle(resolve)
+      this.#waiting.add(check)
+      check()
+    })
+  }
+}
