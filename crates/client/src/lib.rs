@@ -1,1 +1,47 @@
-//! placeholder
+//! Rust SDK of Cofferdam, and of every server that speaks E2B's interface: the verbs of the official SDKs, typed and async.
+//! A [`Client`] knows where the server is and who you are; a [`Sandbox`] is one computer there.
+//! One HTTP connection pool serves the REST interface, file contents and RPC alike.
+//!
+//! ```no_run
+//! use cofferdam_client::{Client, CreateOptions, RunOptions, Sandbox};
+//!
+//! # async fn example() -> Result<(), cofferdam_client::Error> {
+//! // E2B_API_KEY, E2B_API_URL, E2B_SANDBOX_URL, E2B_DOMAIN
+//! let client = Client::from_env()?;
+//! let sandbox = Sandbox::create(&client, CreateOptions::new("base")).await?;
+//!
+//! sandbox.files().write("/home/user/hello.txt", "hello").await?;
+//! let output = sandbox.commands().run("cat hello.txt", RunOptions::default()).await?;
+//! assert_eq!(output.stdout_text(), "hello");
+//!
+//! sandbox.kill().await?;
+//! # Ok(())
+//! # }
+//! ```
+#![forbid(unsafe_code)]
+
+mod client;
+mod commands;
+mod config;
+mod error;
+mod files;
+mod process;
+mod pty;
+mod rest;
+mod rpc;
+mod sandbox;
+mod signature;
+mod transport;
+
+pub use client::{ApiKey, Client, EngineCapabilities, EngineInfo, NewApiKey, Team};
+pub use commands::{Commands, ProcessInfo, RunOptions};
+pub use config::ClientConfig;
+pub use error::Error;
+pub use files::{EntryInfo, EntryKind, Files};
+pub use process::{Event, Exit, Output, Process, RunningProcess};
+pub use pty::{Pty, PtyOptions, PtySize};
+pub use sandbox::{CreateOptions, ListOptions, Sandbox, SandboxInfo, SandboxState};
+pub use signature::{Operation, SignedUrlOptions};
+
+/// What every call of this crate answers.
+pub type Result<T> = std::result::Result<T, Error>;

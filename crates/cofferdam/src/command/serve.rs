@@ -125,6 +125,7 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
         Err(_) => PathBuf::from("/nonexistent"),
     };
     let mut config = control::Config::new(layer_path);
+    config.logs_dir = Some(data.data_dir.join("logs"));
     if let Some(most) = arguments.max_sandboxes {
         config.default_limits.concurrent_sandboxes = most;
     }

@@ -1,0 +1,333 @@
+//! Sandboxes: made, found, joined and ended through the server; used through [`Commands`], [`Files`] and [`Pty`].
+//! Dropping a [`Sandbox`] does not end it; its time limit or [`Sandbox::kill`] does.
+//! Time limits are whole seconds.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use http::Method;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use time::OffsetDateTime;
+
+use crate::rest::{As, encode, query};
+use crate::rpc::Envd;
+use crate::signature::{self, Operation, SignedUrlOptions};
+use crate::transport::{self, check, read_json};
+use crate::{Client, Commands, Error, Files, Pty, Result};
+
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
+/// Most sandboxes in one page of a list.
+const PAGE: &str = "100";
+
+/// What a new sandbox is like.
+#[derive(Debug, Clone)]
+pub struct CreateOptions {
+    /// Template by name or id.
+    pub template: String,
+    /// Time after which it ends; 5 minutes by default.
+    pub timeout: Duration,
+    /// Labels to find it by.
+    pub metadata: BTreeMap<String, String>,
+    /// Variables of every process in it.
+    pub envs: BTreeMap<String, String>,
+    /// Whether it reaches the internet.
+    pub allow_internet_access: bool,
+}
+
+impl CreateOptions {
+    /// A sandbox from a template, everything else as usual.
+    #[must_use]
+    pub fn new(template: impl Into<String>) -> Self {
+        Self {
+            template: template.into(),
+            timeout: DEFAULT_TIMEOUT,
+            metadata: BTreeMap::new(),
+            envs: BTreeMap::new(),
+            allow_internet_access: true,
+        }
+    }
+}
+
+impl Default for CreateOptions {
+    fn default() -> Self {
+        Self::new("base")
+    }
+}
+
+/// Which sandboxes to list; all by default.
+#[derive(Debug, Clone, Default)]
+pub struct ListOptions {
+    /// Only those with all of these labels.
+    pub metadata: BTreeMap<String, String>,
+    /// Only those in one of these states.
+    pub states: Vec<SandboxState>,
+}
+
+/// What a sandbox is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SandboxState {
+    /// It runs.
+    Running,
+    /// It is put away and can go on.
+    Paused,
+}
+
+impl SandboxState {
+    /// As the interface spells it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+        }
+    }
+}
+
+/// What the server knows of a sandbox.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SandboxInfo {
+    /// Its id.
+    #[serde(rename = "sandboxID")]
+    pub id: String,
+    /// The template it came from.
+    #[serde(rename = "templateID")]
+    pub template_id: String,
+    /// Name of that template, if it has one.
+    #[serde(default)]
+    pub alias: Option<String>,
+    /// What it is doing.
+    pub state: SandboxState,
+    /// When it was made or resumed.
+    #[serde(with = "time::serde::rfc3339")]
+    pub started_at: OffsetDateTime,
+    /// When its time is up.
+    #[serde(with = "time::serde::rfc3339")]
+    pub end_at: OffsetDateTime,
+    /// Processors.
+    pub cpu_count: u32,
+    /// Memory in MiB.
+    #[serde(rename = "memoryMB")]
+    pub memory_mib: u32,
+    /// Disk in MiB.
+    #[serde(rename = "diskSizeMB")]
+    pub disk_mib: u32,
+    /// Its labels.
+    #[serde(default)]
+    pub metadata: BTreeMap<String, String>,
+    /// Version of the agent inside.
+    pub envd_version: String,
+}
+
+/// What the server answers to create and connect.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Access {
+    #[serde(rename = "sandboxID")]
+    id: String,
+    envd_access_token: Option<String>,
+    traffic_access_token: Option<String>,
+    domain: Option<String>,
+}
+
+/// A sandbox. Clones mean the same one.
+#[derive(Clone)]
+pub struct Sandbox {
+    client: Client,
+    envd: Envd,
+    id: String,
+    domain: String,
+    envd_token: Option<String>,
+    traffic_token: Option<String>,
+}
+
+impl std::fmt::Debug for Sandbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sandbox").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Sandbox {
+    /// Makes a sandbox. It is ready when this returns.
+    ///
+    /// # Errors
+    /// The template is unknown, a limit is reached, or the server cannot start it.
+    pub async fn create(client: &Client, options: CreateOptions) -> Result<Self> {
+        let body = json!({
+            "templateID": options.template,
+            "timeout": seconds(options.timeout),
+            "metadata": options.metadata,
+            "envVars": options.envs,
+            "secure": true,
+            "allow_internet_access": options.allow_internet_access,
+        });
+        let answer = client.rest.call_with(As::Team, Method::POST, "/v2/sandboxes", &body).await?;
+        Self::from_access(client, read_json(&answer)?)
+    }
+
+    /// Joins a sandbox that exists. Its time is extended to `timeout` from now if it would end before.
+    ///
+    /// # Errors
+    /// There is no such sandbox.
+    pub async fn connect(client: &Client, id: &str, timeout: Option<Duration>) -> Result<Self> {
+        let body = json!({ "timeout": seconds(timeout.unwrap_or(DEFAULT_TIMEOUT)) });
+        let path = format!("/v2/sandboxes/{}/connect", encode(id));
+        let answer = client.rest.call_with(As::Team, Method::POST, &path, &body).await?;
+        Self::from_access(client, read_json(&answer)?)
+    }
+
+    fn from_access(client: &Client, access: Access) -> Result<Self> {
+        let domain = client.config.sandbox_domain(access.domain);
+        let base = client.config.envd_base(&access.id, &domain)?;
+        let transport = client.rest.transport().clone();
+        let envd = Envd::new(transport, base, &access.id, access.envd_access_token.as_deref())?;
+        Ok(Self {
+            client: client.clone(),
+            envd,
+            id: access.id,
+            domain,
+            envd_token: access.envd_access_token,
+            traffic_token: access.traffic_access_token,
+        })
+    }
+
+    /// Sandboxes of the key's team, newest first.
+    ///
+    /// # Errors
+    /// The key is refused.
+    pub async fn list(client: &Client, options: &ListOptions) -> Result<Vec<SandboxInfo>> {
+        let states: Vec<&str> = options.states.iter().map(|state| state.as_str()).collect();
+        // The labels are a query of their own inside the query.
+        let metadata: Vec<String> = options
+            .metadata
+            .iter()
+            .map(|(name, value)| format!("{}={}", encode(name), encode(value)))
+            .collect();
+        let mut pairs = vec![("limit", PAGE.to_owned())];
+        if !states.is_empty() {
+            pairs.push(("state", states.join(",")));
+        }
+        if !metadata.is_empty() {
+            pairs.push(("metadata", metadata.join("&")));
+        }
+        let (mut all, mut token) = (Vec::new(), None);
+        loop {
+            let mut page = pairs.clone();
+            page.extend(token.map(|token| ("nextToken", token)));
+            let path = format!("/v2/sandboxes{}", query(&page));
+            let answer = client.rest.call(As::Team, Method::GET, &path).await?;
+            all.extend(read_json::<Vec<SandboxInfo>>(&answer)?);
+            let next = answer.headers().get("x-next-token").and_then(|token| token.to_str().ok());
+            match next.filter(|token| !token.is_empty()) {
+                Some(next) => token = Some(next.to_owned()),
+                None => return Ok(all),
+            }
+        }
+    }
+
+    /// Ends a sandbox by its id. Answers whether there was one.
+    ///
+    /// # Errors
+    /// The key is refused or the server cannot be reached.
+    pub async fn kill_by_id(client: &Client, id: &str) -> Result<bool> {
+        let path = format!("/sandboxes/{}", encode(id));
+        match check(&client.rest.call(As::Team, Method::DELETE, &path).await?) {
+            Ok(()) => Ok(true),
+            Err(Error::NotFound(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Host name under which a port of it is reached from outside.
+    #[must_use]
+    pub fn host(&self, port: u16) -> String {
+        format!("{port}-{}.{}", self.id, self.domain)
+    }
+
+    /// The token that its ports ask for (`e2b-traffic-access-token`), if they are not public.
+    #[must_use]
+    pub fn traffic_token(&self) -> Option<&str> {
+        self.traffic_token.as_deref()
+    }
+
+    /// Commands in it.
+    #[must_use]
+    pub fn commands(&self) -> Commands<'_> {
+        Commands { envd: &self.envd }
+    }
+
+    /// Terminals in it.
+    #[must_use]
+    pub fn pty(&self) -> Pty<'_> {
+        Pty { envd: &self.envd }
+    }
+
+    /// Files in it, as its default user sees them.
+    #[must_use]
+    pub fn files(&self) -> Files<'_> {
+        Files { envd: &self.envd, user: None }
+    }
+
+    /// Ends it. Answers whether it was still there.
+    ///
+    /// # Errors
+    /// As [`Sandbox::kill_by_id`].
+    pub async fn kill(&self) -> Result<bool> {
+        Self::kill_by_id(&self.client, &self.id).await
+    }
+
+    /// Lets it live for this long from now, longer or shorter than before.
+    ///
+    /// # Errors
+    /// It has ended, or the time is more than the server allows.
+    pub async fn set_timeout(&self, timeout: Duration) -> Result<()> {
+        let path = format!("/sandboxes/{}/timeout", encode(&self.id));
+        let body = json!({ "timeout": seconds(timeout) });
+        check(&self.client.rest.call_with(As::Team, Method::POST, &path, &body).await?)
+    }
+
+    /// What the server knows of it.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub async fn info(&self) -> Result<SandboxInfo> {
+        let path = format!("/sandboxes/{}", encode(&self.id));
+        read_json(&self.client.rest.call(As::Team, Method::GET, &path).await?)
+    }
+
+    /// Whether it answers.
+    ///
+    /// # Errors
+    /// The server cannot be reached.
+    pub async fn is_running(&self) -> Result<bool> {
+        self.envd.is_running().await
+    }
+
+    /// An address under which someone without credentials can read or write one file.
+    ///
+    /// # Errors
+    /// The sandbox has no token to sign with.
+    pub fn signed_url(&self, path: &str, operation: Operation, options: &SignedUrlOptions) -> Result<String> {
+        let token = self.envd_token.as_deref();
+        let token = token.ok_or_else(|| Error::InvalidArgument("the sandbox has no access token".into()))?;
+        let mut pairs = vec![("path", path.to_owned())];
+        pairs.extend(options.user.clone().map(|user| ("username", user)));
+        pairs.push(("signature", signature::sign(path, operation, options, token)));
+        pairs.extend(options.expires_at.map(|at| ("signature_expiration", at.to_string())));
+        let base = self.client.config.direct_base(&self.id, &self.domain)?;
+        Ok(transport::join(&base, &format!("/files{}", query(&pairs)))?.to_string())
+    }
+}
+
+/// Rounded up: half a second must not become none.
+fn seconds(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
+}
