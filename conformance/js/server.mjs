@@ -23,15 +23,24 @@ export class Server {
     })
     server.ended = once(server.process, 'exit')
     fs.closeSync(log)
-    for await (const line of readline.createInterface({ input: server.process.stdout })) {
-      assert.match(line, /^listening on /, server.tail())
-      server.url = line.replace('listening on ', '').trim()
+    try {
+      await server.ready()
+    } catch (error) {
+      server.process.kill('SIGKILL')
+      throw error
+    }
+    return server
+  }
+
+  async ready() {
+    for await (const line of readline.createInterface({ input: this.process.stdout })) {
+      assert.match(line, /^listening on /, this.tail())
+      this.url = line.replace('listening on ', '').trim()
       break
     }
-    assert.ok(server.url, server.tail())
-    server.key = await server.makeKey('tests')
-    Object.assign(process.env, server.environment())
-    return server
+    assert.ok(this.url, this.tail())
+    this.key = await this.makeKey('tests')
+    Object.assign(process.env, this.environment())
   }
 
   tail() {
