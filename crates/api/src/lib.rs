@@ -43,6 +43,7 @@ pub fn router(control: Arc<Control>, config: ApiConfig) -> Router {
     Router::new()
         .merge(routes::sandboxes::routes())
         .merge(routes::lifecycle::routes())
+        .merge(routes::logs::routes())
         .merge(routes::templates::routes())
         .merge(routes::keys::routes())
         .merge(routes::server::routes())

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 
@@ -87,6 +88,50 @@ pub(crate) async fn metrics(sandbox: &dyn engine::Sandbox, token: &str) -> Resul
     serde_json::from_slice(&body).map_err(|_| AgentError::Answer)
 }
 
+/// Asks for an answer without an end and hands its body on.
+pub(crate) async fn stream<F>(
+    sandbox: &dyn engine::Sandbox,
+    path: &str,
+    token: &str,
+    read: impl FnOnce(Incoming) -> F,
+) -> Result<(), AgentError>
+where
+    F: Future<Output = Result<(), AgentError>>,
+{
+    let stream = sandbox.dial(ENVD_PORT).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let request = request(Method::GET, path, token, Vec::new())?;
+    let exchange = async {
+        let response = sender.send_request(request).await?;
+        match response.status() {
+            StatusCode::OK => read(response.into_body()).await,
+            status => Err(AgentError::Status(status)),
+        }
+    };
+    tokio::pin!(exchange);
+    tokio::select! {
+        answer = &mut exchange => return answer,
+        broken = connection => broken?,
+    }
+    exchange.await
+}
+
+fn request(
+    method: Method,
+    path: &str,
+    token: &str,
+    body: Vec<u8>,
+) -> Result<Request<Full<Bytes>>, AgentError> {
+    Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, "localhost")
+        .header(header::CONTENT_TYPE, "application/json")
+        .header("x-access-token", token)
+        .body(Full::new(Bytes::from(body)))
+        .map_err(|_| AgentError::Answer)
+}
+
 async fn call(
     sandbox: &dyn engine::Sandbox,
     method: Method,
@@ -96,14 +141,7 @@ async fn call(
 ) -> Result<(StatusCode, Bytes), AgentError> {
     let stream = sandbox.dial(ENVD_PORT).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header(header::HOST, "localhost")
-        .header(header::CONTENT_TYPE, "application/json")
-        .header("x-access-token", token)
-        .body(Full::new(Bytes::from(body)))
-        .map_err(|_| AgentError::Answer)?;
+    let request = request(method, path, token, body)?;
     let exchange = async {
         let response = sender.send_request(request).await?;
         let status = response.status();

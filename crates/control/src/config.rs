@@ -34,7 +34,9 @@ pub struct Config {
     pub pids: u32,
     /// Limits of teams made from now on.
     pub default_limits: TeamLimits,
-    /// How long ended sandboxes and idempotency keys are remembered.
+    /// Where logs of sandboxes are kept; without it there are none.
+    pub logs_dir: Option<PathBuf>,
+    /// How long ended sandboxes, their logs and idempotency keys are remembered.
     pub retention: Duration,
 }
 
@@ -52,6 +54,7 @@ impl Config {
             hostname: "sandbox".to_owned(),
             pids: 2048,
             default_limits: TeamLimits::default(),
+            logs_dir: None,
             retention: Duration::from_secs(7 * 24 * 3600),
         }
     }

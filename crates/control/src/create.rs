@@ -21,7 +21,7 @@ use crate::limits::{Reservation, Ticket};
 use crate::live::{Live, SandboxInfo, Timing, wait_for_exit};
 use crate::network::egress_policy;
 use crate::templates::Resolved;
-use crate::{Control, ControlError, ENVD_VERSION, IdempotencyKey, TemplateRef};
+use crate::{Control, ControlError, ENVD_VERSION, IdempotencyKey, LogLevel, TemplateRef};
 
 /// What a caller may ask of a new sandbox. `timeout` is in seconds and has been given its default.
 #[derive(Debug, Clone, Default)]
@@ -172,6 +172,7 @@ impl Control {
         let live =
             Live::new(record, sandbox, Timing::until(now + Duration::seconds(request.timeout)), reservation);
         let access = self.access(&live);
+        self.log(&live, LogLevel::Info, "sandbox started", &[("template", build.template.to_string())]);
         self.go_live(live);
         self.usage.spawned(&build.template);
         tracing::info!(

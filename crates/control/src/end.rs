@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use crate::live::{EndReason, Live, wait_for_exit};
-use crate::{Control, ControlError};
+use crate::{Control, ControlError, LogLevel};
 
 impl Control {
     /// Ends a team's sandbox. When it returns, nothing of it is alive.
@@ -29,7 +29,8 @@ impl Control {
         self.tasks.spawn(async move {
             tokio::select! {
                 () = control.closing.cancelled() => {}
-                () = control.watch_over(&live) => {}
+                // Following never outlasts the sandbox.
+                ((), ()) = async { tokio::join!(control.watch_over(&live), control.follow_logs(&live)) } => {}
             }
         });
     }
@@ -94,6 +95,7 @@ impl Control {
                 // The next start finds no such sandbox to adopt and makes up for it.
                 tracing::error!(sandbox_id = %live.id, %error, "the end of a sandbox was not recorded");
             }
+            control.log(&live, LogLevel::Info, "sandbox ended", &[("reason", reason.as_str().to_string())]);
             tracing::info!(sandbox_id = %live.id, team_id = %live.team, reason = reason.as_str(), "sandbox ended");
             killed.map_err(|error| {
                 tracing::error!(sandbox_id = %live.id, %error, "the engine could not end a sandbox cleanly");

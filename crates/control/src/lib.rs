@@ -14,6 +14,7 @@ mod keys;
 mod limits;
 mod list;
 mod live;
+mod logs;
 mod network;
 mod recovery;
 mod reference;
@@ -41,6 +42,7 @@ pub use idempotency::IdempotencyKey;
 pub use keys::{KEY_PREFIX, NewKey};
 pub use list::{LONGEST_PAGE, ListQuery, Page};
 pub use live::{EndReason, Live, SandboxInfo};
+pub use logs::{LogLevel, LogLine, LogQuery};
 pub use network::egress_policy;
 pub use reference::{DEFAULT_TAG, TemplateRef};
 pub use templates::{Entry, Registration};
@@ -66,6 +68,8 @@ pub struct Control {
     starts: limits::StartQueue,
     in_flight: Arc<idempotency::InFlight>,
     usage: usage::Usage,
+    /// Logs of sandboxes, where they are kept.
+    logs: Option<Arc<logs::Book>>,
     /// Set when the server goes down: timers stop, sandboxes live on.
     closing: CancellationToken,
     tasks: TaskTracker,
@@ -105,6 +109,7 @@ impl Control {
             starts: limits::StartQueue::new(config.parallel_starts, config.start_queue),
             in_flight: Arc::default(),
             usage: usage::Usage::default(),
+            logs: config.logs_dir.clone().map(|root| Arc::new(logs::Book::new(root))),
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
             store,
@@ -152,6 +157,10 @@ impl Control {
                 Ok(0) => {}
                 Ok(pruned) => tracing::debug!(pruned, "forgot sandboxes that ended long ago"),
                 Err(error) => tracing::warn!(%error, "old records could not be removed"),
+            }
+            if let Some(book) = self.logs.clone() {
+                let retention = self.config.retention;
+                let _ = tokio::task::spawn_blocking(move || book.forget(retention)).await;
             }
             tokio::time::sleep(FORGET_EVERY).await;
         }

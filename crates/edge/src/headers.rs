@@ -11,8 +11,8 @@ use percent_encoding::percent_decode_str;
 use crate::target::Address;
 
 /// Paths of the agent that only the control plane may call.
-const RESERVED: [&str; 7] =
-    ["/init", "/freeze", "/unfreeze", "/collapse", "/fsfreeze", "/fsthaw", "/upgrade"];
+const RESERVED: [&str; 8] =
+    ["/init", "/logs", "/freeze", "/unfreeze", "/collapse", "/fsfreeze", "/fsthaw", "/upgrade"];
 
 /// Headers that would tell a server inside who the client is.
 const FORWARDED: [&str; 4] = ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];

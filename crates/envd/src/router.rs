@@ -19,12 +19,13 @@ use tower::Service;
 
 use crate::auth::{self, Link};
 use crate::filesystem::service::Files;
+use crate::logs::Level;
 use crate::process::service::Processes;
 use crate::rest::query::Query;
 use crate::rest::{Body, RestError, compose, files_get, files_post, init, json, metrics, no_content, reader};
 use crate::state::Envd;
 use crate::users::User;
-use crate::{clock, paths};
+use crate::{clock, logs, paths};
 
 /// The largest message: input to a process comes in one.
 const MAX_MESSAGE: usize = 64 << 20;
@@ -91,11 +92,12 @@ impl Router {
             (&Method::POST, "/files/compose") => return self.compose(request).await,
             (&Method::GET, "/envs") => return Ok(json(&self.envd.settings().all_env())),
             (&Method::GET, "/metrics") => return self.metrics().await,
+            (&Method::GET, "/logs") => return Ok(logs::stream(Arc::clone(&self.envd))),
             (&Method::POST, "/init") => {
                 let (parts, body) = request.into_parts();
                 return init::post(&self.envd, &parts.headers, body).await;
             }
-            (_, "/health" | "/envs" | "/metrics") => "GET",
+            (_, "/health" | "/envs" | "/metrics" | "/logs") => "GET",
             (_, "/files") => "GET, POST",
             (_, "/files/compose" | "/init") => "POST",
             _ => return Err(RestError::new(StatusCode::NOT_FOUND, "not found")),
@@ -141,6 +143,8 @@ impl Router {
         let user = self.file_user(request.headers(), &query, "read")?;
         let workdir = self.envd.settings().default_workdir.clone();
         let path = paths::resolve(query.get("path").unwrap_or(""), &user.home, workdir.as_deref())?;
+        let shown = path.display().to_string();
+        self.envd.logs.add(Level::Debug, "files", "download", &[("path", shown), ("username", user.name)]);
         files_get::get(path, request.headers()).await
     }
 
@@ -148,6 +152,13 @@ impl Router {
         let query = Query::parse(request.uri().query());
         let user = self.file_user(request.headers(), &query, "write")?;
         let workdir = self.envd.settings().default_workdir.clone();
+        let named = query.get("path").unwrap_or("").to_owned();
+        self.envd.logs.add(
+            Level::Debug,
+            "files",
+            "upload",
+            &[("path", named), ("username", user.name.clone())],
+        );
         let upload = files_post::Upload { user, path: query.get("path").map(str::to_owned), workdir };
         let (parts, body) = request.into_parts();
         files_post::post(upload, &parts.headers, body).await

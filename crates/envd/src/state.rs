@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::filesystem::watch::Watchers;
+use crate::logs::Logs;
 use crate::process::table::Table;
 use crate::rest::metrics::CpuSample;
 use crate::users::{self, User};
@@ -22,6 +23,8 @@ pub struct Envd {
     pub watchers: Watchers,
     /// CPU time at the last look at the metrics.
     pub cpu: Mutex<Option<CpuSample>>,
+    /// What happened, for the server.
+    pub logs: Logs,
     /// Requests to `/init` are applied one after another.
     pub init: tokio::sync::Mutex<()>,
     /// Where `/init` finds `etc` and `run`.
@@ -36,6 +39,7 @@ impl Envd {
             processes: Table::default(),
             watchers: Watchers::default(),
             cpu: Mutex::default(),
+            logs: Logs::default(),
             init: tokio::sync::Mutex::default(),
             system_root,
         }

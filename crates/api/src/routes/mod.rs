@@ -4,6 +4,7 @@
 
 pub(crate) mod keys;
 pub(crate) mod lifecycle;
+pub(crate) mod logs;
 pub(crate) mod sandboxes;
 pub(crate) mod server;
 pub(crate) mod templates;

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
+use crate::logs::Level;
 use crate::process::table::{Event, Process};
 use crate::state::Envd;
 
@@ -63,6 +64,8 @@ pub async fn run(
     drain(&process, stderr.as_ref(), Event::Stderr).await;
     drain(&process, terminal, Event::Pty).await;
     let end = envd.processes.ended(&process, status);
+    let fields = [("pid", process.pid.to_string()), ("status", end.status.clone())];
+    envd.logs.add(Level::Info, "process", "process ended", &fields);
     process.deliver_end(end).await;
 }
 

@@ -17,6 +17,7 @@ use rustix::process::{Resource, Rlimit, Signal};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::logs::Level;
 use crate::paths;
 use crate::process::output::{self, Pipes};
 use crate::process::pty;
@@ -91,9 +92,23 @@ pub async fn start(
     processes.insert(pid, Arc::clone(&process));
     drop(processes);
 
+    log_start(envd, &process, user);
     let events = process.subscribe().expect("the end is delivered by the task below");
     tokio::spawn(supervise(Arc::clone(envd), Arc::clone(&process), ends.pipes, exited, deadline));
     Ok((process, events))
+}
+
+fn log_start(envd: &Envd, process: &Process, user: &User) {
+    let config = &process.config;
+    let command = std::iter::once(&config.cmd).chain(&config.args).map(String::as_str);
+    let fields = [
+        ("pid", process.pid.to_string()),
+        ("command", command.collect::<Vec<_>>().join(" ")),
+        ("username", user.name.clone()),
+        ("cwd", config.cwd.clone().unwrap_or_default()),
+        ("tag", process.tag.clone().unwrap_or_default()),
+    ];
+    envd.logs.add(Level::Info, "process", "process started", &fields);
 }
 
 /// Reads the process' output to its end, and kills it when its time is over.

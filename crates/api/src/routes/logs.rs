@@ -1,0 +1,166 @@
+//! Logs of sandboxes, in both generations: the first in order from a start, the second by cursor and direction.
+//! Unknown sandboxes have no lines, which is not an error: an ended one's lines outlive it.
+//! Times in queries are milliseconds since 1970.
+
+use std::collections::BTreeMap;
+
+use axum::extract::State;
+use axum::routing::get;
+use axum::{Json, Router};
+use control::{LogLevel, LogLine, LogQuery};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use crate::auth::Caller;
+use crate::paths::{Params, SandboxPath};
+use crate::{Api, ApiError};
+
+const DEFAULT_LIMIT: i64 = 1000;
+const LARGEST_LIMIT: i64 = 1000;
+const LONGEST_SEARCH: usize = 256;
+/// A query without a cursor, or on the other side of one, looks this far.
+const WINDOW: time::Duration = time::Duration::days(7);
+
+pub(crate) fn routes() -> Router<Api> {
+    Router::new()
+        .route("/sandboxes/{sandboxID}/logs", get(logs_v1))
+        .route("/v2/sandboxes/{sandboxID}/logs", get(logs_v2))
+}
+
+#[derive(Debug, Deserialize)]
+struct ParamsV1 {
+    start: Option<i64>,
+    limit: Option<i64>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ParamsV2 {
+    cursor: Option<i64>,
+    limit: Option<i64>,
+    direction: Option<Direction>,
+    level: Option<LogLevel>,
+    search: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Direction {
+    Forward,
+    #[default]
+    Backward,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct LogsV1 {
+    logs: Vec<RawLine>,
+    log_entries: Vec<Entry>,
+}
+
+#[derive(Debug, Serialize)]
+struct LogsV2 {
+    logs: Vec<Entry>,
+}
+
+#[derive(Debug, Serialize)]
+struct RawLine {
+    #[serde(with = "time::serde::rfc3339")]
+    timestamp: OffsetDateTime,
+    /// JSON in a text: the CLI reads `level`, `logger` and `message` from it.
+    line: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Entry {
+    #[serde(with = "time::serde::rfc3339")]
+    timestamp: OffsetDateTime,
+    level: LogLevel,
+    message: String,
+    fields: BTreeMap<String, String>,
+}
+
+async fn logs_v1(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    SandboxPath(id): SandboxPath,
+    Params(params): Params<ParamsV1>,
+) -> Result<Json<LogsV1>, ApiError> {
+    let now = OffsetDateTime::now_utc();
+    let from = params.start.map_or(Ok(now - WINDOW), moment)?;
+    let limit = limit(params.limit, i64::MAX)?;
+    let lines = api.control.logs(team.id, &id, query(from, now, limit)).await;
+    let logs = lines.iter().map(|line| RawLine { timestamp: line.time(), line: raw(line) }).collect();
+    Ok(Json(LogsV1 { logs, log_entries: lines.into_iter().map(Entry::from).collect() }))
+}
+
+async fn logs_v2(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    SandboxPath(id): SandboxPath,
+    Params(params): Params<ParamsV2>,
+) -> Result<Json<LogsV2>, ApiError> {
+    if params.search.as_ref().is_some_and(|text| text.chars().count() > LONGEST_SEARCH) {
+        return Err(ApiError::bad_request(format!("search is at most {LONGEST_SEARCH} characters")));
+    }
+    let now = OffsetDateTime::now_utc();
+    let newest_first = params.direction.unwrap_or_default() == Direction::Backward;
+    let (from, to) = match (params.cursor.map(moment).transpose()?, newest_first) {
+        (None, _) => (now - WINDOW, now),
+        (Some(cursor), false) => (cursor, cursor.saturating_add(WINDOW)),
+        (Some(cursor), true) => (cursor.saturating_sub(WINDOW), cursor),
+    };
+    let limit = limit(params.limit, LARGEST_LIMIT)?;
+    let query = LogQuery {
+        newest_first,
+        level: params.level.unwrap_or(LogLevel::Debug),
+        search: params.search.filter(|text| !text.is_empty()),
+        ..query(from, to, limit)
+    };
+    let lines = api.control.logs(team.id, &id, query).await;
+    Ok(Json(LogsV2 { logs: lines.into_iter().map(Entry::from).collect() }))
+}
+
+fn query(from: OffsetDateTime, to: OffsetDateTime, limit: usize) -> LogQuery {
+    let nanos = |at: OffsetDateTime| i64::try_from(at.unix_timestamp_nanos()).unwrap_or(i64::MAX);
+    LogQuery {
+        from: nanos(from),
+        to: nanos(to),
+        newest_first: false,
+        level: LogLevel::Debug,
+        search: None,
+        limit,
+    }
+}
+
+fn moment(millis: i64) -> Result<OffsetDateTime, ApiError> {
+    let nanos = i128::from(millis) * 1_000_000;
+    let moment = OffsetDateTime::from_unix_timestamp_nanos(nanos).ok().filter(|_| millis >= 0);
+    moment.ok_or_else(|| ApiError::bad_request("times are milliseconds since 1970"))
+}
+
+fn limit(asked: Option<i64>, largest: i64) -> Result<usize, ApiError> {
+    let limit = asked.unwrap_or(DEFAULT_LIMIT);
+    let in_range = (0..=largest).contains(&limit);
+    usize::try_from(limit)
+        .ok()
+        .filter(|_| in_range)
+        .ok_or_else(|| ApiError::bad_request("limit is out of range"))
+}
+
+fn raw(line: &LogLine) -> String {
+    let mut all = serde_json::Map::new();
+    all.extend(line.fields.iter().map(|(name, value)| (name.clone(), value.clone().into())));
+    all.insert("level".into(), serde_json::to_value(line.level).unwrap_or_default());
+    all.insert("logger".into(), line.logger.clone().into());
+    all.insert("message".into(), line.message.clone().into());
+    serde_json::Value::from(all).to_string()
+}
+
+impl From<LogLine> for Entry {
+    fn from(line: LogLine) -> Self {
+        let timestamp = line.time();
+        let mut fields = line.fields;
+        fields.insert("logger".to_owned(), line.logger);
+        Self { timestamp, level: line.level, message: line.message, fields }
+    }
+}
