@@ -3,10 +3,13 @@
 //! Every failure is one sentence on standard error that names the remedy.
 #![forbid(unsafe_code)]
 
+mod access;
+mod background;
 mod command;
 mod failure;
 mod paths;
 mod progress;
+mod show;
 
 use std::process::ExitCode;
 

@@ -32,6 +32,12 @@ impl DataDir {
         self.data_dir.join("admin-token")
     }
 
+    /// The key that `quickstart` made, readable by root alone.
+    pub(crate) fn quickstart_key(&self) -> PathBuf {
+        self.data_dir.join("quickstart-key")
+    }
+
+    /// What a server started by `quickstart` says.
     pub(crate) fn log(&self) -> PathBuf {
         self.data_dir.join("server.log")
     }

@@ -2,8 +2,15 @@
 //! A module holds its arguments and a function that carries them out.
 //! Commands that need a runtime start it themselves: the others are done before one would be up.
 
+mod completions;
+mod doctor;
+mod exec;
+mod key;
+mod quickstart;
+mod sandbox;
 mod serve;
 mod template;
+mod terminal;
 
 use std::process::ExitCode;
 
@@ -16,15 +23,32 @@ use crate::failure::Failure;
 pub(crate) enum Command {
     /// Runs the server.
     Serve(serve::ServeArguments),
+    /// Builds what is missing, starts a server in the background and runs a first sandbox.
+    Quickstart(quickstart::QuickstartArguments),
+    /// Checks whether this machine can run sandboxes, and says what to do where it cannot.
+    Doctor(doctor::DoctorArguments),
+    /// Makes, lists and deletes API keys.
+    #[command(subcommand)]
+    Key(key::KeyCommand),
+    /// Makes, lists, uses and ends sandboxes.
+    #[command(subcommand)]
+    Sandbox(sandbox::SandboxCommand),
     /// Builds templates on this machine.
     #[command(subcommand)]
     Template(template::TemplateCommand),
+    /// Prints a shell's completions.
+    Completions(completions::CompletionsArguments),
 }
 
 /// Carries a command out.
 pub(crate) fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Serve(arguments) => serve::run(&arguments),
+        Command::Quickstart(arguments) => quickstart::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Key(command) => key::run(command),
+        Command::Sandbox(command) => sandbox::run(command),
         Command::Template(command) => template::run(command),
+        Command::Completions(arguments) => completions::run(&arguments),
     }
 }

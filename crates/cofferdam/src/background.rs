@@ -1,0 +1,101 @@
+//! The server as a background process: whether one runs on a data folder, and starting one.
+//! It gets a process group of its own, so that an interrupt at the terminal ends only who is in front.
+//! It says that it is ready by its one line of output; ending without one is a failure, and its log says why.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, ErrorKind};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use cofferdam_client::{Client, ClientConfig};
+
+use crate::failure::Failure;
+use crate::paths::{DataDir, ServerNote};
+
+/// Adopting many sandboxes takes a while; more than this is a fault.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Lines of the log in a failure.
+const TAIL: usize = 15;
+
+/// How to start it.
+#[derive(Debug)]
+pub(crate) struct Launch<'a> {
+    pub(crate) data: &'a DataDir,
+    pub(crate) listen: SocketAddr,
+    pub(crate) layers_dir: &'a Path,
+    pub(crate) envd: PathBuf,
+}
+
+/// The server that runs on a data folder, if it answers. A note may be left over from a crash.
+pub(crate) async fn running(data: &DataDir) -> Option<ServerNote> {
+    let note = ServerNote::read(&data.server_note())?;
+    let config = ClientConfig { request_timeout: Duration::from_secs(5), ..ClientConfig::at(&note.url) };
+    Client::new(config).ok()?.health().await.ok()?;
+    Some(note)
+}
+
+/// Whether an address is free to listen on.
+pub(crate) fn check_free(listen: SocketAddr) -> Result<(), Failure> {
+    match TcpListener::bind(listen) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {
+            let other = SocketAddr::new(listen.ip(), listen.port().wrapping_add(80));
+            Err(Failure::new(format!(
+                "{listen} is taken by another program; choose another address, as in `--listen {other}`"
+            )))
+        }
+        Err(error) => Err(Failure::new(format!(
+            "{listen} cannot be listened on: {error}; choose another with --listen"
+        ))),
+    }
+}
+
+/// Starts it and waits until it answers. Blocks.
+pub(crate) fn start(launch: &Launch<'_>) -> Result<ServerNote, Failure> {
+    check_free(launch.listen)?;
+    let log_path = launch.data.log();
+    let log = File::options().create(true).append(true).open(&log_path)?;
+    let mut server = Command::new(std::env::current_exe()?)
+        .arg("serve")
+        .arg("--data-dir")
+        .arg(&launch.data.data_dir)
+        .arg("--layers-dir")
+        .arg(launch.layers_dir)
+        .arg("--envd")
+        .arg(&launch.envd)
+        .args(["--listen", &launch.listen.to_string()])
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .process_group(0)
+        .spawn()?;
+    let output = server.stdout.take().expect("standard output is piped");
+    let (sender, first_line) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        let _ = BufReader::new(output).read_line(&mut line);
+        let _ = sender.send(line);
+    });
+    let why = match first_line.recv_timeout(PATIENCE) {
+        Ok(line) => match line.trim().strip_prefix("listening on ") {
+            Some(url) => return Ok(ServerNote { url: url.to_owned(), pid: server.id() }),
+            None => "the server ended before it was ready",
+        },
+        Err(_) => "the server is not ready after two minutes",
+    };
+    let _ = server.kill();
+    let _ = server.wait();
+    Err(Failure::new(format!("{why}; the end of {}:\n{}", log_path.display(), tail(&log_path))))
+}
+
+fn tail(path: &Path) -> String {
+    let text = fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(TAIL)..].join("\n")
+}

@@ -1,0 +1,283 @@
+//! What can be seen of the host without starting anything: kernel, limits, space, parts, names, the port.
+//! Each check reads what it needs itself and never fails as a whole.
+//! A remedy is something to type or to look up, not a guess.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use layers::LayerStore;
+use rustix::process::{Resource, getrlimit};
+use template::Recipe;
+
+use super::{DoctorArguments, Finding};
+use crate::background;
+use crate::paths;
+
+const MINIMUM_KERNEL: (u32, u32) = (6, 13);
+const GIB: u64 = 1 << 30;
+
+/// Everything but the server and the probe.
+pub(super) fn host(arguments: &DoctorArguments) -> Vec<Finding> {
+    let base = base_layer(arguments);
+    vec![
+        root(),
+        kernel(),
+        user_namespaces(),
+        overlay(),
+        nf_tables(),
+        control_groups(),
+        seccomp(),
+        open_files(),
+        memory(),
+        disk(&arguments.data.data_dir, base.is_some()),
+        envd(arguments),
+        mmdebstrap(base.is_some()),
+        base_template(base),
+        resolvers(),
+    ]
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+fn root() -> Finding {
+    if rustix::process::geteuid().is_root() {
+        return Finding::ok("root", "running as root");
+    }
+    Finding::failure(
+        "root",
+        "not root: namespaces for other user ids cannot be made",
+        "run the server and this command as root; sandboxes never run as the host's root",
+    )
+}
+
+fn kernel() -> Finding {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version >= MINIMUM_KERNEL {
+        return Finding::ok("kernel", format!("Linux {release}"));
+    }
+    let (major, minor) = MINIMUM_KERNEL;
+    Finding::failure(
+        "kernel",
+        format!("Linux {release} is older than {major}.{minor}"),
+        "boot a newer kernel (Debian: linux-image-amd64 from backports)",
+    )
+}
+
+fn user_namespaces() -> Finding {
+    let most: u64 = read("/proc/sys/user/max_user_namespaces").trim().parse().unwrap_or(0);
+    if most >= 1024 {
+        return Finding::ok("user namespaces", format!("up to {most}"));
+    }
+    let remedy = "sysctl -w user.max_user_namespaces=65536 (and a file in /etc/sysctl.d to keep it)";
+    if most > 0 {
+        return Finding::warning("user namespaces", format!("only {most}, one for each sandbox"), remedy);
+    }
+    Finding::failure("user namespaces", "the kernel has them off", remedy)
+}
+
+fn overlay() -> Finding {
+    let known = read("/proc/filesystems").lines().any(|line| line.trim() == "nodev\toverlay");
+    if known || module_exists("overlay") {
+        return Finding::ok(
+            "overlay",
+            "there; the probe mounts one with idmapped layers given as descriptors",
+        );
+    }
+    Finding::failure(
+        "overlay",
+        "the kernel does not know it",
+        "modprobe overlay, or a kernel with CONFIG_OVERLAY_FS",
+    )
+}
+
+/// Loaded, built in, or ready to be loaded.
+fn module_exists(name: &str) -> bool {
+    if Path::new("/sys/module").join(name).is_dir() {
+        return true;
+    }
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let lists = ["modules.dep", "modules.builtin"];
+    lists.iter().any(|list| read(&format!("/lib/modules/{release}/{list}")).contains(&format!("/{name}.ko")))
+}
+
+fn nf_tables() -> Finding {
+    if module_exists("nf_tables") && (module_exists("nft_chain_nat") || module_exists("nft_redir")) {
+        return Finding::ok("nf_tables", "NAT for redirects inside each sandbox");
+    }
+    // Built into a kernel whose module lists are not installed, it shows nowhere: only the probe knows.
+    Finding::warning(
+        "nf_tables",
+        "NAT is not among this kernel's modules; it may be built in: see the probe",
+        "if the probe fails: modprobe nft_chain_nat, or a kernel with CONFIG_NFT_NAT and CONFIG_NFT_REDIR",
+    )
+}
+
+fn control_groups() -> Finding {
+    let mounts = read("/proc/self/mountinfo");
+    let mut found: Vec<(&str, &str)> = Vec::new();
+    for wanted in ["cpu", "memory", "pids"] {
+        let second = mounts.lines().filter(|line| line.contains(" - cgroup2 ")).any(|line| {
+            let point = line.split(' ').nth(4).unwrap_or_default();
+            read(&format!("{point}/cgroup.controllers")).split_whitespace().any(|name| name == wanted)
+        });
+        let first = mounts.lines().filter(|line| line.contains(" - cgroup ")).any(|line| {
+            let options = line.rsplit(' ').next().unwrap_or_default();
+            options.split(',').any(|name| name == wanted)
+        });
+        match (second, first) {
+            (true, _) => found.push((wanted, "v2")),
+            (_, true) => found.push((wanted, "v1")),
+            _ => {}
+        }
+    }
+    let list: Vec<String> = found.iter().map(|(name, version)| format!("{name} ({version})")).collect();
+    if found.len() == 3 {
+        return Finding::ok("control groups", list.join(", "));
+    }
+    let have = if list.is_empty() { "none".to_owned() } else { list.join(", ") };
+    Finding::warning(
+        "control groups",
+        format!("cpu, memory and pids are wanted, there is {have}: sandboxes run without the missing limits"),
+        "mount cgroup v2 with all controllers (boot without cgroup_disable=…)",
+    )
+}
+
+fn seccomp() -> Finding {
+    if read("/proc/sys/kernel/seccomp/actions_avail").contains("errno") {
+        return Finding::ok("seccomp", "filters work");
+    }
+    Finding::failure("seccomp", "the kernel has no filters", "a kernel with CONFIG_SECCOMP_FILTER")
+}
+
+fn open_files() -> Finding {
+    let most = getrlimit(Resource::Nofile).maximum;
+    let shown = most.map_or_else(|| "no limit".to_owned(), |most| format!("up to {most}"));
+    if most.is_none_or(|most| most >= 20_000) {
+        return Finding::ok("open files", shown);
+    }
+    Finding::warning(
+        "open files",
+        format!("{shown}; a sandbox takes about ten"),
+        "ulimit -Hn 1048576, or LimitNOFILE= in the service's unit",
+    )
+}
+
+fn memory() -> Finding {
+    let line = read("/proc/meminfo");
+    let available = line.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib: u64 = available.and_then(|text| text.trim().split(' ').next()?.parse().ok()).unwrap_or(0);
+    let detail = format!("{} MiB available", kib / 1024);
+    if kib * 1024 >= GIB {
+        return Finding::ok("memory", detail);
+    }
+    Finding::warning(
+        "memory",
+        detail,
+        "a sandbox of template base may use 512 MiB and more: free some or add some",
+    )
+}
+
+/// The file system that the folder is or will be on.
+fn disk(folder: &Path, base_is_built: bool) -> Finding {
+    let existing = folder.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let free = match rustix::fs::statvfs(existing) {
+        Ok(stat) => stat.f_bavail * stat.f_frsize,
+        Err(error) => {
+            return Finding::failure(
+                "disk",
+                format!("{}: {error}", folder.display()),
+                "choose another --data-dir",
+            );
+        }
+    };
+    let detail = format!("{:.1} GiB free in {}", (free / (1 << 20)) as f64 / 1024.0, existing.display());
+    let remedy = "free some, or choose another folder with --data-dir";
+    match free {
+        free if free >= 10 * GIB => Finding::ok("disk", detail),
+        free if free < 3 * GIB && !base_is_built => {
+            Finding::failure("disk", format!("{detail}; building template base takes about 3 GiB"), remedy)
+        }
+        _ => Finding::warning("disk", format!("{detail}; every sandbox keeps its files there"), remedy),
+    }
+}
+
+fn envd(arguments: &DoctorArguments) -> Finding {
+    match paths::envd(arguments.envd.as_deref()) {
+        Ok(path) if path.is_file() => Finding::ok("envd", path.display().to_string()),
+        Ok(path) => {
+            Finding::failure("envd", format!("not at {}", path.display()), "build it: cargo xtask build")
+        }
+        Err(failure) => Finding::failure("envd", "not found", failure.to_string()),
+    }
+}
+
+/// The base template's layer, if it is built.
+pub(super) fn base_layer(arguments: &DoctorArguments) -> Option<PathBuf> {
+    let folder = arguments.layers_dir.clone().unwrap_or_else(|| arguments.data.layers());
+    if !folder.is_dir() {
+        // Opening the store would make it.
+        return None;
+    }
+    let store = LayerStore::open(&folder).ok()?;
+    let layer = store.by_recipe(Recipe::base().ok()?.fingerprint())?;
+    Some(store.path(&layer))
+}
+
+fn mmdebstrap(base_is_built: bool) -> Finding {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    if std::env::split_paths(&paths).any(|folder| folder.join("mmdebstrap").is_file()) {
+        return Finding::ok("mmdebstrap", "installed");
+    }
+    let remedy = "apt-get install mmdebstrap debian-archive-keyring";
+    if base_is_built {
+        return Finding::warning("mmdebstrap", "not installed; needed to build template base anew", remedy);
+    }
+    Finding::failure("mmdebstrap", "not installed; template base cannot be built", remedy)
+}
+
+fn base_template(layer: Option<PathBuf>) -> Finding {
+    match layer {
+        Some(path) => Finding::ok("template base", path.display().to_string()),
+        None => Finding::warning(
+            "template base",
+            "not built yet",
+            "cofferdam quickstart, or cofferdam template build-base",
+        ),
+    }
+}
+
+fn resolvers() -> Finding {
+    let text = read("/etc/resolv.conf");
+    let names: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("nameserver"))
+        .filter_map(|rest| rest.split_whitespace().next())
+        .collect();
+    if names.is_empty() {
+        return Finding::warning(
+            "name servers",
+            "none in /etc/resolv.conf: sandboxes cannot look names up",
+            "add a nameserver line, or start the server with --dns ADDRESS:PORT",
+        );
+    }
+    Finding::ok("name servers", names.join(", "))
+}
+
+/// A server that answers, or a port for one.
+pub(super) async fn server(arguments: &DoctorArguments) -> Finding {
+    if let Some(note) = background::running(&arguments.data).await {
+        return Finding::ok("server", format!("answers at {}, process {}", note.url, note.pid));
+    }
+    match background::check_free(arguments.listen) {
+        Ok(()) => Finding::ok("server", format!("none runs; {} is free for one", arguments.listen)),
+        Err(failure) => Finding::failure(
+            "server",
+            failure.to_string(),
+            "stop that program, or give doctor and serve another address with --listen",
+        ),
+    }
+}

@@ -1,0 +1,107 @@
+//! The functional probe: a real sandbox, started by the real engine, that answers.
+//! It has a data folder of its own, so it disturbs no server and leaves nothing.
+//! Needs root and a built template; says so where it cannot run.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use engine::{EgressPolicy, Engine, Resources, Sandbox, SandboxId, StartSpec, TemplateImage};
+use engine_container::{ContainerConfig, ContainerEngine, instance_name};
+use net::GatewayConfig;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::{DoctorArguments, Finding, checks};
+use crate::failure::Failure;
+use crate::paths;
+
+const CHECK: &str = "probe";
+const AGENT_PORT: u16 = 49983;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(super) async fn run(arguments: &DoctorArguments) -> Finding {
+    if !rustix::process::geteuid().is_root() {
+        return Finding::warning(CHECK, "not run: needs root", "run doctor as root");
+    }
+    let Some(layer) = checks::base_layer(arguments) else {
+        let remedy = "build the template (cofferdam template build-base) and run doctor again";
+        return Finding::warning(CHECK, "not run: there is no template to start from", remedy);
+    };
+    let begun = Instant::now();
+    match in_own_folder(arguments, layer).await {
+        Ok(summary) => Finding::ok(
+            CHECK,
+            format!("a sandbox started and answered within {} ms; {summary}", begun.elapsed().as_millis()),
+        ),
+        Err(failure) => Finding::failure(
+            CHECK,
+            format!("a sandbox could not be started: {failure}"),
+            "see the failures and warnings above; the newest Debian kernel is known to work",
+        ),
+    }
+}
+
+async fn in_own_folder(arguments: &DoctorArguments, layer: PathBuf) -> Result<String, Failure> {
+    let agent = paths::envd(arguments.envd.as_deref())?;
+    let data_dir = std::env::temp_dir().join(format!("cofferdam-doctor-{}", std::process::id()));
+    fs::create_dir(&data_dir)?;
+    let run_dir = arguments.run_dir.join(instance_name(&data_dir)?);
+    let config = ContainerConfig {
+        data_dir: data_dir.clone(),
+        run_dir: arguments.run_dir.clone(),
+        agent,
+        pool: 0,
+        gateway: GatewayConfig::default(),
+    };
+    let outcome = start(&config, layer).await;
+    for folder in [&data_dir, &run_dir] {
+        remove(folder);
+    }
+    outcome
+}
+
+fn remove(folder: &Path) {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            eprintln!("{} is left behind: {error}", folder.display());
+        }
+        _ => {}
+    }
+}
+
+async fn start(config: &ContainerConfig, layer: PathBuf) -> Result<String, Failure> {
+    let engine = ContainerEngine::open(config)?;
+    engine.sweep(&[]).await?;
+    let template = TemplateImage { layers: vec![layer] };
+    engine.prepare(&template).await?;
+    let spec = StartSpec {
+        id: SandboxId::generate(),
+        template,
+        resources: Resources::default(),
+        hostname: "doctor".into(),
+        egress: EgressPolicy::default(),
+    };
+    let sandbox = engine.start(spec).await?;
+    let healthy = tokio::time::timeout(PATIENCE, health(&sandbox)).await;
+    sandbox.kill().await?;
+    engine.shutdown().await;
+    match healthy {
+        Ok(outcome) => outcome?,
+        Err(_) => return Err(Failure::new(format!("envd did not answer in {} s", PATIENCE.as_secs()))),
+    }
+    Ok(format!("engine {}: {}", engine.descriptor().name, engine.descriptor().summary))
+}
+
+async fn health(sandbox: &Arc<dyn Sandbox>) -> Result<(), Failure> {
+    let mut stream = sandbox.dial(AGENT_PORT).await?;
+    stream.write_all(b"GET /health HTTP/1.0\r\n\r\n").await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    let status = answer.split(' ').nth(1).unwrap_or_default();
+    if status == "204" {
+        return Ok(());
+    }
+    Err(Failure::new(format!("envd answered {:?}", answer.lines().next().unwrap_or_default())))
+}

@@ -1,0 +1,177 @@
+//! `cofferdam quickstart`: from nothing to a running server, a key and a first sandbox, in one command.
+//! Whatever is there already is kept, so running it again is quick and harmless.
+//! Progress goes to standard error; standard output says what was made and how to use it.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use cofferdam_client::{Client, ClientConfig, CreateOptions, EngineInfo, Error, RunOptions, Sandbox};
+use layers::LayerStore;
+
+use super::template::build_base;
+use crate::access::{self, block_on, read_secret};
+use crate::background::{self, Launch};
+use crate::failure::Failure;
+use crate::paths::{self, DataDir, ServerNote};
+use crate::show;
+
+const DEFAULT_LISTEN: &str = "127.0.0.1:3000";
+/// Shows at once that it is a whole computer of its own.
+const FIRST_COMMAND: &str = r#"python3 -c '
+import getpass, os, platform
+release = platform.freedesktop_os_release()["PRETTY_NAME"]
+print(f"Hello from {getpass.getuser()}@{platform.node()}: {release}, Python {platform.python_version()}, {os.cpu_count()} CPUs")'"#;
+
+/// Settings of the server, if one has to be started.
+#[derive(Debug, Args)]
+pub(crate) struct QuickstartArguments {
+    #[command(flatten)]
+    data: DataDir,
+    /// Where the server listens.
+    #[arg(long, env = "COFFERDAM_LISTEN", default_value = DEFAULT_LISTEN, value_name = "ADDRESS")]
+    listen: SocketAddr,
+    /// Folder of template layers, if not in the data folder.
+    #[arg(long, env = "COFFERDAM_LAYERS_DIR", value_name = "DIR")]
+    layers_dir: Option<PathBuf>,
+    /// The envd binary, if not beside this one.
+    #[arg(long, env = "COFFERDAM_ENVD", value_name = "FILE")]
+    envd: Option<PathBuf>,
+}
+
+pub(crate) fn run(arguments: &QuickstartArguments) -> Result<ExitCode, Failure> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Failure::new(
+            "quickstart needs root: it builds a Debian system and starts a server that makes namespaces",
+        ));
+    }
+    let data = &arguments.data;
+    fs::create_dir_all(&data.data_dir)
+        .map_err(|error| Failure::new(format!("{}: {error}", data.data_dir.display())))?;
+    // The server's working directory is another one.
+    let data = &DataDir { data_dir: fs::canonicalize(&data.data_dir)? };
+    let layers_dir = arguments.layers_dir.clone().unwrap_or_else(|| data.layers());
+    let envd = fs::canonicalize(paths::envd(arguments.envd.as_deref())?)?;
+    let old = block_on(async { Ok(background::running(data).await) })?;
+    if old.is_none() {
+        // Before the minutes that a first build takes, not after.
+        background::check_free(arguments.listen)?;
+    }
+    let built = build_base(&LayerStore::open(&layers_dir)?)?;
+    let server = match old {
+        Some(old) if !built.cached => return Err(restart_needed(&old)),
+        Some(old) => old,
+        None => {
+            let layers_dir = &fs::canonicalize(&layers_dir)?;
+            background::start(&Launch { data, listen: arguments.listen, layers_dir, envd })?
+        }
+    };
+    block_on(first_steps(data, &server))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Templates are registered when a server starts.
+fn restart_needed(server: &ServerNote) -> Failure {
+    Failure::new(format!(
+        "the server at {url} was started before template base was built; its sandboxes live through a restart: \
+         `kill {pid}`, then run quickstart again",
+        url = server.url,
+        pid = server.pid
+    ))
+}
+
+async fn first_steps(data: &DataDir, server: &ServerNote) -> Result<(), Failure> {
+    let url = public_url(&server.url);
+    let (key, engine) = key(data, &server.url).await?;
+    let client = Client::new(ClientConfig::at(&server.url).with_api_key(&key))?;
+
+    let begun = Instant::now();
+    let options = CreateOptions { timeout: Duration::from_secs(60), ..CreateOptions::new("base") };
+    let sandbox = match Sandbox::create(&client, options).await {
+        Err(Error::NotFound(_)) => return Err(restart_needed(server)),
+        created => created?,
+    };
+    let created = begun.elapsed();
+    let begun = Instant::now();
+    let outcome = sandbox.commands().run(FIRST_COMMAND, RunOptions::default()).await;
+    let ran = begun.elapsed();
+    // It is not left behind, whatever became of the command.
+    let killed = sandbox.kill().await;
+    let output = outcome?.check()?;
+    killed?;
+
+    show::line(&format!("first sandbox: {}", sandbox.id()))?;
+    show::line(&format!("  {}", output.stdout_text().trim_end()))?;
+    show::line(&format!("  created in {}, command took {}", milliseconds(created), milliseconds(ran)))?;
+    show::line(&format!("isolation: {}", engine.summary))?;
+    show::line("\nuse it from any E2B SDK:\n")?;
+    for (name, value) in [("E2B_API_KEY", &key), ("E2B_API_URL", &url), ("E2B_SANDBOX_URL", &url)] {
+        show::line(&format!("export {name}={value}"))?;
+    }
+    show::line("\nin Python (pip install e2b):\n")?;
+    show::line("from e2b import Sandbox")?;
+    show::line("print(Sandbox.create().commands.run(\"echo hello\").stdout)\n")?;
+    show::line(&format!(
+        "stop the server: kill {} (sandboxes live on; the next start adopts them)",
+        server.pid
+    ))?;
+    show::line(&format!("data: {}", data.data_dir.display()))?;
+    show::line(&format!("log:  {}", data.log().display()))
+}
+
+/// The kept key if it still works, or a new one; and what the server says of its engine.
+async fn key(data: &DataDir, url: &str) -> Result<(String, EngineInfo), Failure> {
+    if let Some(key) = read_secret(&data.quickstart_key()) {
+        let client = Client::new(ClientConfig::at(url).with_api_key(&key))?;
+        match client.engine().await {
+            Ok(engine) => return Ok((key, engine)),
+            Err(Error::Unauthorized(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let operator = access::operator_client(url, &access::admin_token(data)?)?;
+    let key = operator.create_key("quickstart").await?.key;
+    keep(&data.quickstart_key(), &key)?;
+    Ok((key, operator.engine().await?))
+}
+
+fn keep(path: &Path, key: &str) -> Result<(), Failure> {
+    let new = path.with_extension("new");
+    // One left by a crash may have other permissions.
+    let _ = fs::remove_file(&new);
+    let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&new)?;
+    file.write_all(key.as_bytes())?;
+    Ok(fs::rename(new, path)?)
+}
+
+/// `localhost` where that leads to the server.
+fn public_url(url: &str) -> String {
+    let address = url.strip_prefix("http://").and_then(|address| address.parse::<SocketAddr>().ok());
+    match address {
+        Some(address) if address.ip().is_loopback() || address.ip().is_unspecified() => {
+            format!("http://localhost:{}", address.port())
+        }
+        _ => url.to_owned(),
+    }
+}
+
+fn milliseconds(duration: Duration) -> String {
+    format!("{:.1} ms", duration.as_secs_f64() * 1000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::public_url;
+
+    #[test]
+    fn local_addresses_become_localhost() {
+        assert_eq!(public_url("http://127.0.0.1:3000"), "http://localhost:3000");
+        assert_eq!(public_url("http://0.0.0.0:8000"), "http://localhost:8000");
+        assert_eq!(public_url("http://192.0.2.1:3000"), "http://192.0.2.1:3000");
+    }
+}
