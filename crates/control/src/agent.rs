@@ -35,6 +35,10 @@ pub(crate) struct Init<'a> {
     pub(crate) template_id: &'a str,
     #[serde(rename = "teamID")]
     pub(crate) team_id: String,
+    // Ours too: on a shared kernel the agent sees the host's processors and memory.
+    pub(crate) cpu_count: u32,
+    #[serde(rename = "memoryMB")]
+    pub(crate) memory_mib: u32,
 }
 
 /// What envd says about its machine. Sizes are bytes.

@@ -217,6 +217,8 @@ impl Control {
             sandbox_id: id.as_str(),
             template_id: build.template.as_str(),
             team_id: team.id.to_string(),
+            cpu_count: build.cpu_count,
+            memory_mib: build.memory_mib,
         };
         let mut exit = sandbox.get().exit();
         tokio::select! {

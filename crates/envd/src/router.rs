@@ -181,7 +181,8 @@ impl Router {
 
     async fn metrics(&self) -> Result<Response<Body>, RestError> {
         let envd = Arc::clone(&self.envd);
-        let metrics = tokio::task::spawn_blocking(move || metrics::read(&envd.cpu)).await?;
+        let given = envd.settings().given;
+        let metrics = tokio::task::spawn_blocking(move || metrics::read(&envd.cpu, given)).await?;
         Ok(json(&metrics))
     }
 }

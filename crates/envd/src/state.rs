@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::filesystem::watch::Watchers;
 use crate::logs::Logs;
 use crate::process::table::Table;
-use crate::rest::metrics::CpuSample;
+use crate::rest::metrics::{CpuSample, Given};
 use crate::users::{self, User};
 
 /// Everything.
@@ -87,6 +87,8 @@ pub struct Settings {
     pub default_user: String,
     /// Where processes start that name no directory.
     pub default_workdir: Option<String>,
+    /// What the sandbox may use, where `/init` told.
+    pub given: Option<Given>,
     /// Nanoseconds of the newest `/init` that was applied.
     pub applied: Option<i128>,
 }
@@ -99,6 +101,7 @@ impl Default for Settings {
             platform_env: BTreeMap::from([("E2B_SANDBOX".to_owned(), "true".to_owned())]),
             default_user: "root".to_owned(),
             default_workdir: None,
+            given: None,
             applied: None,
         }
     }

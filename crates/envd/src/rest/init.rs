@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use hyper::body::Incoming;
 use serde::Deserialize;
 
+use crate::rest::metrics::Given;
 use crate::rest::{Body, RestError, no_content, reader, system};
 use crate::state::{Envd, Settings};
 use crate::{VERSION, auth, clock};
@@ -37,6 +38,9 @@ struct Init {
     #[serde(rename = "teamID")]
     team_id: Option<String>,
     hostname: Option<String>,
+    cpu_count: Option<u64>,
+    #[serde(rename = "memoryMB")]
+    memory_mb: Option<u64>,
 }
 
 /// Applies a request.
@@ -136,6 +140,9 @@ fn set(settings: &mut Settings, init: Init, timestamp: Option<i128>) {
         if let Some(value) = value {
             settings.platform_env.insert(name.to_owned(), value);
         }
+    }
+    if let (Some(cpu_count), Some(memory)) = (init.cpu_count, init.memory_mb) {
+        settings.given = Some(Given { cpu_count, memory: memory << 20 });
     }
     settings.applied = timestamp.or(settings.applied);
 }
