@@ -123,6 +123,18 @@ test('metrics are printed', async () => {
   await e2b(['kill', id])
 })
 
+test('logs tell what ran in a sandbox', async () => {
+  const id = await create()
+  await e2b(['exec', id, 'echo findme'])
+  // Following ends by itself when the sandbox does.
+  const { out, closed } = start(['logs', '--follow', '--format', 'json', id])
+  await out.until(({ text }) => text.includes('findme'))
+  await e2b(['kill', id])
+  const [code] = await closed
+  assert.equal(code, 0)
+  for (const line of out.text.split('\n').filter((line) => line.startsWith('{'))) assert.ok(JSON.parse(line).timestamp)
+})
+
 test('all sandboxes are killed at once', async () => {
   const ids = [await create(), await create()]
   const { code, out } = await e2b(['kill', '--all'])

@@ -1,0 +1,92 @@
+// HTTP/2 without TLS, as a proxy in front of the server speaks it: API and sandboxes over one connection.
+
+import assert from 'node:assert/strict'
+import { once } from 'node:events'
+import http2 from 'node:http2'
+import { after, before, test } from 'node:test'
+import { Sandbox } from 'e2b'
+
+import { Collected, Server } from './server.mjs'
+
+const INSIDE = `
+const http = require('http')
+http.createServer((request, response) => {
+  if (request.url === '/drip') {
+    response.write('drip')
+  } else {
+    let size = 0
+    request.on('data', (data) => (size += data.length))
+    request.on('end', () => response.end(JSON.stringify({ host: request.headers.host, cookie: request.headers.cookie, size })))
+  }
+}).listen(8000, '127.0.0.1', () => console.log('up'))`
+
+let server, connection
+
+before(async () => {
+  server = await Server.start()
+  connection = http2.connect(server.url)
+  await once(connection, 'connect')
+})
+
+after(async () => {
+  connection.close()
+  await server.stop()
+})
+
+async function site() {
+  const sandbox = await Sandbox.create()
+  await sandbox.files.write('inside.js', INSIDE)
+  const out = new Collected()
+  await sandbox.commands.run('node inside.js', { background: true, timeoutMs: 0, onStdout: out.add })
+  await out.until(({ text }) => text === 'up\n')
+  return sandbox
+}
+
+function open(headers, body) {
+  const stream = connection.request(headers, { endStream: body === undefined })
+  if (body !== undefined) stream.end(body)
+  const data = new Collected()
+  stream.on('data', data.add)
+  const answer = { stream, data, closed: new Promise((resolve) => stream.on('close', () => resolve(stream.rstCode))) }
+  stream.on('error', (error) => (answer.error = error))
+  answer.headers = new Promise((resolve) => stream.on('response', resolve))
+  return answer
+}
+
+async function get(headers, body) {
+  const answer = open(headers, body)
+  const status = (await answer.headers)[':status']
+  await answer.closed
+  return { status, text: answer.data.text }
+}
+
+test('the API and ports of sandboxes answer over one connection', async () => {
+  const sandbox = await site()
+  const byHost = { ':path': '/', ':authority': `8000-${sandbox.sandboxId}.example.com` }
+  const byHeader = { ':path': '/', 'e2b-sandbox-id': sandbox.sandboxId, 'e2b-sandbox-port': '8000' }
+  const list = { ':path': '/v2/sandboxes', 'x-api-key': server.key }
+  const answers = await Promise.all([
+    get(list),
+    get({ ...byHost, ':method': 'POST', cookie: ['a=1', 'b=2'] }, Buffer.alloc(3_000_000)),
+    get({ ...byHeader, ':method': 'POST' }, 'x'),
+    get({ ':path': '/', ':authority': `8001-${sandbox.sandboxId}.example.com` }),
+  ])
+  assert.deepEqual(answers.map(({ status }) => status), [200, 200, 200, 502])
+  assert.equal(JSON.parse(answers[0].text)[0].sandboxID, sandbox.sandboxId)
+  assert.deepEqual(JSON.parse(answers[1].text), { host: byHost[':authority'], cookie: 'a=1; b=2', size: 3_000_000 })
+  await sandbox.kill()
+})
+
+test('killing a sandbox resets its streams and no others', async () => {
+  const [doomed, kept] = await Promise.all([site(), site()])
+  const drip = ({ sandboxId }) => open({ ':path': '/drip', ':authority': `8000-${sandboxId}.example.com` })
+  const [cut, going] = [drip(doomed), drip(kept)]
+  for (const { data } of [cut, going]) await data.until(({ text }) => text === 'drip')
+  await doomed.kill()
+  assert.notEqual(await cut.closed, http2.constants.NGHTTP2_NO_ERROR)
+  assert.ok(cut.error, 'a clean end would look like the whole answer')
+  assert.equal((await get({ ':path': '/health' })).status < 300, true)
+  assert.equal(going.stream.closed, false)
+  going.stream.close()
+  await kept.kill()
+})
