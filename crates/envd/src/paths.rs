@@ -15,12 +15,24 @@ pub enum PathError {
     /// A NUL byte, which no path can contain.
     #[error("invalid path: contains a NUL byte")]
     Nul,
+    /// Longer than the kernel takes, as a whole or in one name.
+    #[error("invalid path: too long")]
+    TooLong,
 }
+
+/// Most bytes of a path, the final NUL included.
+const LONGEST_PATH: usize = 4096;
+/// Most bytes of a name.
+const LONGEST_NAME: usize = 255;
 
 /// Resolves `path` for a user with that home. `workdir` is where an empty path leads, if set.
 pub fn resolve(path: &str, home: &Path, workdir: Option<&str>) -> Result<PathBuf, PathError> {
     if path.contains('\0') {
         return Err(PathError::Nul);
+    }
+    let whole = path.len() + home.as_os_str().len() + 1;
+    if whole >= LONGEST_PATH || path.split('/').any(|name| name.len() > LONGEST_NAME) {
+        return Err(PathError::TooLong);
     }
     if path.is_empty() {
         return match workdir {
