@@ -44,7 +44,7 @@ fn layout(head: &[&str], rows: &[Vec<String>]) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// How far a moment is from now: `3 min ago`, `in 20 s`.
+/// How far a moment is from now: `3 min ago`, `now`, `in 20 s`.
 pub(crate) fn from_now(moment: OffsetDateTime) -> String {
     let seconds = (moment - OffsetDateTime::now_utc()).whole_seconds();
     let (amount, unit) = match seconds.unsigned_abs() {
@@ -53,6 +53,9 @@ pub(crate) fn from_now(moment: OffsetDateTime) -> String {
         seconds @ 7200..172_800 => (seconds / 3600, "h"),
         seconds => (seconds / 86_400, "days"),
     };
+    if seconds == 0 {
+        return "now".to_owned();
+    }
     if seconds < 0 { format!("{amount} {unit} ago") } else { format!("in {amount} {unit}") }
 }
 

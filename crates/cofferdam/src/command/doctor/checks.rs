@@ -105,14 +105,16 @@ fn module_exists(name: &str) -> bool {
 }
 
 fn nf_tables() -> Finding {
-    if module_exists("nf_tables") && (module_exists("nft_chain_nat") || module_exists("nft_redir")) {
+    let modules =
+        module_exists("nf_tables") && (module_exists("nft_chain_nat") || module_exists("nft_redir"));
+    // Built into a kernel whose module lists are not installed, it shows among the symbols alone.
+    if modules || read("/proc/kallsyms").contains(" nft_redir_eval") {
         return Finding::ok("nf_tables", "NAT for redirects inside each sandbox");
     }
-    // Built into a kernel whose module lists are not installed, it shows nowhere: only the probe knows.
     Finding::warning(
         "nf_tables",
-        "NAT is not among this kernel's modules; it may be built in: see the probe",
-        "if the probe fails: modprobe nft_chain_nat, or a kernel with CONFIG_NFT_NAT and CONFIG_NFT_REDIR",
+        "NAT is not to be seen in this kernel: the probe decides",
+        "modprobe nft_chain_nat nft_redir, or a kernel with CONFIG_NFT_NAT and CONFIG_NFT_REDIR",
     )
 }
 
