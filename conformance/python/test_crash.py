@@ -22,7 +22,8 @@ def test_a_running_command_survives_the_servers_death(own_server):
     kept = Sandbox.create(metadata={"who": "kept"}, envs={"A": "b"}, **options)
     expiring = Sandbox.create(timeout=1, **options)
     kept.files.write("before", "the crash")
-    handle = kept.commands.run("i=0; while true; do echo $((i+=1)) > beat; sleep 0.02; done", background=True)
+    beat = "i=0; while true; do echo $((i+=1)) > new; mv new beat; sleep 0.02; done"
+    handle = kept.commands.run(beat, background=True)
     server_process = kept.commands.run("python3 -m http.server 8000 --bind 127.0.0.1", background=True)
     expires = expiring.get_info().end_at
     own_server.crash()
@@ -32,9 +33,7 @@ def test_a_running_command_survives_the_servers_death(own_server):
     found = Sandbox.connect(kept.sandbox_id, **options)
     assert found.get_info().metadata == {"who": "kept"}
     assert {handle.pid, server_process.pid} <= {process.pid for process in found.commands.list()}
-    first = int(found.files.read("beat"))
-    found.commands.run("sleep 0.2")
-    assert int(found.files.read("beat")) > first, "the command stopped"
+    found.commands.run("seen=$(cat beat); until [ $(cat beat) -gt $seen ]; do sleep 0.01; done", timeout=10)
     assert found.files.read("before") == "the crash"
     assert found.commands.run("echo $A").stdout == "b\n"
     route = {"E2b-Sandbox-Id": kept.sandbox_id, "E2b-Sandbox-Port": "8000"}

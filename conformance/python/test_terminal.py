@@ -29,10 +29,12 @@ def test_a_terminal_has_its_size_and_takes_another(sandbox):
 
 def test_job_control_and_interrupt(sandbox):
     handle = sandbox.pty.create(PtySize(rows=24, cols=80))
-    sandbox.pty.send_stdin(handle.pid, b"sleep 1000\n")
+    sandbox.pty.send_stdin(handle.pid, b"echo $((40+2)); sleep 1000\n")
+    events = iter(handle)
+    read_until(events, "42\r\n")
     sandbox.pty.send_stdin(handle.pid, b"\x03")
     sandbox.pty.send_stdin(handle.pid, b"echo after=$?; exit 0\n")
-    assert "after=130" in drain(handle)
+    assert "after=130" in drain(events)
 
 
 def test_a_killed_terminal_ends(sandbox):

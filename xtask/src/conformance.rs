@@ -30,7 +30,13 @@ pub(crate) fn run(rest: &[String]) -> Outcome<Tally> {
     if rest.is_empty() {
         // In a network of its own, which plays the host's.
         let mut network = run::new("unshare");
-        network.arg("--net").arg(&python).args(["-m", "pytest", "-p", "no:cacheprovider", "conformance/network"]);
+        network.arg("--net").arg(&python).args([
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+            "conformance/network",
+        ]);
         give(&mut network);
         tally.add("network", network.tally());
         let mut node = run::new("node");
