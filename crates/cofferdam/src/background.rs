@@ -33,6 +33,10 @@ pub(crate) struct Launch<'a> {
 /// The server that runs on a data folder, if it answers. A note may be left over from a crash.
 pub(crate) async fn running(data: &DataDir) -> Option<ServerNote> {
     let note = ServerNote::read(&data.server_note())?;
+    if !Path::new("/proc").join(note.pid.to_string()).exists() {
+        // Its port may be another server's by now.
+        return None;
+    }
     let config = ClientConfig { request_timeout: Duration::from_secs(5), ..ClientConfig::at(&note.url) };
     Client::new(config).ok()?.health().await.ok()?;
     Some(note)
