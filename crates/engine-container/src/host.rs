@@ -38,6 +38,8 @@ pub(crate) struct Host {
     pub(crate) filter: Vec<sock_filter>,
     pub(crate) janitor: Janitor,
     pub(crate) running: Running,
+    /// Last, because the others have things in it.
+    _run_dir: RunDir,
 }
 
 impl Host {
@@ -50,9 +52,9 @@ impl Host {
         let instance = instance_name(&data_dir).map_err(EngineError::kernel("name this server"))?;
         let run_dir = make_folder(&config.run_dir.join(&instance))?;
         let host = Self {
-            sandboxes: make_folder(&data_dir.join("sandboxes"))?,
+            sandboxes: make_private_folder(&data_dir.join("sandboxes"))?,
             root_target: make_folder(&run_dir.join("root"))?,
-            agent_layer: install_agent(&config.agent, &data_dir.join("agent"))?,
+            agent_layer: install_agent(&config.agent, &make_private_folder(&data_dir.join("agent"))?)?,
             gateway: config.gateway.clone(),
             uids: UidRanges::open(&config.run_dir.join("uids"), &data_dir)
                 .map_err(EngineError::kernel("take uids"))?,
@@ -60,9 +62,10 @@ impl Host {
                 .map_err(EngineError::kernel("open control groups"))?,
             devices: Devices::create(run_dir.join("dev")).map_err(EngineError::kernel("make /dev"))?,
             filter: seccomp::program(),
-            janitor: Janitor::start(make_folder(&data_dir.join("trash"))?)
+            janitor: Janitor::start(make_private_folder(&data_dir.join("trash"))?)
                 .map_err(EngineError::kernel("start the janitor"))?,
             running: Running::default(),
+            _run_dir: RunDir(run_dir.clone()),
         };
         Ok(host)
     }
@@ -72,6 +75,16 @@ impl Drop for Host {
     fn drop(&mut self) {
         self.hierarchies.remove_if_empty();
         let _ = fs::remove_dir(&self.root_target);
+    }
+}
+
+/// This server's folder for mounts; goes with it if nothing is left in there.
+#[derive(Debug)]
+struct RunDir(PathBuf);
+
+impl Drop for RunDir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
     }
 }
 
@@ -89,6 +102,15 @@ fn make_folder(path: &Path) -> Result<PathBuf, EngineError> {
         what: format!("{} cannot be made: {error}", path.display()),
         remedy: "choose another folder with --data-dir or make it writable".into(),
     })
+}
+
+/// A folder that only root can enter. On disk a sandbox's root is the host's root, so a set-user-id program that a
+/// sandbox makes would be one for every user of the host who could reach the file.
+fn make_private_folder(path: &Path) -> Result<PathBuf, EngineError> {
+    let folder = make_folder(path)?;
+    let closed = fs::set_permissions(&folder, fs::Permissions::from_mode(0o700));
+    closed.map_err(EngineError::kernel("close a folder to other users"))?;
+    Ok(folder)
 }
 
 fn check_kernel() -> Result<(), EngineError> {

@@ -57,11 +57,32 @@ behaviours! {
     refuses_a_broken_template
 }
 
+/// On disk a sandbox's root is the host's root: its set-user-id programs must be out of other users' reach.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn other_users_of_the_host_cannot_reach_a_sandboxes_files() {
+    let data = tempfile::tempdir().expect("a folder");
+    let engine = bench().engine(data.path()).await;
+    let sandbox = bench().start(&engine).await;
+    engine::suite::run(&*sandbox, "cp /bin/bash /root/shell && chmod 4755 /root/shell").await;
+    let shell = sandbox.private_dir().join("upper/root/shell");
+    assert!(shell.exists());
+    let as_nobody = std::process::Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(&shell)
+        .args(["-p", "-c", "id -u"])
+        .output()
+        .expect("setpriv runs");
+    assert!(!as_nobody.status.success(), "{}", String::from_utf8_lossy(&as_nobody.stdout));
+    sandbox.kill().await.expect("ends");
+    engine.shutdown().await;
+}
+
 /// No mount and no control group of this data folder's server may outlive it.
 fn assert_nothing_left(data: &Path) {
     let instance = engine_container::instance_name(data).expect("the folder is there");
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
     assert!(!mounts.contains(&instance), "a mount of {instance} stayed");
+    assert!(!Path::new("/run/cofferdam").join(&instance).exists(), "the run folder stayed");
     for hierarchy in std::fs::read_dir("/sys/fs/cgroup").expect("control groups").flatten() {
         assert!(
             !hierarchy.path().join(&instance).exists(),

@@ -7,6 +7,7 @@ mod digest;
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 pub use digest::{LayerDigest, digest_tree};
@@ -71,6 +72,8 @@ impl LayerStore {
             fs::create_dir_all(&path).map_err(LayerError::at(&path))?;
         }
         let root = fs::canonicalize(root).map_err(LayerError::at(root))?;
+        // Layers hold set-user-id programs that are the host's root to whoever could run them from here.
+        fs::set_permissions(&root, fs::Permissions::from_mode(0o700)).map_err(LayerError::at(&root))?;
         Ok(Self { root })
     }
 
@@ -149,5 +152,10 @@ mod tests {
         assert_eq!(store.by_recipe("r"), Some(first));
         assert_eq!(store.by_recipe("s"), None);
         assert_eq!(fs::read_dir(dir.path().join("staging")).unwrap().count(), 0);
+        assert_eq!(
+            fs::metadata(dir.path()).unwrap().permissions().mode() & 0o077,
+            0,
+            "other users can reach layers"
+        );
     }
 }

@@ -131,7 +131,12 @@ impl Follow {
             let count: u64 = rest.split(' ').next()?.parse().ok()?;
             self.total += 2 * count;
         } else if let Some(stage) = line.strip_prefix("I: ") {
-            stage.trim_end_matches('.').clone_into(&mut self.stage);
+            let stage = match stage {
+                _ if stage.starts_with("skipping") => return None,
+                _ if stage.starts_with("running --customize-hook") => "setting up",
+                _ => stage.trim_end_matches('.'),
+            };
+            stage.clone_into(&mut self.stage);
         } else if line.starts_with("Unpacking ") || line.starts_with("Setting up ") {
             self.done = (self.done + 1).min(self.total);
         } else {
@@ -153,6 +158,10 @@ mod tests {
         follow.line("Unpacking a (1) ...");
         assert_eq!(follow.line("Setting up a (1) ...").unwrap().done, 2);
         assert_eq!(follow.line("anything else"), None);
+        assert_eq!(
+            follow.line("I: running --customize-hook in shell: sh -c 'x'").unwrap().stage,
+            "setting up"
+        );
     }
 
     #[test]
