@@ -148,7 +148,7 @@ test('a terminal is as large as the one it is shown in, and stays when it is lef
   const shell = terminal(['connect', id])
   await shell.out.until(({ text }) => text.includes('$ '))
   shell.child.stdin.write('echo $((6*7))-$(tput cols)x$(tput lines)\n')
-  await shell.out.until(({ text }) => text.includes('42-111x33'))
+  await shell.out.until(({ text }) => /42-111x33\r\n[^]*\$ /.test(text))
   shell.child.stdin.write('exit\n')
   const [code] = await shell.closed
   assert.equal(code, 0, shell.out.text)

@@ -3,42 +3,57 @@
 from e2b import PtySize
 
 
-def drain(handle):
-    return b"".join(data for _, _, data in handle if data).decode(errors="replace")
+class Screen:
+    """What a terminal shows, read as a person does: waiting for what must come next."""
 
+    def __init__(self, handle):
+        self.events = iter(handle)
+        self.unread = ""
 
-def read_until(events, text):
-    seen = ""
-    for _, _, data in events:
-        seen += data.decode(errors="replace")
-        if text in seen:
-            return seen
-    raise AssertionError(f"ended before {text!r}: {seen!r}")
+    def until(self, text):
+        """What is shown up to and with `text`."""
+        while text not in self.unread:
+            for _, _, data in self.events:
+                self.unread += data.decode(errors="replace")
+                break
+            else:
+                raise AssertionError(f"ended before {text!r}: {self.unread!r}")
+        seen, _, self.unread = self.unread.partition(text)
+        return seen + text
+
+    def rest(self):
+        return self.unread + "".join(data.decode(errors="replace") for _, _, data in self.events)
 
 
 def test_a_terminal_has_its_size_and_takes_another(sandbox):
     handle = sandbox.pty.create(PtySize(rows=24, cols=80), envs={"OWN": "variable"})
+    screen = Screen(handle)
+    screen.until("$ ")
     sandbox.pty.send_stdin(handle.pid, b"tput cols; echo $OWN; tty\n")
-    events = iter(handle)
-    output = read_until(events, "/dev/pts/")
-    assert "80\r\n" in output and "variable\r\n" in output
+    seen = screen.until("/dev/pts/")
+    assert "80\r\n" in seen and "variable\r\n" in seen
+    screen.until("$ ")
     sandbox.pty.resize(handle.pid, PtySize(rows=40, cols=123))
     sandbox.pty.send_stdin(handle.pid, b"tput cols; tput lines; exit 0\n")
-    assert "123\r\n40\r\n" in drain(events)
+    assert "123\r\n40\r\n" in screen.rest()
 
 
 def test_job_control_and_interrupt(sandbox):
     handle = sandbox.pty.create(PtySize(rows=24, cols=80))
-    sandbox.pty.send_stdin(handle.pid, b"echo $((40+2)); sleep 1000\n")
-    events = iter(handle)
-    read_until(events, "42\r\n")
+    screen = Screen(handle)
+    screen.until("$ ")
+    sandbox.pty.send_stdin(handle.pid, b"cat\n")
+    sandbox.commands.run("until ps -C cat -o stat= | grep -qF +; do sleep 0.01; done", timeout=10)
     sandbox.pty.send_stdin(handle.pid, b"\x03")
+    # What is typed before the shell is back, it throws away.
+    screen.until("^C")
+    screen.until("$ ")
     sandbox.pty.send_stdin(handle.pid, b"echo after=$?; exit 0\n")
-    assert "after=130" in drain(events)
+    assert "after=130" in screen.rest()
 
 
 def test_a_killed_terminal_ends(sandbox):
     handle = sandbox.pty.create(PtySize(rows=24, cols=80))
     assert sandbox.pty.kill(handle.pid) is True
-    drain(handle)
+    Screen(handle).rest()
     assert sandbox.pty.kill(handle.pid) is False
