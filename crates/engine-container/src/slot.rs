@@ -44,12 +44,14 @@ pub(crate) struct Claim {
     host: Arc<Host>,
     pub(crate) uid_base: u32,
     pub(crate) group: Group,
+    /// The slot's thread, ended or about to: the group cannot be removed before it has.
+    thread: Option<JoinHandle<()>>,
     left: AtomicBool,
 }
 
 impl Claim {
     pub(crate) fn new(host: Arc<Host>, uid_base: u32, group: Group) -> Self {
-        Self { host, uid_base, group, left: AtomicBool::new(false) }
+        Self { host, uid_base, group, thread: None, left: AtomicBool::new(false) }
     }
 
     /// Leaves the objects to a sandbox that lives on without this server.
@@ -62,6 +64,9 @@ impl Drop for Claim {
     fn drop(&mut self) {
         if *self.left.get_mut() {
             return;
+        }
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
         }
         if let Err(error) = self.group.remove() {
             // The sweeper finds it at the next start.
@@ -126,8 +131,8 @@ impl Slot {
 
     /// Takes the slot apart once its sandbox runs.
     pub(crate) fn into_parts(mut self) -> (Namespace, Listeners, Claim) {
-        // It ends by itself; waiting for that would cost the create some time.
-        self.worker.thread = None;
+        // It ends by itself now; waiting for that here would cost the create some time.
+        self.claim.thread = self.worker.thread.take();
         (self.network_namespace, self.listeners, self.claim)
     }
 }
