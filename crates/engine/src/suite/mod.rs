@@ -197,7 +197,7 @@ where
         let (kept_id, stray_private) = (kept.id().clone(), stray.private_dir());
         run(
             &*kept,
-            "(while true; do date +%s%N > /tmp/beat; sleep 0.01; done) >/dev/null 2>&1 & echo $! > /tmp/pid",
+            "(while true; do echo >> /tmp/beats; sleep 0.01; done) >/dev/null 2>&1 & echo $! > /tmp/pid",
         )
         .await;
         first.shutdown().await;
@@ -211,7 +211,8 @@ where
         assert!(!stray_private.exists());
         assert!(stray.dial(AGENT_PORT).await.is_err(), "the stray lives on");
         health(&*adopted).await;
-        let alive = run(&*adopted, "kill -0 $(cat /tmp/pid) && a=$(cat /tmp/beat); sleep 0.1; [ $a != $(cat /tmp/beat) ] && echo beats").await;
+        let beating = "kill -0 $(cat /tmp/pid) && n=$(wc -l < /tmp/beats); until [ $(wc -l < /tmp/beats) -gt $n ]; do :; done; echo beats";
+        let alive = run(&*adopted, beating).await;
         assert_eq!(alive.stdout, "beats\n", "the command did not survive");
         let missing = second.adopt(&SandboxId::generate()).await;
         assert!(matches!(missing, Err(EngineError::NotFound)));
