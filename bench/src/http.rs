@@ -85,6 +85,13 @@ impl Http {
             .header("x-access-token", &sandbox.token)
     }
 
+    /// Asks envd whether it is well.
+    pub(crate) async fn health(&self, sandbox: &Sandbox) -> Outcome {
+        let request = self.to_envd(sandbox, Method::GET, "/health").body(Full::default())?;
+        let status = self.client.request(request).await?.status();
+        if status == StatusCode::NO_CONTENT { Ok(()) } else { Err(status.to_string().into()) }
+    }
+
     /// Runs a program to its end; answers its standard output.
     pub(crate) async fn run(&self, sandbox: &Sandbox, program: &str, args: &[&str]) -> Outcome<Vec<u8>> {
         let message = json!({ "process": { "cmd": program, "args": args }, "stdin": false }).to_string();

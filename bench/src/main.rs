@@ -60,6 +60,7 @@ async fn main() -> Outcome {
     report.add(scenarios::first_output(&server, arguments.rounds).await?);
     report.add(scenarios::kill(&server, arguments.rounds / 2).await?);
     report.add(scenarios::exec(&server, arguments.rounds * 2).await?);
+    report.add(scenarios::under_load(&server, arguments.rounds).await?);
     report.add_all(scenarios::burst(&server, 100).await?);
     report.add_all(scenarios::files(&server, arguments.file_mib).await?);
     report.add_all(scenarios::alive(&server, &[100, arguments.alive]).await?);

@@ -60,6 +60,20 @@ pub(crate) async fn exec(server: &Server, rounds: usize) -> Outcome<Figure> {
     Ok(Figure::latency("exec of /bin/true", "connection kept", "2 / 6", &times))
 }
 
+/// envd's answer while user code spins on every processor the sandbox has, many times over.
+pub(crate) async fn under_load(server: &Server, rounds: usize) -> Outcome<Figure> {
+    let sandbox = server.http.create().await?;
+    let hogs = "for i in $(seq 20); do (while :; do :; done) >/dev/null 2>&1 & done";
+    server.http.run(&sandbox, "/bin/bash", &["-c", hogs]).await?;
+    let mut times = Vec::new();
+    for _ in 0..rounds {
+        let begun = Instant::now();
+        times.push(server.http.health(&sandbox).await.is_ok().then(|| begun.elapsed()));
+    }
+    server.http.kill(&sandbox).await?;
+    Ok(Figure::latency("envd answers while 20 processes spin inside", "connection kept", "100", &times))
+}
+
 /// Many creates at the same moment.
 pub(crate) async fn burst(server: &Server, count: usize) -> Outcome<Vec<Figure>> {
     let begun = Instant::now();

@@ -83,8 +83,10 @@ class Server:
         self.start(listen=self.url.removeprefix("http://"))
 
     def stop(self):
-        for sandbox in self.sandboxes():
-            self.call("DELETE", f"/sandboxes/{sandbox['sandboxID']}")
+        # A list is a page of a hundred.
+        while sandboxes := self.sandboxes():
+            for sandbox in sandboxes:
+                self.call("DELETE", f"/sandboxes/{sandbox['sandboxID']}")
         self.process.terminate()
         assert self.process.wait(timeout=30) == 0, self.tail()
         self.process.stdout.close()

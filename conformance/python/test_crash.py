@@ -63,3 +63,38 @@ def test_processes_of_a_killed_sandbox_are_gone(own_server):
     own_server.restart()
     Sandbox.kill(sandbox.sandbox_id, **{k: v for k, v in options.items() if k != "sandbox_url"})
     assert not alive()
+
+
+def test_crashes_in_the_middle_of_creates_lose_nothing_acknowledged_and_leave_nothing_else(own_server):
+    import threading
+
+    acknowledged, stop = set(), threading.Event()
+
+    def create():
+        while not stop.is_set():
+            try:
+                status, _, body = own_server.call("POST", "/v2/sandboxes", {"templateID": "base"})
+            except OSError:
+                return
+            if status == 201:
+                acknowledged.add(body["sandboxID"])
+
+    for round in range(8):
+        stop.clear()
+        threads = [threading.Thread(target=create) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        while len(acknowledged) < 5 * (round + 1):
+            pass
+        own_server.crash()
+        stop.set()
+        for thread in threads:
+            thread.join()
+        own_server.restart()
+        alive = {sandbox["sandboxID"] for sandbox in own_server.sandboxes()}
+        assert acknowledged <= alive, "an acknowledged sandbox was lost"
+        folders = {path.name for path in (own_server.data / "sandboxes").iterdir()}
+        assert folders == alive, "something lives that nobody knows of"
+    for sandbox in alive:
+        route = {"E2b-Sandbox-Id": sandbox, "E2b-Sandbox-Port": "49983"}
+        assert own_server.call("GET", "/health", headers=route)[0] == 204

@@ -156,7 +156,18 @@ impl Worker {
 
 /// Makes a user namespace with one range of ids mapped and a network namespace that it owns.
 fn make_namespaces(uid_base: u32) -> io::Result<(Namespace, Namespace)> {
-    extern "C" fn wait_for_the_end(_: usize) -> ! {
+    extern "C" fn wait_for_the_end(parent: usize) -> ! {
+        // A server that dies here must not leave us behind, nor us hold on to its files and locks.
+        // SAFETY: these calls change this process only: the signal it gets when its parent ends, its own copy of
+        // the descriptor table, its life.
+        unsafe {
+            let signal = libc::SIGKILL as usize;
+            let _ = sys::syscall(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG as usize, signal, 0, 0, 0, 0]);
+            let _ = sys::syscall(libc::SYS_close_range, [0, u32::MAX as usize, 0, 0, 0, 0]);
+            if sys::syscall(libc::SYS_getppid, [0; 6]) != Ok(parent) {
+                let _ = sys::syscall(libc::SYS_exit_group, [0; 6]);
+            }
+        }
         loop {
             // SAFETY: sleeps until a signal comes; takes no pointers. A timeless `ppoll` exists on both architectures.
             let _ = unsafe { sys::syscall(libc::SYS_ppoll, [0; 6]) };
@@ -165,7 +176,7 @@ fn make_namespaces(uid_base: u32) -> io::Result<(Namespace, Namespace)> {
     let stack = ChildStack::new()?;
     let flags = (libc::CLONE_VM | libc::CLONE_NEWUSER | libc::CLONE_NEWNET) as u64;
     // SAFETY: the stack lives until the child is reaped below; the child only sleeps.
-    let child = unsafe { spawn_child(flags, &stack, None, wait_for_the_end, 0) }?;
+    let child = unsafe { spawn_child(flags, &stack, None, wait_for_the_end, std::process::id() as usize) }?;
     let map = format!("0 {uid_base} {RANGE_SIZE}");
     let made = fs::write(format!("/proc/{}/uid_map", child.pid), &map)
         .and_then(|()| fs::write(format!("/proc/{}/gid_map", child.pid), &map))

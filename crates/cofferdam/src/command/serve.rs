@@ -105,14 +105,21 @@ fn start_log(json: bool) {
 fn lock(data_dir: &Path) -> Result<File, Failure> {
     let path = data_dir.join("lock");
     let file = File::options().create(true).append(true).open(&path)?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+    // In a thread, because waiting for a lock has no limit of its own. A server killed a moment ago may still be on
+    // its way out.
+    let (locked, wait) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = locked.send(flock(&file, FlockOperation::LockExclusive).map(|()| file));
+    });
+    wait.recv_timeout(LOCK_PATIENCE).ok().and_then(Result::ok).ok_or_else(|| {
         Failure::new(format!(
             "another server uses {}; stop it or choose another folder with --data-dir",
             data_dir.display()
         ))
-    })?;
-    Ok(file)
+    })
 }
+
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 
 async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
     let data = &arguments.data;
