@@ -70,7 +70,14 @@ class Server:
         return {"E2B_API_KEY": self.key, "E2B_API_URL": self.url, "E2B_SANDBOX_URL": self.url}
 
     def sandboxes(self):
-        return self.call("GET", "/v2/sandboxes")[2]
+        """All of them, page by page."""
+        found, token = [], ""
+        while True:
+            _, headers, page = self.call("GET", f"/v2/sandboxes?nextToken={token}" if token else "/v2/sandboxes")
+            found += page
+            token = headers.get("X-Next-Token")
+            if not token:
+                return found
 
     def crash(self):
         """The worst end a server can have."""
@@ -83,10 +90,8 @@ class Server:
         self.start(listen=self.url.removeprefix("http://"))
 
     def stop(self):
-        # A list is a page of a hundred.
-        while sandboxes := self.sandboxes():
-            for sandbox in sandboxes:
-                self.call("DELETE", f"/sandboxes/{sandbox['sandboxID']}")
+        for sandbox in self.sandboxes():
+            self.call("DELETE", f"/sandboxes/{sandbox['sandboxID']}")
         self.process.terminate()
         assert self.process.wait(timeout=30) == 0, self.tail()
         self.process.stdout.close()
