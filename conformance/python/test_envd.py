@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from e2b import NotEnoughSpaceException, PtySize, Sandbox
+from e2b import CommandExitException, NotEnoughSpaceException, PtySize, Sandbox
 
 MIB = 1 << 20
 
@@ -72,6 +72,8 @@ def test_five_hundred_processes_at_once(sandbox):
     assert len(sandbox.commands.list()) == 25
     for handle in handles:
         assert sandbox.commands.kill(handle.pid)
+        with pytest.raises(CommandExitException):
+            handle.wait()
     assert sandbox.commands.list() == []
 
 

@@ -1,5 +1,7 @@
 """What root in a sandbox is refused: the promises of docs/isolation.md, tried from inside."""
 
+import time
+
 import pytest
 
 PROBE = r"""
@@ -108,3 +110,73 @@ def test_core_dumps_never_reach_the_host(cell):
 
 def test_a_set_user_id_root_program_reaches_the_sandboxes_root_only(cell):
     assert cell.commands.run("sudo cat /proc/self/uid_map").stdout.split()[1] != "0"
+
+
+DEEP = """
+import os
+fd = os.open('/tmp', os.O_RDONLY)
+for _ in range(15000):
+    os.mkdir('d', dir_fd=fd)
+    new = os.open('d', os.O_RDONLY, dir_fd=fd)
+    os.close(fd)
+    fd = new
+"""
+
+
+def test_a_tree_of_any_depth_cannot_hurt_the_server(server):
+    from e2b import Sandbox
+
+    sandbox = Sandbox.create()
+    sandbox.files.write("/root/deep.py", DEEP, user="root")
+    sandbox.commands.run("python3 /root/deep.py", user="root", timeout=60)
+    sandbox.kill()
+    deadline = time.monotonic() + 60
+    while list((server.data / "trash").iterdir()):
+        assert server.call("GET", "/health")[0] == 200
+        assert time.monotonic() < deadline, "the trash is still there"
+
+
+def test_kernel_limits_of_a_user_are_not_shared_between_sandboxes(server):
+    from e2b import Sandbox
+
+    hog, other = Sandbox.create(), Sandbox.create()
+    try:
+        take = "import ctypes, time\nc = ctypes.CDLL(None)\nn = 0\nwhile c.inotify_init() >= 0: n += 1\nprint(n, flush=True)\ntime.sleep(100)"
+        hog.files.write("/tmp/take.py", take)
+        for stdout, _, _ in hog.commands.run("exec python3 /tmp/take.py", user="root", background=True, timeout=0):
+            assert int(stdout) > 50
+            break
+        other.files.watch_dir("/home/user").stop()
+        code = "import ctypes; print(ctypes.CDLL(None).inotify_init() >= 0)"
+        assert other.commands.run(f"python3 -c '{code}'", user="root").stdout == "True\n"
+        import ctypes
+
+        assert ctypes.CDLL(None).inotify_init() >= 0, "the host's root has none left"
+    finally:
+        hog.kill()
+        other.kill()
+
+
+def test_devices_are_each_sandboxes_own(server):
+    from e2b import Sandbox
+
+    one, two = Sandbox.create(), Sandbox.create()
+    try:
+        locker = "import fcntl, time; f = open('/dev/null'); fcntl.flock(f, fcntl.LOCK_EX); print('locked', flush=True); time.sleep(100)"
+        for _ in one.commands.run(f'exec python3 -c "{locker}"', background=True, timeout=0):
+            break
+        taken = two.commands.run("python3 -c \"import fcntl; fcntl.flock(open('/dev/null'), fcntl.LOCK_EX | fcntl.LOCK_NB); print('free')\"")
+        assert taken.stdout == "free\n"
+    finally:
+        one.kill()
+        two.kill()
+
+
+def test_the_core_limit_stays(cell):
+    cell.commands.run("ulimit -c 0; prlimit --core=0 --pid 1; true", user="root")
+    limits = cell.commands.run("grep core /proc/1/limits; ulimit -c 0; grep core /proc/self/limits", user="root").stdout.splitlines()
+    assert [line.split()[4:6] for line in limits] == [["1", "1"]] * 2
+
+
+def test_the_servers_folder_is_closed_to_other_users(server):
+    assert server.data.stat().st_mode & 0o077 == 0

@@ -17,6 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
@@ -26,8 +27,10 @@ use crate::{Edge, leftover, pages, proxy};
 /// Longest wait for a request's head, idle time between requests included. Clients keep connections for 300 s:
 /// ours must be the longer wait, or a request meets a closing socket.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(620);
-/// Largest HTTP/1.1 buffer; it grows to this only while it is filled.
-pub(crate) const H1_BUFFER: usize = 1 << 20;
+/// Longest wait for a new connection's first request: who has nothing to ask holds no place.
+const FIRST_HEAD_TIMEOUT: Duration = Duration::from_secs(20);
+/// Largest HTTP/1.1 buffer, a head included; it grows to this only while it is filled.
+pub(crate) const H1_BUFFER: usize = 256 << 10;
 /// Bytes an HTTP/2 peer may send ahead, per stream and per connection.
 const H2_STREAM_WINDOW: u32 = 4 << 20;
 const H2_CONNECTION_WINDOW: u32 = 16 << 20;
@@ -58,7 +61,11 @@ pub(crate) async fn serve(stream: TcpStream, edge: Arc<Edge>, closing: Cancellat
     let _ = stream.set_nodelay(true);
     let resetter = Resetter::default();
     let io = TokioIo::new(Resettable { stream, resetter: resetter.clone() });
-    let service = service_fn(|request| answer(request, Arc::clone(&edge), resetter.clone()));
+    let asked = Notify::new();
+    let service = service_fn(|request| {
+        asked.notify_one();
+        answer(request, Arc::clone(&edge), resetter.clone())
+    });
 
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(H1_BUFFER);
@@ -71,12 +78,16 @@ pub(crate) async fn serve(stream: TcpStream, edge: Arc<Edge>, closing: Cancellat
         .max_send_buf_size(H1_BUFFER);
     let connection = builder.serve_connection_with_upgrades(io, service);
     tokio::pin!(connection);
-    let mut draining = false;
+    let (mut draining, mut has_asked) = (false, false);
+    let first = tokio::time::sleep(FIRST_HEAD_TIMEOUT);
+    tokio::pin!(first);
     loop {
         tokio::select! {
             biased;
             // Dropping the connection drops the socket, and that sends the RST.
             () = resetter.asked() => return,
+            () = asked.notified(), if !has_asked => has_asked = true,
+            () = &mut first, if !has_asked => return,
             // A client that breaks off is its own business.
             _ = connection.as_mut() => return,
             () = closing.cancelled(), if !draining => {

@@ -21,6 +21,7 @@ use std::time::Duration;
 use axum::Router;
 use control::Control;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -32,13 +33,15 @@ pub struct EdgeConfig {
     /// Domain whose subdomains are sandboxes (`<port>-<id>.<domain>`), except `api.` of it. `<port>-<id>` works on any
     /// domain; on this one, malformed hosts are told so instead of being taken for the API.
     pub domain: String,
+    /// Most client connections at once; more wait to be accepted. Each may need as many descriptors again.
+    pub connections: usize,
     /// How long open requests may go on after the shutdown signal.
     pub drain: Duration,
 }
 
 impl Default for EdgeConfig {
     fn default() -> Self {
-        Self { domain: "localhost".to_owned(), drain: Duration::from_secs(10) }
+        Self { domain: "localhost".to_owned(), connections: 4096, drain: Duration::from_secs(10) }
     }
 }
 
@@ -77,13 +80,18 @@ pub async fn serve(
     });
     let closing = CancellationToken::new();
     tokio::pin!(shutdown);
+    let places = Arc::new(Semaphore::new(edge.config.connections));
     loop {
+        let next = async {
+            let place = Arc::clone(&places).acquire_owned().await;
+            listener.accept().await.map(|(stream, _)| (stream, place))
+        };
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = next => accepted,
             () = &mut shutdown => break,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, place)) => {
                 let connection = connection::serve(stream, Arc::clone(&edge), closing.clone());
                 let cut = edge.cut.clone();
                 edge.tasks.spawn(async move {
@@ -91,6 +99,7 @@ pub async fn serve(
                         () = connection => {}
                         () = cut.cancelled() => {}
                     }
+                    drop(place);
                 });
             }
             Err(error) if is_about_one_connection(&error) => {}

@@ -1,16 +1,13 @@
-//! The `/dev` that all sandboxes share: six harmless device nodes, the usual links, and empty folders to mount on.
-//! Made once a server in a tmpfs and attached read-only; each sandbox gets a clone of that mount.
-//! Sandboxes cannot make device nodes and their own file system ignores any, so these are all there are.
+//! A sandbox's `/dev`: six harmless device nodes, the usual links, and empty folders to mount on.
+//! Each sandbox has its own: nodes that two sandboxes shared could be watched and locked across the wall between them.
+//! Sandboxes cannot make device nodes and their root file system ignores any, so these are all there are.
 
-use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{CWD, FileType, Mode, chmod, makedev, mknodat, symlink};
+use rustix::fs::{AtFlags, FileType, Mode, chmodat, makedev, mkdirat, mknodat, symlinkat};
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, mount_remount,
-    open_tree, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
 };
 
 /// Name, major and minor number of each node.
@@ -26,53 +23,23 @@ const LINKS: [(&str, &str); 5] = [
 /// `empty` covers folders of /proc and /sys that a sandbox has no business in.
 const FOLDERS: [&str; 4] = ["pts", "shm", "mqueue", "empty"];
 
-/// The shared tree; unmounted when dropped.
-#[derive(Debug)]
-pub(crate) struct Devices {
-    path: PathBuf,
-}
-
-impl Devices {
-    /// Makes the tree at `path`, replacing what a crashed server left there.
-    pub(crate) fn create(path: PathBuf) -> io::Result<Self> {
-        detach(&path);
-        fs::create_dir_all(&path)?;
-        let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
-        mount("cofferdam-dev", &path, "tmpfs", flags, c"mode=0755,size=64k")?;
-        let devices = Self { path };
-        mount_change(&devices.path, MountPropagationFlags::PRIVATE)?;
-        for (name, major, minor) in NODES {
-            let node = devices.path.join(name);
-            mknodat(
-                CWD,
-                &node,
-                FileType::CharacterDevice,
-                Mode::from_raw_mode(0o666),
-                makedev(major, minor),
-            )?;
-            // The process's umask has taken bits away.
-            chmod(&node, Mode::from_raw_mode(0o666))?;
-        }
-        LINKS.iter().try_for_each(|(name, target)| symlink(*target, devices.path.join(name)))?;
-        FOLDERS.iter().try_for_each(|name| fs::create_dir(devices.path.join(name)))?;
-        mount_remount(&devices.path, flags | MountFlags::RDONLY, "")?;
-        Ok(devices)
+/// Makes the tree as a read-only mount that is attached nowhere, owned by the sandbox's root.
+pub(crate) fn make(user_namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&context, "source", "cofferdam-dev")?;
+    fsconfig_set_string(&context, "mode", "0755")?;
+    fsconfig_set_string(&context, "size", "64k")?;
+    fsconfig_create(&context)?;
+    let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let dev = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags)?;
+    let everyone = Mode::from_raw_mode(0o666);
+    for (name, major, minor) in NODES {
+        mknodat(&dev, name, FileType::CharacterDevice, everyone, makedev(major, minor))?;
+        // The process's umask has taken bits away.
+        chmodat(&dev, name, everyone, AtFlags::empty())?;
     }
-
-    /// A detached clone of the tree, for one sandbox.
-    pub(crate) fn clone_tree(&self) -> io::Result<OwnedFd> {
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        Ok(open_tree(CWD, &self.path, flags)?)
-    }
-}
-
-impl Drop for Devices {
-    fn drop(&mut self) {
-        detach(&self.path);
-        let _ = fs::remove_dir(&self.path);
-    }
-}
-
-fn detach(path: &Path) {
-    while unmount(path, UnmountFlags::DETACH).is_ok() {}
+    LINKS.iter().try_for_each(|(name, target)| symlinkat(*target, &dev, *name))?;
+    FOLDERS.iter().try_for_each(|name| mkdirat(&dev, *name, Mode::from_raw_mode(0o755)))?;
+    sys::set_idmap(dev.as_fd(), user_namespace, true)?;
+    Ok(dev)
 }

@@ -14,7 +14,6 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sha2::{Digest, Sha256};
 
 use crate::cgroup::Hierarchies;
-use crate::devices::Devices;
 use crate::janitor::Janitor;
 use crate::sandbox::Running;
 use crate::uids::UidRanges;
@@ -34,7 +33,6 @@ pub(crate) struct Host {
     pub(crate) gateway: GatewayConfig,
     pub(crate) uids: UidRanges,
     pub(crate) hierarchies: Hierarchies,
-    pub(crate) devices: Devices,
     pub(crate) filter: Vec<sock_filter>,
     pub(crate) janitor: Janitor,
     pub(crate) running: Running,
@@ -60,7 +58,6 @@ impl Host {
                 .map_err(EngineError::kernel("take uids"))?,
             hierarchies: Hierarchies::open(&instance, &run_dir)
                 .map_err(EngineError::kernel("open control groups"))?,
-            devices: Devices::create(run_dir.join("dev")).map_err(EngineError::kernel("make /dev"))?,
             filter: seccomp::program(),
             janitor: Janitor::start(make_private_folder(&data_dir.join("trash"))?)
                 .map_err(EngineError::kernel("start the janitor"))?,

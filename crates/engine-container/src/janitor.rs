@@ -1,15 +1,22 @@
 //! Removes what ended sandboxes leave on disk, away from everybody's way.
 //! A folder is first moved aside, which is instant and survives a crash, and then taken apart on a thread of its own.
-//! What a crash left in the trash is removed at the next start.
+//! The trees are hostile: any depth, any number of entries. Memory, stack and descriptors used do not depend on them.
 
+use std::ffi::CString;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, openat, renameat, seek, unlinkat};
+use rustix::io::Errno;
 use tracing::warn;
+
+/// Entries looked at before any is removed.
+const BATCH: usize = 4096;
 
 /// The remover.
 #[derive(Debug)]
@@ -28,8 +35,8 @@ impl Janitor {
         }
         let work = move || {
             while let Ok(path) = todo.recv() {
-                if let Err(error) = fs::remove_dir_all(&path) {
-                    warn!(path = %path.display(), %error, "trash could not be removed");
+                if let Err(error) = remove_tree(&path) {
+                    warn!(path = %path.display(), %error, "trash could not be removed; the next start tries again");
                 }
             }
         };
@@ -45,7 +52,7 @@ impl Janitor {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             answer => answer?,
         }
-        if let Some(queue) = self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).as_ref() {
+        if let Some(queue) = self.queue.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
             let _ = queue.send(aside);
         }
         Ok(())
@@ -54,9 +61,112 @@ impl Janitor {
 
 impl Drop for Janitor {
     fn drop(&mut self) {
-        *self.queue.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+        *self.queue.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+/// Removes a tree without descending into it: the folders of a folder are moved up to the top, which is then
+/// one level deep again. Every folder is moved once, and two are open at a time.
+fn remove_tree(path: &Path) -> io::Result<()> {
+    let top = open_folder(CWD, path)?;
+    let mut moved = 0u64;
+    // What is moved up gets a name that cannot be there.
+    let prefix = ids::random_hex::<8>();
+    for_each_entry(&top, |name, is_folder| {
+        if !is_folder {
+            return unlinkat(&top, name, AtFlags::empty());
+        }
+        let folder = open_folder(&top, name)?;
+        for_each_entry(&folder, |inner, is_folder| {
+            if !is_folder {
+                return unlinkat(&folder, inner, AtFlags::empty());
+            }
+            if unlinkat(&folder, inner, AtFlags::REMOVEDIR).is_ok() {
+                return Ok(());
+            }
+            moved += 1;
+            renameat(&folder, inner, &top, format!("{prefix}-{moved}"))
+        })?;
+        unlinkat(&top, name, AtFlags::REMOVEDIR)
+    })?;
+    drop(top);
+    fs::remove_dir(path)
+}
+
+fn open_folder<P: rustix::path::Arg>(at: impl std::os::fd::AsFd, name: P) -> Result<OwnedFd, Errno> {
+    openat(at, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Calls `act` for every entry until none is left; `act` must take the entry away.
+fn for_each_entry(
+    folder: &OwnedFd,
+    mut act: impl FnMut(&CString, bool) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    loop {
+        seek(folder, rustix::fs::SeekFrom::Start(0))?;
+        let mut batch = Vec::new();
+        for entry in Dir::read_from(folder)? {
+            let entry = entry?;
+            if matches!(entry.file_name().to_bytes(), b"." | b"..") {
+                continue;
+            }
+            let kind = match entry.file_type() {
+                FileType::Unknown => {
+                    let stat = rustix::fs::statat(folder, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW)?;
+                    FileType::from_raw_mode(stat.st_mode)
+                }
+                kind => kind,
+            };
+            batch.push((entry.file_name().to_owned(), kind == FileType::Directory));
+            if batch.len() == BATCH {
+                break;
+            }
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        batch.iter().try_for_each(|(name, is_folder)| act(name, *is_folder))?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::mkdirat;
+
+    use super::*;
+
+    #[test]
+    fn a_tree_of_any_depth_and_width_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("tree");
+        fs::create_dir(&tree).unwrap();
+        let mut folder = open_folder(CWD, &tree).unwrap();
+        for level in 0..20_000 {
+            mkdirat(&folder, "d", Mode::from_raw_mode(0o700)).unwrap();
+            if level % 1000 == 0 {
+                mkdirat(&folder, "side", Mode::from_raw_mode(0)).unwrap();
+                openat(&folder, "file", OFlags::CREATE | OFlags::WRONLY, Mode::from_raw_mode(0)).unwrap();
+                rustix::fs::symlinkat("/etc", &folder, "link").unwrap();
+            }
+            folder = open_folder(&folder, "d").unwrap();
+        }
+        for number in 0..2 * BATCH {
+            openat(&folder, number.to_string(), OFlags::CREATE | OFlags::WRONLY, Mode::from_raw_mode(0o600))
+                .unwrap();
+        }
+        drop(folder);
+        remove_tree(&tree).unwrap();
+        assert!(!tree.exists() && Path::new("/etc/passwd").exists());
+    }
+
+    #[test]
+    fn what_was_left_is_removed_at_the_next_start() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("left/a/b")).unwrap();
+        drop(Janitor::start(dir.path().to_owned()).unwrap());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

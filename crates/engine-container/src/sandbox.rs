@@ -46,7 +46,8 @@ pub(crate) struct ContainerSandbox {
 /// What goes away with the sandbox.
 #[derive(Debug)]
 struct Held {
-    gateway: Gateway,
+    /// None when something inside took the gateway's ports while no server was there: then nothing gets out.
+    gateway: Option<Gateway>,
     claim: Arc<Claim>,
 }
 
@@ -57,7 +58,7 @@ impl ContainerSandbox {
         id: SandboxId,
         pidfd: OwnedFd,
         network: Namespace,
-        gateway: Gateway,
+        gateway: Option<Gateway>,
         claim: Claim,
     ) -> io::Result<Arc<Self>> {
         // SAFETY: an `OwnedFd` keeps its descriptor open and the same for as long as it lives.
@@ -108,7 +109,9 @@ impl ContainerSandbox {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(held) = held {
             held.claim.leave();
-            held.gateway.stop().await;
+            if let Some(gateway) = held.gateway {
+                gateway.stop().await;
+            }
         }
     }
 
@@ -184,8 +187,9 @@ impl Sandbox for ContainerSandbox {
     }
 
     fn set_egress(&self, policy: EgressPolicy) {
-        if let Some(held) = self.held.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-            held.gateway.set_policy(policy);
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(gateway) = held.as_ref().and_then(|held| held.gateway.as_ref()) {
+            gateway.set_policy(policy);
         }
     }
 

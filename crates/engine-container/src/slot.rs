@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -13,12 +14,13 @@ use std::thread::{self, JoinHandle};
 use engine::EngineError;
 use net::{Listeners, TcpListener};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
-use sys::{ChildStack, Namespace, spawn_child};
+use sys::{ChildStack, Namespace, spawn_child, with_effective_user};
 use tracing::warn;
 
 use crate::cgroup::Group;
+use crate::devices;
 use crate::host::Host;
-use crate::uids::RANGE_SIZE;
+use crate::uids::{RANGE_SIZE, owner_of};
 
 /// envd's port in every sandbox.
 pub(crate) const AGENT_PORT: u16 = 49983;
@@ -33,6 +35,8 @@ pub(crate) struct Slot {
     pub(crate) network_namespace: Namespace,
     pub(crate) agent_listener: TcpListener,
     pub(crate) listeners: Listeners,
+    /// The sandbox's `/dev`, attached nowhere yet.
+    pub(crate) dev: OwnedFd,
     /// Before the claim: while its thread lives the group cannot be removed.
     worker: Worker,
     pub(crate) claim: Claim,
@@ -69,8 +73,9 @@ impl Drop for Claim {
             let _ = thread.join();
         }
         if let Err(error) = self.group.remove() {
-            // The sweeper finds it at the next start.
+            // The sweeper finds it at the next start; until then nobody else may have its ids.
             warn!(group = self.group.name(), %error, "a control group could not be removed");
+            return;
         }
         self.host.uids.release(self.uid_base);
     }
@@ -110,8 +115,9 @@ impl Slot {
         let agent_listener = agent_listener.map_err(EngineError::kernel("listen for envd"))?;
         let listeners =
             Listeners::open(&network_namespace).map_err(EngineError::kernel("open the gateway"))?;
+        let dev = devices::make(user_namespace.as_fd()).map_err(EngineError::kernel("make /dev"))?;
         let worker = Worker::start(&claim.group).map_err(EngineError::kernel("start a slot's thread"))?;
-        Ok(Self { user_namespace, network_namespace, agent_listener, listeners, claim, worker })
+        Ok(Self { user_namespace, network_namespace, agent_listener, listeners, dev, worker, claim })
     }
 
     /// Runs `job` on the slot's thread, so that what it clones is born in the slot's groups.
@@ -176,7 +182,10 @@ fn make_namespaces(uid_base: u32) -> io::Result<(Namespace, Namespace)> {
     let stack = ChildStack::new()?;
     let flags = (libc::CLONE_VM | libc::CLONE_NEWUSER | libc::CLONE_NEWNET) as u64;
     // SAFETY: the stack lives until the child is reaped below; the child only sleeps.
-    let child = unsafe { spawn_child(flags, &stack, None, wait_for_the_end, std::process::id() as usize) }?;
+    let clone = || unsafe { spawn_child(flags, &stack, None, wait_for_the_end, std::process::id() as usize) };
+    // The owner of a user namespace is whom the kernel charges for inotify, queues, signals and processes in it:
+    // one owner a sandbox, or they would use up each other's shares and root's.
+    let child = with_effective_user(owner_of(uid_base), clone)??;
     let map = format!("0 {uid_base} {RANGE_SIZE}");
     let made = fs::write(format!("/proc/{}/uid_map", child.pid), &map)
         .and_then(|()| fs::write(format!("/proc/{}/gid_map", child.pid), &map))

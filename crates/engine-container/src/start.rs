@@ -48,8 +48,9 @@ fn start_blocking(host: &Arc<Host>, pool: &Pool, spec: StartSpec) -> Result<Arc<
     debug!(sandbox = %spec.id, pid, "sandbox started");
     let (network, listeners, claim) = slot.into_parts();
     let gateway = Gateway::start(listeners, spec.egress, host.gateway.clone());
-    let watched = gateway
-        .and_then(|gateway| ContainerSandbox::watch(host.clone(), spec.id, pidfd, network, gateway, claim));
+    let watched = gateway.and_then(|gateway| {
+        ContainerSandbox::watch(host.clone(), spec.id, pidfd, network, Some(gateway), claim)
+    });
     Ok(watched.map_err(EngineError::kernel("watch the sandbox"))?)
 }
 
@@ -62,14 +63,13 @@ fn run(host: &Host, slot: &Slot, spec: &StartSpec) -> Result<Started, EngineErro
     layers.extend_from_slice(&spec.template.layers);
     let root = rootfs::assemble(&layers, &private, slot.user_namespace.as_fd(), slot.claim.uid_base)
         .map_err(EngineError::kernel("assemble the root file system"))?;
-    let dev = host.devices.clone_tree().map_err(EngineError::kernel("clone /dev"))?;
     let started = launch(Parts {
         user_namespace: &slot.user_namespace,
         network_namespace: &slot.network_namespace,
         cgroup: slot.claim.group.unified_fd(),
         root,
         root_target: &host.root_target,
-        dev,
+        dev: slot.dev.as_fd(),
         shm_mib: spec.resources.memory_mib / 2,
         hostname: spec.hostname.clone(),
         pids: spec.resources.pids,

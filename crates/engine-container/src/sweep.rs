@@ -10,7 +10,7 @@ use engine::{EgressPolicy, EngineError, Sandbox, SandboxId};
 use net::{Gateway, Listeners};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use sys::Namespace;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::cgroup::Group;
 use crate::host::Host;
@@ -33,8 +33,11 @@ pub(crate) async fn adopt(host: &Arc<Host>, id: &SandboxId) -> Result<Arc<dyn Sa
         let group = Group::open(&host.hierarchies, &record.cgroup)?;
         host.uids.reserve(record.uid_base);
         let claim = Claim::new(host.clone(), record.uid_base, group);
-        let listeners = Listeners::open(&network)?;
-        let gateway = Gateway::start(listeners, EgressPolicy::deny_all(), host.gateway.clone())?;
+        // Whatever happens here, the sandbox is its owner's: better without a way out than not at all.
+        let gateway = Listeners::open(&network)
+            .and_then(|listeners| Gateway::start(listeners, EgressPolicy::deny_all(), host.gateway.clone()))
+            .inspect_err(|error| warn!(sandbox = %id, %error, "adopted without network: its gateway's ports are taken"))
+            .ok();
         ContainerSandbox::watch(host.clone(), id.clone(), pidfd, network, gateway, claim)
     };
     Ok(open().map_err(EngineError::kernel("adopt the sandbox"))?)

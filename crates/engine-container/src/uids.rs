@@ -17,6 +17,14 @@ const RANGES: u32 = 4096;
 const FIRST_ID: u32 = 1 << 28;
 const BLOCKS: u32 = 14;
 
+/// Ids that own user namespaces, one a range. Nothing runs with them and no range holds them.
+const FIRST_OWNER: u32 = 1 << 27;
+
+/// The host id that owns the user namespace of the range that begins at `base`.
+pub(crate) fn owner_of(base: u32) -> u32 {
+    FIRST_OWNER + (base - FIRST_ID) / RANGE_SIZE
+}
+
 /// The ranges of this server.
 #[derive(Debug)]
 pub(crate) struct UidRanges {
@@ -103,5 +111,7 @@ mod tests {
     fn the_last_range_fits_below_the_invalid_id() {
         let last = u64::from(FIRST_ID) + u64::from(BLOCKS) * u64::from(RANGES) * u64::from(RANGE_SIZE);
         assert!(last < u64::from(u32::MAX));
+        const { assert!(FIRST_OWNER + BLOCKS * RANGES < FIRST_ID) };
+        assert_ne!(owner_of(FIRST_ID), owner_of(FIRST_ID + RANGE_SIZE));
     }
 }

@@ -7,7 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::UdpSocket;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -17,6 +18,8 @@ use crate::policy::EgressPolicy;
 /// Questions under way at once, per sandbox; more are dropped, as a busy resolver would.
 pub(crate) const MAX_QUESTIONS: usize = 128;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a connection may ask nothing.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_PACKET: usize = 4096;
 const HEADER: usize = 12;
 const SERVER_FAILURE: u8 = 2;
@@ -77,6 +80,33 @@ pub(crate) async fn serve(
         };
         tokio::spawn(stop.clone().run_until_cancelled_owned(answer));
     }
+}
+
+/// DNS over TCP: questions and answers in turn, each with its length before it. Anything else ends the connection.
+pub(crate) async fn relay(mut client: TcpStream, mut server: TcpStream) -> io::Result<()> {
+    loop {
+        let question = read_message(&mut client).await?;
+        if question_name(&question).is_none() {
+            return Ok(());
+        }
+        write_message(&mut server, &question).await?;
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, read_message(&mut server)).await;
+        write_message(&mut client, &answer.map_err(|_| io::ErrorKind::TimedOut)??).await?;
+    }
+}
+
+async fn read_message(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let length = tokio::time::timeout(IDLE_TIMEOUT, stream.read_u16())
+        .await
+        .map_err(|_| io::ErrorKind::TimedOut)??;
+    let mut message = vec![0; usize::from(length)];
+    stream.read_exact(&mut message).await?;
+    Ok(message)
+}
+
+async fn write_message(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
+    let length = u16::try_from(message.len()).map_err(|_| io::ErrorKind::InvalidData)?;
+    stream.write_all(&[&length.to_be_bytes(), message].concat()).await
 }
 
 /// Passes a question to the resolvers in turn; the first answer wins.
@@ -179,8 +209,10 @@ fn skip_name(packet: &[u8], mut at: usize) -> Option<usize> {
 /// The name asked for, lower-case and without the final dot; nothing for what is not a plain question.
 fn question_name(packet: &[u8]) -> Option<String> {
     let is_answer = *packet.get(2)? & 0x80 != 0;
-    let questions = u16::from_be_bytes([*packet.get(4)?, *packet.get(5)?]);
-    if is_answer || questions != 1 {
+    let is_query = *packet.get(2)? & 0x78 == 0;
+    let count = |at: usize| Some(u16::from_be_bytes([*packet.get(at)?, *packet.get(at + 1)?]));
+    // One question and nothing to tell the resolver: updates and notifications would be believed in the host's name.
+    if is_answer || !is_query || count(4)? != 1 || count(6)? != 0 || count(8)? != 0 {
         return None;
     }
     let mut labels = Vec::new();
@@ -188,7 +220,8 @@ fn question_name(packet: &[u8]) -> Option<String> {
     loop {
         let length = usize::from(*packet.get(at)?);
         if length == 0 {
-            return Some(labels.join("."));
+            const ZONE_TRANSFERS: [u16; 2] = [251, 252];
+            return (!ZONE_TRANSFERS.contains(&count(at + 1)?)).then(|| labels.join("."));
         }
         if length > 63 || at > HEADER + 255 {
             return None;
@@ -217,6 +250,25 @@ mod tests {
         let packet = encode_question("WWW.Example.com", TYPE_A).unwrap();
         assert_eq!(question_name(&packet).unwrap(), "www.example.com");
         assert_eq!(failure(packet, REFUSED)[3] & 15, REFUSED);
+    }
+
+    #[test]
+    fn only_plain_questions_are_passed_on() {
+        let plain = encode_question("a.example", TYPE_A).unwrap();
+        let with = |at: usize, value: u8| {
+            let mut packet = plain.clone();
+            packet[at] = value;
+            question_name(&packet)
+        };
+        assert!(with(2, 1).is_some());
+        for opcode in 1..16u8 {
+            assert_eq!(with(2, opcode << 3), None, "opcode {opcode}");
+        }
+        assert_eq!(with(7, 1), None, "a question that brings an answer");
+        assert_eq!(with(9, 1), None, "a question that brings an authority");
+        for transfer in [251, 252] {
+            assert_eq!(question_name(&encode_question("a.example", transfer).unwrap()), None);
+        }
     }
 
     #[test]

@@ -25,7 +25,8 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client may take to name the host it wants before it is judged by address alone.
 const SNIFF_TIMEOUT: Duration = Duration::from_secs(5);
 const COPY_BUFFER: usize = 64 * 1024;
-const MAX_CONNECTIONS: usize = 2048;
+/// Of one sandbox at once; each costs the server two descriptors.
+const MAX_CONNECTIONS: usize = 512;
 
 /// What the operator decides for all sandboxes.
 #[derive(Debug, Clone, Default)]
@@ -119,8 +120,12 @@ impl Shared {
 
 /// Whether the address is one of the host's own: its services are not the sandbox's business even when public.
 fn is_of_this_host(address: IpAddr) -> bool {
-    // Binding succeeds for local addresses only, and asks the kernel's present state.
-    std::net::UdpSocket::bind((address, 0)).is_ok()
+    // Binding asks the kernel's present state. Only its clear "not mine" counts: any other trouble, such as a lack of
+    // descriptors, must not open the host's own addresses.
+    match std::net::UdpSocket::bind((address, 0)) {
+        Err(error) => error.kind() != io::ErrorKind::AddrNotAvailable,
+        Ok(_) => true,
+    }
 }
 
 async fn accept_loop(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
@@ -156,6 +161,10 @@ async fn forward(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
         }
     };
     let dialled = tokio::time::timeout(DIAL_TIMEOUT, TcpStream::connect(target)).await;
+    if destination.port() == DNS {
+        let Ok(Ok(server)) = dialled else { return reset(&client) };
+        return dns::relay(client, server).await;
+    }
     let Ok(Ok(mut server)) = dialled else {
         debug!(%target, "outgoing connection failed");
         return reset(&client);
@@ -172,6 +181,8 @@ async fn forward(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
     let _ = client.shutdown().await;
     Ok(())
 }
+
+const DNS: u16 = 53;
 
 /// Makes the coming close an RST.
 fn reset(stream: &TcpStream) -> io::Result<()> {
@@ -196,7 +207,6 @@ enum Decision {
 }
 
 async fn decide(client: &TcpStream, destination: SocketAddr, shared: &Shared) -> Decision {
-    const DNS: u16 = 53;
     let policy = shared.policy();
     if destination.port() == DNS {
         return match (policy.restricts_names(), shared.config.resolvers.first()) {

@@ -157,6 +157,8 @@ pub fn is_never_public(address: IpAddr) -> bool {
         IpAddr::V6(v6) => {
             let segments = v6.segments();
             let embedded = match segments {
+                // Teredo hides an IPv4 address, local NAT64 one of the host's own network.
+                [0x2001, 0, ..] | [0x64, 0xff9b, 1, ..] => return true,
                 // NAT64, 6to4: the IPv4 address inside is what would be reached.
                 [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => Some((high, low)),
                 [0, 0, 0, 0, 0, 0, high, low] if high != 0 => Some((high, low)),
@@ -211,6 +213,8 @@ mod tests {
             "2002:7f00:1::",
             "::7f00:1",
             "fec0::1",
+            "2001:0:7f00:1::",
+            "64:ff9b:1::a00:1",
         ] {
             assert!(is_never_public(ip(inside)), "{inside}");
         }

@@ -8,6 +8,27 @@ use crate::raw::syscall;
 
 const SECBIT_NO_SETUID_FIXUP: usize = 1 << 2;
 
+/// Runs `action` with this thread's effective user set to `id`, keeping its capabilities.
+///
+/// # Errors
+/// The kernel refused.
+pub fn with_effective_user<T>(id: u32, action: impl FnOnce() -> T) -> io::Result<T> {
+    const KEEP: usize = usize::MAX;
+    // SAFETY: these calls change only this thread's credentials and take no pointers.
+    unsafe {
+        let before = syscall(libc::SYS_prctl, [libc::PR_GET_SECUREBITS as usize, 0, 0, 0, 0, 0])?;
+        syscall(
+            libc::SYS_prctl,
+            [libc::PR_SET_SECUREBITS as usize, before | SECBIT_NO_SETUID_FIXUP, 0, 0, 0, 0],
+        )?;
+        syscall(libc::SYS_setresuid, [KEEP, id as usize, KEEP, 0, 0, 0])?;
+        let answer = action();
+        syscall(libc::SYS_setresuid, [KEEP, 0, KEEP, 0, 0, 0])?;
+        syscall(libc::SYS_prctl, [libc::PR_SET_SECUREBITS as usize, before, 0, 0, 0, 0])?;
+        Ok(answer)
+    }
+}
+
 /// Runs `action` with this thread's file system user and group set to `id`, keeping its capabilities.
 ///
 /// # Errors

@@ -14,7 +14,7 @@ mod namespace;
 mod raw;
 
 pub use clone::{ChildStack, Clone3, Spawned, spawn_child};
-pub use creds::with_filesystem_ids;
+pub use creds::{with_effective_user, with_filesystem_ids};
 pub use idmap::set_idmap;
 pub use namespace::{Namespace, in_network_namespace};
 pub use raw::{Errno, syscall};

@@ -5,7 +5,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{IsTerminal, Read, Write};
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use engine_container::{ContainerConfig, ContainerEngine};
 use layers::{LayerDigest, LayerStore};
 use net::{Cidr, GatewayConfig, Resolvers};
 use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Resource, getrlimit};
 use store::{BuildConfig, SqliteStore};
 use template::Recipe;
 use tokio::net::TcpListener;
@@ -85,6 +86,8 @@ pub(crate) fn run(arguments: &ServeArguments) -> Result<ExitCode, Failure> {
     fs::create_dir_all(data_dir).map_err(|error| {
         Failure::new(format!("{}: {error}; choose another folder with --data-dir", data_dir.display()))
     })?;
+    // The store holds what every sandbox's token is derived from.
+    fs::set_permissions(data_dir, fs::Permissions::from_mode(0o700))?;
     let _lock = lock(data_dir)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(serve(arguments))?;
@@ -155,7 +158,10 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
     std::io::stdout().flush()?;
     info!(%url, data = %data.data_dir.display(), "ready");
 
-    let edge = EdgeConfig { domain: arguments.domain.clone(), drain: Duration::from_secs(10) };
+    // The engine has raised the limit; a quarter for clients leaves room for what they reach and for sandboxes.
+    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let connections = usize::try_from(descriptors / 4).unwrap_or(usize::MAX).min(65_536);
+    let edge = EdgeConfig { domain: arguments.domain.clone(), connections, drain: Duration::from_secs(10) };
     edge::serve(listener, api, control.clone(), edge, told_to_stop()?).await?;
     info!("stopping; sandboxes keep running and are adopted by the next start");
     control.shutdown().await;

@@ -9,6 +9,7 @@ use bytes::BytesMut;
 use http_body_util::BodyExt;
 use hyper::StatusCode;
 use hyper::body::Incoming;
+use tokio::time::Instant;
 
 use super::{Book, LogLine};
 use crate::Control;
@@ -18,6 +19,8 @@ use crate::live::Live;
 /// Longest line taken from an agent; longer ones are dropped.
 const LONGEST: usize = 192 << 10;
 const MOST_FIELDS: usize = 32;
+/// Bytes a second that an agent may log for long; short bursts may be larger.
+const RATE: usize = 1 << 20;
 /// How long to leave an agent alone that has broken off.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -49,8 +52,15 @@ impl Control {
 
 async fn keep_lines(mut body: Incoming, live: &Arc<Live>, book: &Arc<Book>) -> Result<(), AgentError> {
     let mut pending = BytesMut::new();
+    let (mut window, mut taken) = (Instant::now(), 0usize);
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame?.into_data() else { continue };
+        taken += data.len();
+        if taken > RATE {
+            // The agent keeps what we do not read, within its bounds.
+            tokio::time::sleep_until(window + Duration::from_secs(1)).await;
+            (window, taken) = (Instant::now(), 0);
+        }
         pending.extend_from_slice(&data);
         let mut lines = Vec::new();
         while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {

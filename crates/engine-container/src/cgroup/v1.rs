@@ -45,6 +45,8 @@ impl Controller {
             Self::CpuAcct => Ok(()),
             Self::Memory => {
                 let bytes = u64::from(resources.memory_mib) << 20;
+                // Buffers of sockets are the sandbox's memory too; version 1 counts them apart, if at all.
+                let _ = fs::write(path.join("memory.kmem.tcp.limit_in_bytes"), bytes.to_string());
                 fs::write(path.join("memory.limit_in_bytes"), bytes.to_string())
             }
             Self::Pids => fs::write(path.join("pids.max"), resources.pids.to_string()),

@@ -47,7 +47,8 @@ const MASKED_FOLDERS: [&str; 4] = ["/proc/acpi", "/proc/scsi", "/sys/firmware", 
 /// Shown, but not writable even where the kernel would allow it.
 const READ_ONLY: [&str; 4] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys"];
 
-const MAX_OPEN_FILES: u64 = 65_536;
+const MAX_OPEN_FILES: u64 = 16_384;
+const MAX_QUEUED_SIGNALS: u64 = 4096;
 /// Of a sandbox's process limit, what no single user inside can take.
 const RESERVED_PIDS: u64 = 32;
 const SIGNALS: usize = 64;
@@ -215,7 +216,12 @@ fn attach_dev(plan: &Plan, root: &OwnedFd) -> Result<(), Errno> {
     attach(&unsafe { BorrowedFd::borrow_raw(plan.dev) }, root, "dev")?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let dev = openat(root, c"dev", flags, Mode::empty())?;
-    mount_new("devpts", &dev, "pts", &[("ptmxmode", c"0666"), ("mode", c"0620"), ("gid", c"5")])?;
+    mount_new(
+        "devpts",
+        &dev,
+        "pts",
+        &[("ptmxmode", c"0666"), ("mode", c"0620"), ("gid", c"5"), ("max", c"256")],
+    )?;
     mount_new("tmpfs", &dev, "shm", &[("mode", c"1777"), ("size", plan.shm_size.as_c_str())])?;
     mount_new("mqueue", &dev, "mqueue", &[])
 }
@@ -263,6 +269,8 @@ fn set_limits(plan: &Plan) -> Result<(), Errno> {
     let processes = plan.pids.saturating_sub(RESERVED_PIDS).max(1);
     setrlimit(Resource::Nproc, Rlimit { current: Some(processes), maximum: Some(processes) })?;
     setrlimit(Resource::Nofile, Rlimit { current: Some(hard), maximum: Some(hard) })?;
+    let signals = Some(MAX_QUEUED_SIGNALS);
+    setrlimit(Resource::Sigpending, Rlimit { current: signals, maximum: signals })?;
     // 1, not 0: the kernel runs the host's crash handler for any other value when core_pattern is a pipe.
     setrlimit(Resource::Core, Rlimit { current: Some(1), maximum: Some(1) })
 }

@@ -28,7 +28,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) cgroup: BorrowedFd<'a>,
     pub(crate) root: OwnedFd,
     pub(crate) root_target: &'a Path,
-    pub(crate) dev: OwnedFd,
+    pub(crate) dev: BorrowedFd<'a>,
     pub(crate) shm_mib: u32,
     pub(crate) hostname: String,
     pub(crate) pids: u32,
