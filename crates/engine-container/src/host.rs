@@ -1,4 +1,4 @@
-//! What all sandboxes of this server share on the host: folders, id ranges, control groups, `/dev`, the filter and envd.
+//! What all sandboxes of this server share on the host: folders, id ranges, control groups, the filter and envd.
 //! Opened once; refuses with a remedy where the host cannot run sandboxes.
 //! Names contain the data folder's fingerprint, so two servers never touch each other's objects.
 

@@ -80,7 +80,7 @@ pub(crate) struct Plan {
     pub(crate) root: i32,
     /// An empty folder on the host to attach it to, in the child's mount namespace only.
     pub(crate) root_target: CString,
-    /// The sandbox's clone of the shared `/dev`.
+    /// The sandbox's `/dev`, attached nowhere.
     pub(crate) dev: i32,
     /// Size of `/dev/shm`, as mount option value.
     pub(crate) shm_size: CString,
