@@ -3,6 +3,7 @@
 The binary, envd and the layer store come from `cargo xtask conformance` by environment variables.
 """
 
+import hashlib
 import json
 import os
 import pathlib
@@ -104,3 +105,6 @@ class Server:
         instance = [line for line in mounts.splitlines() if str(self.data) in line]
         assert not instance, instance
         assert not list((self.data / "sandboxes").iterdir())
+        name = "cofferdam-" + hashlib.sha256(os.fsencode(self.data.resolve())).hexdigest()[:12]
+        groups = [*pathlib.Path("/sys/fs/cgroup").glob(name), *pathlib.Path("/sys/fs/cgroup").glob(f"*/{name}")]
+        assert not groups, groups

@@ -10,6 +10,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use engine::{Resources, Stats};
 use rustix::fs::{Mode, OFlags, open};
@@ -107,10 +108,19 @@ impl Entrance {
     }
 }
 
+/// A thread is still counted for a moment after whoever joined it was told that it has ended, and the kernel has no
+/// event for the moment after: so a busy group is tried again, for a bounded time.
 fn remove_folder(path: &Path) -> io::Result<()> {
-    match fs::remove_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        answer => answer,
+    const PAUSE: Duration = Duration::from_millis(1);
+    let deadline = Instant::now() + Duration::from_secs(1);
+    loop {
+        match fs::remove_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                std::thread::park_timeout(PAUSE);
+            }
+            answer => return answer,
+        }
     }
 }
 
