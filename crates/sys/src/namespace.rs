@@ -1,4 +1,4 @@
-//! Handles on namespaces, and short visits to a network namespace.
+//! Handles on namespaces, and short visits to a network or UTS namespace.
 //! A visit is a closure without await points, so the thread is back home before anything else runs on it.
 //! A thread that cannot come home ends the process: it would do the host's business in a sandbox's network.
 
@@ -37,17 +37,36 @@ pub fn in_network_namespace<T>(
     namespace: &Namespace,
     visit: impl FnOnce() -> io::Result<T>,
 ) -> io::Result<T> {
-    let _return = WayHome(open("/proc/thread-self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?);
-    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+    visit_namespace(namespace, "net", LinkNameSpaceType::Network, visit)
+}
+
+/// Sets the host name seen in a UTS namespace.
+///
+/// # Errors
+/// The namespace cannot be entered, or the name is too long.
+pub fn set_hostname_in(namespace: &Namespace, name: &str) -> io::Result<()> {
+    let set = || Ok(rustix::system::sethostname(name.as_bytes())?);
+    visit_namespace(namespace, "uts", LinkNameSpaceType::HostNameAndNISDomainName, set)
+}
+
+fn visit_namespace<T>(
+    namespace: &Namespace,
+    kind: &str,
+    link: LinkNameSpaceType,
+    visit: impl FnOnce() -> io::Result<T>,
+) -> io::Result<T> {
+    let own = format!("/proc/thread-self/ns/{kind}");
+    let _return = WayHome(open(own, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?, link);
+    move_into_link_name_space(namespace.as_fd(), Some(link))?;
     visit()
 }
 
 /// Brings the thread back, also when the visit panics.
-struct WayHome(OwnedFd);
+struct WayHome(OwnedFd, LinkNameSpaceType);
 
 impl Drop for WayHome {
     fn drop(&mut self) {
-        if move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network)).is_err() {
+        if move_into_link_name_space(self.0.as_fd(), Some(self.1)).is_err() {
             std::process::abort();
         }
     }
