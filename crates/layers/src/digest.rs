@@ -13,6 +13,7 @@ use std::str::FromStr;
 use sha2::{Digest, Sha256};
 
 use crate::LayerError;
+use crate::tree::xattrs_of;
 
 /// A layer's name: 64 lower-case hex digits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -102,20 +103,11 @@ impl io::Write for Hasher<'_> {
 }
 
 fn add_xattrs(path: &Path, hash: &mut Sha256) -> io::Result<()> {
-    let size = match rustix::fs::llistxattr(path, &mut [0u8; 0]) {
-        Ok(0) | Err(rustix::io::Errno::OPNOTSUPP) => return Ok(()),
-        answer => answer?,
-    };
-    let mut list = vec![0u8; size];
-    let size = rustix::fs::llistxattr(path, &mut list)?;
-    let mut names: Vec<&[u8]> =
-        list[..size].split(|byte| *byte == 0).filter(|name| !name.is_empty()).collect();
-    names.sort_unstable();
-    for name in names {
-        let mut value = vec![0u8; rustix::fs::lgetxattr(path, name, &mut [0u8; 0])?];
-        let length = rustix::fs::lgetxattr(path, name, &mut value)?;
-        field(hash, name);
-        field(hash, &value[..length]);
+    let mut xattrs = xattrs_of(path)?;
+    xattrs.sort_unstable();
+    for (name, value) in xattrs {
+        field(hash, &name);
+        field(hash, &value);
     }
     Ok(())
 }

@@ -1,9 +1,13 @@
-//! Read-only file system layers, named by what they contain.
-//! A layer is a folder tree as sandboxes see it: owners are stored as inside, root is 0. It never changes once it is in the store.
-//! Templates list layers; engines mount them; nothing here mounts anything.
+//! What sandboxes' file systems are made of: read-only layers named by what they contain, and writable volumes.
+//! Both are folder trees as sandboxes see them: owners are stored as inside, root is 0. A layer never changes once it is in
+//! the store. Templates list layers; engines mount them under a volume's `upper`.
 #![forbid(unsafe_code)]
 
 mod digest;
+mod janitor;
+mod tree;
+mod volumes;
+mod work;
 
 use std::fs;
 use std::io;
@@ -11,8 +15,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 pub use digest::{LayerDigest, digest_tree};
+pub use janitor::Janitor;
+pub use volumes::{VolumeName, VolumeUsage, Volumes, VolumesBackend, VolumesConfig};
+pub use work::renew_overlay_work;
 
-/// What can go wrong with layers.
+/// What can go wrong with layers and volumes.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
     /// A folder or file could not be used.
@@ -26,12 +33,63 @@ pub enum LayerError {
     /// Not a digest.
     #[error("{0:?} is not a layer digest")]
     Digest(String),
+    /// Not a volume's name.
+    #[error(
+        "{0:?} is not a volume name: lower-case letters, digits, '-', '_' and '.', at most 100, the first a letter or digit"
+    )]
+    VolumeName(String),
+    /// No volume of this name.
+    #[error("there is no volume {0}")]
+    NoVolume(VolumeName),
+    /// A volume of this name exists.
+    #[error("there is a volume {0} already")]
+    VolumeTaken(VolumeName),
+    /// No space for a volume.
+    #[error(
+        "no room for volume {0}: free space on the data folder's disk, end sandboxes or delete snapshots"
+    )]
+    Full(VolumeName),
+    /// Something failed with a volume.
+    #[error("volume {name}: {source}")]
+    Volume {
+        /// Which one.
+        name: VolumeName,
+        /// Why.
+        source: io::Error,
+    },
+    /// Volumes cannot be kept in this way here.
+    #[error("{what}; {remedy}")]
+    Backend {
+        /// What is wrong.
+        what: String,
+        /// What to do about it.
+        remedy: String,
+    },
 }
 
 impl LayerError {
     fn at<E: Into<io::Error>>(path: &Path) -> impl FnOnce(E) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { path, source: source.into() }
+    }
+
+    /// An error of an operation on one volume.
+    fn about<E: Into<io::Error>>(name: &VolumeName) -> impl FnOnce(E) -> Self {
+        let name = name.clone();
+        move |source| match source.into() {
+            source if source.kind() == io::ErrorKind::NotFound => Self::NoVolume(name),
+            source if source.kind() == io::ErrorKind::AlreadyExists => Self::VolumeTaken(name),
+            source if matches!(source.kind(), io::ErrorKind::QuotaExceeded | io::ErrorKind::StorageFull) => {
+                Self::Full(name)
+            }
+            source => Self::Volume { name, source },
+        }
+    }
+
+    /// An error of an operation that makes `to` of `from`.
+    fn of_two(from: &VolumeName, to: &VolumeName, source: io::Error) -> Self {
+        let about = if source.kind() == io::ErrorKind::AlreadyExists { to } else { from };
+        Self::about(about)(source)
     }
 }
 
@@ -149,8 +207,15 @@ mod tests {
         assert_ne!(make("y"), first);
         assert_eq!(fs::read_to_string(store.path(&first).join("a/file")).unwrap(), "x");
         store.remember_recipe("r", &first).unwrap();
-        assert_eq!(store.by_recipe("r"), Some(first));
+        assert_eq!(store.by_recipe("r"), Some(first.clone()));
         assert_eq!(store.by_recipe("s"), None);
+        let staging = store.stage().unwrap();
+        fs::create_dir_all(staging.path().join("a")).unwrap();
+        fs::write(staging.path().join("a/file"), "x").unwrap();
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(staging.path().join("a/file"), "user.note", b"other", flags).unwrap();
+        assert_ne!(store.add(&staging).unwrap(), first, "attributes are part of the content");
+        drop(staging);
         assert_eq!(fs::read_dir(dir.path().join("staging")).unwrap().count(), 0);
         assert_eq!(
             fs::metadata(dir.path()).unwrap().permissions().mode() & 0o077,

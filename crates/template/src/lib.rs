@@ -1,15 +1,19 @@
 //! Templates: recipes that turn Debian packages into a layer.
 //! `recipe` is what a recipe says, `bootstrap` how it is carried out; the result is content-addressed and built once.
-//! The `base` recipe is compiled in, so a lone binary can build it.
+//! The `base` recipe is compiled in, so a lone binary can build it. CRIU is brought by the same means.
 #![forbid(unsafe_code)]
 
 mod bootstrap;
+mod criu;
+mod mmdebstrap;
 mod recipe;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-pub use bootstrap::{Built, Progress, build};
+pub use bootstrap::{Built, build};
+pub use criu::install_criu;
+pub use mmdebstrap::Progress;
 pub use recipe::{Recipe, RecipeConfig, RecipeResources};
 
 /// What can go wrong with a template.
@@ -45,4 +49,11 @@ pub enum TemplateError {
     /// The layer store refused.
     #[error(transparent)]
     Layer(#[from] layers::LayerError),
+}
+
+impl TemplateError {
+    fn at(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, source }
+    }
 }

@@ -1,0 +1,160 @@
+//! Removes what ended sandboxes leave on disk, away from everybody's way.
+//! A folder is first moved aside, which is instant and survives a crash, and then taken apart on a thread of its own.
+//! The trees are hostile: any depth, any number of entries. Memory, stack and descriptors used do not depend on them.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use rustix::fs::{AtFlags, CWD, FileType, renameat, seek, unlinkat};
+use rustix::io::Errno;
+use tracing::warn;
+
+use crate::tree::{for_each_entry, open_folder};
+
+/// Entries looked at before any is removed.
+const BATCH: usize = 4096;
+
+/// The remover.
+#[derive(Debug)]
+pub struct Janitor {
+    trash: PathBuf,
+    queue: Mutex<Option<mpsc::Sender<PathBuf>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Janitor {
+    /// Starts with whatever is in `trash`.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn start(trash: PathBuf) -> io::Result<Self> {
+        let (queue, todo) = mpsc::channel::<PathBuf>();
+        for entry in fs::read_dir(&trash)? {
+            let _ = queue.send(entry?.path());
+        }
+        let work = move || {
+            while let Ok(path) = todo.recv() {
+                if let Err(error) = remove_tree(&path) {
+                    warn!(path = %path.display(), %error, "trash could not be removed; the next start tries again");
+                }
+            }
+        };
+        let thread = thread::Builder::new().name("janitor".into()).spawn(work)?;
+        Ok(Self { trash, queue: Mutex::new(Some(queue)), thread: Some(thread) })
+    }
+
+    /// Moves a folder out of the way and has it removed. A folder that is not there is a success.
+    ///
+    /// # Errors
+    /// It cannot be moved.
+    pub fn discard(&self, folder: &Path) -> io::Result<()> {
+        let name = format!("{}-{}", folder.file_name().unwrap_or_default().display(), ids::random_hex::<4>());
+        let aside = self.trash.join(name);
+        match fs::rename(folder, &aside) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            answer => answer?,
+        }
+        if let Some(queue) = self.queue.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            let _ = queue.send(aside);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Janitor {
+    fn drop(&mut self) {
+        *self.queue.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Removes a tree without descending into it: the folders of a folder are moved up to the top, which is then
+/// one level deep again. Every folder is moved once, and two are open at a time.
+pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
+    let top = open_folder(CWD, path)?;
+    let mut moved = 0u64;
+    // What is moved up gets a name that cannot be there.
+    let prefix = ids::random_hex::<8>();
+    empty(&top, |name, is_folder| {
+        if !is_folder {
+            return unlinkat(&top, name, AtFlags::empty());
+        }
+        let folder = open_folder(&top, name)?;
+        empty(&folder, |inner, is_folder| {
+            if !is_folder {
+                return unlinkat(&folder, inner, AtFlags::empty());
+            }
+            if unlinkat(&folder, inner, AtFlags::REMOVEDIR).is_ok() {
+                return Ok(());
+            }
+            moved += 1;
+            renameat(&folder, inner, &top, format!("{prefix}-{moved}"))
+        })?;
+        unlinkat(&top, name, AtFlags::REMOVEDIR)
+    })?;
+    drop(top);
+    fs::remove_dir(path)
+}
+
+/// Calls `act` for every entry until none is left; `act` must take the entry away.
+fn empty(folder: &OwnedFd, mut act: impl FnMut(&CString, bool) -> Result<(), Errno>) -> Result<(), Errno> {
+    loop {
+        seek(folder, rustix::fs::SeekFrom::Start(0))?;
+        let mut batch = Vec::new();
+        for_each_entry(folder, |name, kind| {
+            batch.push((name, kind == FileType::Directory));
+            Result::<_, Errno>::Ok(batch.len() < BATCH)
+        })?;
+        if batch.is_empty() {
+            return Ok(());
+        }
+        batch.iter().try_for_each(|(name, is_folder)| act(name, *is_folder))?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{Mode, OFlags, mkdirat, openat};
+
+    use super::*;
+
+    #[test]
+    fn a_tree_of_any_depth_and_width_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("tree");
+        fs::create_dir(&tree).unwrap();
+        let mut folder = open_folder(CWD, &tree).unwrap();
+        for level in 0..20_000 {
+            mkdirat(&folder, "d", Mode::from_raw_mode(0o700)).unwrap();
+            if level % 1000 == 0 {
+                mkdirat(&folder, "side", Mode::from_raw_mode(0)).unwrap();
+                openat(&folder, "file", OFlags::CREATE | OFlags::WRONLY, Mode::from_raw_mode(0)).unwrap();
+                rustix::fs::symlinkat("/etc", &folder, "link").unwrap();
+            }
+            folder = open_folder(&folder, "d").unwrap();
+        }
+        for number in 0..2 * BATCH {
+            openat(&folder, number.to_string(), OFlags::CREATE | OFlags::WRONLY, Mode::from_raw_mode(0o600))
+                .unwrap();
+        }
+        drop(folder);
+        remove_tree(&tree).unwrap();
+        assert!(!tree.exists() && Path::new("/etc/passwd").exists());
+    }
+
+    #[test]
+    fn what_was_left_is_removed_at_the_next_start() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("left/a/b")).unwrap();
+        drop(Janitor::start(dir.path().to_owned()).unwrap());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

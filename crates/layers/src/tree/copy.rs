@@ -1,0 +1,207 @@
+//! Copies a tree as it is: owners, modes, times, links, attributes, holes, and the odd kinds overlayfs keeps.
+//! Content is shared with the original where the file system can (`FICLONE`), else copied.
+//! The target is ours alone while this runs; nothing in it is synced here.
+
+use std::collections::HashMap;
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, chmodat, chownat, copy_file_range,
+    fchmod, fchown, fstat, ftruncate, futimens, ioctl_ficlone, linkat, mkdirat, mknodat, openat, readlinkat,
+    seek, symlinkat, utimensat,
+};
+use rustix::io::Errno;
+
+use super::open_folder;
+use super::walk::{Id, Visit, changed, climb, id_of, walk};
+use super::xattrs::{copy_xattrs, entry_path};
+
+/// Most that one call copies, so that no single call takes long.
+const CHUNK: usize = 64 << 20;
+
+/// How content gets from file to file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// Both refer to the same blocks until one is written.
+    Reflink,
+    /// Blocks are written again.
+    Copy,
+}
+
+/// Copies what is below `from` into the empty folder `to`, and `from`'s own owner, mode and so on. `links` is an
+/// empty folder on the same file system; it keeps a name for each file that has several.
+pub(crate) fn copy_tree(from: OwnedFd, to: OwnedFd, links: &OwnedFd, sharing: Sharing) -> io::Result<()> {
+    let mut copier = Copier { here: to, above: Vec::new(), links, known: HashMap::new(), kept: 0, sharing };
+    walk(from, &mut copier)
+}
+
+struct Copier<'a> {
+    /// The folder being filled.
+    here: OwnedFd,
+    /// The folders it lies in, from the top.
+    above: Vec<Id>,
+    links: &'a OwnedFd,
+    /// Files with several names: their number in `links`.
+    known: HashMap<Id, u64>,
+    /// How many were ever put there.
+    kept: u64,
+    sharing: Sharing,
+}
+
+impl Visit for Copier<'_> {
+    fn file(&mut self, folder: &OwnedFd, name: &CStr, stat: &Stat) -> io::Result<()> {
+        if stat.st_nlink > 1
+            && let Some(number) = self.known.get(&id_of(stat))
+        {
+            match linkat(self.links, number.to_string(), &self.here, name, AtFlags::empty()) {
+                // One name more than the original has, and so perhaps one too many: from here on a second copy.
+                Err(Errno::MLINK) => drop(self.known.remove(&id_of(stat))),
+                answer => return Ok(answer?),
+            }
+        }
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => self.regular(folder, name, stat)?,
+            FileType::Symlink => {
+                symlinkat(readlinkat(folder, name, Vec::new())?, &self.here, name)?;
+                self.dress(folder, name, stat)?;
+            }
+            kind => {
+                mknodat(&self.here, name, kind, Mode::from_raw_mode(0o600), stat.st_rdev)?;
+                self.dress(folder, name, stat)?;
+            }
+        }
+        if stat.st_nlink > 1 {
+            self.kept += 1;
+            linkat(&self.here, name, self.links, self.kept.to_string(), AtFlags::empty())?;
+            self.known.insert(id_of(stat), self.kept);
+        }
+        Ok(())
+    }
+
+    fn enter(&mut self, name: &CStr) -> io::Result<()> {
+        mkdirat(&self.here, name, Mode::from_raw_mode(0o700))?;
+        let next = open_folder(&self.here, name)?;
+        self.above.push(id_of(&fstat(&self.here)?));
+        self.here = next;
+        Ok(())
+    }
+
+    fn leave(&mut self, folder: &OwnedFd) -> io::Result<()> {
+        let stat = fstat(folder)?;
+        own(&self.here, &stat)?;
+        copy_xattrs(&entry_path(folder, c"."), &entry_path(&self.here, c"."))?;
+        futimens(&self.here, &times(&stat))?;
+        if let Some(above) = self.above.pop() {
+            self.here = climb(&self.here, above)?;
+        }
+        Ok(())
+    }
+}
+
+impl Copier<'_> {
+    fn regular(&self, folder: &OwnedFd, name: &CStr, stat: &Stat) -> io::Result<()> {
+        let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let from: File =
+            openat(folder, name, OFlags::RDONLY | OFlags::NOATIME | flags, Mode::empty())?.into();
+        let opened = fstat(&from)?;
+        if id_of(&opened) != id_of(stat) || FileType::from_raw_mode(opened.st_mode) != FileType::RegularFile {
+            return Err(changed());
+        }
+        let create = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | flags;
+        let to: File = openat(&self.here, name, create, Mode::from_raw_mode(0o600))?.into();
+        self.content(&from, &to, u64::try_from(opened.st_size).unwrap_or(0))?;
+        own(&to, &opened)?;
+        // After the owner, whose change takes capabilities away.
+        copy_xattrs(&entry_path(folder, name), &entry_path(&self.here, name))?;
+        Ok(futimens(&to, &times(&opened))?)
+    }
+
+    fn content(&self, from: &File, to: &File, size: u64) -> io::Result<()> {
+        if size == 0 {
+            return Ok(());
+        }
+        if self.sharing == Sharing::Reflink {
+            return Ok(ioctl_ficlone(to, from)?);
+        }
+        ftruncate(to, size)?;
+        let mut position = 0;
+        while position < size {
+            let start = match seek(from, rustix::fs::SeekFrom::Data(position)) {
+                // Only a hole is left.
+                Err(Errno::NXIO) => break,
+                answer => answer?,
+            };
+            let end = seek(from, rustix::fs::SeekFrom::Hole(start))?.min(size);
+            copy_range(from, to, start, end)?;
+            position = end.max(start + 1);
+        }
+        Ok(())
+    }
+
+    /// Owner, mode, attributes and times of something that cannot be opened.
+    fn dress(&self, folder: &OwnedFd, name: &CStr, stat: &Stat) -> io::Result<()> {
+        let (user, group) = owners(stat);
+        chownat(&self.here, name, user, group, AtFlags::SYMLINK_NOFOLLOW)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
+            // Just made by us and no link, so there is nothing to follow.
+            chmodat(&self.here, name, Mode::from_raw_mode(stat.st_mode & 0o7777), AtFlags::empty())?;
+        }
+        copy_xattrs(&entry_path(folder, name), &entry_path(&self.here, name))?;
+        Ok(utimensat(&self.here, name, &times(stat), AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+}
+
+fn copy_range(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
+    let (mut read_at, mut write_at) = (start, start);
+    while read_at < end {
+        let wanted = usize::try_from(end - read_at).unwrap_or(CHUNK).min(CHUNK);
+        match copy_file_range(from, Some(&mut read_at), to, Some(&mut write_at), wanted) {
+            // Shorter than it was.
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => {
+                return through_memory(from, to, read_at, end);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+fn through_memory(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    let mut buffer = vec![0u8; 1 << 20];
+    let mut position = start;
+    while position < end {
+        let wanted = usize::try_from(end - position).unwrap_or(buffer.len()).min(buffer.len());
+        let count = from.read_at(&mut buffer[..wanted], position)?;
+        if count == 0 {
+            break;
+        }
+        to.write_all_at(&buffer[..count], position)?;
+        position += count as u64;
+    }
+    Ok(())
+}
+
+fn own(file: impl AsFd, stat: &Stat) -> io::Result<()> {
+    let (user, group) = owners(stat);
+    fchown(&file, user, group)?;
+    // After the owner, whose change takes the set-user-id bit away.
+    Ok(fchmod(file, Mode::from_raw_mode(stat.st_mode & 0o7777))?)
+}
+
+fn owners(stat: &Stat) -> (Option<Uid>, Option<Gid>) {
+    (Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))
+}
+
+fn times(stat: &Stat) -> Timestamps {
+    let time = |seconds, nanoseconds| Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
+    Timestamps {
+        last_access: time(stat.st_atime, stat.st_atime_nsec as _),
+        last_modification: time(stat.st_mtime, stat.st_mtime_nsec as _),
+    }
+}

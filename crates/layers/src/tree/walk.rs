@@ -1,0 +1,116 @@
+//! Visits a whole tree with two open folders at a time.
+//! The way back up is `..`, checked against what was seen on the way down.
+//! Used for copying and for measuring.
+
+use std::collections::HashSet;
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{AtFlags, FileType, Stat, fstat, statat};
+
+use super::{for_each_entry, open_folder};
+
+/// What is done along the way.
+pub(crate) trait Visit {
+    /// Something that is not a folder.
+    fn file(&mut self, folder: &OwnedFd, name: &CStr, stat: &Stat) -> io::Result<()>;
+    /// A folder, before anything in it.
+    fn enter(&mut self, name: &CStr) -> io::Result<()>;
+    /// The folder entered last and not yet left, after everything in it. The top is left too.
+    fn leave(&mut self, folder: &OwnedFd) -> io::Result<()>;
+}
+
+/// A file's identity.
+pub(crate) type Id = (u64, u64);
+
+pub(crate) fn id_of(stat: &Stat) -> Id {
+    (stat.st_dev, stat.st_ino)
+}
+
+/// Opens the folder above, which must be the one that was come from.
+pub(crate) fn climb(from: &OwnedFd, expected: Id) -> io::Result<OwnedFd> {
+    let above = open_folder(from, c"..")?;
+    if id_of(&fstat(&above)?) == expected { Ok(above) } else { Err(changed()) }
+}
+
+/// The tree was not left alone.
+pub(crate) fn changed() -> io::Error {
+    io::Error::other("the tree changed while it was read; freeze the sandbox first")
+}
+
+/// A folder that is being visited.
+struct Level {
+    id: Id,
+    /// Folders in it not yet entered.
+    pending: Vec<CString>,
+}
+
+/// Visits everything below `top`, folders before what is in them.
+pub(crate) fn walk(top: OwnedFd, visit: &mut impl Visit) -> io::Result<()> {
+    let mut here = top;
+    let mut levels = vec![look_around(&here, visit)?];
+    while let Some(level) = levels.last_mut() {
+        if let Some(name) = level.pending.pop() {
+            let next = open_folder(&here, &name)?;
+            visit.enter(&name)?;
+            here = next;
+            levels.push(look_around(&here, visit)?);
+        } else {
+            visit.leave(&here)?;
+            levels.pop();
+            if let Some(above) = levels.last() {
+                here = climb(&here, above.id)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn look_around(folder: &OwnedFd, visit: &mut impl Visit) -> io::Result<Level> {
+    let mut pending = Vec::new();
+    for_each_entry(folder, |name, kind| {
+        if kind == FileType::Directory {
+            pending.push(name);
+        } else {
+            visit.file(folder, &name, &statat(folder, &name, AtFlags::SYMLINK_NOFOLLOW)?)?;
+        }
+        io::Result::Ok(true)
+    })?;
+    Ok(Level { id: id_of(&fstat(folder)?), pending })
+}
+
+/// Bytes on disk of everything below `top`; files with several names count once.
+pub(crate) fn measure(top: OwnedFd) -> io::Result<u64> {
+    #[derive(Default)]
+    struct Sum {
+        bytes: u64,
+        seen: HashSet<Id>,
+    }
+    impl Sum {
+        fn add(&mut self, stat: &Stat) {
+            let blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
+            self.bytes = self.bytes.saturating_add(blocks.saturating_mul(512));
+        }
+    }
+    impl Visit for Sum {
+        fn file(&mut self, _folder: &OwnedFd, _name: &CStr, stat: &Stat) -> io::Result<()> {
+            if stat.st_nlink == 1 || self.seen.insert(id_of(stat)) {
+                self.add(stat);
+            }
+            Ok(())
+        }
+
+        fn enter(&mut self, _name: &CStr) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn leave(&mut self, folder: &OwnedFd) -> io::Result<()> {
+            self.add(&fstat(folder)?);
+            Ok(())
+        }
+    }
+    let mut sum = Sum::default();
+    walk(top, &mut sum)?;
+    Ok(sum.bytes)
+}

@@ -1,0 +1,90 @@
+//! Volumes as plain folders, copied file by file.
+//! A copy is made in a hidden folder, brought to disk, and then renamed: it is there whole or not at all.
+//! No limits: ordinary file systems have none for folders.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with, syncfs};
+
+use super::{VolumeName, VolumeUsage, make_private};
+use crate::tree::{Sharing, copy_tree, measure, open_folder};
+use crate::{Janitor, LayerError};
+
+#[derive(Debug)]
+pub(super) struct Folders {
+    root: PathBuf,
+    making: PathBuf,
+    sharing: Sharing,
+    janitor: Janitor,
+}
+
+impl Folders {
+    pub(super) fn open(root: PathBuf, sharing: Sharing) -> Result<Self, LayerError> {
+        let making = make_private(&root.join(".making"))?;
+        let trash = make_private(&root.join(".trash"))?;
+        let janitor = Janitor::start(trash.clone()).map_err(LayerError::at(&trash))?;
+        let left = || -> io::Result<()> {
+            fs::read_dir(&making)?.try_for_each(|entry| janitor.discard(&entry?.path()))
+        };
+        left().map_err(LayerError::at(&making))?;
+        Ok(Self { root, making, sharing, janitor })
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn path(&self, name: &VolumeName) -> PathBuf {
+        self.root.join(name.as_str())
+    }
+
+    pub(super) fn create(&self, name: &VolumeName) -> Result<(), LayerError> {
+        fs::create_dir(self.path(name)).map_err(LayerError::about(name))
+    }
+
+    pub(super) fn rename(&self, from: &VolumeName, to: &VolumeName) -> Result<(), LayerError> {
+        rename_exclusively(&self.path(from), &self.path(to))
+            .map_err(|error| LayerError::of_two(from, to, error))
+    }
+
+    pub(super) fn copy(&self, from: &VolumeName, to: &VolumeName) -> Result<(), LayerError> {
+        if self.path(to).exists() {
+            return Err(LayerError::VolumeTaken(to.clone()));
+        }
+        let source = open_folder(CWD, self.path(from)).map_err(LayerError::about(from))?;
+        let place = self.making.join(format!("{to}-{}", ids::random_hex::<4>()));
+        let make = || -> io::Result<()> {
+            let (tree, links) = (place.join("tree"), place.join("links"));
+            [&place, &tree, &links].into_iter().try_for_each(fs::create_dir)?;
+            copy_tree(source, open_folder(CWD, &tree)?, &open_folder(CWD, &links)?, self.sharing)?;
+            // One call for all of it: a sync of each file would be a journal commit of each.
+            syncfs(File::open(&self.root)?)?;
+            rename_exclusively(&tree, &self.path(to))?;
+            File::open(&self.root)?.sync_all()
+        };
+        let made = make();
+        // What is left is the names of linked files, or half a tree.
+        let left = self.janitor.discard(&place);
+        made.and(left).map_err(|error| LayerError::of_two(from, to, error))
+    }
+
+    pub(super) fn discard(&self, name: &VolumeName) -> Result<(), LayerError> {
+        self.janitor.discard(&self.path(name)).map_err(LayerError::about(name))
+    }
+
+    pub(super) fn require(&self, name: &VolumeName) -> Result<(), LayerError> {
+        if self.path(name).is_dir() { Ok(()) } else { Err(LayerError::NoVolume(name.clone())) }
+    }
+
+    pub(super) fn usage(&self, name: &VolumeName) -> Result<VolumeUsage, LayerError> {
+        let folder = open_folder(CWD, self.path(name)).map_err(LayerError::about(name))?;
+        let used = measure(folder).map_err(LayerError::about(name))?;
+        Ok(VolumeUsage { used, limit: None })
+    }
+}
+
+pub(super) fn rename_exclusively(from: &Path, to: &Path) -> io::Result<()> {
+    Ok(renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?)
+}

@@ -1,0 +1,411 @@
+//! Writable volumes: the folder trees that hold what sandboxes write, with instant copies and limits where the disk can.
+//! Four ways to keep them, chosen at [`Volumes::open`] and never changed while volumes exist:
+//! subvolumes of a btrfs data folder, of a btrfs image of our own, or plain folders copied by reflink or byte by byte.
+//!
+//! The image (`volumes.btrfs`, a sparse file) is served by a loop device and mounted *detached*: the mount is in nobody's
+//! mount table, only a descriptor of this process, and paths lead through `/proc/<pid>/fd/<n>`. So nothing is left when the
+//! server is killed: the descriptor closes, the mount goes, and the loop device, set to clear itself, goes with it. Sandboxes
+//! that still run keep the file system alive by their overlays' own clones of the mount; the next server finds the loop
+//! device by the file behind it and gets the very same file system. An image is never attached twice: attaching is done
+//! under a lock on the file, after looking for a device that serves it.
+//!
+//! An image can promise more than the disk below it has. Where that disk is full, the kernel makes all of the image read-only to
+//! save what is in it: no loss, but the end of every sandbox. So all volumes together are held to what the disk can still take
+//! (`guard`), and writing ends in "Disk quota exceeded" before. If other programs fill the disk in spite of that, free some space
+//! and start the server again, with no sandbox left running.
+//!
+//! Such a path is good for this process and its children while [`Volumes`] lives. It can be opened, cloned (`open_tree`) and
+//! renamed below; it cannot be canonicalised, stored, or handed to a process in another pid namespace.
+//!
+//! A copy is a moment of its source: freeze the sandbox first if the moment should be one of peace. On btrfs what was written
+//! but not yet on disk is in it; the plain ways need the tree to be left alone and fail where it is not. What `copy` returned
+//! from survives a loss of power; what `create` and `rename` did may not, as nothing runs on in a volume then.
+
+mod charges;
+mod folders;
+mod guard;
+mod image;
+mod name;
+mod subvolumes;
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+pub use name::VolumeName;
+
+use crate::LayerError;
+use crate::tree::Sharing;
+use folders::Folders;
+use guard::Guard;
+use image::Image;
+use subvolumes::Subvolumes;
+
+const MIB: u64 = 1 << 20;
+
+/// How volumes are to be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum VolumesBackend {
+    /// The best that works here, or what the volumes that are here already need.
+    #[default]
+    Auto,
+    /// Subvolumes of the data folder's own btrfs.
+    Btrfs,
+    /// A btrfs image on a loop device.
+    Loop,
+    /// Folders whose copies share blocks (XFS).
+    Reflink,
+    /// Folders, copied byte by byte.
+    Copy,
+}
+
+impl VolumesBackend {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Btrfs => "btrfs",
+            Self::Loop => "loop",
+            Self::Reflink => "reflink",
+            Self::Copy => "copy",
+        }
+    }
+}
+
+impl std::fmt::Display for VolumesBackend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl std::str::FromStr for VolumesBackend {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = [Self::Auto, Self::Btrfs, Self::Loop, Self::Reflink, Self::Copy];
+        let found = all.into_iter().find(|backend| backend.as_str() == text);
+        found.ok_or_else(|| format!("{text:?} is not one of auto, btrfs, loop, reflink, copy"))
+    }
+}
+
+/// Choices for [`Volumes::open`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct VolumesConfig {
+    /// How volumes are kept.
+    pub backend: VolumesBackend,
+    /// Most bytes the image may grow to. Without it, the size of the disk it lies on. An image never shrinks.
+    pub image_size: Option<u64>,
+}
+
+/// What a volume takes, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VolumeUsage {
+    /// What it refers to. Within a few percent on btrfs: parts that a copy shared and that were replaced since may still
+    /// count.
+    pub used: u64,
+    /// Where writing ends with "Disk quota exceeded". None where there is no limit or none can be enforced.
+    pub limit: Option<u64>,
+}
+
+/// The volumes below one data folder. One process at a time may have them open.
+#[derive(Debug)]
+pub struct Volumes {
+    kind: VolumesBackend,
+    store: Store,
+    description: String,
+    _guard: Option<Guard>,
+    /// After the others, which have the mount's root open.
+    _image: Option<Image>,
+}
+
+#[derive(Debug)]
+enum Store {
+    Subvolumes(Subvolumes),
+    Folders(Folders),
+}
+
+impl Volumes {
+    /// Opens the volumes below `data_dir`, making what is missing. May take some seconds where an image is made or a
+    /// journal replayed. What a crash left half-made is removed.
+    ///
+    /// # Errors
+    /// The way asked for, or the one that existing volumes need, does not work here.
+    pub fn open(data_dir: &Path, config: VolumesConfig) -> Result<Self, LayerError> {
+        fs::create_dir_all(data_dir).map_err(LayerError::at(data_dir))?;
+        let image_path = data_dir.join("volumes.btrfs");
+        let folder = data_dir.join("volumes");
+        let in_image = image_path.exists();
+        let in_folder = holds_volumes(&folder);
+        let asked = config.backend;
+        if in_image && !matches!(asked, VolumesBackend::Auto | VolumesBackend::Loop) {
+            return Err(LayerError::Backend {
+                what: format!("{} holds volumes, so {asked} cannot be used", image_path.display()),
+                remedy: "choose loop, or remove the file and all it holds".into(),
+            });
+        }
+        if in_folder && asked == VolumesBackend::Loop {
+            return Err(LayerError::Backend {
+                what: format!("{} holds volumes, so loop cannot be used", folder.display()),
+                remedy: "choose auto, or remove the folder and all it holds".into(),
+            });
+        }
+        match asked {
+            VolumesBackend::Btrfs => Self::in_btrfs(&folder),
+            VolumesBackend::Loop => Self::in_image(&image_path, config.image_size),
+            VolumesBackend::Reflink if !can_reflink(&make_private(&folder)?)? => Err(LayerError::Backend {
+                what: format!("the file system of {} cannot share blocks between files", folder.display()),
+                remedy: "choose auto, or put the data folder on XFS or btrfs".into(),
+            }),
+            VolumesBackend::Reflink => Self::in_folders(&folder, Sharing::Reflink, "as asked for"),
+            VolumesBackend::Copy => Self::in_folders(&folder, Sharing::Copy, "as asked for"),
+            VolumesBackend::Auto if in_image => Self::in_image(&image_path, config.image_size),
+            VolumesBackend::Auto => Self::best(&folder, in_folder, &image_path, config.image_size),
+        }
+    }
+
+    fn best(
+        folder: &Path,
+        in_folder: bool,
+        image_path: &Path,
+        image_size: Option<u64>,
+    ) -> Result<Self, LayerError> {
+        if subvolumes::is_btrfs(&make_private(folder)?)? {
+            return Self::in_btrfs(folder);
+        }
+        if can_reflink(folder)? {
+            let why = "the data folder's file system shares blocks; for limits choose loop before the first sandbox";
+            return Self::in_folders(folder, Sharing::Reflink, why);
+        }
+        if in_folder {
+            let why = format!(
+                "{} holds volumes from before; with none left in it, the next start may do better",
+                folder.display()
+            );
+            return Self::in_folders(folder, Sharing::Copy, &why);
+        }
+        match Self::in_image(image_path, image_size) {
+            Err(LayerError::Backend { what, remedy }) => Self::in_folders(
+                folder,
+                Sharing::Copy,
+                &format!("a btrfs image would be better, but {what}: {remedy}"),
+            ),
+            answer => answer,
+        }
+    }
+
+    fn in_btrfs(folder: &Path) -> Result<Self, LayerError> {
+        let root = make_private(folder)?;
+        if !subvolumes::is_btrfs(&root)? {
+            return Err(LayerError::Backend {
+                what: format!("{} is not on btrfs", folder.display()),
+                remedy: "choose loop for a btrfs image of our own".into(),
+            });
+        }
+        let store = Subvolumes::open(root.clone(), None)?;
+        let limits = if store.enforces_limits() {
+            "limits are enforced by the file system's quotas".to_owned()
+        } else {
+            format!(
+                "no disk limits, because the file system's quotas are off; `btrfs quota enable --simple {}` turns them on (Linux 6.7)",
+                root.display()
+            )
+        };
+        let description = format!("subvolumes of the btrfs under {}; {limits}", root.display());
+        Ok(Self {
+            kind: VolumesBackend::Btrfs,
+            store: Store::Subvolumes(store),
+            description,
+            _guard: None,
+            _image: None,
+        })
+    }
+
+    fn in_image(path: &Path, size: Option<u64>) -> Result<Self, LayerError> {
+        let image = Image::open(path, size)?;
+        let root = image.root();
+        let guard = subvolumes::turn_quotas_on(&root).and_then(|()| Guard::start(&root, path));
+        let store = Subvolumes::open(root, guard.is_ok().then_some(guard::GROUP))?;
+        let limits = match &guard {
+            Ok(_) => "limits are enforced".to_owned(),
+            Err(error) => format!("no disk limits, as quotas cannot be turned on ({error}); Linux 6.7 can"),
+        };
+        let direct =
+            if image.direct_io() { "direct I/O" } else { "buffered I/O, as the disk cannot do direct" };
+        let description =
+            format!("subvolumes of the btrfs image {} on a loop device ({direct}); {limits}", path.display());
+        Ok(Self {
+            kind: VolumesBackend::Loop,
+            store: Store::Subvolumes(store),
+            description,
+            _guard: guard.ok(),
+            _image: Some(image),
+        })
+    }
+
+    fn in_folders(folder: &Path, sharing: Sharing, why: &str) -> Result<Self, LayerError> {
+        let store = Folders::open(make_private(folder)?, sharing)?;
+        let (kind, how) = match sharing {
+            Sharing::Reflink => (VolumesBackend::Reflink, "copied by reflink, file by file"),
+            Sharing::Copy => (VolumesBackend::Copy, "copied byte by byte"),
+        };
+        let description = format!("plain folders in {}, {how}, without disk limits: {why}", folder.display());
+        Ok(Self { kind, store: Store::Folders(store), description, _guard: None, _image: None })
+    }
+
+    /// How volumes are kept; never `Auto`.
+    #[must_use]
+    pub fn kind(&self) -> VolumesBackend {
+        self.kind
+    }
+
+    /// A sentence for people: how, with which limits, and what would make it better.
+    #[must_use]
+    pub fn describe(&self) -> &str {
+        &self.description
+    }
+
+    /// Whether writing ends at a volume's limit. Where not, limits are accepted and mean nothing.
+    #[must_use]
+    pub fn enforces_limits(&self) -> bool {
+        match &self.store {
+            Store::Subvolumes(store) => store.enforces_limits(),
+            Store::Folders(_) => false,
+        }
+    }
+
+    /// Where a volume is, present or not. See the module's text for what such a path is good for.
+    #[must_use]
+    pub fn path(&self, name: &VolumeName) -> PathBuf {
+        match &self.store {
+            Store::Subvolumes(store) => store.path(name),
+            Store::Folders(store) => store.path(name),
+        }
+    }
+
+    /// Makes an empty volume.
+    ///
+    /// # Errors
+    /// The name is taken, or the disk is full.
+    pub fn create(&self, name: &VolumeName, limit_mib: Option<u32>) -> Result<(), LayerError> {
+        match &self.store {
+            Store::Subvolumes(store) => store.create(name, bytes(limit_mib)),
+            Store::Folders(store) => store.create(name),
+        }
+    }
+
+    /// Gives a volume another name, at once. It stays where it is for whoever has it open.
+    ///
+    /// # Errors
+    /// There is none, or the new name is taken.
+    pub fn rename(&self, from: &VolumeName, to: &VolumeName) -> Result<(), LayerError> {
+        match &self.store {
+            Store::Subvolumes(store) => store.rename(from, to),
+            Store::Folders(store) => store.rename(from, to),
+        }
+    }
+
+    /// Makes `to` what `from` is at a moment during the call. It survives a loss of power once this returns.
+    ///
+    /// The limit counts all that `to` refers to, whether `from` wrote it or not. Taking a copy also counts `from` anew: what it
+    /// replaces from then on is new data to it, as the copy keeps the old.
+    ///
+    /// # Errors
+    /// There is no `from`, `to` is taken, the disk is full, or the tree changed where copies are not instant.
+    pub fn copy(
+        &self,
+        from: &VolumeName,
+        to: &VolumeName,
+        read_only: bool,
+        limit_mib: Option<u32>,
+    ) -> Result<(), LayerError> {
+        match &self.store {
+            Store::Subvolumes(store) => store.copy(from, to, read_only, bytes(limit_mib)),
+            Store::Folders(store) => store.copy(from, to),
+        }
+    }
+
+    /// Removes a volume: it is gone from here at once, its space comes back in the background. None there is a success.
+    ///
+    /// # Errors
+    /// The file system cannot be written.
+    pub fn discard(&self, name: &VolumeName) -> Result<(), LayerError> {
+        match &self.store {
+            Store::Subvolumes(store) => store.discard(name),
+            Store::Folders(store) => store.discard(name),
+        }
+    }
+
+    /// Changes the limit; `None` takes it away.
+    ///
+    /// # Errors
+    /// There is no such volume.
+    pub fn set_limit(&self, name: &VolumeName, limit_mib: Option<u32>) -> Result<(), LayerError> {
+        match &self.store {
+            Store::Subvolumes(store) => store.set_limit(name, bytes(limit_mib)),
+            Store::Folders(store) => store.require(name),
+        }
+    }
+
+    /// What a volume takes. Instant with limits; else every file is looked at.
+    ///
+    /// # Errors
+    /// There is no such volume.
+    pub fn usage(&self, name: &VolumeName) -> Result<VolumeUsage, LayerError> {
+        match &self.store {
+            Store::Subvolumes(store) => store.usage(name),
+            Store::Folders(store) => store.usage(name),
+        }
+    }
+
+    /// All volumes, in no order.
+    ///
+    /// # Errors
+    /// The file system cannot be read.
+    pub fn list(&self) -> Result<Vec<VolumeName>, LayerError> {
+        let root = match &self.store {
+            Store::Subvolumes(store) => store.root(),
+            Store::Folders(store) => store.root(),
+        };
+        names_in(root).map_err(LayerError::at(root))
+    }
+}
+
+fn bytes(mib: Option<u32>) -> Option<u64> {
+    mib.map(|mib| u64::from(mib) * MIB)
+}
+
+fn names_in(folder: &Path) -> io::Result<Vec<VolumeName>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        names.extend(entry?.file_name().to_str().and_then(|name| name.parse().ok()));
+    }
+    Ok(names)
+}
+
+fn holds_volumes(folder: &Path) -> bool {
+    names_in(folder).is_ok_and(|names| !names.is_empty())
+}
+
+/// A folder that only root can enter: set-user-id files in volumes are real.
+fn make_private(folder: &Path) -> Result<PathBuf, LayerError> {
+    let make = || {
+        fs::create_dir_all(folder)?;
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
+        fs::canonicalize(folder)
+    };
+    make().map_err(LayerError::at(folder))
+}
+
+/// Tries it.
+fn can_reflink(folder: &Path) -> Result<bool, LayerError> {
+    let probe = || -> io::Result<bool> {
+        let [one, two] = [".probe-1", ".probe-2"].map(|name| folder.join(name));
+        fs::write(&one, [1u8; 4096])?;
+        let cloned =
+            fs::File::create(&two).and_then(|to| Ok(rustix::fs::ioctl_ficlone(to, fs::File::open(&one)?)?));
+        fs::remove_file(&one)?;
+        fs::remove_file(&two)?;
+        Ok(cloned.is_ok())
+    };
+    probe().map_err(LayerError::at(folder))
+}

@@ -1,0 +1,55 @@
+//! Names of volumes.
+//! One path component, never hidden, never another one's by case.
+//! What begins with a dot in a volumes folder is this crate's own.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::LayerError;
+
+const LONGEST: usize = 100;
+
+/// A volume's name: lower-case letters, digits, `-`, `_` and `.`, beginning with a letter or digit.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct VolumeName(String);
+
+impl VolumeName {
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for VolumeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for VolumeName {
+    type Err = LayerError;
+
+    fn from_str(text: &str) -> Result<Self, LayerError> {
+        let plain = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let fits = text.len() <= LONGEST
+            && text.as_bytes().first().is_some_and(plain)
+            && text.bytes().all(|byte| plain(&byte) || matches!(byte, b'-' | b'_' | b'.'));
+        if fits { Ok(Self(text.to_owned())) } else { Err(LayerError::VolumeName(text.to_owned())) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_harmless_names() {
+        for good in ["a", "ready-17", "i0123456789abcdefghij", "s.1_2"] {
+            assert_eq!(good.parse::<VolumeName>().unwrap().as_str(), good);
+        }
+        for bad in ["", ".", "..", ".hidden", "a/b", "-x", "A", "a b", "ä", "a\0", &"a".repeat(101)] {
+            assert!(bad.parse::<VolumeName>().is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Volumes as btrfs subvolumes: making, copying and removing are one ioctl each, whatever the size.
+//! A snapshot is committed to disk by the kernel before it is there, so a copy is whole or not at all.
+//! Limits are simple quotas; see `charges` for what they count.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::fstatfs;
+use sys::btrfs::{self, Quota, QuotaGroup};
+
+use super::charges::{self, Charges};
+use super::folders::rename_exclusively;
+use super::{VolumeName, VolumeUsage};
+use crate::tree::{measure, open_folder};
+use crate::{Janitor, LayerError};
+
+#[derive(Debug)]
+pub(super) struct Subvolumes {
+    /// For what is not a subvolume. First, as it works below the root.
+    janitor: Janitor,
+    root: OwnedFd,
+    /// Where the root is reached from this process.
+    path: PathBuf,
+    /// None without quotas.
+    charges: Option<Charges>,
+    /// What all volumes are charged to besides.
+    group: Option<QuotaGroup>,
+}
+
+/// Whether the folder lies on btrfs.
+pub(super) fn is_btrfs(folder: &Path) -> Result<bool, LayerError> {
+    const MAGIC: u64 = 0x9123_683e;
+    let root = File::open(folder).map_err(LayerError::at(folder))?;
+    // The type's width and sign differ between architectures.
+    Ok(fstatfs(root).map_err(LayerError::at(folder))?.f_type as u64 == MAGIC)
+}
+
+/// Has a file system of our own count and limit what is written.
+pub(super) fn turn_quotas_on(root: &Path) -> io::Result<()> {
+    let root = File::open(root)?;
+    if Charges::of(root.as_fd())?.is_some() {
+        return Ok(());
+    }
+    btrfs::enable_simple_quotas(root.as_fd())
+}
+
+impl Subvolumes {
+    pub(super) fn open(path: PathBuf, group: Option<QuotaGroup>) -> Result<Self, LayerError> {
+        let root: OwnedFd = File::open(&path).map_err(LayerError::at(&path))?.into();
+        let trash = path.join(".trash");
+        fs::create_dir_all(&trash).map_err(LayerError::at(&trash))?;
+        let janitor = Janitor::start(trash.clone()).map_err(LayerError::at(&trash))?;
+        let charges = Charges::of(root.as_fd()).map_err(LayerError::at(&path))?;
+        // Only where all of the file system is ours.
+        if let (Some(charges), Some(_)) = (&charges, group) {
+            charges.sweep(root.as_fd());
+        }
+        Ok(Self { janitor, root, path, group: group.filter(|_| charges.is_some()), charges })
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn path(&self, name: &VolumeName) -> PathBuf {
+        self.path.join(name.as_str())
+    }
+
+    pub(super) fn enforces_limits(&self) -> bool {
+        self.charges.is_some()
+    }
+
+    pub(super) fn create(&self, name: &VolumeName, limit: Option<u64>) -> Result<(), LayerError> {
+        let limit = limit.filter(|_| self.charges.is_some());
+        let make = || -> io::Result<()> {
+            let quota = Quota { limit, group: self.group };
+            btrfs::create_subvolume(self.root.as_fd(), name.as_str(), quota)?;
+            match limit {
+                Some(_) => charges::begin(self.open_volume(name)?.as_fd(), limit),
+                None => Ok(()),
+            }
+        };
+        make().map_err(LayerError::about(name))
+    }
+
+    pub(super) fn rename(&self, from: &VolumeName, to: &VolumeName) -> Result<(), LayerError> {
+        rename_exclusively(&self.path(from), &self.path(to))
+            .map_err(|error| LayerError::of_two(from, to, error))
+    }
+
+    pub(super) fn copy(
+        &self,
+        from: &VolumeName,
+        to: &VolumeName,
+        read_only: bool,
+        limit: Option<u64>,
+    ) -> Result<(), LayerError> {
+        let source = self.open_volume(from).map_err(LayerError::about(from))?;
+        // What cannot be written to is let in even when nothing else is: a pause must not fail then.
+        let quota = Quota { limit: None, group: self.group.filter(|_| !read_only) };
+        btrfs::snapshot(self.root.as_fd(), to.as_str(), source.as_fd(), read_only, quota)
+            .map_err(|error| LayerError::of_two(from, to, error))?;
+        let Some(charges) = &self.charges else { return Ok(()) };
+        let charged = self.open_volume(to).and_then(|copy| charges.copied(&source, &copy, limit));
+        charged.map_err(|error| {
+            // Without its limit it would be a way around it.
+            let _ = self.discard(to);
+            LayerError::about(to)(error)
+        })
+    }
+
+    pub(super) fn discard(&self, name: &VolumeName) -> Result<(), LayerError> {
+        match btrfs::destroy_subvolume(self.root.as_fd(), name.as_str()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                let id = self.open_volume(name).and_then(|volume| btrfs::subvolume_of(volume.as_fd()));
+                if id.and_then(|volume| destroy_with_nested(self.root.as_fd(), volume.id)).is_ok() {
+                    return Ok(());
+                }
+            }
+            Err(_) => {}
+            Ok(()) => return Ok(()),
+        }
+        // Not a subvolume, or one in a strange state: out of the way at least.
+        self.janitor.discard(&self.path(name)).map_err(LayerError::about(name))
+    }
+
+    pub(super) fn set_limit(&self, name: &VolumeName, limit: Option<u64>) -> Result<(), LayerError> {
+        let volume = self.open_volume(name).map_err(LayerError::about(name))?;
+        match &self.charges {
+            Some(charges) => charges.set_limit(&volume, limit).map_err(LayerError::about(name)),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn usage(&self, name: &VolumeName) -> Result<VolumeUsage, LayerError> {
+        let usage = || {
+            let volume = self.open_volume(name)?;
+            match &self.charges {
+                Some(charges) => charges.usage(&volume),
+                None => Ok(VolumeUsage { used: measure(volume)?, limit: None }),
+            }
+        };
+        usage().map_err(LayerError::about(name))
+    }
+
+    fn open_volume(&self, name: &VolumeName) -> io::Result<OwnedFd> {
+        Ok(open_folder(&self.root, name.as_str())?)
+    }
+}
+
+/// Removes a subvolume and the ones in it, innermost first. Sandboxes cannot make such; a person may have.
+fn destroy_with_nested(root: BorrowedFd<'_>, id: u64) -> io::Result<()> {
+    let mut todo = vec![id];
+    while let Some(last) = todo.last() {
+        let nested = btrfs::nested_subvolumes(root, *last)?;
+        if nested.is_empty() {
+            btrfs::destroy_subvolume_by_id(root, *last)?;
+            todo.pop();
+        }
+        todo.extend(nested);
+    }
+    Ok(())
+}

@@ -1,0 +1,124 @@
+//! Data folders on file systems of every kind, each test with its own.
+//! Mounts are made in a mount namespace of the test's own thread, loop devices clear themselves: nothing can be left.
+//! Needs root, btrfs-progs and xfsprogs (`cargo xtask unit` installs them).
+
+#![allow(dead_code, reason = "each test program uses some of it")]
+
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use layers::{VolumeName, Volumes, VolumesBackend, VolumesConfig};
+use rustix::fs::CWD;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen, mount_change, move_mount,
+};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+use sys::LoopDevice;
+
+/// A data folder and the disk it lies on.
+pub(crate) struct Disk {
+    pub(crate) folder: PathBuf,
+    device: Option<LoopDevice>,
+    _place: Option<tempfile::TempDir>,
+}
+
+impl Disk {
+    /// On the machine's own disk.
+    pub(crate) fn host() -> Self {
+        let place = tempfile::tempdir().unwrap();
+        Self { folder: place.path().join("data"), device: None, _place: Some(place) }
+    }
+
+    /// Another test's.
+    pub(crate) fn at(folder: PathBuf) -> Self {
+        Self { folder, device: None, _place: None }
+    }
+
+    /// On a fresh file system of `kind`, `mib` large, which only this thread and its children see.
+    pub(crate) fn fresh(kind: &str, mib: u64) -> Self {
+        let place = tempfile::tempdir().unwrap();
+        own_mounts();
+        let image = place.path().join("disk");
+        let file = File::options().read(true).write(true).create_new(true).open(&image).unwrap();
+        file.set_len(mib << 20).unwrap();
+        let made = Command::new(format!("mkfs.{kind}")).arg("-q").arg(&image).status();
+        assert!(made.expect("the mkfs programs are installed").success());
+        let device = LoopDevice::attach(&file).unwrap();
+        let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
+        fsconfig_set_string(context.as_fd(), "source", device.path()).unwrap();
+        fsconfig_create(context.as_fd()).unwrap();
+        let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).unwrap();
+        let folder = place.path().join("mounted");
+        fs::create_dir(&folder).unwrap();
+        move_mount(&mount, "", CWD, &folder, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).unwrap();
+        Self { folder: folder.join("data"), device: Some(device), _place: Some(place) }
+    }
+
+    pub(crate) fn open(&self, backend: VolumesBackend) -> Volumes {
+        Volumes::open(&self.folder, VolumesConfig { backend, image_size: Some(4 << 30) }).unwrap()
+    }
+
+    /// The loop device that serves our image, if any does.
+    pub(crate) fn image_device(&self) -> Option<PathBuf> {
+        let image = File::open(self.folder.join("volumes.btrfs")).unwrap();
+        LoopDevice::find(&image).unwrap().map(|device| device.path().to_owned())
+    }
+
+    /// The kernel takes a mount apart on its way out of a process; the device's own file tells the end.
+    pub(crate) fn wait_until_detached(&self) {
+        let end = Instant::now() + Duration::from_secs(10);
+        while self.image_device().is_some() {
+            assert!(Instant::now() < end, "the loop device is still there");
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if self.device.is_some() {
+            let mounted = self.folder.parent().unwrap();
+            rustix::mount::unmount(mounted, rustix::mount::UnmountFlags::DETACH).unwrap();
+        }
+    }
+}
+
+/// Gives this thread, and those it starts, a view of mounts of their own.
+fn own_mounts() {
+    // SAFETY: file descriptors stay shared; only the view of mounts becomes this thread's own.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+}
+
+/// Puts something useless in place of a device.
+pub(crate) fn hide_from_this_thread(path: &str) {
+    own_mounts();
+    rustix::mount::mount_bind("/dev/null", path).unwrap();
+}
+
+pub(crate) fn show_again(path: &str) {
+    rustix::mount::unmount(path, rustix::mount::UnmountFlags::empty()).unwrap();
+}
+
+pub(crate) fn name(text: &str) -> VolumeName {
+    text.parse().unwrap()
+}
+
+/// A MiB that nothing makes smaller.
+pub(crate) fn noise() -> Vec<u8> {
+    (0..1u32 << 18).flat_map(|n| n.wrapping_mul(2_654_435_761).to_ne_bytes()).collect()
+}
+
+/// Everything about a tree that a copy must keep, as text.
+pub(crate) fn describe(tree: &Path) -> String {
+    const SCRIPT: &str = r#"
+        cd "$0" || exit
+        find . -type d -printf '%p %m %U %G %T@\n' -o -printf '%p %y %m %U %G %s %T@ %n %l\n' | sort
+        find . | sort | xargs -d '\n' getfattr -dhm - -e hex 2>/dev/null"#;
+    let answer = Command::new("sh").args(["-c", SCRIPT]).arg(tree).output().unwrap();
+    String::from_utf8_lossy(&answer.stdout).into_owned()
+}

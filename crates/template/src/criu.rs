@@ -1,0 +1,111 @@
+//! Brings CRIU into a folder of its own: Debian's package and the libraries it needs, and nothing else of theirs.
+//! From the first Debian release that has CRIU 4.2; the host's own release does not matter, as the copy has its own loader.
+//! The folder is there whole or not at all.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::TemplateError;
+use crate::mmdebstrap::{self, Progress};
+
+/// Debian 14, which will stay on this or a newer version when it is released.
+const SUITE: &str = "forky";
+const MIRROR: &str = "http://deb.debian.org/debian";
+const PROGRAM: &str = "usr/sbin/criu";
+
+/// Unpacks CRIU into `folder`, instead of what may be there. Blocks for some seconds.
+///
+/// # Errors
+/// mmdebstrap is missing or fails; its last words are in the error.
+pub fn install_criu(folder: &Path, report: &mut dyn FnMut(Progress)) -> Result<(), TemplateError> {
+    let beside = |suffix: &str| {
+        let mut name = folder.file_name().unwrap_or_default().to_owned();
+        name.push(suffix);
+        folder.with_file_name(name)
+    };
+    let (unpacked, wanted, old) = (beside(".unpacked"), beside(".new"), beside(".old"));
+    let work = [&unpacked, &wanted, &old];
+    if let Some(parent) = folder.parent() {
+        fs::create_dir_all(parent).map_err(TemplateError::at(parent))?;
+    }
+    work.iter().try_for_each(|left| remove(left))?;
+    let outcome = unpack(&unpacked, report).and_then(|()| {
+        pick(&unpacked, &wanted)?;
+        if folder.exists() {
+            fs::rename(folder, &old).map_err(TemplateError::at(folder))?;
+        }
+        fs::rename(&wanted, folder).map_err(TemplateError::at(folder))
+    });
+    work.iter().try_for_each(|left| remove(left))?;
+    outcome
+}
+
+fn unpack(folder: &Path, report: &mut dyn FnMut(Progress)) -> Result<(), TemplateError> {
+    let mut command = mmdebstrap::command("extract", &["criu"]);
+    // Signatures are checked as ever. Frozen copies of the archive, which offline sites have, outlive their date.
+    command.arg("--aptopt=Acquire::Check-Valid-Until \"false\"").arg(SUITE).arg(folder).arg(MIRROR);
+    mmdebstrap::run(command, "criu", report)
+}
+
+/// Takes the program and the libraries out of an unpacked tree: a tenth of it.
+fn pick(from: &Path, to: &Path) -> Result<(), TemplateError> {
+    let move_file = |path: &Path| {
+        let target = to.join(path.strip_prefix(from).unwrap_or(path));
+        let parent = target.parent().unwrap_or(to);
+        fs::create_dir_all(parent).and_then(|()| fs::rename(path, &target)).map_err(TemplateError::at(path))
+    };
+    move_file(&from.join(PROGRAM))?;
+    for folder in library_folders(from)? {
+        for entry in fs::read_dir(&folder).map_err(TemplateError::at(&folder))? {
+            let path = entry.map_err(TemplateError::at(&folder))?.path();
+            if path.file_name().is_some_and(|name| name.to_string_lossy().contains(".so")) {
+                move_file(&path)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `usr/lib/<architecture>-linux-gnu`
+fn library_folders(tree: &Path) -> Result<Vec<PathBuf>, TemplateError> {
+    let folder = tree.join("usr/lib");
+    let entries: io::Result<Vec<PathBuf>> =
+        fs::read_dir(&folder).and_then(|list| list.map(|entry| Ok(entry?.path())).collect());
+    let mut folders = entries.map_err(TemplateError::at(&folder))?;
+    folders.retain(|path| path.is_dir() && path.to_string_lossy().ends_with("-linux-gnu"));
+    Ok(folders)
+}
+
+fn remove(folder: &Path) -> Result<(), TemplateError> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(TemplateError::at(folder)(error)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_program_and_libraries_are_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        let libraries = "usr/lib/x86_64-linux-gnu";
+        let kept =
+            [PROGRAM, "usr/lib/x86_64-linux-gnu/libc.so.6", "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"];
+        let dropped =
+            ["usr/lib/x86_64-linux-gnu/gconv/A.so", "usr/lib/python3/x.py", "usr/share/doc/criu/copyright"];
+        for path in kept.iter().chain(&dropped) {
+            let path = from.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "x").unwrap();
+        }
+        std::os::unix::fs::symlink("libc.so.6", from.join(libraries).join("libc.so")).unwrap();
+        pick(&from, &to).unwrap();
+        assert!(kept.iter().all(|path| to.join(path).is_file()));
+        assert!(to.join(libraries).join("libc.so").is_file());
+        assert!(dropped.iter().all(|path| !to.join(path).exists()));
+    }
+}
