@@ -175,10 +175,54 @@ uuid_id!(
     "execution ID"
 );
 uuid_id!(
+    /// A captured state of a sandbox: its files, and its memory if it was asked for.
+    SnapshotId,
+    "snapshot ID"
+);
+uuid_id!(
     /// An API key's record, not the secret itself.
     KeyId,
     "API key ID"
 );
+uuid_id!(
+    /// A person.
+    UserId,
+    "user ID"
+);
+uuid_id!(
+    /// A person's access token: its record, not the secret itself.
+    TokenId,
+    "access token ID"
+);
+uuid_id!(
+    /// Something that happened to a sandbox.
+    EventId,
+    "event ID"
+);
+uuid_id!(
+    /// Somebody who wants to be told of events.
+    WebhookId,
+    "webhook ID"
+);
+uuid_id!(
+    /// One event on its way to one webhook.
+    DeliveryId,
+    "delivery ID"
+);
+
+impl EventId {
+    /// An identifier that grows with time, so that events of one moment keep their order.
+    #[must_use]
+    pub fn in_order() -> Self {
+        Self(uuid::Uuid::now_v7())
+    }
+
+    /// The one identifier of a run's end, however often that is told.
+    #[must_use]
+    pub fn of_end(execution: ExecutionId) -> Self {
+        Self(uuid::Uuid::new_v5(&execution.0, b"end"))
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -19,6 +19,9 @@ pub enum StoreError {
         /// What is wrong with it.
         detail: String,
     },
+    /// Another server has the database open.
+    #[error("another server uses this database; stop it, or give this one a database of its own")]
+    InUse,
     /// Something of this name or id exists already.
     #[error("{0} exists already")]
     Conflict(&'static str),

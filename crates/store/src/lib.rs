@@ -1,23 +1,34 @@
-//! Durable state behind one interface: SQLite on one machine now, PostgreSQL for clusters later.
+//! Durable state behind one interface: SQLite on one machine, PostgreSQL (feature `postgres`) for state kept elsewhere.
 //! Records are plain data; what they mean is decided in `control`.
 //! Every implementation passes the one suite in [`suite`].
 #![forbid(unsafe_code)]
+#![allow(clippy::duplicate_mod, reason = "`sql` is compiled for each database")]
 
 mod error;
+mod events;
+mod identity;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod records;
 mod sqlite;
 #[doc(hidden)]
 pub mod suite;
+mod suite_events;
+mod suite_identity;
 
 use async_trait::async_trait;
 use ids::{BuildId, KeyId, SandboxId, TeamId, TemplateId};
 use time::OffsetDateTime;
 
 pub use error::StoreError;
+pub use events::{Delivery, Event, EventBody, EventKind, EventQuery, EventStore, Webhook};
+pub use identity::{AccessToken, IdentityStore, User};
+#[cfg(feature = "postgres")]
+pub use postgres::PostgresStore;
 pub use records::{
-    ApiKey, Build, BuildConfig, BuildStatus, Idempotency, Lifecycle, Mask, NetworkConfig, Sandbox,
-    SandboxDetails, SandboxState, TagAssignment, Team, TeamLimits, Template, TemplateName,
-    truncate_to_micros,
+    ApiKey, Build, BuildConfig, BuildSnapshot, BuildStatus, Idempotency, Lifecycle, Mask, NetworkConfig,
+    Pause, Sandbox, SandboxDetails, SandboxState, Standing, TagAssignment, Team, TeamLimits, Template,
+    TemplateName, truncate_to_micros,
 };
 pub use sqlite::SqliteStore;
 
@@ -25,7 +36,7 @@ pub use sqlite::SqliteStore;
 ///
 /// Times have microsecond precision: finer ones are cut off.
 #[async_trait]
-pub trait Store: Send + Sync + 'static {
+pub trait Store: EventStore + IdentityStore + Send + Sync + 'static {
     /// The server secret of this name; `fresh` is stored and answered if there is none yet.
     async fn secret(&self, name: &str, fresh: &[u8]) -> Result<Vec<u8>, StoreError>;
 
@@ -63,6 +74,8 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<(), StoreError>;
     /// Removes a template with its names, builds and tags; false when there is none.
     async fn delete_template(&self, id: &TemplateId) -> Result<bool, StoreError>;
+    /// Removes builds of a template with their tags.
+    async fn delete_builds(&self, builds: &[BuildId]) -> Result<(), StoreError>;
     /// Changes a build's status and end.
     async fn set_build_status(
         &self,
@@ -87,6 +100,9 @@ pub trait Store: Send + Sync + 'static {
     async fn set_sandbox_end(&self, id: &SandboxId, end_at: OffsetDateTime) -> Result<(), StoreError>;
     /// Replaces what is kept as details.
     async fn set_sandbox_details(&self, id: &SandboxId, details: &SandboxDetails) -> Result<(), StoreError>;
+    /// Replaces state, run, times, pause and details of a sandbox that has not ended; this survives a power cut.
+    /// False when it has ended or never was.
+    async fn put_sandbox(&self, sandbox: &Sandbox) -> Result<bool, StoreError>;
     /// Marks a sandbox as ended; an ended one stays as it is.
     async fn finish_sandbox(
         &self,

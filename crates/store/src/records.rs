@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use ids::{BuildId, ExecutionId, KeyId, SandboxId, TeamId, TemplateId};
+use ids::{BuildId, ExecutionId, KeyId, SandboxId, SnapshotId, TeamId, TemplateId};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
@@ -22,13 +22,40 @@ pub struct TeamLimits {
     pub concurrent_sandboxes: u32,
     /// Longest life of one sandbox, hours.
     pub max_length_hours: u32,
+    /// Processors of one sandbox.
+    pub max_vcpu: u32,
+    /// Memory of one sandbox, MiB.
+    pub max_memory_mib: u32,
+    /// Writable disk of one sandbox, MiB.
+    pub max_disk_mib: u32,
+    /// Template builds under way.
+    pub concurrent_builds: u32,
 }
 
 impl Default for TeamLimits {
     /// Generous: on one's own machine the machine is the limit.
     fn default() -> Self {
-        Self { concurrent_sandboxes: 10_000, max_length_hours: 24 * 30 }
+        Self {
+            concurrent_sandboxes: 10_000,
+            max_length_hours: 24 * 30,
+            max_vcpu: 0,
+            max_memory_mib: 0,
+            max_disk_mib: 0,
+            concurrent_builds: 20,
+        }
     }
+}
+
+/// Whether the operator lets a team do things.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Standing {
+    /// Everything it has a right to.
+    #[default]
+    Good,
+    /// Only look and delete; the reason, which may be empty.
+    Blocked(String),
+    /// Nothing.
+    Banned,
 }
 
 /// Owner of sandboxes, templates and keys.
@@ -42,6 +69,8 @@ pub struct Team {
     pub slug: String,
     /// Its limits.
     pub limits: TeamLimits,
+    /// Whether the operator lets it do things.
+    pub standing: Standing,
     /// When it was made.
     pub created_at: OffsetDateTime,
 }
@@ -167,6 +196,19 @@ pub struct BuildConfig {
     pub ready_cmd: Option<String>,
 }
 
+/// A build that is a captured sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildSnapshot {
+    /// The captured state.
+    pub id: SnapshotId,
+    /// Whether memory is in it.
+    pub memory: bool,
+    /// The sandbox it was captured from: its agent knows that one's token.
+    pub sandbox: SandboxId,
+    /// The template that sandbox came from.
+    pub base: TemplateId,
+}
+
 /// One build of a template.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Build {
@@ -188,6 +230,8 @@ pub struct Build {
     pub layers: Vec<String>,
     /// Defaults for its sandboxes.
     pub config: BuildConfig,
+    /// The captured state its sandboxes go on from; none for templates that were built.
+    pub snapshot: Option<BuildSnapshot>,
     /// When it was asked for.
     pub created_at: OffsetDateTime,
     /// When it became ready or failed.
@@ -238,13 +282,23 @@ impl SandboxState {
 }
 
 /// What happens at the end of a sandbox's time.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Lifecycle {
     /// Pause instead of killing.
     pub auto_pause: bool,
+    /// Keep the memory when pausing so.
+    pub auto_pause_memory: bool,
     /// Let traffic wake it.
     pub auto_resume: bool,
+    /// Life it has when traffic wakes it, seconds.
+    pub resume_timeout: i64,
+}
+
+impl Default for Lifecycle {
+    fn default() -> Self {
+        Self { auto_pause: false, auto_pause_memory: true, auto_resume: false, resume_timeout: 300 }
+    }
 }
 
 /// A sandbox's network settings as asked for.
@@ -285,6 +339,29 @@ pub struct SandboxDetails {
     pub disk_mib: u32,
     /// Version its agent reports.
     pub envd_version: String,
+    /// Digests of the layers under its own files, uppermost first: they outlive the template's record.
+    pub layers: Vec<String>,
+    /// Defaults it was started with.
+    pub config: BuildConfig,
+}
+
+/// What a paused sandbox is brought back from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pause {
+    /// The captured state.
+    pub snapshot: SnapshotId,
+    /// Whether the state is this sandbox's alone and goes when it is resumed or ended.
+    pub owned: bool,
+    /// Whether memory is in it.
+    pub memory: bool,
+    /// The sandbox whose token the captured agent knows.
+    pub captured_from: SandboxId,
+    /// When, microseconds since the epoch.
+    #[serde(with = "time::serde::timestamp::microseconds")]
+    pub at: OffsetDateTime,
+    /// Whether its agent did not answer then.
+    #[serde(default)]
+    pub unresponsive: bool,
 }
 
 /// A sandbox as remembered. Neither environment nor tokens are kept.
@@ -310,6 +387,8 @@ pub struct Sandbox {
     pub ended_at: Option<OffsetDateTime>,
     /// Why it ended.
     pub end_reason: Option<String>,
+    /// Present while it is paused.
+    pub pause: Option<Pause>,
     /// The rest.
     pub details: SandboxDetails,
 }

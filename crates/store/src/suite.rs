@@ -4,13 +4,18 @@
 
 use std::future::Future;
 
-use ids::{BuildId, ExecutionId, KeyId, SandboxId, TeamId, TemplateId};
+use ids::{BuildId, ExecutionId, KeyId, SandboxId, SnapshotId, TeamId, TemplateId};
 use time::{Duration, OffsetDateTime};
 
+use crate::suite_events::{
+    deliveries_wait_are_postponed_and_go, events_are_found_filtered_paged_and_pruned,
+    webhooks_are_replaced_and_deleted,
+};
+use crate::suite_identity::{people_join_teams_and_show_tokens, standings_are_kept};
 use crate::{
-    ApiKey, Build, BuildConfig, BuildStatus, Idempotency, Mask, NetworkConfig, Sandbox, SandboxDetails,
-    SandboxState, Store, StoreError, TagAssignment, Team, TeamLimits, Template, TemplateName,
-    truncate_to_micros,
+    ApiKey, Build, BuildConfig, BuildSnapshot, BuildStatus, Idempotency, Mask, NetworkConfig, Pause, Sandbox,
+    SandboxDetails, SandboxState, Standing, Store, StoreError, TagAssignment, Team, TeamLimits, Template,
+    TemplateName, truncate_to_micros,
 };
 
 /// Runs every case. `fresh` answers an empty store and whatever must live as long as it.
@@ -38,8 +43,15 @@ where
         templates_keep_names_builds_and_tags,
         names_belong_to_one_template,
         sandboxes_live_and_end,
+        sandboxes_are_paused_and_resumed,
+        snapshots_are_builds,
         idempotency_keys_are_unique,
         old_records_are_pruned,
+        events_are_found_filtered_paged_and_pruned,
+        webhooks_are_replaced_and_deleted,
+        deliveries_wait_are_postponed_and_go,
+        standings_are_kept,
+        people_join_teams_and_show_tokens,
     );
 }
 
@@ -52,7 +64,8 @@ fn team(slug: &str) -> Team {
         id: TeamId::generate(),
         name: format!("Team {slug}"),
         slug: slug.to_owned(),
-        limits: TeamLimits { concurrent_sandboxes: 7, max_length_hours: 3 },
+        limits: TeamLimits { concurrent_sandboxes: 7, max_length_hours: 3, ..TeamLimits::default() },
+        standing: Standing::Good,
         created_at: now(),
     }
 }
@@ -82,6 +95,7 @@ fn sandbox() -> Sandbox {
         end_at: now() + Duration::seconds(300),
         ended_at: None,
         end_reason: None,
+        pause: None,
         details: SandboxDetails {
             metadata: [("a key".to_owned(), "ä=&%".to_owned())].into(),
             network: Some(NetworkConfig { deny_out: Some(vec!["0.0.0.0/0".into()]), ..Default::default() }),
@@ -159,6 +173,7 @@ async fn templates_keep_names_builds_and_tags(store: &impl Store) -> Result<(), 
         envd_version: "0.6.13".to_owned(),
         layers: vec!["top".into(), "bottom".into()],
         config: BuildConfig { default_user: Some("user".into()), ..Default::default() },
+        snapshot: None,
         created_at: now(),
         finished_at: None,
     };
@@ -225,6 +240,76 @@ async fn sandboxes_live_and_end(store: &impl Store) -> Result<(), StoreError> {
     assert_eq!(store.sandbox(&record.id).await?, Some(record.clone()), "ended for good");
     assert!(store.open_sandboxes().await?.is_empty());
     assert_eq!(store.sandbox(&SandboxId::generate()).await?, None);
+    Ok(())
+}
+
+async fn sandboxes_are_paused_and_resumed(store: &impl Store) -> Result<(), StoreError> {
+    let mut record = sandbox();
+    store.insert_sandbox(&record, None).await?;
+    record.state = SandboxState::Paused;
+    record.pause = Some(Pause {
+        snapshot: SnapshotId::generate(),
+        owned: true,
+        memory: true,
+        captured_from: record.id.clone(),
+        at: now(),
+        unresponsive: false,
+    });
+    assert!(store.put_sandbox(&record).await?);
+    assert_eq!(store.open_sandboxes().await?, [record.clone()]);
+
+    record.state = SandboxState::Running;
+    record.pause = None;
+    record.execution = ExecutionId::generate();
+    record.started_at += Duration::seconds(9);
+    record.end_at += Duration::seconds(9);
+    assert!(store.put_sandbox(&record).await?);
+    assert_eq!(store.sandbox(&record.id).await?, Some(record.clone()));
+
+    store.finish_sandbox(&record.id, now(), "request").await?;
+    assert!(!store.put_sandbox(&record).await?, "an ended one stays ended");
+    assert!(!store.put_sandbox(&sandbox()).await?, "there is none");
+    Ok(())
+}
+
+async fn snapshots_are_builds(store: &impl Store) -> Result<(), StoreError> {
+    let record = Template { names: Vec::new(), ..template(None, "unused") };
+    let build = Build {
+        id: BuildId::generate(),
+        template: record.id.clone(),
+        status: BuildStatus::Ready,
+        cpu_count: 2,
+        memory_mib: 1024,
+        disk_mib: 10_240,
+        envd_version: "0.6.13".to_owned(),
+        layers: vec!["top".into()],
+        config: BuildConfig::default(),
+        snapshot: Some(BuildSnapshot {
+            id: SnapshotId::generate(),
+            memory: true,
+            sandbox: SandboxId::generate(),
+            base: TemplateId::generate(),
+        }),
+        created_at: now(),
+        finished_at: Some(now()),
+    };
+    let tag = |build: BuildId| TagAssignment {
+        template: record.id.clone(),
+        tag: "default".to_owned(),
+        build,
+        created_at: now(),
+    };
+    store.put_template(&record, Some(&build), &[tag(build.id)]).await?;
+    let second = Build { id: BuildId::generate(), ..build.clone() };
+    store.put_template(&record, Some(&second), &[tag(second.id)]).await?;
+    store.delete_builds(&[build.id, BuildId::generate()]).await?;
+    assert_eq!(store.builds().await?, std::slice::from_ref(&second));
+    let tags = store.tag_assignments().await?;
+    assert_eq!(
+        tags.iter().map(|tag| tag.build).collect::<Vec<_>>(),
+        [second.id],
+        "a tag goes with its build"
+    );
     Ok(())
 }
 

@@ -6,15 +6,14 @@ use std::collections::HashMap;
 
 use ids::{BuildId, TemplateId};
 use sqlx::Row;
-use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 use time::OffsetDateTime;
 
-use super::{from_micros, json, micros};
+use super::{Database, DbConnection, DbPool, DbRow, from_micros, json, micros, small};
 use crate::{Build, BuildStatus, StoreError, TagAssignment, Template, TemplateName};
 
-pub(super) async fn templates(pool: &SqlitePool) -> Result<Vec<Template>, StoreError> {
-    // One read transaction: names and templates belong together.
-    let mut tx = pool.begin().await?;
+pub(super) async fn templates(database: &Database) -> Result<Vec<Template>, StoreError> {
+    // Names and templates belong together.
+    let mut tx = database.read_together().await?;
     let name_rows =
         sqlx::query("SELECT template, namespace, alias FROM template_names ORDER BY namespace, alias")
             .fetch_all(&mut *tx)
@@ -36,7 +35,7 @@ pub(super) async fn templates(pool: &SqlitePool) -> Result<Vec<Template>, StoreE
     rows.iter().map(|row| template(row, &mut names)).collect()
 }
 
-fn template(row: &SqliteRow, names: &mut HashMap<String, Vec<TemplateName>>) -> Result<Template, StoreError> {
+fn template(row: &DbRow, names: &mut HashMap<String, Vec<TemplateName>>) -> Result<Template, StoreError> {
     let id: String = row.try_get(0)?;
     let team: Option<String> = row.try_get(1)?;
     let spawn_count: i64 = row.try_get(5)?;
@@ -53,10 +52,10 @@ fn template(row: &SqliteRow, names: &mut HashMap<String, Vec<TemplateName>>) -> 
     })
 }
 
-pub(super) async fn put_template(conn: &mut SqliteConnection, template: &Template) -> Result<(), StoreError> {
+pub(super) async fn put_template(conn: &mut DbConnection, template: &Template) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO templates (id, team, public, created_at, updated_at) VALUES (?1, ?2, ?3, ?4, ?5) \
-         ON CONFLICT (id) DO UPDATE SET team = ?2, public = ?3, updated_at = ?5",
+        "INSERT INTO templates (id, team, public, created_at, updated_at) VALUES ($1, $2, $3, $4, $5) \
+         ON CONFLICT (id) DO UPDATE SET team = $2, public = $3, updated_at = $5",
     )
     .bind(template.id.as_str())
     .bind(template.team.map(|team| team.to_string()))
@@ -65,12 +64,12 @@ pub(super) async fn put_template(conn: &mut SqliteConnection, template: &Templat
     .bind(micros(template.updated_at))
     .execute(&mut *conn)
     .await?;
-    sqlx::query("DELETE FROM template_names WHERE template = ?")
+    sqlx::query("DELETE FROM template_names WHERE template = $1")
         .bind(template.id.as_str())
         .execute(&mut *conn)
         .await?;
     for name in &template.names {
-        sqlx::query("INSERT INTO template_names (namespace, alias, template) VALUES (?, ?, ?)")
+        sqlx::query("INSERT INTO template_names (namespace, alias, template) VALUES ($1, $2, $3)")
             .bind(name.namespace.as_deref().unwrap_or(""))
             .bind(&name.alias)
             .bind(template.id.as_str())
@@ -81,21 +80,18 @@ pub(super) async fn put_template(conn: &mut SqliteConnection, template: &Templat
     Ok(())
 }
 
-pub(super) async fn delete_template(
-    conn: &mut SqliteConnection,
-    id: &TemplateId,
-) -> Result<bool, StoreError> {
-    let done = sqlx::query("DELETE FROM templates WHERE id = ?").bind(id.as_str()).execute(conn).await?;
+pub(super) async fn delete_template(conn: &mut DbConnection, id: &TemplateId) -> Result<bool, StoreError> {
+    let done = sqlx::query("DELETE FROM templates WHERE id = $1").bind(id.as_str()).execute(conn).await?;
     Ok(done.rows_affected() > 0)
 }
 
 pub(super) async fn count_spawns(
-    conn: &mut SqliteConnection,
+    conn: &mut DbConnection,
     id: &TemplateId,
     count: u64,
     at: OffsetDateTime,
 ) -> Result<(), StoreError> {
-    sqlx::query("UPDATE templates SET spawn_count = spawn_count + ?, last_spawned = ? WHERE id = ?")
+    sqlx::query("UPDATE templates SET spawn_count = spawn_count + $1, last_spawned = $2 WHERE id = $3")
         .bind(i64::try_from(count).unwrap_or(i64::MAX))
         .bind(micros(at))
         .bind(id.as_str())
@@ -104,67 +100,76 @@ pub(super) async fn count_spawns(
     Ok(())
 }
 
-pub(super) async fn insert_build(conn: &mut SqliteConnection, build: &Build) -> Result<(), StoreError> {
+pub(super) async fn insert_build(conn: &mut DbConnection, build: &Build) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO builds (id, template, status, cpu_count, memory_mib, disk_mib, envd_version, layers_json, \
-         config_json, created_at, finished_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         config_json, created_at, finished_at, snapshot_json) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
     )
     .bind(build.id.to_string())
     .bind(build.template.as_str())
     .bind(build.status.as_str())
-    .bind(build.cpu_count)
-    .bind(build.memory_mib)
-    .bind(build.disk_mib)
+    .bind(i64::from(build.cpu_count))
+    .bind(i64::from(build.memory_mib))
+    .bind(i64::from(build.disk_mib))
     .bind(&build.envd_version)
     .bind(json(&build.layers))
     .bind(json(&build.config))
     .bind(micros(build.created_at))
     .bind(build.finished_at.map(micros))
+    .bind(build.snapshot.as_ref().map(json))
     .execute(conn)
     .await
     .map_err(StoreError::conflict("this build"))?;
     Ok(())
 }
 
-pub(super) async fn builds(pool: &SqlitePool) -> Result<Vec<Build>, StoreError> {
+pub(super) async fn builds(pool: &DbPool) -> Result<Vec<Build>, StoreError> {
     let rows = sqlx::query(
         "SELECT id, template, status, cpu_count, memory_mib, disk_mib, envd_version, layers_json, config_json, \
-         created_at, finished_at FROM builds ORDER BY created_at, id",
+         created_at, finished_at, snapshot_json FROM builds ORDER BY created_at, id",
     )
     .fetch_all(pool)
     .await?;
     rows.iter().map(build).collect()
 }
 
-fn build(row: &SqliteRow) -> Result<Build, StoreError> {
+fn build(row: &DbRow) -> Result<Build, StoreError> {
     let id: String = row.try_get(0)?;
     let template: String = row.try_get(1)?;
     let status: String = row.try_get(2)?;
     let layers: String = row.try_get(7)?;
     let config: String = row.try_get(8)?;
     let finished_at: Option<i64> = row.try_get(10)?;
+    let snapshot: Option<String> = row.try_get(11)?;
+    let snapshot = snapshot.map(|text| serde_json::from_str(&text)).transpose();
     Ok(Build {
         id: id.parse().map_err(StoreError::damaged("builds"))?,
         template: template.parse().map_err(StoreError::damaged("builds"))?,
         status: BuildStatus::parse(&status).map_err(StoreError::damaged("builds"))?,
-        cpu_count: row.try_get(3)?,
-        memory_mib: row.try_get(4)?,
-        disk_mib: row.try_get(5)?,
+        cpu_count: small("builds", row.try_get(3)?)?,
+        memory_mib: small("builds", row.try_get(4)?)?,
+        disk_mib: small("builds", row.try_get(5)?)?,
         envd_version: row.try_get(6)?,
         layers: serde_json::from_str(&layers).map_err(StoreError::damaged("builds"))?,
         config: serde_json::from_str(&config).map_err(StoreError::damaged("builds"))?,
+        snapshot: snapshot.map_err(StoreError::damaged("builds"))?,
         created_at: from_micros("builds", row.try_get(9)?)?,
         finished_at: finished_at.map(|at| from_micros("builds", at)).transpose()?,
     })
 }
 
+pub(super) async fn delete_build(conn: &mut DbConnection, id: BuildId) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM builds WHERE id = $1").bind(id.to_string()).execute(conn).await?;
+    Ok(())
+}
+
 pub(super) async fn set_build_status(
-    conn: &mut SqliteConnection,
+    conn: &mut DbConnection,
     id: BuildId,
     status: BuildStatus,
     finished_at: Option<OffsetDateTime>,
 ) -> Result<(), StoreError> {
-    sqlx::query("UPDATE builds SET status = ?, finished_at = ? WHERE id = ?")
+    sqlx::query("UPDATE builds SET status = $1, finished_at = $2 WHERE id = $3")
         .bind(status.as_str())
         .bind(finished_at.map(micros))
         .bind(id.to_string())
@@ -173,8 +178,8 @@ pub(super) async fn set_build_status(
     Ok(())
 }
 
-pub(super) async fn assign_tag(conn: &mut SqliteConnection, tag: &TagAssignment) -> Result<(), StoreError> {
-    sqlx::query("INSERT INTO tag_assignments (template, tag, build, created_at) VALUES (?, ?, ?, ?)")
+pub(super) async fn assign_tag(conn: &mut DbConnection, tag: &TagAssignment) -> Result<(), StoreError> {
+    sqlx::query("INSERT INTO tag_assignments (template, tag, build, created_at) VALUES ($1, $2, $3, $4)")
         .bind(tag.template.as_str())
         .bind(&tag.tag)
         .bind(tag.build.to_string())
@@ -184,7 +189,7 @@ pub(super) async fn assign_tag(conn: &mut SqliteConnection, tag: &TagAssignment)
     Ok(())
 }
 
-pub(super) async fn tag_assignments(pool: &SqlitePool) -> Result<Vec<TagAssignment>, StoreError> {
+pub(super) async fn tag_assignments(pool: &DbPool) -> Result<Vec<TagAssignment>, StoreError> {
     let rows = sqlx::query(
         "SELECT template, tag, build, created_at FROM tag_assignments ORDER BY created_at, rowid",
     )
@@ -193,7 +198,7 @@ pub(super) async fn tag_assignments(pool: &SqlitePool) -> Result<Vec<TagAssignme
     rows.iter().map(tag_assignment).collect()
 }
 
-fn tag_assignment(row: &SqliteRow) -> Result<TagAssignment, StoreError> {
+fn tag_assignment(row: &DbRow) -> Result<TagAssignment, StoreError> {
     let template: String = row.try_get(0)?;
     let build: String = row.try_get(2)?;
     Ok(TagAssignment {

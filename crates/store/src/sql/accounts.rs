@@ -4,51 +4,54 @@
 
 use ids::{KeyId, TeamId};
 use sqlx::Row;
-use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 use time::OffsetDateTime;
 
-use super::{from_micros, json, micros};
-use crate::{ApiKey, StoreError, Team};
+use super::{DbConnection, DbPool, DbRow, from_micros, json, micros};
+use crate::{ApiKey, Standing, StoreError, Team};
 
-pub(super) async fn secret(
-    conn: &mut SqliteConnection,
-    name: &str,
-    fresh: &[u8],
-) -> Result<Vec<u8>, StoreError> {
-    sqlx::query("INSERT INTO secrets (name, value) VALUES (?, ?) ON CONFLICT (name) DO NOTHING")
+pub(super) async fn secret(conn: &mut DbConnection, name: &str, fresh: &[u8]) -> Result<Vec<u8>, StoreError> {
+    sqlx::query("INSERT INTO secrets (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING")
         .bind(name)
         .bind(fresh)
         .execute(&mut *conn)
         .await?;
-    let row = sqlx::query("SELECT value FROM secrets WHERE name = ?").bind(name).fetch_one(conn).await?;
+    let row = sqlx::query("SELECT value FROM secrets WHERE name = $1").bind(name).fetch_one(conn).await?;
     Ok(row.try_get(0)?)
 }
 
-pub(super) async fn put_team(conn: &mut SqliteConnection, team: &Team) -> Result<(), StoreError> {
+pub(super) async fn put_team(conn: &mut DbConnection, team: &Team) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO teams (id, name, slug, limits_json, created_at) VALUES (?1, ?2, ?3, ?4, ?5) \
-         ON CONFLICT (id) DO UPDATE SET name = ?2, slug = ?3, limits_json = ?4",
+        "INSERT INTO teams (id, name, slug, limits_json, created_at, banned, blocked_reason) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (id) DO UPDATE SET name = $2, slug = $3, \
+         limits_json = $4, banned = $6, blocked_reason = $7",
     )
     .bind(team.id.to_string())
     .bind(&team.name)
     .bind(&team.slug)
     .bind(json(&team.limits))
     .bind(micros(team.created_at))
+    .bind(team.standing == Standing::Banned)
+    .bind(match &team.standing {
+        Standing::Blocked(reason) => Some(reason),
+        _ => None,
+    })
     .execute(conn)
     .await
     .map_err(StoreError::conflict("a team with this slug"))?;
     Ok(())
 }
 
-pub(super) async fn teams(pool: &SqlitePool) -> Result<Vec<Team>, StoreError> {
-    let rows =
-        sqlx::query("SELECT id, name, slug, limits_json, created_at FROM teams ORDER BY created_at, id")
-            .fetch_all(pool)
-            .await?;
+pub(super) async fn teams(pool: &DbPool) -> Result<Vec<Team>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT id, name, slug, limits_json, created_at, banned, blocked_reason FROM teams \
+         ORDER BY created_at, id",
+    )
+    .fetch_all(pool)
+    .await?;
     rows.iter().map(team).collect()
 }
 
-fn team(row: &SqliteRow) -> Result<Team, StoreError> {
+fn team(row: &DbRow) -> Result<Team, StoreError> {
     let id: String = row.try_get(0)?;
     let limits: String = row.try_get(3)?;
     Ok(Team {
@@ -57,13 +60,18 @@ fn team(row: &SqliteRow) -> Result<Team, StoreError> {
         slug: row.try_get(2)?,
         limits: serde_json::from_str(&limits).map_err(StoreError::damaged("teams"))?,
         created_at: from_micros("teams", row.try_get(4)?)?,
+        standing: if row.try_get(5)? {
+            Standing::Banned
+        } else {
+            row.try_get::<Option<String>, _>(6)?.map_or(Standing::Good, Standing::Blocked)
+        },
     })
 }
 
-pub(super) async fn insert_key(conn: &mut SqliteConnection, key: &ApiKey) -> Result<(), StoreError> {
+pub(super) async fn insert_key(conn: &mut DbConnection, key: &ApiKey) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO api_keys (id, team, name, hash, mask_json, created_at, last_used) \
-         VALUES (?, ?, ?, ?, ?, ?, ?)",
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
     )
     .bind(key.id.to_string())
     .bind(key.team.to_string())
@@ -78,7 +86,7 @@ pub(super) async fn insert_key(conn: &mut SqliteConnection, key: &ApiKey) -> Res
     Ok(())
 }
 
-pub(super) async fn keys(pool: &SqlitePool) -> Result<Vec<ApiKey>, StoreError> {
+pub(super) async fn keys(pool: &DbPool) -> Result<Vec<ApiKey>, StoreError> {
     let rows = sqlx::query(
         "SELECT id, team, name, hash, mask_json, created_at, last_used FROM api_keys ORDER BY created_at, id",
     )
@@ -87,9 +95,9 @@ pub(super) async fn keys(pool: &SqlitePool) -> Result<Vec<ApiKey>, StoreError> {
     rows.iter().map(key).collect()
 }
 
-pub(super) async fn key_by_hash(pool: &SqlitePool, hash: &str) -> Result<Option<ApiKey>, StoreError> {
+pub(super) async fn key_by_hash(pool: &DbPool, hash: &str) -> Result<Option<ApiKey>, StoreError> {
     let row = sqlx::query(
-        "SELECT id, team, name, hash, mask_json, created_at, last_used FROM api_keys WHERE hash = ?",
+        "SELECT id, team, name, hash, mask_json, created_at, last_used FROM api_keys WHERE hash = $1",
     )
     .bind(hash)
     .fetch_optional(pool)
@@ -97,7 +105,7 @@ pub(super) async fn key_by_hash(pool: &SqlitePool, hash: &str) -> Result<Option<
     row.as_ref().map(key).transpose()
 }
 
-fn key(row: &SqliteRow) -> Result<ApiKey, StoreError> {
+fn key(row: &DbRow) -> Result<ApiKey, StoreError> {
     let id: String = row.try_get(0)?;
     let team: String = row.try_get(1)?;
     let mask: String = row.try_get(4)?;
@@ -114,12 +122,12 @@ fn key(row: &SqliteRow) -> Result<ApiKey, StoreError> {
 }
 
 pub(super) async fn rename_key(
-    conn: &mut SqliteConnection,
+    conn: &mut DbConnection,
     team: TeamId,
     id: KeyId,
     name: &str,
 ) -> Result<bool, StoreError> {
-    let done = sqlx::query("UPDATE api_keys SET name = ? WHERE id = ? AND team = ?")
+    let done = sqlx::query("UPDATE api_keys SET name = $1 WHERE id = $2 AND team = $3")
         .bind(name)
         .bind(id.to_string())
         .bind(team.to_string())
@@ -128,12 +136,8 @@ pub(super) async fn rename_key(
     Ok(done.rows_affected() > 0)
 }
 
-pub(super) async fn delete_key(
-    conn: &mut SqliteConnection,
-    team: TeamId,
-    id: KeyId,
-) -> Result<bool, StoreError> {
-    let done = sqlx::query("DELETE FROM api_keys WHERE id = ? AND team = ?")
+pub(super) async fn delete_key(conn: &mut DbConnection, team: TeamId, id: KeyId) -> Result<bool, StoreError> {
+    let done = sqlx::query("DELETE FROM api_keys WHERE id = $1 AND team = $2")
         .bind(id.to_string())
         .bind(team.to_string())
         .execute(conn)
@@ -142,11 +146,11 @@ pub(super) async fn delete_key(
 }
 
 pub(super) async fn touch_key(
-    conn: &mut SqliteConnection,
+    conn: &mut DbConnection,
     id: KeyId,
     at: OffsetDateTime,
 ) -> Result<(), StoreError> {
-    sqlx::query("UPDATE api_keys SET last_used = max(coalesce(last_used, 0), ?) WHERE id = ?")
+    sqlx::query("UPDATE api_keys SET last_used = $1 WHERE id = $2 AND (last_used IS NULL OR last_used < $1)")
         .bind(micros(at))
         .bind(id.to_string())
         .execute(conn)
