@@ -68,7 +68,11 @@ impl Http {
     }
 
     pub(crate) async fn create(&self) -> Outcome<Sandbox> {
-        let body = json!({ "templateID": "base", "timeout": 3600 });
+        self.create_from("base").await
+    }
+
+    pub(crate) async fn create_from(&self, template: &str) -> Outcome<Sandbox> {
+        let body = json!({ "templateID": template, "timeout": 3600 });
         Ok(serde_json::from_value(self.api(Method::POST, "/v2/sandboxes", None, body).await?)?)
     }
 

@@ -8,6 +8,7 @@ mod http;
 mod machine;
 mod scenarios;
 mod server;
+mod snapshots;
 
 use std::error::Error;
 use std::fs;
@@ -63,6 +64,9 @@ async fn main() -> Outcome {
     report.add(scenarios::under_load(&server, arguments.rounds).await?);
     report.add_all(scenarios::burst(&server, 100).await?);
     report.add_all(scenarios::files(&server, arguments.file_mib).await?);
+    let cold = Server::start_with(&arguments.server, &arguments.layers, 16, &["--most-hot", "0"]).await?;
+    report.add_all(snapshots::all(&server, &cold, arguments.rounds / 10).await?);
+    cold.stop().await?;
     report.add_all(scenarios::alive(&server, &[100, arguments.alive]).await?);
     server.stop().await?;
     println!("{report}");

@@ -25,11 +25,22 @@ pub(crate) struct Server {
 impl Server {
     /// Starts one with this many slots kept ready.
     pub(crate) async fn start(binary: &Path, layers: &Path, pool: usize) -> Outcome<Self> {
+        Self::start_with(binary, layers, pool, &[]).await
+    }
+
+    /// Starts one with further options.
+    pub(crate) async fn start_with(
+        binary: &Path,
+        layers: &Path,
+        pool: usize,
+        options: &[&str],
+    ) -> Outcome<Self> {
         let data = TempDir::new_in("target")?;
         let mut child = Command::new(binary)
             .arg("serve")
             .args(["--listen", "127.0.0.1:0", "--max-sandboxes", "5000"])
             .args(["--pool", &pool.to_string()])
+            .args(options)
             .arg("--layers-dir")
             .arg(layers)
             .arg("--data-dir")

@@ -123,17 +123,24 @@ for _ in range(15000):
 """
 
 
-def test_a_tree_of_any_depth_cannot_hurt_the_server(server):
+@pytest.mark.parametrize("way", ["auto", "copy"])
+def test_a_tree_of_any_depth_cannot_hurt_the_server(way):
     from e2b import Sandbox
+    from server import Server
 
-    sandbox = Sandbox.create()
+    server = Server("--volumes", way)
+    options = {"api_key": server.key, "api_url": server.url, "sandbox_url": server.url}
+    sandbox = Sandbox.create(**options)
     sandbox.files.write("/root/deep.py", DEEP, user="root")
     sandbox.commands.run("python3 /root/deep.py", user="root", timeout=60)
     sandbox.kill()
+    trash = server.data / "volumes/.trash"
     deadline = time.monotonic() + 60
-    while list((server.data / "trash").iterdir()):
+    while trash.exists() and list(trash.iterdir()):
         assert server.call("GET", "/health")[0] == 200
         assert time.monotonic() < deadline, "the trash is still there"
+    assert server.call("GET", "/health")[0] == 200
+    server.stop()
 
 
 def test_kernel_limits_of_a_user_are_not_shared_between_sandboxes(server):

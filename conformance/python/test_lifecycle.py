@@ -1,79 +1,134 @@
-"""Creating, finding, timing out and ending sandboxes."""
+"""Pause, resume, snapshots and forks as the official SDK has them: memory, processes, files and identities."""
 
 import time
-from datetime import timedelta
 
 import pytest
-from e2b import NotFoundException, Sandbox, SandboxQuery, TimeoutException
+from e2b import Sandbox
+
+from server import Server
+
+COUNTER = "n=0; while true; do echo $((n+=1)); sleep 0.1; done"
 
 
-def test_a_time_limit_is_kept_to_the_second(server):
-    sandbox = Sandbox.create(timeout=60)
-    sandbox.set_timeout(2)
-    began = time.monotonic()
-    with pytest.raises(TimeoutException):
-        sandbox.commands.run("sleep 30")
-    assert 1.5 < time.monotonic() - began < 3.5
+@pytest.fixture(scope="module")
+def cold_server():
+    """Keeps nothing of a paused sandbox in memory."""
+    server = Server("--most-hot", "0")
+    yield server
+    for snapshot in server.call("GET", "/snapshots")[2]:
+        server.call("DELETE", "/templates/" + snapshot["snapshotID"].replace("/", "%2F"))
+    server.stop()
+
+
+@pytest.fixture
+def options(cold_server):
+    return {"api_key": cold_server.key, "api_url": cold_server.url, "sandbox_url": cold_server.url}
+
+
+def next_number(handle):
+    for stdout, _, _ in handle:
+        if stdout:
+            return int(stdout.split()[-1])
+
+
+def test_memory_survives_a_pause(cold_server, options):
+    sandbox = Sandbox.create(envs={"FOO": "bar"}, **options)
+    counter = sandbox.commands.run(COUNTER, background=True)
+    web = sandbox.commands.run("python3 -m http.server 8000 --bind 127.0.0.1", background=True)
+    root = sandbox.commands.run("sleep 1000", background=True, user="root")
+    sandbox.files.write("note", "kept")
+    before = next_number(counter)
+    boot = sandbox.commands.run("cat /proc/sys/kernel/random/boot_id").stdout
+    assert sandbox.pause() is True
+    assert sandbox.pause() is False, "it is paused already"
     assert sandbox.is_running() is False
-    with pytest.raises(NotFoundException):
-        sandbox.get_info()
+    assert sandbox.get_info().state.value == "paused"
+    listed = {item.sandbox_id: item.state.value for item in Sandbox.list(**{k: v for k, v in options.items() if k != "sandbox_url"}).next_items()}
+    assert listed[sandbox.sandbox_id] == "paused"
+
+    again = Sandbox.connect(sandbox.sandbox_id, **options)
+    assert {counter.pid, web.pid, root.pid} <= {process.pid for process in again.commands.list()}
+    assert next_number(again.commands.connect(counter.pid)) > before
+    look = again.commands.run("echo $FOO; cat note; echo; pwd; cat /proc/sys/kernel/random/boot_id").stdout
+    assert look == f"bar\nkept\n/home/user\n{boot}"
+    route = {"E2b-Sandbox-Id": sandbox.sandbox_id, "E2b-Sandbox-Port": "8000"}
+    assert cold_server.call("GET", "/note", headers=route)[2] == b"kept"
+    assert sandbox.files.read("note") == "kept", "the handle from before the pause is good"
+    assert again.kill() is True
 
 
-def test_connecting_extends_and_never_shortens(server, sandbox):
-    sandbox.set_timeout(600)
-    before = sandbox.get_info().end_at
-    other = Sandbox.connect(sandbox.sandbox_id, timeout=60)
-    assert other.get_info().end_at == before
-    other = Sandbox.connect(sandbox.sandbox_id, timeout=1200)
-    assert other.get_info().end_at > before + timedelta(seconds=500)
-    other.files.write("from-another-client", "x")
-    assert sandbox.files.exists("from-another-client")
+def test_a_reboot_keeps_files_only(options):
+    sandbox = Sandbox.create(**options)
+    sleeper = sandbox.commands.run("sleep 1000", background=True)
+    sandbox.files.write("note", "kept")
+    boot = sandbox.commands.run("cat /proc/sys/kernel/random/boot_id").stdout
+    sandbox.pause()
+    again = Sandbox.connect(sandbox.sandbox_id, on_resume="reboot", **options)
+    assert sleeper.pid not in {process.pid for process in again.commands.list()}
+    assert again.files.read("note") == "kept"
+    assert again.commands.run("cat /proc/sys/kernel/random/boot_id").stdout != boot
+    again.kill()
 
 
-def test_lists_by_metadata_newest_first_in_pages(server):
-    made = [Sandbox.create(metadata={"run": "lists", "n": f"{n} &=ü"}) for n in range(3)]
-    try:
-        pages = Sandbox.list(query=SandboxQuery(metadata={"run": "lists"}), limit=2)
-        first = pages.next_items()
-        assert [info.sandbox_id for info in first] == [made[2].sandbox_id, made[1].sandbox_id]
-        assert pages.has_next
-        assert [info.sandbox_id for info in pages.next_items()] == [made[0].sandbox_id]
-        assert not pages.has_next
-        one = Sandbox.list(query=SandboxQuery(metadata={"n": "1 &=ü"})).next_items()
-        assert [(info.sandbox_id, info.metadata["n"]) for info in one] == [(made[1].sandbox_id, "1 &=ü")]
-    finally:
-        for sandbox in made:
-            sandbox.kill()
+def test_snapshots_are_started_from_many_times(options):
+    sandbox = Sandbox.create(**options)
+    counter = sandbox.commands.run(COUNTER, background=True)
+    sandbox.files.write("note", "then")
+    snapshot = sandbox.create_snapshot()
+    sandbox.files.write("note", "now")
+    copies = [Sandbox.create(snapshot.snapshot_id, **options) for _ in range(2)]
+    for copy in copies:
+        assert copy.files.read("note") == "then"
+        assert counter.pid in {process.pid for process in copy.commands.list()}
+        inside = copy.commands.run("echo $E2B_SANDBOX_ID; cat /run/e2b/.E2B_SANDBOX_ID").stdout.split()
+        assert inside == [copy.sandbox_id] * 2
+        copy.files.write("note", copy.sandbox_id)
+    assert sandbox.files.read("note") == "now"
+    sandbox.kill()
+    late = Sandbox.create(snapshot.snapshot_id, **options)
+    assert late.files.read("note") == "then"
+    api = {k: v for k, v in options.items() if k != "sandbox_url"}
+    assert Sandbox.delete_snapshot(snapshot.snapshot_id, **api) is True
+    assert Sandbox.delete_snapshot(snapshot.snapshot_id, **api) is False
+    for copy in [*copies, late]:
+        copy.kill()
 
 
-def test_killing_cuts_a_running_command_and_is_final(server):
-    sandbox = Sandbox.create()
-    handle = sandbox.commands.run("sleep 1000", background=True)
-    assert sandbox.kill() is True
-    with pytest.raises(TimeoutException):
-        handle.wait()
-    assert sandbox.kill() is False
-    assert sandbox.is_running() is False
-    assert sandbox.sandbox_id not in [info["sandboxID"] for info in server.sandboxes()]
+def test_forks_go_separate_ways(options):
+    sandbox = Sandbox.create(envs={"FOO": "bar"}, **options)
+    sandbox.files.write("note", "source")
+    forks = sandbox.fork(timeout=60, count=3)
+    assert len({fork.sandbox_id for fork in forks} | {sandbox.sandbox_id}) == 4
+    for fork in forks:
+        assert fork.commands.run("cat note; echo $FOO").stdout == "sourcebar\n"
+        fork.files.write("note", fork.sandbox_id)
+    assert sandbox.files.read("note") == "source"
+    for each in [sandbox, *forks]:
+        each.kill()
 
 
-def test_info_and_metrics(server, sandbox):
-    info = sandbox.get_info()
-    assert (info.name, info.cpu_count, info.memory_mb, info.envd_version) == ("base", 2, 1024, "0.6.13")
-    metrics = sandbox.get_metrics()
-    assert metrics and metrics[0].mem_total == 1024 << 20, "the sandbox's own memory, not the host's"
-    assert 0 < metrics[0].mem_used < metrics[0].mem_total
+def test_time_up_pauses_and_traffic_wakes(cold_server, options):
+    lifecycle = {"on_timeout": "pause", "auto_resume": True}
+    sandbox = Sandbox.create(timeout=2, lifecycle=lifecycle, **options)
+    sandbox.commands.run("python3 -m http.server 8000", background=True)
+    deadline = time.monotonic() + 10
+    while sandbox.get_info().state.value != "paused":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    route = {"E2b-Sandbox-Id": sandbox.sandbox_id, "E2b-Sandbox-Port": "8000"}
+    assert cold_server.call("GET", "/", headers=route)[0] == 200
+    assert sandbox.get_info().state.value == "running"
+    sandbox.kill()
 
 
-def test_twenty_at_once(server):
-    from concurrent.futures import ThreadPoolExecutor
-
-    def one(number):
-        sandbox = Sandbox.create()
-        try:
-            return sandbox.commands.run(f"echo {number}").stdout
-        finally:
-            sandbox.kill()
-
-    with ThreadPoolExecutor(20) as pool:
-        assert list(pool.map(one, range(20))) == [f"{n}\n" for n in range(20)]
+def test_what_cannot_be_captured_is_said_and_harmless(options):
+    sandbox = Sandbox.create(**options)
+    # A deleted file that is still open is carried in the image, up to a size.
+    hold = "f=$(mktemp); head -c 80M /dev/zero > $f; exec 9<>$f; rm $f; touch held; sleep 1000"
+    sandbox.commands.run(hold, background=True)
+    while not sandbox.files.exists("held"):
+        time.sleep(0.05)
+    with pytest.raises(Exception, match="could not be captured"):
+        sandbox.pause()
+    assert sandbox.commands.run("echo alive").stdout == "alive\n"
+    sandbox.kill()

@@ -1,6 +1,6 @@
-//! Builds: the server, envd beside it, and the base template's layer that tests share.
+//! Builds: the server, envd beside it, and what tests share: the base template's layer, and CRIU.
 //! envd is always for musl; it runs in every sandbox whatever that has for a C library.
-//! The base layer is kept under `target/`, so it is built once a checkout.
+//! Both are kept under `target/`, so they are made once a checkout.
 
 use std::fs;
 use std::path::PathBuf;
@@ -34,6 +34,13 @@ pub(crate) fn envd(profile: &str) -> Outcome<PathBuf> {
 pub(crate) fn server() -> Outcome<PathBuf> {
     run::cargo(["build", "--package", "cofferdam"]).run()?;
     Ok(run::target().join("debug/cofferdam"))
+}
+
+/// CRIU for tests.
+pub(crate) fn criu() -> Outcome<PathBuf> {
+    let folder = run::target().join("criu");
+    run::new(server()?).args(["setup", "criu", "--criu"]).arg(&folder).run()?;
+    Ok(folder)
 }
 
 /// The layer store with the base template in it.

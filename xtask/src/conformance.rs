@@ -15,12 +15,13 @@ pub(crate) fn run(rest: &[String]) -> Outcome<Tally> {
     let server = build::server()?;
     let envd = build::envd("dev")?;
     let layers = build::base_layer()?;
+    let criu = build::criu()?;
     let suites = run::root().join("conformance");
     let python = python(&suites)?;
     let modules = javascript(&suites)?;
     let give = |run: &mut run::Run| {
         run.env("COFFERDAM_BIN", &server).env("COFFERDAM_ENVD", &envd).env("COFFERDAM_LAYERS", &layers);
-        run.env("COFFERDAM_NODE_MODULES", &modules);
+        run.env("COFFERDAM_NODE_MODULES", &modules).env("COFFERDAM_CRIU", &criu);
     };
     let mut tally = Tally::default();
     let mut pytest = run::new(&python);

@@ -68,8 +68,10 @@ fn unit(rest: &[String]) -> Outcome<Tally> {
     setup::for_testing()?;
     let envd = build::envd("dev")?;
     let layers = build::base_layer()?;
+    let criu = build::criu()?;
     let mut tests = run::cargo(["nextest", "run", "--workspace"]);
     tests.args(rest).env("COFFERDAM_ENVD", envd).env("COFFERDAM_LAYERS", layers);
+    tests.env("COFFERDAM_CRIU", criu);
     tests.tally()
 }
 

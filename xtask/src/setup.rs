@@ -2,10 +2,12 @@
 //! What is there already costs a few milliseconds to see.
 //! Needs root, as the server does.
 
+use std::fs;
+
 use crate::run::{self, Outcome};
 
 /// Programs behind building templates and running sandboxes.
-const RUNNING: &[&str] = &["mmdebstrap", "debian-archive-keyring", "ca-certificates"];
+const RUNNING: &[&str] = &["mmdebstrap", "debian-archive-keyring", "ca-certificates", "btrfs-progs"];
 /// What tests use besides.
 const TESTING: &[&str] = &[
     "gcc-aarch64-linux-gnu",
@@ -16,6 +18,8 @@ const TESTING: &[&str] = &[
     "git",
     "curl",
     "util-linux",
+    "xfsprogs",
+    "attr",
 ];
 
 /// For `quickstart`, `build` and `bench`.
@@ -28,6 +32,7 @@ pub(crate) fn for_running() -> Outcome {
 pub(crate) fn for_testing() -> Outcome {
     packages(RUNNING)?;
     packages(TESTING)?;
+    postgresql()?;
     rust_targets(&["x86_64-unknown-linux-musl", "aarch64-unknown-linux-musl", "aarch64-unknown-linux-gnu"])?;
     if !run::cargo(["nextest", "--version"]).succeeds() {
         run::cargo(["install", "--locked", "cargo-nextest"]).run()?;
@@ -35,12 +40,28 @@ pub(crate) fn for_testing() -> Outcome {
     Ok(())
 }
 
+/// Its programs only. Where it is not installed yet, its package would start a server on the host's port; tests have their own.
+fn postgresql() -> Outcome {
+    const PACKAGE: &str = "postgresql";
+    const NO_SERVER: &str = "/etc/postgresql-common/createcluster.d/cofferdam.conf";
+    if !is_missing(PACKAGE) {
+        return Ok(());
+    }
+    let prepare = fs::create_dir_all("/etc/postgresql-common/createcluster.d")
+        .and_then(|()| fs::write(NO_SERVER, "create_main_cluster = false\n"));
+    prepare.map_err(|error| format!("{NO_SERVER}: {error}"))?;
+    let installed = packages(&[PACKAGE]);
+    let _ = fs::remove_file(NO_SERVER);
+    installed
+}
+
+fn is_missing(package: &str) -> bool {
+    let status = run::new("dpkg-query").args(["-W", "-f=${db:Status-Status}", package]).output_quiet();
+    status.as_deref() != Some("installed")
+}
+
 fn packages(wanted: &[&str]) -> Outcome {
-    let is_missing = |package: &&&str| {
-        let status = run::new("dpkg-query").args(["-W", "-f=${db:Status-Status}", package]).output_quiet();
-        status.as_deref() != Some("installed")
-    };
-    let missing: Vec<&&str> = wanted.iter().filter(is_missing).collect();
+    let missing: Vec<&&str> = wanted.iter().filter(|package| is_missing(package)).collect();
     if missing.is_empty() {
         return Ok(());
     }

@@ -18,10 +18,11 @@ pub struct ApiError {
     retry: Option<bool>,
 }
 
-#[derive(Serialize)]
-struct Body<'a> {
+/// An error's JSON.
+#[derive(Debug, Serialize)]
+pub(crate) struct ErrorBody {
     code: u16,
-    message: &'a str,
+    message: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     error_code: Option<&'static str>,
 }
@@ -40,8 +41,9 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, message)
     }
 
-    pub(crate) fn not_implemented(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::NOT_IMPLEMENTED, message)
+    /// What a client reads, without the status.
+    pub(crate) fn into_body(self) -> ErrorBody {
+        ErrorBody { code: self.status.as_u16(), message: self.message, error_code: self.error_code }
     }
 
     fn code(mut self, error_code: &'static str) -> Self {
@@ -49,7 +51,7 @@ impl ApiError {
         self
     }
 
-    fn retry(mut self, helps: bool) -> Self {
+    pub(crate) fn retry(mut self, helps: bool) -> Self {
         self.retry = Some(helps);
         self
     }
@@ -57,9 +59,9 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let body = Body { code: self.status.as_u16(), message: &self.message, error_code: self.error_code };
-        let mut response = (self.status, Json(body)).into_response();
-        if let Some(helps) = self.retry {
+        let (status, retry) = (self.status, self.retry);
+        let mut response = (status, Json(self.into_body())).into_response();
+        if let Some(helps) = retry {
             let headers = response.headers_mut();
             headers.insert("should-retry", HeaderValue::from_static(if helps { "true" } else { "false" }));
             if helps {
@@ -80,7 +82,9 @@ impl From<ControlError> for ApiError {
             E::SandboxNotFound(_)
             | E::TemplateNotFound(_)
             | E::TagNotFound { .. }
+            | E::SnapshotGone
             | E::TeamNotFound
+            | E::NotFound(_)
             | E::KeyNotFound => with(StatusCode::NOT_FOUND),
             E::Forbidden(_) => with(StatusCode::FORBIDDEN),
             E::Conflict(_) => with(StatusCode::CONFLICT),
@@ -88,7 +92,7 @@ impl From<ControlError> for ApiError {
                 with(StatusCode::UNPROCESSABLE_ENTITY).code("idempotency_request_mismatch")
             }
             E::IdempotencyInProgress => with(StatusCode::CONFLICT).code("idempotency_in_progress"),
-            E::TeamLimit(_) => with(StatusCode::TOO_MANY_REQUESTS).retry(false),
+            E::TeamLimit(_) | E::BuildLimit(_) => with(StatusCode::TOO_MANY_REQUESTS).retry(false),
             E::Capacity(_) => {
                 with(StatusCode::SERVICE_UNAVAILABLE).code("sandbox_capacity_unavailable").retry(true)
             }
@@ -98,6 +102,8 @@ impl From<ControlError> for ApiError {
             E::StartFailed(_) => with(StatusCode::INTERNAL_SERVER_ERROR).code("sandbox_create_failed"),
             E::StartRefused(_) => with(StatusCode::INTERNAL_SERVER_ERROR).code("sandbox_create_refused"),
             E::Unsupported(_) => with(StatusCode::NOT_IMPLEMENTED),
+            E::AgentSilent(_) => with(StatusCode::SERVICE_UNAVAILABLE).retry(false),
+            E::CaptureFailed(_) => with(StatusCode::INTERNAL_SERVER_ERROR),
             E::ShuttingDown => with(StatusCode::SERVICE_UNAVAILABLE).retry(true),
             E::Engine(_) => with(StatusCode::INTERNAL_SERVER_ERROR).code("internal_server_error"),
             E::Store(ref cause) => {
@@ -116,6 +122,10 @@ impl From<AuthError> for ApiError {
             AuthError::Format | AuthError::Unknown => Self::unauthorized(format!(
                 "Invalid API key, please visit https://e2b.dev/docs/api-key for more information.\n{error}"
             )),
+            AuthError::TokenFormat | AuthError::TokenUnknown => Self::unauthorized(format!(
+                "Invalid Access token, try to login again by running `e2b auth login`.\n{error}"
+            )),
+            AuthError::Provider => Self::unauthorized(format!("Invalid auth provider token.\n{error}")),
             AuthError::Store(cause) => {
                 tracing::error!(error = %cause, "the store failed");
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the server's database failed")

@@ -8,6 +8,7 @@ mod body;
 mod cors;
 mod error;
 mod paths;
+mod rates;
 mod routes;
 mod wire;
 
@@ -20,14 +21,20 @@ use control::Control;
 
 pub use body::LARGEST_BODY;
 pub use error::ApiError;
+pub use rates::{RateLimit, RateLimitError};
+pub use routes::nodes::{Host, HostDisk, HostProbe, Processor};
 
 /// Settings of the REST interface.
 #[derive(Debug, Clone, Default)]
 pub struct ApiConfig {
-    /// Opens `/api-keys`, `/admin` and `/teams` in `X-Admin-Token`; without it they are closed.
+    /// Opens `/admin`, `/nodes`, and `/api-keys` and `/teams` for the operator, in `X-Admin-Token`.
     pub admin_token: Option<String>,
     /// Where clients find the data plane, as `domain` of a sandbox; without it they use their own setting.
     pub domain: Option<String>,
+    /// Looks at the machine, for `/nodes`.
+    pub host: HostProbe,
+    /// How often teams may call which routes; none by default.
+    pub rate_limits: Vec<RateLimit>,
 }
 
 /// What every handler gets.
@@ -35,22 +42,29 @@ pub struct ApiConfig {
 pub(crate) struct Api {
     pub(crate) control: Arc<Control>,
     pub(crate) config: Arc<ApiConfig>,
+    pub(crate) rates: Arc<rates::Rates>,
 }
 
 /// The routes. To be served by `edge`, which takes sandbox traffic out first.
 pub fn router(control: Arc<Control>, config: ApiConfig) -> Router {
-    let api = Api { control, config: Arc::new(config) };
+    let rates = Arc::new(rates::Rates::new(&config.rate_limits));
+    let api = Api { control, config: Arc::new(config), rates };
     Router::new()
         .merge(routes::sandboxes::routes())
         .merge(routes::lifecycle::routes())
         .merge(routes::logs::routes())
+        .merge(routes::metrics::routes())
+        .merge(routes::events::routes())
         .merge(routes::templates::routes())
         .merge(routes::keys::routes())
+        .merge(routes::teams::routes())
+        .merge(routes::nodes::routes())
         .merge(routes::server::routes())
         .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "no such path"))
         .method_not_allowed_fallback(async || {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take that method")
         })
+        .layer(middleware::from_fn(rates::headers))
         .layer(middleware::from_fn(cors::cors))
         .with_state(api)
 }

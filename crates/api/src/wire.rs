@@ -4,12 +4,13 @@
 
 use std::collections::BTreeMap;
 
-use control::{Access, AgentMetrics, Entry, NewKey, SandboxInfo};
+use control::{Access, ControlError, Entry, NewKey, SandboxInfo, SnapshotEntry};
 use serde::Serialize;
 use store::{ApiKey, Lifecycle, Mask, NetworkConfig, SandboxState};
 use time::OffsetDateTime;
 
-use crate::ApiConfig;
+use crate::error::ErrorBody;
+use crate::{ApiConfig, ApiError};
 
 /// Kept for old clients, which refuse an empty one.
 const CLIENT_ID: &str = "6532622b";
@@ -93,6 +94,38 @@ impl From<NetworkConfig> for NetworkView {
     }
 }
 
+/// A snapshot.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Snapshot {
+    #[serde(rename = "snapshotID")]
+    snapshot_id: String,
+    names: Vec<String>,
+}
+
+impl From<SnapshotEntry> for Snapshot {
+    fn from(entry: SnapshotEntry) -> Self {
+        Self { snapshot_id: entry.id, names: entry.names }
+    }
+}
+
+/// One fork of several: a sandbox or why there is none.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Forked {
+    Sandbox(Sandbox),
+    Error(ErrorBody),
+}
+
+impl Forked {
+    pub(crate) fn new(result: Result<Access, ControlError>, config: &ApiConfig) -> Self {
+        match result {
+            Ok(access) => Self::Sandbox(Sandbox::new(access, config)),
+            Err(error) => Self::Error(ApiError::from(error).into_body()),
+        }
+    }
+}
+
 /// What lists say about a sandbox.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -116,6 +149,8 @@ pub(crate) struct SandboxDetail {
     #[serde(skip_serializing_if = "Option::is_none")]
     network: Option<NetworkView>,
     lifecycle: LifecycleView,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pause_mode: Option<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -141,6 +176,13 @@ struct Common {
     metadata: BTreeMap<String, String>,
     state: &'static str,
     envd_version: String,
+    #[serde(skip_serializing_if = "is_false")]
+    envd_unresponsive_at_pause: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks like this")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 impl From<SandboxInfo> for Common {
@@ -158,6 +200,7 @@ impl From<SandboxInfo> for Common {
             disk_size_mb: info.details.disk_mib,
             metadata: info.details.metadata,
             state,
+            envd_unresponsive_at_pause: info.pause.is_some_and(|pause| pause.unresponsive),
             envd_version: info.details.envd_version,
         }
     }
@@ -171,48 +214,17 @@ impl From<SandboxInfo> for ListedSandbox {
 
 impl SandboxDetail {
     pub(crate) fn new(mut access: Access, config: &ApiConfig) -> Self {
+        let pause = access.info.pause.as_ref();
+        let pause_mode = pause.map(|pause| if pause.memory { "full" } else { "filesystem" });
         let details = &mut access.info.details;
         Self {
+            pause_mode,
             allow_internet_access: details.allow_internet_access,
             network: details.network.take().map(Into::into),
             lifecycle: details.lifecycle.into(),
             envd_access_token: access.envd_token,
             domain: config.domain.clone(),
             common: access.info.into(),
-        }
-    }
-}
-
-/// One sample of what a sandbox uses.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct SandboxMetric {
-    #[serde(with = "time::serde::rfc3339")]
-    timestamp: OffsetDateTime,
-    pub(crate) timestamp_unix: i64,
-    cpu_count: u32,
-    cpu_used_pct: f32,
-    mem_used: u64,
-    mem_total: u64,
-    mem_cache: u64,
-    disk_used: u64,
-    disk_total: u64,
-}
-
-impl SandboxMetric {
-    /// The sample is dated by this server's clock: the sandbox's may say anything.
-    pub(crate) fn now(info: &SandboxInfo, metrics: AgentMetrics) -> Self {
-        let now = OffsetDateTime::now_utc();
-        Self {
-            timestamp: now,
-            timestamp_unix: now.unix_timestamp(),
-            cpu_count: info.details.cpu_count,
-            cpu_used_pct: metrics.cpu_used_pct,
-            mem_used: metrics.mem_used,
-            mem_total: metrics.mem_total,
-            mem_cache: metrics.mem_cache,
-            disk_used: metrics.disk_used,
-            disk_total: metrics.disk_total,
         }
     }
 }
@@ -274,7 +286,7 @@ impl From<Entry> for Template {
 /// What may be shown of a key.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct MaskView {
+pub(crate) struct MaskView {
     prefix: String,
     value_length: usize,
     masked_value_prefix: String,

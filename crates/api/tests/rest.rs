@@ -38,7 +38,7 @@ impl Answer {
 impl Server {
     async fn new() -> Self {
         let fixture = Fixture::new().await;
-        let config = ApiConfig { admin_token: Some(ADMIN.to_owned()), domain: None };
+        let config = ApiConfig { admin_token: Some(ADMIN.to_owned()), ..ApiConfig::default() };
         let router = api::router(fixture.control.clone(), config);
         Self { fixture, router }
     }
@@ -254,9 +254,9 @@ async fn bad_requests_get_the_contracts_answers() {
         (
             "POST",
             "/v2/sandboxes",
-            r#"{"templateID":"base","autoPause":true}"#,
+            r#"{"templateID":"base","autoPauseMemory":false}"#,
             400,
-            "autoPause is not available: this server cannot pause sandboxes yet (engine 'test')",
+            "autoPauseMemory can only be turned off together with autoPause",
         ),
         ("GET", "/sandboxes/inone", "", 404, missing),
         ("DELETE", "/sandboxes/inone", "", 404, missing),
@@ -314,18 +314,47 @@ impl<I: Iterator + Unpin> futures::Stream for Pieces<I> {
 }
 
 #[tokio::test]
-async fn what_cannot_be_done_is_said() {
+async fn states_follow_the_contract() {
     let server = Server::new().await;
     let made = server.create(json!({"templateID": "base"})).await;
     let id = made["sandboxID"].as_str().unwrap();
-    for route in ["pause", "snapshots", "fork"] {
-        let answer = server.call("POST", &format!("/sandboxes/{id}/{route}"), "{}").await;
-        assert_eq!(answer.status, 501);
-        assert!(answer.text().contains("yet: its engine 'test'"), "{}", answer.body);
-    }
-    let resumed = server.call("POST", &format!("/sandboxes/{id}/resume"), "{}").await;
-    resumed.assert_error(409, &format!("Sandbox {id} is already running"));
+    let post = async |route: &str, body: &str| {
+        server.call("POST", &format!("/sandboxes/{id}/{route}"), body.to_owned()).await
+    };
+    post("resume", "").await.assert_error(409, &format!("Sandbox {id} is already running"));
     assert_eq!(server.call("GET", "/snapshots", "").await.body, json!([]));
+    assert_eq!(post("connect", r#"{"timeout":60}"#).await.status, 200);
+    let snapshot = post("snapshots", r#"{"name":"mine:v1"}"#).await;
+    assert_eq!(snapshot.status, 201);
+    assert_eq!(snapshot.body, json!({"snapshotID": "default/mine:v1", "names": ["default/mine:v1"]}));
+    let listed = server.call("GET", &format!("/snapshots?sandboxID={id}&name=mine"), "").await;
+    assert_eq!(listed.body, json!([snapshot.body]));
+
+    let forks = post("fork", "").await;
+    assert_eq!((forks.status.as_u16(), forks.body.as_array().unwrap().len()), (201, 1));
+    let fork = &forks.body[0]["sandbox"];
+    assert!(fork["sandboxID"] != made["sandboxID"] && fork["envdAccessToken"] != made["envdAccessToken"]);
+    post("fork", r#"{"count":0}"#).await.assert_error(400, "count must be from 1 to 100");
+
+    assert_eq!(post("pause", "").await.status, 204);
+    let already = format!("Error pausing sandbox - sandbox '{id}' is already paused");
+    post("pause", "{}").await.assert_error(409, &already);
+    let detail = server.call("GET", &format!("/sandboxes/{id}"), "").await.body;
+    assert_eq!((&detail["state"], &detail["pauseMode"]), (&json!("paused"), &json!("full")));
+    assert!(detail.get("envdUnresponsiveAtPause").is_none());
+    let paused = server.call("GET", "/v2/sandboxes?state=paused", "").await.body;
+    assert_eq!(paused.as_array().unwrap().len(), 1);
+    for route in ["snapshots", "fork"] {
+        assert_eq!(post(route, "{}").await.status, 409);
+    }
+    let resumed = post("connect", r#"{"timeout":60}"#).await;
+    assert_eq!((resumed.status.as_u16(), &resumed.body["envdAccessToken"]), (201, &made["envdAccessToken"]));
+
+    let back = post("rollback", r#"{"snapshotID":"mine:v1"}"#).await;
+    assert_eq!((back.status.as_u16(), &back.body["sandboxID"]), (200, &made["sandboxID"]));
+    let template = "/templates/default%2Fmine%3Av1";
+    assert_eq!(server.call("DELETE", template, "").await.status, 204);
+    server.call("DELETE", template, "").await.assert_error(404, "template 'default/mine' not found");
 }
 
 #[tokio::test]

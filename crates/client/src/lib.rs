@@ -24,6 +24,7 @@ mod client;
 mod commands;
 mod config;
 mod error;
+mod events;
 mod files;
 mod process;
 mod pty;
@@ -31,17 +32,20 @@ mod rest;
 mod rpc;
 mod sandbox;
 mod signature;
+mod teams;
 mod transport;
 
 pub use client::{ApiKey, Client, EngineCapabilities, EngineInfo, NewApiKey, Team};
 pub use commands::{Commands, ProcessInfo, RunOptions};
 pub use config::ClientConfig;
 pub use error::Error;
+pub use events::SandboxEvent;
 pub use files::{EntryInfo, EntryKind, Files};
 pub use process::{Event, Exit, Output, Process, RunningProcess};
 pub use pty::{Pty, PtyOptions, PtySize};
 pub use sandbox::{CreateOptions, ListOptions, Sandbox, SandboxInfo, SandboxState};
 pub use signature::{Operation, SignedUrlOptions};
+pub use teams::{KillCount, TeamDetails, TeamLimits, TeamSettings};
 
 /// What every call of this crate answers.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -28,6 +28,7 @@ pub(crate) struct Launch<'a> {
     pub(crate) listen: SocketAddr,
     pub(crate) layers_dir: &'a Path,
     pub(crate) envd: PathBuf,
+    pub(crate) criu: PathBuf,
 }
 
 /// The server that runs on a data folder, if it answers. A note may be left over from a crash.
@@ -71,6 +72,8 @@ pub(crate) fn start(launch: &Launch<'_>) -> Result<ServerNote, Failure> {
         .arg(launch.layers_dir)
         .arg("--envd")
         .arg(&launch.envd)
+        .arg("--criu")
+        .arg(&launch.criu)
         .args(["--listen", &launch.listen.to_string()])
         .current_dir("/")
         .stdin(Stdio::null())

@@ -6,7 +6,9 @@
 mod access;
 mod background;
 mod command;
+mod database;
 mod failure;
+mod host;
 mod paths;
 mod progress;
 mod show;

@@ -23,6 +23,16 @@ impl DataDir {
         self.data_dir.join("layers")
     }
 
+    /// The embedded database.
+    pub(crate) fn database(&self) -> PathBuf {
+        self.data_dir.join("cofferdam.db")
+    }
+
+    /// Which PostgreSQL database the folder's records are in, if they are in one.
+    pub(crate) fn database_id(&self) -> PathBuf {
+        self.data_dir.join("database-id")
+    }
+
     /// Written by a running server: its address and pid.
     pub(crate) fn server_note(&self) -> PathBuf {
         self.data_dir.join("server.json")
@@ -40,6 +50,22 @@ impl DataDir {
     /// What a server started by `quickstart` says.
     pub(crate) fn log(&self) -> PathBuf {
         self.data_dir.join("server.log")
+    }
+}
+
+/// Where CRIU is.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CriuFolder {
+    /// CRIU 4.2 or newer as an unpacked Debian tree, for memory snapshots. Without it only files can be captured. [default:
+    /// tools/criu in the data folder]
+    #[arg(long, env = "COFFERDAM_CRIU", value_name = "DIR")]
+    criu: Option<PathBuf>,
+}
+
+impl CriuFolder {
+    /// As the operator says, or where `cofferdam setup criu` puts it.
+    pub(crate) fn path(&self, data: &DataDir) -> PathBuf {
+        self.criu.clone().unwrap_or_else(|| data.data_dir.join("tools/criu"))
     }
 }
 

@@ -51,6 +51,8 @@ fn sandboxes_from_the_command_line() {
 
     assert_eq!(text(&server.cli(&["sandbox", "kill", &id]).stdout).trim(), id);
     assert!(!server.cli(&["sandbox", "kill", &id]).status.success());
+    let events = text(&server.cli(&["sandbox", "events", &id]).stdout);
+    assert!(events.contains(" created") && events.contains(" killed   request"), "{events}");
     assert_eq!(text(&server.cli(&["sandbox", "kill", "--all"]).stdout).trim(), other);
 }
 
@@ -135,6 +137,30 @@ fn keys_from_the_command_line() {
     assert!(server.cli(&["key", "delete", id]).status.success());
     assert!(!list(key));
     assert!(!server.cli(&["key", "delete", id]).status.success());
+}
+
+#[test]
+fn teams_from_the_command_line() {
+    let server = Server::start();
+    let team = text(&server.cli(&["team", "create", "Data Science", "--max-sandboxes", "3"]).stdout);
+    let team = team.trim();
+    let key = text(&server.cli(&["key", "create", "--team", team]).stdout);
+    let list =
+        || server.command(&["sandbox", "list"]).env("E2B_API_KEY", key.trim()).output().unwrap().status;
+    assert!(list().success());
+    let table = text(&server.cli(&["team", "list"]).stdout);
+    assert!(table.contains(team) && table.contains("data-science"), "{table}");
+    let updated = server.cli(&["team", "update", team, "--ban", "--max-vcpu", "4", "--json"]);
+    let updated: serde_json::Value = serde_json::from_slice(&updated.stdout).unwrap();
+    assert_eq!(
+        (&updated["limits"]["maxVCPU"], &updated["limits"]["concurrentSandboxes"]),
+        (&4.into(), &3.into())
+    );
+    assert!(!list().success());
+    assert!(server.cli(&["team", "update", team, "--admit"]).status.success());
+    assert!(list().success());
+    assert_eq!(text(&server.cli(&["team", "kill", team]).stdout).trim(), "0 sandboxes were ended");
+    assert!(!server.cli(&["team", "update", team, "--ban", "--admit"]).status.success());
 }
 
 #[test]

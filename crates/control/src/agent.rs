@@ -21,7 +21,9 @@ const LONGEST_ANSWER: usize = 64 * 1024;
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Init<'a> {
     pub(crate) access_token: &'a str,
-    pub(crate) env_vars: &'a BTreeMap<String, String>,
+    /// Absent leaves them as they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) env_vars: Option<&'a BTreeMap<String, String>>,
     /// RFC 3339; envd sets its clock by it.
     pub(crate) timestamp: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -39,28 +41,30 @@ pub(crate) struct Init<'a> {
     pub(crate) cpu_count: u32,
     #[serde(rename = "memoryMB")]
     pub(crate) memory_mib: u32,
+    /// Fresh randomness, hex, for an agent that was copied.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) seed: Option<String>,
 }
+
+/// Says that the agent has taken the seed.
+const RESEEDED: &str = "x-envd-reseeded";
 
 /// What envd says about its machine. Sizes are bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
 #[serde(default)]
-pub struct AgentMetrics {
-    /// Unix time, seconds.
-    pub ts: i64,
-    /// Processors.
-    pub cpu_count: u32,
-    /// Used since it was last asked, percent of one processor times their number.
-    pub cpu_used_pct: f32,
+pub(crate) struct AgentMetrics {
+    /// Used since it was last asked, percent of all processors.
+    pub(crate) cpu_used_pct: f32,
     /// Memory there is.
-    pub mem_total: u64,
+    pub(crate) mem_total: u64,
     /// Memory in use.
-    pub mem_used: u64,
+    pub(crate) mem_used: u64,
     /// Page cache.
-    pub mem_cache: u64,
+    pub(crate) mem_cache: u64,
     /// Disk in use.
-    pub disk_used: u64,
+    pub(crate) disk_used: u64,
     /// Disk there is.
-    pub disk_total: u64,
+    pub(crate) disk_total: u64,
 }
 
 /// Why envd did not do as told.
@@ -72,24 +76,42 @@ pub(crate) enum AgentError {
     Http(#[from] hyper::Error),
     #[error("the agent answered {0}")]
     Status(StatusCode),
+    #[error("the agent did not confirm its fresh randomness")]
+    NotReseeded,
     #[error("the agent's answer makes no sense")]
     Answer,
 }
 
-/// Makes a fresh sandbox its own: token, environment, clock, defaults.
-pub(crate) async fn init(sandbox: &dyn engine::Sandbox, init: &Init<'_>) -> Result<(), AgentError> {
+/// Makes a sandbox its own: token, environment, clock, defaults. `authority` is the token its agent knows, if it knows one.
+pub(crate) async fn init(
+    sandbox: &dyn engine::Sandbox,
+    authority: &str,
+    init: &Init<'_>,
+) -> Result<(), AgentError> {
     let body = serde_json::to_vec(init).expect("strings and string maps serialise");
-    let (status, _) = call(sandbox, Method::POST, "/init", init.access_token, body).await?;
-    if status == StatusCode::NO_CONTENT { Ok(()) } else { Err(AgentError::Status(status)) }
+    let answer = call(sandbox, Method::POST, "/init", authority, body).await?;
+    if answer.status() != StatusCode::NO_CONTENT {
+        return Err(AgentError::Status(answer.status()));
+    }
+    if init.seed.is_some() && !answer.headers().contains_key(RESEEDED) {
+        return Err(AgentError::NotReseeded);
+    }
+    Ok(())
+}
+
+/// Whether it answers at all.
+pub(crate) async fn health(sandbox: &dyn engine::Sandbox) -> Result<(), AgentError> {
+    let answer = call(sandbox, Method::GET, "/health", "", Vec::new()).await?;
+    if answer.status().is_success() { Ok(()) } else { Err(AgentError::Status(answer.status())) }
 }
 
 /// Asks what the sandbox uses.
 pub(crate) async fn metrics(sandbox: &dyn engine::Sandbox, token: &str) -> Result<AgentMetrics, AgentError> {
-    let (status, body) = call(sandbox, Method::GET, "/metrics", token, Vec::new()).await?;
-    if status != StatusCode::OK {
-        return Err(AgentError::Status(status));
+    let answer = call(sandbox, Method::GET, "/metrics", token, Vec::new()).await?;
+    if answer.status() != StatusCode::OK {
+        return Err(AgentError::Status(answer.status()));
     }
-    serde_json::from_slice(&body).map_err(|_| AgentError::Answer)
+    serde_json::from_slice(answer.body()).map_err(|_| AgentError::Answer)
 }
 
 /// Asks for an answer without an end and hands its body on.
@@ -142,19 +164,15 @@ async fn call(
     path: &str,
     token: &str,
     body: Vec<u8>,
-) -> Result<(StatusCode, Bytes), AgentError> {
+) -> Result<http::Response<Bytes>, AgentError> {
     let stream = sandbox.dial(ENVD_PORT).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request = request(method, path, token, body)?;
     let exchange = async {
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), LONGEST_ANSWER)
-            .collect()
-            .await
-            .map_err(|_| AgentError::Answer)?
-            .to_bytes();
-        Ok((status, body))
+        let (head, body) = sender.send_request(request).await?.into_parts();
+        let body =
+            Limited::new(body, LONGEST_ANSWER).collect().await.map_err(|_| AgentError::Answer)?.to_bytes();
+        Ok(http::Response::from_parts(head, body))
     };
     // The connection is driven here and not in a task: it ends with this call, however that ends.
     tokio::pin!(exchange);

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use net::Cidr;
 use store::TeamLimits;
 
 /// Version of envd's protocol that sandboxes speak, as clients are told.
@@ -28,6 +29,10 @@ pub struct Config {
     pub start_timeout: Duration,
     /// Longest wait for the engine to end a sandbox; after it the caller is told that it did not.
     pub kill_timeout: Duration,
+    /// How long a paused sandbox's processes are kept, frozen, beside its captured state, so that resuming is instant.
+    pub hot_pause: Duration,
+    /// Paused sandboxes kept so at most; beyond it, or when memory gets scarce, the oldest go first.
+    pub most_hot: usize,
     /// Host name inside sandboxes.
     pub hostname: String,
     /// Most processes and threads of a sandbox.
@@ -36,7 +41,17 @@ pub struct Config {
     pub default_limits: TeamLimits,
     /// Where logs of sandboxes are kept; without it there are none.
     pub logs_dir: Option<PathBuf>,
-    /// How long ended sandboxes, their logs and idempotency keys are remembered.
+    /// Where metrics of sandboxes and teams are kept; without it only the present is known.
+    pub metrics_dir: Option<PathBuf>,
+    /// Time from one sample of a sandbox's metrics to the next.
+    pub sample_every: Duration,
+    /// Networks that are not public and that webhooks may reach all the same.
+    pub webhook_internal: Vec<Cidr>,
+    /// Longest wait for a webhook's receiver.
+    pub webhook_timeout: Duration,
+    /// From a failed delivery to the next attempt; twice as long each time.
+    pub webhook_retry: Duration,
+    /// How long ended sandboxes, logs, metrics, events and idempotency keys are remembered.
     pub retention: Duration,
 }
 
@@ -51,10 +66,17 @@ impl Config {
             start_queue: 1000,
             start_timeout: Duration::from_secs(30),
             kill_timeout: Duration::from_secs(30),
+            hot_pause: Duration::from_secs(120),
+            most_hot: 64,
             hostname: "sandbox".to_owned(),
             pids: 2048,
             default_limits: TeamLimits::default(),
             logs_dir: None,
+            metrics_dir: None,
+            sample_every: Duration::from_secs(5),
+            webhook_internal: Vec::new(),
+            webhook_timeout: Duration::from_secs(10),
+            webhook_retry: Duration::from_secs(10),
             retention: Duration::from_secs(7 * 24 * 3600),
         }
     }

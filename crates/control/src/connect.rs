@@ -1,5 +1,5 @@
-//! What owners do to a running sandbox: look, connect, move its end, replace its network rules.
-//! `connect` and `refresh` only ever add time; `set_timeout` may take some away.
+//! What owners do to a running sandbox: look, move its end, replace its network rules.
+//! `refresh` only ever adds time; `set_timeout` may take some away.
 //! Every change is made under the sandbox's lock, so that it is either before its end or refused.
 
 use std::sync::Arc;
@@ -9,10 +9,10 @@ use store::{NetworkConfig, Team};
 use time::{Duration, OffsetDateTime};
 use tokio::sync::MutexGuard;
 
-use crate::agent::{self, AgentMetrics};
-use crate::create::{check_longest, longest_seconds};
-use crate::live::{EndReason, Live, SandboxInfo, Timing};
+use crate::create::longest_seconds;
+use crate::live::{Live, Timing};
 use crate::network::{clear_egress, egress_policy};
+use crate::table::Entry;
 use crate::{Access, Control, ControlError};
 
 /// A refresh adds at least this, seconds.
@@ -49,6 +49,12 @@ impl Control {
         live.ok_or_else(|| ControlError::SandboxNotFound(id.clone()))
     }
 
+    /// A team's sandbox, running or paused.
+    pub(crate) fn entry(&self, team: TeamId, id: &SandboxId) -> Result<Entry, ControlError> {
+        let entry = self.table.entry(id).filter(|entry| entry.team() == team);
+        entry.ok_or_else(|| ControlError::SandboxNotFound(id.clone()))
+    }
+
     /// Connects to a TCP port inside a sandbox.
     ///
     /// # Errors
@@ -75,22 +81,7 @@ impl Control {
     /// # Errors
     /// [`ControlError::SandboxNotFound`].
     pub fn get(&self, team: TeamId, id: &SandboxId) -> Result<Access, ControlError> {
-        Ok(self.access(&*self.live(team, id)?))
-    }
-
-    /// Hands out a running sandbox and sees that it lives at least `timeout` seconds from now.
-    ///
-    /// # Errors
-    /// There is no such sandbox, or the time is longer than the team may have.
-    pub async fn connect(&self, team: &Team, id: &SandboxId, timeout: i64) -> Result<Access, ControlError> {
-        if timeout < 0 {
-            return Err(ControlError::Invalid("Timeout must not be negative".to_owned()));
-        }
-        check_longest(team, timeout)?;
-        let live = self.live(team.id, id)?;
-        let _changing = hold(&live).await?;
-        self.extend(team, &live, timeout).await?;
-        Ok(self.access(&live))
+        Ok(self.access_to(self.entry(team, id)?.info()))
     }
 
     /// Adds time: at least 15 seconds from now, and never less than there was.
@@ -128,7 +119,7 @@ impl Control {
         let changing = hold(&live).await?;
         if timeout <= 0 {
             drop(changing);
-            return self.end(&live, EndReason::Timeout).await;
+            return self.run_out(&live).await;
         }
         let now = OffsetDateTime::now_utc();
         let oldest = live.started_at + Duration::seconds(longest_seconds(team));
@@ -163,32 +154,11 @@ impl Control {
         self.store.set_sandbox_details(id, &details).await?;
         live.engine.set_egress(policy);
         live.set_details(details);
+        self.record_network(&live).await;
         Ok(())
     }
 
-    /// What a sandbox uses right now, as its agent tells.
-    ///
-    /// # Errors
-    /// There is no such sandbox, or its agent does not answer.
-    pub async fn metrics(
-        &self,
-        team: TeamId,
-        id: &SandboxId,
-    ) -> Result<(SandboxInfo, AgentMetrics), ControlError> {
-        let live = self.live(team, id)?;
-        let token = self.tokens.envd(id);
-        let asked = tokio::time::timeout(METRICS_TIMEOUT, agent::metrics(&*live.engine, &token)).await;
-        match asked {
-            Ok(Ok(metrics)) => Ok((live.info(), own_figures(&live, metrics).await)),
-            Ok(Err(error)) => {
-                tracing::warn!(sandbox_id = %id, %error, "no metrics from the agent");
-                Err(ControlError::Engine("asked for its metrics"))
-            }
-            Err(_) => Err(ControlError::Engine("asked for its metrics in time")),
-        }
-    }
-
-    async fn extend(&self, team: &Team, live: &Live, seconds: i64) -> Result<(), ControlError> {
+    pub(crate) async fn extend(&self, team: &Team, live: &Live, seconds: i64) -> Result<(), ControlError> {
         let oldest = live.started_at + Duration::seconds(longest_seconds(team));
         let wanted = (OffsetDateTime::now_utc() + Duration::seconds(seconds)).min(oldest);
         if wanted <= live.end_at() {
@@ -202,27 +172,10 @@ impl Control {
         let timing = Timing::until(end_at);
         self.store.set_sandbox_end(&live.id, timing.end_at).await?;
         live.timing.send_replace(timing);
+        self.record_new_end(live).await;
         Ok(())
     }
 }
-
-/// Puts the engine's accounting over what the agent sees: on a shared kernel that is the whole host.
-async fn own_figures(live: &Live, mut metrics: AgentMetrics) -> AgentMetrics {
-    let Ok(stats) = live.engine.stats().await else { return metrics };
-    if stats.memory_limit_bytes == 0 {
-        return metrics;
-    }
-    metrics.cpu_count = live.details().cpu_count;
-    #[expect(clippy::cast_possible_truncation, reason = "a percentage")]
-    let percent = live.processor_percent(stats.cpu_usec) as f32;
-    metrics.cpu_used_pct = percent;
-    metrics.mem_total = stats.memory_limit_bytes;
-    metrics.mem_used = stats.memory_bytes;
-    metrics.mem_cache = stats.cache_bytes;
-    metrics
-}
-
-const METRICS_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// The sandbox's lock, unless it ended while we waited for it.
 async fn hold(live: &Live) -> Result<MutexGuard<'_, ()>, ControlError> {

@@ -5,23 +5,26 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use engine::{EngineError, ExitReason, Resources, Sandbox as EngineSandbox, StartSpec};
+use engine::Revival;
 use ids::{ExecutionId, SandboxId};
 use net::EgressPolicy;
 use store::{
     Build, Idempotency, Lifecycle, NetworkConfig, Sandbox, SandboxDetails, SandboxState, Team,
     truncate_to_micros,
 };
-use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
-use crate::agent::{self, Init};
+use crate::boot::{Boot, Origin, discard};
 use crate::idempotency::{Begun, Claim};
 use crate::limits::{Reservation, Ticket};
-use crate::live::{Live, SandboxInfo, Timing, wait_for_exit};
+use crate::live::{Live, SandboxInfo, Timing};
 use crate::network::egress_policy;
+use crate::resources::check_resources;
 use crate::templates::Resolved;
 use crate::{Control, ControlError, ENVD_VERSION, IdempotencyKey, LogLevel, TemplateRef};
+
+/// A sandbox woken by traffic lives at least this long, seconds.
+const SHORTEST_AFTER_WAKING: i64 = 300;
 
 /// What a caller may ask of a new sandbox. `timeout` is in seconds and has been given its default.
 #[derive(Debug, Clone, Default)]
@@ -86,24 +89,31 @@ impl Control {
             .map_err(|error| ControlError::Invalid(format!("Invalid template reference: {error}")))?;
         let resolved = self.resolve(team, &reference).await?;
         check_timeout(team, request.timeout)?;
+        check_resources(team, &resolved.build)?;
         self.check_lifecycle(request.lifecycle)?;
+        let mut request = request;
+        request.lifecycle.resume_timeout =
+            request.timeout.max(SHORTEST_AFTER_WAKING).min(longest_seconds(team));
         let policy = egress_policy(request.network.as_ref(), request.allow_internet_access)?;
+        self.node.admit()?;
         let reservation = self.places.reserve(team.id, team.limits.concurrent_sandboxes)?;
         let ticket = self.starts.join()?;
 
         let start = Start { team: Arc::clone(team), resolved, request, policy, reservation, ticket, claim };
         let control = Arc::clone(self);
         let task = self.tasks.spawn(async move { control.start(start).await });
-        task.await.unwrap_or_else(|error| {
+        let started = task.await.unwrap_or_else(|error| {
             tracing::error!(%error, "a start task ended abnormally");
             Err(ControlError::StartFailed("internal error".to_owned()))
-        })
+        });
+        self.node.count(&started);
+        started
     }
 
     /// The result of an earlier call under the same idempotency key, whatever has become of the sandbox.
     async fn created_before(&self, id: &SandboxId) -> Result<Access, ControlError> {
-        if let Some(live) = self.table.get(id) {
-            return Ok(self.access(&live));
+        if let Some(entry) = self.table.entry(id) {
+            return Ok(self.access_to(entry.info()));
         }
         let record = self.store.sandbox(id).await?;
         let record = record.ok_or_else(|| ControlError::SandboxNotFound(id.clone()))?;
@@ -119,25 +129,19 @@ impl Control {
         let id = SandboxId::generate();
         let build = &resolved.build;
         let began = std::time::Instant::now();
-        let booted =
-            tokio::time::timeout(self.config.start_timeout, self.boot(&id, &team, build, &request, policy));
-        let sandbox = booted.await.unwrap_or_else(|_| {
-            Err(ControlError::StartTimeout(format!("no answer within {:?}", self.config.start_timeout)))
-        });
+        let boot = first_boot(&id, &team, build, &request, policy);
+        self.prepare(build).await?;
+        let sandbox = self.boot(&boot).await;
         drop(turn);
-        let sandbox = match sandbox {
-            Ok(sandbox) => sandbox,
-            Err(error) => {
-                tracing::warn!(sandbox_id = %id, team_id = %team.id, template_id = %build.template, %error, "start failed");
-                return Err(error);
-            }
-        };
+        let sandbox = sandbox.inspect_err(|error| {
+            tracing::warn!(sandbox_id = %id, team_id = %team.id, template_id = %build.template, %error, "start failed");
+        })?;
 
         let now = truncate_to_micros(OffsetDateTime::now_utc());
         let record = Sandbox {
             id: id.clone(),
             team: team.id,
-            template: build.template.clone(),
+            template: boot.template.clone(),
             build: build.id,
             execution: ExecutionId::generate(),
             state: SandboxState::Running,
@@ -145,6 +149,7 @@ impl Control {
             end_at: now + Duration::seconds(request.timeout),
             ended_at: None,
             end_reason: None,
+            pause: None,
             details: SandboxDetails {
                 alias: resolved.alias,
                 metadata: request.metadata,
@@ -155,6 +160,8 @@ impl Control {
                 memory_mib: build.memory_mib,
                 disk_mib: build.disk_mib,
                 envd_version: ENVD_VERSION.to_owned(),
+                layers: build.layers.clone(),
+                config: build.config.clone(),
             },
         };
         let idempotency = claim.as_ref().map(|claim| Idempotency {
@@ -169,11 +176,18 @@ impl Control {
             discard(&*sandbox).await;
             return Err(error.into());
         }
-        let live =
-            Live::new(record, sandbox, Timing::until(now + Duration::seconds(request.timeout)), reservation);
+        let live = Live::new(
+            record,
+            sandbox,
+            Timing::until(now + Duration::seconds(request.timeout)),
+            reservation,
+            Arc::default(),
+        );
         let access = self.access(&live);
         self.log(&live, LogLevel::Info, "sandbox started", &[("template", build.template.to_string())]);
+        self.record_created(&live).await;
         self.go_live(live);
+        self.note_start(team.id);
         self.usage.spawned(&build.template);
         tracing::info!(
             sandbox_id = %id, team_id = %team.id, template_id = %build.template, build_id = %build.id,
@@ -182,77 +196,38 @@ impl Control {
         Ok(access)
     }
 
-    /// Starts it in the engine and introduces ourselves to its agent. Nothing is left behind on failure, and a caller
-    /// who stops waiting has it cleaned up too.
-    async fn boot(
-        &self,
-        id: &SandboxId,
-        team: &Team,
-        build: &Build,
-        request: &CreateRequest,
-        egress: EgressPolicy,
-    ) -> Result<Arc<dyn EngineSandbox>, ControlError> {
-        self.prepare(build).await?;
-        let spec = StartSpec {
-            id: id.clone(),
-            template: self.image(build),
-            resources: Resources {
-                cpu_count: build.cpu_count,
-                memory_mib: build.memory_mib,
-                disk_mib: build.disk_mib,
-                pids: self.config.pids,
-            },
-            hostname: self.config.hostname.clone(),
-            egress,
-        };
-        let sandbox = DiscardOnDrop::new(self.engine.start(spec).await.map_err(start_error)?);
-        let mut env_vars = build.config.env.clone();
-        env_vars.extend(request.env_vars.clone());
-        let init = Init {
-            access_token: &self.tokens.envd(id),
-            env_vars: &env_vars,
-            timestamp: OffsetDateTime::now_utc().format(&Rfc3339).expect("the present has a four-digit year"),
-            default_user: build.config.default_user.as_deref(),
-            default_workdir: build.config.default_workdir.as_deref(),
-            sandbox_id: id.as_str(),
-            template_id: build.template.as_str(),
-            team_id: team.id.to_string(),
-            cpu_count: build.cpu_count,
-            memory_mib: build.memory_mib,
-        };
-        let mut exit = sandbox.get().exit();
-        tokio::select! {
-            biased;
-            answer = agent::init(sandbox.get(), &init) => {
-                if let Err(error) = answer {
-                    // A sandbox that ended explains more than the connection it took along.
-                    let reason = exit.borrow().as_ref().map_or_else(|| error.to_string(), describe);
-                    return Err(ControlError::StartFailed(reason));
-                }
+    fn check_lifecycle(&self, lifecycle: Lifecycle) -> Result<(), ControlError> {
+        let refuse = |text: &str| Err(ControlError::Invalid(text.to_owned()));
+        match lifecycle {
+            Lifecycle { auto_pause: false, auto_pause_memory: false, .. } => {
+                refuse("autoPauseMemory can only be turned off together with autoPause")
             }
-            reason = wait_for_exit(&mut exit) => return Err(ControlError::StartFailed(describe(&reason))),
+            Lifecycle { auto_pause_memory: false, auto_resume: true, .. } => {
+                refuse("autoResume needs the memory: it cannot be combined with autoPauseMemory turned off")
+            }
+            Lifecycle { auto_pause: true, auto_pause_memory: true, .. } => self.check_memory_snapshots(),
+            _ => Ok(()),
         }
-        Ok(sandbox.keep())
     }
 
-    pub(crate) fn check_lifecycle(&self, lifecycle: Lifecycle) -> Result<(), ControlError> {
-        if lifecycle.auto_pause {
-            return Err(ControlError::Invalid(format!(
-                "autoPause is not available: this server cannot pause sandboxes yet (engine '{}')",
-                self.engine.descriptor().name
-            )));
+    /// Refuses what needs memory snapshots where there are none.
+    pub(crate) fn check_memory_snapshots(&self) -> Result<(), ControlError> {
+        let engine = self.engine.descriptor();
+        if engine.capabilities.memory_snapshots {
+            return Ok(());
         }
-        if lifecycle.auto_resume {
-            return Err(ControlError::Invalid("autoResume needs autoPause".to_owned()));
-        }
-        Ok(())
+        Err(ControlError::Unsupported(format!(
+            "this server cannot capture the memory of sandboxes (engine '{}'; `cofferdam doctor` says what is \
+             missing); without memory (memory: false, autoPauseMemory: false) it can",
+            engine.name
+        )))
     }
 
     pub(crate) fn access(&self, live: &Live) -> Access {
         self.access_to(live.info())
     }
 
-    fn access_to(&self, info: SandboxInfo) -> Access {
+    pub(crate) fn access_to(&self, info: SandboxInfo) -> Access {
         let public = info.details.network.as_ref().and_then(|network| network.allow_public_traffic);
         Access {
             envd_token: self.tokens.envd(&info.id),
@@ -262,8 +237,43 @@ impl Control {
     }
 }
 
+/// The first start of a sandbox: from a build, which may be a captured sandbox.
+fn first_boot(
+    id: &SandboxId,
+    team: &Team,
+    build: &Build,
+    request: &CreateRequest,
+    egress: EgressPolicy,
+) -> Boot {
+    let origin = build.snapshot.as_ref().map_or(Origin::Template, |snapshot| Origin::Captured {
+        snapshot: snapshot.id,
+        revival: if snapshot.memory { Revival::Memory } else { Revival::Disk },
+        of: snapshot.sandbox.clone(),
+    });
+    let goes_on = matches!(origin, Origin::Captured { revival: Revival::Memory, .. });
+    let env = || {
+        let mut env = build.config.env.clone();
+        env.extend(request.env_vars.clone());
+        env
+    };
+    Boot {
+        id: id.clone(),
+        team: team.id,
+        template: build.snapshot.as_ref().map_or(&build.template, |snapshot| &snapshot.base).clone(),
+        layers: build.layers.clone(),
+        config: build.config.clone(),
+        cpu_count: build.cpu_count,
+        memory_mib: build.memory_mib,
+        disk_mib: build.disk_mib,
+        // Clients send an empty map when they mean nothing by it.
+        env: (!goes_on || !request.env_vars.is_empty()).then(env),
+        egress,
+        origin,
+    }
+}
+
 /// Refuses lives that are no lives or longer than the team may have.
-fn check_timeout(team: &Team, seconds: i64) -> Result<(), ControlError> {
+pub(crate) fn check_timeout(team: &Team, seconds: i64) -> Result<(), ControlError> {
     if seconds <= 0 {
         return Err(ControlError::Invalid("Timeout must be greater than 0".to_owned()));
     }
@@ -283,58 +293,5 @@ pub(crate) fn longest_seconds(team: &Team) -> i64 {
     match team.limits.max_length_hours {
         0 => 100 * 365 * 24 * 3600,
         hours => i64::from(hours) * 3600,
-    }
-}
-
-/// A started sandbox that nobody has taken responsibility for yet.
-struct DiscardOnDrop(Option<Arc<dyn EngineSandbox>>);
-
-impl DiscardOnDrop {
-    fn new(sandbox: Arc<dyn EngineSandbox>) -> Self {
-        Self(Some(sandbox))
-    }
-
-    fn get(&self) -> &dyn EngineSandbox {
-        &**self.0.as_ref().expect("present until kept")
-    }
-
-    fn keep(mut self) -> Arc<dyn EngineSandbox> {
-        self.0.take().expect("present until kept")
-    }
-}
-
-impl Drop for DiscardOnDrop {
-    fn drop(&mut self) {
-        if let Some(sandbox) = self.0.take() {
-            tokio::spawn(async move { discard(&*sandbox).await });
-        }
-    }
-}
-
-async fn discard(sandbox: &dyn EngineSandbox) {
-    if let Err(error) = sandbox.kill().await {
-        tracing::error!(sandbox_id = %sandbox.id(), %error, "a failed start could not be cleaned up");
-    }
-}
-
-fn describe(reason: &ExitReason) -> String {
-    match reason {
-        ExitReason::Exited(code) => format!("the sandbox ended while starting, with code {code}"),
-        ExitReason::Signalled(signal) => format!("the sandbox ended while starting, by signal {signal}"),
-        ExitReason::Unknown => "the sandbox ended while starting".to_owned(),
-    }
-}
-
-/// What a caller is told when the engine cannot start something.
-pub(crate) fn start_error(error: EngineError) -> ControlError {
-    match error {
-        EngineError::Exhausted(what) => ControlError::Capacity(what),
-        EngineError::Timeout(what) => ControlError::StartTimeout(format!("{what} did not finish in time")),
-        EngineError::Template(_) | EngineError::Host { .. } | EngineError::Unsupported(_) => {
-            ControlError::StartRefused(error.to_string())
-        }
-        EngineError::NotFound | EngineError::Kernel { .. } | EngineError::Died(_) => {
-            ControlError::StartFailed(error.to_string())
-        }
     }
 }

@@ -25,6 +25,9 @@ pub enum ControlError {
         /// The template asked for.
         template: String,
     },
+    /// What the sandbox was to go on from was deleted meanwhile.
+    #[error("the snapshot does not exist any more")]
+    SnapshotGone,
     /// It exists and is not the caller's.
     #[error("{0}")]
     Forbidden(&'static str),
@@ -34,6 +37,9 @@ pub enum ControlError {
     /// No such key.
     #[error("API key not found")]
     KeyNotFound,
+    /// There is no such thing, or it is another team's.
+    #[error("{0}")]
+    NotFound(&'static str),
     /// The sandbox is in a state that does not allow it.
     #[error("{0}")]
     Conflict(String),
@@ -49,6 +55,12 @@ pub enum ControlError {
          team raised"
     )]
     TeamLimit(u32),
+    /// The team has as many template builds under way as it may.
+    #[error(
+        "you have reached the maximum number of concurrent template builds ({0}); wait for one to end or have the \
+         limit of your team raised"
+    )]
+    BuildLimit(u32),
     /// Nothing was started; the same call may work in a moment.
     #[error("Failed to place sandbox: not enough capacity: {0}")]
     Capacity(String),
@@ -67,6 +79,12 @@ pub enum ControlError {
     /// The server is on its way down.
     #[error("the server is shutting down")]
     ShuttingDown,
+    /// The sandbox's agent does not answer, and what was asked for needs it.
+    #[error("{0}")]
+    AgentSilent(String),
+    /// A sandbox's state could not be captured; it is as it was before.
+    #[error("{0}")]
+    CaptureFailed(String),
     /// The engine failed at something other than a start.
     #[error("the sandbox could not be {0}")]
     Engine(&'static str),
@@ -87,6 +105,15 @@ pub enum AuthError {
     /// No such key.
     #[error("Cannot get the team for the given API key")]
     Unknown,
+    /// What follows an access token's prefix is not hexadecimal.
+    #[error("Invalid access token format")]
+    TokenFormat,
+    /// No such access token.
+    #[error("Cannot get the user for the given access token")]
+    TokenUnknown,
+    /// A token of somebody whose tokens are not known here.
+    #[error("Backend authentication failed")]
+    Provider,
     /// The store failed.
     #[error("the server's database failed")]
     Store(#[from] StoreError),

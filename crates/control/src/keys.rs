@@ -60,6 +60,13 @@ impl Accounts {
         self.read().teams.get(&id).cloned()
     }
 
+    /// Adds a team, or replaces the one with its id.
+    pub(crate) fn put(&self, team: Team) -> Arc<Team> {
+        let team = Arc::new(team);
+        self.write().teams.insert(team.id, Arc::clone(&team));
+        team
+    }
+
     fn by_hash(&self, hash: &str) -> Option<(KeyId, Arc<Team>)> {
         let inner = self.read();
         let (key, team) = inner.by_hash.get(hash)?;
@@ -72,11 +79,24 @@ fn hash(bytes: &[u8]) -> String {
     format!("$sha256${}", STANDARD_NO_PAD.encode(Sha256::digest(bytes)))
 }
 
-/// The hash to look a presented key up by.
-fn hash_of(presented: &str) -> Result<String, AuthError> {
-    let value = presented.strip_prefix(KEY_PREFIX).ok_or(AuthError::Malformed)?;
+/// The hash to look a presented key or token up by.
+pub(crate) fn hash_of(prefix: &str, presented: &str) -> Result<String, AuthError> {
+    let value = presented.strip_prefix(prefix).ok_or(AuthError::Malformed)?;
     let bytes = hex::decode(value).map_err(|_| AuthError::Format)?;
     Ok(hash(&bytes))
+}
+
+/// A new secret with this prefix: itself, its hash, and what may be shown of it.
+pub(crate) fn fresh_secret(prefix: &str) -> (String, String, Mask) {
+    let value = ids::random_hex::<20>();
+    let bytes = hex::decode(&value).expect("random_hex makes hexadecimal digits");
+    let mask = Mask {
+        prefix: prefix.to_owned(),
+        value_length: value.len(),
+        first: value[..2].to_owned(),
+        last: value[value.len() - 4..].to_owned(),
+    };
+    (format!("{prefix}{value}"), hash(&bytes), mask)
 }
 
 impl Control {
@@ -85,7 +105,7 @@ impl Control {
     /// # Errors
     /// The key is malformed or unknown.
     pub async fn authenticate(&self, key: &str) -> Result<Arc<Team>, AuthError> {
-        let hash = hash_of(key)?;
+        let hash = hash_of(KEY_PREFIX, key)?;
         let (id, team) = match self.accounts.by_hash(&hash) {
             Some(found) => found,
             None => self.find_foreign_key(&hash).await?.ok_or(AuthError::Unknown)?,
@@ -135,26 +155,20 @@ impl Control {
         if self.team(team).is_none() {
             return Err(ControlError::TeamNotFound);
         }
-        let value = ids::random_hex::<20>();
-        let bytes = hex::decode(&value).expect("random_hex makes hexadecimal digits");
+        let (secret, hash, mask) = fresh_secret(KEY_PREFIX);
         let record = ApiKey {
             id: KeyId::generate(),
             team,
             name: name.to_owned(),
-            hash: hash(&bytes),
-            mask: Mask {
-                prefix: KEY_PREFIX.to_owned(),
-                value_length: value.len(),
-                first: value[..2].to_owned(),
-                last: value[value.len() - 4..].to_owned(),
-            },
+            hash,
+            mask,
             created_at: truncate_to_micros(OffsetDateTime::now_utc()),
             last_used: None,
         };
         self.store.insert_key(&record).await?;
         self.accounts.write().by_hash.insert(record.hash.clone(), (record.id, team));
         tracing::info!(key_id = %record.id, team_id = %team, "API key created");
-        Ok(NewKey { secret: format!("{KEY_PREFIX}{value}"), record })
+        Ok(NewKey { secret, record })
     }
 
     /// A team's keys, oldest first.
@@ -197,15 +211,18 @@ mod tests {
     #[test]
     fn the_hash_is_over_the_decoded_bytes() {
         // printf '\x00\x01' | sha256sum | xxd -r -p | base64, without padding
-        assert_eq!(hash_of("e2b_0001").unwrap(), "$sha256$tBP0fRPuL+bIRbLuFBr4HehY307FSaWLeXC7lmRbyNI");
-        assert_eq!(hash_of("e2b_AB").unwrap(), hash_of("e2b_ab").unwrap());
+        assert_eq!(
+            hash_of(KEY_PREFIX, "e2b_0001").unwrap(),
+            "$sha256$tBP0fRPuL+bIRbLuFBr4HehY307FSaWLeXC7lmRbyNI"
+        );
+        assert_eq!(hash_of(KEY_PREFIX, "e2b_AB").unwrap(), hash_of(KEY_PREFIX, "e2b_ab").unwrap());
     }
 
     #[test]
     fn malformed_keys_are_told_apart() {
-        assert!(matches!(hash_of("sk_00"), Err(AuthError::Malformed)));
-        assert!(matches!(hash_of(""), Err(AuthError::Malformed)));
-        assert!(matches!(hash_of("e2b_xyz"), Err(AuthError::Format)));
-        assert!(matches!(hash_of("e2b_abc"), Err(AuthError::Format)), "an odd number of digits");
+        assert!(matches!(hash_of(KEY_PREFIX, "sk_00"), Err(AuthError::Malformed)));
+        assert!(matches!(hash_of(KEY_PREFIX, ""), Err(AuthError::Malformed)));
+        assert!(matches!(hash_of(KEY_PREFIX, "e2b_xyz"), Err(AuthError::Format)));
+        assert!(matches!(hash_of(KEY_PREFIX, "e2b_abc"), Err(AuthError::Format)), "an odd number of digits");
     }
 }

@@ -4,25 +4,34 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod boot;
 mod config;
 mod connect;
 mod create;
 mod end;
 mod error;
+mod events;
 mod idempotency;
 mod keys;
+mod lifecycle;
 mod limits;
 mod list;
 mod live;
 mod logs;
+mod metrics;
 mod network;
+mod node;
 mod recovery;
 mod reference;
+mod resources;
+mod table;
+mod teams;
 mod templates;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod tokens;
 mod usage;
+mod users;
 
 use std::sync::Arc;
 
@@ -33,20 +42,27 @@ use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use agent::{AgentMetrics, ENVD_PORT};
+pub use agent::ENVD_PORT;
 pub use config::{Config, ENVD_VERSION, LayerPath};
 pub use connect::NetworkUpdate;
 pub use create::{Access, CreateRequest};
 pub use error::{AuthError, ControlError};
+pub use events::{MOST_EVENTS, NewWebhook, WebhookChange, event_label};
 pub use idempotency::IdempotencyKey;
 pub use keys::{KEY_PREFIX, NewKey};
+pub use lifecycle::{ForkRequest, PauseRequest, SnapshotEntry, SnapshotPage, SnapshotQuery, Waking};
 pub use list::{LONGEST_PAGE, ListQuery, Page};
 pub use live::{EndReason, Live, SandboxInfo};
 pub use logs::{LogLevel, LogLine, LogQuery};
+pub use metrics::{Sample, TeamMetric, TeamSample};
 pub use network::egress_policy;
+pub use node::{NodeReport, NodeStatus};
 pub use reference::{DEFAULT_TAG, TemplateRef};
+pub use resources::{BuildPlace, check_template_size};
+pub use teams::{KillCount, LimitsChange, NewTeam, TeamChange};
 pub use templates::{Entry, Registration};
 pub use tokens::same_secret;
+pub use users::{NewToken, TOKEN_PREFIX};
 
 /// Name of the seed among the server's secrets.
 const SEED: &str = "sandbox-token-seed";
@@ -61,15 +77,22 @@ pub struct Control {
     tokens: tokens::Tokens,
     accounts: keys::Accounts,
     catalog: templates::Catalog,
-    /// Held while a template is registered: look-up and write belong together.
+    /// Held while a template, team or webhook is changed: look-up and write belong together.
     registering: tokio::sync::Mutex<()>,
-    table: live::Table,
+    table: table::Table,
     places: Arc<limits::Places>,
+    /// Template builds under way.
+    builds: Arc<limits::Places>,
     starts: limits::StartQueue,
     in_flight: Arc<idempotency::InFlight>,
     usage: usage::Usage,
+    /// Told when a paused sandbox is kept in memory.
+    cached: tokio::sync::Notify,
     /// Logs of sandboxes, where they are kept.
     logs: Option<Arc<logs::Book>>,
+    metrics: metrics::Metrics,
+    hooks: events::Hooks,
+    node: node::Node,
     /// Set when the server goes down: timers stop, sandboxes live on.
     closing: CancellationToken,
     tasks: TaskTracker,
@@ -95,6 +118,7 @@ impl Control {
                 name: "Default".to_owned(),
                 slug: "default".to_owned(),
                 limits: config.default_limits,
+                standing: store::Standing::Good,
                 created_at: OffsetDateTime::now_utc(),
             };
             store.put_team(&team).await?;
@@ -104,12 +128,17 @@ impl Control {
             accounts: keys::Accounts::default(),
             catalog: templates::Catalog::default(),
             registering: tokio::sync::Mutex::default(),
-            table: live::Table::default(),
+            table: table::Table::default(),
             places: Arc::default(),
+            builds: Arc::default(),
             starts: limits::StartQueue::new(config.parallel_starts, config.start_queue),
             in_flight: Arc::default(),
             usage: usage::Usage::default(),
+            cached: tokio::sync::Notify::new(),
             logs: config.logs_dir.clone().map(|root| Arc::new(logs::Book::new(root))),
+            metrics: metrics::Metrics::new(config.metrics_dir.clone()),
+            node: node::Node::default(),
+            hooks: events::Hooks::new(config.webhook_internal.clone(), config.webhook_timeout),
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
             store,
@@ -118,11 +147,14 @@ impl Control {
         });
         control.accounts.load(control.store.teams().await?, control.store.keys().await?);
         control.catalog.load(&*control.store).await?;
+        control.load_webhooks().await?;
         control.recover().await?;
         control
             .spawn_until_closing(|control| async move { control.usage.keep_flushing(&*control.store).await });
         control.spawn_until_closing(|control| async move { control.prepare_all().await });
+        control.spawn_until_closing(|control| async move { control.keep_metrics().await });
         control.spawn_until_closing(|control| async move { control.keep_forgetting().await });
+        control.spawn_until_closing(|control| async move { control.keep_evicting().await });
         Ok(control)
     }
 
@@ -135,7 +167,7 @@ impl Control {
     /// How many sandboxes are running.
     #[must_use]
     pub fn running(&self) -> usize {
-        self.table.len()
+        self.table.running()
     }
 
     /// Stops timers and lets starts and ends that are under way finish. Sandboxes live on and are found again by the
@@ -145,6 +177,7 @@ impl Control {
         self.tasks.close();
         self.tasks.wait().await;
         self.usage.flush(&*self.store).await;
+        self.metrics.flush().await;
         self.engine.shutdown().await;
         self.store.close().await;
     }
@@ -158,9 +191,14 @@ impl Control {
                 Ok(pruned) => tracing::debug!(pruned, "forgot sandboxes that ended long ago"),
                 Err(error) => tracing::warn!(%error, "old records could not be removed"),
             }
+            self.forget_events(before).await;
             if let Some(book) = self.logs.clone() {
                 let retention = self.config.retention;
                 let _ = tokio::task::spawn_blocking(move || book.forget(retention)).await;
+            }
+            if let Some(shelf) = self.metrics.shelf() {
+                let retention = self.config.retention;
+                let _ = tokio::task::spawn_blocking(move || shelf.forget(retention)).await;
             }
             tokio::time::sleep(FORGET_EVERY).await;
         }

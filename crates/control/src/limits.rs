@@ -54,6 +54,7 @@ impl Drop for Reservation {
 pub(crate) struct StartQueue {
     running: Arc<Semaphore>,
     waiting: Arc<AtomicUsize>,
+    parallel: usize,
     most_waiting: usize,
 }
 
@@ -66,7 +67,14 @@ pub(crate) struct Ticket {
 
 impl StartQueue {
     pub(crate) fn new(parallel: usize, most_waiting: usize) -> Self {
-        Self { running: Arc::new(Semaphore::new(parallel.max(1))), waiting: Arc::default(), most_waiting }
+        let parallel = parallel.max(1);
+        Self { running: Arc::new(Semaphore::new(parallel)), waiting: Arc::default(), parallel, most_waiting }
+    }
+
+    /// Starts under way or waiting.
+    pub(crate) fn under_way(&self) -> usize {
+        let running = self.parallel.saturating_sub(self.running.available_permits());
+        running + self.waiting.load(Ordering::Relaxed)
     }
 
     /// Joins the queue unless it is full.

@@ -134,7 +134,7 @@ impl Control {
                 None => return Ok(Vec::new()),
             },
         };
-        let infos = self.table.of_team(team.id).into_iter().map(|live| live.info());
+        let infos = self.table.of_team(team.id).into_iter().map(|entry| entry.info());
         Ok(infos
             .filter(|info| query.states.is_empty() || query.states.contains(&info.state))
             .filter(|info| started_after.is_none_or(|after| info.started_at >= after))

@@ -1,14 +1,12 @@
-//! A running sandbox in memory, and the table of all of them.
+//! A running sandbox in memory.
 //! A sandbox leaves the table before anything of it is torn down, so whoever finds it may use it.
 //! `transition` is held across every change of state; `timing` only for a look.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
 
 use engine::{ExitReason, Sandbox as EngineSandbox};
 use ids::{BuildId, ExecutionId, SandboxId, TeamId, TemplateId};
-use store::{Lifecycle, NetworkConfig, Sandbox, SandboxDetails, SandboxState};
+use store::{Lifecycle, NetworkConfig, Pause, Sandbox, SandboxDetails, SandboxState};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -20,8 +18,14 @@ use crate::limits::Reservation;
 pub enum EndReason {
     /// Somebody asked for it.
     Request,
+    /// The operator asked for it.
+    Admin,
     /// Its time was up.
     Timeout,
+    /// It was captured and stands still: it may go on as another [`Live`].
+    Paused,
+    /// Its owner put it back to an earlier state: it goes on as another [`Live`].
+    RolledBack,
     /// PID 1 ended.
     Exited(ExitReason),
     /// It was gone when the server came back.
@@ -34,7 +38,10 @@ impl EndReason {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Request => "request",
+            Self::Admin => "admin",
             Self::Timeout => "timeout",
+            Self::Paused => "paused",
+            Self::RolledBack => "rolled back",
             Self::Exited(_) => "exited",
             Self::Lost => "lost",
         }
@@ -69,6 +76,9 @@ impl Timing {
     }
 }
 
+/// Held across every change of a sandbox's state; the same one from its first start to its end, through every pause.
+pub(crate) type Transition = Arc<tokio::sync::Mutex<()>>;
+
 /// A running sandbox.
 pub struct Live {
     /// Its id.
@@ -86,7 +96,7 @@ pub struct Live {
     /// The engine's handle.
     pub(crate) engine: Arc<dyn EngineSandbox>,
     /// Held across every change of state.
-    pub(crate) transition: tokio::sync::Mutex<()>,
+    pub(crate) transition: Transition,
     /// Its time limit; the timer follows it.
     pub(crate) timing: watch::Sender<Timing>,
     /// What may change and is only carried along.
@@ -95,8 +105,6 @@ pub struct Live {
     ended: watch::Sender<Option<EndReason>>,
     /// The place it takes among its team's sandboxes, given back when it ends.
     reservation: Mutex<Option<Reservation>>,
-    /// When its processor time was last read, and how much it was.
-    processor: Mutex<(Instant, u64)>,
 }
 
 impl Live {
@@ -105,6 +113,7 @@ impl Live {
         engine: Arc<dyn EngineSandbox>,
         timing: Timing,
         reservation: Reservation,
+        transition: Transition,
     ) -> Arc<Self> {
         Arc::new(Self {
             id: record.id,
@@ -114,22 +123,12 @@ impl Live {
             execution: record.execution,
             started_at: record.started_at,
             engine,
-            transition: tokio::sync::Mutex::default(),
+            transition,
             timing: watch::Sender::new(timing),
             details: RwLock::new(record.details),
             ended: watch::Sender::new(None),
             reservation: Mutex::new(Some(reservation)),
-            processor: Mutex::new((Instant::now(), 0)),
         })
-    }
-
-    /// Percent of one processor used since this was last asked, from the processor time in all.
-    pub(crate) fn processor_percent(&self, usec: u64) -> f64 {
-        let mut last = self.processor.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let (elapsed, used) = (now - last.0, Duration::from_micros(usec.saturating_sub(last.1)));
-        *last = (now, usec);
-        if elapsed.is_zero() { 0.0 } else { used.as_secs_f64() / elapsed.as_secs_f64() * 100.0 }
     }
 
     /// Connects to a TCP port on the sandbox's loopback.
@@ -211,6 +210,29 @@ impl Live {
         })
     }
 
+    /// What is remembered of it while it runs.
+    pub(crate) fn record(&self) -> Sandbox {
+        Sandbox {
+            id: self.id.clone(),
+            team: self.team,
+            template: self.template.clone(),
+            build: self.build,
+            execution: self.execution,
+            state: SandboxState::Running,
+            started_at: self.started_at,
+            end_at: self.end_at(),
+            ended_at: None,
+            end_reason: None,
+            pause: None,
+            details: self.details(),
+        }
+    }
+
+    /// Whether it goes on as another one.
+    pub(crate) fn was_succeeded(&self) -> bool {
+        matches!(*self.ended.borrow(), Some(EndReason::Paused | EndReason::RolledBack))
+    }
+
     /// What users are told.
     #[must_use]
     pub fn info(&self) -> SandboxInfo {
@@ -221,6 +243,7 @@ impl Live {
             state: SandboxState::Running,
             started_at: self.started_at,
             end_at: self.end_at(),
+            pause: None,
             details: self.details(),
         }
     }
@@ -248,8 +271,10 @@ pub struct SandboxInfo {
     pub state: SandboxState,
     /// When this run began.
     pub started_at: OffsetDateTime,
-    /// When its time is up.
+    /// When its time is up; when it was paused, if it is.
     pub end_at: OffsetDateTime,
+    /// What a paused one is brought back from.
+    pub pause: Option<Pause>,
     /// The rest.
     pub details: SandboxDetails,
 }
@@ -262,37 +287,9 @@ impl From<Sandbox> for SandboxInfo {
             template: record.template,
             state: record.state,
             started_at: record.started_at,
-            end_at: record.end_at,
+            end_at: record.pause.as_ref().map_or(record.end_at, |pause| pause.at),
+            pause: record.pause,
             details: record.details,
         }
-    }
-}
-
-/// All running sandboxes.
-#[derive(Debug, Default)]
-pub(crate) struct Table {
-    by_id: RwLock<HashMap<SandboxId, Arc<Live>>>,
-}
-
-impl Table {
-    pub(crate) fn get(&self, id: &SandboxId) -> Option<Arc<Live>> {
-        self.by_id.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
-    }
-
-    pub(crate) fn insert(&self, live: Arc<Live>) {
-        self.by_id.write().unwrap_or_else(PoisonError::into_inner).insert(live.id.clone(), live);
-    }
-
-    pub(crate) fn remove(&self, id: &SandboxId) {
-        self.by_id.write().unwrap_or_else(PoisonError::into_inner).remove(id);
-    }
-
-    pub(crate) fn of_team(&self, team: TeamId) -> Vec<Arc<Live>> {
-        let table = self.by_id.read().unwrap_or_else(PoisonError::into_inner);
-        table.values().filter(|live| live.team == team).cloned().collect()
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.by_id.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 }

@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use engine::EngineError;
 use ids::SandboxId;
-use store::{Sandbox, StoreError};
+use store::{Sandbox, SandboxState, StoreError};
 use time::OffsetDateTime;
 use tokio::task::JoinSet;
 
 use crate::Control;
+use crate::lifecycle::Paused;
 use crate::live::{EndReason, Live, Timing};
 use crate::network::egress_policy;
 
@@ -23,7 +24,13 @@ impl Control {
         let found = records.len();
         let mut kept: Vec<SandboxId> = Vec::with_capacity(found);
         let mut adoptions = JoinSet::new();
+        let mut states = self.catalog.captured_states();
         for record in records {
+            if let Some(pause) = record.pause.as_ref().filter(|_| record.state == SandboxState::Paused) {
+                states.push(pause.snapshot);
+                self.table.insert_paused(Paused::new(record, Arc::default()));
+                continue;
+            }
             if adoptions.len() >= PARALLEL {
                 kept.extend(adoptions.join_next().await.and_then(Result::ok).flatten());
             }
@@ -33,7 +40,7 @@ impl Control {
         while let Some(adopted) = adoptions.join_next().await {
             kept.extend(adopted.ok().flatten());
         }
-        let swept = match self.engine.sweep(&kept).await {
+        let swept = match self.engine.sweep(&kept, &states).await {
             Ok(swept) => swept,
             Err(error) => {
                 tracing::error!(%error, "remains of earlier sandboxes could not all be removed");
@@ -59,7 +66,7 @@ impl Control {
                 return None;
             }
         };
-        if record.end_at <= OffsetDateTime::now_utc() {
+        if record.end_at <= OffsetDateTime::now_utc() && !record.details.lifecycle.auto_pause {
             if let Err(error) = sandbox.kill().await {
                 tracing::error!(sandbox_id = %id, %error, "an expired sandbox could not be ended cleanly");
             }
@@ -76,11 +83,12 @@ impl Control {
         }
         let reservation = self.places.reserve(record.team, 0).ok()?;
         let timing = Timing::until(record.end_at);
-        self.go_live(Live::new(record, sandbox, timing, reservation));
+        self.go_live(Live::new(record, sandbox, timing, reservation, Arc::default()));
         Some(id)
     }
 
     async fn record_end(&self, id: &SandboxId, reason: &EndReason) {
+        self.record_killed_by_id(id, reason).await;
         if let Err(error) = self.store.finish_sandbox(id, OffsetDateTime::now_utc(), reason.as_str()).await {
             tracing::error!(sandbox_id = %id, %error, "the end of a sandbox was not recorded");
         }

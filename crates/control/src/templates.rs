@@ -2,14 +2,13 @@
 //! It is kept in memory because every create asks it; writes go to the store first, then here.
 //! Names another process registered are found by reading the store again on a miss.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use engine::TemplateImage;
-use ids::{BuildId, TeamId, TemplateId};
+use ids::{BuildId, SnapshotId, TeamId, TemplateId};
 use store::{
-    Build, BuildConfig, BuildStatus, Store, StoreError, TagAssignment, Team, Template, TemplateName,
-    truncate_to_micros,
+    Build, BuildConfig, BuildStatus, SandboxState, Store, StoreError, TagAssignment, Team, Template,
+    TemplateName, truncate_to_micros,
 };
 use time::OffsetDateTime;
 
@@ -90,6 +89,11 @@ impl Known {
         self.template.public || self.template.team.is_none_or(|owner| owner == team)
     }
 
+    /// Whether nothing but captured sandboxes was ever put under this name.
+    fn is_snapshot(&self) -> bool {
+        !self.builds.is_empty() && self.builds.iter().all(|build| build.snapshot.is_some())
+    }
+
     fn entry(&self) -> Entry {
         Entry {
             template: self.template.clone(),
@@ -141,6 +145,49 @@ impl Catalog {
         Ok(Resolved { build, alias })
     }
 
+    /// The template of this name.
+    pub(crate) fn by_name(&self, name: &TemplateName) -> Option<Template> {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let known = inner.names.get(name).and_then(|id| inner.templates.get(id))?;
+        Some(known.template.clone())
+    }
+
+    /// Every captured state that a build is made of.
+    pub(crate) fn captured_states(&self) -> Vec<SnapshotId> {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let builds = inner.templates.values().flat_map(|known| &known.builds);
+        builds.filter_map(|build| Some(build.snapshot.as_ref()?.id)).collect()
+    }
+
+    /// A team's snapshots: each tag that means a captured state.
+    pub(crate) fn snapshots_of(&self, team: TeamId) -> Vec<(Template, String, Arc<Build>)> {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let owned = inner.templates.values().filter(|known| known.template.team == Some(team));
+        owned
+            .flat_map(|known| {
+                let tags: BTreeSet<&String> = known.tags.iter().map(|assignment| &assignment.tag).collect();
+                tags.into_iter().filter_map(|tag| {
+                    let build = known.tagged(tag).filter(|build| build.snapshot.is_some())?;
+                    Some((known.template.clone(), tag.clone(), build))
+                })
+            })
+            .collect()
+    }
+
+    /// A template's captured states that no tag means.
+    pub(crate) fn nameless_snapshots(&self, template: &TemplateId) -> Vec<Arc<Build>> {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(known) = inner.templates.get(template) else { return Vec::new() };
+        let named: HashSet<BuildId> = known
+            .tags
+            .iter()
+            .filter_map(|assignment| known.tagged(&assignment.tag).map(|build| build.id))
+            .collect();
+        let nameless =
+            known.builds.iter().filter(|build| build.snapshot.is_some() && !named.contains(&build.id));
+        nameless.cloned().collect()
+    }
+
     fn lookup(&self, team: &Team, reference: &TemplateRef) -> Option<Entry> {
         let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
         inner.find(team, reference).map(Known::entry)
@@ -183,7 +230,7 @@ impl Control {
         }
     }
 
-    /// The templates a team can see, newest first: its own and everybody's.
+    /// The templates a team can see, newest first: its own and everybody's. Snapshots have a list of their own.
     #[must_use]
     pub fn list_templates(&self, team: TeamId) -> Vec<Entry> {
         let inner = self.catalog.inner.read().unwrap_or_else(PoisonError::into_inner);
@@ -191,6 +238,7 @@ impl Control {
             .templates
             .values()
             .filter(|known| known.template.team.is_none_or(|owner| owner == team))
+            .filter(|known| !known.is_snapshot())
             .map(Known::entry)
             .collect();
         entries.sort_by(|a, b| {
@@ -240,6 +288,56 @@ impl Control {
         // A deleted template's sandboxes can still be asked for by its id.
         let by_name = self.catalog.lookup(team, &reference).map(|entry| entry.template.id);
         Ok(by_name.or_else(|| reference.name.parse().ok()))
+    }
+
+    /// Deletes a team's template or snapshot, or only what a tag of it means where it has others too.
+    ///
+    /// # Errors
+    /// There is none, it is another team's, or sandboxes of it are running or paused.
+    pub async fn delete_template(&self, team: &Team, text: &str) -> Result<(), ControlError> {
+        let reference = TemplateRef::parse(text)?;
+        let _one_at_a_time = self.registering.lock().await;
+        self.catalog.load(&*self.store).await?;
+        let not_found = || ControlError::TemplateNotFound(reference.full_name());
+        let (id, builds, is_whole) = {
+            let inner = self.catalog.inner.read().unwrap_or_else(PoisonError::into_inner);
+            let known = inner.find(team, &reference).ok_or_else(not_found)?;
+            if known.template.team != Some(team.id) {
+                return Err(not_found());
+            }
+            let named = known.tagged(reference.tag_or_default());
+            let tags: BTreeSet<&String> = known.tags.iter().map(|assignment| &assignment.tag).collect();
+            match (text.contains(':'), named) {
+                (true, None) => return Err(not_found()),
+                (true, Some(build)) if tags.len() > 1 && build.snapshot.is_some() => {
+                    (known.template.id.clone(), vec![build], false)
+                }
+                _ => (known.template.id.clone(), known.builds.clone(), true),
+            }
+        };
+        if is_whole {
+            self.check_unused(&id, text)?;
+            self.store.delete_template(&id).await?;
+        } else {
+            let ids: Vec<BuildId> = builds.iter().map(|build| build.id).collect();
+            self.store.delete_builds(&ids).await?;
+        }
+        self.catalog.load(&*self.store).await?;
+        self.discard_states_of(&builds).await;
+        tracing::info!(template_id = %id, team_id = %team.id, "template deleted");
+        Ok(())
+    }
+
+    fn check_unused(&self, id: &TemplateId, text: &str) -> Result<(), ControlError> {
+        let users = self.table.using(id);
+        let state = match users.first() {
+            None => return Ok(()),
+            Some(info) if info.state == SandboxState::Paused => "paused",
+            Some(_) => "running",
+        };
+        Err(ControlError::Invalid(format!(
+            "cannot delete template '{text}' because there are {state} sandboxes using it"
+        )))
     }
 
     /// Makes a finished build the default of the template of this name; both are made as needed. Registering the same
@@ -303,6 +401,7 @@ impl Control {
             envd_version: ENVD_VERSION.to_owned(),
             layers: registration.layers,
             config: registration.config,
+            snapshot: None,
             created_at: now,
             finished_at: Some(now),
         };
@@ -319,10 +418,6 @@ impl Control {
         Ok((template.id, build.id))
     }
 
-    pub(crate) fn image(&self, build: &Build) -> TemplateImage {
-        TemplateImage { layers: build.layers.iter().map(|digest| (self.config.layer_path)(digest)).collect() }
-    }
-
     /// Has the engine make a build ready, once.
     pub(crate) async fn prepare(&self, build: &Build) -> Result<(), ControlError> {
         let prepared = |set: &Mutex<HashSet<BuildId>>| {
@@ -331,7 +426,7 @@ impl Control {
         if prepared(&self.catalog.prepared) {
             return Ok(());
         }
-        self.engine.prepare(&self.image(build)).await.map_err(crate::create::start_error)?;
+        self.engine.prepare(&self.image(&build.layers)).await.map_err(crate::boot::start_error)?;
         self.catalog.prepared.lock().unwrap_or_else(PoisonError::into_inner).insert(build.id);
         Ok(())
     }

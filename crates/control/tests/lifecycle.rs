@@ -94,10 +94,10 @@ async fn zero_ends_at_once_and_connect_only_adds() {
     let fixture = Fixture::new().await;
     let made = fixture.create().await.unwrap();
     let id = &made.info.id;
-    let same = fixture.control.connect(&fixture.team, id, 10).await.unwrap();
+    let (same, _) = fixture.control.connect(&fixture.team, id, 10, true).await.unwrap();
     assert_eq!(same.info.end_at, made.info.end_at, "to the microsecond");
     assert_eq!(same.envd_token, made.envd_token);
-    let longer = fixture.control.connect(&fixture.team, id, 600).await.unwrap();
+    let (longer, _) = fixture.control.connect(&fixture.team, id, 600, true).await.unwrap();
     assert!(longer.info.end_at > made.info.end_at);
     fixture.control.refresh(&fixture.team, id, None).await.unwrap();
     assert_eq!(fixture.control.get(fixture.team.id, id).unwrap().info.end_at, longer.info.end_at);
@@ -108,7 +108,7 @@ async fn zero_ends_at_once_and_connect_only_adds() {
     fixture.control.set_timeout(&fixture.team, id, 0).await.unwrap();
     assert!(matches!(fixture.control.get(fixture.team.id, id), Err(ControlError::SandboxNotFound(_))));
     assert_eq!(fixture.engine.alive(), 0);
-    assert!(fixture.control.connect(&fixture.team, id, 10).await.is_err());
+    assert!(fixture.control.connect(&fixture.team, id, 10, true).await.is_err());
     let record = fixture.store.sandbox(id).await.unwrap().unwrap();
     assert_eq!((record.state, record.end_reason.as_deref()), (SandboxState::Ended, Some("timeout")));
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use control::{ENVD_PORT, Live, same_secret};
+use control::{ENVD_PORT, Live, Waking, same_secret};
 use hyper::http::uri::PathAndQuery;
 use hyper::{Request, Response, StatusCode, Uri, Version};
 
@@ -34,10 +34,27 @@ pub(crate) async fn forward(
     {
         return pages::reserved(path);
     }
-    let Some(live) = edge.control.find(&address.id) else { return pages::not_found(&address, html) };
-    if let Some(refusal) = check_token(&request, &address, &live, edge, html) {
-        return refusal;
-    }
+    let live = match edge.control.find(&address.id) {
+        Some(live) => {
+            if let Some(refusal) = check_token(&request, &address, live.allows_public_traffic(), edge, html) {
+                return refusal;
+            }
+            live
+        }
+        None => {
+            let waking = match sleeper(&request, &address, edge, html) {
+                Ok(waking) => waking,
+                Err(answer) => return *answer,
+            };
+            match edge.control.wake(waking).await {
+                Ok(live) => live,
+                Err(error) => {
+                    tracing::warn!(sandbox_id = %address.id, %error, "a sandbox could not be woken by traffic");
+                    return pages::not_found(&address, html);
+                }
+            }
+        }
+    };
 
     let own_connection = request.version() != Version::HTTP_2;
     let switching = headers::upgrade_wanted(request.headers()).is_some() && own_connection;
@@ -67,15 +84,40 @@ pub(crate) async fn forward(
     response.map(|body| Body::new(GuardedBody::new(body, live, resetter, edge.pools.clone(), sender)))
 }
 
+/// The paused sandbox that this request may wake, if there is one and the request would be let in.
+fn sleeper(
+    request: &Request<Body>,
+    address: &Address,
+    edge: &Edge,
+    html: bool,
+) -> Result<Waking, Box<Response<Body>>> {
+    let not_found = || Box::new(pages::not_found(address, html));
+    let waking = edge.control.sleeping(&address.id).ok_or_else(not_found)?;
+    if let Some(refusal) = check_token(request, address, waking.allows_public_traffic(), edge, html) {
+        return Err(Box::new(refusal));
+    }
+    // The agent would refuse whoever has neither its token nor a signature: nobody is woken for that.
+    if address.port == ENVD_PORT && !knows_agent(request, &edge.control.envd_token(&address.id)) {
+        return Err(not_found());
+    }
+    Ok(waking)
+}
+
+fn knows_agent(request: &Request<Body>, token: &str) -> bool {
+    let header = request.headers().get("x-access-token");
+    let signed = request.uri().query().is_some_and(|query| query.contains("signature="));
+    header.map_or(signed, |given| same_secret(given.as_bytes(), token.as_bytes()))
+}
+
 /// Ports that are not public want the sandbox's token; the agent's port has a token of its own.
 fn check_token(
     request: &Request<Body>,
     address: &Address,
-    live: &Live,
+    is_public: bool,
     edge: &Edge,
     html: bool,
 ) -> Option<Response<Body>> {
-    if address.port == ENVD_PORT || live.allows_public_traffic() {
+    if address.port == ENVD_PORT || is_public {
         return None;
     }
     let Some(token) = request.headers().get("e2b-traffic-access-token") else {

@@ -8,33 +8,39 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use engine::EngineError;
+use layers::Volumes;
 use libc::sock_filter;
 use net::GatewayConfig;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sha2::{Digest, Sha256};
 
 use crate::cgroup::Hierarchies;
-use crate::janitor::Janitor;
+use crate::criu::{Criu, Memory};
 use crate::sandbox::Running;
 use crate::uids::UidRanges;
 use crate::{ContainerConfig, seccomp};
 
 /// First kernel with all that the engine uses: overlay layers given as file descriptors.
-const MINIMUM_KERNEL: (u32, u32) = (6, 13);
+const MINIMUM_KERNEL: (u32, u32) = (6, 15);
 
 /// Shared state of the engine.
 #[derive(Debug)]
 pub(crate) struct Host {
-    pub(crate) sandboxes: PathBuf,
+    /// Records of running sandboxes.
+    pub(crate) records: PathBuf,
+    /// What sandboxes write, and captured states of it.
+    pub(crate) volumes: Volumes,
     /// An empty folder that PID 1 attaches its root to, in its own mount namespace.
     pub(crate) root_target: PathBuf,
     /// The layer on top of every template: envd and nothing else.
     pub(crate) agent_layer: PathBuf,
+    /// Captured states.
+    pub(crate) snapshots: PathBuf,
+    memory: Option<Memory>,
     pub(crate) gateway: GatewayConfig,
     pub(crate) uids: UidRanges,
     pub(crate) hierarchies: Hierarchies,
     pub(crate) filter: Vec<sock_filter>,
-    pub(crate) janitor: Janitor,
     pub(crate) running: Running,
     /// Last, because the others have things in it.
     _run_dir: RunDir,
@@ -50,8 +56,14 @@ impl Host {
         let instance = instance_name(&data_dir).map_err(EngineError::kernel("name this server"))?;
         let run_dir = make_folder(&config.run_dir.join(&instance))?;
         let host = Self {
-            sandboxes: make_private_folder(&data_dir.join("sandboxes"))?,
+            records: make_private_folder(&data_dir.join("sandboxes"))?,
+            volumes: Volumes::open(&data_dir, config.volumes).map_err(|error| EngineError::Host {
+                what: format!("sandboxes' volumes cannot be opened: {error}"),
+                remedy: "see `cofferdam doctor`; --volumes chooses another way to keep them".into(),
+            })?,
             root_target: make_folder(&run_dir.join("root"))?,
+            snapshots: make_private_folder(&data_dir.join("snapshots"))?,
+            memory: open_memory(config.criu.as_ref(), &run_dir)?,
             agent_layer: install_agent(&config.agent, &make_private_folder(&data_dir.join("agent"))?)?,
             gateway: config.gateway.clone(),
             uids: UidRanges::open(&config.run_dir.join("uids"), &data_dir)
@@ -59,8 +71,6 @@ impl Host {
             hierarchies: Hierarchies::open(&instance, &run_dir)
                 .map_err(EngineError::kernel("open control groups"))?,
             filter: seccomp::program(),
-            janitor: Janitor::start(make_private_folder(&data_dir.join("trash"))?)
-                .map_err(EngineError::kernel("start the janitor"))?,
             running: Running::default(),
             _run_dir: RunDir(run_dir.clone()),
         };
@@ -68,8 +78,30 @@ impl Host {
     }
 }
 
+impl Host {
+    /// What captures and restores memory.
+    pub(crate) fn memory(&self) -> Result<&Memory, EngineError> {
+        self.memory.as_ref().ok_or(EngineError::Unsupported(
+            "memory snapshots on this host: CRIU 4.2 or newer is missing (cofferdam setup criu brings it)",
+        ))
+    }
+
+    /// The agent's layer of this name.
+    pub(crate) fn agent_layer_named(&self, name: &str) -> PathBuf {
+        self.agent_layer.with_file_name(name)
+    }
+}
+
+fn open_memory(criu: Option<&Criu>, run_dir: &Path) -> Result<Option<Memory>, EngineError> {
+    let open = |criu: &Criu| Memory::open(criu.clone(), run_dir);
+    criu.map(open).transpose().map_err(EngineError::kernel("set up CRIU"))
+}
+
 impl Drop for Host {
     fn drop(&mut self) {
+        if let Some(memory) = &self.memory {
+            memory.close();
+        }
         self.hierarchies.remove_if_empty();
         let _ = fs::remove_dir(&self.root_target);
     }

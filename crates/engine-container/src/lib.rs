@@ -1,13 +1,17 @@
 //! The container engine: each sandbox is a set of namespaces owned by its own user namespace, on the host's kernel.
 //! Read `slot` for what is made ahead, `rootfs` and `launch` for a start, `sandbox` for the life after, `sweep` for crashes.
-//! Needs Linux 6.13 and root; sandboxes themselves never run with an id of the host.
+//! Needs Linux 6.15 and root; sandboxes themselves never run with an id of the host.
 
+mod capture;
 mod cgroup;
+mod criu;
 mod devices;
 mod host;
-mod janitor;
 mod launch;
+mod pressure;
+mod private;
 mod record;
+mod restore;
 mod rootfs;
 mod sandbox;
 mod seccomp;
@@ -21,13 +25,18 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use engine::{
-    Capabilities, Descriptor, Engine, EngineError, Isolation, Sandbox, SandboxId, StartSpec, TemplateImage,
+    Capabilities, Descriptor, Engine, EngineError, Isolation, Revival, Sandbox, SandboxId, SnapshotId,
+    StartSpec, TemplateImage,
 };
+use layers::VolumesConfig;
 use net::GatewayConfig;
 
+use crate::capture::State;
+pub use crate::criu::Criu;
 use crate::host::Host;
 pub use crate::host::instance_name;
 use crate::slot::Pool;
+use crate::start::Origin;
 
 /// How the engine is set up.
 #[derive(Debug, Clone)]
@@ -38,6 +47,10 @@ pub struct ContainerConfig {
     pub run_dir: PathBuf,
     /// The envd binary: static, for this architecture.
     pub agent: PathBuf,
+    /// What captures memory; without it only files can be captured.
+    pub criu: Option<Criu>,
+    /// How what sandboxes write is kept.
+    pub volumes: VolumesConfig,
     /// Slots kept ready. 0 makes each one when it is wanted.
     pub pool: usize,
     /// Resolvers, and exceptions from the closed private networks.
@@ -62,8 +75,8 @@ impl ContainerEngine {
         let host = Arc::new(Host::open(config)?);
         let pool = Pool::new(host.clone());
         let capabilities = Capabilities {
-            memory_snapshots: false,
-            disk_limit: false,
+            memory_snapshots: host.memory().is_ok(),
+            disk_limit: host.volumes.enforces_limits(),
             resource_limits: host.hierarchies.has_limits(),
         };
         let descriptor = Descriptor {
@@ -75,6 +88,14 @@ impl ContainerEngine {
             capabilities,
         };
         Ok(Self { descriptor, host, pool, pool_size: config.pool })
+    }
+}
+
+impl ContainerEngine {
+    /// One honest sentence on how what sandboxes write is kept.
+    #[must_use]
+    pub fn storage(&self) -> &str {
+        self.host.volumes.describe()
     }
 }
 
@@ -92,15 +113,34 @@ impl Engine for ContainerEngine {
     }
 
     async fn start(&self, spec: StartSpec) -> Result<Arc<dyn Sandbox>, EngineError> {
-        start::start(&self.host, &self.pool, spec).await
+        start::start(&self.host, &self.pool, spec, Origin::Template).await
     }
 
     async fn adopt(&self, id: &SandboxId) -> Result<Arc<dyn Sandbox>, EngineError> {
         sweep::adopt(&self.host, id).await
     }
 
-    async fn sweep(&self, keep: &[SandboxId]) -> Result<usize, EngineError> {
-        let removed = sweep::sweep(&self.host, keep).await?;
+    async fn restore(
+        &self,
+        snapshot: SnapshotId,
+        revival: Revival,
+        spec: StartSpec,
+    ) -> Result<Arc<dyn Sandbox>, EngineError> {
+        start::start(&self.host, &self.pool, spec, Origin::Snapshot(snapshot, revival)).await
+    }
+
+    async fn discard(&self, snapshot: SnapshotId) -> Result<(), EngineError> {
+        let host = self.host.clone();
+        let discard = tokio::task::spawn_blocking(move || State::of(&host, snapshot).discard(&host)).await;
+        discard.map_err(|_| EngineError::Timeout("discarding a captured state"))?
+    }
+
+    async fn memory_scarce(&self) {
+        pressure::memory_scarce().await;
+    }
+
+    async fn sweep(&self, keep: &[SandboxId], snapshots: &[SnapshotId]) -> Result<usize, EngineError> {
+        let removed = sweep::sweep(&self.host, keep, snapshots).await?;
         // Not before: a new slot must not take the name of a stray group.
         self.pool.fill(self.pool_size).map_err(EngineError::kernel("start the slot pool"))?;
         Ok(removed)

@@ -1,11 +1,13 @@
-//! What a later server needs to find a running sandbox again, as a small JSON file beside its private folder.
+//! What a later server needs to find a running sandbox again, as a small JSON file.
 //! A pid alone is not proof: the start time and the boot must match too.
 //! Written before the sandbox is announced to anyone.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
+use engine::SandboxId;
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 /// A running sandbox on disk.
@@ -21,26 +23,62 @@ pub(crate) struct Record {
     pub(crate) uid_base: u32,
     /// Name of its control group.
     pub(crate) cgroup: String,
+    /// Name of the agent's layer it runs from.
+    pub(crate) agent: String,
+    /// What its processes see as the id of their boot.
+    pub(crate) inner_boot: String,
 }
 
-const FILE: &str = "record.json";
+/// Where a sandbox is and what it was started with.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) uid_base: u32,
+    pub(crate) cgroup: String,
+    pub(crate) agent: String,
+    pub(crate) inner_boot: String,
+}
 
 impl Record {
     /// Describes a process that has just been started.
-    pub(crate) fn of(pid: i32, uid_base: u32, cgroup: String) -> io::Result<Self> {
-        Ok(Self { pid, start_time: start_time(pid)?, boot_id: boot_id()?, uid_base, cgroup })
+    pub(crate) fn of(pid: i32, place: Place) -> io::Result<Self> {
+        let Place { uid_base, cgroup, agent, inner_boot } = place;
+        Ok(Self {
+            pid,
+            start_time: start_time(pid)?,
+            boot_id: boot_id()?,
+            uid_base,
+            cgroup,
+            agent,
+            inner_boot,
+        })
     }
 
-    /// Writes it into the sandbox's private folder, whole or not at all.
-    pub(crate) fn save(&self, private: &Path) -> io::Result<()> {
-        let new = private.join("record.new");
+    /// Writes a sandbox's record into `folder`, whole or not at all.
+    pub(crate) fn save(&self, folder: &Path, id: &SandboxId) -> io::Result<()> {
+        let new = folder.join(format!("{id}.new"));
         fs::write(&new, serde_json::to_vec(self)?)?;
-        fs::rename(new, private.join(FILE))
+        fs::rename(new, folder.join(format!("{id}.json")))
+    }
+
+    /// Waits until no capture of the sandbox is under way, also one of a server that has died, and keeps others away until it is
+    /// dropped. Blocks.
+    pub(crate) fn lock(folder: &Path, id: &SandboxId) -> io::Result<File> {
+        let file = File::open(folder.join(format!("{id}.json")))?;
+        flock(&file, FlockOperation::LockExclusive)?;
+        Ok(file)
     }
 
     /// Reads it back.
-    pub(crate) fn load(private: &Path) -> io::Result<Self> {
-        Ok(serde_json::from_slice(&fs::read(private.join(FILE))?)?)
+    pub(crate) fn load(folder: &Path, id: &SandboxId) -> io::Result<Self> {
+        Ok(serde_json::from_slice(&fs::read(folder.join(format!("{id}.json")))?)?)
+    }
+
+    /// Removes it; one that is not there is a success.
+    pub(crate) fn remove(folder: &Path, id: &SandboxId) -> io::Result<()> {
+        match fs::remove_file(folder.join(format!("{id}.json"))) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Whether the process it describes is still the same and alive.
@@ -74,11 +112,17 @@ mod tests {
     fn a_record_is_alive_only_with_its_very_process() {
         let dir = tempfile::tempdir().unwrap();
         let pid = i32::try_from(std::process::id()).unwrap();
-        let record = Record::of(pid, 1 << 28, "s1".into()).unwrap();
-        record.save(dir.path()).unwrap();
-        let mut again = Record::load(dir.path()).unwrap();
+        let place =
+            Place { uid_base: 1 << 28, cgroup: "s1".into(), agent: "a".into(), inner_boot: "b".into() };
+        let record = Record::of(pid, place).unwrap();
+        let id = SandboxId::generate();
+        record.save(dir.path(), &id).unwrap();
+        let mut again = Record::load(dir.path(), &id).unwrap();
         assert!(again.is_alive());
         again.start_time += 1;
         assert!(!again.is_alive());
+        Record::remove(dir.path(), &id).unwrap();
+        Record::remove(dir.path(), &id).unwrap();
+        assert!(Record::load(dir.path(), &id).is_err());
     }
 }

@@ -2,7 +2,6 @@
 //! Built in the server, handed over as a mount that is attached nowhere, so no path in it is ever followed on the host.
 //! Files on disk keep the owners seen inside; only the mounts shift them.
 
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -13,13 +12,6 @@ use rustix::mount::{
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, open_tree,
 };
 use sys::{set_idmap, with_filesystem_ids};
-
-/// Makes the private folders of a new sandbox.
-pub(crate) fn create_private(dir: &Path) -> io::Result<()> {
-    fs::create_dir(dir)?;
-    fs::create_dir(dir.join("upper"))?;
-    fs::create_dir(dir.join("work"))
-}
 
 /// Builds the overlay. `base` is the first host id of the sandbox's range, mapped by `user_namespace`.
 pub(crate) fn assemble(

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use engine::{EgressPolicy, EngineError, ExitReason, Sandbox, SandboxId, Stats};
+use engine::{Captured, EgressPolicy, EngineError, ExitReason, Sandbox, SandboxId, SnapshotId, Stats};
 use net::Gateway;
 use rustix::io::Errno;
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
@@ -22,7 +22,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use crate::capture;
 use crate::host::Host;
+use crate::private::volume_of;
+use crate::record::Record;
 use crate::slot::Claim;
 
 const END_TIMEOUT: Duration = Duration::from_secs(20);
@@ -64,7 +67,7 @@ impl ContainerSandbox {
         // SAFETY: an `OwnedFd` keeps its descriptor open and the same for as long as it lives.
         let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?;
         let sandbox = Arc::new(Self {
-            private: host.sandboxes.join(id.as_str()),
+            private: host.volumes.path(&volume_of(&id)),
             id,
             pidfd,
             network,
@@ -92,11 +95,14 @@ impl ContainerSandbox {
         // First the news, so that streams are cut at once; then the cleaning.
         self.exit.send_replace(Some(reason));
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let (id, private) = (self.id.clone(), self.private.clone());
+        let id = self.id.clone();
         let clean = move || {
             drop(held);
-            if let Err(error) = host.janitor.discard(&private) {
+            if let Err(error) = host.volumes.discard(&volume_of(&id)) {
                 warn!(sandbox = %id, %error, "a sandbox's files could not be discarded");
+            }
+            if let Err(error) = Record::remove(&host.records, &id) {
+                warn!(sandbox = %id, %error, "a sandbox's record could not be removed");
             }
         };
         let _ = tokio::task::spawn_blocking(clean).await;
@@ -178,6 +184,10 @@ impl Sandbox for ContainerSandbox {
 
     async fn thaw(&self) -> Result<(), EngineError> {
         self.claim()?.group.set_frozen(false).await.map_err(EngineError::kernel("thaw"))
+    }
+
+    async fn capture(&self, snapshot: SnapshotId, memory: bool) -> Result<Captured, EngineError> {
+        capture::capture(self.claim()?, self.id.clone(), snapshot, memory).await
     }
 
     async fn stats(&self) -> Result<Stats, EngineError> {

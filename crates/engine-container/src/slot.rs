@@ -20,6 +20,7 @@ use tracing::warn;
 use crate::cgroup::Group;
 use crate::devices;
 use crate::host::Host;
+use crate::private::{ReadyVolume, volume_error};
 use crate::uids::{RANGE_SIZE, owner_of};
 
 /// envd's port in every sandbox.
@@ -37,6 +38,10 @@ pub(crate) struct Slot {
     pub(crate) listeners: Listeners,
     /// The sandbox's `/dev`, attached nowhere yet.
     pub(crate) dev: OwnedFd,
+    /// What its processes shall see as the id of their boot.
+    pub(crate) inner_boot: String,
+    /// The sandbox's volume, empty.
+    pub(crate) volume: ReadyVolume,
     /// Before the claim: while its thread lives the group cannot be removed.
     worker: Worker,
     pub(crate) claim: Claim,
@@ -45,7 +50,7 @@ pub(crate) struct Slot {
 /// The host objects that outlive the slot when a sandbox takes it: a uid range and a control group.
 #[derive(Debug)]
 pub(crate) struct Claim {
-    host: Arc<Host>,
+    pub(crate) host: Arc<Host>,
     pub(crate) uid_base: u32,
     pub(crate) group: Group,
     /// The slot's thread, ended or about to: the group cannot be removed before it has.
@@ -56,6 +61,11 @@ pub(crate) struct Claim {
 impl Claim {
     pub(crate) fn new(host: Arc<Host>, uid_base: u32, group: Group) -> Self {
         Self { host, uid_base, group, thread: None, left: AtomicBool::new(false) }
+    }
+
+    /// The host id that owns the sandbox's user namespace.
+    pub(crate) fn owner(&self) -> u32 {
+        owner_of(self.uid_base)
     }
 
     /// Leaves the objects to a sandbox that lives on without this server.
@@ -115,20 +125,33 @@ impl Slot {
         let agent_listener = agent_listener.map_err(EngineError::kernel("listen for envd"))?;
         let listeners =
             Listeners::open(&network_namespace).map_err(EngineError::kernel("open the gateway"))?;
-        let dev = devices::make(user_namespace.as_fd()).map_err(EngineError::kernel("make /dev"))?;
+        let inner_boot = uuid::Uuid::new_v4().to_string();
+        let dev =
+            devices::make(user_namespace.as_fd(), &inner_boot).map_err(EngineError::kernel("make /dev"))?;
+        let volume = ReadyVolume::make(host, uid_base).map_err(volume_error("make a volume"))?;
         let worker = Worker::start(&claim.group).map_err(EngineError::kernel("start a slot's thread"))?;
-        Ok(Self { user_namespace, network_namespace, agent_listener, listeners, dev, worker, claim })
+        Ok(Self {
+            user_namespace,
+            network_namespace,
+            agent_listener,
+            listeners,
+            dev,
+            inner_boot,
+            volume,
+            worker,
+            claim,
+        })
     }
 
     /// Runs `job` on the slot's thread, so that what it clones is born in the slot's groups.
     pub(crate) fn run_on_thread<T: Send + 'static>(
-        self,
-        job: impl FnOnce(&Self) -> T + Send + 'static,
+        mut self,
+        job: impl FnOnce(&mut Self) -> T + Send + 'static,
     ) -> mpsc::Receiver<(Self, T)> {
         let (answer, receiver) = mpsc::channel();
         let jobs = self.worker.jobs.clone().expect("present until dropped");
         let run: Job = Box::new(move || {
-            let result = job(&self);
+            let result = job(&mut self);
             let _ = answer.send((self, result));
         });
         let _ = jobs.send(run);
@@ -161,7 +184,7 @@ impl Worker {
 }
 
 /// Makes a user namespace with one range of ids mapped and a network namespace that it owns.
-fn make_namespaces(uid_base: u32) -> io::Result<(Namespace, Namespace)> {
+pub(crate) fn make_namespaces(uid_base: u32) -> io::Result<(Namespace, Namespace)> {
     extern "C" fn wait_for_the_end(parent: usize) -> ! {
         // A server that dies here must not leave us behind, nor us hold on to its files and locks.
         // SAFETY: these calls change this process only: the signal it gets when its parent ends, its own copy of

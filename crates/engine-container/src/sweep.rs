@@ -4,9 +4,11 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
-use engine::{EgressPolicy, EngineError, Sandbox, SandboxId};
+use engine::{EgressPolicy, EngineError, Sandbox, SandboxId, SnapshotId};
+use layers::VolumeName;
 use net::{Gateway, Listeners};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use sys::Namespace;
@@ -14,23 +16,28 @@ use tracing::{info, warn};
 
 use crate::cgroup::Group;
 use crate::host::Host;
+use crate::private::{state_volume, volume_error, volume_of};
 use crate::record::Record;
 use crate::sandbox::ContainerSandbox;
 use crate::slot::Claim;
 
 /// Takes over a sandbox that is still alive. Its egress is closed until the caller sets the policy again.
 pub(crate) async fn adopt(host: &Arc<Host>, id: &SandboxId) -> Result<Arc<dyn Sandbox>, EngineError> {
-    let private = host.sandboxes.join(id.as_str());
-    let record = Record::load(&private).map_err(|_| EngineError::NotFound)?;
+    // A capture that the former server had begun goes on without it, and leaves the sandbox frozen.
+    let (folder, waiting) = (host.records.clone(), id.clone());
+    let lock = tokio::task::spawn_blocking(move || Record::lock(&folder, &waiting)).await;
+    let _lock = lock.ok().and_then(Result::ok).ok_or(EngineError::NotFound)?;
+    let record = Record::load(&host.records, id).map_err(|_| EngineError::NotFound)?;
     let pid = Pid::from_raw(record.pid).ok_or(EngineError::NotFound)?;
     let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|_| EngineError::NotFound)?;
     // After the pidfd: from here on the pid cannot come to mean another process.
     if !record.is_alive() {
         return Err(EngineError::NotFound);
     }
+    let group = Group::open(&host.hierarchies, &record.cgroup).map_err(|_| EngineError::NotFound)?;
+    group.set_frozen(false).await.map_err(EngineError::kernel("thaw an adopted sandbox"))?;
     let open = || -> io::Result<Arc<ContainerSandbox>> {
         let network = Namespace::of_process(record.pid, "net")?;
-        let group = Group::open(&host.hierarchies, &record.cgroup)?;
         host.uids.reserve(record.uid_base);
         let claim = Claim::new(host.clone(), record.uid_base, group);
         // Whatever happens here, the sandbox is its owner's: better without a way out than not at all.
@@ -44,10 +51,18 @@ pub(crate) async fn adopt(host: &Arc<Host>, id: &SandboxId) -> Result<Arc<dyn Sa
 }
 
 /// Ends and removes everything of this server that is not in `keep`.
-pub(crate) async fn sweep(host: &Arc<Host>, keep: &[SandboxId]) -> Result<usize, EngineError> {
-    let (host, keep) = (host.clone(), keep.to_vec());
-    let swept = tokio::task::spawn_blocking(move || sweep_blocking(&host, &keep)).await;
+pub(crate) async fn sweep(
+    host: &Arc<Host>,
+    keep: &[SandboxId],
+    snapshots: &[SnapshotId],
+) -> Result<usize, EngineError> {
+    let (host, keep, snapshots) = (host.clone(), keep.to_vec(), snapshots.to_vec());
+    let swept = tokio::task::spawn_blocking(move || sweep_blocking(&host, &keep, &snapshots)).await;
     swept.map_err(|_| EngineError::Died("the sweep was interrupted".into()))?
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
 }
 
 /// Whether a slot of this very process holds the group.
@@ -56,11 +71,9 @@ fn in_use(host: &Host, group: &str) -> bool {
     base.is_some_and(|base| host.uids.is_used(base))
 }
 
-fn sweep_blocking(host: &Host, keep: &[SandboxId]) -> Result<usize, EngineError> {
-    let kept_groups: Vec<String> = keep
-        .iter()
-        .filter_map(|id| Some(Record::load(&host.sandboxes.join(id.as_str())).ok()?.cgroup))
-        .collect();
+fn sweep_blocking(host: &Host, keep: &[SandboxId], snapshots: &[SnapshotId]) -> Result<usize, EngineError> {
+    let kept_groups: Vec<String> =
+        keep.iter().filter_map(|id| Some(Record::load(&host.records, id).ok()?.cgroup)).collect();
     let mut removed = 0;
     for name in host.hierarchies.groups().map_err(EngineError::kernel("list control groups"))? {
         if kept_groups.contains(&name) || in_use(host, &name) {
@@ -73,15 +86,25 @@ fn sweep_blocking(host: &Host, keep: &[SandboxId]) -> Result<usize, EngineError>
         group.remove().map_err(EngineError::kernel("remove a stray group"))?;
         removed += 1;
     }
-    for entry in fs::read_dir(&host.sandboxes).map_err(EngineError::kernel("list sandboxes"))? {
-        let entry = entry.map_err(EngineError::kernel("list sandboxes"))?;
-        if keep.iter().any(|id| entry.file_name() == id.as_str()) {
-            continue;
+    let mut wanted: Vec<VolumeName> = keep.iter().map(volume_of).collect();
+    wanted.extend(snapshots.iter().copied().map(state_volume));
+    for volume in host.volumes.list().map_err(volume_error("list volumes"))? {
+        // A slot's own.
+        if !wanted.contains(&volume) && !in_use(host, &volume.as_str().replace("ready-", "s")) {
+            host.volumes.discard(&volume).map_err(volume_error("discard a stray volume"))?;
+            removed += 1;
         }
-        host.janitor
-            .discard(&entry.path())
-            .map_err(EngineError::kernel("discard a stray sandbox's files"))?;
-        removed += 1;
+    }
+    let names = keep.iter().map(|id| format!("{id}.json")).chain(snapshots.iter().map(ToString::to_string));
+    let names: Vec<String> = names.collect();
+    for folder in [&host.records, &host.snapshots] {
+        for entry in fs::read_dir(folder).map_err(EngineError::kernel("list what is kept"))? {
+            let entry = entry.map_err(EngineError::kernel("list what is kept"))?;
+            if names.iter().any(|name| entry.file_name() == name.as_str()) {
+                continue;
+            }
+            remove(&entry.path()).map_err(EngineError::kernel("remove a stray file"))?;
+        }
     }
     Ok(removed)
 }

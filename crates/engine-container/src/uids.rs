@@ -14,7 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 pub(crate) const RANGE_SIZE: u32 = 65_536;
 /// Ranges in a block: the most sandboxes one server can run at once.
 const RANGES: u32 = 4096;
-const FIRST_ID: u32 = 1 << 28;
+pub(crate) const FIRST_ID: u32 = 1 << 28;
 const BLOCKS: u32 = 14;
 
 /// Ids that own user namespaces, one a range. Nothing runs with them and no range holds them.

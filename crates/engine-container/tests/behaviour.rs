@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use engine::Engine;
 use engine::suite::Bench;
-use engine_container::{ContainerConfig, ContainerEngine};
+use engine_container::{ContainerConfig, ContainerEngine, Criu};
+use layers::VolumesConfig;
 use net::GatewayConfig;
 
 type Opening = std::future::Ready<Arc<dyn Engine>>;
@@ -17,11 +18,17 @@ fn variable(name: &str) -> PathBuf {
     env::var_os(name).map(PathBuf::from).unwrap_or_else(|| panic!("{name} is not set; use cargo xtask unit"))
 }
 
+fn criu() -> Option<Criu> {
+    Some(Criu::find(&variable("COFFERDAM_CRIU")).expect("CRIU is set up: cargo xtask unit"))
+}
+
 fn open(data_dir: PathBuf) -> Opening {
     let config = ContainerConfig {
         data_dir,
         run_dir: "/run/cofferdam".into(),
         agent: variable("COFFERDAM_ENVD"),
+        criu: criu(),
+        volumes: VolumesConfig::default(),
         pool: 2,
         gateway: GatewayConfig::default(),
     };
@@ -55,6 +62,10 @@ behaviours! {
     survives_a_server
     starts_many_at_once
     refuses_a_broken_template
+    brings_memory_back
+    restores_the_walls
+    brings_files_back
+    keeps_states_across_servers
 }
 
 /// On disk a sandbox's root is the host's root: its set-user-id programs must be out of other users' reach.

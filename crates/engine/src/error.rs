@@ -35,6 +35,12 @@ pub enum EngineError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// A sandbox's state could not be captured; it is as it was before.
+    #[error("the sandbox could not be captured: {0}")]
+    Capture(String),
+    /// A captured state could not be brought back; it is still there.
+    #[error("the sandbox could not be restored: {0}")]
+    Restore(String),
     /// PID 1 ended before the sandbox was up.
     #[error("the sandbox ended while starting: {0}")]
     Died(String),

@@ -16,9 +16,12 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 pub use error::EngineError;
-pub use ids::SandboxId;
+pub use ids::{SandboxId, SnapshotId};
 pub use net::EgressPolicy;
-pub use spec::{Capabilities, Descriptor, ExitReason, Isolation, Resources, StartSpec, Stats, TemplateImage};
+pub use spec::{
+    Capabilities, Captured, Descriptor, ExitReason, Isolation, Resources, Revival, StartSpec, Stats,
+    TemplateImage,
+};
 
 /// Something that can run sandboxes on this machine.
 #[async_trait]
@@ -39,6 +42,29 @@ pub trait Engine: Send + Sync + 'static {
     /// See [`EngineError`]; `Exhausted` means "try later", the others will fail again.
     async fn start(&self, spec: StartSpec) -> Result<Arc<dyn Sandbox>, EngineError>;
 
+    /// Starts a sandbox from a captured state, which stays as it is: any number of sandboxes can come from one.
+    /// With [`Revival::Memory`] its processes go on where they stood, otherwise envd starts anew on its files.
+    /// `spec.template` must be the one it was captured with.
+    ///
+    /// # Errors
+    /// As for [`Engine::start`]; [`EngineError::NotFound`] when there is no such state (or no memory in it), and
+    /// [`EngineError::Restore`] when it cannot be brought back.
+    async fn restore(
+        &self,
+        snapshot: SnapshotId,
+        revival: Revival,
+        spec: StartSpec,
+    ) -> Result<Arc<dyn Sandbox>, EngineError>;
+
+    /// Removes a captured state; one that is not there is a success.
+    ///
+    /// # Errors
+    /// Its files could not be moved out of the way.
+    async fn discard(&self, snapshot: SnapshotId) -> Result<(), EngineError>;
+
+    /// Resolves once processes of this machine have to wait for memory; never where the kernel does not tell.
+    async fn memory_scarce(&self);
+
     /// Takes over a sandbox that an earlier server process started and that is still alive.
     ///
     /// # Errors
@@ -46,11 +72,12 @@ pub trait Engine: Send + Sync + 'static {
     async fn adopt(&self, id: &SandboxId) -> Result<Arc<dyn Sandbox>, EngineError>;
 
     /// Ends and removes every trace of sandboxes of this server that are not in `keep`: processes, cgroups,
-    /// mounts, files. Called once at start, after the adoptions. Answers how many were removed.
+    /// mounts, files; and captured states that are not in `snapshots`. Called once at start, after the adoptions.
+    /// Answers how many were removed.
     ///
     /// # Errors
     /// Something could not be removed; it is named in the error.
-    async fn sweep(&self, keep: &[SandboxId]) -> Result<usize, EngineError>;
+    async fn sweep(&self, keep: &[SandboxId], snapshots: &[SnapshotId]) -> Result<usize, EngineError>;
 
     /// Lets go of everything but the running sandboxes, which live on and can be adopted.
     async fn shutdown(&self);
@@ -79,6 +106,13 @@ pub trait Sandbox: Send + Sync + 'static {
     /// # Errors
     /// The kernel refused.
     async fn thaw(&self) -> Result<(), EngineError>;
+
+    /// Captures its state under a new id, durably: it survives a power cut once this returns. The sandbox is stopped
+    /// meanwhile and then as it was before, frozen or not, also when this fails.
+    ///
+    /// # Errors
+    /// [`EngineError::Unsupported`] without memory snapshots on this host, [`EngineError::Capture`] with the reason.
+    async fn capture(&self, snapshot: SnapshotId, memory: bool) -> Result<Captured, EngineError>;
 
     /// What it uses now.
     ///

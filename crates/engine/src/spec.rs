@@ -49,6 +49,27 @@ pub struct StartSpec {
     pub egress: EgressPolicy,
 }
 
+/// How a captured state is brought back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Revival {
+    /// Processes go on where they stood.
+    Memory,
+    /// A cold start on the captured files.
+    Disk,
+}
+
+/// A captured state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Captured {
+    /// Whether the memory is in it.
+    pub memory: bool,
+    /// Bytes of the memory image.
+    pub memory_bytes: u64,
+    /// How long the sandbox stood still for it.
+    pub stopped: std::time::Duration,
+}
+
 /// How strongly a sandbox is kept from the host: shown to users, never rounded up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -119,7 +119,8 @@ impl Shared {
 }
 
 /// Whether the address is one of the host's own: its services are not the sandbox's business even when public.
-fn is_of_this_host(address: IpAddr) -> bool {
+#[must_use]
+pub fn is_of_this_host(address: IpAddr) -> bool {
     // Binding asks the kernel's present state. Only its clear "not mine" counts: any other trouble, such as a lack of
     // descriptors, must not open the host's own addresses.
     match std::net::UdpSocket::bind((address, 0)) {

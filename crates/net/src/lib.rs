@@ -15,7 +15,7 @@ mod sniff;
 
 pub use dial::dial;
 pub use dns::Resolvers;
-pub use gateway::{Gateway, GatewayConfig};
+pub use gateway::{Gateway, GatewayConfig, is_of_this_host};
 pub use listeners::{Listeners, TcpListener, listen_in};
 pub use policy::{Cidr, EgressPolicy, PolicyError, is_never_public};
 

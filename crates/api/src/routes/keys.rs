@@ -1,15 +1,15 @@
-//! API keys, for the operator: `/api-keys` acts for the team in `X-Team-ID`, `/admin/teams/{id}/api-keys` names it.
-//! A secret is shown once, in the answer to its creation.
-//! Unknown ids are JSON 404s.
+//! API keys, for members and the operator: `/api-keys` acts for the team in `X-Team-ID`; `/admin/teams/{id}/api-keys`
+//! names it and is the operator's alone.
+//! A secret is shown once, in the answer to its creation; unknown ids are JSON 404s.
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get};
 use axum::{Json, Router};
 use ids::{KeyId, TeamId};
 use serde::Deserialize;
 
-use crate::auth::{Admin, AdminOf};
+use crate::auth::{Admin, Manager};
 use crate::body::Json as Body;
 use crate::paths::Segment;
 use crate::wire::Key;
@@ -19,7 +19,7 @@ pub(crate) fn routes() -> Router<Api> {
     Router::new()
         .route("/api-keys", get(list).post(create))
         .route("/api-keys/{apiKeyID}", delete(remove).patch(rename))
-        .route("/admin/teams/{teamID}/api-keys", post(create_for))
+        .route("/admin/teams/{teamID}/api-keys", get(list_for).post(create_for))
         .route("/admin/teams/{teamID}/api-keys/{apiKeyID}", delete(remove_for))
 }
 
@@ -28,14 +28,14 @@ struct Named {
     name: String,
 }
 
-async fn list(State(api): State<Api>, AdminOf(team): AdminOf) -> Result<Json<Vec<Key>>, ApiError> {
+async fn list(State(api): State<Api>, Manager(team): Manager) -> Result<Json<Vec<Key>>, ApiError> {
     let keys = api.control.list_keys(team.id).await?;
     Ok(Json(keys.into_iter().map(Into::into).collect()))
 }
 
 async fn create(
     State(api): State<Api>,
-    AdminOf(team): AdminOf,
+    Manager(team): Manager,
     Body(body): Body<Named>,
 ) -> Result<(StatusCode, Json<Key>), ApiError> {
     let key = api.control.create_key(team.id, &body.name).await?;
@@ -44,7 +44,7 @@ async fn create(
 
 async fn rename(
     State(api): State<Api>,
-    AdminOf(team): AdminOf,
+    Manager(team): Manager,
     Segment(id): Segment,
     Body(body): Body<Named>,
 ) -> Result<StatusCode, ApiError> {
@@ -54,11 +54,21 @@ async fn rename(
 
 async fn remove(
     State(api): State<Api>,
-    AdminOf(team): AdminOf,
+    Manager(team): Manager,
     Segment(id): Segment,
 ) -> Result<StatusCode, ApiError> {
     api.control.delete_key(team.id, key_id(&id)?).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+async fn list_for(
+    State(api): State<Api>,
+    _: Admin,
+    Segment(team): Segment,
+) -> Result<Json<Vec<Key>>, ApiError> {
+    let team = api.control.team(team_id(&team)?).ok_or(control::ControlError::TeamNotFound)?;
+    let keys = api.control.list_keys(team.id).await?;
+    Ok(Json(keys.into_iter().map(Into::into).collect()))
 }
 
 async fn create_for(

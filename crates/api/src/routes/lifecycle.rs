@@ -1,21 +1,30 @@
-//! A running sandbox's time and state: connect, timeout, refresh; pause, resume, snapshot and fork.
-//! The last four need an engine that captures memory and disk; until there is one they are refused, not faked.
+//! A sandbox's time and state: connect, timeout, refresh; pause, resume, snapshot, fork, rollback.
+//! Bodies may be absent where the contract has a default for everything in them.
 //! Unknown sandboxes are 404s everywhere, so that clients see what is wrong first.
 
+use std::sync::Arc;
+
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::routing::{get, post};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::response::IntoResponse;
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
+use control::{ForkRequest, PauseRequest, SnapshotQuery};
+use ids::SandboxId;
 use serde::Deserialize;
+use store::Team;
 
 use crate::auth::Caller;
 use crate::body::{Json as Body, OptionalJson};
-use crate::paths::SandboxPath;
-use crate::wire::Sandbox;
+use crate::paths::{Params, SandboxPath, Segment};
+use crate::wire::{Forked, Sandbox, Snapshot};
 use crate::{Api, ApiError};
 
 /// Life after a connect that names none, seconds (second generation).
 const CONNECT_TIMEOUT: i64 = 300;
+/// Life after a resume that names none, and of forks whose call names none, seconds.
+const RESUME_TIMEOUT: i64 = 15;
+const FORK_TIMEOUT: i64 = 15;
 
 pub(crate) fn routes() -> Router<Api> {
     Router::new()
@@ -27,17 +36,21 @@ pub(crate) fn routes() -> Router<Api> {
         .route("/sandboxes/{sandboxID}/pause", post(pause))
         .route("/sandboxes/{sandboxID}/snapshots", post(snapshot))
         .route("/sandboxes/{sandboxID}/fork", post(fork))
+        .route("/sandboxes/{sandboxID}/rollback", post(rollback))
         .route("/snapshots", get(snapshots))
+        .route("/templates/{templateID}", delete(delete_template))
 }
 
 #[derive(Debug, Deserialize)]
 struct ConnectV1 {
     timeout: i64,
+    memory: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 struct ConnectV2 {
     timeout: Option<i64>,
+    memory: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -55,9 +68,8 @@ async fn connect_v1(
     Caller(team): Caller,
     SandboxPath(id): SandboxPath,
     Body(body): Body<ConnectV1>,
-) -> Result<Json<Sandbox>, ApiError> {
-    let access = api.control.connect(&team, &id, body.timeout).await?;
-    Ok(Json(Sandbox::new(access, &api.config)))
+) -> Result<(StatusCode, Json<Sandbox>), ApiError> {
+    connect(&api, &team, &id, body.timeout, body.memory).await
 }
 
 async fn connect_v2(
@@ -65,9 +77,21 @@ async fn connect_v2(
     Caller(team): Caller,
     SandboxPath(id): SandboxPath,
     OptionalJson(body): OptionalJson<ConnectV2>,
-) -> Result<Json<Sandbox>, ApiError> {
-    let access = api.control.connect(&team, &id, body.timeout.unwrap_or(CONNECT_TIMEOUT)).await?;
-    Ok(Json(Sandbox::new(access, &api.config)))
+) -> Result<(StatusCode, Json<Sandbox>), ApiError> {
+    connect(&api, &team, &id, body.timeout.unwrap_or(CONNECT_TIMEOUT), body.memory).await
+}
+
+/// 200 for one that was running, 201 for one that was resumed.
+async fn connect(
+    api: &Api,
+    team: &Arc<Team>,
+    id: &SandboxId,
+    timeout: i64,
+    memory: Option<bool>,
+) -> Result<(StatusCode, Json<Sandbox>), ApiError> {
+    let (access, resumed) = api.control.connect(team, id, timeout, memory.unwrap_or(true)).await?;
+    let status = if resumed { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, Json(Sandbox::new(access, &api.config))))
 }
 
 async fn timeout(
@@ -90,50 +114,135 @@ async fn refresh(
     Ok(StatusCode::NO_CONTENT)
 }
 
+#[derive(Debug, Default, Deserialize)]
+struct Resume {
+    timeout: Option<i64>,
+    memory: Option<bool>,
+}
+
 async fn resume(
     State(api): State<Api>,
     Caller(team): Caller,
     SandboxPath(id): SandboxPath,
-) -> Result<StatusCode, ApiError> {
-    api.control.live(team.id, &id)?;
-    Err(ApiError::new(StatusCode::CONFLICT, format!("Sandbox {id} is already running")))
+    OptionalJson(body): OptionalJson<Resume>,
+) -> Result<(StatusCode, Json<Sandbox>), ApiError> {
+    let timeout = body.timeout.unwrap_or(RESUME_TIMEOUT);
+    let access = api.control.resume(&team, &id, timeout, body.memory.unwrap_or(true)).await?;
+    Ok((StatusCode::CREATED, Json(Sandbox::new(access, &api.config))))
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Pause {
+    memory: Option<bool>,
+    require_healthy_guest: Option<bool>,
 }
 
 async fn pause(
     State(api): State<Api>,
     Caller(team): Caller,
     SandboxPath(id): SandboxPath,
+    OptionalJson(body): OptionalJson<Pause>,
 ) -> Result<StatusCode, ApiError> {
-    api.control.live(team.id, &id)?;
-    Err(unsupported(&api, "pause sandboxes"))
+    let request = PauseRequest {
+        memory: body.memory.unwrap_or(true),
+        require_healthy: body.require_healthy_guest.unwrap_or(false),
+    };
+    api.control.pause(team.id, &id, request).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct NewSnapshot {
+    name: Option<String>,
+    memory: Option<bool>,
 }
 
 async fn snapshot(
     State(api): State<Api>,
     Caller(team): Caller,
     SandboxPath(id): SandboxPath,
-) -> Result<StatusCode, ApiError> {
-    api.control.live(team.id, &id)?;
-    Err(unsupported(&api, "take snapshots"))
+    OptionalJson(body): OptionalJson<NewSnapshot>,
+) -> Result<(StatusCode, Json<Snapshot>), ApiError> {
+    let memory = body.memory.unwrap_or(true);
+    let entry = api.control.snapshot(&team, &id, body.name.as_deref(), memory).await?;
+    Ok((StatusCode::CREATED, Json(entry.into())))
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Fork {
+    timeout: Option<i64>,
+    count: Option<i64>,
 }
 
 async fn fork(
     State(api): State<Api>,
     Caller(team): Caller,
     SandboxPath(id): SandboxPath,
+    OptionalJson(body): OptionalJson<Fork>,
+) -> Result<(StatusCode, Json<Vec<Forked>>), ApiError> {
+    let request =
+        ForkRequest { timeout: body.timeout.unwrap_or(FORK_TIMEOUT), count: body.count.unwrap_or(1) };
+    let results = api.control.fork(&team, &id, request).await?;
+    let forked = results.into_iter().map(|result| Forked::new(result, &api.config)).collect();
+    Ok((StatusCode::CREATED, Json(forked)))
+}
+
+#[derive(Debug, Deserialize)]
+struct Rollback {
+    #[serde(rename = "snapshotID")]
+    snapshot_id: String,
+}
+
+/// Ours: the SDKs have no call for it.
+async fn rollback(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    SandboxPath(id): SandboxPath,
+    Body(body): Body<Rollback>,
+) -> Result<Json<Sandbox>, ApiError> {
+    let access = api.control.rollback(&team, &id, &body.snapshot_id).await?;
+    Ok(Json(Sandbox::new(access, &api.config)))
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SnapshotParams {
+    #[serde(rename = "sandboxID")]
+    sandbox_id: Option<String>,
+    name: Option<String>,
+    limit: Option<String>,
+    next_token: Option<String>,
+}
+
+async fn snapshots(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    Params(params): Params<SnapshotParams>,
+) -> Result<impl IntoResponse, ApiError> {
+    let sandbox = params.sandbox_id.as_deref().filter(|id| !id.is_empty()).map(str::parse).transpose();
+    let limit = params.limit.map(|limit| limit.parse()).transpose();
+    let query = SnapshotQuery {
+        sandbox: sandbox.map_err(|_| ApiError::bad_request("Invalid sandbox ID"))?,
+        name: params.name,
+        limit: limit.map_err(|_| ApiError::bad_request("Invalid limit: not a number"))?,
+        next_token: params.next_token,
+    };
+    let page = api.control.snapshots(&team, &query)?;
+    let mut headers = HeaderMap::new();
+    if let Some(token) = page.next_token.and_then(|token| HeaderValue::from_str(&token).ok()) {
+        headers.insert(HeaderName::from_static("x-next-token"), token);
+    }
+    let items: Vec<Snapshot> = page.items.into_iter().map(Into::into).collect();
+    Ok((headers, Json(items)))
+}
+
+/// A snapshot is deleted as what it is: a template.
+async fn delete_template(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    Segment(template): Segment,
 ) -> Result<StatusCode, ApiError> {
-    api.control.live(team.id, &id)?;
-    Err(unsupported(&api, "fork sandboxes"))
-}
-
-/// There are none: nothing here makes any.
-async fn snapshots(_: Caller) -> Json<[(); 0]> {
-    Json([])
-}
-
-fn unsupported(api: &Api, what: &str) -> ApiError {
-    let engine = api.control.engine().name;
-    ApiError::not_implemented(format!(
-        "this server cannot {what} yet: its engine '{engine}' does not capture a sandbox's state"
-    ))
+    api.control.delete_template(&team, &template).await?;
+    Ok(StatusCode::NO_CONTENT)
 }

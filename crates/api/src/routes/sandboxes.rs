@@ -1,4 +1,4 @@
-//! Sandboxes: create (both generations), look, list, end, network rules, metrics.
+//! Sandboxes: create (both generations), look, list, end, network rules.
 //! What the server cannot do is refused by name rather than ignored.
 //! Every sandbox is secured, whatever `secure` says.
 
@@ -10,7 +10,6 @@ use axum::response::IntoResponse;
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use control::{CreateRequest, IdempotencyKey, ListQuery, NetworkUpdate};
-use ids::SandboxId;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -21,23 +20,19 @@ use time::format_description::well_known::Rfc3339;
 use crate::auth::Caller;
 use crate::body::{Json as Body, RawJson};
 use crate::paths::{Params, SandboxPath};
-use crate::wire::{ListedSandbox, Sandbox, SandboxDetail, SandboxMetric};
+use crate::wire::{ListedSandbox, Sandbox, SandboxDetail};
 use crate::{Api, ApiError};
 
 /// Life of a sandbox whose creator names none, seconds: first and second generation.
 const TIMEOUT_V1: i64 = 15;
 const TIMEOUT_V2: i64 = 300;
-/// Most sandboxes whose metrics are asked for at once.
-const MOST_METRICS: usize = 100;
 
 pub(crate) fn routes() -> Router<Api> {
     Router::new()
         .route("/sandboxes", post(create_v1).get(list_v1))
         .route("/v2/sandboxes", post(create_v2).get(list_v2))
-        .route("/sandboxes/metrics", get(metrics_of_many))
         .route("/sandboxes/{sandboxID}", get(detail).delete(kill))
         .route("/sandboxes/{sandboxID}/network", put(network))
-        .route("/sandboxes/{sandboxID}/metrics", get(metrics))
 }
 
 #[derive(Debug, Deserialize)]
@@ -52,6 +47,7 @@ struct NewSandbox {
     allow_internet_access: Option<bool>,
     network: Option<Network>,
     auto_pause: Option<bool>,
+    auto_pause_memory: Option<bool>,
     auto_resume: Option<AutoResume>,
     volume_mounts: Option<Vec<Value>>,
     iam: Option<Iam>,
@@ -126,7 +122,9 @@ impl NewSandbox {
             allow_internet_access: self.allow_internet_access,
             lifecycle: Lifecycle {
                 auto_pause: self.auto_pause.unwrap_or(false),
+                auto_pause_memory: self.auto_pause_memory.unwrap_or(true),
                 auto_resume: self.auto_resume.is_some_and(|resume| resume.enabled),
+                ..Lifecycle::default()
             },
         })
     }
@@ -279,56 +277,4 @@ async fn list_v2(
     }
     let items: Vec<ListedSandbox> = page.items.into_iter().map(Into::into).collect();
     Ok((headers, Json(items)))
-}
-
-#[derive(Debug, Deserialize)]
-struct MetricsParams {
-    start: Option<i64>,
-    end: Option<i64>,
-}
-
-/// The present sample, if it lies in the range: no history is kept yet.
-async fn metrics(
-    State(api): State<Api>,
-    Caller(team): Caller,
-    SandboxPath(id): SandboxPath,
-    Params(range): Params<MetricsParams>,
-) -> Result<Json<Vec<SandboxMetric>>, ApiError> {
-    if let (Some(start), Some(end)) = (range.start, range.end)
-        && start > end
-    {
-        return Err(ApiError::bad_request("Invalid time range for metrics"));
-    }
-    let (info, metrics) = api.control.metrics(team.id, &id).await?;
-    let sample = SandboxMetric::now(&info, metrics);
-    // Ranges are in whole seconds and end "now" by the client's clock, which may lag by a breath.
-    let after = range.start.is_none_or(|start| sample.timestamp_unix >= start);
-    let before = range.end.is_none_or(|end| sample.timestamp_unix <= end + 1);
-    Ok(Json(if after && before { vec![sample] } else { Vec::new() }))
-}
-
-#[derive(Debug, Deserialize)]
-struct ManyParams {
-    sandbox_ids: String,
-}
-
-async fn metrics_of_many(
-    State(api): State<Api>,
-    Caller(team): Caller,
-    Params(params): Params<ManyParams>,
-) -> Result<Json<Value>, ApiError> {
-    let ids: Result<Vec<SandboxId>, _> =
-        params.sandbox_ids.split(',').filter(|id| !id.is_empty()).map(str::parse).collect();
-    let ids = ids.map_err(|_| ApiError::bad_request("Invalid sandbox ID"))?;
-    if ids.len() > MOST_METRICS {
-        return Err(ApiError::bad_request(format!("at most {MOST_METRICS} sandboxes can be asked for")));
-    }
-    let mut sandboxes = BTreeMap::new();
-    for id in ids {
-        // Unknown and silent ones are left out, as the contract has it.
-        if let Ok((info, metrics)) = api.control.metrics(team.id, &id).await {
-            sandboxes.insert(id, SandboxMetric::now(&info, metrics));
-        }
-    }
-    Ok(Json(serde_json::json!({ "sandboxes": sandboxes })))
 }

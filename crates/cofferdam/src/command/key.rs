@@ -19,6 +19,9 @@ pub(crate) enum KeyCommand {
     Create {
         #[command(flatten)]
         server: Operated,
+        /// Team by its id, from `team list`; by default the default team.
+        #[arg(long, value_name = "ID")]
+        team: Option<String>,
         /// What the key is for.
         #[arg(long, default_value = "cli")]
         name: String,
@@ -30,6 +33,9 @@ pub(crate) enum KeyCommand {
     List {
         #[command(flatten)]
         server: Operated,
+        /// Team by its id, from `team list`; by default the default team.
+        #[arg(long, value_name = "ID")]
+        team: Option<String>,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -38,6 +44,9 @@ pub(crate) enum KeyCommand {
     Delete {
         #[command(flatten)]
         server: Operated,
+        /// Team by its id, from `team list`; by default the default team.
+        #[arg(long, value_name = "ID")]
+        team: Option<String>,
         /// The key's id, from `key list`.
         id: String,
     },
@@ -57,7 +66,7 @@ pub(crate) struct Operated {
 }
 
 impl Operated {
-    fn client(&self) -> Result<Client, Failure> {
+    pub(crate) fn client(&self) -> Result<Client, Failure> {
         let url = match &self.url {
             Some(url) => url.clone(),
             None => access::local_server(&self.data)?.url,
@@ -73,16 +82,24 @@ impl Operated {
 pub(crate) fn run(command: KeyCommand) -> Result<ExitCode, Failure> {
     block_on(async {
         match command {
-            KeyCommand::Create { server, name, json } => create(&server.client()?, &name, json).await,
-            KeyCommand::List { server, json } => list(&server.client()?, json).await,
-            KeyCommand::Delete { server, id } => Ok(server.client()?.delete_key(&id).await?),
+            KeyCommand::Create { server, team, name, json } => {
+                create(&server.client()?, team.as_deref(), &name, json).await
+            }
+            KeyCommand::List { server, team, json } => list(&server.client()?, team.as_deref(), json).await,
+            KeyCommand::Delete { server, team: None, id } => Ok(server.client()?.delete_key(&id).await?),
+            KeyCommand::Delete { server, team: Some(team), id } => {
+                Ok(server.client()?.delete_key_of(&team, &id).await?)
+            }
         }
     })?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn create(client: &Client, name: &str, json: bool) -> Result<(), Failure> {
-    let key = client.create_key(name).await?;
+async fn create(client: &Client, team: Option<&str>, name: &str, json: bool) -> Result<(), Failure> {
+    let key = match team {
+        Some(team) => client.create_key_for(team, name).await?,
+        None => client.create_key(name).await?,
+    };
     if json {
         return show::json(&key);
     }
@@ -90,8 +107,11 @@ async fn create(client: &Client, name: &str, json: bool) -> Result<(), Failure> 
     show::line(&key.key)
 }
 
-async fn list(client: &Client, json: bool) -> Result<(), Failure> {
-    let keys = client.list_keys().await?;
+async fn list(client: &Client, team: Option<&str>, json: bool) -> Result<(), Failure> {
+    let keys = match team {
+        Some(team) => client.list_keys_of(team).await?,
+        None => client.list_keys().await?,
+    };
     if json {
         return show::json(&keys);
     }

@@ -4,11 +4,15 @@
 
 mod completions;
 mod doctor;
+mod events;
 mod exec;
 mod key;
+mod limits;
 mod quickstart;
 mod sandbox;
 mod serve;
+mod setup;
+mod team;
 mod template;
 mod terminal;
 
@@ -30,12 +34,18 @@ pub(crate) enum Command {
     /// Makes, lists and deletes API keys.
     #[command(subcommand)]
     Key(key::KeyCommand),
+    /// Makes, lists, limits and stops teams.
+    #[command(subcommand)]
+    Team(team::TeamCommand),
     /// Makes, lists, uses and ends sandboxes.
     #[command(subcommand)]
     Sandbox(sandbox::SandboxCommand),
     /// Builds templates on this machine.
     #[command(subcommand)]
     Template(template::TemplateCommand),
+    /// Brings programs that the server runs into its own folders.
+    #[command(subcommand)]
+    Setup(setup::SetupCommand),
     /// Prints a shell's completions.
     Completions(completions::CompletionsArguments),
 }
@@ -47,8 +57,10 @@ pub(crate) fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Quickstart(arguments) => quickstart::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Key(command) => key::run(command),
+        Command::Team(command) => team::run(command),
         Command::Sandbox(command) => sandbox::run(command),
         Command::Template(command) => template::run(command),
+        Command::Setup(command) => setup::run(&command),
         Command::Completions(arguments) => completions::run(&arguments),
     }
 }

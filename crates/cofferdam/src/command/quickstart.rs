@@ -12,13 +12,15 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use cofferdam_client::{Client, ClientConfig, CreateOptions, EngineInfo, Error, RunOptions, Sandbox};
+use engine_container::Criu;
 use layers::LayerStore;
 
+use super::setup::bring_criu;
 use super::template::build_base;
 use crate::access::{self, block_on, read_secret};
 use crate::background::{self, Launch};
 use crate::failure::Failure;
-use crate::paths::{self, DataDir, ServerNote};
+use crate::paths::{self, CriuFolder, DataDir, ServerNote};
 use crate::show;
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:3000";
@@ -42,6 +44,8 @@ pub(crate) struct QuickstartArguments {
     /// The envd binary, if not beside this one.
     #[arg(long, env = "COFFERDAM_ENVD", value_name = "FILE")]
     envd: Option<PathBuf>,
+    #[command(flatten)]
+    criu: CriuFolder,
 }
 
 pub(crate) fn run(arguments: &QuickstartArguments) -> Result<ExitCode, Failure> {
@@ -63,12 +67,22 @@ pub(crate) fn run(arguments: &QuickstartArguments) -> Result<ExitCode, Failure> 
         background::check_free(arguments.listen)?;
     }
     let built = build_base(&LayerStore::open(&layers_dir)?)?;
+    let had_criu = Criu::find(&arguments.criu.path(data)).is_ok();
+    match bring_criu(data, &arguments.criu) {
+        Ok(_) if old.is_some() && !had_criu => eprintln!("the running server finds CRIU at its next start"),
+        Ok(_) => {}
+        // Everything else works without.
+        Err(failure) => {
+            eprintln!("memory cannot be captured until `cofferdam setup criu` succeeds: {failure}");
+        }
+    }
     let server = match old {
         Some(old) if !built.cached => return Err(restart_needed(&old)),
         Some(old) => old,
         None => {
             let layers_dir = &fs::canonicalize(&layers_dir)?;
-            background::start(&Launch { data, listen: arguments.listen, layers_dir, envd })?
+            let criu = std::path::absolute(arguments.criu.path(data))?;
+            background::start(&Launch { data, listen: arguments.listen, layers_dir, envd, criu })?
         }
     };
     block_on(first_steps(data, &server))?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use cofferdam_client::{Client, CreateOptions, ListOptions, Sandbox, SandboxInfo, SandboxState};
 
-use super::{exec, terminal};
+use super::{events, exec, terminal};
 use crate::access::{block_on, team_client};
 use crate::failure::Failure;
 use crate::paths::DataDir;
@@ -36,6 +36,8 @@ pub(crate) enum SandboxCommand {
     },
     /// Ends sandboxes.
     Kill(KillArguments),
+    /// Shows what happened to sandboxes, ended ones included.
+    Events(events::EventsArguments),
 }
 
 /// A new sandbox.
@@ -119,6 +121,7 @@ pub(crate) fn run(command: SandboxCommand) -> Result<ExitCode, Failure> {
             terminal::attach(&client, &sandbox, user).await
         }),
         SandboxCommand::Kill(arguments) => block_on(kill(arguments)),
+        SandboxCommand::Events(arguments) => block_on(events::events(arguments)),
     }
 }
 

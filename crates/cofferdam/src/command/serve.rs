@@ -11,30 +11,38 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::RateLimit;
 use clap::{Args, ValueEnum};
-use control::{Control, Registration};
+use control::{Control, LimitsChange, Registration, TeamChange};
 use edge::EdgeConfig;
 use engine::Engine;
-use engine_container::{ContainerConfig, ContainerEngine};
-use layers::{LayerDigest, LayerStore};
+use engine_container::{ContainerConfig, ContainerEngine, Criu};
+use layers::{LayerDigest, LayerStore, VolumesBackend, VolumesConfig};
 use net::{Cidr, GatewayConfig, Resolvers};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Resource, getrlimit};
-use store::{BuildConfig, SqliteStore};
+use store::BuildConfig;
 use template::Recipe;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
+use super::limits::Limits;
+use crate::database;
 use crate::failure::Failure;
-use crate::paths::{self, DataDir, ServerNote};
+use crate::host;
+use crate::paths::{self, CriuFolder, DataDir, ServerNote};
 
 /// Settings of the server.
 #[derive(Debug, Args)]
 pub(crate) struct ServeArguments {
     #[command(flatten)]
     data: DataDir,
+    /// PostgreSQL database for the server's records, `postgres://user:password@host/name`, instead of a file in the data folder.
+    /// It must exist and be used by no other server.
+    #[arg(long, env = "COFFERDAM_DATABASE", hide_env_values = true, value_name = "URL")]
+    database: Option<String>,
     /// Where clients connect, for the API and for sandbox traffic alike. Port 0 takes a free one.
     #[arg(long, env = "COFFERDAM_LISTEN", default_value = "127.0.0.1:3000", value_name = "ADDRESS")]
     listen: SocketAddr,
@@ -53,6 +61,27 @@ pub(crate) struct ServeArguments {
     /// The envd binary, if not beside this one.
     #[arg(long, env = "COFFERDAM_ENVD", value_name = "FILE")]
     envd: Option<PathBuf>,
+
+    #[command(flatten)]
+    criu: CriuFolder,
+
+    /// How what sandboxes write is kept: `auto`, or `btrfs` (the data folder is on one), `loop` (a btrfs image),
+    /// `reflink` (XFS), `copy`. Copies are instant and disk limits enforced on btrfs only.
+    #[arg(long, default_value_t, value_name = "WAY")]
+    volumes: VolumesBackend,
+
+    /// Most GiB that all volumes may take together in a btrfs image. Without it, what the disk holds.
+    #[arg(long, value_name = "GIB")]
+    volumes_size: Option<u64>,
+
+    /// How long the frozen processes of a paused sandbox are kept, so that resuming it is instant. Its state is on disk
+    /// all the same.
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    hot_pause: u64,
+
+    /// Paused sandboxes kept so at most.
+    #[arg(long, default_value_t = 64, value_name = "COUNT")]
+    most_hot: usize,
     /// Sandbox slots (namespaces, control groups) kept ready.
     #[arg(long, default_value_t = 16, value_name = "COUNT")]
     pool: usize,
@@ -62,9 +91,19 @@ pub(crate) struct ServeArguments {
     /// Private network that sandboxes may reach all the same. May be repeated.
     #[arg(long, value_name = "CIDR")]
     egress_allow_internal: Vec<Cidr>,
-    /// Most sandboxes of one team at once.
-    #[arg(long, value_name = "COUNT")]
-    max_sandboxes: Option<u32>,
+    // Of teams made from now on, and of the default team.
+    #[command(flatten)]
+    limits: Limits,
+    /// How often a team may call a route, as [METHOD ]PATTERN=COUNT/UNIT[:BURST], such as 'POST /v2/sandboxes=10/s:50'
+    /// or '*=100/s'. May be repeated; the first that fits counts.
+    #[arg(long, value_name = "RULE")]
+    rate_limit: Vec<RateLimit>,
+    /// Network that is not public and that webhooks may reach all the same. May be repeated.
+    #[arg(long, value_name = "CIDR")]
+    webhook_allow_internal: Vec<Cidr>,
+    /// Days that logs, metrics, events and records of ended sandboxes are kept.
+    #[arg(long, default_value_t = 7, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=365))]
+    retention_days: u32,
     /// Log lines as JSON.
     #[arg(long)]
     log_json: bool,
@@ -128,18 +167,27 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
     let data = &arguments.data;
     let layers = LayerStore::open(arguments.layers_dir.as_deref().unwrap_or(&data.layers()))?;
     let engine = open_engine(arguments)?;
-    let store = Arc::new(SqliteStore::open(&data.data_dir.join("cofferdam.db")).await?);
+    let store = database::open(data, arguments.database.as_deref()).await?;
     let layer_paths = layers.clone();
     let layer_path = move |digest: &str| match digest.parse::<LayerDigest>() {
         Ok(digest) => layer_paths.path(&digest),
         Err(_) => PathBuf::from("/nonexistent"),
     };
     let mut config = control::Config::new(layer_path);
+    config.hot_pause = Duration::from_secs(arguments.hot_pause);
+    config.most_hot = arguments.most_hot;
     config.logs_dir = Some(data.data_dir.join("logs"));
-    if let Some(most) = arguments.max_sandboxes {
-        config.default_limits.concurrent_sandboxes = most;
-    }
+    config.metrics_dir = Some(data.data_dir.join("metrics"));
+    config.webhook_internal.clone_from(&arguments.webhook_allow_internal);
+    config.retention = Duration::from_secs(u64::from(arguments.retention_days) * 24 * 3600);
+    let limits = LimitsChange::from(&arguments.limits);
+    config.default_limits = limits.apply(config.default_limits);
     let control = Control::open(store, engine, config).await?;
+    // The options hold for the default team whenever it was made; other teams are changed by `team update`.
+    let default_team = control.default_team();
+    if limits.apply(default_team.limits) != default_team.limits {
+        control.change_team(default_team.id, TeamChange { limits, ..TeamChange::default() }).await?;
+    }
     register_base(&control, &layers).await?;
 
     let listener = TcpListener::bind(arguments.listen).await.map_err(|error| {
@@ -152,7 +200,15 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
     let url = format!("http://{address}");
     let admin_token = admin_token(&data.admin_token())?;
     let domain = (arguments.domain != "localhost").then(|| arguments.domain.clone());
-    let api = api::router(control.clone(), api::ApiConfig { admin_token: Some(admin_token), domain });
+    let api = api::router(
+        control.clone(),
+        api::ApiConfig {
+            admin_token: Some(admin_token),
+            domain,
+            host: host::probe(&data.data_dir),
+            rate_limits: arguments.rate_limit.clone(),
+        },
+    );
     ServerNote { url: url.clone(), pid: std::process::id() }.write(&data.server_note())?;
     println!("listening on {url}");
     std::io::stdout().flush()?;
@@ -169,6 +225,12 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
     Ok(())
 }
 
+fn find_criu(arguments: &ServeArguments) -> Option<Criu> {
+    Criu::find(&arguments.criu.path(&arguments.data))
+        .inspect_err(|reason| warn!(reason, "memory cannot be captured: pause and snapshots keep files only"))
+        .ok()
+}
+
 fn open_engine(arguments: &ServeArguments) -> Result<Arc<dyn Engine>, Failure> {
     let resolvers = if arguments.dns.is_empty() {
         Resolvers::parse(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
@@ -179,10 +241,16 @@ fn open_engine(arguments: &ServeArguments) -> Result<Arc<dyn Engine>, Failure> {
         data_dir: arguments.data.data_dir.clone(),
         run_dir: arguments.run_dir.clone(),
         agent: paths::envd(arguments.envd.as_deref())?,
+        criu: find_criu(arguments),
+        volumes: VolumesConfig {
+            backend: arguments.volumes,
+            image_size: arguments.volumes_size.map(|gib| gib << 30),
+        },
         pool: arguments.pool,
         gateway: GatewayConfig { resolvers, internal_allowed: arguments.egress_allow_internal.clone() },
     };
     let engine = ContainerEngine::open(&config)?;
+    info!(storage = engine.storage(), "volumes");
     let descriptor = engine.descriptor();
     match arguments.engine {
         EngineChoice::Auto => {

@@ -30,30 +30,25 @@ pub(crate) fn variable(name: &str) -> PathBuf {
 
 impl Server {
     pub(crate) fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// With further options of `serve`.
+    pub(crate) fn start_with(options: &[&str]) -> Self {
         let data = tempfile::tempdir().expect("a folder");
-        let log = fs::File::create(data.path().join("server.log")).expect("a log");
-        let mut process = Command::new(BINARY)
-            .args(["serve", "--listen", "127.0.0.1:0", "--pool", "2", "--data-dir"])
-            .arg(data.path())
-            .arg("--layers-dir")
-            .arg(variable("COFFERDAM_LAYERS"))
-            .arg("--envd")
-            .arg(variable("COFFERDAM_ENVD"))
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .expect("the server starts");
-        let mut line = String::new();
-        BufReader::new(process.stdout.take().expect("it is piped")).read_line(&mut line).expect("a line");
-        let url = line.trim().strip_prefix("listening on ").unwrap_or_else(|| {
-            panic!("not ready: {}", fs::read_to_string(data.path().join("server.log")).unwrap_or_default())
-        });
-        let url = url.to_owned();
+        let (process, url) = serve(data.path(), options);
         let mut server = Self { data, url, key: String::new(), process };
         let made = server.cli(&["key", "create", "--name", "test"]);
         server.key = text(&made.stdout).trim().to_owned();
         assert!(server.key.starts_with("e2b_"), "{made:?}");
         server
+    }
+
+    /// Kills its process and starts another on the same folder.
+    pub(crate) fn crash(&mut self, options: &[&str]) {
+        self.process.kill().expect("it is ours");
+        self.process.wait().expect("it ends");
+        (self.process, self.url) = serve(self.data.path(), options);
     }
 
     pub(crate) fn client(&self) -> Client {
@@ -86,6 +81,29 @@ impl Server {
     pub(crate) fn cli(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().expect("it runs")
     }
+}
+
+/// Starts a server and answers its address, when it is ready.
+fn serve(data: &Path, options: &[&str]) -> (Child, String) {
+    let log = fs::File::create(data.join("server.log")).expect("a log");
+    let mut process = Command::new(BINARY)
+        .args(["serve", "--listen", "127.0.0.1:0", "--pool", "2", "--data-dir"])
+        .arg(data)
+        .arg("--layers-dir")
+        .arg(variable("COFFERDAM_LAYERS"))
+        .arg("--envd")
+        .arg(variable("COFFERDAM_ENVD"))
+        .args(options)
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()
+        .expect("the server starts");
+    let mut line = String::new();
+    BufReader::new(process.stdout.take().expect("it is piped")).read_line(&mut line).expect("a line");
+    let url = line.trim().strip_prefix("listening on ").unwrap_or_else(|| {
+        panic!("not ready: {}", fs::read_to_string(data.join("server.log")).unwrap_or_default())
+    });
+    (process, url.to_owned())
 }
 
 pub(crate) fn text(bytes: &[u8]) -> String {

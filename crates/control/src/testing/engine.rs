@@ -7,13 +7,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use engine::{
-    Capabilities, Descriptor, EgressPolicy, Engine, EngineError, ExitReason, Isolation, Sandbox, StartSpec,
-    Stats, TemplateImage,
+    Capabilities, Captured, Descriptor, EgressPolicy, Engine, EngineError, ExitReason, Isolation, Revival,
+    Sandbox, StartSpec, Stats, TemplateImage,
 };
-use ids::SandboxId;
+use ids::{SandboxId, SnapshotId};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore, broadcast, watch};
 use tokio_util::task::AbortOnDropHandle;
@@ -40,6 +41,10 @@ pub struct TestEngine {
     pub at_gate: Notify,
     /// What `sweep` was told to keep.
     pub kept: Mutex<Vec<SandboxId>>,
+    /// What was captured.
+    pub states: Arc<States>,
+    /// Told when memory shall be scarce.
+    pub scarcity: Notify,
 }
 
 /// A sandbox of it.
@@ -52,6 +57,18 @@ pub struct TestSandbox {
     exit: watch::Sender<Option<ExitReason>>,
     pub(super) guest: Arc<guest::Guest>,
     egress: Mutex<EgressPolicy>,
+    /// Whether it stands still.
+    pub frozen: AtomicBool,
+    states: Arc<States>,
+}
+
+/// Captured states: which there are, and whether memory is in them.
+#[derive(Default)]
+pub struct States {
+    /// By id.
+    pub kept: Mutex<HashMap<SnapshotId, bool>>,
+    /// Answered by the next capture instead.
+    pub fail_next: Mutex<Option<EngineError>>,
 }
 
 impl TestEngine {
@@ -63,7 +80,7 @@ impl TestEngine {
                 name: "test",
                 isolation: Isolation::SharedKernel,
                 summary: "loopback listeners in one process: no isolation at all".to_owned(),
-                capabilities: Capabilities::default(),
+                capabilities: Capabilities { memory_snapshots: true, ..Capabilities::default() },
             },
             sandboxes: Mutex::default(),
             fail_next: Mutex::default(),
@@ -72,6 +89,8 @@ impl TestEngine {
             starting: AtomicUsize::new(0),
             at_gate: Notify::new(),
             kept: Mutex::default(),
+            states: Arc::default(),
+            scarcity: Notify::new(),
         })
     }
 
@@ -123,12 +142,35 @@ impl Engine for TestEngine {
         if let Some(error) = self.fail_next.lock().expect("no test panicked").take() {
             return Err(error);
         }
-        let sandbox = TestSandbox::start(spec, self.silent_agents.load(Ordering::SeqCst))
-            .await
-            .map_err(EngineError::kernel("listen on loopback"))?;
+        let sandbox =
+            TestSandbox::start(spec, self.silent_agents.load(Ordering::SeqCst), Arc::clone(&self.states))
+                .await
+                .map_err(EngineError::kernel("listen on loopback"))?;
         let mut sandboxes = self.sandboxes.lock().expect("no test panicked");
         sandboxes.insert(sandbox.id.clone(), Arc::clone(&sandbox));
         Ok(sandbox)
+    }
+
+    async fn restore(
+        &self,
+        snapshot: SnapshotId,
+        revival: Revival,
+        spec: StartSpec,
+    ) -> Result<Arc<dyn Sandbox>, EngineError> {
+        let memory = self.states.kept.lock().expect("no test panicked").get(&snapshot).copied();
+        if !memory.is_some_and(|memory| memory || revival == Revival::Disk) {
+            return Err(EngineError::NotFound);
+        }
+        self.start(spec).await
+    }
+
+    async fn discard(&self, snapshot: SnapshotId) -> Result<(), EngineError> {
+        self.states.kept.lock().expect("no test panicked").remove(&snapshot);
+        Ok(())
+    }
+
+    async fn memory_scarce(&self) {
+        self.scarcity.notified().await;
     }
 
     async fn adopt(&self, id: &SandboxId) -> Result<Arc<dyn Sandbox>, EngineError> {
@@ -136,7 +178,8 @@ impl Engine for TestEngine {
         Ok(sandbox.ok_or(EngineError::NotFound)?)
     }
 
-    async fn sweep(&self, keep: &[SandboxId]) -> Result<usize, EngineError> {
+    async fn sweep(&self, keep: &[SandboxId], snapshots: &[SnapshotId]) -> Result<usize, EngineError> {
+        self.states.kept.lock().expect("no test panicked").retain(|id, _| snapshots.contains(id));
         *self.kept.lock().expect("no test panicked") = keep.to_vec();
         let sandboxes = self.sandboxes.lock().expect("no test panicked");
         let lost: Vec<_> = sandboxes
@@ -151,7 +194,7 @@ impl Engine for TestEngine {
 }
 
 impl TestSandbox {
-    async fn start(spec: StartSpec, silent: bool) -> std::io::Result<Arc<Self>> {
+    async fn start(spec: StartSpec, silent: bool, states: Arc<States>) -> std::io::Result<Arc<Self>> {
         let sandbox = Arc::new(Self {
             id: spec.id.clone(),
             egress: Mutex::new(spec.egress.clone()),
@@ -160,6 +203,8 @@ impl TestSandbox {
             servers: Mutex::default(),
             exit: watch::Sender::new(None),
             guest: Arc::default(),
+            frozen: AtomicBool::new(false),
+            states,
         });
         for port in [ENVD_PORT, APP_PORT] {
             let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
@@ -246,11 +291,21 @@ impl Sandbox for TestSandbox {
     }
 
     async fn freeze(&self) -> Result<(), EngineError> {
-        Err(EngineError::Unsupported("freezing"))
+        self.frozen.store(true, Ordering::SeqCst);
+        Ok(())
     }
 
     async fn thaw(&self) -> Result<(), EngineError> {
-        Err(EngineError::Unsupported("freezing"))
+        self.frozen.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    async fn capture(&self, snapshot: SnapshotId, memory: bool) -> Result<Captured, EngineError> {
+        if let Some(error) = self.states.fail_next.lock().expect("no test panicked").take() {
+            return Err(error);
+        }
+        self.states.kept.lock().expect("no test panicked").insert(snapshot, memory);
+        Ok(Captured { memory, memory_bytes: 0, stopped: Duration::ZERO })
     }
 
     async fn stats(&self) -> Result<Stats, EngineError> {

@@ -72,7 +72,9 @@ async fn answer(request: Request<Incoming>, guest: Arc<Guest>) -> Result<Respons
         (&Method::POST, "/init") => {
             let body = request.into_body().collect().await?.to_bytes();
             *guest.init.lock().expect("no test panicked") = serde_json::from_slice(&body).ok();
-            empty(StatusCode::NO_CONTENT)
+            let mut answer = empty(StatusCode::NO_CONTENT);
+            answer.headers_mut().insert("x-envd-reseeded", http::HeaderValue::from_static("true"));
+            answer
         }
         (&Method::GET, "/metrics") => text(
             r#"{"ts":1700000000,"cpu_count":2,"cpu_used_pct":12.5,"mem_total":1000,"mem_used":100,"mem_cache":10,

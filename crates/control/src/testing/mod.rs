@@ -61,8 +61,18 @@ impl Fixture {
     /// # Panics
     /// When it cannot be opened.
     pub async fn reopen(&self) -> Arc<Control> {
+        self.reopen_with(|_| {}).await
+    }
+
+    /// The same with changed settings.
+    ///
+    /// # Panics
+    /// When it cannot be opened.
+    pub async fn reopen_with(&self, configure: impl FnOnce(&mut Config)) -> Arc<Control> {
         let store = SqliteStore::open(&self.dir.path().join("state.db")).await.expect("the database again");
-        Control::open(Arc::new(store), self.engine.clone(), config()).await.expect("a control plane")
+        let mut config = config();
+        configure(&mut config);
+        Control::open(Arc::new(store), self.engine.clone(), config).await.expect("a control plane")
     }
 
     /// Starts a sandbox from `base` that lives five minutes.

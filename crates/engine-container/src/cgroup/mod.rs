@@ -51,6 +51,11 @@ impl Group {
         &self.name
     }
 
+    /// The folder in version 2.
+    pub(crate) fn unified_path(&self) -> &Path {
+        &self.unified
+    }
+
     /// For `CLONE_INTO_CGROUP`.
     pub(crate) fn unified_fd(&self) -> BorrowedFd<'_> {
         self.unified_fd.as_fd()
@@ -72,6 +77,16 @@ impl Group {
     /// Stops or continues every process and waits until the kernel says so.
     pub(crate) async fn set_frozen(&self, frozen: bool) -> io::Result<()> {
         v2::set_frozen(&self.unified, frozen).await
+    }
+
+    /// Whether every process is stopped by [`Group::set_frozen`].
+    pub(crate) fn is_frozen(&self) -> io::Result<bool> {
+        Ok(read_number(&self.unified.join("cgroup.freeze"))? == 1)
+    }
+
+    /// Lets every process continue, without waiting for it.
+    pub(crate) fn thaw_now(&self) -> io::Result<()> {
+        fs::write(self.unified.join("cgroup.freeze"), "0")
     }
 
     /// What the group uses now.

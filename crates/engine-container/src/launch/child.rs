@@ -249,7 +249,7 @@ fn mask() -> Result<(), Errno> {
             mount_remount(path, flags, "")?;
         }
     }
-    Ok(())
+    mount_bind("/dev/.boot_id", "/proc/sys/kernel/random/boot_id")
 }
 
 fn ignore_missing(result: Result<(), Errno>) -> Result<(), Errno> {

@@ -4,6 +4,7 @@
 
 mod child;
 mod plan;
+mod seal;
 
 use std::cell::UnsafeCell;
 use std::ffi::CString;
@@ -17,6 +18,8 @@ use engine::EngineError;
 use libc::sock_filter;
 use rustix::process::{Pid, WaitOptions, waitpid};
 use sys::{ChildStack, Namespace, spawn_child};
+
+pub(crate) use seal::forbid_user_namespaces;
 
 use plan::{Outcome, Plan};
 

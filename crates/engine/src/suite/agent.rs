@@ -14,7 +14,7 @@ use crate::Sandbox;
 pub const AGENT_PORT: u16 = 49983;
 
 /// A finished command.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Finished {
     /// −1 when a signal ended it.
     pub exit_code: i64,

@@ -4,6 +4,7 @@
 #![expect(clippy::missing_panics_doc, reason = "panicking is how a test reports")]
 
 mod agent;
+mod snapshots;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -56,7 +57,7 @@ where
     /// An engine on a fresh folder, swept and ready.
     pub async fn engine(&self, data: &Path) -> Arc<dyn Engine> {
         let engine = (self.open)(data.to_owned()).await;
-        engine.sweep(&[]).await.expect("a fresh folder sweeps");
+        engine.sweep(&[], &[]).await.expect("a fresh folder sweeps");
         engine.prepare(&self.image()).await.expect("the template prepares");
         engine
     }
@@ -204,7 +205,7 @@ where
         let second = (self.open)(data.to_owned()).await;
         let adopted = second.adopt(&kept_id).await.expect("is adopted");
         assert_eq!(
-            second.sweep(std::slice::from_ref(&kept_id)).await.expect("sweeps"),
+            second.sweep(std::slice::from_ref(&kept_id), &[]).await.expect("sweeps"),
             2,
             "one group, one folder"
         );
@@ -249,7 +250,7 @@ where
         let id = spec.id.clone();
         assert!(engine.start(spec).await.is_err());
         assert!(matches!(engine.adopt(&id).await, Err(EngineError::NotFound)));
-        assert_eq!(engine.sweep(&[]).await.expect("sweeps"), 0, "something was left behind");
+        assert_eq!(engine.sweep(&[], &[]).await.expect("sweeps"), 0, "something was left behind");
         engine.shutdown().await;
     }
 }

@@ -41,6 +41,8 @@ struct Init {
     cpu_count: Option<u64>,
     #[serde(rename = "memoryMB")]
     memory_mb: Option<u64>,
+    /// Ours: randomness for a sandbox that was copied, hex.
+    seed: Option<String>,
 }
 
 /// Applies a request.
@@ -54,10 +56,19 @@ pub async fn post(envd: &Envd, headers: &HeaderMap, body: Incoming) -> Result<Re
     };
     let _turn = envd.init.lock().await;
     authorize(&envd.settings(), headers, parsed.as_ref())?;
+    let reseeded = match parsed.as_ref().and_then(|init| init.seed.as_deref()) {
+        Some(seed) => system::mix_seed(&envd.system_root, seed)
+            .map(|()| true)
+            .map_err(|error| RestError::bad_request(format!("error mixing the seed: {error}")))?,
+        None => false,
+    };
     if let Some(init) = parsed {
         apply(envd, init).await?;
     }
     let mut response = no_content();
+    if reseeded {
+        response.headers_mut().insert("x-envd-reseeded", HeaderValue::from_static("true"));
+    }
     response.headers_mut().insert("x-envd-version", HeaderValue::from_static(VERSION));
     Ok(response)
 }

@@ -46,6 +46,18 @@ pub fn install_ca(root: &Path, pem: &str) -> io::Result<()> {
     write(&ours, pem.as_bytes())
 }
 
+/// Mixes randomness into the kernel's pool: a copied machine must not repeat what its origin draws.
+pub fn mix_seed(root: &Path, seed: &str) -> io::Result<()> {
+    let digits = seed.as_bytes().chunks(2).map(|pair| {
+        let text = std::str::from_utf8(pair).ok().filter(|text| text.len() == 2)?;
+        u8::from_str_radix(text, 16).ok()
+    });
+    let bytes: Option<Vec<u8>> = digits.collect();
+    let bytes = bytes.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "it is not hexadecimal"))?;
+    let mut pool = std::fs::OpenOptions::new().write(true).open(root.join("dev/urandom"))?;
+    io::Write::write_all(&mut pool, &bytes)
+}
+
 /// Lets `name` stand for `address`, and for nothing else.
 pub fn set_host(root: &Path, address: &str, name: &str) -> io::Result<()> {
     let path = root.join("etc/hosts");

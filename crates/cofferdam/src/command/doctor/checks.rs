@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use engine_container::Criu;
 use layers::LayerStore;
 use rustix::process::{Resource, getrlimit};
 use template::Recipe;
@@ -13,7 +14,7 @@ use super::{DoctorArguments, Finding};
 use crate::background;
 use crate::paths;
 
-const MINIMUM_KERNEL: (u32, u32) = (6, 13);
+const MINIMUM_KERNEL: (u32, u32) = (6, 15);
 const GIB: u64 = 1 << 30;
 
 /// Everything but the server and the probe.
@@ -33,6 +34,7 @@ pub(super) fn host(arguments: &DoctorArguments) -> Vec<Finding> {
         envd(arguments),
         mmdebstrap(base.is_some()),
         base_template(base),
+        criu(arguments),
         resolvers(),
     ]
 }
@@ -248,6 +250,18 @@ fn base_template(layer: Option<PathBuf>) -> Finding {
             "template base",
             "not built yet",
             "cofferdam quickstart, or cofferdam template build-base",
+        ),
+    }
+}
+
+fn criu(arguments: &DoctorArguments) -> Finding {
+    let folder = arguments.criu.path(&arguments.data);
+    match Criu::find(&folder) {
+        Ok(found) => Finding::ok("criu", format!("{} in {}", found.version(), folder.display())),
+        Err(reason) => Finding::warning(
+            "criu",
+            format!("{reason}: pause and snapshots keep files only, not memory"),
+            "cofferdam setup criu",
         ),
     }
 }

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::access::block_on;
 use crate::failure::Failure;
-use crate::paths::DataDir;
+use crate::paths::{CriuFolder, DataDir};
 use crate::show;
 
 /// What to check.
@@ -35,6 +35,8 @@ pub(crate) struct DoctorArguments {
     /// The envd binary, if not beside this one.
     #[arg(long, env = "COFFERDAM_ENVD", value_name = "FILE")]
     envd: Option<PathBuf>,
+    #[command(flatten)]
+    criu: CriuFolder,
     /// Print JSON.
     #[arg(long)]
     json: bool,

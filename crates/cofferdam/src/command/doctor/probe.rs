@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use engine::{EgressPolicy, Engine, Resources, Sandbox, SandboxId, StartSpec, TemplateImage};
 use engine_container::{ContainerConfig, ContainerEngine, instance_name};
+use layers::VolumesConfig;
 use net::GatewayConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -52,6 +53,8 @@ async fn in_own_folder(arguments: &DoctorArguments, layer: PathBuf) -> Result<St
         data_dir: data_dir.clone(),
         run_dir: arguments.run_dir.clone(),
         agent,
+        criu: None,
+        volumes: VolumesConfig::default(),
         pool: 0,
         gateway: GatewayConfig::default(),
     };
@@ -73,7 +76,7 @@ fn remove(folder: &Path) {
 
 async fn start(config: &ContainerConfig, layer: PathBuf) -> Result<String, Failure> {
     let engine = ContainerEngine::open(config)?;
-    engine.sweep(&[]).await?;
+    engine.sweep(&[], &[]).await?;
     let template = TemplateImage { layers: vec![layer] };
     engine.prepare(&template).await?;
     let spec = StartSpec {

@@ -1,0 +1,213 @@
+"""SIGKILL of the server in the middle of everything a sandbox can go through: whatever was acknowledged is there, whatever
+was not is wholly there or wholly gone, and nothing else is left. Rounds: COFFERDAM_CHAOS_ROUNDS.
+"""
+
+import os
+import pathlib
+import random
+import threading
+import urllib.parse
+
+import pytest
+
+from server import Server
+
+ROUNDS = int(os.environ.get("COFFERDAM_CHAOS_ROUNDS", "60"))
+SEED = int(os.environ.get("COFFERDAM_CHAOS_SEED", str(random.randrange(1 << 32))))
+MOST_SANDBOXES = 8
+WORKERS = 3
+
+
+class Model:
+    """What the server has promised. `busy` are those with a call under way when the server died: either state is honest."""
+
+    def __init__(self, server, luck):
+        self.server, self.luck = server, luck
+        self.lock = threading.Lock()
+        self.states = {}
+        self.busy = {}
+        self.snapshots = set()
+        self.doomed_snapshots = set()
+        self.seen = {}
+
+    def call(self, method, path, body=None):
+        try:
+            return self.server.call(method, path, body)
+        except (OSError, ValueError):
+            return None
+
+    def pick(self, state):
+        with self.lock:
+            free = [id for id, at in self.states.items() if at == state and id not in self.busy]
+            if not free:
+                return None
+            id = self.luck.choice(free)
+            return id
+
+    def on(self, state, name, method, path, body, after):
+        """One call on a sandbox in this state; `after` is its state once the call is acknowledged."""
+        id = self.pick(state)
+        if id is None:
+            return
+        with self.lock:
+            if id in self.busy:
+                return
+            self.busy[id] = name
+        answer = self.call(method, path.format(id), body)
+        with self.lock:
+            if answer is None:
+                return
+            del self.busy[id]
+            status, _, body = answer
+            assert status < 300, (name, id, status, body)
+            self.seen[name] = self.seen.get(name, 0) + 1
+            if after is None:
+                self.states.pop(id)
+            else:
+                self.states[id] = after
+            return body
+
+    def create(self, template="base"):
+        if len(self.states) >= MOST_SANDBOXES:
+            return
+        answer = self.call("POST", "/v2/sandboxes", {"templateID": template, "timeout": 3000})
+        if answer:
+            if answer[0] == 404 and template != "base":
+                return  # The snapshot was deleted at the same time.
+            assert answer[0] == 201, answer
+            with self.lock:
+                self.seen["create"] = self.seen.get("create", 0) + 1
+                self.states[answer[2]["sandboxID"]] = "running"
+
+    def create_from_snapshot(self):
+        with self.lock:
+            known = sorted(self.snapshots)
+        if known:
+            self.create(self.luck.choice(known))
+
+    def snapshot(self):
+        body = self.on("running", "snapshot", "POST", "/sandboxes/{}/snapshots", {}, "running")
+        if body:
+            with self.lock:
+                self.snapshots.add(body["snapshotID"])
+
+    def forget_snapshot(self):
+        with self.lock:
+            if len(self.snapshots) < 3:
+                return
+            id = self.luck.choice(sorted(self.snapshots))
+            self.snapshots.discard(id)
+            self.doomed_snapshots.add(id)
+        answer = self.call("DELETE", "/templates/" + urllib.parse.quote(id, safe=""))
+        assert answer is None or answer[0] == 204, answer
+
+    def fork(self):
+        if len(self.states) >= MOST_SANDBOXES:
+            return
+        body = self.on("running", "fork", "POST", "/sandboxes/{}/fork", {"timeout": 3000, "count": 2}, "running")
+        with self.lock:
+            for item in body or []:
+                assert "sandbox" in item, item
+                self.states[item["sandbox"]["sandboxID"]] = "running"
+
+    def step(self):
+        self.luck.choice(
+            [
+                self.create,
+                self.create_from_snapshot,
+                self.snapshot,
+                self.forget_snapshot,
+                self.fork,
+                lambda: self.on("running", "pause", "POST", "/sandboxes/{}/pause", {}, "paused"),
+                lambda: self.on("running", "pause", "POST", "/sandboxes/{}/pause", {"memory": False}, "paused"),
+                lambda: self.on("paused", "resume", "POST", "/v2/sandboxes/{}/connect", {"timeout": 3000}, "running"),
+                lambda: self.on("paused", "resume", "POST", "/v2/sandboxes/{}/connect", {"timeout": 3000}, "running"),
+                lambda: self.on("running", "kill", "DELETE", "/sandboxes/{}", None, None),
+                lambda: self.on("paused", "kill", "DELETE", "/sandboxes/{}", None, None),
+            ]
+        )()
+
+    def check(self, round):
+        listed = {sandbox["sandboxID"]: sandbox["state"] for sandbox in self.server.sandboxes()}
+        for id, state in self.states.items():
+            name = self.busy.get(id)
+            where = f"round {round}, {id}, {state}, in the middle of {name}"
+            if name == "kill" and id not in listed:
+                continue
+            assert id in listed, f"lost: {where}"
+            assert name in ("pause", "resume") or listed[id] == state, f"{where}: it is {listed[id]}"
+        # Those not acknowledged are complete or not there at all: they are sandboxes like others from here on.
+        self.states = dict(listed)
+        self.busy.clear()
+        found = set()
+        status, headers, page = self.server.call("GET", "/snapshots")
+        assert status == 200 and not headers.get("X-Next-Token")
+        found = {snapshot["snapshotID"] for snapshot in page}
+        assert self.snapshots <= found, f"round {round}: snapshots lost"
+        self.snapshots = found
+        for id, state in listed.items():
+            route = {"E2b-Sandbox-Id": id, "E2b-Sandbox-Port": "49983"}
+            health = self.server.call("GET", "/health", headers=route)[0]
+            assert health == (204 if state == "running" else 502), f"round {round}: {id} is {state} and answers {health}"
+        self.check_remains(round, listed)
+
+    def check_remains(self, round, listed):
+        data = self.server.data
+        running = {id for id, state in listed.items() if state == "running"}
+        records = {path.stem for path in (data / "sandboxes").iterdir()}
+        assert records == running, f"round {round}: records without sandboxes, or the other way round"
+        states = [path.name for path in (data / "snapshots").iterdir()]
+        assert not [name for name in states if "." in name], f"round {round}: half-made states: {states}"
+        paused = sum(state == "paused" for state in listed.values())
+        assert len(states) == paused + len(self.snapshots), f"round {round}: {len(states)} states"
+
+
+@pytest.fixture
+def own_server():
+    server = Server("--most-hot", "2")
+    yield server
+    for snapshot in server.call("GET", "/snapshots")[2]:
+        server.call("DELETE", "/templates/" + urllib.parse.quote(snapshot["snapshotID"], safe=""))
+    server.stop()
+
+
+def processes():
+    """CRIUs and agents of this machine."""
+    found = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            line = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"criu" in line and b"swrk" in line:
+            found.add(pid)
+    return found
+
+
+def test_whatever_was_acknowledged_survives_a_server_killed_at_any_moment(own_server):
+    print(f"seed {SEED}")
+    luck = random.Random(SEED)
+    model = Model(own_server, luck)
+    failures = []
+    for round in range(ROUNDS):
+        stop = threading.Event()
+
+        def work():
+            try:
+                while not stop.is_set():
+                    model.step()
+            except Exception as error:  # noqa: BLE001 - told below, by the thread that may fail the test
+                failures.append(error)
+
+        workers = [threading.Thread(target=work) for _ in range(WORKERS)]
+        for worker in workers:
+            worker.start()
+        stop.wait(luck.uniform(0.02, 0.6))
+        stop.set()
+        own_server.crash()
+        for worker in workers:
+            worker.join()
+        assert not failures, (f"seed {SEED}, round {round}", failures, own_server.tail())
+        own_server.restart()
+        model.check(round)
+    assert {"create", "pause", "resume", "snapshot", "fork", "kill"} <= set(model.seen), model.seen

@@ -1,0 +1,282 @@
+//! Teams, people and access tokens. `GET /teams` is what the CLI signs in with; the rest is the operator's.
+//! Teams are made, limited and stopped under `/admin/teams`, people under `/admin/users`.
+//! Secrets are shown once, in the answer to their creation.
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::routing::{delete, get, post, put};
+use axum::{Json, Router};
+use control::{LimitsChange, NewTeam, NewToken, TeamChange};
+use ids::{TeamId, TokenId, UserId};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use store::{Standing, Team, User};
+use time::OffsetDateTime;
+
+use crate::auth::{Admin, PersonOrAdmin};
+use crate::body::Json as Body;
+use crate::paths::Segment;
+use crate::wire::MaskView;
+use crate::{Api, ApiError};
+
+pub(crate) fn routes() -> Router<Api> {
+    Router::new()
+        .route("/teams", get(mine))
+        .route("/access-tokens", post(create_token))
+        .route("/access-tokens/{accessTokenID}", delete(remove_token))
+        .route("/admin/teams", get(list).post(create))
+        .route("/admin/teams/{teamID}", get(look).patch(change))
+        .route("/admin/teams/{teamID}/sandboxes/kill", post(kill_all))
+        .route("/admin/teams/{teamID}/members/{userID}", put(add_member).delete(remove_member))
+        .route("/admin/sandboxes/running-counts", get(running))
+        .route("/admin/users", get(users).post(create_user))
+}
+
+/// A person's teams, each with a key made now; to the operator all teams, without keys: they are hashed at rest.
+async fn mine(State(api): State<Api>, caller: PersonOrAdmin) -> Result<Json<Vec<Value>>, ApiError> {
+    let view = |team: &Team, key: &str, default: bool| json!({ "teamID": team.id, "name": team.name, "apiKey": key, "isDefault": default });
+    Ok(Json(match caller {
+        PersonOrAdmin::Person(user) => {
+            let teams = api.control.sign_in(user.id).await?;
+            teams.iter().enumerate().map(|(at, (team, key))| view(team, key, at == 0)).collect()
+        }
+        PersonOrAdmin::Admin => {
+            let default = api.control.default_team().id;
+            api.control.teams().iter().map(|team| view(team, "", team.id == default)).collect()
+        }
+    }))
+}
+
+#[derive(Debug, Deserialize)]
+struct TokenFor {
+    name: String,
+    #[serde(rename = "userID")]
+    user_id: Option<UserId>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct TokenView {
+    id: TokenId,
+    name: String,
+    token: String,
+    mask: MaskView,
+    #[serde(with = "time::serde::rfc3339")]
+    created_at: OffsetDateTime,
+}
+
+impl From<NewToken> for TokenView {
+    fn from(new: NewToken) -> Self {
+        Self {
+            id: new.record.id,
+            name: new.record.name,
+            token: new.secret,
+            mask: new.record.mask.into(),
+            created_at: new.record.created_at,
+        }
+    }
+}
+
+/// People make tokens for themselves; the operator names whose it shall be.
+async fn create_token(
+    State(api): State<Api>,
+    caller: PersonOrAdmin,
+    Body(body): Body<TokenFor>,
+) -> Result<(StatusCode, Json<TokenView>), ApiError> {
+    let user = match caller {
+        PersonOrAdmin::Person(user) => user.id,
+        PersonOrAdmin::Admin => body.user_id.ok_or_else(|| {
+            ApiError::bad_request("userID is required: whose token is it? See GET /admin/users")
+        })?,
+    };
+    Ok((StatusCode::CREATED, Json(api.control.create_token(user, &body.name).await?.into())))
+}
+
+async fn remove_token(
+    State(api): State<Api>,
+    caller: PersonOrAdmin,
+    Segment(id): Segment,
+) -> Result<StatusCode, ApiError> {
+    let owner = match caller {
+        PersonOrAdmin::Person(user) => Some(user.id),
+        PersonOrAdmin::Admin => None,
+    };
+    let id = id.parse().map_err(|_| ApiError::bad_request("Invalid access token ID"))?;
+    api.control.delete_token(owner, id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Limits {
+    concurrent_sandboxes: Option<u32>,
+    max_length_hours: Option<u32>,
+    #[serde(rename = "maxVCPU")]
+    max_vcpu: Option<u32>,
+    #[serde(rename = "maxMemoryMB")]
+    max_memory_mb: Option<u32>,
+    #[serde(rename = "maxDiskMB")]
+    max_disk_mb: Option<u32>,
+    concurrent_builds: Option<u32>,
+}
+
+impl From<Limits> for LimitsChange {
+    fn from(limits: Limits) -> Self {
+        Self {
+            concurrent_sandboxes: limits.concurrent_sandboxes,
+            max_length_hours: limits.max_length_hours,
+            max_vcpu: limits.max_vcpu,
+            max_memory_mib: limits.max_memory_mb,
+            max_disk_mib: limits.max_disk_mb,
+            concurrent_builds: limits.concurrent_builds,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct New {
+    name: String,
+    slug: Option<String>,
+    #[serde(default)]
+    limits: Limits,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Change {
+    name: Option<String>,
+    #[serde(default)]
+    limits: Limits,
+    banned: Option<bool>,
+    blocked: Option<bool>,
+    #[serde(default)]
+    blocked_reason: String,
+}
+
+impl Change {
+    fn standing(&self) -> Result<Option<Standing>, ApiError> {
+        match (self.banned, self.blocked) {
+            (Some(true), Some(true)) => {
+                Err(ApiError::bad_request("banned and blocked exclude each other: set one of them"))
+            }
+            (Some(true), _) => Ok(Some(Standing::Banned)),
+            (_, Some(true)) => Ok(Some(Standing::Blocked(self.blocked_reason.clone()))),
+            (None, None) => Ok(None),
+            _ => Ok(Some(Standing::Good)),
+        }
+    }
+}
+
+fn view(api: &Api, team: &Team) -> Value {
+    let reason = match &team.standing {
+        Standing::Blocked(reason) => Some(reason),
+        _ => None,
+    };
+    json!({
+        "teamID": team.id,
+        "name": team.name,
+        "slug": team.slug,
+        "isDefault": team.id == api.control.default_team().id,
+        "createdAt": team.created_at.format(&time::format_description::well_known::Rfc3339).unwrap_or_default(),
+        "limits": {
+            "concurrentSandboxes": team.limits.concurrent_sandboxes,
+            "maxLengthHours": team.limits.max_length_hours,
+            "maxVCPU": team.limits.max_vcpu,
+            "maxMemoryMB": team.limits.max_memory_mib,
+            "maxDiskMB": team.limits.max_disk_mib,
+            "concurrentBuilds": team.limits.concurrent_builds,
+        },
+        "banned": team.standing == Standing::Banned,
+        "blocked": reason.is_some(),
+        "blockedReason": reason,
+        "runningSandboxes": api.control.running_by_team().get(&team.id).copied().unwrap_or(0),
+    })
+}
+
+async fn list(State(api): State<Api>, _: Admin) -> Json<Vec<Value>> {
+    Json(api.control.teams().iter().map(|team| view(&api, team)).collect())
+}
+
+async fn create(
+    State(api): State<Api>,
+    _: Admin,
+    Body(body): Body<New>,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    let new = NewTeam { name: body.name, slug: body.slug, limits: body.limits.into() };
+    let team = api.control.create_team(new).await?;
+    Ok((StatusCode::CREATED, Json(view(&api, &team))))
+}
+
+async fn look(State(api): State<Api>, _: Admin, Segment(team): Segment) -> Result<Json<Value>, ApiError> {
+    let team = api.control.team(team_id(&team)?);
+    let team = team.ok_or_else(|| ApiError::new(StatusCode::NOT_FOUND, "Team not found"))?;
+    Ok(Json(view(&api, &team)))
+}
+
+async fn change(
+    State(api): State<Api>,
+    _: Admin,
+    Segment(team): Segment,
+    Body(body): Body<Change>,
+) -> Result<Json<Value>, ApiError> {
+    let standing = body.standing()?;
+    let change = TeamChange { name: body.name, limits: body.limits.into(), standing };
+    let team = api.control.change_team(team_id(&team)?, change).await?;
+    Ok(Json(view(&api, &team)))
+}
+
+async fn kill_all(State(api): State<Api>, _: Admin, Segment(team): Segment) -> Result<Json<Value>, ApiError> {
+    let count = api.control.kill_all(team_id(&team)?).await?;
+    Ok(Json(json!({ "killedCount": count.killed, "failedCount": count.failed })))
+}
+
+async fn running(State(api): State<Api>, _: Admin) -> Json<Value> {
+    Json(json!(api.control.running_by_team()))
+}
+
+#[derive(Debug, Deserialize)]
+struct Email {
+    email: String,
+}
+
+fn user_view(user: &User) -> Value {
+    json!({ "id": user.id, "email": user.email })
+}
+
+async fn users(State(api): State<Api>, _: Admin) -> Result<Json<Vec<Value>>, ApiError> {
+    Ok(Json(api.control.users().await?.iter().map(user_view).collect()))
+}
+
+async fn create_user(
+    State(api): State<Api>,
+    _: Admin,
+    Body(body): Body<Email>,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    Ok((StatusCode::CREATED, Json(user_view(&api.control.create_user(&body.email).await?))))
+}
+
+async fn add_member(
+    State(api): State<Api>,
+    _: Admin,
+    Path((team, user)): Path<(String, String)>,
+) -> Result<StatusCode, ApiError> {
+    api.control.add_member(team_id(&team)?, user_id(&user)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn remove_member(
+    State(api): State<Api>,
+    _: Admin,
+    Path((team, user)): Path<(String, String)>,
+) -> Result<StatusCode, ApiError> {
+    api.control.remove_member(team_id(&team)?, user_id(&user)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn team_id(text: &str) -> Result<TeamId, ApiError> {
+    text.parse().map_err(|_| ApiError::bad_request("Invalid team ID"))
+}
+
+fn user_id(text: &str) -> Result<UserId, ApiError> {
+    text.parse().map_err(|_| ApiError::bad_request("Invalid user ID"))
+}

@@ -1,0 +1,191 @@
+//! From a specification to a sandbox whose agent knows who it is: the one way into the engine for creates, resumes and forks.
+//! Nothing is left behind on failure, and a caller who stops waiting has it cleaned up too.
+//! A restored agent still holds the token of the sandbox it was captured from: it is shown that one and given its own.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use engine::{
+    EngineError, ExitReason, Resources, Revival, Sandbox as EngineSandbox, StartSpec, TemplateImage,
+};
+use ids::{SandboxId, SnapshotId, TeamId, TemplateId};
+use net::EgressPolicy;
+use store::BuildConfig;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::agent::{self, Init};
+use crate::live::wait_for_exit;
+use crate::{Control, ControlError};
+
+/// Bytes of randomness an agent is given.
+const SEED_LEN: usize = 32;
+
+/// What a sandbox begins with.
+#[derive(Debug, Clone)]
+pub(crate) enum Origin {
+    /// Its template.
+    Template,
+    /// A captured state.
+    Captured {
+        snapshot: SnapshotId,
+        revival: Revival,
+        /// The sandbox whose token the captured agent knows.
+        of: SandboxId,
+    },
+}
+
+/// A sandbox to be.
+#[derive(Debug, Clone)]
+pub(crate) struct Boot {
+    pub(crate) id: SandboxId,
+    pub(crate) team: TeamId,
+    /// As told to its processes.
+    pub(crate) template: TemplateId,
+    /// Digests, uppermost first.
+    pub(crate) layers: Vec<String>,
+    pub(crate) config: BuildConfig,
+    pub(crate) cpu_count: u32,
+    pub(crate) memory_mib: u32,
+    pub(crate) disk_mib: u32,
+    /// Replaces the environment; none leaves a restored agent's as it is.
+    pub(crate) env: Option<BTreeMap<String, String>>,
+    pub(crate) egress: EgressPolicy,
+    pub(crate) origin: Origin,
+}
+
+impl Control {
+    /// Starts it in the engine and introduces ourselves to its agent, within the configured time.
+    pub(crate) async fn boot(&self, boot: &Boot) -> Result<Arc<dyn EngineSandbox>, ControlError> {
+        let limit = self.config.start_timeout;
+        let booted = tokio::time::timeout(limit, self.boot_untimed(boot)).await;
+        booted.unwrap_or_else(|_| Err(ControlError::StartTimeout(format!("no answer within {limit:?}"))))
+    }
+
+    async fn boot_untimed(&self, boot: &Boot) -> Result<Arc<dyn EngineSandbox>, ControlError> {
+        let spec = StartSpec {
+            id: boot.id.clone(),
+            template: self.image(&boot.layers),
+            resources: Resources {
+                cpu_count: boot.cpu_count,
+                memory_mib: boot.memory_mib,
+                disk_mib: boot.disk_mib,
+                pids: self.config.pids,
+            },
+            hostname: self.config.hostname.clone(),
+            egress: boot.egress.clone(),
+        };
+        let started = match &boot.origin {
+            Origin::Template => self.engine.start(spec).await,
+            Origin::Captured { snapshot, revival, .. } => {
+                self.engine.restore(*snapshot, *revival, spec).await
+            }
+        };
+        let started = started.map_err(|error| match (&boot.origin, error) {
+            (Origin::Captured { .. }, EngineError::NotFound) => ControlError::SnapshotGone,
+            (_, error) => start_error(error),
+        });
+        let sandbox = DiscardOnDrop::new(started?);
+        self.introduce(boot, sandbox.get()).await?;
+        Ok(sandbox.keep())
+    }
+
+    /// Tells the agent its token, environment, clock, limits, and fresh randomness.
+    pub(crate) async fn introduce(
+        &self,
+        boot: &Boot,
+        sandbox: &dyn EngineSandbox,
+    ) -> Result<(), ControlError> {
+        let mut seed = [0u8; SEED_LEN];
+        getrandom::fill(&mut seed).expect("the kernel's random source answers on every supported system");
+        let restored = match &boot.origin {
+            Origin::Captured { revival: Revival::Memory, of, .. } => Some(of),
+            _ => None,
+        };
+        let init = Init {
+            access_token: &self.tokens.envd(&boot.id),
+            env_vars: boot.env.as_ref(),
+            timestamp: OffsetDateTime::now_utc().format(&Rfc3339).expect("the present has a four-digit year"),
+            default_user: boot.config.default_user.as_deref(),
+            default_workdir: boot.config.default_workdir.as_deref(),
+            sandbox_id: boot.id.as_str(),
+            template_id: boot.template.as_str(),
+            team_id: boot.team.to_string(),
+            cpu_count: boot.cpu_count,
+            memory_mib: boot.memory_mib,
+            seed: restored.map(|_| hex::encode(seed)),
+        };
+        let authority = self.tokens.envd(restored.unwrap_or(&boot.id));
+        let mut exit = sandbox.exit();
+        tokio::select! {
+            biased;
+            answer = agent::init(sandbox, &authority, &init) => answer.map_err(|error| {
+                // A sandbox that ended explains more than the connection it took along.
+                let reason = exit.borrow().as_ref().map_or_else(|| error.to_string(), describe);
+                ControlError::StartFailed(reason)
+            }),
+            reason = wait_for_exit(&mut exit) => Err(ControlError::StartFailed(describe(&reason))),
+        }
+    }
+
+    /// What the engine starts from.
+    pub(crate) fn image(&self, layers: &[String]) -> TemplateImage {
+        TemplateImage { layers: layers.iter().map(|digest| (self.config.layer_path)(digest)).collect() }
+    }
+}
+
+/// A started sandbox that nobody has taken responsibility for yet.
+struct DiscardOnDrop(Option<Arc<dyn EngineSandbox>>);
+
+impl DiscardOnDrop {
+    fn new(sandbox: Arc<dyn EngineSandbox>) -> Self {
+        Self(Some(sandbox))
+    }
+
+    fn get(&self) -> &dyn EngineSandbox {
+        &**self.0.as_ref().expect("present until kept")
+    }
+
+    fn keep(mut self) -> Arc<dyn EngineSandbox> {
+        self.0.take().expect("present until kept")
+    }
+}
+
+impl Drop for DiscardOnDrop {
+    fn drop(&mut self) {
+        if let Some(sandbox) = self.0.take() {
+            tokio::spawn(async move { discard(&*sandbox).await });
+        }
+    }
+}
+
+/// Ends a sandbox that nobody shall know of.
+pub(crate) async fn discard(sandbox: &dyn EngineSandbox) {
+    if let Err(error) = sandbox.kill().await {
+        tracing::error!(sandbox_id = %sandbox.id(), %error, "a failed start could not be cleaned up");
+    }
+}
+
+fn describe(reason: &ExitReason) -> String {
+    match reason {
+        ExitReason::Exited(code) => format!("the sandbox ended while starting, with code {code}"),
+        ExitReason::Signalled(signal) => format!("the sandbox ended while starting, by signal {signal}"),
+        ExitReason::Unknown => "the sandbox ended while starting".to_owned(),
+    }
+}
+
+/// What a caller is told when the engine cannot start something.
+pub(crate) fn start_error(error: EngineError) -> ControlError {
+    match error {
+        EngineError::Exhausted(what) => ControlError::Capacity(what),
+        EngineError::Timeout(what) => ControlError::StartTimeout(format!("{what} did not finish in time")),
+        EngineError::Template(_) | EngineError::Host { .. } | EngineError::Unsupported(_) => {
+            ControlError::StartRefused(error.to_string())
+        }
+        EngineError::NotFound
+        | EngineError::Kernel { .. }
+        | EngineError::Died(_)
+        | EngineError::Capture(_)
+        | EngineError::Restore(_) => ControlError::StartFailed(error.to_string()),
+    }
+}

@@ -1,0 +1,92 @@
+//! What a sandbox goes through between its first start and its end: pause, resume, snapshot, fork, rollback.
+//! All are made of two things the engine can do, capture and restore; the rules of when are here.
+//! Each runs in a task of its own under the sandbox's lock: once begun it is finished, whoever goes away.
+
+mod fork;
+mod pause;
+mod paused;
+mod resume;
+mod rollback;
+mod snapshot;
+
+pub use fork::ForkRequest;
+pub use pause::PauseRequest;
+pub(crate) use paused::Paused;
+pub use resume::Waking;
+pub use snapshot::{SnapshotEntry, SnapshotPage, SnapshotQuery};
+
+use std::sync::Arc;
+
+use engine::{EngineError, Revival};
+use ids::{SandboxId, SnapshotId};
+use store::{Pause, Sandbox};
+use tokio::sync::OwnedMutexGuard;
+
+use crate::boot::{Boot, Origin};
+use crate::live::{Live, Transition};
+use crate::network::egress_policy;
+use crate::{Control, ControlError};
+
+impl Control {
+    /// Waits for a sandbox's turn to change.
+    async fn turn(transition: &Transition) -> OwnedMutexGuard<()> {
+        Arc::clone(transition).lock_owned().await
+    }
+
+    /// Removes a captured state that nobody refers to any more. What fails now is swept at the next start.
+    async fn discard_state(&self, snapshot: SnapshotId) {
+        if let Err(error) = self.engine.discard(snapshot).await {
+            tracing::error!(%snapshot, %error, "a captured state could not be removed");
+        }
+    }
+
+    /// Captures a running sandbox's state under a new id.
+    async fn capture(&self, live: &Live, memory: bool) -> Result<SnapshotId, ControlError> {
+        let snapshot = SnapshotId::generate();
+        let captured =
+            live.engine.capture(snapshot, memory).await.map_err(|error| capture_error(&live.id, &error))?;
+        tracing::info!(
+            sandbox_id = %live.id, %snapshot, memory, memory_bytes = captured.memory_bytes,
+            stopped_us = u64::try_from(captured.stopped.as_micros()).unwrap_or(u64::MAX), "sandbox captured"
+        );
+        Ok(snapshot)
+    }
+}
+
+fn capture_error(id: &SandboxId, error: &EngineError) -> ControlError {
+    tracing::warn!(sandbox_id = %id, %error, "a capture failed");
+    match error {
+        EngineError::NotFound => ControlError::SandboxNotFound(id.clone()),
+        EngineError::Unsupported(_) => ControlError::Unsupported(error.to_string()),
+        _ => ControlError::CaptureFailed(error.to_string()),
+    }
+}
+
+/// How a sandbox with this record is started again from a captured state.
+fn boot_again(
+    record: &Sandbox,
+    id: &SandboxId,
+    pause: &Pause,
+    revival: Revival,
+) -> Result<Boot, ControlError> {
+    let details = &record.details;
+    Ok(Boot {
+        id: id.clone(),
+        team: record.team,
+        template: record.template.clone(),
+        layers: details.layers.clone(),
+        config: details.config.clone(),
+        cpu_count: details.cpu_count,
+        memory_mib: details.memory_mib,
+        disk_mib: details.disk_mib,
+        // The creator's variables live in the agent's memory and nowhere else.
+        env: (revival == Revival::Disk).then(|| details.config.env.clone()),
+        egress: egress_policy(details.network.as_ref(), details.allow_internet_access)?,
+        origin: Origin::Captured { snapshot: pause.snapshot, revival, of: pause.captured_from.clone() },
+    })
+}
+
+/// How the captured state of a pause can be brought back.
+fn revival_of(pause: &Pause, memory: bool) -> Revival {
+    if memory && pause.memory { Revival::Memory } else { Revival::Disk }
+}

@@ -1,0 +1,113 @@
+//! Looks at each running sandbox every few seconds, each at its own moment so that a thousand do not come at once.
+//! Nothing an agent says is trusted beyond being a number; an agent that does not answer costs the disk figures alone.
+//! Samples go to disk together, by one task.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, timeout};
+
+use super::Sample;
+use crate::Control;
+use crate::agent::{self, AgentMetrics};
+use crate::live::Live;
+
+/// From a start to its first sample.
+const FIRST: Duration = Duration::from_secs(1);
+/// Samples between two questions for the disk.
+const DISK_EVERY: u32 = 6;
+/// Longest wait for an agent.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What is remembered from one sample of a sandbox to the next.
+#[derive(Debug, Default)]
+pub(super) struct Meter {
+    /// When processor time was last read, and how much it was, microseconds.
+    processor: Option<(Instant, u64)>,
+    /// The agent's last answer.
+    agent: AgentMetrics,
+    round: u32,
+}
+
+impl Control {
+    /// Samples a sandbox to its end.
+    pub(crate) async fn sample_metrics(self: &Arc<Self>, live: &Arc<Live>) {
+        let mut meter = Meter::default();
+        let mut ticks =
+            interval_at(Instant::now() + FIRST.min(self.config.sample_every), self.config.sample_every);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let sampling = async {
+            loop {
+                ticks.tick().await;
+                if let Some(sample) = self.measure(live, &mut meter).await {
+                    self.metrics.keep(live.team, &live.id, sample);
+                }
+            }
+        };
+        tokio::select! {
+            () = live.wait_ended() => {}
+            () = sampling => {}
+        }
+        self.metrics.forget(&live.id);
+    }
+
+    /// What it uses now. None when neither engine nor agent can say.
+    pub(super) async fn measure(&self, live: &Live, meter: &mut Meter) -> Option<Sample> {
+        let stats = live.engine.stats().await.ok()?;
+        // Without a limit the engine does not account for it: then it is the agent's word.
+        let accounted = stats.memory_limit_bytes > 0;
+        if !accounted || meter.round.is_multiple_of(DISK_EVERY) {
+            let token = self.tokens.envd(&live.id);
+            match timeout(PATIENCE, agent::metrics(&*live.engine, &token)).await {
+                Ok(Ok(answer)) => meter.agent = answer,
+                _ if accounted => {}
+                _ => return None,
+            }
+        }
+        meter.round = meter.round.wrapping_add(1);
+        let (agent, cpu_count) = (meter.agent, live.details().cpu_count);
+        let sample = Sample {
+            at: time::OffsetDateTime::now_utc().unix_timestamp(),
+            cpu_count,
+            cpu_used_pct: if agent.cpu_used_pct.is_finite() { agent.cpu_used_pct.max(0.0) } else { 0.0 },
+            mem_total: agent.mem_total,
+            mem_used: agent.mem_used,
+            mem_cache: agent.mem_cache,
+            disk_total: agent.disk_total,
+            disk_used: agent.disk_used,
+        };
+        if !accounted {
+            return Some(sample);
+        }
+        let now = Instant::now();
+        // The first time it is the mean of its life so far.
+        let (elapsed, before) = meter.processor.map_or_else(
+            || (Duration::try_from(time::OffsetDateTime::now_utc() - live.started_at).unwrap_or_default(), 0),
+            |(at, before)| (now - at, before),
+        );
+        meter.processor = Some((now, stats.cpu_usec));
+        let used = Duration::from_micros(stats.cpu_usec.saturating_sub(before));
+        let there_was = elapsed.as_secs_f64() * f64::from(cpu_count.max(1));
+        let share = if there_was > 0.0 { used.as_secs_f64() / there_was * 100.0 } else { 0.0 };
+        #[expect(clippy::cast_possible_truncation, reason = "a percentage")]
+        let cpu_used_pct = ((share * 100.0).round() / 100.0) as f32;
+        Some(Sample {
+            cpu_used_pct,
+            mem_total: stats.memory_limit_bytes,
+            mem_used: stats.memory_bytes,
+            mem_cache: stats.cache_bytes,
+            ..sample
+        })
+    }
+
+    /// Counts each team's sandboxes and writes what has come in, for ever.
+    pub(crate) async fn keep_metrics(&self) {
+        let mut ticks = interval(self.config.sample_every);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.count_teams();
+            self.metrics.flush().await;
+        }
+    }
+}

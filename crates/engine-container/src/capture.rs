@@ -1,0 +1,188 @@
+//! Captured states: a sandbox's files as they stood at one moment and, if wanted, the memory of its processes.
+//! A state is made beside its final name and renamed when all of it is on disk, so a half-made one is never seen.
+//! The sandbox stands still meanwhile and is then as it was.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use engine::{Captured, EngineError, SandboxId, SnapshotId};
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use crate::host::Host;
+use crate::private::{state_volume, volume_error, volume_of};
+use crate::record::Record;
+use crate::slot::Claim;
+
+/// What a restore must know about a captured state.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Meta {
+    /// Name of the agent's layer that its processes run from.
+    pub(crate) agent: String,
+    /// What its processes see as the id of their boot.
+    pub(crate) inner_boot: String,
+    /// Whether there is a memory image.
+    pub(crate) memory: bool,
+    /// Its size, bytes.
+    pub(crate) memory_bytes: u64,
+}
+
+/// Where a captured state is kept.
+#[derive(Debug)]
+pub(crate) struct State {
+    id: SnapshotId,
+    folder: PathBuf,
+}
+
+impl State {
+    pub(crate) fn of(host: &Host, id: SnapshotId) -> Self {
+        Self { id, folder: host.snapshots.join(id.to_string()) }
+    }
+
+    /// The memory image.
+    pub(crate) fn memory(&self) -> PathBuf {
+        self.folder.join("memory")
+    }
+
+    /// Whether it has been removed.
+    pub(crate) fn is_gone(&self) -> bool {
+        !self.folder.exists()
+    }
+
+    /// Reads what is known about it.
+    pub(crate) fn meta(&self) -> Result<Meta, EngineError> {
+        let bytes = fs::read(self.folder.join("meta.json")).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => EngineError::NotFound,
+            _ => EngineError::Kernel { step: "read a captured state", source: error },
+        })?;
+        serde_json::from_slice(&bytes)
+            .map_err(|error| EngineError::Restore(format!("its record is damaged: {error}")))
+    }
+
+    /// Removes it. From the first step on it is no state any more, so that a crash in between leaves remains and no half.
+    pub(crate) fn discard(&self, host: &Host) -> Result<(), EngineError> {
+        let aside = self.folder.with_extension("old");
+        match fs::rename(&self.folder, &aside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(EngineError::Kernel { step: "move a captured state aside", source: error });
+            }
+            _ => {}
+        }
+        host.volumes.discard(&state_volume(self.id)).map_err(volume_error("discard captured files"))?;
+        remove_folder(&aside).map_err(EngineError::kernel("remove a memory image"))
+    }
+}
+
+/// Captures a running sandbox.
+pub(crate) async fn capture(
+    claim: Arc<Claim>,
+    sandbox: SandboxId,
+    id: SnapshotId,
+    memory: bool,
+) -> Result<Captured, EngineError> {
+    if memory {
+        claim.host.memory()?;
+    }
+    let was_frozen = claim.group.is_frozen().map_err(EngineError::kernel("look at the freezer"))?;
+    let begun = Instant::now();
+    let guard = Thaw(Some(claim.clone()).filter(|_| !was_frozen));
+    if !was_frozen {
+        claim.group.set_frozen(true).await.map_err(EngineError::kernel("freeze"))?;
+    }
+    // Runs to its end even if the caller goes away: a dump must not be interrupted, and the thaw comes after it.
+    let work = tokio::task::spawn_blocking(move || {
+        let captured = write(&claim, &sandbox, id, memory);
+        drop(guard);
+        captured.map(|memory_bytes| Captured { memory, memory_bytes, stopped: begun.elapsed() })
+    });
+    work.await.map_err(|_| EngineError::Capture("the capture was interrupted".into()))?
+}
+
+/// Lets the sandbox go on, whatever happened.
+struct Thaw(Option<Arc<Claim>>);
+
+impl Drop for Thaw {
+    fn drop(&mut self) {
+        if let Some(claim) = self.0.take()
+            && let Err(error) = claim.group.thaw_now()
+        {
+            warn!(group = claim.group.name(), %error, "a sandbox could not be thawed after its capture");
+        }
+    }
+}
+
+/// Answers the size of the memory image.
+fn write(claim: &Claim, sandbox: &SandboxId, id: SnapshotId, memory: bool) -> Result<u64, EngineError> {
+    let host = &claim.host;
+    let state = State::of(host, id);
+    let new = State { id, folder: state.folder.with_extension("new") };
+    let record = Record::load(&host.records, sandbox).map_err(|_| EngineError::NotFound)?;
+    let lock = Record::lock(&host.records, sandbox).map_err(|_| EngineError::NotFound)?;
+    let work = || -> Result<u64, EngineError> {
+        fs::create_dir_all(new.memory())
+            .map_err(EngineError::kernel("make a folder for the captured state"))?;
+        let mut size = 0;
+        if memory {
+            host.memory()?.dump(
+                record.pid,
+                claim.owner(),
+                claim.group.unified_path(),
+                &new.memory(),
+                lock.as_fd(),
+            )?;
+            size = make_durable(&new.memory()).map_err(EngineError::kernel("write the memory image"))?;
+        }
+        host.volumes
+            .copy(&volume_of(sandbox), &state_volume(id), true, None)
+            .map_err(volume_error("capture the files"))?;
+        let (agent, inner_boot) = (record.agent.clone(), record.inner_boot.clone());
+        let meta = Meta { agent, inner_boot, memory, memory_bytes: size };
+        save(&new.folder.join("meta.json"), &meta)
+            .map_err(EngineError::kernel("record the captured state"))?;
+        fs::rename(&new.folder, &state.folder)
+            .and_then(|()| File::open(&host.snapshots)?.sync_all())
+            .map_err(EngineError::kernel("keep the captured state"))?;
+        Ok(size)
+    };
+    work().map_err(|error| {
+        let _ = host.volumes.discard(&state_volume(id));
+        let _ = remove_folder(&new.folder);
+        EngineError::Capture(describe(&error))
+    })
+}
+
+/// A reason to be told: the sandbox is as it was, whatever the step.
+fn describe(error: &EngineError) -> String {
+    match error {
+        EngineError::Capture(reason) => reason.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn remove_folder(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn save(path: &Path, meta: &Meta) -> io::Result<()> {
+    fs::write(path, serde_json::to_vec(meta)?)?;
+    File::open(path)?.sync_all()
+}
+
+/// Puts every file of a flat folder on disk; answers their size together.
+fn make_durable(folder: &Path) -> io::Result<u64> {
+    let mut size = 0;
+    for entry in fs::read_dir(folder)? {
+        let file = File::open(entry?.path())?;
+        size += file.metadata()?.len();
+        file.sync_all()?;
+    }
+    File::open(folder)?.sync_all()?;
+    Ok(size)
+}

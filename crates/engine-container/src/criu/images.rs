@@ -1,0 +1,120 @@
+//! Editing a memory image: the user id range is the only thing in it that differs from one restore to the next.
+//! An image is never changed in place: a restore gets a folder of hard links with the edited files in it.
+//! The file format is CRIU's: two magic words, then the length and content of one protobuf message.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use prost::Message;
+
+use crate::uids::RANGE_SIZE;
+
+const HEADER: usize = 8;
+
+/// `userns_entry`.
+#[derive(Clone, PartialEq, Message)]
+struct UserNamespace {
+    #[prost(message, repeated, tag = "1")]
+    uids: Vec<Extent>,
+    #[prost(message, repeated, tag = "2")]
+    gids: Vec<Extent>,
+}
+
+/// `uid_gid_extent`.
+#[derive(Clone, PartialEq, Message)]
+struct Extent {
+    #[prost(uint32, required, tag = "1")]
+    first: u32,
+    #[prost(uint32, required, tag = "2")]
+    lower_first: u32,
+    #[prost(uint32, required, tag = "3")]
+    count: u32,
+}
+
+/// A folder of links to an image, for one restore; removed when dropped.
+#[derive(Debug)]
+pub(super) struct Prepared(PathBuf);
+
+impl Prepared {
+    /// Prepares `images` for the range of ids that begins at `base`.
+    pub(super) fn new(images: &Path, base: u32) -> io::Result<Self> {
+        let folder = images.with_file_name(format!("restore-{}", ids::random_hex::<6>()));
+        fs::create_dir(&folder)?;
+        let prepared = Self(folder);
+        for entry in fs::read_dir(images)? {
+            let entry = entry?;
+            let target = prepared.0.join(entry.file_name());
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with("userns-") {
+                fs::write(target, shift(&fs::read(entry.path())?, base)?)?;
+            } else if !name.ends_with(".log") {
+                fs::hard_link(entry.path(), target)?;
+            }
+        }
+        Ok(prepared)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The image of a user namespace, with another range of ids.
+fn shift(image: &[u8], base: u32) -> io::Result<Vec<u8>> {
+    let damaged = || io::Error::new(io::ErrorKind::InvalidData, "the image of the user namespace is damaged");
+    let length = image.get(HEADER..HEADER + 4).ok_or_else(damaged)?;
+    let length = u32::from_le_bytes(length.try_into().map_err(|_| damaged())?) as usize;
+    let body = image.get(HEADER + 4..HEADER + 4 + length).ok_or_else(damaged)?;
+    let mut namespace = UserNamespace::decode(body)?;
+    for extent in namespace.uids.iter_mut().chain(&mut namespace.gids) {
+        if (extent.first, extent.count) != (0, RANGE_SIZE) {
+            return Err(damaged());
+        }
+        extent.lower_first = base;
+    }
+    let body = namespace.encode_to_vec();
+    let length = u32::try_from(body.len()).map_err(|_| damaged())?;
+    Ok([&image[..HEADER], &length.to_le_bytes(), &body].concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(base: u32) -> Vec<u8> {
+        let extent = Extent { first: 0, lower_first: base, count: RANGE_SIZE };
+        let body = UserNamespace { uids: vec![extent.clone()], gids: vec![extent] }.encode_to_vec();
+        [&[7u8; HEADER][..], &u32::try_from(body.len()).unwrap().to_le_bytes(), &body].concat()
+    }
+
+    #[test]
+    fn the_range_moves_and_nothing_else() {
+        assert_eq!(shift(&image(65_536), 1 << 28).unwrap(), image(1 << 28));
+        assert!(shift(&image(1)[..20], 1).is_err());
+        assert!(shift(b"", 1).is_err());
+    }
+
+    #[test]
+    fn an_image_is_linked_not_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let images = dir.path().join("memory");
+        fs::create_dir(&images).unwrap();
+        fs::write(images.join("userns-9.img"), image(65_536)).unwrap();
+        fs::write(images.join("pages-1.img"), "pages").unwrap();
+        fs::write(images.join("dump.log"), "text").unwrap();
+        let prepared = Prepared::new(&images, 131_072).unwrap();
+        assert_eq!(fs::read(prepared.path().join("userns-9.img")).unwrap(), image(131_072));
+        assert_eq!(fs::read(images.join("userns-9.img")).unwrap(), image(65_536));
+        assert!(prepared.path().join("pages-1.img").exists() && !prepared.path().join("dump.log").exists());
+        drop(prepared);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,188 @@
+//! One `criu swrk` process: who it is, where it runs, and its end.
+//! A dump runs as the uid that owns the sandbox's user namespace, with the host's capabilities: owners may look at everything in it.
+//! A restore begins as root, inside the sandbox's control groups and in a mount namespace of its own; see `owner` for the rest.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use rustix::fs::{CWD, Mode, OFlags, open};
+use rustix::mount::{MountPropagationFlags, MoveMountFlags, mount_bind, mount_change, move_mount};
+use rustix::thread::{
+    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, UnshareFlags, capabilities,
+    configure_capability_in_ambient_set, set_capabilities, set_capabilities_secure_bits, unshare_unsafe,
+};
+
+use super::locate::Criu;
+use super::rpc::{Conversation, Request, Response};
+
+/// Where the process finds its end of the conversation.
+const SOCKET_FD: i32 = 3;
+/// As envd has it: a restored process may keep its niceness but not go below CRIU's.
+const NICE: i32 = -10;
+
+/// Settings of namespaces that only uid 0 may write, whatever its capabilities. CRIU writes them into a scratch file; the
+/// names are set by us, the others have their defaults, which a sandbox cannot change.
+const ROOTS_SETTINGS: [&str; 2] = ["/proc/sys/kernel/hostname", "/proc/sys/kernel/domainname"];
+
+/// Where CRIU runs.
+#[derive(Clone, Copy)]
+pub(super) enum Place<'a> {
+    /// Beside the server, as the owner of the sandbox's user namespace: a dump.
+    /// It keeps `lock` open: whoever waits for that waits for the dump, also when this server has died.
+    Beside { owner: u32, lock: BorrowedFd<'a> },
+    /// Where the sandbox will be: a restore.
+    Sandbox { cgroup: &'a Path, root: BorrowedFd<'a>, dev: BorrowedFd<'a> },
+}
+
+/// What the new process needs for its place.
+enum Entry {
+    Owner(u32, i32),
+    Sandbox { group: OwnedFd, folder: PathBuf, root: i32, dev: i32 },
+}
+
+/// A running CRIU. Waits for its end when dropped.
+pub(super) struct Process {
+    /// Dropped by hand before the wait, because CRIU ends when it closes.
+    conversation: Option<Conversation>,
+    child: Child,
+}
+
+impl Process {
+    /// Starts it with `folder` for its own files.
+    pub(super) fn start(
+        criu: &Criu,
+        folder: &Path,
+        place: Place<'_>,
+        patience: Duration,
+    ) -> io::Result<Self> {
+        let (conversation, socket) = Conversation::pair(patience)?;
+        let mut command = criu.command();
+        command
+            .args(["swrk", &SOCKET_FD.to_string()])
+            .env_clear()
+            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("XDG_RUNTIME_DIR", folder)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let entry = match place {
+            Place::Beside { owner, lock } => Entry::Owner(owner, lock.as_raw_fd()),
+            Place::Sandbox { cgroup, root, dev } => Entry::Sandbox {
+                group: open(cgroup.join("cgroup.procs"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?,
+                folder: folder.to_owned(),
+                root: root.as_raw_fd(),
+                dev: dev.as_raw_fd(),
+            },
+        };
+        let socket_number = socket.as_raw_fd();
+        let prepare = move || {
+            rustix::process::setpriority_process(None, NICE)?;
+            // Or the kernel would take the capabilities away with uid 0.
+            set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP)?;
+            match &entry {
+                Entry::Owner(owner, lock) => {
+                    keep_open(*lock)?;
+                    become_owner(*owner)?;
+                }
+                Entry::Sandbox { group, folder, root, dev } => enter(group, folder, *root, *dev)?,
+            }
+            inherit(socket_number)
+        };
+        // SAFETY: the closure makes system calls only; it allocates nothing and takes no locks.
+        let child = unsafe { command.pre_exec(prepare) }.spawn()?;
+        Ok(Self { conversation: Some(conversation), child })
+    }
+
+    /// Its pid.
+    pub(super) fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    pub(super) fn ask(
+        &self,
+        request: &Request,
+        on_notify: impl FnMut(&str, i32) -> io::Result<()>,
+    ) -> io::Result<Response> {
+        self.conversation.as_ref().expect("present until dropped").ask(request, on_notify)
+    }
+}
+
+impl Process {
+    /// For one that does not end by itself: what it was about to restore is killed by the caller.
+    pub(super) fn kill(&mut self) {
+        let _ = self.child.kill();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.conversation = None;
+        let _ = self.child.wait();
+    }
+}
+
+/// Moves into the sandbox's place. The version 1 groups are the calling thread's already.
+fn enter(group: &OwnedFd, folder: &Path, root: i32, dev: i32) -> io::Result<()> {
+    rustix::io::write(group, b"0")?;
+    // SAFETY: this is a process of one thread; its own namespaces change.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP) }?;
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    // CRIU keeps what it knows about the kernel in /run.
+    mount_bind(folder, "/run")?;
+    for (mount, target) in [(root, "/run/root"), (dev, "/run/dev")] {
+        // SAFETY: the caller keeps these open until the process has started.
+        let mount = unsafe { BorrowedFd::borrow_raw(mount) };
+        move_mount(mount, c"", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    }
+    // A new /proc may only be mounted where an untouched one can be seen, and ours is touched next.
+    mount_bind("/proc", "/run/proc")?;
+    for setting in ROOTS_SETTINGS {
+        mount_bind("/run/scratch", setting)?;
+    }
+    Ok(())
+}
+
+/// Another uid with the same capabilities, across the `execve` that follows.
+fn become_owner(owner: u32) -> io::Result<()> {
+    let have = capabilities(None)?;
+    // SAFETY: raw calls that change this process's credentials only.
+    unsafe {
+        let owner = owner as usize;
+        sys::syscall(libc::SYS_setgroups, [0; 6])?;
+        sys::syscall(libc::SYS_setresuid, [owner, owner, owner, 0, 0, 0])?;
+    }
+    let all = have.permitted;
+    set_capabilities(None, CapabilitySets { effective: all, permitted: all, inheritable: all })?;
+    for bit in 0..64 {
+        if let Some(capability) = CapabilitySet::from_bits(1 << bit).filter(|one| all.contains(*one)) {
+            configure_capability_in_ambient_set(capability, true)?;
+        }
+    }
+    Ok(())
+}
+
+/// Has a copy of a descriptor go through `execve`, out of the way of the socket.
+fn keep_open(descriptor: i32) -> io::Result<()> {
+    let least = SOCKET_FD as usize + 1;
+    // SAFETY: makes a new descriptor in this process's own table.
+    unsafe { sys::syscall(libc::SYS_fcntl, [descriptor as usize, libc::F_DUPFD as usize, least, 0, 0, 0]) }?;
+    Ok(())
+}
+
+/// Puts the socket where CRIU is told to look.
+fn inherit(socket: i32) -> io::Result<()> {
+    // SAFETY: raw calls on this process's own descriptor table; the number overwritten is needed by nobody.
+    unsafe {
+        if socket == SOCKET_FD {
+            sys::syscall(libc::SYS_fcntl, [SOCKET_FD as usize, libc::F_SETFD as usize, 0, 0, 0, 0])?;
+        } else {
+            sys::syscall(libc::SYS_dup3, [socket as usize, SOCKET_FD as usize, 0, 0, 0, 0])?;
+        }
+    }
+    Ok(())
+}

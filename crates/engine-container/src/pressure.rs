@@ -1,0 +1,34 @@
+//! The kernel's notice that processes wait for memory (pressure stall information, `Documentation/accounting/psi.rst`).
+//! A trigger is registered by writing to the file and told by an exceptional condition on it.
+//! Kernels built without it never tell.
+
+use std::fs::{File, OpenOptions};
+use std::future::pending;
+use std::io::{self, Write};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Some process waited for memory for 100 ms within a second.
+const TRIGGER: &[u8] = b"some 100000 1000000\0";
+
+/// Resolves once memory is scarce.
+pub(crate) async fn memory_scarce() {
+    match watch() {
+        Ok(trigger) => match trigger.ready(Interest::PRIORITY).await {
+            Ok(_) => {}
+            Err(_) => pending().await,
+        },
+        Err(error) => {
+            tracing::debug!(%error, "this kernel does not tell when memory gets scarce");
+            pending::<()>().await;
+        }
+    }
+}
+
+fn watch() -> io::Result<AsyncFd<File>> {
+    let mut file = OpenOptions::new().read(true).write(true).open("/proc/pressure/memory")?;
+    file.write_all(TRIGGER)?;
+    // SAFETY: a `File` keeps its descriptor open and the same for as long as it lives.
+    Ok(unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }?)
+}

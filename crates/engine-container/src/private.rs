@@ -1,0 +1,95 @@
+//! A sandbox's own files on the host: a volume with what it writes, and a record beside it.
+//! The record is outside the volume: a sandbox that has filled its disk can still be captured and restored.
+//! Volumes are made ahead with their slots, since making one costs a create its time.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use engine::{EngineError, SandboxId, SnapshotId};
+use layers::{LayerError, VolumeName, Volumes, renew_overlay_work};
+use tracing::warn;
+
+use crate::host::Host;
+
+/// For `map_err`: names the step that a volume's error belongs to.
+pub(crate) fn volume_error(step: &'static str) -> impl FnOnce(LayerError) -> EngineError {
+    move |error| match error {
+        LayerError::Full(_) => EngineError::Exhausted(error.to_string()),
+        _ => EngineError::Kernel { step, source: io::Error::other(error) },
+    }
+}
+
+/// The volume of a sandbox.
+pub(crate) fn volume_of(id: &SandboxId) -> VolumeName {
+    id.as_str().parse().expect("sandbox ids are short and alphanumeric")
+}
+
+/// The volume of a captured state.
+pub(crate) fn state_volume(id: SnapshotId) -> VolumeName {
+    id.to_string().parse().expect("UUIDs are hexadecimal digits and dashes")
+}
+
+/// An empty volume that waits for its sandbox; discarded if none comes.
+#[derive(Debug)]
+pub(crate) struct ReadyVolume {
+    host: Arc<Host>,
+    name: Option<VolumeName>,
+}
+
+impl ReadyVolume {
+    /// Makes one. `number` tells it from the others of this server.
+    pub(crate) fn make(host: &Arc<Host>, number: u32) -> Result<Self, LayerError> {
+        let name: VolumeName = format!("ready-{number:x}").parse()?;
+        // Of a server that was killed.
+        host.volumes.discard(&name)?;
+        host.volumes.create(&name, None)?;
+        let path = host.volumes.path(&name);
+        let ready = Self { host: host.clone(), name: Some(name) };
+        for folder in ["upper", "work"] {
+            let folder = path.join(folder);
+            fs::create_dir(&folder).map_err(|source| LayerError::Io { path: folder, source })?;
+        }
+        Ok(ready)
+    }
+
+    /// Makes it the sandbox's own; answers where it is.
+    pub(crate) fn take(&mut self, id: &SandboxId, limit_mib: u32) -> Result<PathBuf, LayerError> {
+        let name = self.name.as_ref().expect("a slot is used once");
+        let own = volume_of(id);
+        self.host.volumes.set_limit(name, limit_of(limit_mib))?;
+        self.host.volumes.rename(name, &own)?;
+        self.name = None;
+        Ok(self.host.volumes.path(&own))
+    }
+}
+
+impl Drop for ReadyVolume {
+    fn drop(&mut self) {
+        if let Some(name) = self.name.take()
+            && let Err(error) = self.host.volumes.discard(&name)
+        {
+            warn!(%name, %error, "an unused volume could not be discarded; the next start tries again");
+        }
+    }
+}
+
+/// Makes a sandbox's volume from a captured one; answers where it is.
+pub(crate) fn copy_of(
+    volumes: &Volumes,
+    state: SnapshotId,
+    id: &SandboxId,
+    limit_mib: u32,
+) -> Result<PathBuf, LayerError> {
+    let own = volume_of(id);
+    volumes.copy(&state_volume(state), &own, false, limit_of(limit_mib))?;
+    let path = volumes.path(&own);
+    renew_overlay_work(&path.join("work"), true)?;
+    Ok(path)
+}
+
+/// No limit of the sandbox's is none of the volume's.
+fn limit_of(mib: u32) -> Option<u32> {
+    (mib > 0).then_some(mib)
+}
