@@ -256,6 +256,52 @@ pub(crate) struct Template {
     build_count: usize,
     envd_version: String,
     build_status: &'static str,
+    #[serde(skip_serializing_if = "is_false")]
+    is_default: bool,
+}
+
+impl Template {
+    /// As in the list of everybody's templates: how often they are used is not everybody's business.
+    pub(crate) fn as_default(self) -> Self {
+        Self { is_default: true, spawn_count: 0, last_spawned_at: None, ..self }
+    }
+}
+
+/// A build of a template.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct TemplateBuild {
+    #[serde(rename = "buildID")]
+    build_id: String,
+    status: &'static str,
+    #[serde(with = "time::serde::rfc3339")]
+    created_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339")]
+    updated_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    finished_at: Option<OffsetDateTime>,
+    cpu_count: u32,
+    #[serde(rename = "memoryMB")]
+    memory_mb: u32,
+    #[serde(rename = "diskSizeMB")]
+    disk_size_mb: u32,
+    envd_version: String,
+}
+
+impl From<&store::Build> for TemplateBuild {
+    fn from(build: &store::Build) -> Self {
+        Self {
+            build_id: build.id.to_string(),
+            status: build.status.as_str(),
+            created_at: build.created_at,
+            updated_at: build.finished_at.unwrap_or(build.created_at),
+            finished_at: build.finished_at,
+            cpu_count: build.cpu_count,
+            memory_mb: build.memory_mib,
+            disk_size_mb: build.disk_mib,
+            envd_version: build.envd_version.clone(),
+        }
+    }
 }
 
 impl From<Entry> for Template {
@@ -279,6 +325,7 @@ impl From<Entry> for Template {
             build_count,
             envd_version: build.map(|build| build.envd_version.clone()).unwrap_or_default(),
             build_status: build.map_or("waiting", |build| build.status.as_str()),
+            is_default: false,
         }
     }
 }

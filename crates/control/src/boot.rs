@@ -135,14 +135,14 @@ impl Control {
 }
 
 /// A started sandbox that nobody has taken responsibility for yet.
-struct DiscardOnDrop(Option<Arc<dyn EngineSandbox>>);
+pub(crate) struct DiscardOnDrop(Option<Arc<dyn EngineSandbox>>);
 
 impl DiscardOnDrop {
-    fn new(sandbox: Arc<dyn EngineSandbox>) -> Self {
+    pub(crate) fn new(sandbox: Arc<dyn EngineSandbox>) -> Self {
         Self(Some(sandbox))
     }
 
-    fn get(&self) -> &dyn EngineSandbox {
+    pub(crate) fn get(&self) -> &dyn EngineSandbox {
         &**self.0.as_ref().expect("present until kept")
     }
 

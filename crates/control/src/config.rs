@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use layers::LayerStore;
 use net::Cidr;
 use store::TeamLimits;
 
@@ -41,6 +42,10 @@ pub struct Config {
     pub default_limits: TeamLimits,
     /// Where logs of sandboxes are kept; without it there are none.
     pub logs_dir: Option<PathBuf>,
+    /// Layers that builds start from and add to; without it no templates are built.
+    pub layers: Option<LayerStore>,
+    /// Where builds keep their cache, uploads and logs.
+    pub builds_dir: Option<PathBuf>,
     /// Where metrics of sandboxes and teams are kept; without it only the present is known.
     pub metrics_dir: Option<PathBuf>,
     /// Time from one sample of a sandbox's metrics to the next.
@@ -72,6 +77,8 @@ impl Config {
             pids: 2048,
             default_limits: TeamLimits::default(),
             logs_dir: None,
+            layers: None,
+            builds_dir: None,
             metrics_dir: None,
             sample_every: Duration::from_secs(5),
             webhook_internal: Vec::new(),

@@ -5,6 +5,7 @@
 
 mod agent;
 mod boot;
+mod builds;
 mod config;
 mod connect;
 mod create;
@@ -43,6 +44,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use agent::ENVD_PORT;
+pub use builds::{
+    BuildReport, BuildSource, BuildSpec, FilesLink, NewBuild, RegistryAuth, Requested, TagInfo, TagPage,
+    UploadError,
+};
 pub use config::{Config, ENVD_VERSION, LayerPath};
 pub use connect::NetworkUpdate;
 pub use create::{Access, CreateRequest};
@@ -81,8 +86,10 @@ pub struct Control {
     registering: tokio::sync::Mutex<()>,
     table: table::Table,
     places: Arc<limits::Places>,
-    /// Template builds under way.
+    /// Places for template builds.
     builds: Arc<limits::Places>,
+    /// Template builds in hand.
+    jobs: builds::Jobs,
     starts: limits::StartQueue,
     in_flight: Arc<idempotency::InFlight>,
     usage: usage::Usage,
@@ -131,6 +138,7 @@ impl Control {
             table: table::Table::default(),
             places: Arc::default(),
             builds: Arc::default(),
+            jobs: builds::Jobs::default(),
             starts: limits::StartQueue::new(config.parallel_starts, config.start_queue),
             in_flight: Arc::default(),
             usage: usage::Usage::default(),
@@ -149,6 +157,7 @@ impl Control {
         control.catalog.load(&*control.store).await?;
         control.load_webhooks().await?;
         control.recover().await?;
+        control.recover_builds().await?;
         control
             .spawn_until_closing(|control| async move { control.usage.keep_flushing(&*control.store).await });
         control.spawn_until_closing(|control| async move { control.prepare_all().await });
@@ -196,6 +205,7 @@ impl Control {
                 let retention = self.config.retention;
                 let _ = tokio::task::spawn_blocking(move || book.forget(retention)).await;
             }
+            self.forget_builds().await;
             if let Some(shelf) = self.metrics.shelf() {
                 let retention = self.config.retention;
                 let _ = tokio::task::spawn_blocking(move || shelf.forget(retention)).await;

@@ -12,6 +12,7 @@ use store::{
 };
 use time::OffsetDateTime;
 
+use crate::builds::TagInfo;
 use crate::reference::DEFAULT_TAG;
 use crate::{Control, ControlError, ENVD_VERSION, TemplateRef};
 
@@ -91,7 +92,7 @@ impl Known {
 
     /// Whether nothing but captured sandboxes was ever put under this name.
     fn is_snapshot(&self) -> bool {
-        !self.builds.is_empty() && self.builds.iter().all(|build| build.snapshot.is_some())
+        !self.builds.is_empty() && self.builds.iter().all(|build| build.is_snapshot())
     }
 
     fn entry(&self) -> Entry {
@@ -130,7 +131,7 @@ impl Catalog {
         Ok(())
     }
 
-    fn resolve(&self, team: &Team, reference: &TemplateRef) -> Result<Resolved, ControlError> {
+    pub(crate) fn resolve(&self, team: &Team, reference: &TemplateRef) -> Result<Resolved, ControlError> {
         let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
         let not_found = || ControlError::TemplateNotFound(reference.full_name());
         let known = inner.find(team, reference).ok_or_else(not_found)?;
@@ -152,6 +153,74 @@ impl Catalog {
         Some(known.template.clone())
     }
 
+    /// The template with this id.
+    pub(crate) fn by_id(&self, id: &TemplateId) -> Option<Template> {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        inner.templates.get(id).map(|known| known.template.clone())
+    }
+
+    /// What the template of this name means without a tag.
+    pub(crate) fn ready_build(&self, name: &TemplateName) -> Option<Arc<Build>> {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        inner.templates.get(inner.names.get(name)?)?.tagged(DEFAULT_TAG)
+    }
+
+    /// The build with this id.
+    pub(crate) fn build(&self, id: BuildId) -> Option<Arc<Build>> {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        inner.templates.values().flat_map(|known| &known.builds).find(|build| build.id == id).cloned()
+    }
+
+    /// A template's builds, newest first.
+    pub(crate) fn builds_of(&self, id: &TemplateId) -> Vec<Arc<Build>> {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        inner.templates.get(id).map(|known| known.builds.iter().rev().cloned().collect()).unwrap_or_default()
+    }
+
+    /// Builds that have not ended.
+    pub(crate) fn open_builds(&self) -> Vec<Arc<Build>> {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let builds = inner.templates.values().flat_map(|known| &known.builds);
+        let is_open =
+            |build: &&Arc<Build>| matches!(build.status, BuildStatus::Waiting | BuildStatus::Building);
+        builds.filter(is_open).cloned().collect()
+    }
+
+    /// A template's builds that wait for their start and have one of these tags.
+    pub(crate) fn waiting_builds(&self, id: &TemplateId, tags: &[String]) -> Vec<Arc<Build>> {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(known) = inner.templates.get(id) else { return Vec::new() };
+        let tagged = |build: &Build| {
+            known.tags.iter().any(|assigned| assigned.build == build.id && tags.contains(&assigned.tag))
+        };
+        let waiting = known.builds.iter().filter(|build| build.status == BuildStatus::Waiting);
+        waiting.filter(|build| tagged(build)).cloned().collect()
+    }
+
+    /// A template's assignments whose builds are ready, oldest first.
+    pub(crate) fn ready_assignments(&self, id: &TemplateId) -> Vec<TagInfo> {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(known) = inner.templates.get(id) else { return Vec::new() };
+        let ready = known.tags.iter().filter_map(|assignment| {
+            let build = known.builds.iter().find(|build| build.id == assignment.build)?;
+            let is_ready = build.status == BuildStatus::Ready;
+            is_ready.then(|| TagInfo { assignment: assignment.clone(), build: Arc::clone(build) })
+        });
+        ready.collect()
+    }
+
+    /// A template's warm starts that no tag means any more.
+    fn stale_warm_starts(&self, id: &TemplateId) -> Vec<Arc<Build>> {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(known) = inner.templates.get(id) else { return Vec::new() };
+        let meant: HashSet<BuildId> =
+            known.tags.iter().filter_map(|assigned| Some(known.tagged(&assigned.tag)?.id)).collect();
+        let is_stale = |build: &&Arc<Build>| {
+            build.snapshot.as_ref().is_some_and(|state| state.warm_start) && !meant.contains(&build.id)
+        };
+        known.builds.iter().filter(is_stale).cloned().collect()
+    }
+
     /// Every captured state that a build is made of.
     pub(crate) fn captured_states(&self) -> Vec<SnapshotId> {
         let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
@@ -167,7 +236,7 @@ impl Catalog {
             .flat_map(|known| {
                 let tags: BTreeSet<&String> = known.tags.iter().map(|assignment| &assignment.tag).collect();
                 tags.into_iter().filter_map(|tag| {
-                    let build = known.tagged(tag).filter(|build| build.snapshot.is_some())?;
+                    let build = known.tagged(tag).filter(|build| build.is_snapshot())?;
                     Some((known.template.clone(), tag.clone(), build))
                 })
             })
@@ -183,12 +252,11 @@ impl Catalog {
             .iter()
             .filter_map(|assignment| known.tagged(&assignment.tag).map(|build| build.id))
             .collect();
-        let nameless =
-            known.builds.iter().filter(|build| build.snapshot.is_some() && !named.contains(&build.id));
+        let nameless = known.builds.iter().filter(|build| build.is_snapshot() && !named.contains(&build.id));
         nameless.cloned().collect()
     }
 
-    fn lookup(&self, team: &Team, reference: &TemplateRef) -> Option<Entry> {
+    pub(crate) fn lookup(&self, team: &Team, reference: &TemplateRef) -> Option<Entry> {
         let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
         inner.find(team, reference).map(Known::entry)
     }
@@ -309,7 +377,7 @@ impl Control {
             let tags: BTreeSet<&String> = known.tags.iter().map(|assignment| &assignment.tag).collect();
             match (text.contains(':'), named) {
                 (true, None) => return Err(not_found()),
-                (true, Some(build)) if tags.len() > 1 && build.snapshot.is_some() => {
+                (true, Some(build)) if tags.len() > 1 && build.is_snapshot() => {
                     (known.template.id.clone(), vec![build], false)
                 }
                 _ => (known.template.id.clone(), known.builds.clone(), true),
@@ -322,10 +390,74 @@ impl Control {
             let ids: Vec<BuildId> = builds.iter().map(|build| build.id).collect();
             self.store.delete_builds(&ids).await?;
         }
+        self.jobs.cancel_others(&id, None);
         self.catalog.load(&*self.store).await?;
         self.discard_states_of(&builds).await;
         tracing::info!(template_id = %id, team_id = %team.id, "template deleted");
         Ok(())
+    }
+
+    /// Makes a team's template public or private.
+    ///
+    /// # Errors
+    /// There is no such template of the team's.
+    pub async fn publish_template(
+        &self,
+        team: &Team,
+        text: &str,
+        public: bool,
+    ) -> Result<Template, ControlError> {
+        let _one_at_a_time = self.registering.lock().await;
+        self.catalog.load(&*self.store).await?;
+        let known = self.own_template(team, text)?;
+        let updated_at = truncate_to_micros(OffsetDateTime::now_utc());
+        let template = Template { public, updated_at, ..known };
+        self.store.put_template(&template, None, &[]).await?;
+        self.catalog.load(&*self.store).await?;
+        Ok(template)
+    }
+
+    /// A team's template with its builds, newest first.
+    ///
+    /// # Errors
+    /// There is no such template of the team's.
+    pub async fn template_with_builds(
+        &self,
+        team: &Team,
+        text: &str,
+    ) -> Result<(Entry, Vec<Arc<Build>>), ControlError> {
+        self.catalog.load(&*self.store).await?;
+        let template = self.own_template(team, text)?;
+        let builds = self.catalog.builds_of(&template.id);
+        let reference = TemplateRef::parse(template.id.as_str())?;
+        let entry = self.catalog.lookup(team, &reference);
+        let entry = entry.ok_or_else(|| ControlError::TemplateNotFound(text.to_owned()))?;
+        Ok((entry, builds))
+    }
+
+    /// The templates that belong to everybody, by id.
+    #[must_use]
+    pub fn default_templates(&self) -> Vec<Entry> {
+        let inner = self.catalog.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let everybodys = inner.templates.values().filter(|known| known.template.team.is_none());
+        let mut entries: Vec<Entry> =
+            everybodys.map(|known| Entry { build: known.tagged(DEFAULT_TAG), ..known.entry() }).collect();
+        entries.sort_by(|a, b| a.template.id.cmp(&b.template.id));
+        entries
+    }
+
+    /// Removes warm starts that nothing begins from any more. Their builds stay, and would start cold.
+    pub(crate) async fn drop_stale_warm_starts(&self, template: &TemplateId) {
+        for build in self.catalog.stale_warm_starts(template) {
+            let cold = Build { snapshot: None, ..(*build).clone() };
+            match self.store.put_build(&cold).await {
+                Ok(_) => self.discard_states_of(&[build]).await,
+                Err(error) => tracing::warn!(%error, "an old warm start could not be given up"),
+            }
+        }
+        if let Err(error) = self.catalog.load(&*self.store).await {
+            tracing::warn!(%error, "the catalog could not be read again");
+        }
     }
 
     fn check_unused(&self, id: &TemplateId, text: &str) -> Result<(), ControlError> {
@@ -402,6 +534,7 @@ impl Control {
             layers: registration.layers,
             config: registration.config,
             snapshot: None,
+            failure: None,
             created_at: now,
             finished_at: Some(now),
         };

@@ -3,7 +3,7 @@
 //! Comparisons take the same time wherever the difference is.
 
 use hmac::{Hmac, KeyInit, Mac};
-use ids::SandboxId;
+use ids::{SandboxId, TeamId};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
@@ -28,6 +28,11 @@ impl Tokens {
     /// What a sandbox without public traffic wants in `e2b-traffic-access-token`.
     pub(crate) fn traffic(&self, id: &SandboxId) -> String {
         self.sign(&["sandbox-traffic-", id.as_str()])
+    }
+
+    /// What opens the address for one archive until a time, in seconds since 1970.
+    pub(crate) fn upload(&self, team: TeamId, hash: &str, expires: i64) -> String {
+        self.sign(&["build-files-", &team.to_string(), "-", hash, "-", &expires.to_string()])
     }
 
     fn sign(&self, parts: &[&str]) -> String {

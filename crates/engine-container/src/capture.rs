@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use engine::{Captured, EngineError, SandboxId, SnapshotId};
+use layers::export_upper;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -87,12 +88,8 @@ pub(crate) async fn capture(
     if memory {
         claim.host.memory()?;
     }
-    let was_frozen = claim.group.is_frozen().map_err(EngineError::kernel("look at the freezer"))?;
     let begun = Instant::now();
-    let guard = Thaw(Some(claim.clone()).filter(|_| !was_frozen));
-    if !was_frozen {
-        claim.group.set_frozen(true).await.map_err(EngineError::kernel("freeze"))?;
-    }
+    let guard = stop(&claim).await?;
     // Runs to its end even if the caller goes away: a dump must not be interrupted, and the thaw comes after it.
     let work = tokio::task::spawn_blocking(move || {
         let captured = write(&claim, &sandbox, id, memory);
@@ -100,6 +97,31 @@ pub(crate) async fn capture(
         captured.map(|memory_bytes| Captured { memory, memory_bytes, stopped: begun.elapsed() })
     });
     work.await.map_err(|_| EngineError::Capture("the capture was interrupted".into()))?
+}
+
+/// Writes the sandbox's changes as a layer.
+pub(crate) async fn export_layer(
+    claim: Arc<Claim>,
+    upper: PathBuf,
+    target: PathBuf,
+) -> Result<(), EngineError> {
+    let guard = stop(&claim).await?;
+    let work = tokio::task::spawn_blocking(move || {
+        let exported = export_upper(&upper, &target);
+        drop(guard);
+        exported.map_err(|error| EngineError::Capture(error.to_string()))
+    });
+    work.await.map_err(|_| EngineError::Capture("the export was interrupted".into()))?
+}
+
+/// Freezes the sandbox, unless it is frozen already, until the answer is dropped.
+async fn stop(claim: &Arc<Claim>) -> Result<Thaw, EngineError> {
+    let was_frozen = claim.group.is_frozen().map_err(EngineError::kernel("look at the freezer"))?;
+    let guard = Thaw(Some(claim.clone()).filter(|_| !was_frozen));
+    if !was_frozen {
+        claim.group.set_frozen(true).await.map_err(EngineError::kernel("freeze"))?;
+    }
+    Ok(guard)
 }
 
 /// Lets the sandbox go on, whatever happened.

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -188,6 +188,10 @@ impl Sandbox for ContainerSandbox {
 
     async fn capture(&self, snapshot: SnapshotId, memory: bool) -> Result<Captured, EngineError> {
         capture::capture(self.claim()?, self.id.clone(), snapshot, memory).await
+    }
+
+    async fn export_layer(&self, target: &Path) -> Result<(), EngineError> {
+        capture::export_layer(self.claim()?, self.private.join("upper"), target.to_owned()).await
     }
 
     async fn stats(&self) -> Result<Stats, EngineError> {

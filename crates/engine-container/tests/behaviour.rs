@@ -66,6 +66,7 @@ behaviours! {
     restores_the_walls
     brings_files_back
     keeps_states_across_servers
+    exports_layers
 }
 
 /// On disk a sandbox's root is the host's root: its set-user-id programs must be out of other users' reach.

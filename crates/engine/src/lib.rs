@@ -8,7 +8,7 @@ mod spec;
 #[cfg(feature = "suite")]
 pub mod suite;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -113,6 +113,13 @@ pub trait Sandbox: Send + Sync + 'static {
     /// # Errors
     /// [`EngineError::Unsupported`] without memory snapshots on this host, [`EngineError::Capture`] with the reason.
     async fn capture(&self, snapshot: SnapshotId, memory: bool) -> Result<Captured, EngineError>;
+
+    /// Writes everything it has changed of its template into `target`, which is made, as a layer that can be put on top
+    /// of the template's. The sandbox is stopped meanwhile and then as it was.
+    ///
+    /// # Errors
+    /// [`EngineError::Capture`] with the reason; nothing is left of the copy then.
+    async fn export_layer(&self, target: &Path) -> Result<(), EngineError>;
 
     /// What it uses now.
     ///

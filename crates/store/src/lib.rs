@@ -26,9 +26,9 @@ pub use identity::{AccessToken, IdentityStore, User};
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresStore;
 pub use records::{
-    ApiKey, Build, BuildConfig, BuildSnapshot, BuildStatus, Idempotency, Lifecycle, Mask, NetworkConfig,
-    Pause, Sandbox, SandboxDetails, SandboxState, Standing, TagAssignment, Team, TeamLimits, Template,
-    TemplateName, truncate_to_micros,
+    ApiKey, Build, BuildConfig, BuildFailure, BuildSnapshot, BuildStatus, Idempotency, Lifecycle, Mask,
+    NetworkConfig, Pause, RunContext, Sandbox, SandboxDetails, SandboxState, Standing, TagAssignment, Team,
+    TeamLimits, Template, TemplateName, truncate_to_micros,
 };
 pub use sqlite::SqliteStore;
 
@@ -76,13 +76,13 @@ pub trait Store: EventStore + IdentityStore + Send + Sync + 'static {
     async fn delete_template(&self, id: &TemplateId) -> Result<bool, StoreError>;
     /// Removes builds of a template with their tags.
     async fn delete_builds(&self, builds: &[BuildId]) -> Result<(), StoreError>;
-    /// Changes a build's status and end.
-    async fn set_build_status(
-        &self,
-        id: BuildId,
-        status: BuildStatus,
-        finished_at: Option<OffsetDateTime>,
-    ) -> Result<(), StoreError>;
+    /// Replaces all of a build but its template and when it was asked for; this survives a power cut. False when there
+    /// is none.
+    async fn put_build(&self, build: &Build) -> Result<bool, StoreError>;
+    /// Adds tags to builds.
+    async fn assign_tags(&self, tags: &[TagAssignment]) -> Result<(), StoreError>;
+    /// Takes tags away from a template; answers how many there were.
+    async fn remove_tags(&self, template: &TemplateId, tags: &[String]) -> Result<u64, StoreError>;
     /// Adds to templates' spawn counts.
     async fn count_spawns(&self, spawns: &[(TemplateId, u64, OffsetDateTime)]) -> Result<(), StoreError>;
 

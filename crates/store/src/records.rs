@@ -194,6 +194,28 @@ pub struct BuildConfig {
     pub start_cmd: Option<String>,
     /// Command that succeeds once the start command serves.
     pub ready_cmd: Option<String>,
+    /// What both run with, where it is not the above: of a template that inherited them.
+    pub start_context: Option<RunContext>,
+}
+
+/// Who runs a command, where, and with which variables.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunContext {
+    /// Who.
+    pub user: String,
+    /// Where; none is the user's home.
+    pub workdir: Option<String>,
+    /// With what.
+    pub env: BTreeMap<String, String>,
+}
+
+/// Why a build failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildFailure {
+    /// For its owner.
+    pub message: String,
+    /// `base`, `finalize`, or the step's number from 1.
+    pub step: Option<String>,
 }
 
 /// A build that is a captured sandbox.
@@ -207,6 +229,9 @@ pub struct BuildSnapshot {
     pub sandbox: SandboxId,
     /// The template that sandbox came from.
     pub base: TemplateId,
+    /// Whether it is the warm start of a template that was built, and no snapshot to its users.
+    #[serde(default)]
+    pub warm_start: bool,
 }
 
 /// One build of a template.
@@ -230,12 +255,22 @@ pub struct Build {
     pub layers: Vec<String>,
     /// Defaults for its sandboxes.
     pub config: BuildConfig,
-    /// The captured state its sandboxes go on from; none for templates that were built.
+    /// The captured state its sandboxes go on from; none for templates without a start command.
     pub snapshot: Option<BuildSnapshot>,
+    /// Why it failed.
+    pub failure: Option<BuildFailure>,
     /// When it was asked for.
     pub created_at: OffsetDateTime,
     /// When it became ready or failed.
     pub finished_at: Option<OffsetDateTime>,
+}
+
+impl Build {
+    /// Whether it is a sandbox that somebody captured, and not a template that was built.
+    #[must_use]
+    pub fn is_snapshot(&self) -> bool {
+        self.snapshot.as_ref().is_some_and(|snapshot| !snapshot.warm_start)
+    }
 }
 
 /// From `created_at` on, the tag means this build.

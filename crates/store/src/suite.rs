@@ -13,9 +13,9 @@ use crate::suite_events::{
 };
 use crate::suite_identity::{people_join_teams_and_show_tokens, standings_are_kept};
 use crate::{
-    ApiKey, Build, BuildConfig, BuildSnapshot, BuildStatus, Idempotency, Mask, NetworkConfig, Pause, Sandbox,
-    SandboxDetails, SandboxState, Standing, Store, StoreError, TagAssignment, Team, TeamLimits, Template,
-    TemplateName, truncate_to_micros,
+    ApiKey, Build, BuildConfig, BuildFailure, BuildSnapshot, BuildStatus, Idempotency, Mask, NetworkConfig,
+    Pause, Sandbox, SandboxDetails, SandboxState, Standing, Store, StoreError, TagAssignment, Team,
+    TeamLimits, Template, TemplateName, truncate_to_micros,
 };
 
 /// Runs every case. `fresh` answers an empty store and whatever must live as long as it.
@@ -174,6 +174,7 @@ async fn templates_keep_names_builds_and_tags(store: &impl Store) -> Result<(), 
         layers: vec!["top".into(), "bottom".into()],
         config: BuildConfig { default_user: Some("user".into()), ..Default::default() },
         snapshot: None,
+        failure: None,
         created_at: now(),
         finished_at: None,
     };
@@ -189,8 +190,16 @@ async fn templates_keep_names_builds_and_tags(store: &impl Store) -> Result<(), 
 
     build.status = BuildStatus::Ready;
     build.finished_at = Some(now());
-    store.set_build_status(build.id, build.status, build.finished_at).await?;
+    build.layers.insert(0, "more".into());
+    build.failure = Some(BuildFailure { message: "no".into(), step: Some("1".into()) });
+    assert!(store.put_build(&build).await?);
+    assert!(!store.put_build(&Build { id: BuildId::generate(), ..build.clone() }).await?);
     assert_eq!(store.builds().await?, [build.clone()]);
+
+    let more = TagAssignment { tag: "v1".into(), ..tag.clone() };
+    store.assign_tags(std::slice::from_ref(&more)).await?;
+    assert_eq!(store.tag_assignments().await?, [tag.clone(), more]);
+    assert_eq!(store.remove_tags(&record.id, &["v1".into(), "v2".into()]).await?, 1);
 
     let spawned = now();
     store.count_spawns(&[(record.id.clone(), 3, spawned)]).await?;
@@ -289,7 +298,9 @@ async fn snapshots_are_builds(store: &impl Store) -> Result<(), StoreError> {
             memory: true,
             sandbox: SandboxId::generate(),
             base: TemplateId::generate(),
+            warm_start: false,
         }),
+        failure: None,
         created_at: now(),
         finished_at: Some(now()),
     };

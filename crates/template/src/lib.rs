@@ -1,5 +1,5 @@
-//! Templates: recipes that turn Debian packages into a layer.
-//! `recipe` is what a recipe says, `bootstrap` how it is carried out; the result is content-addressed and built once.
+//! Templates: recipes that turn Debian packages into a layer (`recipe`, `bootstrap`), and the steps of a build on top of one
+//! (`steps`). What runs builds is in `control`; this crate knows what they say and not who carries it out.
 //! The `base` recipe is compiled in, so a lone binary can build it. CRIU is brought by the same means.
 #![forbid(unsafe_code)]
 
@@ -7,6 +7,7 @@ mod bootstrap;
 mod criu;
 mod mmdebstrap;
 mod recipe;
+pub mod steps;
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::IntoResponse;
-use axum::routing::{delete, get, post};
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use control::{ForkRequest, PauseRequest, SnapshotQuery};
 use ids::SandboxId;
@@ -16,7 +16,7 @@ use store::Team;
 
 use crate::auth::Caller;
 use crate::body::{Json as Body, OptionalJson};
-use crate::paths::{Params, SandboxPath, Segment};
+use crate::paths::{Params, SandboxPath};
 use crate::wire::{Forked, Sandbox, Snapshot};
 use crate::{Api, ApiError};
 
@@ -38,7 +38,6 @@ pub(crate) fn routes() -> Router<Api> {
         .route("/sandboxes/{sandboxID}/fork", post(fork))
         .route("/sandboxes/{sandboxID}/rollback", post(rollback))
         .route("/snapshots", get(snapshots))
-        .route("/templates/{templateID}", delete(delete_template))
 }
 
 #[derive(Debug, Deserialize)]
@@ -235,14 +234,4 @@ async fn snapshots(
     }
     let items: Vec<Snapshot> = page.items.into_iter().map(Into::into).collect();
     Ok((headers, Json(items)))
-}
-
-/// A snapshot is deleted as what it is: a template.
-async fn delete_template(
-    State(api): State<Api>,
-    Caller(team): Caller,
-    Segment(template): Segment,
-) -> Result<StatusCode, ApiError> {
-    api.control.delete_template(&team, &template).await?;
-    Ok(StatusCode::NO_CONTENT)
 }

@@ -178,6 +178,8 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
     config.most_hot = arguments.most_hot;
     config.logs_dir = Some(data.data_dir.join("logs"));
     config.metrics_dir = Some(data.data_dir.join("metrics"));
+    config.layers = Some(layers.clone());
+    config.builds_dir = Some(data.data_dir.join("builds"));
     config.webhook_internal.clone_from(&arguments.webhook_allow_internal);
     config.retention = Duration::from_secs(u64::from(arguments.retention_days) * 24 * 3600);
     let limits = LimitsChange::from(&arguments.limits);

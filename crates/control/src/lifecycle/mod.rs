@@ -34,7 +34,7 @@ impl Control {
     }
 
     /// Removes a captured state that nobody refers to any more. What fails now is swept at the next start.
-    async fn discard_state(&self, snapshot: SnapshotId) {
+    pub(crate) async fn discard_state(&self, snapshot: SnapshotId) {
         if let Err(error) = self.engine.discard(snapshot).await {
             tracing::error!(%snapshot, %error, "a captured state could not be removed");
         }

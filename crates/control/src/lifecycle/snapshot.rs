@@ -149,7 +149,9 @@ impl Control {
                 memory,
                 sandbox: live.id.clone(),
                 base: live.template.clone(),
+                warm_start: false,
             }),
+            failure: None,
             created_at: now,
             finished_at: Some(now),
         };

@@ -1,4 +1,4 @@
-//! Log files: JSON lines, appended, cut to their newer half when they grow too large.
+//! Log files, one a sandbox or build: JSON lines, appended, cut to their newer half when they grow too large.
 //! A line is whole or ignored: a crash in mid-write costs that line alone.
 //! All calls block; they are made from blocking threads.
 
@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use ids::{SandboxId, TeamId};
+use ids::TeamId;
 
 use super::{LogLine, LogQuery};
 
@@ -29,18 +29,18 @@ impl Book {
         Self { root, cutting: Mutex::default() }
     }
 
-    fn path(&self, team: TeamId, id: &SandboxId) -> PathBuf {
+    fn path(&self, team: TeamId, id: &str) -> PathBuf {
         self.root.join(team.to_string()).join(format!("{id}.ndjson"))
     }
 
     /// Adds lines; a full disk costs lines, never a sandbox.
-    pub(crate) fn append(&self, team: TeamId, id: &SandboxId, lines: &[LogLine]) {
+    pub(crate) fn append(&self, team: TeamId, id: &str, lines: &[LogLine]) {
         if let Err(error) = self.try_append(team, id, lines) {
-            tracing::warn!(sandbox_id = %id, %error, "log lines were lost");
+            tracing::warn!(%id, %error, "log lines were lost");
         }
     }
 
-    fn try_append(&self, team: TeamId, id: &SandboxId, lines: &[LogLine]) -> io::Result<()> {
+    fn try_append(&self, team: TeamId, id: &str, lines: &[LogLine]) -> io::Result<()> {
         let path = self.path(team, id);
         let mut text = Vec::new();
         for line in lines {
@@ -72,7 +72,7 @@ impl Book {
     }
 
     /// The lines that a query wants, in the order it wants them.
-    pub(crate) fn read(&self, team: TeamId, id: &SandboxId, query: &LogQuery) -> Vec<LogLine> {
+    pub(crate) fn read(&self, team: TeamId, id: &str, query: &LogQuery) -> Vec<LogLine> {
         let Ok(file) = File::open(self.path(team, id)) else { return Vec::new() };
         let lines = BufReader::new(file).split(b'\n').map_while(Result::ok);
         let wanted =
@@ -133,21 +133,21 @@ mod tests {
     fn finds_by_time_level_and_text_in_both_directions() {
         let dir = tempfile::tempdir().unwrap();
         let book = Book::new(dir.path().to_owned());
-        let (team, id) = (TeamId::generate(), SandboxId::generate());
+        let (team, id) = (TeamId::generate(), "isandbox");
         let lines = [
             line(1, LogLevel::Info, "one"),
             line(2, LogLevel::Debug, "two"),
             line(3, LogLevel::Warn, "three"),
         ];
-        book.append(team, &id, &lines[..2]);
-        book.append(team, &id, &lines[2..]);
-        assert_eq!(book.read(team, &id, &query()), lines);
-        let at = |query: LogQuery| book.read(team, &id, &query).iter().map(|l| l.at).collect::<Vec<_>>();
+        book.append(team, id, &lines[..2]);
+        book.append(team, id, &lines[2..]);
+        assert_eq!(book.read(team, id, &query()), lines);
+        let at = |query: LogQuery| book.read(team, id, &query).iter().map(|l| l.at).collect::<Vec<_>>();
         assert_eq!(at(LogQuery { newest_first: true, limit: 2, ..query() }), [3, 2]);
         assert_eq!(at(LogQuery { from: 2, ..query() }), [2, 3]);
         assert_eq!(at(LogQuery { level: LogLevel::Info, ..query() }), [1, 3]);
         assert_eq!(at(LogQuery { search: Some("t".into()), ..query() }), [2, 3]);
-        assert!(book.read(TeamId::generate(), &id, &query()).is_empty(), "another team sees the lines");
+        assert!(book.read(TeamId::generate(), id, &query()).is_empty(), "another team sees the lines");
         book.forget(Duration::ZERO);
         assert!(at(query()).is_empty());
     }
@@ -156,13 +156,13 @@ mod tests {
     fn a_file_never_grows_past_its_limit_and_keeps_the_newest() {
         let dir = tempfile::tempdir().unwrap();
         let book = Book::new(dir.path().to_owned());
-        let (team, id) = (TeamId::generate(), SandboxId::generate());
+        let (team, id) = (TeamId::generate(), "isandbox");
         let long = "x".repeat(100_000);
         for at in 0..100 {
-            book.append(team, &id, &[line(at, LogLevel::Info, &long)]);
+            book.append(team, id, &[line(at, LogLevel::Info, &long)]);
         }
-        assert!(fs::metadata(book.path(team, &id)).unwrap().len() <= LARGEST);
+        assert!(fs::metadata(book.path(team, id)).unwrap().len() <= LARGEST);
         let newest = LogQuery { newest_first: true, limit: 1, ..query() };
-        assert_eq!(book.read(team, &id, &newest)[0].at, 99);
+        assert_eq!(book.read(team, id, &newest)[0].at, 99);
     }
 }

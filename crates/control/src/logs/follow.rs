@@ -71,7 +71,7 @@ async fn keep_lines(mut body: Incoming, live: &Arc<Live>, book: &Arc<Book>) -> R
         }
         let (book, live) = (Arc::clone(book), Arc::clone(live));
         // Waiting for the disk here is what slows an agent that talks too much down.
-        let _ = tokio::task::spawn_blocking(move || book.append(live.team, &live.id, &lines)).await;
+        let _ = tokio::task::spawn_blocking(move || book.append(live.team, live.id.as_str(), &lines)).await;
     }
     Ok(())
 }

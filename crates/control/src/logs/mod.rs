@@ -73,7 +73,7 @@ pub struct LogQuery {
 }
 
 impl LogQuery {
-    fn wants(&self, line: &LogLine) -> bool {
+    pub(crate) fn wants(&self, line: &LogLine) -> bool {
         (self.from..=self.to).contains(&line.at)
             && line.level >= self.level
             && self.search.as_ref().is_none_or(|part| line.message.contains(part.as_str()))
@@ -85,7 +85,7 @@ impl Control {
     pub async fn logs(&self, team: TeamId, id: &SandboxId, query: LogQuery) -> Vec<LogLine> {
         let Some(book) = self.logs.clone() else { return Vec::new() };
         let id = id.clone();
-        tokio::task::spawn_blocking(move || book.read(team, &id, &query)).await.unwrap_or_default()
+        tokio::task::spawn_blocking(move || book.read(team, id.as_str(), &query)).await.unwrap_or_default()
     }
 
     /// Adds a line of our own to a sandbox's log.
@@ -100,6 +100,6 @@ impl Control {
             fields: fields.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
         };
         let (team, id) = (live.team, live.id.clone());
-        self.tasks.spawn_blocking(move || book.append(team, &id, &[line]));
+        self.tasks.spawn_blocking(move || book.append(team, id.as_str(), &[line]));
     }
 }

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -306,6 +306,10 @@ impl Sandbox for TestSandbox {
         }
         self.states.kept.lock().expect("no test panicked").insert(snapshot, memory);
         Ok(Captured { memory, memory_bytes: 0, stopped: Duration::ZERO })
+    }
+
+    async fn export_layer(&self, target: &Path) -> Result<(), EngineError> {
+        std::fs::create_dir(target).map_err(|error| EngineError::Capture(error.to_string()))
     }
 
     async fn stats(&self) -> Result<Stats, EngineError> {

@@ -4,6 +4,7 @@
 #![expect(clippy::missing_panics_doc, reason = "panicking is how a test reports")]
 
 mod agent;
+mod exports;
 mod snapshots;
 
 use std::future::Future;

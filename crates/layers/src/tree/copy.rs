@@ -17,7 +17,7 @@ use rustix::io::Errno;
 
 use super::open_folder;
 use super::walk::{Id, Visit, changed, climb, id_of, walk};
-use super::xattrs::{copy_xattrs, entry_path};
+use super::xattrs::{Attributes, copy_xattrs, entry_path};
 
 /// Most that one call copies, so that no single call takes long.
 const CHUNK: usize = 64 << 20;
@@ -33,8 +33,15 @@ pub(crate) enum Sharing {
 
 /// Copies what is below `from` into the empty folder `to`, and `from`'s own owner, mode and so on. `links` is an
 /// empty folder on the same file system; it keeps a name for each file that has several.
-pub(crate) fn copy_tree(from: OwnedFd, to: OwnedFd, links: &OwnedFd, sharing: Sharing) -> io::Result<()> {
-    let mut copier = Copier { here: to, above: Vec::new(), links, known: HashMap::new(), kept: 0, sharing };
+pub(crate) fn copy_tree(
+    from: OwnedFd,
+    to: OwnedFd,
+    links: &OwnedFd,
+    sharing: Sharing,
+    attributes: Attributes,
+) -> io::Result<()> {
+    let known = HashMap::new();
+    let mut copier = Copier { here: to, above: Vec::new(), links, known, kept: 0, sharing, attributes };
     walk(from, &mut copier)
 }
 
@@ -49,6 +56,7 @@ struct Copier<'a> {
     /// How many were ever put there.
     kept: u64,
     sharing: Sharing,
+    attributes: Attributes,
 }
 
 impl Visit for Copier<'_> {
@@ -92,7 +100,7 @@ impl Visit for Copier<'_> {
     fn leave(&mut self, folder: &OwnedFd) -> io::Result<()> {
         let stat = fstat(folder)?;
         own(&self.here, &stat)?;
-        copy_xattrs(&entry_path(folder, c"."), &entry_path(&self.here, c"."))?;
+        copy_xattrs(&entry_path(folder, c"."), &entry_path(&self.here, c"."), self.attributes)?;
         futimens(&self.here, &times(&stat))?;
         if let Some(above) = self.above.pop() {
             self.here = climb(&self.here, above)?;
@@ -115,7 +123,7 @@ impl Copier<'_> {
         self.content(&from, &to, u64::try_from(opened.st_size).unwrap_or(0))?;
         own(&to, &opened)?;
         // After the owner, whose change takes capabilities away.
-        copy_xattrs(&entry_path(folder, name), &entry_path(&self.here, name))?;
+        copy_xattrs(&entry_path(folder, name), &entry_path(&self.here, name), self.attributes)?;
         Ok(futimens(&to, &times(&opened))?)
     }
 
@@ -149,7 +157,7 @@ impl Copier<'_> {
             // Just made by us and no link, so there is nothing to follow.
             chmodat(&self.here, name, Mode::from_raw_mode(stat.st_mode & 0o7777), AtFlags::empty())?;
         }
-        copy_xattrs(&entry_path(folder, name), &entry_path(&self.here, name))?;
+        copy_xattrs(&entry_path(folder, name), &entry_path(&self.here, name), self.attributes)?;
         Ok(utimensat(&self.here, name, &times(stat), AtFlags::SYMLINK_NOFOLLOW)?)
     }
 }

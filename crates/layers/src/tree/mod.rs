@@ -8,7 +8,7 @@ mod xattrs;
 
 pub(crate) use copy::{Sharing, copy_tree};
 pub(crate) use walk::measure;
-pub(crate) use xattrs::xattrs_of;
+pub(crate) use xattrs::{Attributes, xattrs_of};
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};

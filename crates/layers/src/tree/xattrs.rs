@@ -17,9 +17,25 @@ pub(crate) fn entry_path(folder: impl AsFd, name: &CStr) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{number}")).join(OsStr::from_bytes(name.to_bytes()))
 }
 
+/// Which attributes a copy gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Attributes {
+    /// Every one: the copy is an overlay's upper again.
+    All,
+    /// Of overlay's own only those that mean something in a lower layer: the others name files of the old stack.
+    OfALayer,
+}
+
+impl Attributes {
+    fn include(self, name: &[u8]) -> bool {
+        const KEPT: [&[u8]; 2] = [b"trusted.overlay.opaque", b"trusted.overlay.redirect"];
+        self == Self::All || !name.starts_with(b"trusted.overlay.") || KEPT.contains(&name)
+    }
+}
+
 /// Gives `to` the attributes of `from`.
-pub(crate) fn copy_xattrs(from: &Path, to: &Path) -> io::Result<()> {
-    for (name, value) in xattrs_of(from)? {
+pub(crate) fn copy_xattrs(from: &Path, to: &Path, wanted: Attributes) -> io::Result<()> {
+    for (name, value) in xattrs_of(from)?.into_iter().filter(|(name, _)| wanted.include(name)) {
         match lsetxattr(to, &*name, &value, XattrFlags::empty()) {
             // Some belong to one kind of file system only (`btrfs.`); those that carry content go everywhere.
             Err(Errno::OPNOTSUPP) if !(name.starts_with(b"trusted.") || name.starts_with(b"user.")) => {}

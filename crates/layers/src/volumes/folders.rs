@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, RenameFlags, renameat_with, syncfs};
 
 use super::{VolumeName, VolumeUsage, make_private};
-use crate::tree::{Sharing, copy_tree, measure, open_folder};
+use crate::tree::{Attributes, Sharing, copy_tree, measure, open_folder};
 use crate::{Janitor, LayerError};
 
 #[derive(Debug)]
@@ -58,7 +58,8 @@ impl Folders {
         let make = || -> io::Result<()> {
             let (tree, links) = (place.join("tree"), place.join("links"));
             [&place, &tree, &links].into_iter().try_for_each(fs::create_dir)?;
-            copy_tree(source, open_folder(CWD, &tree)?, &open_folder(CWD, &links)?, self.sharing)?;
+            let (target, names) = (open_folder(CWD, &tree)?, open_folder(CWD, &links)?);
+            copy_tree(source, target, &names, self.sharing, Attributes::All)?;
             // One call for all of it: a sync of each file would be a journal commit of each.
             syncfs(File::open(&self.root)?)?;
             rename_exclusively(&tree, &self.path(to))?;

@@ -16,8 +16,7 @@ use time::OffsetDateTime;
 
 use super::{Database, DbConnection, DbPool, DbRow};
 use crate::{
-    ApiKey, Build, BuildStatus, Idempotency, Sandbox, SandboxDetails, Store, StoreError, TagAssignment, Team,
-    Template,
+    ApiKey, Build, Idempotency, Sandbox, SandboxDetails, Store, StoreError, TagAssignment, Team, Template,
 };
 
 /// Microseconds since the epoch, as every time column holds them.
@@ -137,15 +136,29 @@ impl Store for Database {
         write.commit().await
     }
 
-    async fn set_build_status(
-        &self,
-        id: BuildId,
-        status: BuildStatus,
-        finished_at: Option<OffsetDateTime>,
-    ) -> Result<(), StoreError> {
+    async fn put_build(&self, build: &Build) -> Result<bool, StoreError> {
         let mut write = self.write_durably().await?;
-        templates::set_build_status(write.conn(), id, status, finished_at).await?;
+        let found = templates::put_build(write.conn(), build).await?;
+        write.commit().await?;
+        Ok(found)
+    }
+
+    async fn assign_tags(&self, tags: &[TagAssignment]) -> Result<(), StoreError> {
+        let mut write = self.write_durably().await?;
+        for tag in tags {
+            templates::assign_tag(write.conn(), tag).await?;
+        }
         write.commit().await
+    }
+
+    async fn remove_tags(&self, template: &TemplateId, tags: &[String]) -> Result<u64, StoreError> {
+        let mut write = self.write_durably().await?;
+        let mut removed = 0;
+        for tag in tags {
+            removed += templates::remove_tag(write.conn(), template, tag).await?;
+        }
+        write.commit().await?;
+        Ok(removed)
     }
 
     async fn count_spawns(&self, spawns: &[(TemplateId, u64, OffsetDateTime)]) -> Result<(), StoreError> {

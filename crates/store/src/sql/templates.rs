@@ -103,7 +103,8 @@ pub(super) async fn count_spawns(
 pub(super) async fn insert_build(conn: &mut DbConnection, build: &Build) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO builds (id, template, status, cpu_count, memory_mib, disk_mib, envd_version, layers_json, \
-         config_json, created_at, finished_at, snapshot_json) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+         config_json, created_at, finished_at, snapshot_json, failure_json) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
     )
     .bind(build.id.to_string())
     .bind(build.template.as_str())
@@ -117,16 +118,38 @@ pub(super) async fn insert_build(conn: &mut DbConnection, build: &Build) -> Resu
     .bind(micros(build.created_at))
     .bind(build.finished_at.map(micros))
     .bind(build.snapshot.as_ref().map(json))
+    .bind(build.failure.as_ref().map(json))
     .execute(conn)
     .await
     .map_err(StoreError::conflict("this build"))?;
     Ok(())
 }
 
+pub(super) async fn put_build(conn: &mut DbConnection, build: &Build) -> Result<bool, StoreError> {
+    let done = sqlx::query(
+        "UPDATE builds SET status = $2, cpu_count = $3, memory_mib = $4, disk_mib = $5, envd_version = $6, \
+         layers_json = $7, config_json = $8, finished_at = $9, snapshot_json = $10, failure_json = $11 WHERE id = $1",
+    )
+    .bind(build.id.to_string())
+    .bind(build.status.as_str())
+    .bind(i64::from(build.cpu_count))
+    .bind(i64::from(build.memory_mib))
+    .bind(i64::from(build.disk_mib))
+    .bind(&build.envd_version)
+    .bind(json(&build.layers))
+    .bind(json(&build.config))
+    .bind(build.finished_at.map(micros))
+    .bind(build.snapshot.as_ref().map(json))
+    .bind(build.failure.as_ref().map(json))
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() > 0)
+}
+
 pub(super) async fn builds(pool: &DbPool) -> Result<Vec<Build>, StoreError> {
     let rows = sqlx::query(
         "SELECT id, template, status, cpu_count, memory_mib, disk_mib, envd_version, layers_json, config_json, \
-         created_at, finished_at, snapshot_json FROM builds ORDER BY created_at, id",
+         created_at, finished_at, snapshot_json, failure_json FROM builds ORDER BY created_at, id",
     )
     .fetch_all(pool)
     .await?;
@@ -142,6 +165,8 @@ fn build(row: &DbRow) -> Result<Build, StoreError> {
     let finished_at: Option<i64> = row.try_get(10)?;
     let snapshot: Option<String> = row.try_get(11)?;
     let snapshot = snapshot.map(|text| serde_json::from_str(&text)).transpose();
+    let failure: Option<String> = row.try_get(12)?;
+    let failure = failure.map(|text| serde_json::from_str(&text)).transpose();
     Ok(Build {
         id: id.parse().map_err(StoreError::damaged("builds"))?,
         template: template.parse().map_err(StoreError::damaged("builds"))?,
@@ -153,6 +178,7 @@ fn build(row: &DbRow) -> Result<Build, StoreError> {
         layers: serde_json::from_str(&layers).map_err(StoreError::damaged("builds"))?,
         config: serde_json::from_str(&config).map_err(StoreError::damaged("builds"))?,
         snapshot: snapshot.map_err(StoreError::damaged("builds"))?,
+        failure: failure.map_err(StoreError::damaged("builds"))?,
         created_at: from_micros("builds", row.try_get(9)?)?,
         finished_at: finished_at.map(|at| from_micros("builds", at)).transpose()?,
     })
@@ -160,21 +186,6 @@ fn build(row: &DbRow) -> Result<Build, StoreError> {
 
 pub(super) async fn delete_build(conn: &mut DbConnection, id: BuildId) -> Result<(), StoreError> {
     sqlx::query("DELETE FROM builds WHERE id = $1").bind(id.to_string()).execute(conn).await?;
-    Ok(())
-}
-
-pub(super) async fn set_build_status(
-    conn: &mut DbConnection,
-    id: BuildId,
-    status: BuildStatus,
-    finished_at: Option<OffsetDateTime>,
-) -> Result<(), StoreError> {
-    sqlx::query("UPDATE builds SET status = $1, finished_at = $2 WHERE id = $3")
-        .bind(status.as_str())
-        .bind(finished_at.map(micros))
-        .bind(id.to_string())
-        .execute(conn)
-        .await?;
     Ok(())
 }
 
@@ -187,6 +198,19 @@ pub(super) async fn assign_tag(conn: &mut DbConnection, tag: &TagAssignment) -> 
         .execute(conn)
         .await?;
     Ok(())
+}
+
+pub(super) async fn remove_tag(
+    conn: &mut DbConnection,
+    template: &TemplateId,
+    tag: &str,
+) -> Result<u64, StoreError> {
+    let done = sqlx::query("DELETE FROM tag_assignments WHERE template = $1 AND tag = $2")
+        .bind(template.as_str())
+        .bind(tag)
+        .execute(conn)
+        .await?;
+    Ok(done.rows_affected())
 }
 
 pub(super) async fn tag_assignments(pool: &DbPool) -> Result<Vec<TagAssignment>, StoreError> {

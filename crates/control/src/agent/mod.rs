@@ -1,15 +1,21 @@
-//! The first words with envd, the agent that is PID 1 in every sandbox: `POST /init` and `GET /metrics`.
-//! Plain HTTP/1.1 over a stream the engine dials; nothing it answers is trusted beyond its status.
+//! Talk with envd, the agent that is PID 1 in every sandbox: `POST /init` and `GET /metrics`; for template builds also
+//! commands (`process`) and uploads (`files`). Plain HTTP/1.1 over a stream the engine dials; nothing it answers is trusted beyond its status.
 //! Protocol: envd REST, version 0.6.13.
+
+mod files;
+mod process;
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
+
+pub(crate) use files::upload;
+pub(crate) use process::{Command, End, Output, run};
 
 /// Port of envd in every sandbox.
 pub const ENVD_PORT: u16 = 49983;
@@ -80,6 +86,9 @@ pub(crate) enum AgentError {
     NotReseeded,
     #[error("the agent's answer makes no sense")]
     Answer,
+    /// As users of template builds know it: `unauthenticated: invalid username: 'x'`.
+    #[error("{code}: {message}")]
+    Refused { code: String, message: String },
 }
 
 /// Makes a sandbox its own: token, environment, clock, defaults. `authority` is the token its agent knows, if it knows one.
@@ -124,22 +133,12 @@ pub(crate) async fn stream<F>(
 where
     F: Future<Output = Result<(), AgentError>>,
 {
-    let stream = sandbox.dial(ENVD_PORT).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request = request(Method::GET, path, token, Vec::new())?;
-    let exchange = async {
-        let response = sender.send_request(request).await?;
-        match response.status() {
-            StatusCode::OK => read(response.into_body()).await,
-            status => Err(AgentError::Status(status)),
-        }
-    };
-    tokio::pin!(exchange);
-    tokio::select! {
-        answer = &mut exchange => return answer,
-        broken = connection => broken?,
-    }
-    exchange.await
+    converse(sandbox, request, async |response| match response.status() {
+        StatusCode::OK => read(response.into_body()).await,
+        status => Err(AgentError::Status(status)),
+    })
+    .await
 }
 
 fn request(
@@ -165,18 +164,31 @@ async fn call(
     token: &str,
     body: Vec<u8>,
 ) -> Result<http::Response<Bytes>, AgentError> {
+    converse(sandbox, request(method, path, token, body)?, whole).await
+}
+
+/// Reads a short answer to its end.
+async fn whole(response: http::Response<Incoming>) -> Result<http::Response<Bytes>, AgentError> {
+    let (head, body) = response.into_parts();
+    let body = Limited::new(body, LONGEST_ANSWER).collect().await.map_err(|_| AgentError::Answer)?.to_bytes();
+    Ok(http::Response::from_parts(head, body))
+}
+
+/// One request on a connection of its own. The connection is driven here and not in a task: it ends with this call,
+/// however that ends.
+async fn converse<B, T>(
+    sandbox: &dyn engine::Sandbox,
+    request: Request<B>,
+    read: impl AsyncFnOnce(http::Response<Incoming>) -> Result<T, AgentError>,
+) -> Result<T, AgentError>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     let stream = sandbox.dial(ENVD_PORT).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let request = request(method, path, token, body)?;
-    let exchange = async {
-        let (head, body) = sender.send_request(request).await?.into_parts();
-        let body =
-            Limited::new(body, LONGEST_ANSWER).collect().await.map_err(|_| AgentError::Answer)?.to_bytes();
-        Ok(http::Response::from_parts(head, body))
-    };
-    // The connection is driven here and not in a task: it ends with this call, however that ends.
-    tokio::pin!(exchange);
-    tokio::pin!(connection);
+    let exchange = async { read(sender.send_request(request).await?).await };
+    tokio::pin!(exchange, connection);
     tokio::select! {
         answer = &mut exchange => return answer,
         broken = &mut connection => broken?,

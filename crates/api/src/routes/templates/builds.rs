@@ -1,0 +1,322 @@
+//! Building templates: ask for a build, send the files it copies, start it, follow it.
+//! Uploads come without a key, to an address that this server has signed; everything else is the team's.
+//! Protocol: E2B's Build System 2.0 (`/v3/templates`, `/v2/templates/{id}/builds/{id}`), and the older forms of the first call.
+
+use axum::Json;
+use axum::Router;
+use axum::body::Body as RequestBody;
+use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::routing::{get, post, put};
+use control::{
+    BuildReport, BuildSource, BuildSpec, LogLevel, LogLine, LogQuery, NewBuild, RegistryAuth, UploadError,
+};
+use ids::{BuildId, TeamId, TemplateId};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use template::steps::Step;
+use time::OffsetDateTime;
+
+use crate::auth::Caller;
+use crate::body::Json as Body;
+use crate::paths::Params;
+use crate::{Api, ApiError};
+
+/// Most lines of one answer.
+const MOST_LINES: usize = 100;
+
+pub(crate) fn routes() -> Router<Api> {
+    Router::new()
+        .route("/v3/templates", post(request))
+        .route("/v2/templates", post(request_legacy))
+        .route("/templates/{templateID}/files/{hash}", get(files_link))
+        .route("/v2/templates/{templateID}/builds/{buildID}", post(start))
+        .route("/templates/{templateID}/builds/{buildID}/status", get(status))
+        .route("/templates/{templateID}/builds/{buildID}/logs", get(logs))
+        .route("/cofferdam/v1/build-files/{team}/{hash}", put(receive))
+        .layer(DefaultBodyLimit::disable())
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct RequestedBuild {
+    name: Option<String>,
+    alias: Option<String>,
+    tags: Vec<String>,
+    cpu_count: Option<u32>,
+    #[serde(rename = "memoryMB")]
+    memory_mb: Option<u32>,
+    min_free_disk_mb: Option<u32>,
+    #[serde(rename = "teamID")]
+    team_id: Option<String>,
+}
+
+async fn request(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    Body(body): Body<RequestedBuild>,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    if body.team_id.is_some_and(|id| id != team.id.to_string()) {
+        return Err(ApiError::bad_request("Team ID param mismatch with the API key"));
+    }
+    let wanted = NewBuild {
+        name: body.name.or(body.alias).unwrap_or_default(),
+        tags: body.tags,
+        cpu_count: body.cpu_count,
+        memory_mib: body.memory_mb,
+        min_free_disk_mib: body.min_free_disk_mb,
+    };
+    let requested = api.control.request_build(&team, &wanted).await?;
+    let template = &requested.template;
+    let aliases: Vec<&str> = template.names.iter().map(|name| name.alias.as_str()).collect();
+    let names: Vec<String> = template.names.iter().map(ToString::to_string).collect();
+    let answer = json!({
+        "templateID": template.id,
+        "buildID": requested.build.to_string(),
+        "public": template.public,
+        "aliases": aliases,
+        "names": names,
+        "tags": requested.tags,
+    });
+    Ok((StatusCode::ACCEPTED, Json(answer)))
+}
+
+/// The second generation's first call: the same with an answer in the shape of a list's item.
+async fn request_legacy(
+    state: State<Api>,
+    caller: Caller,
+    body: Body<RequestedBuild>,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    request(state, caller, body).await
+}
+
+fn template_id(text: &str) -> Result<TemplateId, ApiError> {
+    text.parse().map_err(|_| ApiError::bad_request(format!("Invalid template ID: {text}")))
+}
+
+fn build_id(text: &str) -> Result<BuildId, ApiError> {
+    text.parse().map_err(|_| ApiError::bad_request(format!("Invalid build ID: {text}")))
+}
+
+async fn files_link(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    Path((template, hash)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    let link = api.control.files_link(&team, &template_id(&template)?, &hash)?;
+    let url = format!("{}{}", own_address(&headers), link.path);
+    Ok((StatusCode::CREATED, Json(json!({ "present": link.present, "url": url }))))
+}
+
+/// Where the client has reached us, so that it reaches us again.
+fn own_address(headers: &HeaderMap) -> String {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let host = text("x-forwarded-host").or_else(|| text(header::HOST.as_str())).unwrap_or("localhost");
+    let scheme = text("x-forwarded-proto").filter(|scheme| *scheme == "https").unwrap_or("http");
+    format!("{scheme}://{host}")
+}
+
+#[derive(Debug, Deserialize)]
+struct UploadParams {
+    expires: i64,
+    token: String,
+}
+
+async fn receive(
+    State(api): State<Api>,
+    Path((team, hash)): Path<(String, String)>,
+    Params(params): Params<UploadParams>,
+    body: RequestBody,
+) -> Result<StatusCode, ApiError> {
+    let refused = || ApiError::new(StatusCode::FORBIDDEN, UploadError::Link.to_string());
+    let team: TeamId = team.parse().map_err(|_| refused())?;
+    let UploadParams { expires, token } = params;
+    let kept = api.control.receive_files(team, &hash, expires, &token, body.into_data_stream()).await;
+    kept.map(|()| StatusCode::OK).map_err(|error| {
+        let status = match &error {
+            UploadError::Link => StatusCode::FORBIDDEN,
+            UploadError::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            UploadError::Incomplete => StatusCode::BAD_REQUEST,
+            UploadError::Full => StatusCode::INSUFFICIENT_STORAGE,
+            UploadError::Io(cause) => {
+                tracing::error!(error = %cause, "an upload for a build failed");
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+        };
+        ApiError::new(status, error.to_string())
+    })
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Started {
+    from_image: Option<String>,
+    from_template: Option<String>,
+    from_image_registry: Option<Registry>,
+    force: bool,
+    steps: Vec<RawStep>,
+    start_cmd: Option<String>,
+    ready_cmd: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct RawStep {
+    r#type: String,
+    args: Option<Vec<String>>,
+    files_hash: Option<String>,
+    force: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+enum Registry {
+    Registry {
+        username: String,
+        password: String,
+    },
+    #[serde(rename_all = "camelCase")]
+    Aws {
+        aws_access_key_id: String,
+        aws_secret_access_key: String,
+        aws_region: String,
+    },
+    #[serde(rename_all = "camelCase")]
+    Gcp {
+        service_account_json: String,
+    },
+}
+
+impl From<Registry> for RegistryAuth {
+    fn from(registry: Registry) -> Self {
+        match registry {
+            Registry::Registry { username, password } => Self::Basic { username, password },
+            Registry::Aws { aws_access_key_id, aws_secret_access_key, aws_region } => {
+                Self::Aws { key_id: aws_access_key_id, secret: aws_secret_access_key, region: aws_region }
+            }
+            Registry::Gcp { service_account_json } => Self::Gcp { service_account: service_account_json },
+        }
+    }
+}
+
+async fn start(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    Path((template, build)): Path<(String, String)>,
+    Body(body): Body<Started>,
+) -> Result<StatusCode, ApiError> {
+    let (template, build) = (template_id(&template)?, build_id(&build)?);
+    let given = |text: Option<String>| text.filter(|text| !text.trim().is_empty());
+    let source = match (given(body.from_image), given(body.from_template)) {
+        (Some(image), None) => BuildSource::Image(image),
+        (None, Some(template)) => BuildSource::Template(template),
+        _ => return Err(ApiError::bad_request("exactly one of fromImage and fromTemplate is needed")),
+    };
+    let steps = body.steps.iter().map(|raw| {
+        let args = raw.args.as_deref().unwrap_or_default();
+        Step::parse(&raw.r#type, args, raw.files_hash.as_deref(), raw.force.unwrap_or(false))
+    });
+    let spec = BuildSpec {
+        source,
+        registry: body.from_image_registry.map(Into::into),
+        steps: steps.collect(),
+        start_cmd: given(body.start_cmd),
+        ready_cmd: given(body.ready_cmd),
+        force: body.force,
+    };
+    api.control.start_build(&team, &template, build, spec).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+#[derive(Debug, Serialize)]
+struct Entry {
+    #[serde(with = "time::serde::rfc3339")]
+    timestamp: OffsetDateTime,
+    message: String,
+    level: LogLevel,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    step: Option<String>,
+}
+
+impl From<LogLine> for Entry {
+    fn from(line: LogLine) -> Self {
+        let step = line.step().map(str::to_owned);
+        Self { timestamp: line.time(), level: line.level, message: line.message, step }
+    }
+}
+
+fn entries(lines: Vec<LogLine>) -> Vec<Entry> {
+    lines.into_iter().map(Into::into).collect()
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct StatusParams {
+    logs_offset: Option<usize>,
+    limit: Option<usize>,
+    level: Option<LogLevel>,
+}
+
+async fn status(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    Path((template, build)): Path<(String, String)>,
+    Params(params): Params<StatusParams>,
+) -> Result<Json<Value>, ApiError> {
+    let (template, id) = (template_id(&template)?, build_id(&build)?);
+    let level = params.level.unwrap_or(LogLevel::Debug);
+    let limit = params.limit.unwrap_or(MOST_LINES);
+    let seen = params.logs_offset.unwrap_or(0);
+    let report = api.control.build_report(&team, &template, id, level, seen, limit).await?;
+    let BuildReport { status, lines, failure, failure_lines } = report;
+    let texts: Vec<String> = lines.iter().map(|line| line.message.clone()).collect();
+    let mut answer = json!({
+        "templateID": template,
+        "buildID": id.to_string(),
+        "status": status.as_str(),
+        "logs": texts,
+        "logEntries": entries(lines),
+    });
+    if let Some(failure) = failure {
+        answer["reason"] = json!({ "message": failure.message, "logEntries": entries(failure_lines) });
+        if let Some(step) = failure.step {
+            answer["reason"]["step"] = step.into();
+        }
+    }
+    Ok(Json(answer))
+}
+
+#[derive(Debug, Deserialize)]
+struct LogParams {
+    cursor: Option<i64>,
+    limit: Option<usize>,
+    direction: Option<String>,
+    level: Option<LogLevel>,
+}
+
+async fn logs(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    Path((template, build)): Path<(String, String)>,
+    Params(params): Params<LogParams>,
+) -> Result<Json<Value>, ApiError> {
+    let newest_first = match params.direction.as_deref() {
+        None | Some("forward") => false,
+        Some("backward") => true,
+        Some(_) => return Err(ApiError::bad_request("direction must be forward or backward")),
+    };
+    let cursor = params.cursor.map(|millis| millis.saturating_mul(1_000_000));
+    let (from, to) =
+        if newest_first { (0, cursor.unwrap_or(i64::MAX)) } else { (cursor.unwrap_or(0), i64::MAX) };
+    let query = LogQuery {
+        from,
+        to,
+        newest_first,
+        level: params.level.unwrap_or(LogLevel::Debug),
+        search: None,
+        limit: params.limit.unwrap_or(MOST_LINES),
+    };
+    let lines = api.control.build_lines(&team, &template_id(&template)?, build_id(&build)?, query).await?;
+    Ok(Json(json!({ "logs": entries(lines) })))
+}

@@ -1,0 +1,100 @@
+//! Templates that exist: lists, one with its builds, the question whether a name is taken, deleting and publishing.
+//! `builds` is how they are made, `tags` what their builds are called.
+//! A name may hold `%2F`: `team%2Fname` is one segment.
+
+mod builds;
+mod tags;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::auth::Caller;
+use crate::body::Json as Body;
+use crate::paths::{Params, Segment};
+use crate::wire::{Template, TemplateBuild};
+use crate::{Api, ApiError};
+
+pub(crate) fn routes() -> Router<Api> {
+    Router::new()
+        .route("/templates", get(list))
+        .route("/v2/templates", get(list))
+        .route("/default-templates", get(defaults))
+        .route("/templates/aliases/{alias}", get(alias))
+        .route("/templates/{templateID}", get(one).delete(delete).patch(publish))
+        .route("/v2/templates/{templateID}", axum::routing::patch(publish))
+        .merge(builds::routes())
+        .merge(tags::routes())
+}
+
+#[derive(Debug, Deserialize)]
+struct ListParams {
+    #[serde(rename = "teamID")]
+    team_id: Option<String>,
+}
+
+async fn list(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    Params(params): Params<ListParams>,
+) -> Result<Json<Vec<Template>>, ApiError> {
+    if params.team_id.is_some_and(|id| id != team.id.to_string()) {
+        return Err(ApiError::bad_request("Team ID param mismatch with the API key"));
+    }
+    Ok(Json(api.control.list_templates(team.id).into_iter().map(Into::into).collect()))
+}
+
+async fn defaults(State(api): State<Api>, _: Caller) -> Json<Vec<Template>> {
+    let templates = api.control.default_templates().into_iter().map(Template::from);
+    Json(templates.map(Template::as_default).collect())
+}
+
+async fn alias(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    Segment(alias): Segment,
+) -> Result<Json<Value>, ApiError> {
+    let template = api.control.template_by_alias(&team, &alias).await?;
+    Ok(Json(json!({ "templateID": template.id, "public": template.public })))
+}
+
+async fn one(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    Segment(id): Segment,
+) -> Result<Json<Value>, ApiError> {
+    let (entry, builds) = api.control.template_with_builds(&team, &id).await?;
+    let mut value = serde_json::to_value(Template::from(entry)).expect("plain data serialises");
+    let builds: Vec<TemplateBuild> = builds.iter().map(|build| TemplateBuild::from(&**build)).collect();
+    value["builds"] = json!(builds);
+    Ok(Json(value))
+}
+
+/// Snapshots too: they are templates.
+async fn delete(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    Segment(id): Segment,
+) -> Result<StatusCode, ApiError> {
+    api.control.delete_template(&team, &id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Debug, Deserialize)]
+struct PublishBody {
+    public: bool,
+}
+
+async fn publish(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    Segment(id): Segment,
+    Body(body): Body<PublishBody>,
+) -> Result<Json<Value>, ApiError> {
+    let template = api.control.publish_template(&team, &id, body.public).await?;
+    let names: Vec<String> = template.names.iter().map(ToString::to_string).collect();
+    Ok(Json(json!({ "names": names, "public": template.public })))
+}

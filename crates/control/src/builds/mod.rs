@@ -1,0 +1,75 @@
+//! Template builds: asked for (`register`), started and followed (`start`, `status`), carried out (`worker`) step by step, each
+//! step in a sandbox of its own (`machine`). What a step changed becomes a layer; a step done before is a layer found (`cache`).
+//! A build is a task of this server: if the server dies, the next one records it as failed and its sandboxes are swept.
+
+mod base;
+mod cache;
+mod failure;
+mod files;
+mod finalize;
+mod image;
+mod jobs;
+mod log;
+mod machine;
+mod perform;
+mod register;
+mod start;
+mod status;
+mod tags;
+mod worker;
+
+pub use files::{FilesLink, UploadError};
+pub use register::{NewBuild, Requested};
+pub use start::{BuildSource, BuildSpec, RegistryAuth};
+pub use status::BuildReport;
+pub use tags::{TagInfo, TagPage};
+
+pub(crate) use jobs::Jobs;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::{Control, ControlError};
+
+/// Where builds keep their things below the configured folder.
+#[derive(Debug, Clone)]
+pub(crate) struct Folders {
+    root: PathBuf,
+}
+
+impl Folders {
+    fn cache(&self) -> PathBuf {
+        self.root.join("cache")
+    }
+
+    fn files(&self) -> PathBuf {
+        self.root.join("files")
+    }
+
+    fn logs(&self) -> PathBuf {
+        self.root.join("logs")
+    }
+}
+
+/// How long an unused step is remembered.
+const UNUSED_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
+
+impl Control {
+    /// Drops logs, uploads and remembered steps that nobody has needed for long.
+    pub(crate) async fn forget_builds(&self) {
+        let Ok(folders) = self.build_folders() else { return };
+        let retention = self.config.retention;
+        let forget = move || {
+            log::book(&folders).forget(retention);
+            files::forget(&folders);
+            cache::forget(&folders.cache(), UNUSED_FOR);
+        };
+        let _ = tokio::task::spawn_blocking(forget).await;
+    }
+
+    fn build_folders(&self) -> Result<Folders, ControlError> {
+        let root = self.config.builds_dir.clone().filter(|_| self.config.layers.is_some());
+        root.map(|root| Folders { root })
+            .ok_or_else(|| ControlError::Unsupported("this server does not build templates".to_owned()))
+    }
+}

@@ -1,0 +1,240 @@
+//! Asking for a build: a name of the team's becomes a template, or finds the one it has, and the build waits for its start.
+//! Tags are assigned now and mean nothing until the build is ready.
+//! Protocol: `POST /v3/templates`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ids::{BuildId, TemplateId};
+use store::{
+    Build, BuildConfig, BuildFailure, BuildStatus, TagAssignment, Team, Template, TemplateName,
+    truncate_to_micros,
+};
+use time::OffsetDateTime;
+
+use crate::reference::DEFAULT_TAG;
+use crate::{Control, ControlError, ENVD_VERSION, TemplateRef, check_template_size};
+
+/// Longest wait for a build's start.
+const LONGEST_WAIT: Duration = Duration::from_secs(40 * 60);
+/// Where nothing else is asked for.
+const DEFAULT_CPUS: u32 = 2;
+const DEFAULT_MEMORY: u32 = 1024;
+/// Writable disk of a template's sandboxes, MiB; grows to the free space that is asked for.
+const DEFAULT_DISK: u32 = 10_240;
+const MOST_TAGS: usize = 32;
+
+/// A build to be.
+#[derive(Debug, Clone, Default)]
+pub struct NewBuild {
+    /// `[namespace/]alias[:tag]`.
+    pub name: String,
+    /// Tags besides the name's.
+    pub tags: Vec<String>,
+    /// Processors of its sandboxes.
+    pub cpu_count: Option<u32>,
+    /// Their memory, MiB.
+    pub memory_mib: Option<u32>,
+    /// Disk that they can fill, MiB.
+    pub min_free_disk_mib: Option<u32>,
+}
+
+/// A build that waits for its start.
+#[derive(Debug, Clone)]
+pub struct Requested {
+    /// Of which template.
+    pub template: Template,
+    /// Its id.
+    pub build: BuildId,
+    /// What it will be tagged with.
+    pub tags: Vec<String>,
+}
+
+impl Control {
+    /// Asks for a build of a team's template, which is made if there is none of this name.
+    ///
+    /// # Errors
+    /// The name, a tag or the size is not allowed, or the name belongs to somebody else.
+    pub async fn request_build(
+        self: &Arc<Self>,
+        team: &Team,
+        wanted: &NewBuild,
+    ) -> Result<Requested, ControlError> {
+        self.build_folders()?;
+        if wanted.name.trim().is_empty() {
+            return Err(ControlError::Invalid("Name is required".to_owned()));
+        }
+        let reference = TemplateRef::parse(&wanted.name)?;
+        if let Some(namespace) = reference.namespace.as_ref().filter(|namespace| **namespace != team.slug) {
+            return Err(ControlError::Invalid(format!(
+                "namespace '{namespace}' must match your team '{}'",
+                team.slug
+            )));
+        }
+        let tags = tags(&reference, &wanted.name, &wanted.tags)?;
+        let cpu_count = wanted.cpu_count.unwrap_or(DEFAULT_CPUS);
+        let memory_mib = wanted.memory_mib.unwrap_or(DEFAULT_MEMORY);
+        check_template_size(team, cpu_count, memory_mib)?;
+        let most = Some(team.limits.max_disk_mib).filter(|most| *most > 0).unwrap_or(u32::MAX);
+        let disk_mib = wanted.min_free_disk_mib.unwrap_or(0).max(DEFAULT_DISK).min(most);
+
+        let _one_at_a_time = self.registering.lock().await;
+        self.catalog.load(&*self.store).await?;
+        let now = truncate_to_micros(OffsetDateTime::now_utc());
+        let template = self.template_for(team, &reference, now)?;
+        let build = Build {
+            id: BuildId::generate(),
+            template: template.id.clone(),
+            status: BuildStatus::Waiting,
+            cpu_count,
+            memory_mib,
+            disk_mib,
+            envd_version: ENVD_VERSION.to_owned(),
+            layers: Vec::new(),
+            config: BuildConfig::default(),
+            snapshot: None,
+            failure: None,
+            created_at: now,
+            finished_at: None,
+        };
+        self.supersede(&template.id, &tags).await?;
+        let assign = |tag: &String| TagAssignment {
+            template: template.id.clone(),
+            tag: tag.clone(),
+            build: build.id,
+            created_at: now,
+        };
+        let assignments: Vec<TagAssignment> = tags.iter().map(assign).collect();
+        self.store.put_template(&template, Some(&build), &assignments).await?;
+        self.catalog.load(&*self.store).await?;
+        self.expect_start(build.id, LONGEST_WAIT);
+        tracing::info!(template_id = %template.id, build_id = %build.id, team_id = %team.id, "build asked for");
+        Ok(Requested { template, build: build.id, tags })
+    }
+
+    /// The team's template of this name, or of this id, or a new one.
+    fn template_for(
+        &self,
+        team: &Team,
+        reference: &TemplateRef,
+        now: OffsetDateTime,
+    ) -> Result<Template, ControlError> {
+        let name = TemplateName { namespace: Some(team.slug.clone()), alias: reference.name.clone() };
+        if let Some(known) = self.catalog.by_name(&name) {
+            return Ok(Template { updated_at: now, ..known });
+        }
+        let by_id = reference.name.parse::<TemplateId>().ok().and_then(|id| self.catalog.by_id(&id));
+        match by_id {
+            Some(known) if known.team == Some(team.id) => return Ok(Template { updated_at: now, ..known }),
+            Some(_) => {
+                return Err(ControlError::Conflict(format!("Alias '{}' is already used", reference.name)));
+            }
+            None => {}
+        }
+        Ok(Template {
+            id: TemplateId::generate(),
+            team: Some(team.id),
+            names: vec![name],
+            public: false,
+            created_at: now,
+            updated_at: now,
+            spawn_count: 0,
+            last_spawned: None,
+        })
+    }
+
+    /// Builds of the same tags that still wait will never be started.
+    async fn supersede(&self, template: &TemplateId, tags: &[String]) -> Result<(), ControlError> {
+        for build in self.catalog.waiting_builds(template, tags) {
+            self.fail_build(&build, "the build was superseded by a newer one.").await?;
+        }
+        Ok(())
+    }
+
+    /// Records a build that never ran as failed.
+    pub(super) async fn fail_build(&self, build: &Build, message: &str) -> Result<(), ControlError> {
+        let failed = Build {
+            status: BuildStatus::Error,
+            failure: Some(BuildFailure { message: message.to_owned(), step: None }),
+            finished_at: Some(truncate_to_micros(OffsetDateTime::now_utc())),
+            ..build.clone()
+        };
+        self.store.put_build(&failed).await?;
+        Ok(())
+    }
+
+    /// Gives up on a build whose client has gone away.
+    fn expect_start(self: &Arc<Self>, id: BuildId, patience: Duration) {
+        self.spawn_until_closing(move |control| async move {
+            tokio::time::sleep(patience).await;
+            let _one_at_a_time = control.registering.lock().await;
+            let Some(build) = control.catalog.build(id) else { return };
+            if build.status != BuildStatus::Waiting {
+                return;
+            }
+            let failed = control.fail_build(&build, "build is in waiting state for too long").await;
+            if failed.is_ok() {
+                let _ = control.catalog.load(&*control.store).await;
+            }
+        });
+    }
+
+    /// Ends what an earlier server had under way, and goes on waiting for what was not started.
+    pub(crate) async fn recover_builds(self: &Arc<Self>) -> Result<(), store::StoreError> {
+        let mut changed = false;
+        for build in self.catalog.open_builds() {
+            match build.status {
+                BuildStatus::Building => {
+                    let failed = self.fail_build(&build, "the server was stopped during the build").await;
+                    changed |= failed.is_ok();
+                }
+                BuildStatus::Waiting => {
+                    let waited = OffsetDateTime::now_utc() - build.created_at;
+                    let waited = Duration::try_from(waited).unwrap_or_default();
+                    self.expect_start(build.id, LONGEST_WAIT.saturating_sub(waited));
+                }
+                BuildStatus::Ready | BuildStatus::Error => {}
+            }
+        }
+        if changed { self.catalog.load(&*self.store).await } else { Ok(()) }
+    }
+}
+
+/// The name's tag first, then the others, each once; `default` where there is none.
+fn tags(reference: &TemplateRef, name: &str, others: &[String]) -> Result<Vec<String>, ControlError> {
+    let mut tags: Vec<String> = Vec::new();
+    if name.contains(':') {
+        tags.push(reference.tag_or_default().to_owned());
+    }
+    for tag in others {
+        let tag = super::tags::normalised(tag)?;
+        if !tags.contains(&tag) {
+            tags.push(tag);
+        }
+    }
+    if tags.len() > MOST_TAGS {
+        return Err(ControlError::Invalid(format!("a build has at most {MOST_TAGS} tags")));
+    }
+    if tags.is_empty() {
+        tags.push(DEFAULT_TAG.to_owned());
+    }
+    Ok(tags)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_come_from_the_name_and_the_list() {
+        let of = |name: &str, others: &[&str]| {
+            let others: Vec<String> = others.iter().map(ToString::to_string).collect();
+            tags(&TemplateRef::parse(name).unwrap(), name, &others).map_err(|error| error.to_string())
+        };
+        assert_eq!(of("a", &[]).unwrap(), ["default"]);
+        assert_eq!(of("a:v1", &["V2", "v1"]).unwrap(), ["v1", "v2"]);
+        assert_eq!(of("a:default", &[]).unwrap(), ["default"]);
+        assert_eq!(of("a", &["b c"]).unwrap_err(), "invalid tag: b c");
+        assert_eq!(of("a", &[""]).unwrap_err(), "invalid tag: ");
+    }
+}

@@ -1,0 +1,41 @@
+//! A layer made of what a sandbox has written: its upper, without what only its own overlay understands.
+//! The sandbox must stand still meanwhile; what it wrote is hostile and is never followed.
+//! Nothing is synced here: a layer is named by its content, which is read again when it is added to the store.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use rustix::fs::CWD;
+
+use crate::LayerError;
+use crate::janitor::remove_tree;
+use crate::tree::{Attributes, Sharing, copy_tree, open_folder};
+
+/// Copies an overlay's upper folder to `target`, which is made, as a layer for other overlays.
+///
+/// # Errors
+/// The upper cannot be read, or there is no room for the copy; nothing is left of it then.
+pub fn export_upper(upper: &Path, target: &Path) -> Result<(), LayerError> {
+    let links = target.with_extension("links");
+    let make = || -> io::Result<()> {
+        [target, &links].into_iter().try_for_each(fs::create_dir)?;
+        let (to, names) = (open_folder(CWD, target)?, open_folder(CWD, &links)?);
+        copy_tree(open_folder(CWD, upper)?, to, &names, Sharing::Copy, Attributes::OfALayer)
+    };
+    let made = make();
+    let left = remove_tree(&links);
+    made.and(left).map_err(|error| {
+        let _ = remove_tree(target);
+        LayerError::at(target)(error)
+    })
+}
+
+/// Whether a layer changes nothing.
+///
+/// # Errors
+/// It cannot be read.
+pub fn is_empty_layer(tree: &Path) -> Result<bool, LayerError> {
+    let mut entries = fs::read_dir(tree).map_err(LayerError::at(tree))?;
+    Ok(entries.next().is_none())
+}

@@ -1,0 +1,226 @@
+//! Steps of a template build, as clients send them: parsing, the text they are logged with, and the key they are cached by.
+//! What a step does to the build's context is here; what has to happen inside a sandbox is in `scripts`.
+//! Source of the forms: the wire contract's `TemplateStep` and what the official SDKs put into it.
+
+mod expand;
+mod paths;
+pub mod scripts;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+pub use expand::{Unset, expand, has_variables};
+pub use paths::{join, keeps_slash};
+
+/// What later steps and the finished template's processes run with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Context {
+    /// Who runs commands.
+    pub user: String,
+    /// Where they run; none is the user's home.
+    pub workdir: Option<String>,
+    /// Their environment.
+    pub env: BTreeMap<String, String>,
+}
+
+/// One step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// `RUN`, `COPY`, …, in capitals.
+    kind: String,
+    args: Vec<String>,
+    /// Names the uploaded archive of a `COPY`.
+    files_hash: Option<String>,
+    /// Whether this step and all after it are to be done again.
+    pub force: bool,
+    /// What it is.
+    pub action: Action,
+}
+
+/// What a step does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Runs a command, as another user if one is named.
+    Run {
+        /// For bash.
+        command: String,
+        /// Instead of the context's.
+        user: Option<String>,
+    },
+    /// Copies files of an uploaded archive.
+    Copy {
+        /// Path or pattern in the archive.
+        from: String,
+        /// Where to, as written.
+        to: String,
+        /// `user[:group]`; none is the context's user.
+        owner: Option<String>,
+        /// Octal.
+        mode: Option<String>,
+        /// The archive.
+        archive: String,
+    },
+    /// Sets variables, in order; values may refer to others.
+    Env(Vec<(String, String)>),
+    /// Changes the folder, which is made if it is missing.
+    Workdir(String),
+    /// Changes the user, who is made if there is none.
+    User {
+        /// Their name.
+        name: String,
+        /// Whether they may become root without a password.
+        sudo: bool,
+    },
+}
+
+/// Why a step cannot be carried out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StepError {
+    /// No such kind.
+    #[error("command type {0} is not implemented")]
+    Kind(String),
+    /// Wrong number or form of arguments.
+    #[error("{kind} {problem}")]
+    Arguments {
+        /// Of which step.
+        kind: String,
+        /// What is wrong.
+        problem: &'static str,
+    },
+}
+
+impl Step {
+    /// Reads a step from its wire form.
+    ///
+    /// # Errors
+    /// The kind is unknown, or its arguments do not fit.
+    pub fn parse(
+        kind: &str,
+        args: &[String],
+        files_hash: Option<&str>,
+        force: bool,
+    ) -> Result<Self, StepError> {
+        let kind = kind.trim().to_uppercase();
+        let bad = |problem| StepError::Arguments { kind: kind.clone(), problem };
+        let arg = |at: usize| args.get(at).map(String::as_str).filter(|arg| !arg.is_empty());
+        let own = |at| arg(at).map(str::to_owned);
+        let action = match kind.as_str() {
+            "RUN" => Action::Run { command: own(0).ok_or_else(|| bad("needs a command"))?, user: own(1) },
+            "COPY" | "ADD" => Action::Copy {
+                from: own(0).ok_or_else(|| bad("needs a source"))?,
+                to: own(1).ok_or_else(|| bad("needs a destination"))?,
+                owner: own(2),
+                mode: own(3)
+                    .map(|mode| octal(&mode).ok_or_else(|| bad("has a mode that is not octal")))
+                    .transpose()?,
+                archive: files_hash
+                    .filter(|hash| is_files_hash(hash))
+                    .ok_or_else(|| bad("needs a filesHash: 64 lower-case hexadecimal digits"))?
+                    .to_owned(),
+            },
+            "ENV" | "ARG" => Action::Env(pairs(args).ok_or_else(|| bad("needs names and values in turn"))?),
+            "WORKDIR" => Action::Workdir(own(0).ok_or_else(|| bad("needs a folder"))?),
+            "USER" => Action::User {
+                name: own(0).ok_or_else(|| bad("needs a user's name"))?,
+                sudo: arg(1).is_some_and(|word| word == "true"),
+            },
+            _ => return Err(StepError::Kind(kind)),
+        };
+        Ok(Self { kind, args: args.to_vec(), files_hash: files_hash.map(str::to_owned), force, action })
+    }
+
+    /// As it stands in the build's log.
+    #[must_use]
+    pub fn title(&self) -> String {
+        let args: Vec<&str> = self.args.iter().map(String::as_str).filter(|arg| !arg.is_empty()).collect();
+        format!("{} {}", self.kind, args.join(" "))
+    }
+
+    /// The key its result is cached by, after a step with the key `previous`.
+    #[must_use]
+    pub fn key(&self, previous: &str) -> String {
+        let mut parts = vec![previous, &self.kind, self.files_hash.as_deref().unwrap_or("")];
+        parts.extend(self.args.iter().map(String::as_str));
+        key(&parts)
+    }
+}
+
+/// SHA-256 over the parts, each with its length, in hexadecimal digits.
+#[must_use]
+pub fn key(parts: &[&str]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hex::encode(hash.finalize())
+}
+
+/// Whether this can be the name of an uploaded archive.
+#[must_use]
+pub fn is_files_hash(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+}
+
+fn octal(mode: &str) -> Option<String> {
+    let digits = mode.trim_start_matches("0o");
+    let fits = (1..=5).contains(&digits.len()) && digits.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
+    fits.then(|| digits.to_owned())
+}
+
+fn pairs(args: &[String]) -> Option<Vec<(String, String)>> {
+    if args.is_empty() || !args.len().is_multiple_of(2) {
+        return None;
+    }
+    let pairs = args.chunks(2).map(|pair| {
+        let [name, value] = pair else { return None };
+        let is_name = !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0');
+        is_name.then(|| (name.clone(), value.clone()))
+    });
+    pairs.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(kind: &str, args: &[&str]) -> Result<Step, StepError> {
+        let args: Vec<String> = args.iter().map(ToString::to_string).collect();
+        Step::parse(kind, &args, Some(&"a".repeat(64)), false)
+    }
+
+    #[test]
+    fn steps_are_read_and_titled() {
+        assert_eq!(step("RUN", &["echo hi", ""]).unwrap().title(), "RUN echo hi");
+        assert_eq!(step("ENV", &["A", "Hello, World!"]).unwrap().title(), "ENV A Hello, World!");
+        let copy = step("COPY", &["src", "/dst", "", "0755"]).unwrap();
+        assert_eq!(copy.title(), "COPY src /dst 0755");
+        assert!(matches!(copy.action, Action::Copy { owner: None, mode: Some(mode), .. } if mode == "0755"));
+        assert_eq!(
+            step("ARG", &["A", "1", "B", "2"]).unwrap().action,
+            Action::Env(vec![("A".into(), "1".into()), ("B".into(), "2".into())])
+        );
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_named() {
+        let text = |kind, args| step(kind, args).unwrap_err().to_string();
+        assert_eq!(text("HEALTHCHECK", &["x"]), "command type HEALTHCHECK is not implemented");
+        assert_eq!(text("RUN", &[]), "RUN needs a command");
+        assert_eq!(text("ENV", &["A"]), "ENV needs names and values in turn");
+        assert_eq!(text("COPY", &["a", "b", "", "u+x"]), "COPY has a mode that is not octal");
+        let copy = Step::parse("COPY", &["a".into(), "b".into()], Some("../x"), false);
+        assert!(copy.is_err());
+    }
+
+    #[test]
+    fn keys_change_with_everything_that_matters_and_nothing_else() {
+        let one = step("RUN", &["a", "b"]).unwrap();
+        assert_eq!(one.key("x"), Step { force: true, ..one.clone() }.key("x"));
+        assert_ne!(one.key("x"), one.key("y"));
+        assert_ne!(one.key("x"), step("RUN", &["a b"]).unwrap().key("x"));
+        assert_ne!(key(&["ab", ""]), key(&["a", "b"]));
+    }
+}

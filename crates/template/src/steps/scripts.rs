@@ -1,0 +1,163 @@
+//! What steps do inside a sandbox, as scripts that take everything from their environment: nothing is ever quoted into them.
+//! They run as root. All but `PROVISION` are for bash; that one is for whatever shell a foreign image brings.
+//! They leave nothing behind but their result.
+
+/// Unpacks `ARCHIVE` and copies `FROM` of it to `TO` (absolute; ends with a slash if it must be a folder) for `OWNER`, with `MODE` if
+/// that is not empty. The rules are Docker's: contents of folders are merged, a single file may be renamed.
+pub const COPY: &str = r#"
+set -euo pipefail
+shopt -s dotglob nullglob
+umask 022
+unpacked=$(mktemp -d /tmp/.copy-XXXXXXXX)
+trap 'rm -rf -- "$unpacked" "$ARCHIVE"' EXIT
+tar -x -o -f "$ARCHIVE" -C "$unpacked"
+chown -hR -- "$OWNER" "$unpacked"
+[[ -z $MODE ]] || chmod -R -- "$MODE" "$unpacked"
+
+make_folder() {
+    local path=${1%/} missing=()
+    while [[ -n $path && ! -d $path ]]; do missing+=("$path"); path=${path%/*}; done
+    ((${#missing[@]})) || return 0
+    mkdir -p -- "$1"
+    chown -h -- "$OWNER" "${missing[@]}"
+}
+
+cd -- "$unpacked"
+from=${FROM#/}
+[[ -n $from ]] || from=.
+if [[ -e $from || -L $from ]]; then
+    found=("$from")
+else
+    IFS=
+    found=($from)
+fi
+if ((${#found[@]} == 0)); then
+    echo "COPY: there is no file $FROM in the build's context" >&2
+    exit 1
+fi
+if ((${#found[@]} == 1)) && [[ ! -d ${found[0]} || -L ${found[0]} ]] && [[ $TO != */ && ! -d $TO ]]; then
+    make_folder "$(dirname -- "$TO")"
+    cp -a -- "${found[0]}" "$TO"
+    exit
+fi
+make_folder "$TO"
+for one in "${found[@]}"; do
+    if [[ -d $one && ! -L $one ]]; then
+        for entry in "$one"/*; do cp -a -- "$entry" "${TO%/}/"; done
+    else
+        cp -a -- "$one" "${TO%/}/"
+    fi
+done
+"#;
+
+/// Makes the folder `DIR`, and what is missing above it, for `OWNER`.
+pub const WORKDIR: &str = r#"
+set -euo pipefail
+path=${DIR%/} missing=()
+while [[ -n $path && ! -d $path ]]; do missing+=("$path"); path=${path%/*}; done
+((${#missing[@]})) || exit 0
+mkdir -p -- "$DIR"
+chown -h -- "$OWNER" "${missing[@]}"
+"#;
+
+/// Makes the user `NAME` with a home and, if `SUDO` is `true`, the right to become root.
+pub const USER: &str = r#"
+set -euo pipefail
+if ! id -u -- "$NAME" >/dev/null 2>&1; then
+    if [[ $NAME =~ ^[0-9]+$ ]]; then
+        echo "there is no user with the id $NAME" >&2
+        exit 1
+    fi
+    if command -v useradd >/dev/null; then
+        useradd --create-home --shell /bin/bash -- "$NAME"
+    else
+        adduser -D -s /bin/bash "$NAME"
+    fi
+fi
+if [[ $SUDO == true ]]; then
+    mkdir -p /etc/sudoers.d
+    printf '%s ALL=(ALL) NOPASSWD: ALL\n' "$NAME" > "/etc/sudoers.d/${NAME//./_}"
+    chmod 0440 "/etc/sudoers.d/${NAME//./_}"
+fi
+"#;
+
+/// Makes a computer of a container image: the shell, tools and network files that sandboxes promise, and the user `user`.
+/// Packages come from the image's own distribution; what cannot be had is named, and only bash is indispensable.
+pub const PROVISION: &str = r#"
+set -u
+PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+have() { command -v "$1" >/dev/null 2>&1; }
+missing() { for one in "$@"; do have "${one%%=*}" || printf '%s ' "${one##*=}"; done; }
+if have apt-get; then
+    wanted=$(missing bash=bash sudo=sudo curl=curl git=git ss=iproute2 pgrep=procps tar=tar update-ca-certificates=ca-certificates)
+    install() { export DEBIAN_FRONTEND=noninteractive; apt-get -q update && apt-get -q install -y --no-install-recommends "$@" && rm -rf /var/lib/apt/lists/*; }
+elif have apk; then
+    wanted=$(missing bash=bash sudo=sudo curl=curl git=git ss=iproute2 pgrep=procps useradd=shadow update-ca-certificates=ca-certificates)
+    install() { apk add --no-cache "$@"; }
+elif have dnf; then
+    wanted=$(missing bash=bash sudo=sudo curl=curl git=git ss=iproute pgrep=procps-ng tar=tar useradd=shadow-utils)
+    install() { dnf install -y "$@"; }
+elif have pacman; then
+    wanted=$(missing bash=bash sudo=sudo curl=curl git=git ss=iproute2 pgrep=procps-ng tar=tar)
+    install() { pacman -Sy --noconfirm "$@"; }
+else
+    wanted=$(missing bash=bash sudo=sudo curl=curl tar=tar)
+    install() { return 1; }
+fi
+printf '127.0.0.1\tlocalhost sandbox\n::1\tlocalhost ip6-localhost ip6-loopback\n' > /etc/hosts
+echo sandbox > /etc/hostname
+rm -f /etc/resolv.conf
+echo 'nameserver 8.8.8.8' > /etc/resolv.conf
+if [ -n "$wanted" ]; then
+    echo "installing $wanted"
+    # shellcheck disable=SC2086
+    install $wanted || echo "could not be installed: $wanted" >&2
+fi
+if ! have bash; then
+    echo "the image has no bash and none could be installed; use an image with bash" >&2
+    exit 1
+fi
+[ -e /bin/bash ] || ln -s "$(command -v bash)" /bin/bash
+"#;
+
+/// The user that clients rely on, as in `base`.
+pub const DEFAULT_USER: &str = r#"
+set -euo pipefail
+if ! id -u user >/dev/null 2>&1; then
+    if command -v useradd >/dev/null; then
+        # 1000 where it is free: files from elsewhere then belong to the right one.
+        useradd --create-home --shell /bin/bash $(getent passwd 1000 >/dev/null || echo --uid 1000) user
+    else
+        adduser -D -s /bin/bash user
+    fi
+fi
+passwd -d user >/dev/null 2>&1 || true
+mkdir -p /etc/sudoers.d
+echo 'user ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/user
+chmod 0440 /etc/sudoers.d/user
+mkdir -p /usr/local
+find /usr/local ! -type l ! -perm -0777 -exec chmod a+rwX {} +
+"#;
+
+/// The last of every build: who it is (`TEMPLATE_ID`, `BUILD_ID`), the `PATH` that login shells would forget (`TEMPLATE_PATH`),
+/// certificates people put in, and whether packages are whole.
+pub const FINALIZE: &str = r#"
+set -euo pipefail
+printf 'ENV_ID=%s\nTEMPLATE_ID=%s\nBUILD_ID=%s\n' "$TEMPLATE_ID" "$TEMPLATE_ID" "$BUILD_ID" > /.e2b
+profile=/etc/profile.d/zz-template-path.sh
+if [[ -n $TEMPLATE_PATH && -d /etc/profile.d ]]; then
+    printf 'PATH=%q\nexport PATH\n' "$TEMPLATE_PATH" > "$profile"
+else
+    rm -f "$profile"
+fi
+if command -v dpkg >/dev/null && [[ -n $(dpkg --audit 2>/dev/null) ]]; then
+    echo 'packages are half-configured:' >&2
+    dpkg --audit >&2
+    exit 1
+fi
+if command -v update-ca-certificates >/dev/null && compgen -G '/usr/local/share/ca-certificates/*.crt' >/dev/null; then
+    update-ca-certificates >/dev/null 2>&1 || echo 'the certificates in /usr/local/share/ca-certificates could not be added' >&2
+fi
+home=$(getent passwd user | cut -d: -f6)
+[[ -z $home || ! -d $home ]] || find "$home" -maxdepth 0 ! -user user -exec chown user: {} +
+"#;
