@@ -262,7 +262,7 @@ pub(crate) struct Template {
 
 impl Template {
     /// As in the list of everybody's templates: how often they are used is not everybody's business.
-    pub(crate) fn as_default(self) -> Self {
+    pub(crate) fn into_default(self) -> Self {
         Self { is_default: true, spawn_count: 0, last_spawned_at: None, ..self }
     }
 }

@@ -153,7 +153,7 @@ async fn receive(
 struct Started {
     from_image: Option<String>,
     from_template: Option<String>,
-    from_image_registry: Option<Registry>,
+    from_image_registry: Option<Credentials>,
     force: bool,
     steps: Vec<RawStep>,
     start_cmd: Option<String>,
@@ -171,8 +171,9 @@ struct RawStep {
 
 #[derive(Debug, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
-enum Registry {
-    Registry {
+enum Credentials {
+    #[serde(rename = "registry")]
+    Basic {
         username: String,
         password: String,
     },
@@ -188,14 +189,14 @@ enum Registry {
     },
 }
 
-impl From<Registry> for RegistryAuth {
-    fn from(registry: Registry) -> Self {
-        match registry {
-            Registry::Registry { username, password } => Self::Basic { username, password },
-            Registry::Aws { aws_access_key_id, aws_secret_access_key, aws_region } => {
+impl From<Credentials> for RegistryAuth {
+    fn from(credentials: Credentials) -> Self {
+        match credentials {
+            Credentials::Basic { username, password } => Self::Basic { username, password },
+            Credentials::Aws { aws_access_key_id, aws_secret_access_key, aws_region } => {
                 Self::Aws { key_id: aws_access_key_id, secret: aws_secret_access_key, region: aws_region }
             }
-            Registry::Gcp { service_account_json } => Self::Gcp { service_account: service_account_json },
+            Credentials::Gcp { service_account_json } => Self::Gcp { service_account: service_account_json },
         }
     }
 }

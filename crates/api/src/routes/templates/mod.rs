@@ -49,7 +49,7 @@ async fn list(
 
 async fn defaults(State(api): State<Api>, _: Caller) -> Json<Vec<Template>> {
     let templates = api.control.default_templates().into_iter().map(Template::from);
-    Json(templates.map(Template::as_default).collect())
+    Json(templates.map(Template::into_default).collect())
 }
 
 async fn alias(
