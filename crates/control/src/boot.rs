@@ -96,12 +96,31 @@ impl Control {
         boot: &Boot,
         sandbox: &dyn EngineSandbox,
     ) -> Result<(), ControlError> {
-        let mut seed = [0u8; SEED_LEN];
-        getrandom::fill(&mut seed).expect("the kernel's random source answers on every supported system");
         let restored = match &boot.origin {
             Origin::Captured { revival: Revival::Memory, of, .. } => Some(of),
             _ => None,
         };
+        self.tell(boot, sandbox, restored).await
+    }
+
+    /// Tells an agent that was introduced to us as nobody's whose it is.
+    pub(crate) async fn reintroduce(
+        &self,
+        boot: &Boot,
+        sandbox: &dyn EngineSandbox,
+    ) -> Result<(), ControlError> {
+        self.tell(boot, sandbox, None).await
+    }
+
+    /// `restored` is the sandbox whose token and randomness the agent has.
+    async fn tell(
+        &self,
+        boot: &Boot,
+        sandbox: &dyn EngineSandbox,
+        restored: Option<&SandboxId>,
+    ) -> Result<(), ControlError> {
+        let mut seed = [0u8; SEED_LEN];
+        getrandom::fill(&mut seed).expect("the kernel's random source answers on every supported system");
         let init = Init {
             access_token: &self.tokens.envd(&boot.id),
             env_vars: boot.env.as_ref(),
@@ -146,7 +165,7 @@ impl DiscardOnDrop {
         &**self.0.as_ref().expect("present until kept")
     }
 
-    fn keep(mut self) -> Arc<dyn EngineSandbox> {
+    pub(crate) fn keep(mut self) -> Arc<dyn EngineSandbox> {
         self.0.take().expect("present until kept")
     }
 }

@@ -46,6 +46,12 @@ pub struct Config {
     pub layers: Option<LayerStore>,
     /// Where builds keep their cache, uploads and logs.
     pub builds_dir: Option<PathBuf>,
+    /// Sandboxes of templates in use that wait for their creators at most, all together; 0 keeps none.
+    pub most_ready: usize,
+    /// Memory that those may use together, bytes.
+    pub pool_memory: u64,
+    /// Where the operator's wishes for them are kept; without it a restart forgets them.
+    pub pool_file: Option<PathBuf>,
     /// Where metrics of sandboxes and teams are kept; without it only the present is known.
     pub metrics_dir: Option<PathBuf>,
     /// Time from one sample of a sandbox's metrics to the next.
@@ -79,6 +85,9 @@ impl Config {
             logs_dir: None,
             layers: None,
             builds_dir: None,
+            most_ready: 0,
+            pool_memory: 2 << 30,
+            pool_file: None,
             metrics_dir: None,
             sample_every: Duration::from_secs(5),
             webhook_internal: Vec::new(),

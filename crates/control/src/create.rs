@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use engine::Revival;
-use ids::{ExecutionId, SandboxId};
+use ids::{ExecutionId, SandboxId, TeamId};
 use net::EgressPolicy;
 use store::{
     Build, Idempotency, Lifecycle, NetworkConfig, Sandbox, SandboxDetails, SandboxState, Team,
@@ -19,6 +19,7 @@ use crate::idempotency::{Begun, Claim};
 use crate::limits::{Reservation, Ticket};
 use crate::live::{Live, SandboxInfo, Timing};
 use crate::network::egress_policy;
+use crate::pool::Claimed;
 use crate::resources::check_resources;
 use crate::templates::Resolved;
 use crate::{Control, ControlError, ENVD_VERSION, IdempotencyKey, LogLevel, TemplateRef};
@@ -122,20 +123,13 @@ impl Control {
 
     async fn start(self: Arc<Self>, start: Start) -> Result<Access, ControlError> {
         let Start { team, resolved, request, policy, reservation, ticket, claim } = start;
-        let turn = tokio::select! {
-            turn = ticket.turn() => turn?,
-            () = self.closing.cancelled() => return Err(ControlError::ShuttingDown),
-        };
-        let id = SandboxId::generate();
         let build = &resolved.build;
         let began = std::time::Instant::now();
-        let boot = first_boot(&id, &team, build, &request, policy);
-        self.prepare(build).await?;
-        let sandbox = self.boot(&boot).await;
-        drop(turn);
-        let sandbox = sandbox.inspect_err(|error| {
-            tracing::warn!(sandbox_id = %id, team_id = %team.id, template_id = %build.template, %error, "start failed");
-        })?;
+        let boot = boot_of(&SandboxId::generate(), team.id, build, Some(&request.env_vars), policy);
+        let Claimed { id, sandbox } = match self.claim(build, &boot).await {
+            Some(claimed) => claimed,
+            None => self.start_anew(build, &boot, ticket).await?,
+        };
 
         let now = truncate_to_micros(OffsetDateTime::now_utc());
         let record = Sandbox {
@@ -196,6 +190,21 @@ impl Control {
         Ok(access)
     }
 
+    /// Starts what nobody has made ahead.
+    async fn start_anew(&self, build: &Build, boot: &Boot, ticket: Ticket) -> Result<Claimed, ControlError> {
+        let turn = tokio::select! {
+            turn = ticket.turn() => turn?,
+            () = self.closing.cancelled() => return Err(ControlError::ShuttingDown),
+        };
+        self.prepare(build).await?;
+        let sandbox = self.boot(boot).await;
+        drop(turn);
+        let sandbox = sandbox.inspect_err(|error| {
+            tracing::warn!(sandbox_id = %boot.id, team_id = %boot.team, template_id = %build.template, %error, "start failed");
+        })?;
+        Ok(Claimed { id: boot.id.clone(), sandbox })
+    }
+
     fn check_lifecycle(&self, lifecycle: Lifecycle) -> Result<(), ControlError> {
         let refuse = |text: &str| Err(ControlError::Invalid(text.to_owned()));
         match lifecycle {
@@ -237,12 +246,12 @@ impl Control {
     }
 }
 
-/// The first start of a sandbox: from a build, which may be a captured sandbox.
-fn first_boot(
+/// The first start of a sandbox: from a build, which may be a captured sandbox. Without an owner it has no variables of its own.
+pub(crate) fn boot_of(
     id: &SandboxId,
-    team: &Team,
+    team: TeamId,
     build: &Build,
-    request: &CreateRequest,
+    env_vars: Option<&BTreeMap<String, String>>,
     egress: EgressPolicy,
 ) -> Boot {
     let origin = build.snapshot.as_ref().map_or(Origin::Template, |snapshot| Origin::Captured {
@@ -251,14 +260,15 @@ fn first_boot(
         of: snapshot.sandbox.clone(),
     });
     let goes_on = matches!(origin, Origin::Captured { revival: Revival::Memory, .. });
+    let own = env_vars.filter(|vars| !vars.is_empty());
     let env = || {
         let mut env = build.config.env.clone();
-        env.extend(request.env_vars.clone());
+        env.extend(own.cloned().unwrap_or_default());
         env
     };
     Boot {
         id: id.clone(),
-        team: team.id,
+        team,
         template: build.snapshot.as_ref().map_or(&build.template, |snapshot| &snapshot.base).clone(),
         layers: build.layers.clone(),
         config: build.config.clone(),
@@ -266,7 +276,7 @@ fn first_boot(
         memory_mib: build.memory_mib,
         disk_mib: build.disk_mib,
         // Clients send an empty map when they mean nothing by it.
-        env: (!goes_on || !request.env_vars.is_empty()).then(env),
+        env: (!goes_on || own.is_some()).then(env),
         egress,
         origin,
     }

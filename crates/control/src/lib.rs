@@ -22,6 +22,7 @@ mod logs;
 mod metrics;
 mod network;
 mod node;
+mod pool;
 mod recovery;
 mod reference;
 mod resources;
@@ -62,6 +63,7 @@ pub use logs::{LogLevel, LogLine, LogQuery};
 pub use metrics::{Sample, TeamMetric, TeamSample};
 pub use network::egress_policy;
 pub use node::{NodeReport, NodeStatus};
+pub use pool::PoolReport;
 pub use reference::{DEFAULT_TAG, TemplateRef};
 pub use resources::{BuildPlace, check_template_size};
 pub use teams::{KillCount, LimitsChange, NewTeam, TeamChange};
@@ -97,6 +99,7 @@ pub struct Control {
     cached: tokio::sync::Notify,
     /// Logs of sandboxes, where they are kept.
     logs: Option<Arc<logs::Book>>,
+    pool: pool::Pool,
     metrics: metrics::Metrics,
     hooks: events::Hooks,
     node: node::Node,
@@ -146,6 +149,7 @@ impl Control {
             logs: config.logs_dir.clone().map(|root| Arc::new(logs::Book::new(root))),
             metrics: metrics::Metrics::new(config.metrics_dir.clone()),
             node: node::Node::default(),
+            pool: pool::Pool::open(config.pool_file.as_deref()),
             hooks: events::Hooks::new(config.webhook_internal.clone(), config.webhook_timeout),
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -164,6 +168,7 @@ impl Control {
         control.spawn_until_closing(|control| async move { control.keep_metrics().await });
         control.spawn_until_closing(|control| async move { control.keep_forgetting().await });
         control.spawn_until_closing(|control| async move { control.keep_evicting().await });
+        control.spawn_until_closing(|control| async move { control.keep_pool().await });
         Ok(control)
     }
 
@@ -185,6 +190,7 @@ impl Control {
         self.closing.cancel();
         self.tasks.close();
         self.tasks.wait().await;
+        self.empty_pool().await;
         self.usage.flush(&*self.store).await;
         self.metrics.flush().await;
         self.engine.shutdown().await;

@@ -159,6 +159,12 @@ impl Catalog {
         inner.templates.get(id).map(|known| known.template.clone())
     }
 
+    /// What a tag of a template means.
+    pub(crate) fn tagged(&self, id: &TemplateId, tag: &str) -> Option<Arc<Build>> {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        inner.templates.get(id)?.tagged(tag)
+    }
+
     /// What the template of this name means without a tag.
     pub(crate) fn ready_build(&self, name: &TemplateName) -> Option<Arc<Build>> {
         let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);

@@ -173,20 +173,11 @@ struct RawStep {
 #[serde(tag = "type", rename_all = "lowercase")]
 enum Credentials {
     #[serde(rename = "registry")]
-    Basic {
-        username: String,
-        password: String,
-    },
+    Basic { username: String, password: String },
     #[serde(rename_all = "camelCase")]
-    Aws {
-        aws_access_key_id: String,
-        aws_secret_access_key: String,
-        aws_region: String,
-    },
+    Aws { aws_access_key_id: String, aws_secret_access_key: String, aws_region: String },
     #[serde(rename_all = "camelCase")]
-    Gcp {
-        service_account_json: String,
-    },
+    Gcp { service_account_json: String },
 }
 
 impl From<Credentials> for RegistryAuth {
