@@ -1,0 +1,31 @@
+//! Layers come as gzip, zstd or plain tar; which is told by their first bytes, since media types are not always true.
+//! Decompressors take bounded memory; how much may come out is the budget's business.
+//! Nothing here trusts a length.
+
+use std::io::{self, BufRead, BufReader, Read};
+
+use flate2::bufread::MultiGzDecoder;
+
+use crate::OciError;
+
+/// The largest zstd window accepted, as a power of two of bytes: 128 MiB, what `zstd --ultra` makes.
+const LARGEST_WINDOW: u32 = 27;
+
+/// A reader of the plain content.
+pub(crate) fn decompressed<'a>(compressed: impl Read + 'a) -> Result<Box<dyn Read + 'a>, OciError> {
+    let mut reader = BufReader::with_capacity(128 << 10, compressed);
+    let fail = |error: io::Error| crate::tarball::unreadable(error);
+    let start = reader.fill_buf().map_err(fail)?;
+    match start {
+        [0x1f, 0x8b, ..] => Ok(Box::new(MultiGzDecoder::new(reader))),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
+            let mut decoder = zstd::Decoder::with_buffer(reader).map_err(fail)?;
+            decoder.window_log_max(LARGEST_WINDOW).map_err(fail)?;
+            Ok(Box::new(decoder))
+        }
+        [b'B', b'Z', b'h', ..] | [0xfd, b'7', b'z', b'X', b'Z', ..] => {
+            Err(OciError::malformed("the layer", &"it is compressed neither with gzip nor with zstd"))
+        }
+        _ => Ok(Box::new(reader)),
+    }
+}

@@ -1,0 +1,241 @@
+//! Manifests, indexes and configurations, OCI's and Docker's alike: the fields that matter here.
+//! What is unknown is passed over; what is missing and needed is an error where it is needed.
+//! Only Linux images of this machine's architecture are chosen.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::OciError;
+use crate::digest::Digest;
+
+pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+pub(crate) const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+/// Most bytes of a manifest, index or configuration.
+pub(crate) const LARGEST_DOCUMENT: u64 = 8 << 20;
+/// Most layers of an image. Overlayfs takes 500, and templates add theirs.
+const MOST_LAYERS: usize = 256;
+
+/// What a blob is, how long, and its digest.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Descriptor {
+    pub(crate) media_type: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) artifact_type: Option<String>,
+    pub(crate) digest: Digest,
+    /// Bytes.
+    pub(crate) size: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) platform: Option<Platform>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) annotations: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Platform {
+    #[serde(default)]
+    pub(crate) architecture: String,
+    #[serde(default)]
+    pub(crate) os: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) variant: Option<String>,
+}
+
+/// An index or a manifest, told apart by what they list.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Document {
+    schema_version: Option<u32>,
+    manifests: Option<Vec<Descriptor>>,
+    config: Option<Descriptor>,
+    layers: Option<Vec<Descriptor>>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Choice {
+    /// Several images.
+    Index(Vec<Descriptor>),
+    Manifest(Manifest),
+}
+
+#[derive(Debug)]
+pub(crate) struct Manifest {
+    pub(crate) config: Descriptor,
+    /// Lowermost first.
+    pub(crate) layers: Vec<Descriptor>,
+}
+
+/// Reads an index or manifest.
+pub(crate) fn choice(text: &[u8]) -> Result<Choice, OciError> {
+    let document: Document =
+        serde_json::from_slice(text).map_err(|error| OciError::malformed("the image's manifest", &error))?;
+    match document {
+        Document { schema_version: Some(1), .. } => Err(OciError::malformed(
+            "the image's manifest",
+            &"it is of Docker's old schema 1; push the image again",
+        )),
+        Document { manifests: Some(list), .. } => Ok(Choice::Index(list)),
+        Document { config: Some(config), layers: Some(layers), .. } => {
+            if layers.len() > MOST_LAYERS {
+                return Err(OciError::malformed("the image's manifest", &"it has more than 256 layers"));
+            }
+            Ok(Choice::Manifest(Manifest { config, layers }))
+        }
+        _ => Err(OciError::malformed("the image's manifest", &"it is neither a manifest nor an index")),
+    }
+}
+
+/// This machine's architecture, as images call it.
+#[must_use]
+pub fn host_architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// The image for an architecture among several; the plainest variant of it.
+pub(crate) fn pick<'a>(list: &'a [Descriptor], architecture: &str) -> Result<&'a Descriptor, OciError> {
+    // Attestations lie beside images under an unknown platform.
+    let images = || {
+        list.iter().filter_map(|item| {
+            let platform = item.platform.as_ref()?;
+            (platform.os == "linux").then_some((item, platform))
+        })
+    };
+    let ours = images().filter(|(_, platform)| platform.architecture == architecture);
+    let plainest = ours.min_by_key(|(_, platform)| match (architecture, platform.variant.as_deref()) {
+        // What every 64-bit ARM image is.
+        (_, None | Some("")) | ("arm64", Some("v8")) => String::new(),
+        (_, Some(variant)) => variant.to_owned(),
+    });
+    if let Some((item, _)) = plainest {
+        return Ok(item);
+    }
+    if let [only] = list
+        && only.platform.is_none()
+    {
+        return Ok(only);
+    }
+    match images().next() {
+        Some((_, platform)) => Err(OciError::Architecture {
+            found: platform.architecture.clone(),
+            expected: architecture.to_owned(),
+        }),
+        None => {
+            let os = list.iter().find_map(|item| item.platform.as_ref()).map(|platform| platform.os.clone());
+            Err(OciError::OperatingSystem(os.unwrap_or_default()))
+        }
+    }
+}
+
+/// What an image says of itself.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Config {
+    #[serde(default)]
+    architecture: String,
+    #[serde(default)]
+    os: String,
+    config: Option<Settings>,
+    rootfs: Option<RootFs>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Settings {
+    env: Option<Vec<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RootFs {
+    diff_ids: Option<Vec<Digest>>,
+}
+
+impl Config {
+    pub(crate) fn parse(text: &[u8], architecture: &str) -> Result<Self, OciError> {
+        let config: Self = serde_json::from_slice(text)
+            .map_err(|error| OciError::malformed("the image's configuration", &error))?;
+        if config.os != "linux" {
+            return Err(OciError::OperatingSystem(config.os));
+        }
+        if config.architecture != architecture {
+            return Err(OciError::Architecture {
+                found: config.architecture,
+                expected: architecture.to_owned(),
+            });
+        }
+        Ok(config)
+    }
+
+    /// Digests of the uncompressed layers, lowermost first; as many as there are layers.
+    pub(crate) fn diff_ids(&self, layers: usize) -> Result<Vec<Digest>, OciError> {
+        let ids = self.rootfs.as_ref().and_then(|rootfs| rootfs.diff_ids.clone()).unwrap_or_default();
+        if ids.len() != layers {
+            let why = format!("it names {} layers, and the manifest {layers}", ids.len());
+            return Err(OciError::malformed("the image's configuration", &why));
+        }
+        Ok(ids)
+    }
+
+    /// Names and values; those without a value are left out.
+    pub(crate) fn env(&self) -> Vec<(String, String)> {
+        let list = self.config.as_ref().and_then(|settings| settings.env.as_deref()).unwrap_or_default();
+        let pairs = list.iter().filter_map(|entry| entry.split_once('='));
+        pairs
+            .filter(|(name, value)| !name.is_empty() && !value.is_empty())
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn item(os: &str, architecture: &str, variant: Option<&str>) -> Descriptor {
+        Descriptor {
+            media_type: OCI_MANIFEST.to_owned(),
+            artifact_type: None,
+            digest: Digest::of(format!("{os}/{architecture}/{variant:?}").as_bytes()),
+            size: 2,
+            platform: Some(Platform {
+                architecture: architecture.to_owned(),
+                os: os.to_owned(),
+                variant: variant.map(str::to_owned),
+            }),
+            annotations: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn the_plainest_fitting_image_is_picked() {
+        let list = [
+            item("unknown", "unknown", None),
+            item("linux", "arm64", Some("v8")),
+            item("linux", "amd64", Some("v3")),
+            item("linux", "amd64", None),
+            item("windows", "amd64", None),
+        ];
+        assert_eq!(pick(&list, "amd64").unwrap().digest, list[3].digest);
+        assert_eq!(pick(&list, "arm64").unwrap().digest, list[1].digest);
+        assert_eq!(
+            pick(&list[..2], "amd64").unwrap_err().to_string(),
+            r#"image architecture "arm64" does not match expected "amd64""#
+        );
+        let error = pick(&list[4..], "amd64").unwrap_err().to_string();
+        assert_eq!(error, r#"image operating system "windows" is not "linux""#);
+    }
+
+    #[test]
+    fn empty_environment_entries_are_dropped() {
+        let text = br#"{"os":"linux","architecture":"amd64","config":{"Env":["A=1","B=","C","=x","D=a=b"]}}"#;
+        let env = Config::parse(text, "amd64").unwrap().env();
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(env, [pair("A", "1"), pair("D", "a=b")]);
+        assert!(Config::parse(br#"{"os":"linux","architecture":"amd64","config":null}"#, "amd64").is_ok());
+    }
+}

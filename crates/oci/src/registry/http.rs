@@ -1,0 +1,279 @@
+//! One HTTP exchange with a registry: resolve, check the address, connect, ask, follow redirects.
+//! References are users' words, so this reaches public addresses only, unless the operator named the host.
+//! Every wait has a limit; credentials stay with the host they are for.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use net::{is_never_public, is_of_this_host};
+use rustls::RootCertStore;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use super::config::{Origin, Registries};
+use crate::OciError;
+
+const USER_AGENT: &str = concat!("cofferdam/", env!("CARGO_PKG_VERSION"));
+/// Most redirects of one request.
+const MOST_REDIRECTS: usize = 5;
+/// For one address to accept, and for TLS.
+const CONNECT: Duration = Duration::from_secs(10);
+/// For an answer to begin, and for the next piece of it.
+const ANSWER: Duration = Duration::from_secs(60);
+
+/// Makes requests. Clones share everything.
+#[derive(Debug, Clone)]
+pub(crate) struct Http {
+    tls: Arc<rustls::ClientConfig>,
+    registries: Arc<Registries>,
+}
+
+/// What is asked.
+#[derive(Debug, Clone)]
+pub(crate) struct Ask {
+    pub(crate) method: Method,
+    pub(crate) uri: Uri,
+    /// `Authorization` goes to this host only.
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+/// An answer whose body is still to come. The connection ends with it.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) host: String,
+    body: Incoming,
+    _connection: Connection,
+}
+
+#[derive(Debug)]
+struct Connection(tokio::task::JoinHandle<()>);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Http {
+    /// Blocks for some milliseconds, for the system's certificates.
+    pub(crate) fn new(registries: Registries) -> Self {
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        let provider = rustls::crypto::ring::default_provider();
+        let tls = rustls::ClientConfig::builder_with_provider(provider.into())
+            .with_safe_default_protocol_versions()
+            .expect("ring has the default versions' cipher suites")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Self { tls: Arc::new(tls), registries: Arc::new(registries) }
+    }
+
+    pub(crate) fn registries(&self) -> &Registries {
+        &self.registries
+    }
+
+    /// Asks, and follows where it is sent.
+    pub(crate) async fn ask(&self, mut ask: Ask) -> Result<Answer, OciError> {
+        for _ in 0..=MOST_REDIRECTS {
+            let origin = origin_of(&ask.uri)?;
+            let answer = self.exchange(&origin, &ask).await?;
+            if !answer.status.is_redirection() || answer.status == StatusCode::NOT_MODIFIED {
+                return Ok(answer);
+            }
+            let protocol = |why: &str| protocol(&origin, why);
+            let location = answer.headers.get(header::LOCATION).and_then(|value| value.to_str().ok());
+            let location = location.ok_or_else(|| protocol("a redirect leads nowhere"))?;
+            let next = resolve(&ask.uri, location).ok_or_else(|| protocol("a redirect leads nowhere"))?;
+            let next_origin = origin_of(&next)?;
+            if !next_origin.is_tls && !self.registries.is_insecure(&next_origin) {
+                return Err(protocol("a redirect leads to a host without TLS"));
+            }
+            if next_origin != origin {
+                ask.headers.remove(header::AUTHORIZATION);
+            }
+            ask.uri = next;
+        }
+        Err(protocol(&origin_of(&ask.uri)?, "it redirects without end"))
+    }
+
+    async fn exchange(&self, origin: &Origin, ask: &Ask) -> Result<Answer, OciError> {
+        let path = ask.uri.path_and_query().map_or("/", |path| path.as_str());
+        let mut request = Request::builder()
+            .method(ask.method.clone())
+            .uri(path)
+            .header(header::HOST, &origin.authority)
+            .header(header::USER_AGENT, USER_AGENT)
+            .header(header::CONNECTION, "close");
+        if let Some(headers) = request.headers_mut() {
+            headers.extend(ask.headers.clone());
+        }
+        let request = request.body(Full::new(ask.body.clone()));
+        let request = request.map_err(|error| protocol(origin, &error.to_string()))?;
+        let stream = self.connect(origin).await?;
+        if !origin.is_tls {
+            return talk(origin, stream, request).await;
+        }
+        let name = ServerName::try_from(origin.host.clone());
+        let name = name.map_err(|_| protocol(origin, "its host cannot have a certificate"))?;
+        let tls = TlsConnector::from(Arc::clone(&self.tls));
+        let stream = timeout(CONNECT, tls.connect(name, stream)).await;
+        let stream = stream.map_err(|_| unreachable(origin, &"TLS took too long"))?;
+        talk(origin, stream.map_err(|error| unreachable(origin, &error))?, request).await
+    }
+
+    /// Connects to the first permitted address that answers.
+    async fn connect(&self, origin: &Origin) -> Result<TcpStream, OciError> {
+        let addresses: Vec<IpAddr> = match origin.host.parse() {
+            Ok(address) => vec![address],
+            Err(_) => {
+                let looked_up =
+                    timeout(CONNECT, tokio::net::lookup_host((origin.host.as_str(), origin.port))).await;
+                let looked_up =
+                    looked_up.map_err(|_| unreachable(origin, &"its name is not resolved in time"))?;
+                let looked_up = looked_up.map_err(|_| unreachable(origin, &"its name cannot be resolved"))?;
+                looked_up.map(|address| address.ip()).collect()
+            }
+        };
+        let mut failure = unreachable(origin, &"its name has no address");
+        for address in addresses {
+            if !self.is_permitted(origin, address) {
+                failure = OciError::Internal { host: origin.host.clone(), address };
+                continue;
+            }
+            match timeout(CONNECT, TcpStream::connect(SocketAddr::new(address, origin.port))).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) => failure = unreachable(origin, &error),
+                Err(_) => failure = unreachable(origin, &"no connection in time"),
+            }
+        }
+        Err(failure)
+    }
+
+    fn is_permitted(&self, origin: &Origin, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        !(is_never_public(address) || is_of_this_host(address))
+            || self.registries.is_named(origin)
+            || self.registries.allowed.iter().any(|network| network.contains(address))
+    }
+}
+
+impl Answer {
+    /// The next piece of the body; nothing at its end.
+    pub(crate) async fn piece(&mut self) -> Result<Option<Bytes>, OciError> {
+        loop {
+            let frame = timeout(ANSWER, self.body.frame()).await;
+            let frame = frame.map_err(|_| self.broke_off("no data for a minute"))?;
+            match frame {
+                None => return Ok(None),
+                Some(Err(error)) => return Err(self.broke_off(&error.to_string())),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Ok(Some(data));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The whole body, if it is not longer than this.
+    pub(crate) async fn bytes(mut self, most: u64) -> Result<Vec<u8>, OciError> {
+        let mut content = Vec::new();
+        while let Some(piece) = self.piece().await? {
+            content.extend_from_slice(&piece);
+            if content.len() as u64 > most {
+                return Err(OciError::Protocol {
+                    registry: self.host,
+                    why: "an answer is too long".to_owned(),
+                });
+            }
+        }
+        Ok(content)
+    }
+
+    fn broke_off(&self, why: &str) -> OciError {
+        OciError::Unreachable { registry: self.host.clone(), why: format!("the connection broke off: {why}") }
+    }
+}
+
+async fn talk<S>(origin: &Origin, stream: S, request: Request<Full<Bytes>>) -> Result<Answer, OciError>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+{
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(stream)).await.map_err(|error| unreachable(origin, &error))?;
+    let connection = Connection(tokio::spawn(async move {
+        // Whoever reads the answer is told of a break.
+        let _ = connection.await;
+    }));
+    let answer = timeout(ANSWER, sender.send_request(request)).await;
+    let answer = answer.map_err(|_| unreachable(origin, &"no answer in time"))?;
+    let (parts, body) = answer.map_err(|error| unreachable(origin, &error))?.into_parts();
+    Ok(Answer {
+        status: parts.status,
+        headers: parts.headers,
+        host: origin.authority.clone(),
+        body,
+        _connection: connection,
+    })
+}
+
+pub(crate) fn origin_of(uri: &Uri) -> Result<Origin, OciError> {
+    Origin::of(uri).map_err(|why| OciError::Protocol { registry: uri.to_string(), why: why.to_owned() })
+}
+
+pub(crate) fn protocol(origin: &Origin, why: &str) -> OciError {
+    OciError::Protocol { registry: origin.authority.clone(), why: why.to_owned() }
+}
+
+fn unreachable(origin: &Origin, why: &dyn std::fmt::Display) -> OciError {
+    OciError::Unreachable { registry: origin.authority.clone(), why: why.to_string() }
+}
+
+/// Where a redirect leads: an absolute address, or a path at the same host.
+fn resolve(base: &Uri, location: &str) -> Option<Uri> {
+    if location.contains("://") {
+        return location.parse().ok();
+    }
+    let path = location.starts_with('/') && !location.starts_with("//");
+    let (scheme, authority) = (base.scheme_str()?, base.authority()?);
+    if path { format!("{scheme}://{authority}{location}").parse().ok() } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects_are_resolved() {
+        let base: Uri = "https://a.io/v2/x".parse().unwrap();
+        assert_eq!(resolve(&base, "/y?z=1").unwrap(), "https://a.io/y?z=1");
+        assert_eq!(resolve(&base, "https://b.io/y").unwrap(), "https://b.io/y");
+        assert!(resolve(&base, "y").is_none() && resolve(&base, "//b.io/y").is_none());
+    }
+
+    #[tokio::test]
+    async fn inner_addresses_need_the_operators_leave() {
+        for inside in ["http://127.0.0.1:9", "http://169.254.169.254", "https://10.0.0.1", "http://[::1]:9"] {
+            let ask = Ask {
+                method: Method::GET,
+                uri: inside.parse().unwrap(),
+                headers: HeaderMap::new(),
+                body: Bytes::new(),
+            };
+            let error = Http::new(Registries::default()).ask(ask).await.unwrap_err();
+            assert!(matches!(error, OciError::Internal { .. }), "{inside}: {error}");
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! Reads tar archives entry by entry: ustar, GNU and PAX, with long names, attributes and sparse files.
+//! The archive is hostile: every length has a limit before memory is taken for it.
+//! Names come out as they are in the archive; what they may do is decided by who unpacks.
+
+mod extended;
+mod sparse;
+
+use std::io::{self, Read};
+
+use tar::{EntryType, Header};
+
+use crate::OciError;
+use extended::Extended;
+pub(crate) use extended::{LITERAL, SOCKET, XATTR};
+pub(crate) use sparse::Segment;
+
+const BLOCK: usize = 512;
+/// Most bytes of a header's extension: names, and attributes of 64 KiB each.
+const LARGEST_EXTENSION: u64 = 1 << 20;
+
+/// What an entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    File,
+    Folder,
+    Symlink,
+    /// Another name of a file.
+    Link,
+    Fifo,
+    /// Character or block device.
+    Device,
+}
+
+/// One entry, without its content.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) kind: Kind,
+    pub(crate) name: Vec<u8>,
+    /// What a link points at.
+    pub(crate) target: Vec<u8>,
+    /// Permission bits with set-user-id, set-group-id and sticky.
+    pub(crate) mode: u32,
+    pub(crate) user: u64,
+    pub(crate) group: u64,
+    /// Seconds and nanoseconds since 1970.
+    pub(crate) modified: (i64, u32),
+    /// Length of the file, bytes.
+    pub(crate) size: u64,
+    /// Where the stored content goes, if not simply from start to end.
+    pub(crate) segments: Option<Vec<Segment>>,
+    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// A device's major and minor number.
+    pub(crate) device: (u32, u32),
+    /// Whether a device is one for blocks.
+    pub(crate) is_block: bool,
+    /// Whether a record of our own says that the name is meant as it is written.
+    pub(crate) is_literal: bool,
+    /// Whether a record of our own says that the pipe stands for a socket.
+    pub(crate) is_socket: bool,
+}
+
+/// An archive being read. What is read between two calls of [`TarReader::next`] is the entry's stored content.
+pub(crate) struct TarReader<R> {
+    inner: R,
+    /// Stored content not yet read, bytes.
+    left: u64,
+    /// Zeros after it.
+    padding: u64,
+    position: u64,
+    is_over: bool,
+}
+
+impl<R: Read> TarReader<R> {
+    pub(crate) fn new(inner: R) -> Self {
+        Self { inner, left: 0, padding: 0, position: 0, is_over: false }
+    }
+
+    /// Bytes of the archive read so far; after [`TarReader::next`], where the entry's stored content begins.
+    pub(crate) fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Stored content of this entry not yet read, bytes.
+    pub(crate) fn left(&self) -> u64 {
+        self.left
+    }
+
+    /// The next entry; what is left of the one before is passed over.
+    pub(crate) fn next(&mut self) -> Result<Option<Entry>, OciError> {
+        let mut extended = Extended::default();
+        loop {
+            self.pass_over()?;
+            let Some(block) = self.header_block()? else { return Ok(None) };
+            let header = Header::from_byte_slice(&block);
+            let size = header.entry_size().map_err(|_| broken("a length is no number"))?;
+            self.set_content(size);
+            match header.entry_type() {
+                EntryType::GNULongName => extended.name = Some(self.extension(trim)?),
+                EntryType::GNULongLink => extended.target = Some(self.extension(trim)?),
+                EntryType::XHeader => extended.add_records(&self.extension(|content| content)?)?,
+                // Remarks about the archive as a whole, such as the commit it was made from.
+                EntryType::XGlobalHeader => {}
+                kind => return self.entry(header, kind, extended).map(Some),
+            }
+        }
+    }
+
+    /// Reads to the end of the stream, beyond the end of the archive.
+    pub(crate) fn drain(&mut self) -> Result<(), OciError> {
+        io::copy(&mut self.inner, &mut io::sink()).map(drop).map_err(unreadable)
+    }
+
+    fn entry(&mut self, header: &Header, kind: EntryType, extended: Extended) -> Result<Entry, OciError> {
+        let name = extended.name.unwrap_or_else(|| header.path_bytes().into_owned());
+        let target =
+            extended.target.unwrap_or_else(|| header.link_name_bytes().map(Into::into).unwrap_or_default());
+        let kind = match kind {
+            // Before there was a type for folders.
+            EntryType::Regular if name.ends_with(b"/") => Kind::Folder,
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Kind::File,
+            EntryType::Directory => Kind::Folder,
+            EntryType::Symlink => Kind::Symlink,
+            EntryType::Link => Kind::Link,
+            EntryType::Fifo => Kind::Fifo,
+            EntryType::Char | EntryType::Block => Kind::Device,
+            _ => return Err(refused(&name, "is of a kind that is none of files, folders, links and pipes")),
+        };
+        if let Some(size) = extended.size {
+            self.set_content(size);
+        }
+        if kind != Kind::File {
+            // Some writers give links the length of what they point at; no content follows.
+            self.set_content(0);
+        }
+        let number = |field: io::Result<u64>| field.map_err(|_| broken("an owner or time is no number"));
+        let mut entry = Entry {
+            kind,
+            name,
+            target,
+            mode: header.mode().map_err(|_| broken("a mode is no number"))? & 0o7777,
+            user: extended.user.map_or_else(|| number(header.uid()), Ok)?,
+            group: extended.group.map_or_else(|| number(header.gid()), Ok)?,
+            modified: match extended.modified {
+                Some(time) => time,
+                None => (i64::try_from(number(header.mtime())?).unwrap_or(0), 0),
+            },
+            size: self.left,
+            segments: None,
+            xattrs: extended.xattrs,
+            device: match kind {
+                Kind::Device => (device(header.device_major())?, device(header.device_minor())?),
+                _ => (0, 0),
+            },
+            is_block: header.entry_type() == EntryType::Block,
+            is_literal: extended.is_literal,
+            is_socket: extended.is_socket,
+        };
+        if kind != Kind::File {
+            return Ok(entry);
+        }
+        let sparse = if header.entry_type() == EntryType::GNUSparse {
+            Some(sparse::gnu(header, || self.block())?)
+        } else {
+            extended.sparse.layout(self)?
+        };
+        if let Some(sparse) = sparse {
+            entry.segments = Some(sparse::checked(&entry.name, sparse.segments, sparse.size, self.left)?);
+            entry.size = sparse.size;
+            if let Some(name) = sparse.name {
+                entry.name = name;
+            }
+        }
+        Ok(entry)
+    }
+
+    fn set_content(&mut self, size: u64) {
+        self.left = size;
+        self.padding = (BLOCK as u64 - size % BLOCK as u64) % BLOCK as u64;
+    }
+
+    /// The next header, or nothing at the archive's end. A missing end is forgiven where an entry could begin.
+    fn header_block(&mut self) -> Result<Option<[u8; BLOCK]>, OciError> {
+        if self.is_over {
+            return Ok(None);
+        }
+        let mut block = [0; BLOCK];
+        let count = self.fill(&mut block)?;
+        if count == 0 || block == [0; BLOCK] {
+            self.is_over = true;
+            return Ok(None);
+        }
+        if count < BLOCK {
+            return Err(broken("it ends in the middle of a header"));
+        }
+        let sum: u32 = block
+            .iter()
+            .enumerate()
+            .map(|(i, byte)| if (148..156).contains(&i) { 32 } else { u32::from(*byte) })
+            .sum();
+        match Header::from_byte_slice(&block).cksum() {
+            Ok(noted) if noted == sum => Ok(Some(block)),
+            _ => Err(broken("a header's checksum is wrong")),
+        }
+    }
+
+    /// One block that belongs to the header and not to the content.
+    fn block(&mut self) -> Result<[u8; BLOCK], OciError> {
+        let mut block = [0; BLOCK];
+        if self.fill(&mut block)? < BLOCK {
+            return Err(broken("it ends in the middle of a header"));
+        }
+        Ok(block)
+    }
+
+    fn fill(&mut self, block: &mut [u8]) -> Result<usize, OciError> {
+        let mut count = 0;
+        while count < block.len() {
+            match self.inner.read(&mut block[count..]) {
+                Ok(0) => break,
+                Ok(more) => count += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(unreadable(error)),
+            }
+        }
+        self.position += count as u64;
+        Ok(count)
+    }
+
+    /// This entry's content, which describes the next entry.
+    fn extension(&mut self, finish: fn(Vec<u8>) -> Vec<u8>) -> Result<Vec<u8>, OciError> {
+        if self.left > LARGEST_EXTENSION {
+            return Err(broken("a header's extension is longer than 1 MiB"));
+        }
+        let mut content = Vec::new();
+        self.read_to_end(&mut content).map_err(unreadable)?;
+        Ok(finish(content))
+    }
+
+    fn pass_over(&mut self) -> Result<(), OciError> {
+        io::copy(self, &mut io::sink()).map_err(unreadable)?;
+        let mut padding = [0; BLOCK];
+        let count = usize::try_from(self.padding).unwrap_or(BLOCK);
+        self.padding = 0;
+        // Padding missing at the very end harms nothing.
+        self.fill(&mut padding[..count]).map(drop)
+    }
+}
+
+impl<R: Read> Read for TarReader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        if most == 0 {
+            return Ok(0);
+        }
+        let count = self.inner.read(&mut buffer[..most])?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.left -= count as u64;
+        self.position += count as u64;
+        Ok(count)
+    }
+}
+
+/// GNU names end with a zero byte.
+fn trim(mut name: Vec<u8>) -> Vec<u8> {
+    if name.last() == Some(&0) {
+        name.pop();
+    }
+    name
+}
+
+fn device(number: io::Result<Option<u32>>) -> Result<u32, OciError> {
+    number.map(Option::unwrap_or_default).map_err(|_| broken("a device's number is none"))
+}
+
+pub(crate) fn broken(why: &str) -> OciError {
+    OciError::malformed("the archive", &why)
+}
+
+pub(crate) fn refused(entry: &[u8], why: &'static str) -> OciError {
+    let shown = &entry[..entry.len().min(200)];
+    OciError::Entry { entry: String::from_utf8_lossy(shown).into_owned(), why }
+}
+
+/// An error while reading: one of ours from below, or of the decompressor.
+pub(crate) fn unreadable(error: io::Error) -> OciError {
+    match OciError::from_io(error) {
+        Ok(ours) => ours,
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => broken("it ends too early"),
+        Err(error) => OciError::malformed("the archive", &error),
+    }
+}

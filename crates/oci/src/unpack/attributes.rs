@@ -1,0 +1,281 @@
+//! Owners, modes, times and extended attributes of what is unpacked.
+//! What could speak to overlayfs or to the host's security modules is never taken from an image.
+//! What a sandbox cannot have is replaced, and a warning says so.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use rustix::fs::{
+    AtFlags, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, lgetxattr, llistxattr,
+    lsetxattr, utimensat,
+};
+use rustix::io::Errno;
+
+use crate::tarball::Entry;
+
+/// The largest id a sandbox has.
+const LARGEST_ID: u64 = 65_535;
+/// What other ids are shown as, and so what they become.
+const NOBODY: u32 = 65_534;
+/// An extended attribute's name and value.
+pub(crate) type Xattr = (Vec<u8>, Vec<u8>);
+/// Most warnings kept.
+const MOST_WARNINGS: usize = 20;
+
+/// Whether a folder hides what layers below have in it.
+pub(crate) const OPAQUE: &[u8] = b"trusted.overlay.opaque";
+const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+/// Where a renamed folder's content comes from in the layers below.
+pub(crate) const REDIRECT: &[u8] = b"trusted.overlay.redirect";
+
+/// What was changed while unpacking.
+#[derive(Debug, Default)]
+pub(crate) struct Warnings(Vec<String>);
+
+impl Warnings {
+    pub(crate) fn add(&mut self, entry: &[u8], what: &str) {
+        if self.0.len() < MOST_WARNINGS {
+            let shown = &entry[..entry.len().min(200)];
+            self.0.push(format!("{}: {what}", String::from_utf8_lossy(shown)));
+        }
+    }
+
+    pub(crate) fn into_vec(self) -> Vec<String> {
+        self.0
+    }
+}
+
+/// What a file or folder is given.
+#[derive(Debug, Clone)]
+pub(super) struct Attributes {
+    pub(super) user: u32,
+    pub(super) group: u32,
+    pub(super) mode: u32,
+    pub(super) modified: Timespec,
+    pub(super) xattrs: Vec<Xattr>,
+}
+
+impl Attributes {
+    /// From an entry, as far as a sandbox can have them.
+    pub(super) fn of(entry: &Entry, is_template: bool, warnings: &mut Warnings) -> Self {
+        let mut id = |id: u64| {
+            if id > LARGEST_ID {
+                warnings.add(&entry.name, &format!("owner {id} is beyond 65535 and became nobody"));
+                return NOBODY;
+            }
+            u32::try_from(id).unwrap_or(NOBODY)
+        };
+        let (user, group) = (id(entry.user), id(entry.group));
+        let kept = entry.xattrs.iter().filter_map(|(name, value)| {
+            let value = kept_xattr(name, value, is_template);
+            if value.is_none() && !is_quietly_dropped(name) {
+                warnings
+                    .add(&entry.name, &format!("attribute {} was dropped", String::from_utf8_lossy(name)));
+            }
+            Some((name.clone(), value?))
+        });
+        let xattrs = kept.collect();
+        let (tv_sec, nanoseconds) = entry.modified;
+        let modified = Timespec { tv_sec, tv_nsec: nanoseconds.into() };
+        Self { user, group, mode: entry.mode, modified, xattrs }
+    }
+
+    /// Of a folder that no entry describes.
+    pub(super) fn plain_folder(modified: Timespec) -> Self {
+        Self { user: 0, group: 0, mode: 0o755, modified, xattrs: Vec::new() }
+    }
+
+    /// Gives all but the time to an entry of an open folder, which is not followed.
+    pub(super) fn give(&self, folder: impl AsFd, name: &[u8], is_symlink: bool) -> Result<(), Errno> {
+        let (user, group) = (Some(Uid::from_raw(self.user)), Some(Gid::from_raw(self.group)));
+        chownat(&folder, name, user, group, AtFlags::SYMLINK_NOFOLLOW)?;
+        if is_symlink {
+            return Ok(());
+        }
+        // Just made by us and no link, so there is nothing to follow. After the owner, whose change takes bits away.
+        chmodat(&folder, name, Mode::from_raw_mode(self.mode), AtFlags::empty())?;
+        let path = entry_path(folder, name);
+        for (name, value) in self.xattrs.iter().filter(|(name, _)| name != DEFAULT_ACL) {
+            match lsetxattr(&path, &**name, value, XattrFlags::empty()) {
+                // Not on this kind of file, or not on this file system, or not a proper value.
+                Err(Errno::OPNOTSUPP | Errno::PERM | Errno::INVAL) if !name.starts_with(b"trusted.") => {}
+                answer => answer?,
+            }
+        }
+        Ok(())
+    }
+
+    /// What must be given to a folder when all that is in it is there.
+    pub(super) fn last(&self) -> Last {
+        let acl = self.xattrs.iter().find(|(name, _)| name == DEFAULT_ACL);
+        Last { modified: self.modified, default_acl: acl.map(|(_, value)| value.clone()) }
+    }
+
+    pub(super) fn give_time(&self, folder: impl AsFd, name: &[u8]) -> Result<(), Errno> {
+        set_time(folder, name, self.modified)
+    }
+}
+
+/// Filling a folder changes its time, and a default list of permissions would pass on to what it is filled with.
+#[derive(Debug)]
+pub(super) struct Last {
+    modified: Timespec,
+    default_acl: Option<Vec<u8>>,
+}
+
+impl Last {
+    pub(super) fn of_time(modified: Timespec) -> Self {
+        Self { modified, default_acl: None }
+    }
+
+    pub(super) fn give(&self, folder: impl AsFd) -> Result<(), Errno> {
+        if let Some(acl) = &self.default_acl {
+            match lsetxattr(entry_path(&folder, b"."), DEFAULT_ACL, acl, XattrFlags::empty()) {
+                Err(Errno::OPNOTSUPP | Errno::INVAL) => {}
+                answer => answer?,
+            }
+        }
+        set_time(folder, b".", self.modified)
+    }
+}
+
+fn set_time(folder: impl AsFd, name: &[u8], modified: Timespec) -> Result<(), Errno> {
+    let times = Timestamps { last_access: modified, last_modification: modified };
+    utimensat(folder, name, &times, AtFlags::SYMLINK_NOFOLLOW)
+}
+
+/// Where an entry of an open folder can be named without following anything of the tree.
+pub(crate) fn entry_path(folder: impl AsFd, name: &[u8]) -> PathBuf {
+    let number = folder.as_fd().as_raw_fd();
+    PathBuf::from(format!("/proc/self/fd/{number}")).join(OsStr::from_bytes(name))
+}
+
+/// The attribute's value, if a layer may have it.
+pub(super) fn kept_xattr(name: &[u8], value: &[u8], is_template: bool) -> Option<Vec<u8>> {
+    match name {
+        b"security.capability" => capability(value),
+        b"system.posix_acl_access" | DEFAULT_ACL => Some(value.to_owned()),
+        REDIRECT if is_template && is_redirect(value) => Some(value.to_owned()),
+        _ if name.starts_with(b"user.") && !name.starts_with(b"user.overlay.") && name.len() > 5 => {
+            Some(value.to_owned())
+        }
+        _ => None,
+    }
+}
+
+/// Labels of the machine an image was made on; every image from such a machine is full of them.
+fn is_quietly_dropped(name: &[u8]) -> bool {
+    matches!(name, b"security.selinux")
+}
+
+/// File capabilities, in the form without a namespace's root.
+fn capability(value: &[u8]) -> Option<Vec<u8>> {
+    const VERSION: u32 = 0xff00_0000;
+    const EFFECTIVE: u32 = 1;
+    let word = |at: usize| Some(u32::from_le_bytes(value.get(at..at + 4)?.try_into().ok()?));
+    let magic = word(0)?;
+    if magic & !(VERSION | EFFECTIVE) != 0 {
+        return None;
+    }
+    match (magic & VERSION, value.len()) {
+        (0x0200_0000, 20) => Some(value.to_owned()),
+        (0x0300_0000, 24) if word(20)? == 0 => {
+            let mut plain = (0x0200_0000 | (magic & EFFECTIVE)).to_le_bytes().to_vec();
+            plain.extend_from_slice(&value[4..20]);
+            Some(plain)
+        }
+        _ => None,
+    }
+}
+
+/// A name in the same folder, or a path from the root of the layers.
+pub(crate) fn is_redirect(value: &[u8]) -> bool {
+    let is_part = |part: &[u8]| !matches!(part, b"" | b"." | b"..");
+    let is_path = match value.strip_prefix(b"/") {
+        Some(path) => path.split(|byte| *byte == b'/').all(is_part),
+        None => is_part(value) && !value.contains(&b'/'),
+    };
+    is_path && value.len() <= 256 && !value.contains(&0)
+}
+
+/// Names and values of all attributes, in order of their names. Nothing is followed.
+pub(crate) fn xattrs_of(folder: impl AsFd, name: &[u8]) -> Result<Vec<Xattr>, Errno> {
+    let path = entry_path(folder, name);
+    let names = match read(|buffer| llistxattr(&path, buffer)) {
+        Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+        answer => answer?,
+    };
+    let mut names: Vec<&[u8]> = names.split(|byte| *byte == 0).filter(|name| !name.is_empty()).collect();
+    names.sort_unstable();
+    let pair = |name: &[u8]| Ok((name.to_owned(), read(|buffer| lgetxattr(&path, name, buffer))?));
+    names.into_iter().map(pair).collect()
+}
+
+/// Whether the open folder hides what layers below have in it.
+pub(crate) fn is_opaque(folder: impl AsFd) -> Result<bool, Errno> {
+    let mut value = [0; 2];
+    match lgetxattr(entry_path(folder, b"."), OPAQUE, &mut value) {
+        Ok(length) => Ok(&value[..length] == b"y"),
+        Err(Errno::RANGE | Errno::NODATA | Errno::OPNOTSUPP) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+pub(super) fn make_opaque(folder: impl AsFd) -> Result<(), Errno> {
+    lsetxattr(entry_path(folder, b"."), OPAQUE, b"y", XattrFlags::empty())
+}
+
+/// Reads what rarely is long and never longer than the kernel's limit.
+fn read(mut ask: impl FnMut(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
+    let mut content = vec![0u8; 512];
+    let length = match ask(&mut content) {
+        Err(Errno::RANGE) => {
+            content.resize(64 << 10, 0);
+            ask(&mut content)?
+        }
+        answer => answer?,
+    };
+    content.truncate(length);
+    Ok(content)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_speaks_to_the_host_is_not_kept() {
+        let is_kept = |name: &str| kept_xattr(name.as_bytes(), b"y", false).is_some();
+        assert!(is_kept("user.note"));
+        for name in [
+            "trusted.overlay.opaque",
+            "trusted.overlay.redirect",
+            "trusted.x",
+            "user.overlay.opaque",
+            "user.",
+            "security.selinux",
+            "security.ima",
+            "security.capability",
+            "btrfs.compression",
+        ] {
+            assert!(!is_kept(name), "{name}");
+        }
+        assert!(kept_xattr(REDIRECT, b"/a/b", true).is_some());
+        for bad in [&b"../a"[..], b"/a/../b", b"a/b", b"/", b"", b"..", b"/a//b", b"a\0b"] {
+            assert!(kept_xattr(REDIRECT, bad, true).is_none());
+        }
+        assert!(kept_xattr(OPAQUE, b"y", true).is_none());
+    }
+
+    #[test]
+    fn capabilities_lose_their_namespace() {
+        let second = [&[1, 0, 0, 2][..], &[7; 16]].concat();
+        assert_eq!(capability(&second), Some(second.clone()));
+        let third = [&[1, 0, 0, 3][..], &[7; 16], &[0; 4]].concat();
+        assert_eq!(capability(&third), Some(second));
+        assert_eq!(capability(&[&[1, 0, 0, 3][..], &[7; 16], &[1, 0, 0, 0]].concat()), None);
+        assert_eq!(capability(&[1, 0, 0, 2]), None);
+    }
+}

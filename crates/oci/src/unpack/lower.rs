@@ -1,0 +1,89 @@
+//! What the layers below show at a path, seen as overlayfs would: whiteouts, opaque folders, files in the way.
+//! Needed where a layer does not say itself what its parent folders are, or links to a file below.
+//! The layers were unpacked from images, so nothing in them is followed.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, openat, statat};
+use rustix::io::Errno;
+
+use super::attributes::is_opaque;
+use crate::OciError;
+
+/// Opens the folder `name`, and only a folder.
+pub(crate) fn open_folder<P: rustix::path::Arg>(at: impl AsFd, name: P) -> Result<OwnedFd, Errno> {
+    openat(at, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Whether this is overlayfs' mark for something that is gone.
+pub(crate) fn is_whiteout(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
+}
+
+/// The layers below, uppermost first.
+pub(super) struct Lowers(Vec<OwnedFd>);
+
+/// Something in a layer below.
+pub(super) struct Found {
+    pub(super) folder: OwnedFd,
+    pub(super) name: Vec<u8>,
+    pub(super) stat: Stat,
+}
+
+impl Found {
+    pub(super) fn kind(&self) -> FileType {
+        FileType::from_raw_mode(self.stat.st_mode)
+    }
+}
+
+enum Look {
+    Found(Found),
+    /// Not here; layers further below may have it.
+    Further,
+    /// Not here, and hidden further below.
+    Gone,
+}
+
+impl Lowers {
+    pub(super) fn open(paths: &[PathBuf]) -> Result<Self, OciError> {
+        let open = |path: &PathBuf| open_folder(CWD, path).map_err(OciError::at(path));
+        paths.iter().map(open).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// What the layers show at this path, whose last part is not followed.
+    pub(super) fn find<P: AsRef<[u8]>>(&self, path: &[P]) -> Result<Option<Found>, Errno> {
+        for layer in &self.0 {
+            match look(layer, path)? {
+                Look::Found(found) => return Ok(Some(found)),
+                Look::Gone => return Ok(None),
+                Look::Further => {}
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn look<P: AsRef<[u8]>>(layer: &OwnedFd, path: &[P]) -> Result<Look, Errno> {
+    let Some((last, above)) = path.split_last() else { return Ok(Look::Gone) };
+    let mut folder = open_folder(layer, c".")?;
+    let mut hides = is_opaque(&folder)?;
+    let missing = |hides| if hides { Look::Gone } else { Look::Further };
+    for part in above {
+        let stat = match statat(&folder, part.as_ref(), AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => return Ok(missing(hides)),
+            answer => answer?,
+        };
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+            return Ok(Look::Gone);
+        }
+        folder = open_folder(&folder, part.as_ref())?;
+        hides |= is_opaque(&folder)?;
+    }
+    match statat(&folder, last.as_ref(), AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => Ok(missing(hides)),
+        Err(error) => Err(error),
+        Ok(stat) if is_whiteout(&stat) => Ok(Look::Gone),
+        Ok(stat) => Ok(Look::Found(Found { folder, name: last.as_ref().to_owned(), stat })),
+    }
+}

@@ -1,0 +1,346 @@
+//! Turns a layer's tar stream into a folder tree in overlay form, under the assumption that the stream is hostile.
+//! Whiteouts become character devices 0:0, opaque folders an attribute; an archive's own such things are never taken.
+//! Nothing is read or written outside the layer's folder, and nothing costs more than the budget has.
+
+pub(crate) mod attributes;
+pub(crate) mod lower;
+mod names;
+mod place;
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, Stat, Timespec, linkat, makedev, mkdirat, mknodat, openat,
+    readlinkat, statat, symlinkat, unlinkat,
+};
+use rustix::io::Errno;
+
+use crate::OciError;
+use crate::budget::Budget;
+use crate::tarball::{Entry, Kind, TarReader, refused};
+pub(crate) use attributes::Warnings;
+use attributes::{Attributes, Last, entry_path, make_opaque};
+use lower::{Lowers, is_whiteout, open_folder};
+use names::{Meaning, meaning, parts};
+use place::{Place, Tree, failed, of_found};
+
+/// Whose archive it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// An image.
+    Image,
+    /// A template's archive, which may also hold renamed folders, sockets, dead device nodes and any names.
+    Template,
+}
+
+/// Unpacks into the new folder `root`. `below` are the layers below, uppermost first. Answers whether they had a say
+/// in the result. Blocks.
+pub(crate) fn unpack(
+    archive: impl Read,
+    root: &Path,
+    below: &[PathBuf],
+    source: Source,
+    budget: &Budget,
+    warnings: &mut Warnings,
+) -> Result<bool, OciError> {
+    fs::create_dir(root).map_err(OciError::at(root))?;
+    let top = open_folder(CWD, root).map_err(OciError::at(root))?;
+    let mut tree = Tree::new(top, Lowers::open(below)?);
+    tree.root_is_plain().map_err(OciError::at(root))?;
+    tree.last.insert(Vec::new(), Last::of_time(Timespec { tv_sec: 0, tv_nsec: 0 }));
+    let archive = TarReader::new(archive);
+    let mut unpacker =
+        Unpacker { archive, tree, last: None, source, budget, warnings, buffer: vec![0; 256 << 10] };
+    while let Some(entry) = unpacker.archive.next()? {
+        budget.add_entries(1)?;
+        unpacker.add(&entry)?;
+    }
+    unpacker.archive.drain()?;
+    unpacker.tree.give_last()?;
+    Ok(unpacker.tree.asked_below)
+}
+
+impl Tree {
+    fn root_is_plain(&self) -> Result<(), Errno> {
+        Attributes::plain_folder(Timespec { tv_sec: 0, tv_nsec: 0 }).give(self.root(), b".", false)
+    }
+
+    fn give_last(&self) -> Result<(), OciError> {
+        for (path, last) in &self.last {
+            let parts: Vec<&[u8]> =
+                path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()).collect();
+            match self.reopen(&parts).and_then(|folder| last.give(folder)) {
+                // Replaced by something else meanwhile.
+                Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                Err(error) => return Err(failed(path, error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Unpacker<'a, R> {
+    archive: TarReader<R>,
+    tree: Tree,
+    /// Where the entry before went, by the parts of its name: mostly the next goes there too.
+    last: Option<(Vec<u8>, Place)>,
+    source: Source,
+    budget: &'a Budget,
+    warnings: &'a mut Warnings,
+    buffer: Vec<u8>,
+}
+
+impl<R: Read> Unpacker<'_, R> {
+    fn add(&mut self, entry: &Entry) -> Result<(), OciError> {
+        let parts = parts(&entry.name)?;
+        let is_template = self.source == Source::Template;
+        let meaning =
+            if is_template && entry.is_literal { Meaning::Plain } else { meaning(&entry.name, &parts)? };
+        let attributes = Attributes::of(entry, is_template, self.warnings);
+        let Some((name, above)) = parts.split_last() else { return self.root(entry, &attributes) };
+        if meaning == Meaning::Nothing {
+            return Ok(());
+        }
+        let key = above.join(&b'/');
+        let place = match self.last.take() {
+            Some((known, place)) if known == key => place,
+            _ => self.tree.folder(&entry.name, above, attributes.modified)?,
+        };
+        let keeps = match meaning {
+            Meaning::Opaque => {
+                make_opaque(&place.folder).map(|()| true).map_err(|error| failed(&entry.name, error))
+            }
+            Meaning::Whiteout(gone) => self.whiteout(entry, &attributes, &place, gone),
+            _ => self.place(entry, &attributes, &place, name),
+        }?;
+        if keeps {
+            self.last = Some((key, place));
+        }
+        Ok(())
+    }
+
+    fn root(&mut self, entry: &Entry, attributes: &Attributes) -> Result<(), OciError> {
+        if entry.kind != Kind::Folder {
+            return Err(refused(&entry.name, "would replace the root folder"));
+        }
+        self.tree.last.insert(Vec::new(), attributes.last());
+        attributes.give(self.tree.root(), b".", false).map_err(|error| failed(&entry.name, error))
+    }
+
+    /// Whiteouts concern the layers below only: what this layer has stays, whatever comes first.
+    fn whiteout(
+        &mut self,
+        entry: &Entry,
+        attributes: &Attributes,
+        place: &Place,
+        gone: &[u8],
+    ) -> Result<bool, OciError> {
+        let fail = |error: Errno| failed(&entry.name, error);
+        match statat(&place.folder, gone, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
+                make_opaque(open_folder(&place.folder, gone).map_err(fail)?).map_err(fail)?;
+            }
+            Ok(_) => {}
+            Err(Errno::NOENT) => {
+                mknodat(&place.folder, gone, FileType::CharacterDevice, Mode::empty(), 0).map_err(fail)?;
+                if self.source == Source::Template {
+                    attributes.give(&place.folder, gone, false).map_err(fail)?;
+                }
+                attributes.give_time(&place.folder, gone).map_err(fail)?;
+            }
+            Err(error) => return Err(fail(error)),
+        }
+        Ok(true)
+    }
+
+    /// Puts an entry where it belongs. Answers whether the last entry's folder can be trusted to be the same still.
+    fn place(
+        &mut self,
+        entry: &Entry,
+        attributes: &Attributes,
+        place: &Place,
+        name: &[u8],
+    ) -> Result<bool, OciError> {
+        let fail = |error: Errno| failed(&entry.name, error);
+        let there = match statat(&place.folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Some(stat),
+            Err(Errno::NOENT) => None,
+            Err(error) => return Err(fail(error)),
+        };
+        if entry.kind == Kind::Folder {
+            return self.folder(entry, attributes, place, name, there.as_ref());
+        }
+        // Looked for before anything is removed: it may be what is in the way.
+        let origin = if entry.kind == Kind::Link { Some(self.origin(entry)?) } else { None };
+        if let (Some((folder, target)), Some(there)) = (&origin, &there) {
+            let stat = statat(&folder.folder, &**target, AtFlags::SYMLINK_NOFOLLOW).map_err(fail)?;
+            if (stat.st_dev, stat.st_ino) == (there.st_dev, there.st_ino) {
+                return Ok(true);
+            }
+        }
+        if let Some(there) = &there {
+            remove(place, name, there).map_err(|error| failed(&entry.name, error))?;
+        }
+        match (entry.kind, origin) {
+            (Kind::File, _) => self.file(entry, attributes, place, name)?,
+            (Kind::Symlink, _) => {
+                if entry.target.is_empty()
+                    || entry.target.len() > names::LONGEST_PATH
+                    || entry.target.contains(&0)
+                {
+                    return Err(refused(&entry.name, "is a symlink to something that is no path"));
+                }
+                symlinkat(&*entry.target, &place.folder, name).map_err(fail)?;
+                attributes.give(&place.folder, name, true).map_err(fail)?;
+                attributes.give_time(&place.folder, name).map_err(fail)?;
+            }
+            (Kind::Link, Some((origin, target))) => {
+                linkat(&origin.folder, &*target, &place.folder, name, AtFlags::empty()).map_err(fail)?;
+            }
+            (Kind::Device, _) if self.source == Source::Image || entry.device == (0, 0) => {
+                self.warnings.add(&entry.name, "device nodes do not work in sandboxes; it was left out");
+            }
+            (kind, _) => {
+                let device = makedev(entry.device.0, entry.device.1);
+                let (kind, device) = match kind {
+                    Kind::Device if entry.is_block => (FileType::BlockDevice, device),
+                    Kind::Device => (FileType::CharacterDevice, device),
+                    _ if self.source == Source::Template && entry.is_socket => (FileType::Socket, 0),
+                    _ => (FileType::Fifo, 0),
+                };
+                mknodat(&place.folder, name, kind, Mode::from_raw_mode(0o600), device).map_err(fail)?;
+                attributes.give(&place.folder, name, false).map_err(fail)?;
+                attributes.give_time(&place.folder, name).map_err(fail)?;
+            }
+        }
+        Ok(there.is_none_or(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile))
+    }
+
+    fn folder(
+        &mut self,
+        entry: &Entry,
+        attributes: &Attributes,
+        place: &Place,
+        name: &[u8],
+        there: Option<&Stat>,
+    ) -> Result<bool, OciError> {
+        let fail = |error: Errno| failed(&entry.name, error);
+        let is_folder = |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        let is_new = !there.is_some_and(is_folder);
+        if is_new {
+            if there.is_some() {
+                unlinkat(&place.folder, name, AtFlags::empty()).map_err(fail)?;
+            }
+            mkdirat(&place.folder, name, Mode::from_raw_mode(0o700)).map_err(fail)?;
+        }
+        attributes.give(&place.folder, name, false).map_err(fail)?;
+        if is_new && there.is_some() {
+            // What this layer had there before, or said was gone, hid what is below; so does this.
+            make_opaque(open_folder(&place.folder, name).map_err(fail)?).map_err(fail)?;
+        }
+        self.tree.last.insert(place.path_of(name), attributes.last());
+        Ok(!is_new || there.is_none())
+    }
+
+    fn file(
+        &mut self,
+        entry: &Entry,
+        attributes: &Attributes,
+        place: &Place,
+        name: &[u8],
+    ) -> Result<(), OciError> {
+        let fail = |error: Errno| failed(&entry.name, error);
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(&place.folder, name, flags, Mode::from_raw_mode(0o600)).map_err(fail)?;
+        let mut file = File::from(file);
+        match &entry.segments {
+            None => self.copy(&mut file, entry.size, &entry.name)?,
+            Some(segments) => {
+                // Holes cost no disk here, but whoever copies or hashes the layer reads them.
+                let stored: u64 = segments.iter().map(|segment| segment.length).sum();
+                self.budget.add_bytes(entry.size.saturating_sub(stored))?;
+                for segment in segments {
+                    file.seek(SeekFrom::Start(segment.offset)).map_err(|error| failed(&entry.name, error))?;
+                    self.copy(&mut file, segment.length, &entry.name)?;
+                }
+                file.set_len(entry.size).map_err(|error| failed(&entry.name, error))?;
+            }
+        }
+        drop(file);
+        attributes.give(&place.folder, name, false).map_err(fail)?;
+        attributes.give_time(&place.folder, name).map_err(fail)
+    }
+
+    fn copy(&mut self, file: &mut File, mut length: u64, entry: &[u8]) -> Result<(), OciError> {
+        while length > 0 {
+            let most = usize::try_from(length).unwrap_or(usize::MAX).min(self.buffer.len());
+            let count = self.archive.read(&mut self.buffer[..most]).map_err(crate::tarball::unreadable)?;
+            if count == 0 {
+                return Err(refused(entry, "is shorter than it says"));
+            }
+            file.write_all(&self.buffer[..count]).map_err(|error| failed(entry, error))?;
+            length -= count as u64;
+        }
+        Ok(())
+    }
+
+    /// The file that a hard link names: its folder and name. A file of a layer below is brought into this one.
+    fn origin(&mut self, entry: &Entry) -> Result<(Place, Vec<u8>), OciError> {
+        let fail = |error: Errno| failed(&entry.name, error);
+        let target = parts(&entry.target)
+            .map_err(|_| refused(&entry.name, "is a hard link to a name that cannot be"))?;
+        let Some((name, above)) = target.split_last() else {
+            return Err(refused(&entry.name, "is a hard link to the root folder"));
+        };
+        let place =
+            self.tree.folder(&entry.name, above, Timespec { tv_sec: entry.modified.0, tv_nsec: 0 })?;
+        match statat(&place.folder, *name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if is_whiteout(&stat) => Err(refused(&entry.name, "is a hard link to nothing")),
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
+                Err(refused(&entry.name, "is a hard link to a folder"))
+            }
+            Ok(_) => Ok((place, name.to_vec())),
+            Err(Errno::NOENT) => {
+                self.bring_up(entry, &place, name)?;
+                Ok((place, name.to_vec()))
+            }
+            Err(error) => Err(fail(error)),
+        }
+    }
+
+    fn bring_up(&mut self, entry: &Entry, place: &Place, name: &[u8]) -> Result<(), OciError> {
+        let fail = |error: Errno| failed(&entry.name, error);
+        let Some(found) = self.tree.below(place, name).map_err(fail)? else {
+            return Err(refused(&entry.name, "is a hard link to nothing"));
+        };
+        match found.kind() {
+            FileType::Symlink => {
+                let target = readlinkat(&found.folder, &*found.name, Vec::new()).map_err(fail)?;
+                symlinkat(&target, &place.folder, name).map_err(fail)?;
+            }
+            FileType::RegularFile => {
+                self.budget.add_bytes(u64::try_from(found.stat.st_size).unwrap_or(0))?;
+                let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let from = openat(&found.folder, &*found.name, OFlags::RDONLY | flags, Mode::empty());
+                let create = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | flags;
+                let to = openat(&place.folder, name, create, Mode::from_raw_mode(0o600)).map_err(fail)?;
+                io::copy(&mut File::from(from.map_err(fail)?), &mut File::from(to))
+                    .map_err(|error| failed(&entry.name, error))?;
+            }
+            _ => return Err(refused(&entry.name, "is a hard link to something that is no file")),
+        }
+        let attributes = of_found(&found).map_err(fail)?;
+        attributes.give(&place.folder, name, found.kind() == FileType::Symlink).map_err(fail)?;
+        attributes.give_time(&place.folder, name).map_err(fail)
+    }
+}
+
+/// Removes what an earlier entry of the same layer put there.
+fn remove(place: &Place, name: &[u8], there: &Stat) -> io::Result<()> {
+    if FileType::from_raw_mode(there.st_mode) == FileType::Directory {
+        return fs::remove_dir_all(entry_path(&place.folder, name));
+    }
+    Ok(unlinkat(&place.folder, name, AtFlags::empty())?)
+}

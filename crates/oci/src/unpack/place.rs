@@ -1,0 +1,204 @@
+//! Finds and makes the folder an entry belongs into. Symlinks on the way mean what they mean inside the image.
+//! Every step is relative to an open folder and follows nothing: a link's target is walked by hand, from the layer's root.
+//! A folder that the layer does not describe is made as the layers below show it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, mkdirat, openat2, readlinkat, statat, unlinkat,
+};
+use rustix::io::Errno;
+
+use super::attributes::{Attributes, Last, kept_xattr, make_opaque, xattrs_of};
+use super::lower::{Found, Lowers, is_whiteout, open_folder};
+use super::names::{DEEPEST, LONGEST_PATH};
+use crate::OciError;
+use crate::tarball::refused;
+
+/// Most symlinks on the way to one entry, as in the kernel.
+const MOST_LINKS: usize = 40;
+
+/// The tree being made.
+pub(super) struct Tree {
+    root: OwnedFd,
+    lowers: Lowers,
+    /// What folders are given last, by path.
+    pub(super) last: BTreeMap<Vec<u8>, Last>,
+    /// Whether the layers below had a say in what was made.
+    pub(super) asked_below: bool,
+}
+
+/// An open folder of the tree.
+pub(super) struct Place {
+    pub(super) folder: OwnedFd,
+    /// Its path without any symlinks.
+    pub(super) path: Vec<Vec<u8>>,
+}
+
+impl Place {
+    pub(super) fn path_of(&self, name: &[u8]) -> Vec<u8> {
+        self.path.iter().map(Vec::as_slice).chain([name]).collect::<Vec<_>>().join(&b'/')
+    }
+}
+
+/// What is in the way to an entry.
+enum Step {
+    Enter,
+    Follow(Vec<u8>),
+}
+
+impl Tree {
+    pub(super) fn new(root: OwnedFd, lowers: Lowers) -> Self {
+        Self { root, lowers, last: BTreeMap::new(), asked_below: false }
+    }
+
+    pub(super) fn root(&self) -> &OwnedFd {
+        &self.root
+    }
+
+    /// What the layers below show at a path without symlinks.
+    pub(super) fn below(&mut self, place: &Place, name: &[u8]) -> Result<Option<Found>, Errno> {
+        self.asked_below = true;
+        let path: Vec<&[u8]> = place.path.iter().map(Vec::as_slice).chain([name]).collect();
+        self.lowers.find(&path)
+    }
+
+    /// The folder of these parts, made where it is missing. `entry` is whose it is, for messages.
+    pub(super) fn folder(
+        &mut self,
+        entry: &[u8],
+        parts: &[&[u8]],
+        modified: Timespec,
+    ) -> Result<Place, OciError> {
+        if let Some(place) = self.straight(parts).map_err(|error| failed(entry, error))? {
+            return Ok(place);
+        }
+        let mut place = Place {
+            folder: self.reopen::<&[u8]>(&[]).map_err(|error| failed(entry, error))?,
+            path: Vec::new(),
+        };
+        let mut links = 0;
+        let mut ahead: VecDeque<Vec<u8>> = parts.iter().map(|part| part.to_vec()).collect();
+        while let Some(part) = ahead.pop_front() {
+            if part == b".." {
+                place.path.pop();
+                place.folder = self.reopen(&place.path).map_err(|error| failed(entry, error))?;
+                continue;
+            }
+            match self.step(entry, &place, &part, modified)? {
+                Step::Enter => {
+                    place.folder =
+                        open_folder(&place.folder, &*part).map_err(|error| failed(entry, error))?;
+                    place.path.push(part);
+                    if place.path.len() > DEEPEST {
+                        return Err(refused(entry, "is more than 200 folders deep"));
+                    }
+                }
+                Step::Follow(target) => {
+                    links += 1;
+                    if links > MOST_LINKS {
+                        return Err(refused(entry, "is behind more than 40 symlinks"));
+                    }
+                    if target.starts_with(b"/") {
+                        place.path.clear();
+                        place.folder = self.reopen::<&[u8]>(&[]).map_err(|error| failed(entry, error))?;
+                    }
+                    let parts = target.split(|byte| *byte == b'/');
+                    let parts: Vec<_> = parts.filter(|part| !matches!(*part, b"" | b".")).collect();
+                    parts.iter().rev().for_each(|part| ahead.push_front(part.to_vec()));
+                }
+            }
+        }
+        Ok(place)
+    }
+
+    /// The folder, if it is there and no symlink leads to it: one system call for nearly every entry.
+    fn straight(&self, parts: &[&[u8]]) -> Result<Option<Place>, Errno> {
+        match self.reopen(parts) {
+            Ok(folder) => Ok(Some(Place { folder, path: parts.iter().map(|part| part.to_vec()).collect() })),
+            Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Opens a folder of the tree by its path without symlinks.
+    pub(super) fn reopen<P: AsRef<[u8]>>(&self, path: &[P]) -> Result<OwnedFd, Errno> {
+        if path.is_empty() {
+            return open_folder(&self.root, c".");
+        }
+        let joined = path.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(&b'/');
+        if joined.len() > LONGEST_PATH {
+            return Err(Errno::NAMETOOLONG);
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        openat2(&self.root, joined, flags, Mode::empty(), resolve)
+    }
+
+    /// Makes sure that one part of the way can be taken.
+    fn step(
+        &mut self,
+        entry: &[u8],
+        place: &Place,
+        part: &[u8],
+        modified: Timespec,
+    ) -> Result<Step, OciError> {
+        let fail = |error: Errno| failed(entry, error);
+        let mut was_gone = false;
+        match statat(&place.folder, part, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Directory => return Ok(Step::Enter),
+                FileType::Symlink => {
+                    let target = readlinkat(&place.folder, part, Vec::new()).map_err(fail)?;
+                    return Ok(Step::Follow(target.into_bytes()));
+                }
+                _ if is_whiteout(&stat) => {
+                    unlinkat(&place.folder, part, AtFlags::empty()).map_err(fail)?;
+                    was_gone = true;
+                }
+                _ => return Err(refused(entry, "is inside something that is no folder")),
+            },
+            Err(Errno::NOENT) => {}
+            Err(error) => return Err(fail(error)),
+        }
+        let below = if was_gone { None } else { self.below(place, part).map_err(fail)? };
+        let attributes = match below {
+            Some(found) if found.kind() == FileType::Symlink => {
+                let target = readlinkat(&found.folder, &*found.name, Vec::new()).map_err(fail)?;
+                return Ok(Step::Follow(target.into_bytes()));
+            }
+            Some(found) if found.kind() == FileType::Directory => of_found(&found).map_err(fail)?,
+            _ => Attributes::plain_folder(modified),
+        };
+        mkdirat(&place.folder, part, Mode::from_raw_mode(0o700)).map_err(fail)?;
+        attributes.give(&place.folder, part, false).map_err(fail)?;
+        if was_gone {
+            make_opaque(open_folder(&place.folder, part).map_err(fail)?).map_err(fail)?;
+        }
+        self.last.insert(place.path_of(part), attributes.last());
+        Ok(Step::Enter)
+    }
+}
+
+/// What something in a layer below has, without overlayfs' own marks.
+pub(super) fn of_found(found: &Found) -> Result<Attributes, Errno> {
+    let xattrs = xattrs_of(&found.folder, &found.name)?;
+    let kept = xattrs.into_iter().filter_map(|(name, value)| {
+        let value = kept_xattr(&name, &value, false)?;
+        Some((name, value))
+    });
+    Ok(Attributes {
+        user: found.stat.st_uid,
+        group: found.stat.st_gid,
+        mode: found.stat.st_mode & 0o7777,
+        modified: Timespec { tv_sec: found.stat.st_mtime, tv_nsec: found.stat.st_mtime_nsec as _ },
+        xattrs: kept.collect(),
+    })
+}
+
+/// A failed system call, told with the entry it was for.
+pub(super) fn failed(entry: &[u8], error: impl Into<std::io::Error>) -> OciError {
+    let shown = &entry[..entry.len().min(200)];
+    OciError::at(std::path::Path::new(&*String::from_utf8_lossy(shown)))(error)
+}
