@@ -98,7 +98,7 @@ fn visible(store: &LayerStore, layers: &[LayerDigest]) -> Result<Vec<LayerDigest
         }
         kept.push(layer.clone());
         let path = store.path(layer);
-        let is_opaque = open_folder(CWD, &path).and_then(is_opaque);
+        let is_opaque = open_folder(CWD, &path).and_then(|folder| is_opaque(&folder));
         if is_opaque.map_err(OciError::at(&path))? {
             break;
         }

@@ -100,7 +100,7 @@ mod tests {
     #[test]
     fn records_hold_any_bytes() {
         let mut extended = Extended::default();
-        extended.add_records(b"12 path=a/b\n13 mtime=1.25\n27 SCHILY.xattr.user.x=\n\x00=\n\n").unwrap();
+        extended.add_records(b"12 path=a/b\n14 mtime=1.25\n28 SCHILY.xattr.user.x=\n\x00=\n\n").unwrap();
         assert_eq!(extended.name.unwrap(), b"a/b");
         assert_eq!(extended.modified, Some((1, 250_000_000)));
         assert_eq!(extended.xattrs, [(b"user.x".to_vec(), b"\n\0=\n".to_vec())]);

@@ -80,9 +80,15 @@ impl<R: Read> TarReader<R> {
         self.position
     }
 
-    /// Stored content of this entry not yet read, bytes.
-    pub(crate) fn left(&self) -> u64 {
-        self.left
+    /// For whoever passes over the entry's content by other means than reading; answers its length.
+    pub(crate) fn take_left(&mut self) -> u64 {
+        let left = std::mem::take(&mut self.left);
+        self.position += left;
+        left
+    }
+
+    pub(crate) fn inner_mut(&mut self) -> &mut R {
+        &mut self.inner
     }
 
     /// The next entry; what is left of the one before is passed over.

@@ -3,7 +3,7 @@
 //! What a sandbox cannot have is replaced, and a warning says so.
 
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use crate::tarball::Entry;
 
 /// The largest id a sandbox has.
-const LARGEST_ID: u64 = 65_535;
+pub(crate) const LARGEST_ID: u64 = 65_535;
 /// What other ids are shown as, and so what they become.
 const NOBODY: u32 = 65_534;
 /// An extended attribute's name and value.
@@ -88,14 +88,14 @@ impl Attributes {
     }
 
     /// Gives all but the time to an entry of an open folder, which is not followed.
-    pub(super) fn give(&self, folder: impl AsFd, name: &[u8], is_symlink: bool) -> Result<(), Errno> {
+    pub(super) fn give(&self, folder: &OwnedFd, name: &[u8], is_symlink: bool) -> Result<(), Errno> {
         let (user, group) = (Some(Uid::from_raw(self.user)), Some(Gid::from_raw(self.group)));
-        chownat(&folder, name, user, group, AtFlags::SYMLINK_NOFOLLOW)?;
+        chownat(folder, name, user, group, AtFlags::SYMLINK_NOFOLLOW)?;
         if is_symlink {
             return Ok(());
         }
         // Just made by us and no link, so there is nothing to follow. After the owner, whose change takes bits away.
-        chmodat(&folder, name, Mode::from_raw_mode(self.mode), AtFlags::empty())?;
+        chmodat(folder, name, Mode::from_raw_mode(self.mode), AtFlags::empty())?;
         let path = entry_path(folder, name);
         for (name, value) in self.xattrs.iter().filter(|(name, _)| name != DEFAULT_ACL) {
             match lsetxattr(&path, &**name, value, XattrFlags::empty()) {
@@ -113,7 +113,7 @@ impl Attributes {
         Last { modified: self.modified, default_acl: acl.map(|(_, value)| value.clone()) }
     }
 
-    pub(super) fn give_time(&self, folder: impl AsFd, name: &[u8]) -> Result<(), Errno> {
+    pub(super) fn give_time(&self, folder: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
         set_time(folder, name, self.modified)
     }
 }
@@ -130,9 +130,9 @@ impl Last {
         Self { modified, default_acl: None }
     }
 
-    pub(super) fn give(&self, folder: impl AsFd) -> Result<(), Errno> {
+    pub(super) fn give(&self, folder: &OwnedFd) -> Result<(), Errno> {
         if let Some(acl) = &self.default_acl {
-            match lsetxattr(entry_path(&folder, b"."), DEFAULT_ACL, acl, XattrFlags::empty()) {
+            match lsetxattr(entry_path(folder, b"."), DEFAULT_ACL, acl, XattrFlags::empty()) {
                 Err(Errno::OPNOTSUPP | Errno::INVAL) => {}
                 answer => answer?,
             }
@@ -141,19 +141,19 @@ impl Last {
     }
 }
 
-fn set_time(folder: impl AsFd, name: &[u8], modified: Timespec) -> Result<(), Errno> {
+fn set_time(folder: &OwnedFd, name: &[u8], modified: Timespec) -> Result<(), Errno> {
     let times = Timestamps { last_access: modified, last_modification: modified };
     utimensat(folder, name, &times, AtFlags::SYMLINK_NOFOLLOW)
 }
 
 /// Where an entry of an open folder can be named without following anything of the tree.
-pub(crate) fn entry_path(folder: impl AsFd, name: &[u8]) -> PathBuf {
-    let number = folder.as_fd().as_raw_fd();
+pub(crate) fn entry_path(folder: &OwnedFd, name: &[u8]) -> PathBuf {
+    let number = folder.as_raw_fd();
     PathBuf::from(format!("/proc/self/fd/{number}")).join(OsStr::from_bytes(name))
 }
 
 /// The attribute's value, if a layer may have it.
-pub(super) fn kept_xattr(name: &[u8], value: &[u8], is_template: bool) -> Option<Vec<u8>> {
+pub(crate) fn kept_xattr(name: &[u8], value: &[u8], is_template: bool) -> Option<Vec<u8>> {
     match name {
         b"security.capability" => capability(value),
         b"system.posix_acl_access" | DEFAULT_ACL => Some(value.to_owned()),
@@ -201,7 +201,7 @@ pub(crate) fn is_redirect(value: &[u8]) -> bool {
 }
 
 /// Names and values of all attributes, in order of their names. Nothing is followed.
-pub(crate) fn xattrs_of(folder: impl AsFd, name: &[u8]) -> Result<Vec<Xattr>, Errno> {
+pub(crate) fn xattrs_of(folder: &OwnedFd, name: &[u8]) -> Result<Vec<Xattr>, Errno> {
     let path = entry_path(folder, name);
     let names = match read(|buffer| llistxattr(&path, buffer)) {
         Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
@@ -214,7 +214,7 @@ pub(crate) fn xattrs_of(folder: impl AsFd, name: &[u8]) -> Result<Vec<Xattr>, Er
 }
 
 /// Whether the open folder hides what layers below have in it.
-pub(crate) fn is_opaque(folder: impl AsFd) -> Result<bool, Errno> {
+pub(crate) fn is_opaque(folder: &OwnedFd) -> Result<bool, Errno> {
     let mut value = [0; 2];
     match lgetxattr(entry_path(folder, b"."), OPAQUE, &mut value) {
         Ok(length) => Ok(&value[..length] == b"y"),
@@ -223,7 +223,7 @@ pub(crate) fn is_opaque(folder: impl AsFd) -> Result<bool, Errno> {
     }
 }
 
-pub(super) fn make_opaque(folder: impl AsFd) -> Result<(), Errno> {
+pub(super) fn make_opaque(folder: &OwnedFd) -> Result<(), Errno> {
     lsetxattr(entry_path(folder, b"."), OPAQUE, b"y", XattrFlags::empty())
 }
 

@@ -6,6 +6,8 @@ pub(crate) mod attributes;
 pub(crate) mod lower;
 mod names;
 mod place;
+#[cfg(test)]
+mod tests;
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -20,9 +22,10 @@ use rustix::io::Errno;
 use crate::OciError;
 use crate::budget::Budget;
 use crate::tarball::{Entry, Kind, TarReader, refused};
-pub(crate) use attributes::Warnings;
 use attributes::{Attributes, Last, entry_path, make_opaque};
+pub(crate) use attributes::{LARGEST_ID, Warnings};
 use lower::{Lowers, is_whiteout, open_folder};
+pub(crate) use names::{DEEPEST, LONGEST_PART};
 use names::{Meaning, meaning, parts};
 use place::{Place, Tree, failed, of_found};
 
@@ -71,7 +74,7 @@ impl Tree {
         for (path, last) in &self.last {
             let parts: Vec<&[u8]> =
                 path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()).collect();
-            match self.reopen(&parts).and_then(|folder| last.give(folder)) {
+            match self.reopen(&parts).and_then(|folder| last.give(&folder)) {
                 // Replaced by something else meanwhile.
                 Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
                 Err(error) => return Err(failed(path, error)),
@@ -140,7 +143,7 @@ impl<R: Read> Unpacker<'_, R> {
         let fail = |error: Errno| failed(&entry.name, error);
         match statat(&place.folder, gone, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
-                make_opaque(open_folder(&place.folder, gone).map_err(fail)?).map_err(fail)?;
+                make_opaque(&open_folder(&place.folder, gone).map_err(fail)?).map_err(fail)?;
             }
             Ok(_) => {}
             Err(Errno::NOENT) => {
@@ -238,7 +241,7 @@ impl<R: Read> Unpacker<'_, R> {
         attributes.give(&place.folder, name, false).map_err(fail)?;
         if is_new && there.is_some() {
             // What this layer had there before, or said was gone, hid what is below; so does this.
-            make_opaque(open_folder(&place.folder, name).map_err(fail)?).map_err(fail)?;
+            make_opaque(&open_folder(&place.folder, name).map_err(fail)?).map_err(fail)?;
         }
         self.tree.last.insert(place.path_of(name), attributes.last());
         Ok(!is_new || there.is_none())

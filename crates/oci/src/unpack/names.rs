@@ -6,9 +6,9 @@ use crate::OciError;
 use crate::tarball::refused;
 
 /// Most folders one in another. Trees are walked with a descriptor or a stack frame a level elsewhere.
-pub(super) const DEEPEST: usize = 200;
+pub(crate) const DEEPEST: usize = 200;
 /// The kernel's limits, bytes.
-const LONGEST_PART: usize = 255;
+pub(crate) const LONGEST_PART: usize = 255;
 pub(super) const LONGEST_PATH: usize = 4095;
 
 /// The parts of a name; none for the root itself. `/` in front and `.` mean nothing.

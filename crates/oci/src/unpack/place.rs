@@ -174,7 +174,7 @@ impl Tree {
         mkdirat(&place.folder, part, Mode::from_raw_mode(0o700)).map_err(fail)?;
         attributes.give(&place.folder, part, false).map_err(fail)?;
         if was_gone {
-            make_opaque(open_folder(&place.folder, part).map_err(fail)?).map_err(fail)?;
+            make_opaque(&open_folder(&place.folder, part).map_err(fail)?).map_err(fail)?;
         }
         self.last.insert(place.path_of(part), attributes.last());
         Ok(Step::Enter)

@@ -1,0 +1,267 @@
+//! Archives on disk: a folder, a tar, or a compressed tar, as a set of named files.
+//! A tar is looked through once; content is then read where it is. Names and links in it are data, never paths of this machine.
+//! What the files mean is decided in `image` and in `template`.
+
+pub(crate) mod image;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use layers::{LayerStore, Staging};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
+
+use crate::OciError;
+use crate::budget::{Budget, Metered};
+use crate::compression::decompressed;
+use crate::digest::{Digest, HashReader};
+use crate::media::{Descriptor, LARGEST_DOCUMENT};
+use crate::tarball::{Kind, TarReader};
+use crate::unpack::lower::open_folder;
+
+/// Most files in an archive.
+const MOST_FILES: usize = 100_000;
+/// Most links from one name to the file.
+const MOST_LINKS: usize = 8;
+
+/// An archive's files by name.
+pub(crate) struct Archive {
+    path: PathBuf,
+    form: Form,
+}
+
+/// A file's content and its length in bytes.
+pub(crate) type Content<'a> = (Box<dyn Read + 'a>, u64);
+
+enum Form {
+    Folder(std::os::fd::OwnedFd),
+    Tar {
+        file: File,
+        files: HashMap<Vec<u8>, Item>,
+        /// Holds the file, where the archive was compressed.
+        _plain: Option<Staging>,
+    },
+}
+
+enum Item {
+    /// Where in the tar, bytes.
+    File { offset: u64, size: u64 },
+    /// By a name in the archive.
+    Link(Vec<u8>),
+}
+
+impl Archive {
+    /// Opens it. `store` lends room for a compressed archive's plain form, `budget` is for that.
+    pub(crate) fn open(path: &Path, store: &LayerStore, budget: &Budget) -> Result<Self, OciError> {
+        let file = File::open(path).map_err(OciError::at(path))?;
+        if file.metadata().map_err(OciError::at(path))?.is_dir() {
+            let folder = open_folder(CWD, path).map_err(OciError::at(path))?;
+            return Ok(Self { path: path.to_owned(), form: Form::Folder(folder) });
+        }
+        let (file, plain) = if is_compressed(&file) {
+            let staging = store.stage()?;
+            let plain = staging.path();
+            let mut to = File::create_new(&plain).map_err(OciError::at(&plain))?;
+            let mut from = Metered { inner: decompressed(&file)?, budget };
+            io::copy(&mut from, &mut to)
+                .map_err(|error| of_archive(path, crate::tarball::unreadable(error)))?;
+            (File::open(&plain).map_err(OciError::at(&plain))?, Some(staging))
+        } else {
+            (file, None)
+        };
+        let files = look_through(&file).map_err(|error| of_archive(path, error))?;
+        Ok(Self { path: path.to_owned(), form: Form::Tar { file, files, _plain: plain } })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A file's content and length; nothing if there is no such file.
+    pub(crate) fn file(&self, name: &str) -> Result<Option<Content<'_>>, OciError> {
+        match &self.form {
+            Form::Folder(folder) => {
+                let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+                let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+                let file = match openat2(folder, name, flags, Mode::empty(), resolve) {
+                    Err(rustix::io::Errno::NOENT) => return Ok(None),
+                    answer => answer.map_err(OciError::at(&self.path.join(name)))?,
+                };
+                let stat = fstat(&file).map_err(OciError::at(&self.path.join(name)))?;
+                if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+                    return Err(self.malformed(&format!("{name} is no file")));
+                }
+                Ok(Some((Box::new(File::from(file)), u64::try_from(stat.st_size).unwrap_or(0))))
+            }
+            Form::Tar { file, files, .. } => {
+                let mut name = clean(name.as_bytes());
+                for _ in 0..MOST_LINKS {
+                    match files.get(&name) {
+                        None => return Ok(None),
+                        Some(Item::Link(target)) => name.clone_from(target),
+                        Some(Item::File { offset, size }) => {
+                            let piece = Piece { file, next: *offset, left: *size };
+                            return Ok(Some((Box::new(BufReader::with_capacity(128 << 10, piece)), *size)));
+                        }
+                    }
+                }
+                Err(self.malformed("its links lead in circles"))
+            }
+        }
+    }
+
+    /// A small file, whole.
+    pub(crate) fn document(&self, name: &str) -> Result<Option<Vec<u8>>, OciError> {
+        let Some((content, size)) = self.file(name)? else { return Ok(None) };
+        if size > LARGEST_DOCUMENT {
+            return Err(self.malformed(&format!("{name} is longer than 8 MiB")));
+        }
+        let mut text = Vec::new();
+        content.take(LARGEST_DOCUMENT).read_to_end(&mut text).map_err(OciError::at(&self.path))?;
+        Ok(Some(text))
+    }
+
+    /// A blob of an OCI layout. Nothing of it is verified yet.
+    pub(crate) fn blob(&self, digest: &Digest) -> Result<Content<'_>, OciError> {
+        let blob = self.file(&blob_name(digest))?;
+        blob.ok_or_else(|| self.malformed(&format!("it lacks the blob {digest}")))
+    }
+
+    /// A small blob, verified.
+    pub(crate) fn blob_document(&self, descriptor: &Descriptor) -> Result<Vec<u8>, OciError> {
+        if descriptor.size > LARGEST_DOCUMENT {
+            return Err(self.malformed(&format!("blob {} is longer than 8 MiB", descriptor.digest)));
+        }
+        self.verify(descriptor)?;
+        let mut text = Vec::new();
+        self.blob(&descriptor.digest)?.0.read_to_end(&mut text).map_err(OciError::at(&self.path))?;
+        Ok(text)
+    }
+
+    /// Whether a blob is what its descriptor says.
+    pub(crate) fn verify(&self, descriptor: &Descriptor) -> Result<(), OciError> {
+        let (content, size) = self.blob(&descriptor.digest)?;
+        let what = format!("blob {} in {}", descriptor.digest, self.path.display());
+        if size != descriptor.size {
+            return Err(OciError::Length { what, expected: descriptor.size, found: size });
+        }
+        let mut content = HashReader::new(content);
+        io::copy(&mut content, &mut io::sink()).map_err(|error| self.unreadable(error))?;
+        let found = content.finish();
+        if found == descriptor.digest {
+            return Ok(());
+        }
+        Err(OciError::Damaged { what, expected: descriptor.digest.to_string(), found: found.to_string() })
+    }
+
+    pub(crate) fn malformed(&self, why: &str) -> OciError {
+        OciError::malformed(self.path.display().to_string(), &why)
+    }
+
+    fn unreadable(&self, error: io::Error) -> OciError {
+        of_archive(&self.path, crate::tarball::unreadable(error))
+    }
+}
+
+/// Where an OCI layout keeps a blob.
+pub(crate) fn blob_name(digest: &Digest) -> String {
+    format!("blobs/sha256/{}", digest.hex())
+}
+
+/// Names the archive in an error that does not.
+fn of_archive(path: &Path, error: OciError) -> OciError {
+    match error {
+        OciError::Malformed { why, .. } => OciError::Malformed { what: path.display().to_string(), why },
+        other => other,
+    }
+}
+
+fn is_compressed(file: &File) -> bool {
+    let mut start = [0; 4];
+    file.read_exact_at(&mut start, 0).is_ok()
+        && (start[..2] == [0x1f, 0x8b] || start == [0x28, 0xb5, 0x2f, 0xfd])
+}
+
+fn look_through(file: &File) -> Result<HashMap<Vec<u8>, Item>, OciError> {
+    let mut files = HashMap::new();
+    let mut tar = TarReader::new(BufReader::with_capacity(64 << 10, file));
+    while let Some(entry) = tar.next()? {
+        let item = match entry.kind {
+            Kind::File if entry.segments.is_none() => Item::File { offset: tar.position(), size: entry.size },
+            Kind::Link => Item::Link(clean(&entry.target)),
+            // Relative to where the link is.
+            Kind::Symlink => {
+                let folder = entry.name.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+                Item::Link(clean(&[&entry.name[..folder], b"/", &entry.target].concat()))
+            }
+            _ => continue,
+        };
+        if files.len() == MOST_FILES {
+            return Err(OciError::malformed("the archive", &"it has more than 100,000 files"));
+        }
+        files.insert(clean(&entry.name), item);
+        tar.seek_over()?;
+    }
+    Ok(files)
+}
+
+/// A name in the archive without `.`, `..` and doubled slashes.
+fn clean(name: &[u8]) -> Vec<u8> {
+    let mut parts: Vec<&[u8]> = Vec::new();
+    for part in name.split(|byte| *byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    parts.join(&b'/')
+}
+
+impl<R: Read + Seek> TarReader<R> {
+    /// Passes over the entry's content without reading it.
+    fn seek_over(&mut self) -> Result<(), OciError> {
+        let left = self.take_left();
+        let distance = i64::try_from(left)
+            .map_err(|_| OciError::malformed("the archive", &"a file in it is impossibly long"))?;
+        self.inner_mut().seek(SeekFrom::Current(distance)).map_err(crate::tarball::unreadable)?;
+        Ok(())
+    }
+}
+
+/// A part of a file. Several can be read at a time.
+struct Piece<'a> {
+    file: &'a File,
+    next: u64,
+    left: u64,
+}
+
+impl Read for Piece<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        if most == 0 {
+            return Ok(0);
+        }
+        let count = self.file.read_at(&mut buffer[..most], self.next)?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.next += count as u64;
+        self.left -= count as u64;
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::clean;
+
+    #[test]
+    fn names_in_archives_have_one_form() {
+        assert_eq!(clean(b"./a//b/../c"), b"a/c");
+        assert_eq!(clean(b"a/../../../b"), b"b");
+        assert_eq!(clean(b"/"), b"");
+    }
+}

@@ -1,0 +1,246 @@
+//! Writes a layer as a tar stream: the reverse of unpacking. Always the same bytes for the same layer.
+//! The tree may hold anything a sandbox could make, so it is walked through open folders and nothing is followed.
+//! What could not be read back as the same layer is an error, told with its name.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use layers::LayerDigest;
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fstat, major, minor, openat, readlinkat, statat,
+};
+use rustix::io::Errno;
+use tar::{Builder, EntryType, Header};
+
+use crate::OciError;
+use crate::tarball::{LITERAL, SOCKET, XATTR};
+use crate::unpack::attributes::{OPAQUE, is_opaque, kept_xattr, xattrs_of};
+use crate::unpack::lower::{is_whiteout, open_folder};
+use crate::unpack::{DEEPEST, LARGEST_ID, LONGEST_PART};
+
+/// Writes the layer at `root`.
+pub(super) fn write_layer(layer: &LayerDigest, root: &Path, to: impl Write) -> Result<(), OciError> {
+    let top = open_folder(CWD, root).map_err(OciError::at(root))?;
+    let mut writer = Writer { layer, tar: Builder::new(to), links: HashMap::new() };
+    let stat = fstat(&top).map_err(OciError::at(root))?;
+    writer.folder(b"", &top, &stat, 0)?;
+    writer.tar.into_inner().and_then(|mut to| to.flush()).map_err(OciError::at(root))
+}
+
+struct Writer<'a, W: Write> {
+    layer: &'a LayerDigest,
+    tar: Builder<W>,
+    /// The first name of each file that has several.
+    links: HashMap<(u64, u64), Vec<u8>>,
+}
+
+/// PAX records.
+type Records = Vec<(String, Vec<u8>)>;
+
+impl<W: Write> Writer<'_, W> {
+    fn folder(&mut self, path: &[u8], folder: &OwnedFd, stat: &Stat, depth: usize) -> Result<(), OciError> {
+        if depth > DEEPEST {
+            return Err(self.not_portable(path, "is more than 200 folders deep"));
+        }
+        let fail = |error: Errno| self.failed(path, error);
+        let records = self.records(path, folder, b".", stat)?;
+        let is_opaque = is_opaque(folder).map_err(fail)?;
+        let mut names = Vec::new();
+        for entry in Dir::read_from(folder).map_err(fail)? {
+            let entry = entry.map_err(fail)?;
+            if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+                names.push(entry.file_name().to_bytes().to_vec());
+            }
+        }
+        names.sort_unstable();
+        let shown = if path.is_empty() { b"./".to_vec() } else { [path, b"/"].concat() };
+        self.entry(EntryType::Directory, &shown, b"", stat, records, 0, io::empty())?;
+        if is_opaque {
+            let plain = below(path, b".wh..wh..opq");
+            self.entry(EntryType::Regular, &plain, b"", &of_nobody(stat), Vec::new(), 0, io::empty())?;
+        }
+        for name in names {
+            let path = below(path, &name);
+            let stat = statat(folder, &*name, AtFlags::SYMLINK_NOFOLLOW)
+                .map_err(|error| self.failed(&path, error))?;
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                let next = open_folder(folder, &*name).map_err(|error| self.failed(&path, error))?;
+                self.folder(&path, &next, &stat, depth + 1)?;
+            } else {
+                self.file(&path, folder, &name, &stat)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, path: &[u8], folder: &OwnedFd, name: &[u8], stat: &Stat) -> Result<(), OciError> {
+        let mut records = self.records(path, folder, name, stat)?;
+        if is_whiteout(stat) {
+            let marked = [b".wh.", name].concat();
+            if marked.len() > LONGEST_PART {
+                return Err(self.not_portable(path, "has a name too long for a whiteout"));
+            }
+            let path = [&path[..path.len() - name.len()], &marked].concat();
+            return self.entry(EntryType::Regular, &path, b"", stat, records, 0, io::empty());
+        }
+        if stat.st_nlink > 1 {
+            if let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino)) {
+                let first = first.clone();
+                records.retain(|(key, _)| key == LITERAL);
+                return self.entry(EntryType::Link, path, &first, stat, records, 0, io::empty());
+            }
+            self.links.insert((stat.st_dev, stat.st_ino), path.to_vec());
+        }
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => return self.regular(path, folder, name, records),
+            FileType::Symlink => {
+                let target =
+                    readlinkat(folder, name, Vec::new()).map_err(|error| self.failed(path, error))?;
+                let target = target.to_bytes();
+                return self.entry(EntryType::Symlink, path, target, stat, records, 0, io::empty());
+            }
+            FileType::CharacterDevice => EntryType::Char,
+            FileType::BlockDevice => EntryType::Block,
+            FileType::Socket => {
+                records.push((SOCKET.to_owned(), b"1".to_vec()));
+                EntryType::Fifo
+            }
+            _ => EntryType::Fifo,
+        };
+        self.entry(kind, path, b"", stat, records, 0, io::empty())
+    }
+
+    fn regular(
+        &mut self,
+        path: &[u8],
+        folder: &OwnedFd,
+        name: &[u8],
+        records: Records,
+    ) -> Result<(), OciError> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOATIME;
+        let file = openat(folder, name, flags, Mode::empty()).map_err(|error| self.failed(path, error))?;
+        let stat = fstat(&file).map_err(|error| self.failed(path, error))?;
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let mut content = Counted { inner: File::from(file).take(size), count: 0 };
+        self.entry(EntryType::Regular, path, b"", &stat, records, size, &mut content)?;
+        if content.count == size { Ok(()) } else { Err(self.not_portable(path, "changed while it was read")) }
+    }
+
+    /// What the header has no room for, and what must come back as it is.
+    fn records(&self, path: &[u8], folder: &OwnedFd, name: &[u8], stat: &Stat) -> Result<Records, OciError> {
+        if u64::from(stat.st_uid.max(stat.st_gid)) > LARGEST_ID {
+            return Err(self.not_portable(path, "has an owner beyond 65535"));
+        }
+        let mut records = Records::new();
+        let last = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        if last.starts_with(b".wh.") {
+            records.push((LITERAL.to_owned(), b"1".to_vec()));
+        }
+        for (key, value) in xattrs_of(folder, name).map_err(|error| self.failed(path, error))? {
+            if key == OPAQUE && value == b"y" && name == b"." {
+                continue;
+            }
+            let is_kept = kept_xattr(&key, &value, true).is_some_and(|kept| kept == value);
+            let (true, Ok(key)) = (is_kept, String::from_utf8(key)) else {
+                let why = "has an extended attribute that templates do not carry (see make_portable)";
+                return Err(self.not_portable(path, why));
+            };
+            records.push((format!("{XATTR}{key}"), value));
+        }
+        Ok(records)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of a tar header")]
+    fn entry(
+        &mut self,
+        kind: EntryType,
+        name: &[u8],
+        target: &[u8],
+        stat: &Stat,
+        mut records: Records,
+        size: u64,
+        content: impl Read,
+    ) -> Result<(), OciError> {
+        let mut header = Header::new_ustar();
+        if !fill(&mut header.as_old_mut().name, name) {
+            records.push(("path".to_owned(), name.to_owned()));
+        }
+        if !fill(&mut header.as_old_mut().linkname, target) {
+            records.push(("linkpath".to_owned(), target.to_owned()));
+        }
+        match u64::try_from(stat.st_mtime) {
+            Ok(seconds) if stat.st_mtime_nsec == 0 && seconds < 1 << 33 => header.set_mtime(seconds),
+            _ => {
+                header.set_mtime(0);
+                records.push(("mtime".to_owned(), decimal(stat).into_bytes()));
+            }
+        }
+        header.set_entry_type(kind);
+        header.set_mode(stat.st_mode & 0o7777);
+        header.set_uid(stat.st_uid.into());
+        header.set_gid(stat.st_gid.into());
+        header.set_size(size);
+        let is_device = matches!(kind, EntryType::Char | EntryType::Block);
+        let (major, minor) = if is_device { (major(stat.st_rdev), minor(stat.st_rdev)) } else { (0, 0) };
+        let numbers = header.set_device_major(major).and_then(|()| header.set_device_minor(minor));
+        numbers.map_err(|error| self.failed(name, error))?;
+        header.set_cksum();
+        records.sort_unstable();
+        let pairs = records.iter().map(|(key, value)| (key.as_str(), value.as_slice()));
+        let written = if records.is_empty() { Ok(()) } else { self.tar.append_pax_extensions(pairs) };
+        written.and_then(|()| self.tar.append(&header, content)).map_err(|error| self.failed(name, error))
+    }
+
+    fn not_portable(&self, path: &[u8], why: &'static str) -> OciError {
+        let entry = String::from_utf8_lossy(&path[..path.len().min(200)]).into_owned();
+        OciError::NotPortable { layer: self.layer.to_string(), entry, why }
+    }
+
+    fn failed(&self, path: &[u8], error: impl Into<io::Error>) -> OciError {
+        let path = &*String::from_utf8_lossy(&path[..path.len().min(200)]);
+        OciError::at(&Path::new(self.layer.as_str()).join(path))(error)
+    }
+}
+
+/// Counts what is read, since a file that shrinks is otherwise padded in silence.
+struct Counted<R> {
+    inner: R,
+    count: u64,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.count += count as u64;
+        Ok(count)
+    }
+}
+
+fn below(path: &[u8], name: &[u8]) -> Vec<u8> {
+    if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() }
+}
+
+/// Puts text into a header's field as far as it goes. Answers whether all of it fits.
+fn fill(field: &mut [u8], text: &[u8]) -> bool {
+    let count = text.len().min(field.len());
+    field[..count].copy_from_slice(&text[..count]);
+    count == text.len()
+}
+
+/// A mark's own owner and mode do not matter; its time is the folder's.
+fn of_nobody(stat: &Stat) -> Stat {
+    let mut stat = *stat;
+    (stat.st_uid, stat.st_gid, stat.st_mode) = (0, 0, 0);
+    stat
+}
+
+/// Seconds since 1970 with nanoseconds, before 1970 too.
+fn decimal(stat: &Stat) -> String {
+    let total = i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec);
+    let sign = if total < 0 { "-" } else { "" };
+    let total = total.unsigned_abs();
+    format!("{sign}{}.{:09}", total / 1_000_000_000, total % 1_000_000_000)
+}
