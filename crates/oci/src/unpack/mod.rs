@@ -109,6 +109,7 @@ impl<R: Read> Unpacker<'_, R> {
         let key = above.join(&b'/');
         let place = match self.last.take() {
             Some((known, place)) if known == key => place,
+            _ if meaning != Meaning::Plain && !self.tree.can_hide(&entry.name, above)? => return Ok(()),
             _ => self.tree.folder(&entry.name, above, attributes.modified)?,
         };
         let keeps = match meaning {
@@ -142,6 +143,12 @@ impl<R: Read> Unpacker<'_, R> {
     ) -> Result<bool, OciError> {
         let fail = |error: Errno| failed(&entry.name, error);
         match statat(&place.folder, gone, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) if self.tree.holds_only_marks(place, gone).map_err(fail)? => {
+                fs::remove_dir_all(entry_path(&place.folder, gone))
+                    .map_err(|error| failed(&entry.name, error))?;
+                self.whiteout(entry, attributes, place, gone)?;
+                return Ok(false);
+            }
             Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
                 make_opaque(&open_folder(&place.folder, gone).map_err(fail)?).map_err(fail)?;
             }
@@ -243,7 +250,9 @@ impl<R: Read> Unpacker<'_, R> {
             // What this layer had there before, or said was gone, hid what is below; so does this.
             make_opaque(&open_folder(&place.folder, name).map_err(fail)?).map_err(fail)?;
         }
-        self.tree.last.insert(place.path_of(name), attributes.last());
+        let path = place.path_of(name);
+        self.tree.implied.remove(&path);
+        self.tree.last.insert(path, attributes.last());
         Ok(!is_new || there.is_none())
     }
 

@@ -2,11 +2,12 @@
 //! Every step is relative to an open folder and follows nothing: a link's target is walked by hand, from the layer's root.
 //! A folder that the layer does not describe is made as the layers below show it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, mkdirat, openat2, readlinkat, statat, unlinkat,
+    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Timespec, mkdirat, openat2, readlinkat, statat,
+    unlinkat,
 };
 use rustix::io::Errno;
 
@@ -25,6 +26,8 @@ pub(super) struct Tree {
     lowers: Lowers,
     /// What folders are given last, by path.
     pub(super) last: BTreeMap<Vec<u8>, Last>,
+    /// Folders that no entry describes, by path.
+    pub(super) implied: HashSet<Vec<u8>>,
     /// Whether the layers below had a say in what was made.
     pub(super) asked_below: bool,
 }
@@ -50,7 +53,7 @@ enum Step {
 
 impl Tree {
     pub(super) fn new(root: OwnedFd, lowers: Lowers) -> Self {
-        Self { root, lowers, last: BTreeMap::new(), asked_below: false }
+        Self { root, lowers, last: BTreeMap::new(), implied: HashSet::new(), asked_below: false }
     }
 
     pub(super) fn root(&self) -> &OwnedFd {
@@ -176,8 +179,67 @@ impl Tree {
         if was_gone {
             make_opaque(&open_folder(&place.folder, part).map_err(fail)?).map_err(fail)?;
         }
+        self.implied.insert(place.path_of(part));
         self.last.insert(place.path_of(part), attributes.last());
         Ok(Step::Enter)
+    }
+
+    /// Whether a whiteout in this folder says anything: some tools write them into folders that the same layer replaces by
+    /// something else, and then there is nothing to hide.
+    pub(super) fn can_hide(&mut self, entry: &[u8], parts: &[&[u8]]) -> Result<bool, OciError> {
+        let fail = |error: Errno| failed(entry, error);
+        let mut place = Place { folder: self.reopen::<&[u8]>(&[]).map_err(fail)?, path: Vec::new() };
+        for part in parts {
+            match statat(&place.folder, *part, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
+                    place.folder = open_folder(&place.folder, *part).map_err(fail)?;
+                    place.path.push(part.to_vec());
+                }
+                Ok(_) => return Ok(false),
+                Err(Errno::NOENT) => {
+                    let below = self.below(&place, part).map_err(fail)?;
+                    return Ok(below.is_some_and(|found| {
+                        matches!(found.kind(), FileType::Directory | FileType::Symlink)
+                    }));
+                }
+                Err(error) => return Err(fail(error)),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether this is a folder that is here for whiteouts in it only.
+    pub(super) fn holds_only_marks(&self, place: &Place, name: &[u8]) -> Result<bool, Errno> {
+        let path = place.path_of(name);
+        if !self.implied.contains(&path) {
+            return Ok(false);
+        }
+        let mut folders = vec![path];
+        while let Some(path) = folders.pop() {
+            let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
+            let folder = match self.reopen(&parts) {
+                // Not a folder any more.
+                Err(Errno::NOTDIR | Errno::LOOP) => return Ok(false),
+                answer => answer?,
+            };
+            for entry in Dir::read_from(&folder)? {
+                let entry = entry?;
+                let name = entry.file_name().to_bytes();
+                if matches!(name, b"." | b"..") {
+                    continue;
+                }
+                let stat = statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+                let inner = [&path[..], b"/", name].concat();
+                if self.implied.contains(&inner)
+                    && FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+                {
+                    folders.push(inner);
+                } else if !is_whiteout(&stat) {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
     }
 }
 

@@ -235,6 +235,30 @@ fn whiteouts_and_opaque_folders_take_overlay_form() {
 }
 
 #[test]
+fn whiteouts_in_what_is_no_folder_any_more_say_nothing() {
+    let mut bench = Bench::new();
+    let below = [(D, "d", ""), (D, "d/e", ""), (F, "d/e/f", ""), (D, "s", ""), (D, "t", ""), (F, "t/x", "")];
+    bench.unpack_upon("a", &tar(&below), &[]).unwrap();
+    let above = [
+        // The folder's whiteout after one in it, and before one in it.
+        (F, "d/e/.wh.f", ""),
+        (F, "d/.wh.e", ""),
+        (F, "d/e/.wh.g", ""),
+        (S, "s", "t"),
+        (F, "s/.wh.x", ""),
+        (F, "file", ""),
+        (F, "file/.wh.x", ""),
+        (F, "never/was/.wh.x", ""),
+        (F, "never/.wh..wh..opq", ""),
+    ];
+    bench.unpack_upon("b", &tar(&above), &["a"]).unwrap();
+    assert!(bench.is_whiteout("b/d/e"));
+    for absent in ["b/t", "b/never"] {
+        assert!(!bench.path(absent).exists(), "{absent}");
+    }
+}
+
+#[test]
 fn an_archives_own_marks_are_not_taken() {
     let mut tar = Builder::new(Vec::new());
     let records = [
