@@ -59,6 +59,7 @@ pub fn router(control: Arc<Control>, config: ApiConfig) -> Router {
         .merge(routes::keys::routes())
         .merge(routes::teams::routes())
         .merge(routes::nodes::routes())
+        .merge(routes::pool::routes())
         .merge(routes::server::routes())
         .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "no such path"))
         .method_not_allowed_fallback(async || {

@@ -46,6 +46,8 @@ pub struct Config {
     pub layers: Option<LayerStore>,
     /// Where builds keep their cache, uploads and logs.
     pub builds_dir: Option<PathBuf>,
+    /// How registries of container images are reached.
+    pub registries: oci::Registries,
     /// Sandboxes of templates in use that wait for their creators at most, all together; 0 keeps none.
     pub most_ready: usize,
     /// Memory that those may use together, bytes.
@@ -85,6 +87,7 @@ impl Config {
             logs_dir: None,
             layers: None,
             builds_dir: None,
+            registries: oci::Registries::default(),
             most_ready: 0,
             pool_memory: 2 << 30,
             pool_file: None,

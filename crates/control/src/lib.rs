@@ -46,8 +46,8 @@ use tokio_util::task::TaskTracker;
 
 pub use agent::ENVD_PORT;
 pub use builds::{
-    BuildReport, BuildSource, BuildSpec, FilesLink, NewBuild, RegistryAuth, Requested, TagInfo, TagPage,
-    UploadError,
+    ArchiveFile, BuildReport, BuildSource, BuildSpec, FilesLink, NewBuild, RegistryAuth, Requested, TagInfo,
+    TagPage, TemplateArchive, UploadError,
 };
 pub use config::{Config, ENVD_VERSION, LayerPath};
 pub use connect::NetworkUpdate;

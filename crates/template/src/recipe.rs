@@ -13,6 +13,24 @@ use crate::TemplateError;
 const BASE_RECIPE: &str = include_str!("../../../templates/base/recipe.toml");
 const BASE_SETUP: &str = include_str!("../../../templates/base/setup.sh");
 
+/// What a template made from an image needs is in it already: where no registry answers, there may be no mirror either.
+const DEBIAN_RECIPE: &str = r#"
+name = "debian:SUITE"
+[bootstrap]
+suite = "SUITE"
+mirror = "http://deb.debian.org/debian"
+packages = ["bash", "ca-certificates", "curl", "git", "iproute2", "procps", "sudo", "tar"]
+setup = "setup.sh"
+[config]
+user = "root"
+workdir = "/"
+[resources]
+cpu_count = 2
+memory_mib = 1024
+disk_mib = 10240
+"#;
+const DEBIAN_SETUP: &str = "rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/ldconfig/aux-cache /var/log/* /tmp/* /run/*\n: > /etc/machine-id\n";
+
 /// A recipe with its script.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recipe {
@@ -69,6 +87,22 @@ impl Recipe {
     /// Never in a build that passes its tests.
     pub fn base() -> Result<Self, TemplateError> {
         Self::parse(BASE_RECIPE, BASE_SETUP.to_owned())
+    }
+
+    /// The one that stands for an official image of Debian, `library/debian:<tag>`; none for any other image.
+    #[must_use]
+    pub fn debian(image: &str) -> Option<Self> {
+        let tag = image.strip_prefix("library/debian:")?;
+        let release = tag.strip_suffix("-slim").unwrap_or(tag);
+        let suite = match release {
+            "latest" | "stable" | "13" => "trixie",
+            "oldstable" | "12" => "bookworm",
+            "testing" | "14" => "forky",
+            "unstable" => "sid",
+            "trixie" | "bookworm" | "forky" | "sid" => release,
+            _ => return None,
+        };
+        Self::parse(&DEBIAN_RECIPE.replace("SUITE", suite), DEBIAN_SETUP.to_owned()).ok()
     }
 
     /// Reads `recipe.toml` and the script it names from a folder.
@@ -132,6 +166,16 @@ mod tests {
         assert_eq!(Recipe::load(&folder).unwrap(), recipe);
         assert_eq!(recipe.name(), "base");
         assert_eq!(recipe.config().user, "user");
+    }
+
+    #[test]
+    fn debian_images_have_recipes_and_no_others() {
+        let name = |image: &str| Recipe::debian(image).map(|recipe| recipe.name().to_owned());
+        assert_eq!(name("library/debian:stable-slim").as_deref(), Some("debian:trixie"));
+        assert_eq!(name("library/debian:bookworm").as_deref(), Some("debian:bookworm"));
+        assert_eq!(name("library/ubuntu:latest"), None);
+        assert_eq!(name("library/debian:woody"), None);
+        assert_eq!(name("ghcr.io/library/debian:stable"), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub(crate) mod lifecycle;
 pub(crate) mod logs;
 pub(crate) mod metrics;
 pub(crate) mod nodes;
+pub(crate) mod pool;
 pub(crate) mod sandboxes;
 pub(crate) mod server;
 pub(crate) mod teams;

@@ -98,6 +98,18 @@ pub(crate) struct ServeArguments {
     /// or '*=100/s'. May be repeated; the first that fits counts.
     #[arg(long, value_name = "RULE")]
     rate_limit: Vec<RateLimit>,
+    /// Asked instead of a registry of container images: its host, `=`, and `http://` or `https://` with the mirror's. May be repeated.
+    #[arg(long, value_name = "HOST=URL", value_parser = mirror)]
+    registry_mirror: Vec<(String, oci::Mirror)>,
+    /// Registry that is spoken to without TLS, as images name it. May be repeated.
+    #[arg(long, value_name = "HOST[:PORT]")]
+    registry_insecure: Vec<String>,
+    /// Sandboxes of templates in use that wait for their creators at most. 0 keeps none.
+    #[arg(long, default_value_t = 16, value_name = "COUNT")]
+    warm: usize,
+    /// Memory that those may use together, MiB.
+    #[arg(long, default_value_t = 2048, value_name = "MIB")]
+    warm_memory: u64,
     /// Network that is not public and that webhooks may reach all the same. May be repeated.
     #[arg(long, value_name = "CIDR")]
     webhook_allow_internal: Vec<Cidr>,
@@ -131,6 +143,12 @@ pub(crate) fn run(arguments: &ServeArguments) -> Result<ExitCode, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(serve(arguments))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn mirror(text: &str) -> Result<(String, oci::Mirror), String> {
+    let (host, url) =
+        text.split_once('=').ok_or("write it as HOST=URL, such as docker.io=https://mirror.example")?;
+    Ok((host.to_owned(), url.parse().map_err(|error: oci::OciError| error.to_string())?))
 }
 
 fn start_log(json: bool) {
@@ -179,6 +197,14 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
     config.logs_dir = Some(data.data_dir.join("logs"));
     config.metrics_dir = Some(data.data_dir.join("metrics"));
     config.layers = Some(layers.clone());
+    config.registries = oci::Registries {
+        mirrors: arguments.registry_mirror.iter().cloned().collect(),
+        insecure: arguments.registry_insecure.iter().cloned().collect(),
+        ..oci::Registries::default()
+    };
+    config.most_ready = arguments.warm;
+    config.pool_memory = arguments.warm_memory << 20;
+    config.pool_file = Some(data.data_dir.join("pool.json"));
     config.builds_dir = Some(data.data_dir.join("builds"));
     config.webhook_internal.clone_from(&arguments.webhook_allow_internal);
     config.retention = Duration::from_secs(u64::from(arguments.retention_days) * 24 * 3600);

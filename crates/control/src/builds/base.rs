@@ -8,10 +8,11 @@ use engine::Revival;
 use store::{Build, BuildConfig, RunContext, TemplateName};
 use template::steps::{Context, key, scripts};
 
+use super::archive::{self, Imported, Portable};
 use super::cache::Progress;
 use super::failure::Failure;
-use super::machine::{Machine, Plan};
-use super::start::BuildSource;
+use super::machine::{Machine, Plan, Size};
+use super::start::{ArchiveFile, BuildSource};
 use super::worker::Work;
 use crate::boot::Origin;
 use crate::{LogLevel, TemplateRef};
@@ -28,6 +29,8 @@ pub(crate) struct Base {
     pub(crate) key: String,
     /// What the template it comes from starts by itself.
     pub(crate) inherited: BuildConfig,
+    /// The size that comes with it and counts instead of the one asked for.
+    pub(crate) size: Option<Size>,
 }
 
 /// Finds or makes what a build starts from.
@@ -48,6 +51,7 @@ pub(crate) async fn base(work: &Work) -> Result<Base, Failure> {
             of_template(work, image, &build).await
         }
         BuildSource::Image(image) => of_image(work, image).await,
+        BuildSource::Archive(archive) => of_archive(work, archive).await,
     }
 }
 
@@ -79,7 +83,7 @@ async fn of_template(work: &Work, name: &str, build: &Build) -> Result<Base, Fai
         workdir: progress.context.workdir.clone(),
         env: progress.context.env.clone(),
     });
-    Ok(Base { progress, key, inherited })
+    Ok(Base { progress, key, inherited, size: None })
 }
 
 /// The files of a captured sandbox become a layer like any other.
@@ -107,7 +111,28 @@ async fn of_image(work: &Work, image: &str) -> Result<Base, Failure> {
         work.keep(&key, &progress);
         progress
     };
-    Ok(Base { progress, key, inherited: BuildConfig::default() })
+    Ok(Base { progress, key, inherited: BuildConfig::default(), size: None })
+}
+
+/// A template that was exported, or else an image.
+async fn of_archive(work: &Work, archive: &ArchiveFile) -> Result<Base, Failure> {
+    let key = key(&[VERSION, "archive", &work.build.id.to_string()]);
+    work.say(LogLevel::Info, "base", format!("[base] FROM archive [{key}]"));
+    match archive::import(work, archive).await? {
+        Imported::Template(Portable { config, size }, layers) => {
+            let context = Context {
+                user: config.default_user.clone().unwrap_or_else(|| "user".to_owned()),
+                workdir: config.default_workdir.clone(),
+                env: config.env.clone(),
+            };
+            let progress = Progress { layers, context };
+            Ok(Base { progress, key, inherited: config, size: Some(size) })
+        }
+        Imported::Image(image) => {
+            let progress = provision(work, image).await?;
+            Ok(Base { progress, key, inherited: BuildConfig::default(), size: None })
+        }
+    }
 }
 
 /// An image as it was pulled.

@@ -5,6 +5,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use time::OffsetDateTime;
 use tokio::io::AsyncWriteExt;
 
 use super::Folders;
+use super::start::ArchiveFile;
 use crate::{Control, ControlError, same_secret};
 
 /// How long an address is good.
@@ -118,19 +120,27 @@ impl Control {
             return Err(UploadError::Link);
         }
         let path = folders.file(team, hash);
-        let new = Incoming(path.with_extension(format!("{}.new", ids::random_hex::<4>())));
+        let new = ArchiveFile::new(path.with_extension(format!("{}.new", ids::random_hex::<4>())));
         tokio::fs::create_dir_all(path.parent().unwrap_or(Path::new("/"))).await?;
-        receive(&new.0, body).await?;
-        Ok(tokio::fs::rename(&new.0, path).await?)
+        receive(new.path(), body).await?;
+        Ok(tokio::fs::rename(new.path(), path).await?)
     }
-}
 
-/// A file that is removed unless it was renamed.
-struct Incoming(PathBuf);
-
-impl Drop for Incoming {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
+    /// Takes the archive of a whole template or image. It is removed with the answer.
+    ///
+    /// # Errors
+    /// See [`UploadError`].
+    pub async fn receive_archive<E>(
+        &self,
+        team: TeamId,
+        body: impl Stream<Item = Result<Bytes, E>> + Send,
+    ) -> Result<Arc<ArchiveFile>, UploadError> {
+        let folders = self.build_folders().map_err(|_| UploadError::Link)?;
+        let path = folders.file(team, &format!("archive-{}.new", ids::random_hex::<8>()));
+        tokio::fs::create_dir_all(path.parent().unwrap_or(Path::new("/"))).await?;
+        let archive = ArchiveFile::new(path);
+        receive(archive.path(), body).await?;
+        Ok(Arc::new(archive))
     }
 }
 

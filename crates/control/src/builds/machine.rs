@@ -10,6 +10,7 @@ use std::sync::Arc;
 use engine::Sandbox as EngineSandbox;
 use ids::{SandboxId, SnapshotId, TeamId, TemplateId};
 use layers::{LayerError, LayerStore, is_empty_layer};
+use serde::{Deserialize, Serialize};
 use store::BuildConfig;
 
 use super::failure::Failure;
@@ -19,7 +20,7 @@ use crate::boot::{Boot, DiscardOnDrop, Origin};
 use crate::{Control, ControlError};
 
 /// Size of a template's sandboxes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Size {
     pub(crate) cpu_count: u32,
     pub(crate) memory_mib: u32,

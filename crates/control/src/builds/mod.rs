@@ -2,6 +2,7 @@
 //! step in a sandbox of its own (`machine`). What a step changed becomes a layer; a step done before is a layer found (`cache`).
 //! A build is a task of this server: if the server dies, the next one records it as failed and its sandboxes are swept.
 
+mod archive;
 mod base;
 mod cache;
 mod failure;
@@ -18,9 +19,10 @@ mod status;
 mod tags;
 mod worker;
 
+pub use archive::TemplateArchive;
 pub use files::{FilesLink, UploadError};
 pub use register::{NewBuild, Requested};
-pub use start::{BuildSource, BuildSpec, RegistryAuth};
+pub use start::{ArchiveFile, BuildSource, BuildSpec, RegistryAuth};
 pub use status::BuildReport;
 pub use tags::{TagInfo, TagPage};
 

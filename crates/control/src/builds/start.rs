@@ -2,6 +2,7 @@
 //! What only turns out later, such as an unknown template to start from, is the build's failure and not the call's.
 //! Protocol: `POST /v2/templates/{id}/builds/{buildID}`.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ids::{BuildId, TemplateId};
@@ -21,6 +22,28 @@ pub enum BuildSource {
     Image(String),
     /// A template or snapshot of this server.
     Template(String),
+    /// A template or an image in an archive that was sent; it is removed when the build has ended.
+    Archive(Arc<ArchiveFile>),
+}
+
+/// An archive on this machine's disk, removed with the last handle to it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ArchiveFile(PathBuf);
+
+impl ArchiveFile {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for ArchiveFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 /// How to prove to a registry who is asking.

@@ -75,16 +75,17 @@ impl Work {
 }
 
 /// Carries out a build. Never fails: how it ended is recorded.
-pub(crate) async fn work(work: Work) {
+pub(crate) async fn work(mut work: Work) {
     let begun = std::time::Instant::now();
     let job = Arc::clone(&work.job);
+    let closing = work.control.closing.clone();
     let outcome = tokio::select! {
         biased;
-        () = work.control.closing.cancelled() => {
+        () = closing.cancelled() => {
             Err(BuildFailure { message: "the server was stopped during the build".to_owned(), step: None })
         }
         () = job.cancel.cancelled() => Err(BuildFailure { message: "build was cancelled".to_owned(), step: None }),
-        done = tokio::time::timeout(LIMIT, carry_out(&work)) => done.unwrap_or_else(|_| {
+        done = tokio::time::timeout(LIMIT, carry_out(&mut work)) => done.unwrap_or_else(|_| {
             Err(BuildFailure { message: "build timed out".to_owned(), step: None })
         }),
     };
@@ -103,10 +104,13 @@ pub(crate) async fn work(work: Work) {
     record(work, outcome).await;
 }
 
-async fn carry_out(work: &Work) -> Result<Finished, BuildFailure> {
+async fn carry_out(work: &mut Work) -> Result<Finished, BuildFailure> {
     let (template, build) = (&work.build.template, work.build.id);
     work.job.log.say(LogLevel::Info, None, format!("Building template {template}/{build}"));
-    let Base { progress, key, inherited } = base(work).await.map_err(|failure| failure.at("base"))?;
+    let Base { progress, key, inherited, size } = base(work).await.map_err(|failure| failure.at("base"))?;
+    if let Some(Size { cpu_count, memory_mib, disk_mib }) = size {
+        work.build = Build { cpu_count, memory_mib, disk_mib, ..work.build.clone() };
+    }
     let end = steps(work, progress, key).await?;
     finalize(work, end, inherited).await.map_err(|failure| failure.at("finalize"))
 }

@@ -90,11 +90,11 @@ async fn request_legacy(
     request(state, caller, body).await
 }
 
-fn template_id(text: &str) -> Result<TemplateId, ApiError> {
+pub(super) fn template_id(text: &str) -> Result<TemplateId, ApiError> {
     text.parse().map_err(|_| ApiError::bad_request(format!("Invalid template ID: {text}")))
 }
 
-fn build_id(text: &str) -> Result<BuildId, ApiError> {
+pub(super) fn build_id(text: &str) -> Result<BuildId, ApiError> {
     text.parse().map_err(|_| ApiError::bad_request(format!("Invalid build ID: {text}")))
 }
 
@@ -133,19 +133,21 @@ async fn receive(
     let team: TeamId = team.parse().map_err(|_| refused())?;
     let UploadParams { expires, token } = params;
     let kept = api.control.receive_files(team, &hash, expires, &token, body.into_data_stream()).await;
-    kept.map(|()| StatusCode::OK).map_err(|error| {
-        let status = match &error {
-            UploadError::Link => StatusCode::FORBIDDEN,
-            UploadError::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            UploadError::Incomplete => StatusCode::BAD_REQUEST,
-            UploadError::Full => StatusCode::INSUFFICIENT_STORAGE,
-            UploadError::Io(cause) => {
-                tracing::error!(error = %cause, "an upload for a build failed");
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
-        };
-        ApiError::new(status, error.to_string())
-    })
+    kept.map(|()| StatusCode::OK).map_err(|error| not_taken(&error))
+}
+
+pub(super) fn not_taken(error: &UploadError) -> ApiError {
+    let status = match error {
+        UploadError::Link => StatusCode::FORBIDDEN,
+        UploadError::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        UploadError::Incomplete => StatusCode::BAD_REQUEST,
+        UploadError::Full => StatusCode::INSUFFICIENT_STORAGE,
+        UploadError::Io(cause) => {
+            tracing::error!(error = %cause, "an upload for a build failed");
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
+    };
+    ApiError::new(status, error.to_string())
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -1,7 +1,8 @@
 //! Templates that exist: lists, one with its builds, the question whether a name is taken, deleting and publishing.
-//! `builds` is how they are made, `tags` what their builds are called.
+//! `builds` is how they are made, `tags` what their builds are called, `archives` how they travel.
 //! A name may hold `%2F`: `team%2Fname` is one segment.
 
+mod archives;
 mod builds;
 mod tags;
 
@@ -26,6 +27,7 @@ pub(crate) fn routes() -> Router<Api> {
         .route("/templates/aliases/{alias}", get(alias))
         .route("/templates/{templateID}", get(one).delete(delete).patch(publish))
         .route("/v2/templates/{templateID}", axum::routing::patch(publish))
+        .merge(archives::routes())
         .merge(builds::routes())
         .merge(tags::routes())
 }

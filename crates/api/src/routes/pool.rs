@@ -1,0 +1,54 @@
+//! Sandboxes that wait for their creators, for the operator: what there is, and how many of a template there should be.
+//! Ours, not E2B's.
+//! A wish holds until it is taken back, across restarts too.
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::{get, put};
+use axum::{Json, Router};
+use control::PoolReport;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::auth::Admin;
+use crate::body::Json as Body;
+use crate::paths::Segment;
+use crate::{Api, ApiError};
+
+pub(crate) fn routes() -> Router<Api> {
+    Router::new().route("/cofferdam/v1/pool", get(list)).route("/cofferdam/v1/pool/{template}", put(set))
+}
+
+async fn list(State(api): State<Api>, _: Admin) -> Json<Vec<Value>> {
+    let reports = api.control.pool().into_iter().map(|report| {
+        let PoolReport { template, names, build, ready, wanted, fixed, hits, misses, memory } = report;
+        json!({
+            "templateID": template,
+            "names": names,
+            "buildID": build.to_string(),
+            "ready": ready,
+            "wanted": wanted,
+            "fixed": fixed,
+            "hits": hits,
+            "misses": misses,
+            "memoryBytes": memory,
+        })
+    });
+    Json(reports.collect())
+}
+
+#[derive(Debug, Deserialize)]
+struct Wish {
+    /// None leaves it to the demand.
+    ready: Option<usize>,
+}
+
+async fn set(
+    State(api): State<Api>,
+    _: Admin,
+    Segment(template): Segment,
+    Body(wish): Body<Wish>,
+) -> Result<StatusCode, ApiError> {
+    api.control.set_pool(&template, wish.ready).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,63 @@
+//! Templates as archives: written out whole, and read into a build that waits for its start.
+//! Ours, not E2B's. What is exported is a stream whose index comes last, so one that breaks off is no archive.
+//! An import is a build: it is followed, and fails, as any other.
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderName, StatusCode, header};
+use axum::routing::{get, post};
+use control::{BuildSource, BuildSpec};
+use tokio::io::duplex;
+use tokio_util::io::{ReaderStream, SyncIoBridge};
+
+use super::builds::{build_id, not_taken, template_id};
+use crate::auth::Caller;
+use crate::paths::Segment;
+use crate::{Api, ApiError};
+
+/// Bytes between the writer and the network.
+const BUFFER: usize = 1 << 20;
+
+pub(crate) fn routes() -> Router<Api> {
+    Router::new()
+        .route("/cofferdam/v1/templates/{templateID}/archive", get(export))
+        .route("/cofferdam/v1/templates/{templateID}/builds/{buildID}/archive", post(import))
+}
+
+async fn export(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    Segment(template): Segment,
+) -> Result<([(HeaderName, &'static str); 1], Body), ApiError> {
+    let archive = api.control.template_archive(&team, &template).await?;
+    let (ours, theirs) = duplex(BUFFER);
+    tokio::task::spawn_blocking(move || {
+        let mut writer = SyncIoBridge::new(ours);
+        if let Err(error) = archive.write(&mut writer) {
+            tracing::warn!(%error, "an export was not finished");
+        }
+    });
+    Ok(([(header::CONTENT_TYPE, "application/x-tar")], Body::from_stream(ReaderStream::new(theirs))))
+}
+
+async fn import(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    Path((template, build)): Path<(String, String)>,
+    body: Body,
+) -> Result<StatusCode, ApiError> {
+    let (template, build) = (template_id(&template)?, build_id(&build)?);
+    let archive = api.control.receive_archive(team.id, body.into_data_stream()).await;
+    let archive = archive.map_err(|error| not_taken(&error))?;
+    let spec = BuildSpec {
+        source: BuildSource::Archive(archive),
+        registry: None,
+        steps: Vec::new(),
+        start_cmd: None,
+        ready_cmd: None,
+        force: false,
+    };
+    api.control.start_build(&team, &template, build, spec).await?;
+    Ok(StatusCode::ACCEPTED)
+}
