@@ -13,7 +13,7 @@ use rustix::fs::CWD;
 use sha2::{Digest as _, Sha256};
 
 use crate::OciError;
-use crate::budget::{Budget, Metered};
+use crate::budget::{Budget, FOLDER, Metered};
 use crate::compression::decompressed;
 use crate::digest::{Digest, HashReader};
 use crate::unpack::attributes::is_opaque;
@@ -150,6 +150,7 @@ fn measure(root: &Path, budget: &Budget) -> Result<(), OciError> {
             budget.add_entries(1)?;
             budget.add_bytes(512)?;
             if metadata.is_dir() {
+                budget.add_bytes(FOLDER)?;
                 folders.push(entry.path());
             } else if metadata.is_file()
                 && (metadata.nlink() == 1 || seen.insert((metadata.dev(), metadata.ino())))

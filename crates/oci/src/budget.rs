@@ -25,6 +25,9 @@ impl Default for Limits {
     }
 }
 
+/// What a folder costs on disk at least, bytes, however little an archive says of it.
+pub(crate) const FOLDER: u64 = 4096;
+
 /// What is left of the limits.
 #[derive(Debug)]
 pub(crate) struct Budget {
@@ -53,6 +56,12 @@ impl Budget {
             return Err(OciError::TooLarge { size: self.size.get(), limit: self.limits.size });
         }
         Ok(())
+    }
+
+    /// For a folder that no entry of an archive stands for.
+    pub(crate) fn add_folder(&self) -> Result<(), OciError> {
+        self.add_entries(1)?;
+        self.add_bytes(FOLDER)
     }
 
     pub(crate) fn add_entries(&self, count: u64) -> Result<(), OciError> {

@@ -23,6 +23,8 @@ use crate::unpack::lower::open_folder;
 
 /// Most files in an archive.
 const MOST_FILES: usize = 100_000;
+/// Most bytes of a name and what it links to.
+const LONGEST_NAMES: usize = 4096;
 /// Most links from one name to the file.
 const MOST_LINKS: usize = 8;
 
@@ -198,8 +200,9 @@ fn look_through(file: &File) -> Result<HashMap<Vec<u8>, Item>, OciError> {
             }
             _ => continue,
         };
-        if files.len() == MOST_FILES {
-            return Err(OciError::malformed("the archive", &"it has more than 100,000 files"));
+        if files.len() == MOST_FILES || entry.name.len() + entry.target.len() > LONGEST_NAMES {
+            let why = "it has more than 100,000 files, or a name longer than 4096 bytes";
+            return Err(OciError::malformed("the archive", &why));
         }
         files.insert(clean(&entry.name), item);
         tar.seek_over()?;

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use rustix::fs::{
     AtFlags, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, lgetxattr, llistxattr,
-    lsetxattr, utimensat,
+    lremovexattr, lsetxattr, utimensat,
 };
 use rustix::io::Errno;
 
@@ -26,6 +26,7 @@ const MOST_WARNINGS: usize = 20;
 
 /// Whether a folder hides what layers below have in it.
 pub(crate) const OPAQUE: &[u8] = b"trusted.overlay.opaque";
+const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 /// Where a renamed folder's content comes from in the layers below.
 pub(crate) const REDIRECT: &[u8] = b"trusted.overlay.redirect";
@@ -87,63 +88,50 @@ impl Attributes {
         Self { user: 0, group: 0, mode: 0o755, modified, xattrs: Vec::new() }
     }
 
-    /// Gives all but the time to an entry of an open folder, which is not followed.
+    /// Gives it all to an entry of an open folder, which is not followed.
     pub(super) fn give(&self, folder: &OwnedFd, name: &[u8], is_symlink: bool) -> Result<(), Errno> {
         let (user, group) = (Some(Uid::from_raw(self.user)), Some(Gid::from_raw(self.group)));
         chownat(folder, name, user, group, AtFlags::SYMLINK_NOFOLLOW)?;
         if is_symlink {
-            return Ok(());
+            return set_time(folder, name, self.modified);
         }
         // Just made by us and no link, so there is nothing to follow. After the owner, whose change takes bits away.
         chmodat(folder, name, Mode::from_raw_mode(self.mode), AtFlags::empty())?;
         let path = entry_path(folder, name);
-        for (name, value) in self.xattrs.iter().filter(|(name, _)| name != DEFAULT_ACL) {
-            match lsetxattr(&path, &**name, value, XattrFlags::empty()) {
+        for (key, value) in &self.xattrs {
+            match lsetxattr(&path, &**key, value, XattrFlags::empty()) {
                 // Not on this kind of file, or not on this file system, or not a proper value.
-                Err(Errno::OPNOTSUPP | Errno::PERM | Errno::INVAL) if !name.starts_with(b"trusted.") => {}
+                Err(Errno::OPNOTSUPP | Errno::PERM | Errno::INVAL) if !key.starts_with(b"trusted.") => {}
                 answer => answer?,
             }
         }
-        Ok(())
-    }
-
-    /// What must be given to a folder when all that is in it is there.
-    pub(super) fn last(&self) -> Last {
-        let acl = self.xattrs.iter().find(|(name, _)| name == DEFAULT_ACL);
-        Last { modified: self.modified, default_acl: acl.map(|(_, value)| value.clone()) }
-    }
-
-    pub(super) fn give_time(&self, folder: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
         set_time(folder, name, self.modified)
     }
 }
 
-/// Filling a folder changes its time, and a default list of permissions would pass on to what it is filled with.
-#[derive(Debug)]
-pub(super) struct Last {
-    modified: Timespec,
-    default_acl: Option<Vec<u8>>,
-}
-
-impl Last {
-    pub(super) fn of_time(modified: Timespec) -> Self {
-        Self { modified, default_acl: None }
-    }
-
-    pub(super) fn give(&self, folder: &OwnedFd) -> Result<(), Errno> {
-        if let Some(acl) = &self.default_acl {
-            match lsetxattr(entry_path(folder, b"."), DEFAULT_ACL, acl, XattrFlags::empty()) {
-                Err(Errno::OPNOTSUPP | Errno::INVAL) => {}
-                answer => answer?,
-            }
-        }
-        set_time(folder, b".", self.modified)
-    }
-}
-
-fn set_time(folder: &OwnedFd, name: &[u8], modified: Timespec) -> Result<(), Errno> {
+pub(super) fn set_time(folder: &OwnedFd, name: &[u8], modified: Timespec) -> Result<(), Errno> {
     let times = Timestamps { last_access: modified, last_modification: modified };
     utimensat(folder, name, &times, AtFlags::SYMLINK_NOFOLLOW)
+}
+
+/// Whether the open folder passes permissions on to what is made in it.
+pub(super) fn passes_on(folder: &OwnedFd) -> Result<bool, Errno> {
+    match lgetxattr(entry_path(folder, b"."), DEFAULT_ACL, &mut [0u8; 0]) {
+        Ok(_) | Err(Errno::RANGE) => Ok(true),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Takes away what something new got from its folder.
+pub(super) fn disinherit(folder: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
+    for acl in [ACCESS_ACL, DEFAULT_ACL] {
+        match lremovexattr(entry_path(folder, name), acl) {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Where an entry of an open folder can be named without following anything of the tree.
@@ -156,7 +144,7 @@ pub(crate) fn entry_path(folder: &OwnedFd, name: &[u8]) -> PathBuf {
 pub(crate) fn kept_xattr(name: &[u8], value: &[u8], is_template: bool) -> Option<Vec<u8>> {
     match name {
         b"security.capability" => capability(value),
-        b"system.posix_acl_access" | DEFAULT_ACL => Some(value.to_owned()),
+        ACCESS_ACL | DEFAULT_ACL => Some(value.to_owned()),
         REDIRECT if is_template && is_redirect(value) => Some(value.to_owned()),
         _ if name.starts_with(b"user.") && !name.starts_with(b"user.overlay.") && name.len() > 5 => {
             Some(value.to_owned())

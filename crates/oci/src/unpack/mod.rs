@@ -20,9 +20,9 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::OciError;
-use crate::budget::Budget;
+use crate::budget::{Budget, FOLDER};
 use crate::tarball::{Entry, Kind, TarReader, refused};
-use attributes::{Attributes, Last, entry_path, make_opaque};
+use attributes::{Attributes, entry_path, make_opaque, set_time};
 pub(crate) use attributes::{LARGEST_ID, Warnings};
 use lower::{Lowers, is_whiteout, open_folder};
 pub(crate) use names::{DEEPEST, LONGEST_PART};
@@ -50,9 +50,8 @@ pub(crate) fn unpack(
 ) -> Result<bool, OciError> {
     fs::create_dir(root).map_err(OciError::at(root))?;
     let top = open_folder(CWD, root).map_err(OciError::at(root))?;
-    let mut tree = Tree::new(top, Lowers::open(below)?);
+    let tree = Tree::new(top, Lowers::open(below)?, budget);
     tree.root_is_plain().map_err(OciError::at(root))?;
-    tree.last.insert(Vec::new(), Last::of_time(Timespec { tv_sec: 0, tv_nsec: 0 }));
     let archive = TarReader::new(archive);
     let mut unpacker =
         Unpacker { archive, tree, last: None, source, budget, warnings, buffer: vec![0; 256 << 10] };
@@ -61,32 +60,18 @@ pub(crate) fn unpack(
         unpacker.add(&entry)?;
     }
     unpacker.archive.drain()?;
-    unpacker.tree.give_last()?;
     Ok(unpacker.tree.asked_below)
 }
 
-impl Tree {
+impl Tree<'_> {
     fn root_is_plain(&self) -> Result<(), Errno> {
         Attributes::plain_folder(Timespec { tv_sec: 0, tv_nsec: 0 }).give(self.root(), b".", false)
-    }
-
-    fn give_last(&self) -> Result<(), OciError> {
-        for (path, last) in &self.last {
-            let parts: Vec<&[u8]> =
-                path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()).collect();
-            match self.reopen(&parts).and_then(|folder| last.give(&folder)) {
-                // Replaced by something else meanwhile.
-                Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-                Err(error) => return Err(failed(path, error)),
-            }
-        }
-        Ok(())
     }
 }
 
 struct Unpacker<'a, R> {
     archive: TarReader<R>,
-    tree: Tree,
+    tree: Tree<'a>,
     /// Where the entry before went, by the parts of its name: mostly the next goes there too.
     last: Option<(Vec<u8>, Place)>,
     source: Source,
@@ -119,6 +104,7 @@ impl<R: Read> Unpacker<'_, R> {
             Meaning::Whiteout(gone) => self.whiteout(entry, &attributes, &place, gone),
             _ => self.place(entry, &attributes, &place, name),
         }?;
+        place.settle().map_err(|error| failed(&entry.name, error))?;
         if keeps {
             self.last = Some((key, place));
         }
@@ -129,7 +115,8 @@ impl<R: Read> Unpacker<'_, R> {
         if entry.kind != Kind::Folder {
             return Err(refused(&entry.name, "would replace the root folder"));
         }
-        self.tree.last.insert(Vec::new(), attributes.last());
+        // It may be what was noted, with what it had.
+        self.last = None;
         attributes.give(self.tree.root(), b".", false).map_err(|error| failed(&entry.name, error))
     }
 
@@ -155,10 +142,11 @@ impl<R: Read> Unpacker<'_, R> {
             Ok(_) => {}
             Err(Errno::NOENT) => {
                 mknodat(&place.folder, gone, FileType::CharacterDevice, Mode::empty(), 0).map_err(fail)?;
+                place.got(gone).map_err(fail)?;
+                set_time(&place.folder, gone, attributes.modified).map_err(fail)?;
                 if self.source == Source::Template {
                     attributes.give(&place.folder, gone, false).map_err(fail)?;
                 }
-                attributes.give_time(&place.folder, gone).map_err(fail)?;
             }
             Err(error) => return Err(fail(error)),
         }
@@ -204,7 +192,6 @@ impl<R: Read> Unpacker<'_, R> {
                 }
                 symlinkat(&*entry.target, &place.folder, name).map_err(fail)?;
                 attributes.give(&place.folder, name, true).map_err(fail)?;
-                attributes.give_time(&place.folder, name).map_err(fail)?;
             }
             (Kind::Link, Some((origin, target))) => {
                 linkat(&origin.folder, &*target, &place.folder, name, AtFlags::empty()).map_err(fail)?;
@@ -221,8 +208,8 @@ impl<R: Read> Unpacker<'_, R> {
                     _ => (FileType::Fifo, 0),
                 };
                 mknodat(&place.folder, name, kind, Mode::from_raw_mode(0o600), device).map_err(fail)?;
+                place.got(name).map_err(fail)?;
                 attributes.give(&place.folder, name, false).map_err(fail)?;
-                attributes.give_time(&place.folder, name).map_err(fail)?;
             }
         }
         Ok(there.is_none_or(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile))
@@ -243,16 +230,16 @@ impl<R: Read> Unpacker<'_, R> {
             if there.is_some() {
                 unlinkat(&place.folder, name, AtFlags::empty()).map_err(fail)?;
             }
+            self.budget.add_bytes(FOLDER)?;
             mkdirat(&place.folder, name, Mode::from_raw_mode(0o700)).map_err(fail)?;
+            place.got(name).map_err(fail)?;
         }
         attributes.give(&place.folder, name, false).map_err(fail)?;
         if is_new && there.is_some() {
             // What this layer had there before, or said was gone, hid what is below; so does this.
             make_opaque(&open_folder(&place.folder, name).map_err(fail)?).map_err(fail)?;
         }
-        let path = place.path_of(name);
-        self.tree.implied.remove(&path);
-        self.tree.last.insert(path, attributes.last());
+        self.tree.described(&place.path_of(name));
         Ok(!is_new || there.is_none())
     }
 
@@ -281,8 +268,8 @@ impl<R: Read> Unpacker<'_, R> {
             }
         }
         drop(file);
-        attributes.give(&place.folder, name, false).map_err(fail)?;
-        attributes.give_time(&place.folder, name).map_err(fail)
+        place.got(name).map_err(fail)?;
+        attributes.give(&place.folder, name, false).map_err(fail)
     }
 
     fn copy(&mut self, file: &mut File, mut length: u64, entry: &[u8]) -> Result<(), OciError> {
@@ -343,9 +330,10 @@ impl<R: Read> Unpacker<'_, R> {
             }
             _ => return Err(refused(&entry.name, "is a hard link to something that is no file")),
         }
+        place.got(name).map_err(fail)?;
         let attributes = of_found(&found).map_err(fail)?;
         attributes.give(&place.folder, name, found.kind() == FileType::Symlink).map_err(fail)?;
-        attributes.give_time(&place.folder, name).map_err(fail)
+        place.settle().map_err(fail)
     }
 }
 

@@ -2,32 +2,37 @@
 //! Every step is relative to an open folder and follows nothing: a link's target is walked by hand, from the layer's root.
 //! A folder that the layer does not describe is made as the layers below show it.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Timespec, mkdirat, openat2, readlinkat, statat,
-    unlinkat,
+    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Timespec, fstat, mkdirat, openat2, readlinkat,
+    statat, unlinkat,
 };
 use rustix::io::Errno;
 
-use super::attributes::{Attributes, Last, kept_xattr, make_opaque, xattrs_of};
+use super::attributes::{Attributes, disinherit, kept_xattr, make_opaque, passes_on, set_time, xattrs_of};
 use super::lower::{Found, Lowers, is_whiteout, open_folder};
 use super::names::{DEEPEST, LONGEST_PATH};
 use crate::OciError;
+use crate::budget::Budget;
 use crate::tarball::refused;
 
 /// Most symlinks on the way to one entry, as in the kernel.
 const MOST_LINKS: usize = 40;
 
+/// Most bytes of paths remembered for the sake of [`Tree::holds_only_marks`].
+const MOST_IMPLIED: usize = 16 << 20;
+
 /// The tree being made.
-pub(super) struct Tree {
+pub(super) struct Tree<'a> {
     root: OwnedFd,
     lowers: Lowers,
-    /// What folders are given last, by path.
-    pub(super) last: BTreeMap<Vec<u8>, Last>,
+    budget: &'a Budget,
     /// Folders that no entry describes, by path.
-    pub(super) implied: HashSet<Vec<u8>>,
+    implied: HashSet<Vec<u8>>,
+    /// Bytes that their paths may still take.
+    room: usize,
     /// Whether the layers below had a say in what was made.
     pub(super) asked_below: bool,
 }
@@ -37,9 +42,29 @@ pub(super) struct Place {
     pub(super) folder: OwnedFd,
     /// Its path without any symlinks.
     pub(super) path: Vec<Vec<u8>>,
+    /// What it shall keep while it is filled.
+    modified: Timespec,
+    /// Whether it has permissions for what is made in it.
+    passes_on: bool,
 }
 
 impl Place {
+    fn new(folder: OwnedFd, path: Vec<Vec<u8>>) -> Result<Self, Errno> {
+        let (stat, passes_on) = (fstat(&folder)?, passes_on(&folder)?);
+        let modified = Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec as _ };
+        Ok(Self { folder, path, modified, passes_on })
+    }
+
+    /// To be called when something was put there, before it is given attributes.
+    pub(super) fn got(&self, name: &[u8]) -> Result<(), Errno> {
+        if self.passes_on { disinherit(&self.folder, name) } else { Ok(()) }
+    }
+
+    /// To be called when all is done: filling a folder changed its time.
+    pub(super) fn settle(&self) -> Result<(), Errno> {
+        set_time(&self.folder, b".", self.modified)
+    }
+
     pub(super) fn path_of(&self, name: &[u8]) -> Vec<u8> {
         self.path.iter().map(Vec::as_slice).chain([name]).collect::<Vec<_>>().join(&b'/')
     }
@@ -51,9 +76,9 @@ enum Step {
     Follow(Vec<u8>),
 }
 
-impl Tree {
-    pub(super) fn new(root: OwnedFd, lowers: Lowers) -> Self {
-        Self { root, lowers, last: BTreeMap::new(), implied: HashSet::new(), asked_below: false }
+impl<'a> Tree<'a> {
+    pub(super) fn new(root: OwnedFd, lowers: Lowers, budget: &'a Budget) -> Self {
+        Self { root, lowers, budget, implied: HashSet::new(), room: MOST_IMPLIED, asked_below: false }
     }
 
     pub(super) fn root(&self) -> &OwnedFd {
@@ -77,23 +102,22 @@ impl Tree {
         if let Some(place) = self.straight(parts).map_err(|error| failed(entry, error))? {
             return Ok(place);
         }
-        let mut place = Place {
-            folder: self.reopen::<&[u8]>(&[]).map_err(|error| failed(entry, error))?,
-            path: Vec::new(),
-        };
+        let fail = |error: Errno| failed(entry, error);
+        let mut place = self.root_place().map_err(fail)?;
         let mut links = 0;
         let mut ahead: VecDeque<Vec<u8>> = parts.iter().map(|part| part.to_vec()).collect();
         while let Some(part) = ahead.pop_front() {
             if part == b".." {
                 place.path.pop();
-                place.folder = self.reopen(&place.path).map_err(|error| failed(entry, error))?;
+                let above = self.reopen(&place.path).map_err(fail)?;
+                place = Place::new(above, place.path).map_err(fail)?;
                 continue;
             }
             match self.step(entry, &place, &part, modified)? {
                 Step::Enter => {
-                    place.folder =
-                        open_folder(&place.folder, &*part).map_err(|error| failed(entry, error))?;
+                    let next = open_folder(&place.folder, &*part).map_err(fail)?;
                     place.path.push(part);
+                    place = Place::new(next, place.path).map_err(fail)?;
                     if place.path.len() > DEEPEST {
                         return Err(refused(entry, "is more than 200 folders deep"));
                     }
@@ -104,8 +128,7 @@ impl Tree {
                         return Err(refused(entry, "is behind more than 40 symlinks"));
                     }
                     if target.starts_with(b"/") {
-                        place.path.clear();
-                        place.folder = self.reopen::<&[u8]>(&[]).map_err(|error| failed(entry, error))?;
+                        place = self.root_place().map_err(fail)?;
                     }
                     let parts = target.split(|byte| *byte == b'/');
                     let parts: Vec<_> = parts.filter(|part| !matches!(*part, b"" | b".")).collect();
@@ -116,10 +139,14 @@ impl Tree {
         Ok(place)
     }
 
+    fn root_place(&self) -> Result<Place, Errno> {
+        Place::new(open_folder(&self.root, c".")?, Vec::new())
+    }
+
     /// The folder, if it is there and no symlink leads to it: one system call for nearly every entry.
     fn straight(&self, parts: &[&[u8]]) -> Result<Option<Place>, Errno> {
         match self.reopen(parts) {
-            Ok(folder) => Ok(Some(Place { folder, path: parts.iter().map(|part| part.to_vec()).collect() })),
+            Ok(folder) => Place::new(folder, parts.iter().map(|part| part.to_vec()).collect()).map(Some),
             Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => Ok(None),
             Err(error) => Err(error),
         }
@@ -174,21 +201,34 @@ impl Tree {
             Some(found) if found.kind() == FileType::Directory => of_found(&found).map_err(fail)?,
             _ => Attributes::plain_folder(modified),
         };
+        self.budget.add_folder()?;
         mkdirat(&place.folder, part, Mode::from_raw_mode(0o700)).map_err(fail)?;
+        place.got(part).map_err(fail)?;
         attributes.give(&place.folder, part, false).map_err(fail)?;
+        place.settle().map_err(fail)?;
         if was_gone {
             make_opaque(&open_folder(&place.folder, part).map_err(fail)?).map_err(fail)?;
         }
-        self.implied.insert(place.path_of(part));
-        self.last.insert(place.path_of(part), attributes.last());
+        let path = place.path_of(part);
+        if path.len() <= self.room {
+            self.room -= path.len();
+            self.implied.insert(path);
+        }
         Ok(Step::Enter)
+    }
+
+    /// To be called when an entry describes a folder.
+    pub(super) fn described(&mut self, path: &[u8]) {
+        if self.implied.remove(path) {
+            self.room += path.len();
+        }
     }
 
     /// Whether a whiteout in this folder says anything: some tools write them into folders that the same layer replaces by
     /// something else, and then there is nothing to hide.
     pub(super) fn can_hide(&mut self, entry: &[u8], parts: &[&[u8]]) -> Result<bool, OciError> {
         let fail = |error: Errno| failed(entry, error);
-        let mut place = Place { folder: self.reopen::<&[u8]>(&[]).map_err(fail)?, path: Vec::new() };
+        let mut place = self.root_place().map_err(fail)?;
         for part in parts {
             match statat(&place.folder, *part, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {

@@ -379,6 +379,19 @@ fn bombs_stop_at_the_limit() {
     let entries: Vec<_> = names.iter().map(|name| (F, name.as_str(), "")).collect();
     assert!(matches!(bench.unpack(&entries), Err(OciError::TooManyEntries(10))));
 
+    // Folders that nothing stands for are counted.
+    for (limit, entries) in [(u64::MAX, 100), (100_000, 1000)] {
+        let mut bench = Bench::new();
+        bench.limits = Limits { size: limit, entries };
+        let deep = "d/".repeat(45) + "f";
+        let mut tar = Builder::new(Vec::new());
+        for number in 0..10 {
+            add(&mut tar, F, format!("{number}/{deep}").as_bytes(), b"");
+        }
+        let answer = bench.unpack_upon("root", &tar.into_inner().unwrap(), &[]);
+        assert!(matches!(answer, Err(OciError::TooManyEntries(_) | OciError::TooLarge { .. })));
+    }
+
     // Zeros after the end are counted too.
     let mut bench = Bench::new();
     let trailing = vec![0; 2 << 20];
@@ -508,6 +521,32 @@ fn broken_archives_are_told() {
     huge.set_cksum();
     let error = Bench::new().unpack_upon("root", huge.as_bytes(), &[]).unwrap_err();
     assert!(error.to_string().contains("longer than 1 MiB"), "{error}");
+}
+
+#[test]
+fn permissions_are_not_inherited() {
+    // What `setfacl -m d:u:1000:rwx` makes: entries of tag, bits and id after a version.
+    let mut acl = vec![2, 0, 0, 0];
+    for (tag, bits, id) in
+        [(1u16, 7u16, u32::MAX), (2, 7, 1000), (4, 5, u32::MAX), (16, 7, u32::MAX), (32, 5, u32::MAX)]
+    {
+        acl.extend(tag.to_le_bytes().into_iter().chain(bits.to_le_bytes()).chain(id.to_le_bytes()));
+    }
+    let mut tar = Builder::new(Vec::new());
+    tar.append_pax_extensions([("SCHILY.xattr.system.posix_acl_default", &acl[..])]).unwrap();
+    add(&mut tar, D, b"d", b"");
+    for (kind, name) in [(F, "d/f"), (D, "d/g"), (F, "d/implied/f"), (EntryType::Fifo, "d/p"), (F, "d/.wh.w")]
+    {
+        add(&mut tar, kind, name.as_bytes(), b"");
+    }
+    let mut bench = Bench::new();
+    bench.unpack_upon("root", &tar.into_inner().unwrap(), &[]).unwrap();
+    let root = open_folder(CWD, bench.path("root")).unwrap();
+    assert_eq!(xattrs_of(&root, b"d").unwrap(), [(b"system.posix_acl_default".to_vec(), acl)]);
+    for name in ["d/f", "d/g", "d/implied", "d/p", "d/w"] {
+        assert!(xattrs_of(&root, name.as_bytes()).unwrap().is_empty(), "{name}");
+    }
+    assert_eq!(fs::metadata(bench.path("root/d")).unwrap().mtime(), 1_000_000);
 }
 
 #[test]
