@@ -20,6 +20,10 @@ const TESTING: &[&str] = &[
     "util-linux",
     "xfsprogs",
     "attr",
+    "acl",
+    "apache2-utils",
+    "skopeo",
+    "umoci",
 ];
 
 /// For `quickstart`, `build` and `bench`.
@@ -33,6 +37,7 @@ pub(crate) fn for_testing() -> Outcome {
     packages(RUNNING)?;
     packages(TESTING)?;
     postgresql()?;
+    registry()?;
     rust_targets(&["x86_64-unknown-linux-musl", "aarch64-unknown-linux-musl", "aarch64-unknown-linux-gnu"])?;
     if !run::cargo(["nextest", "--version"]).succeeds() {
         run::cargo(["install", "--locked", "cargo-nextest"]).run()?;
@@ -53,6 +58,21 @@ fn postgresql() -> Outcome {
     let installed = packages(&[PACKAGE]);
     let _ = fs::remove_file(NO_SERVER);
     installed
+}
+
+/// The program only: tests have their own servers, and its package would start one on the host's port 5000, now and at each boot.
+fn registry() -> Outcome {
+    const PACKAGE: &str = "docker-registry";
+    const MASK: &str = "/etc/systemd/system/docker-registry.service";
+    if !is_missing(PACKAGE) {
+        return Ok(());
+    }
+    if fs::symlink_metadata(MASK).is_err() {
+        let folder = fs::create_dir_all("/etc/systemd/system");
+        let mask = folder.and_then(|()| std::os::unix::fs::symlink("/dev/null", MASK));
+        mask.map_err(|error| format!("{MASK}: {error}"))?;
+    }
+    packages(&[PACKAGE])
 }
 
 fn is_missing(package: &str) -> bool {

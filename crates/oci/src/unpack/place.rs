@@ -21,6 +21,8 @@ use crate::tarball::refused;
 /// Most symlinks on the way to one entry, as in the kernel.
 const MOST_LINKS: usize = 40;
 
+/// Most folders on the way to one entry, with all that links lead through.
+const MOST_STEPS: usize = 2000;
 /// Most bytes of paths remembered for the sake of [`Tree::holds_only_marks`].
 const MOST_IMPLIED: usize = 16 << 20;
 
@@ -104,9 +106,13 @@ impl<'a> Tree<'a> {
         }
         let fail = |error: Errno| failed(entry, error);
         let mut place = self.root_place().map_err(fail)?;
-        let mut links = 0;
+        let (mut links, mut steps) = (0, 0);
         let mut ahead: VecDeque<Vec<u8>> = parts.iter().map(|part| part.to_vec()).collect();
         while let Some(part) = ahead.pop_front() {
+            steps += 1;
+            if steps > MOST_STEPS {
+                return Err(refused(entry, "is behind symlinks that lead too far about"));
+            }
             if part == b".." {
                 place.path.pop();
                 let above = self.reopen(&place.path).map_err(fail)?;
@@ -232,8 +238,9 @@ impl<'a> Tree<'a> {
         for part in parts {
             match statat(&place.folder, *part, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
-                    place.folder = open_folder(&place.folder, *part).map_err(fail)?;
+                    let next = open_folder(&place.folder, *part).map_err(fail)?;
                     place.path.push(part.to_vec());
+                    place = Place::new(next, place.path).map_err(fail)?;
                 }
                 Ok(_) => return Ok(false),
                 Err(Errno::NOENT) => {
@@ -248,12 +255,21 @@ impl<'a> Tree<'a> {
         Ok(true)
     }
 
-    /// Whether this is a folder that is here for whiteouts in it only.
-    pub(super) fn holds_only_marks(&self, place: &Place, name: &[u8]) -> Result<bool, Errno> {
+    /// Whether this is a folder that is here for whiteouts in it only. If not, that is remembered, so that nobody can have
+    /// a large folder looked through again and again.
+    pub(super) fn holds_only_marks(&mut self, place: &Place, name: &[u8]) -> Result<bool, Errno> {
         let path = place.path_of(name);
         if !self.implied.contains(&path) {
             return Ok(false);
         }
+        let answer = self.has_only_marks(path.clone())?;
+        if !answer {
+            self.described(&path);
+        }
+        Ok(answer)
+    }
+
+    fn has_only_marks(&self, path: Vec<u8>) -> Result<bool, Errno> {
         let mut folders = vec![path];
         while let Some(path) = folders.pop() {
             let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();

@@ -149,6 +149,23 @@ fn links_in_circles_and_files_as_parents_are_refused() {
 }
 
 #[test]
+fn links_that_lead_about_are_refused() {
+    let about = "d/../".repeat(800);
+    let mut tar = Builder::new(Vec::new());
+    for name in ["a", "b"] {
+        let target = format!("{about}{}", if name == "a" { "b" } else { "d" });
+        tar.append_pax_extensions([("linkpath", target.as_bytes())]).unwrap();
+        add(&mut tar, S, name.as_bytes(), b"short");
+    }
+    add(&mut tar, F, b"b/x", b"");
+    let one = tar.get_ref().clone();
+    Bench::new().unpack_upon("root", &one, &[]).unwrap();
+    add(&mut tar, F, b"a/x", b"");
+    let answer = Bench::new().unpack_upon("root", &tar.into_inner().unwrap(), &[]);
+    assert!(matches!(answer, Err(OciError::Entry { .. })));
+}
+
+#[test]
 fn a_link_replaced_between_entries_is_seen() {
     let mut bench = Bench::new();
     bench
