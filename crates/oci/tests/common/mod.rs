@@ -227,8 +227,12 @@ impl Store {
         for layer in layers {
             fsconfig_set_string(fd, "lowerdir+", self.store.path(layer)).unwrap();
         }
-        // One layer alone is no overlay.
-        fsconfig_set_string(fd, "lowerdir+", self.empty.path()).unwrap();
+        // One layer alone, or none, is no overlay.
+        for name in ["a", "b"] {
+            let empty = self.empty.path().join(name);
+            fs::create_dir_all(&empty).unwrap();
+            fsconfig_set_string(fd, "lowerdir+", empty).unwrap();
+        }
         fsconfig_create(fd).unwrap();
         let mount = fsmount(fd, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).unwrap();
         Overlay(mount)
