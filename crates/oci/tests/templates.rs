@@ -10,7 +10,7 @@ use std::io::Read;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
-use common::{Store, describe, eventful, ignore, mode, run, set_xattr};
+use common::{Registry, Store, describe, eventful, ignore, mode, run, set_xattr};
 use layers::LayerDigest;
 use oci::{ImportOptions, OciError, Template, export_template, import_image, import_template, make_portable};
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
@@ -115,6 +115,25 @@ fn what_goes_out_comes_back() {
     let manifest = String::from_utf8(run("skopeo", inspect).stdout).unwrap();
     assert!(manifest.contains("application/vnd.cofferdam.template.config.v1+json"), "{manifest}");
     fs::remove_file(path).unwrap();
+}
+
+#[test]
+fn oci_tools_carry_templates_to_a_registry_and_back() {
+    let (here, there, registry) = (Store::new(), Store::new(), Registry::start());
+    let layers = [odd(&here), layer(&here, |root| fs::write(root.join("below"), "x").unwrap())];
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name).display().to_string();
+    fs::write(file("out.tar"), export(&here, &layers).unwrap()).unwrap();
+    let remote = format!("docker://{}/templates/one:v1", registry.host());
+    let copy = ["--insecure-policy", "copy", "--quiet", "--src-tls-verify=false", "--dest-tls-verify=false"];
+    for (from, to) in [
+        (format!("oci-archive:{}", file("out.tar")), remote.clone()),
+        (remote, format!("oci-archive:{}", file("back.tar"))),
+    ] {
+        run("skopeo", copy.into_iter().chain([from.as_str(), to.as_str()]));
+    }
+    let template = import(&there, Path::new(&file("back.tar"))).unwrap();
+    assert_eq!((template.layers.as_slice(), template.config.as_slice()), (&layers[..], CONFIG));
 }
 
 struct Unpacked(tempfile::TempDir);
