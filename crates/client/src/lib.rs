@@ -26,6 +26,7 @@ mod config;
 mod error;
 mod events;
 mod files;
+mod pool;
 mod process;
 mod pty;
 mod rest;
@@ -33,6 +34,7 @@ mod rpc;
 mod sandbox;
 mod signature;
 mod teams;
+mod templates;
 mod transport;
 
 pub use client::{ApiKey, Client, EngineCapabilities, EngineInfo, NewApiKey, Team};
@@ -41,11 +43,16 @@ pub use config::ClientConfig;
 pub use error::Error;
 pub use events::SandboxEvent;
 pub use files::{EntryInfo, EntryKind, Files};
+pub use pool::PoolEntry;
 pub use process::{Event, Exit, Output, Process, RunningProcess};
 pub use pty::{Pty, PtyOptions, PtySize};
 pub use sandbox::{CreateOptions, ListOptions, Sandbox, SandboxInfo, SandboxState};
 pub use signature::{Operation, SignedUrlOptions};
 pub use teams::{KillCount, TeamDetails, TeamLimits, TeamSettings};
+pub use templates::{
+    BuildHandle, BuildInfo, BuildLine, BuildOptions, BuildPlan, BuildProgress, BuildReason, BuildStep, FilesLink,
+    TemplateInfo,
+};
 
 /// What every call of this crate answers.
 pub type Result<T> = std::result::Result<T, Error>;

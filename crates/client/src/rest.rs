@@ -91,17 +91,19 @@ impl Rest {
         body: ClientBody,
         json: bool,
     ) -> Result<Response<Bytes>> {
-        let (name, credential) = self.credential(who)?;
-        let mut request = Request::builder()
-            .method(method)
-            .uri(transport::join(&self.base, path)?)
-            .header(USER_AGENT, transport::USER_AGENT)
-            .header(name, credential);
+        let mut request = self.request(who, method, path)?.header(USER_AGENT, transport::USER_AGENT);
         if json {
             request = request.header(CONTENT_TYPE, "application/json");
         }
         let request = request.body(body).map_err(|error| Error::Config(error.to_string()))?;
         self.transport.exchange(request).await
+    }
+
+    /// The head of a request but for the client's name.
+    pub(crate) fn request(&self, who: As, method: Method, path: &str) -> Result<http::request::Builder> {
+        let (name, credential) = self.credential(who)?;
+        let uri = transport::join(&self.base, path)?;
+        Ok(Request::builder().method(method).uri(uri).header(name, credential))
     }
 
     fn credential(&self, who: As) -> Result<(&'static str, HeaderValue)> {

@@ -5,6 +5,7 @@
 
 mod bootstrap;
 mod criu;
+mod dockerfile;
 mod mmdebstrap;
 mod recipe;
 pub mod steps;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 pub use bootstrap::{Built, build};
 pub use criu::install_criu;
+pub use dockerfile::{Dockerfile, DockerfileError, Planned};
 pub use mmdebstrap::Progress;
 pub use recipe::{Recipe, RecipeConfig, RecipeResources};
 

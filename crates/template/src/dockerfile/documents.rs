@@ -1,0 +1,78 @@
+//! Documents that follow a command (`RUN python3 - <<EOF`), which the parser knows only where they are the command.
+//! They are taken out before it reads the file, and put back behind their command; line numbers stay.
+//! The shell gets them as they were written.
+
+use std::collections::BTreeMap;
+
+/// A Dockerfile without such documents, and the documents with their delimiters by the line of their command, from 1.
+pub(super) fn take_out(text: &str) -> (String, BTreeMap<usize, String>) {
+    let lines: Vec<&str> = text.split('\n').collect();
+    let mut left: Vec<&str> = Vec::with_capacity(lines.len());
+    let mut taken = BTreeMap::new();
+    let mut at = 0;
+    while at < lines.len() {
+        let first = at;
+        // A command may go on over several lines; the documents come after its last.
+        while lines[at].trim_end().ends_with('\\') && at + 1 < lines.len() {
+            at += 1;
+        }
+        at += 1;
+        left.extend(&lines[first..at]);
+        let command = lines[first..at].join("\n");
+        let delimiters = delimiters_of_run(&command);
+        let mut bodies = String::new();
+        for delimiter in delimiters {
+            let end = lines[at..].iter().position(|line| line.trim_start_matches('\t') == delimiter);
+            let Some(length) = end else { break };
+            for line in &lines[at..=at + length] {
+                bodies.push('\n');
+                bodies.push_str(line);
+            }
+            left.extend(std::iter::repeat_n("", length + 1));
+            at += length + 1;
+        }
+        if !bodies.is_empty() {
+            taken.insert(first + 1, bodies);
+        }
+    }
+    (left.join("\n"), taken)
+}
+
+/// Delimiters of a `RUN` whose documents are not the whole of it.
+fn delimiters_of_run(command: &str) -> Vec<String> {
+    let trimmed = command.trim_start();
+    let Some((word, rest)) = trimmed.split_once(char::is_whitespace) else { return Vec::new() };
+    let mut rest = rest.trim_start();
+    while rest.starts_with("--") {
+        rest = rest.split_once(char::is_whitespace).map_or("", |(_, rest)| rest.trim_start());
+    }
+    if !word.eq_ignore_ascii_case("RUN") || rest.starts_with("<<") {
+        return Vec::new();
+    }
+    rest.match_indices("<<")
+        .filter(|(at, _)| !rest[..*at].ends_with('<'))
+        .filter_map(|(at, _)| delimiter(&rest[at + 2..]))
+        .collect()
+}
+
+fn delimiter(text: &str) -> Option<String> {
+    let text = text.strip_prefix('-').unwrap_or(text);
+    let text = text.strip_prefix(['"', '\'']).unwrap_or(text);
+    let end = text.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(text.len());
+    let name = &text[..end];
+    (!name.is_empty() && !name.starts_with(|c: char| c.is_ascii_digit())).then(|| name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documents_leave_their_lines_behind() {
+        let text = "FROM x\nRUN a <<'P' \\\n  && b <<-Q\none\nP\n\ttwo\n\tQ\nRUN <<EOF\nx\nEOF\nRUN echo 1<<2 <<< word\n";
+        let (left, taken) = take_out(text);
+        assert_eq!(left.matches('\n').count(), text.matches('\n').count());
+        assert_eq!(taken, BTreeMap::from([(2, "\none\nP\n\ttwo\n\tQ".to_owned())]));
+        assert!(left.contains("RUN <<EOF\nx\nEOF\n"));
+    }
+}

@@ -1,0 +1,374 @@
+//! A Dockerfile as a template build: what it starts from, its steps in their wire form, and the command it ends with.
+//! The rules are the official SDKs': it begins as root in `/`, and ends as `user` in their home unless it says otherwise.
+//! What has no meaning in a template is named in the notes; what would be silently wrong is an error.
+
+mod documents;
+mod words;
+
+use std::collections::BTreeMap;
+
+use parse_dockerfile::{Command, Flag, HereDoc, Instruction, Source};
+
+use crate::steps::{Unset, expand};
+use words::{assignments, quoted};
+
+/// A Dockerfile, understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dockerfile {
+    /// The image it starts from.
+    pub from: String,
+    /// What it does, in order.
+    pub steps: Vec<Planned>,
+    /// `ENTRYPOINT` and `CMD` as one command.
+    pub start_cmd: Option<String>,
+    /// What was passed over.
+    pub notes: Vec<String>,
+}
+
+/// A step to be sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Planned {
+    /// Complete in itself.
+    Step {
+        /// `RUN`, `ENV`, …
+        kind: &'static str,
+        /// In the order of the wire contract.
+        args: Vec<String>,
+    },
+    /// Needs files of the context.
+    Copy {
+        /// Paths or patterns in the context.
+        from: Vec<String>,
+        /// Where to.
+        to: String,
+        /// `user[:group]`.
+        owner: Option<String>,
+        /// Octal.
+        mode: Option<String>,
+    },
+}
+
+/// Why a Dockerfile cannot be built.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DockerfileError {
+    /// It is not one.
+    #[error("the Dockerfile cannot be read: {0}")]
+    Syntax(String),
+    /// Something in it has no counterpart.
+    #[error("line {line}: {what}")]
+    Unsupported {
+        /// Where.
+        line: usize,
+        /// What, and the remedy.
+        what: String,
+    },
+}
+
+impl Dockerfile {
+    /// Reads a Dockerfile.
+    ///
+    /// # Errors
+    /// See [`DockerfileError`].
+    pub fn parse(text: &str) -> Result<Self, DockerfileError> {
+        let (text, documents) = documents::take_out(text);
+        let parsed =
+            parse_dockerfile::parse(&text).map_err(|error| DockerfileError::Syntax(error.to_string()))?;
+        let mut reader = Reader { text: &text, documents, ..Reader::default() };
+        for instruction in &parsed.instructions {
+            reader.instruction(instruction)?;
+        }
+        reader.finish()
+    }
+}
+
+#[derive(Default)]
+struct Reader<'a> {
+    text: &'a str,
+    /// What follows commands, by their lines.
+    documents: BTreeMap<usize, String>,
+    from: Option<String>,
+    /// Values of `ARG` before `FROM`, which only that may use.
+    global: BTreeMap<String, String>,
+    steps: Vec<Planned>,
+    entrypoint: Option<String>,
+    cmd: Option<String>,
+    notes: Vec<String>,
+    sets_user: bool,
+    sets_workdir: bool,
+}
+
+fn step(kind: &'static str, args: impl IntoIterator<Item = impl Into<String>>) -> Planned {
+    Planned::Step { kind, args: args.into_iter().map(Into::into).collect() }
+}
+
+impl Reader<'_> {
+    /// Counted from 1.
+    fn line(&self, at: usize) -> usize {
+        self.text.get(..at).unwrap_or("").matches('\n').count() + 1
+    }
+
+    fn error<T>(&self, at: usize, what: impl Into<String>) -> Result<T, DockerfileError> {
+        Err(DockerfileError::Unsupported { line: self.line(at), what: what.into() })
+    }
+
+    fn instruction(&mut self, instruction: &Instruction<'_>) -> Result<(), DockerfileError> {
+        match instruction {
+            Instruction::From(from) => {
+                if self.from.is_some() {
+                    return self.error(
+                        from.from.span.start,
+                        "a second stage: multi-stage Dockerfiles cannot be built; build the stages as templates of their own",
+                    );
+                }
+                self.from = Some(expand(&from.image.value, &self.global, Unset::Kept));
+                self.steps.extend([step("USER", ["root"]), step("WORKDIR", ["/"])]);
+            }
+            Instruction::Arg(arg) => {
+                let pairs = assignments(&arg.arguments.value, true);
+                let Some(pairs) = pairs else {
+                    return self.error(arg.arg.span.start, "ARG cannot be read: write NAME=value");
+                };
+                if self.from.is_none() {
+                    self.global.extend(pairs);
+                } else {
+                    self.steps.push(step("ARG", pairs.into_iter().flat_map(<[String; 2]>::from)));
+                }
+            }
+            Instruction::Env(env) => match assignments(&env.arguments.value, false) {
+                Some(pairs) => self.steps.push(step("ENV", pairs.into_iter().flat_map(<[String; 2]>::from))),
+                None => return self.error(env.env.span.start, "ENV cannot be read: write NAME=value"),
+            },
+            Instruction::Run(run) => {
+                for flag in &run.options {
+                    self.notes.push(format!("RUN --{} has no effect", flag.name.value));
+                }
+                let command = match &run.arguments {
+                    Command::Exec(words) => joined(words.value.iter().map(|word| word.value.as_ref())),
+                    Command::Shell(text) => with_documents(&without_comments(text.value), &run.here_docs),
+                    _ => return self.error(run.run.span.start, "RUN cannot be read"),
+                };
+                let document = self.documents.remove(&self.line(run.run.span.start)).unwrap_or_default();
+                self.steps.push(step("RUN", [command + &document]));
+            }
+            Instruction::Copy(copy) => {
+                self.copy(copy.copy.span.start, &copy.options, &copy.src, &copy.dest.value)?;
+            }
+            Instruction::Add(add) => {
+                self.copy(add.add.span.start, &add.options, &add.src, &add.dest.value)?;
+            }
+            Instruction::Workdir(workdir) => {
+                self.sets_workdir = true;
+                self.steps.push(step("WORKDIR", [workdir.arguments.value.as_ref()]));
+            }
+            Instruction::User(user) => {
+                self.sets_user = true;
+                self.steps.push(step("USER", [user.arguments.value.as_ref()]));
+            }
+            Instruction::Cmd(cmd) => self.cmd = Some(command_text(&cmd.arguments)),
+            Instruction::Entrypoint(entry) => self.entrypoint = Some(command_text(&entry.arguments)),
+            Instruction::Shell(shell) => {
+                return self.error(
+                    shell.shell.span.start,
+                    "SHELL: commands are run by bash; call another shell in RUN",
+                );
+            }
+            Instruction::Onbuild(onbuild) => {
+                return self.error(
+                    onbuild.onbuild.span.start,
+                    "ONBUILD has no meaning for templates; write the step itself",
+                );
+            }
+            Instruction::Expose(_) => self.note("EXPOSE", "every port of a sandbox can be reached"),
+            Instruction::Volume(_) => self.note("VOLUME", "all files of a sandbox are its own"),
+            Instruction::Healthcheck(_) => self.note("HEALTHCHECK", "give a ready command instead"),
+            Instruction::Label(_) | Instruction::Maintainer(_) => self.note("LABEL", "templates have none"),
+            Instruction::Stopsignal(_) => self.note("STOPSIGNAL", "sandboxes are ended at once"),
+            _ => self.note("an instruction", "it is not known"),
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, what: &str, why: &str) {
+        self.notes.push(format!("{what} has no effect: {why}"));
+    }
+
+    fn copy(
+        &mut self,
+        at: usize,
+        options: &[Flag<'_>],
+        sources: &[Source<'_>],
+        to: &str,
+    ) -> Result<(), DockerfileError> {
+        let (mut owner, mut mode) = (None, None);
+        for flag in options {
+            let value = flag.value.as_ref().map(|value| value.value.to_string());
+            match flag.name.value.as_ref() {
+                "chown" => owner = value,
+                "chmod" => mode = value,
+                "link" => {}
+                "from" => {
+                    return self.error(at, "COPY --from: other stages and images cannot be copied from");
+                }
+                other => return self.error(at, format!("COPY --{other} is not supported")),
+            }
+        }
+        let mut from = Vec::new();
+        for source in sources {
+            match source {
+                Source::Path(path) if path.value.contains("://") => {
+                    return self.error(at, "ADD of a URL: use RUN with curl");
+                }
+                Source::Path(path) => from.push(path.value.to_string()),
+                Source::HereDoc(document) => self.document(document, to, owner.as_deref(), mode.as_deref()),
+                _ => return self.error(at, "COPY cannot be read"),
+            }
+        }
+        // Several into one place make that a folder.
+        let to = if from.len() > 1 && !to.ends_with('/') { format!("{to}/") } else { to.to_owned() };
+        if !from.is_empty() {
+            self.steps.push(Planned::Copy { from, to, owner, mode });
+        }
+        Ok(())
+    }
+
+    /// A file whose content stands in the Dockerfile.
+    fn document(&mut self, document: &HereDoc<'_>, to: &str, owner: Option<&str>, mode: Option<&str>) {
+        let (to, text) = (quoted(to), quoted(&document.value));
+        let mut command = format!("mkdir -p \"$(dirname {to})\" && printf %s {text} > {to}");
+        if let Some(owner) = owner {
+            command += &format!(" && chown {} {to}", quoted(owner));
+        }
+        if let Some(mode) = mode {
+            command += &format!(" && chmod {} {to}", quoted(mode));
+        }
+        self.steps.push(step("RUN", [command.as_str(), "root"]));
+    }
+
+    fn finish(mut self) -> Result<Dockerfile, DockerfileError> {
+        let Some(from) = self.from else {
+            return Err(DockerfileError::Syntax("it has no FROM".to_owned()));
+        };
+        if !self.sets_user {
+            self.steps.push(step("USER", ["user"]));
+        }
+        if !self.sets_workdir {
+            self.steps.push(step("WORKDIR", ["/home/user"]));
+        }
+        let words = [self.entrypoint, self.cmd].into_iter().flatten().collect::<Vec<_>>();
+        let start_cmd = Some(words.join(" ")).filter(|command| !command.trim().is_empty());
+        Ok(Dockerfile { from, steps: self.steps, start_cmd, notes: self.notes })
+    }
+}
+
+fn joined<'a>(words: impl Iterator<Item = &'a str>) -> String {
+    words.map(quoted).collect::<Vec<_>>().join(" ")
+}
+
+fn command_text(command: &Command<'_>) -> String {
+    match command {
+        Command::Exec(words) => joined(words.value.iter().map(|word| word.value.as_ref())),
+        Command::Shell(text) => without_comments(text.value),
+        _ => String::new(),
+    }
+}
+
+/// A comment between continued lines is Docker's, not the shell's.
+fn without_comments(text: &str) -> String {
+    let mut continued = false;
+    let kept = text.lines().filter(|line| {
+        let is_comment = continued && line.trim_start().starts_with('#');
+        if !is_comment {
+            continued = line.trim_end().ends_with('\\');
+        }
+        !is_comment
+    });
+    kept.collect::<Vec<_>>().join("\n")
+}
+
+/// A document that is the whole command is what runs.
+fn with_documents(command: &str, documents: &[HereDoc<'_>]) -> String {
+    match documents {
+        [] => command.to_owned(),
+        several => several.iter().map(|document| document.value.as_ref()).collect::<Vec<_>>().join("\n"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Dockerfile {
+        Dockerfile::parse(text).unwrap()
+    }
+
+    fn shown(file: &Dockerfile) -> Vec<String> {
+        let show = |planned: &Planned| match planned {
+            Planned::Step { kind, args } => format!("{kind} {}", args.join("|")),
+            Planned::Copy { from, to, owner, mode } => {
+                format!(
+                    "COPY {} -> {to} {} {}",
+                    from.join("|"),
+                    owner.as_deref().unwrap_or("-"),
+                    mode.as_deref().unwrap_or("-")
+                )
+            }
+        };
+        file.steps.iter().map(show).collect()
+    }
+
+    #[test]
+    fn a_dockerfile_becomes_steps() {
+        let file = parse(
+            "ARG TAG=12\nFROM debian:${TAG}\nENV A=1 B=\"two words\" C='x y'\nENV LEGACY some value\n\
+             ARG V=3\nRUN echo $A && \\\n  # comment\n  echo b\nRUN [\"echo\", \"it's\"]\n\
+             COPY --chown=1:1 --chmod=0755 a b /dst\nWORKDIR /app\nUSER me\nEXPOSE 80\n\
+             ENTRYPOINT [\"serve\", \"--port\"]\nCMD [\"80\"]\n",
+        );
+        assert_eq!(file.from, "debian:12");
+        assert_eq!(
+            shown(&file),
+            [
+                "USER root",
+                "WORKDIR /",
+                "ENV A|1|B|two words|C|x y",
+                "ENV LEGACY|some value",
+                "ARG V|3",
+                "RUN echo $A && \\\n  echo b",
+                "RUN echo 'it'\\''s'",
+                "COPY a|b -> /dst/ 1:1 0755",
+                "WORKDIR /app",
+                "USER me",
+            ]
+        );
+        assert_eq!(file.start_cmd.as_deref(), Some("serve --port 80"));
+        assert_eq!(file.notes.len(), 1);
+    }
+
+    #[test]
+    fn it_ends_as_the_default_user_unless_it_says_otherwise() {
+        let file = parse("FROM x\nRUN true\n");
+        assert_eq!(shown(&file)[3..], ["USER user", "WORKDIR /home/user"]);
+        assert_eq!(file.start_cmd, None);
+    }
+
+    #[test]
+    fn documents_are_commands_or_files() {
+        let file = parse(
+            "FROM x\nRUN <<EOF\necho a\necho b\nEOF\nRUN python3 - <<'PY' && true\nprint(1)\nPY\nCOPY <<EOF /etc/motd\nhi there\nEOF\n",
+        );
+        let steps = shown(&file);
+        assert_eq!(steps[2], "RUN echo a\necho b\n");
+        assert_eq!(steps[3], "RUN python3 - <<'PY' && true\nprint(1)\nPY");
+        assert!(steps[4].contains("printf %s 'hi there\n' > /etc/motd|root"), "{}", steps[4]);
+    }
+
+    #[test]
+    fn what_would_be_wrong_is_refused_with_its_line() {
+        let text = |text: &str| Dockerfile::parse(text).unwrap_err().to_string();
+        assert!(text("FROM a\nFROM b\n").starts_with("line 2: a second stage"));
+        assert!(text("FROM a\nRUN true\nCOPY --from=b /x /y\n").starts_with("line 3: COPY --from"));
+        assert!(text("FROM a\nADD https://example.com/x /x\n").starts_with("line 2: ADD of a URL"));
+        assert!(text("RUN true\n").starts_with("the Dockerfile cannot be read"));
+        assert!(text("").starts_with("the Dockerfile cannot be read"));
+    }
+}

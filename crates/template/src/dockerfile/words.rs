@@ -1,0 +1,107 @@
+//! Words of a Dockerfile: `NAME=value` pairs as Docker reads them, and words as a shell must see them.
+//! Quotes group and go; a backslash takes the meaning of what follows. Variables are left for the build.
+//! The older `ENV NAME value` is one pair to the end of the line.
+
+/// Pairs of an `ENV` or `ARG` instruction. `bare` allows names without a value.
+pub(super) fn assignments(text: &str, bare: bool) -> Option<Vec<(String, String)>> {
+    let words = split(text)?;
+    let first = words.first()?;
+    if !bare && !first.contains('=') {
+        let (name, value) = text.trim().split_once(char::is_whitespace)?;
+        return Some(vec![(name.to_owned(), unquoted(value.trim())?)]);
+    }
+    let pairs = words.iter().map(|word| match word.split_once('=') {
+        Some((name, value)) => Some((name.to_owned(), unquoted(value)?)),
+        None => bare.then(|| (word.clone(), String::new())),
+    });
+    pairs.collect()
+}
+
+/// Splits at blanks outside quotes; quotes and backslashes stay.
+fn split(text: &str) -> Option<Vec<String>> {
+    let mut words = Vec::new();
+    let mut word = String::new();
+    let mut quote = None;
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match (quote, c) {
+            (_, '\\') if quote != Some('\'') => {
+                word.push(c);
+                word.extend(chars.next());
+            }
+            (None, '"' | '\'') => {
+                quote = Some(c);
+                word.push(c);
+            }
+            (Some(open), c) if open == c => {
+                quote = None;
+                word.push(c);
+            }
+            (None, c) if c.is_whitespace() => {
+                if !word.is_empty() {
+                    words.push(std::mem::take(&mut word));
+                }
+            }
+            (_, c) => word.push(c),
+        }
+    }
+    if !word.is_empty() {
+        words.push(word);
+    }
+    quote.is_none().then_some(words)
+}
+
+/// Without the quotes that group it and the backslashes that protect something.
+fn unquoted(text: &str) -> Option<String> {
+    let mut result = String::with_capacity(text.len());
+    let mut quote = None;
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match (quote, c) {
+            (None, '\\') => result.extend(chars.next()),
+            (Some('"'), '\\') if matches!(chars.peek(), Some('"' | '\\')) => result.extend(chars.next()),
+            (None, '"' | '\'') => quote = Some(c),
+            (Some(open), c) if open == c => quote = None,
+            (_, c) => result.push(c),
+        }
+    }
+    quote.is_none().then_some(result)
+}
+
+/// One word for a shell.
+pub(super) fn quoted(word: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-./:=,@%+".contains(&byte);
+    if !word.is_empty() && word.bytes().all(is_plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_are_read_as_docker_reads_them() {
+        let read = |text: &str| {
+            assignments(text, false).map(|pairs| {
+                pairs.into_iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>()
+            })
+        };
+        assert_eq!(read("A=1 B=2").unwrap(), ["A=1", "B=2"]);
+        assert_eq!(read(r#"A="x \"y\" z" B=p\ q"#).unwrap(), [r#"A=x "y" z"#, "B=p q"]);
+        assert_eq!(read("A=it's").as_deref(), None);
+        assert_eq!(read("PATH=$PATH:/x").unwrap(), ["PATH=$PATH:/x"]);
+        assert_eq!(read("OLD value with = signs").unwrap(), ["OLD=value with = signs"]);
+        assert_eq!(read("A=").unwrap(), ["A="]);
+        assert_eq!(read("A"), None);
+        assert_eq!(assignments("A B=1", true).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn words_survive_a_shell() {
+        assert_eq!(quoted("a/b-c.txt"), "a/b-c.txt");
+        assert_eq!(quoted("it's $x"), r"'it'\''s $x'");
+        assert_eq!(quoted(""), "''");
+    }
+}
