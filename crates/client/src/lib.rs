@@ -50,8 +50,8 @@ pub use sandbox::{CreateOptions, ListOptions, Sandbox, SandboxInfo, SandboxState
 pub use signature::{Operation, SignedUrlOptions};
 pub use teams::{KillCount, TeamDetails, TeamLimits, TeamSettings};
 pub use templates::{
-    BuildHandle, BuildInfo, BuildLine, BuildOptions, BuildPlan, BuildProgress, BuildReason, BuildStep, FilesLink,
-    TemplateInfo,
+    BuildHandle, BuildInfo, BuildLine, BuildOptions, BuildPlan, BuildProgress, BuildReason, BuildStep,
+    FilesLink, TemplateInfo,
 };
 
 /// What every call of this crate answers.

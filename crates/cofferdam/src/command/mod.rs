@@ -8,6 +8,7 @@ mod events;
 mod exec;
 mod key;
 mod limits;
+mod pool;
 mod quickstart;
 mod sandbox;
 mod serve;
@@ -40,9 +41,12 @@ pub(crate) enum Command {
     /// Makes, lists, uses and ends sandboxes.
     #[command(subcommand)]
     Sandbox(sandbox::SandboxCommand),
-    /// Builds templates on this machine.
+    /// Builds, lists, publishes, moves and deletes templates.
     #[command(subcommand)]
     Template(template::TemplateCommand),
+    /// Shows and sets how many sandboxes wait for their creators.
+    #[command(subcommand)]
+    Pool(pool::PoolCommand),
     /// Brings programs that the server runs into its own folders.
     #[command(subcommand)]
     Setup(setup::SetupCommand),
@@ -60,6 +64,7 @@ pub(crate) fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Team(command) => team::run(command),
         Command::Sandbox(command) => sandbox::run(command),
         Command::Template(command) => template::run(command),
+        Command::Pool(command) => pool::run(command),
         Command::Setup(command) => setup::run(&command),
         Command::Completions(arguments) => completions::run(&arguments),
     }

@@ -1,0 +1,159 @@
+//! `cofferdam template build`: a folder with a Dockerfile becomes a template on the server.
+//! A `template.toml` beside it may say what a Dockerfile cannot: name, start and ready command, size.
+//! Files that the server has already are not sent again.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use cofferdam_client::{BuildHandle, BuildOptions, BuildPlan, BuildStep, Client};
+use serde::Deserialize;
+use template::{Dockerfile, Planned};
+use tokio_util::io::ReaderStream;
+
+use super::context::pack;
+use super::follow::follow;
+use super::ignored::Ignored;
+use crate::access::team_client;
+use crate::failure::Failure;
+use crate::paths::DataDir;
+use crate::show;
+
+/// A build.
+#[derive(Debug, Args)]
+pub(crate) struct BuildArguments {
+    #[command(flatten)]
+    data: DataDir,
+    /// Folder with the Dockerfile and the files it copies.
+    folder: PathBuf,
+    /// Name of the template, with a tag if wanted (`name:tag`).
+    #[arg(long)]
+    name: Option<String>,
+    /// Another file than `Dockerfile` (or `e2b.Dockerfile`) in the folder.
+    #[arg(long, value_name = "FILE")]
+    dockerfile: Option<PathBuf>,
+    /// Further tag. May be repeated.
+    #[arg(long)]
+    tag: Vec<String>,
+    /// Command that runs in every sandbox; by default what the Dockerfile ends with.
+    #[arg(long, value_name = "COMMAND")]
+    start_cmd: Option<String>,
+    /// Command that succeeds once the start command serves.
+    #[arg(long, value_name = "COMMAND")]
+    ready_cmd: Option<String>,
+    /// Processors of its sandboxes.
+    #[arg(long, value_name = "COUNT")]
+    cpu_count: Option<u32>,
+    /// Their memory, MiB.
+    #[arg(long, value_name = "MIB")]
+    memory_mb: Option<u32>,
+    /// Use nothing of earlier builds.
+    #[arg(long)]
+    no_cache: bool,
+    /// Show every line of the build's log.
+    #[arg(long, short)]
+    verbose: bool,
+}
+
+/// `template.toml`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Settings {
+    name: Option<String>,
+    dockerfile: Option<PathBuf>,
+    start_cmd: Option<String>,
+    ready_cmd: Option<String>,
+    cpu_count: Option<u32>,
+    memory_mb: Option<u32>,
+}
+
+impl Settings {
+    fn load(folder: &Path) -> Result<Self, Failure> {
+        let path = folder.join("template.toml");
+        match fs::read_to_string(&path) {
+            Ok(text) => {
+                toml::from_str(&text).map_err(|error| Failure::new(format!("{}: {error}", path.display())))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(Failure::new(format!("{}: {error}", path.display()))),
+        }
+    }
+}
+
+/// Builds and follows; prints the template's id.
+pub(super) async fn run(arguments: &BuildArguments) -> Result<(), Failure> {
+    let folder = &arguments.folder;
+    let settings = Settings::load(folder)?;
+    let name = arguments.name.clone().or(settings.name).ok_or_else(|| {
+        Failure::new("the template needs a name: give one with --name, or in template.toml")
+    })?;
+    let path = dockerfile(folder, arguments.dockerfile.clone().or(settings.dockerfile))?;
+    let text =
+        fs::read_to_string(&path).map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+    let file =
+        Dockerfile::parse(&text).map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+    file.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    let start_cmd = arguments.start_cmd.clone().or(settings.start_cmd).or(file.start_cmd);
+    let ready_cmd = arguments.ready_cmd.clone().or(settings.ready_cmd);
+
+    let client = team_client(&arguments.data)?;
+    let options = BuildOptions {
+        name: name.clone(),
+        tags: arguments.tag.clone(),
+        cpu_count: arguments.cpu_count.or(settings.cpu_count),
+        memory_mib: arguments.memory_mb.or(settings.memory_mb),
+    };
+    let build = client.request_build(&options).await?;
+    let ignored = Ignored::load(folder)?;
+    let mut steps = Vec::new();
+    for planned in file.steps {
+        match planned {
+            Planned::Step { kind, args } => {
+                steps.push(BuildStep { kind: kind.to_owned(), args, files_hash: None });
+            }
+            Planned::Copy { from, to, owner, mode } => {
+                for source in from {
+                    let hash = send(&client, &build, folder, &source, &ignored).await?;
+                    let (owner, mode) = (owner.clone().unwrap_or_default(), mode.clone().unwrap_or_default());
+                    let args = vec![source, to.clone(), owner, mode];
+                    steps.push(BuildStep { kind: "COPY".to_owned(), args, files_hash: Some(hash) });
+                }
+            }
+        }
+    }
+    let from_image = Some(file.from);
+    let plan =
+        BuildPlan { from_image, from_template: None, steps, start_cmd, ready_cmd, force: arguments.no_cache };
+    client.start_build(&build, &plan).await?;
+    follow(&client, &name, &build, arguments.verbose).await?;
+    show::line(&build.template)
+}
+
+fn dockerfile(folder: &Path, named: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    if let Some(named) = named {
+        return Ok(folder.join(named));
+    }
+    let usual = ["Dockerfile", "e2b.Dockerfile"].map(|name| folder.join(name));
+    usual.into_iter().find(|path| path.is_file()).ok_or_else(|| {
+        Failure::new(format!("{} has no Dockerfile; name another file with --dockerfile", folder.display()))
+    })
+}
+
+/// Sends what a `COPY` needs, unless the server has it; answers its hash.
+async fn send(
+    client: &Client,
+    build: &BuildHandle,
+    folder: &Path,
+    source: &str,
+    ignored: &Ignored,
+) -> Result<String, Failure> {
+    let packed = pack(folder, source, ignored)?;
+    let link = client.files_link(build, &packed.hash).await?;
+    if !link.present {
+        let file = tokio::fs::File::from_std(packed.archive.reopen()?);
+        let length = file.metadata().await?.len();
+        client.send_files(&link, length, ReaderStream::with_capacity(file, 256 << 10)).await?;
+    }
+    Ok(packed.hash)
+}
