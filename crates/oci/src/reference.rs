@@ -145,7 +145,7 @@ fn is_tag(tag: &str) -> bool {
 
 /// Whether the part before the first slash is a host rather than a name at Docker Hub.
 fn is_registry(part: &str) -> bool {
-    part.contains(['.', ':']) || part == "localhost" || part.bytes().any(|b| b.is_ascii_uppercase())
+    part.contains(['.', ':']) || part == "localhost"
 }
 
 fn is_host(text: &str) -> bool {
@@ -218,6 +218,7 @@ mod tests {
         for text in [
             "",
             "Debian",
+            "A/a",
             "a//b",
             "/a",
             "a/",

@@ -70,6 +70,74 @@ fn set_manifest(layout: &Layout, change: impl FnOnce(&mut serde_json::Value)) {
     fs::write(layout.dir.path().join("layout/index.json"), index.to_string()).unwrap();
 }
 
+/// An image of these tars, lowermost first.
+fn hand_made(tars: &[&[u8]]) -> Layout {
+    let layout = Layout::new();
+    let layers: Vec<_> = tars.iter().map(|tar| layout.put_blob("layer", tar)).collect();
+    let ids: Vec<_> = layers.iter().map(|layer| layer["digest"].clone()).collect();
+    let config = serde_json::json!({ "os": "linux", "architecture": oci::host_architecture(),
+        "rootfs": { "type": "layers", "diff_ids": ids } });
+    let config = layout.put_blob("config", config.to_string().as_bytes());
+    set_manifest(&layout, |manifest| {
+        manifest["config"] = config;
+        manifest["layers"] = layers.into();
+    });
+    layout
+}
+
+fn tar(entries: &[(&str, tar::EntryType, u32)]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, kind, mode) in entries {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(*kind);
+        header.set_mode(*mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(0);
+        tar.append_data(&mut header, name, &[][..]).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
+use tar::EntryType::{Directory, Regular};
+
+#[test]
+fn a_layer_without_its_parents_is_known_upon_its_base_only() {
+    let above = tar(&[("tmp/file", Regular, 0o600)]);
+    let bases = [0o1777, 0o750].map(|mode| tar(&[("tmp", Directory, mode)]));
+    let store = Store::new();
+    for _ in 0..2 {
+        for (base, mode) in bases.iter().zip([0o41777, 0o40750]) {
+            let image = import(&store, hand_made(&[base, &above]).path(), None).unwrap();
+            let metadata = fs::metadata(store.mount(&image.layers).path("tmp")).unwrap();
+            assert_eq!(std::os::unix::fs::MetadataExt::mode(&metadata), mode);
+        }
+    }
+    assert_eq!(store.count(), 4);
+}
+
+#[test]
+fn a_layer_that_is_there_twice_is_mounted_once() {
+    let one = tar(&[("d", Directory, 0o755), ("d/one", Regular, 0o600), ("d/.wh.two", Regular, 0)]);
+    let two = tar(&[("d", Directory, 0o755), ("d/two", Regular, 0o600), ("d/.wh.one", Regular, 0)]);
+    let store = Store::new();
+    let image = import(&store, hand_made(&[&one, &two, &one]).path(), None).unwrap();
+    assert_eq!(image.layers.len(), 2);
+    let overlay = store.mount(&image.layers);
+    assert!(overlay.path("d/one").exists() && !overlay.path("d/two").exists());
+}
+
+#[test]
+fn an_opaque_root_hides_all_below() {
+    let below = tar(&[("old", Regular, 0o600)]);
+    let above = tar(&[(".wh..wh..opq", Regular, 0), ("new", Regular, 0o600)]);
+    let store = Store::new();
+    let image = import(&store, hand_made(&[&below, &above]).path(), None).unwrap();
+    let overlay = store.mount(&image.layers);
+    assert!(overlay.path("new").exists() && !overlay.path("old").exists());
+}
+
 #[test]
 fn what_does_not_fit_together_is_refused() {
     let layout = Layout::new();
