@@ -75,11 +75,9 @@ fn apply(root: &Path, change: &Change) {
             remove(&full);
             fs::write(&full, vec![*byte; usize::from(*byte)]).unwrap();
         }
-        Change::Folder(_) => {
-            if !full.is_dir() || full.is_symlink() {
-                remove(&full);
-                fs::create_dir(&full).unwrap();
-            }
+        Change::Folder(_) if !is_there || !full.is_dir() => {
+            remove(&full);
+            fs::create_dir(&full).unwrap();
         }
         Change::Link(_, target) => {
             remove(&full);

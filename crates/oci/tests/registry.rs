@@ -170,6 +170,10 @@ async fn what_is_missing_is_named() {
         error("a:v2").await,
         format!("image '{host}/a:v2' not found: the image or tag does not exist in the registry")
     );
+    assert_eq!(
+        error("no/such:v1").await,
+        format!("repository '{host}/no/such:v1' not found: verify the image name is correct")
+    );
     let missing = format!("a@sha256:{}", "0".repeat(64));
     assert_eq!(
         error(&missing).await,

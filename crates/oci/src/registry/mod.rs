@@ -88,6 +88,9 @@ impl Repository {
         let text = loop {
             match self.get_bytes(&path, &headers).await {
                 Err(error) if attempts.wait_for_another(&error).await => {}
+                Err(OciError::ImageNotFound(image)) if !self.is_there().await => {
+                    return Err(OciError::RepositoryNotFound(image));
+                }
                 answer => break answer?,
             }
         };
@@ -158,6 +161,12 @@ impl Repository {
         }
         taken.keep();
         Ok(())
+    }
+
+    /// Whether the registry knows the repository. Some say only of a tag that it is missing.
+    async fn is_there(&self) -> bool {
+        let answer = self.get("tags/list?n=1", &HeaderMap::new()).await;
+        !matches!(answer, Err(OciError::RepositoryNotFound(_)))
     }
 
     async fn get_bytes(&self, path: &str, headers: &HeaderMap) -> Result<Vec<u8>, OciError> {
