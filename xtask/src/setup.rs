@@ -22,6 +22,7 @@ const TESTING: &[&str] = &[
     "attr",
     "acl",
     "apache2-utils",
+    "openssl",
     "skopeo",
     "umoci",
 ];

@@ -288,3 +288,31 @@ async fn several_pulls_at_a_time_do_not_disturb_each_other() {
     store.is_tidy();
     assert_eq!(store.count(), 3);
 }
+
+/// Set for the second run of the test, which trusts the registry: the certificates are the process' own.
+const TRUSTED: &str = "TESTS_TRUSTED_REGISTRY";
+
+#[tokio::test]
+async fn certificates_are_verified() {
+    let store = Store::new();
+    let mut options = PullOptions::default();
+    options.registries.allowed.push("127.0.0.0/8".parse().unwrap());
+    if let Ok(host) = std::env::var(TRUSTED) {
+        store.pull(&format!("{host}/a:v1").parse().unwrap(), &options).await.unwrap();
+        let error = store.pull(&format!("{host}/a:v2").parse().unwrap(), &options).await.unwrap_err();
+        assert!(matches!(error, OciError::ImageNotFound(_)), "{error}");
+        return;
+    }
+    let (registry, certificate) = Registry::with_tls();
+    Layout::new().layer(|root| fs::write(root.join("file"), "x").unwrap()).push(&registry, "a:v1");
+    let error = store.pull(&registry.reference("a:v1"), &options).await.unwrap_err();
+    assert!(matches!(&error, OciError::Unreachable { why, .. } if why.contains("certificate")), "{error}");
+    let again = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "certificates_are_verified"])
+        .env("SSL_CERT_FILE", certificate)
+        .env(TRUSTED, registry.host())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&again.stdout);
+    assert!(again.status.success() && said.contains("1 passed"), "{said}");
+}

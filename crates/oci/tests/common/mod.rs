@@ -36,7 +36,7 @@ pub struct Registry {
 
 impl Registry {
     pub fn start() -> Self {
-        Self::with(tempfile::tempdir().unwrap(), "")
+        Self::with(tempfile::tempdir().unwrap(), "", "")
     }
 
     pub fn with_login(name: &str, password: &str) -> Self {
@@ -44,13 +44,29 @@ impl Registry {
         let file = dir.path().join("htpasswd");
         fs::write(&file, run("htpasswd", ["-Bbn", name, password]).stdout).unwrap();
         let auth = format!("auth: {{htpasswd: {{realm: tests, path: {}}}}}\n", file.display());
-        Self::with(dir, &auth)
+        Self::with(dir, "", &auth)
     }
 
-    fn with(dir: TempDir, more: &str) -> Self {
+    /// Speaks TLS, with a certificate that nobody trusts; it is in the second value.
+    pub fn with_tls() -> (Self, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str| dir.path().join(name).display().to_string();
+        let extensions = "[req]\ndistinguished_name=n\nx509_extensions=x\n[n]\n[x]\nbasicConstraints=CA:FALSE\n\
+                          subjectAltName=IP:127.0.0.1\n";
+        fs::write(file("openssl.cnf"), extensions).unwrap();
+        let (config, key, certificate) = (file("openssl.cnf"), file("key"), file("certificate"));
+        let curve =
+            ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=registry"];
+        let files = ["-config", &config, "-keyout", &key, "-out", &certificate];
+        run("openssl", ["req", "-x509"].into_iter().chain(curve).chain(files));
+        let tls = format!(", tls: {{certificate: {certificate}, key: {key}}}");
+        (Self::with(dir, &tls, ""), certificate.into())
+    }
+
+    fn with(dir: TempDir, http: &str, more: &str) -> Self {
         let config = dir.path().join("config.yml");
         let text = format!(
-            "version: 0.1\nlog: {{level: info}}\nhttp: {{addr: '127.0.0.1:0', secret: x}}\n\
+            "version: 0.1\nlog: {{level: info}}\nhttp: {{addr: '127.0.0.1:0', secret: x{http}}}\n\
              storage: {{filesystem: {{rootdirectory: {}}}}}\n{more}",
             dir.path().join("data").display()
         );
