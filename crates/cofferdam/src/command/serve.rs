@@ -104,6 +104,9 @@ pub(crate) struct ServeArguments {
     /// Registry that is spoken to without TLS, as images name it. May be repeated.
     #[arg(long, value_name = "HOST[:PORT]")]
     registry_insecure: Vec<String>,
+    /// Network that is not public and that registries may be in all the same. May be repeated.
+    #[arg(long, value_name = "CIDR")]
+    registry_allow_internal: Vec<Cidr>,
     /// Sandboxes of templates in use that wait for their creators at most. 0 keeps none.
     #[arg(long, default_value_t = 16, value_name = "COUNT")]
     warm: usize,
@@ -200,6 +203,7 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
     config.registries = oci::Registries {
         mirrors: arguments.registry_mirror.iter().cloned().collect(),
         insecure: arguments.registry_insecure.iter().cloned().collect(),
+        allowed: arguments.registry_allow_internal.clone(),
         ..oci::Registries::default()
     };
     config.most_ready = arguments.warm;
