@@ -1,0 +1,61 @@
+//! The command line.
+//! `serve` is the template's start command; `prepare` runs once, while the template is built.
+//! Everything has a default that is right inside the template.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// The code interpreter of a sandbox.
+#[derive(Debug, clap::Parser)]
+#[command(name = "interpreter", version)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Serves until it is ended.
+    Serve(Serve),
+    /// Writes the drivers, and compiles what can be compiled ahead.
+    Prepare(Prepare),
+}
+
+/// Where things are.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Serve {
+    /// Address to listen on; it is opened once Python and JavaScript are ready.
+    #[arg(long, default_value = "0.0.0.0:49999")]
+    pub(crate) listen: SocketAddr,
+    /// Folder with the prepared drivers and their npm modules.
+    #[arg(long, default_value = files::HOME)]
+    pub(crate) home: PathBuf,
+    /// Python that has ipykernel.
+    #[arg(long, default_value = "python3")]
+    pub(crate) python: PathBuf,
+    /// envd: who may run code, and with which environment.
+    #[arg(long, default_value = "127.0.0.1:49983")]
+    pub(crate) envd: SocketAddr,
+    /// Where contexts start that name no folder.
+    #[arg(long, default_value = "/home/user")]
+    pub(crate) cwd: PathBuf,
+    /// File that names the sandbox; a copy of a sandbox finds another name there.
+    #[arg(long, default_value = "/run/e2b/.E2B_SANDBOX_ID")]
+    pub(crate) identity: PathBuf,
+    /// Modules that every Python context finds imported already.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "numpy,pandas,matplotlib,matplotlib.pyplot,PIL.Image,e2b_charts,orjson"
+    )]
+    pub(crate) preload: Vec<String>,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Prepare {
+    /// Folder to write to.
+    #[arg(long, default_value = files::HOME)]
+    pub(crate) home: PathBuf,
+}
+
+use crate::files;

@@ -1,0 +1,120 @@
+// Runs cells of JavaScript and TypeScript in one lasting global scope.
+// Descriptor 3 is a socket to the interpreter: lines of words, all but the first in base64. Output is simply written.
+// A cell's promise is awaited, and its value is the result; an interrupt ends synchronous code and awaiting alike.
+'use strict'
+
+const fs = require('node:fs')
+const { createRequire } = require('node:module')
+const net = require('node:net')
+const path = require('node:path')
+const util = require('node:util')
+const vm = require('node:vm')
+
+const { compile } = require('./cells.cjs')
+const { bundle, installDisplay } = require('./display.cjs')
+const { reseed } = require('./random.cjs')
+
+const typescript = process.argv[2] === 'typescript'
+const tick = new Int32Array(new SharedArrayBuffer(4))
+let count = 0
+/** Ends the wait for the running cell's promise. */
+let interrupt = () => {}
+
+function tell(verb, ...words) {
+  const line = [verb, ...words.map((word) => Buffer.from(String(word)).toString('base64'))].join(' ') + '\n'
+  let rest = Buffer.from(line)
+  while (rest.length > 0) {
+    try {
+      rest = rest.subarray(fs.writeSync(3, rest))
+    } catch (error) {
+      if (error.code !== 'EAGAIN') throw error
+      // The interpreter is behind, and the event loop needs this socket not to block.
+      Atomics.wait(tick, 0, 0, 1)
+    }
+  }
+}
+
+class KeyboardInterrupt extends Error {
+  name = 'KeyboardInterrupt'
+}
+
+function own(line) {
+  return line.includes(__dirname) || line.includes('node:vm') || line.includes('node:internal')
+}
+
+function report(error) {
+  if (error?.code === 'ERR_SCRIPT_EXECUTION_INTERRUPTED') error = new KeyboardInterrupt('The cell was interrupted')
+  if (!(error instanceof Error) && !util.types.isNativeError(error)) {
+    tell('error', 'Error', util.inspect(error), `Uncaught ${util.inspect(error)}`)
+    return
+  }
+  const lines = String(error.stack ?? error).split('\n')
+  tell('error', error.name, error.message, lines.filter((line) => !own(line)).join('\n'))
+}
+
+async function run(code) {
+  tell('count', ++count)
+  try {
+    const filename = path.join(process.cwd(), `cell-${count}.js`)
+    globalThis.require = createRequire(filename)
+    const script = new vm.Script(compile(code, typescript), {
+      filename,
+      importModuleDynamically: vm.constants.USE_MAIN_CONTEXT_DEFAULT_LOADER,
+    })
+    let value = script.runInThisContext({ breakOnSigint: true, displayErrors: false })
+    if (util.types.isPromise(value) || typeof value?.then === 'function') {
+      const interrupted = new Promise((_, reject) => {
+        interrupt = () => reject(new KeyboardInterrupt('The cell was interrupted'))
+      })
+      value = await Promise.race([value, interrupted])
+    }
+    if (value !== undefined) tell('result', '1', JSON.stringify(bundle(value)))
+  } catch (error) {
+    report(error)
+  }
+  interrupt = () => {}
+  tell('done')
+}
+
+const verbs = {
+  run,
+  set: (name, value) => void (process.env[name] = value),
+  unset: (name) => void delete process.env[name],
+  cwd(folder) {
+    try {
+      process.chdir(folder)
+    } catch {
+      // As with the other languages: the context stays where it is.
+    }
+  },
+  seed: reseed,
+}
+
+/** One after another: a cell that awaits must not see the next begin. */
+let turn = Promise.resolve()
+let pending = ''
+const control = new net.Socket({ fd: 3, readable: true, writable: false })
+control.setEncoding('latin1')
+control.on('data', (text) => {
+  const lines = (pending + text).split('\n')
+  pending = lines.pop()
+  for (const line of lines) {
+    const [verb, ...words] = line.split(' ')
+    const given = words.map((word) => Buffer.from(word, 'base64').toString())
+    turn = turn.then(() => verbs[verb](...given))
+  }
+})
+control.on('close', () => process.exit(0))
+
+process.on('SIGINT', () => interrupt())
+// A cell's forgotten promise is its own trouble, and no reason to lose its variables.
+for (const event of ['uncaughtException', 'unhandledRejection']) {
+  process.on(event, (error) => process.stderr.write(`Uncaught ${util.inspect(error)}\n`))
+}
+
+Object.assign(globalThis, { module: { exports: {} }, exports: {} })
+installDisplay((data) => tell('result', '0', JSON.stringify(data)))
+reseed()
+// The compiler is loaded now, not by the first cell.
+compile('const ready: boolean = true', true)
+tell('ready')

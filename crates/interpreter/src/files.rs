@@ -1,0 +1,63 @@
+//! The drivers, compiled in, and how they get to where interpreters can read them.
+//! `prepare` does it once, in the template's build; serving then only reads. A folder of another version is written anew.
+//! The npm modules beside them come from the template's `package.json`.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::error::Error;
+
+/// Where the template has everything.
+pub(crate) const HOME: &str = "/opt/interpreter";
+
+const FILES: &[(&str, &str)] = &[
+    ("python/zygote.py", include_str!("drivers/zygote.py")),
+    ("python/kernel.py", include_str!("drivers/kernel.py")),
+    ("node/main.cjs", include_str!("drivers/node/main.cjs")),
+    ("node/cells.cjs", include_str!("drivers/node/cells.cjs")),
+    ("node/display.cjs", include_str!("drivers/node/display.cjs")),
+    ("node/random.cjs", include_str!("drivers/node/random.cjs")),
+    ("java/Driver.java", include_str!("drivers/Driver.java")),
+];
+
+/// Writes the drivers and compiles Java's, if there is a compiler.
+pub(crate) fn prepare(home: &Path) -> Result<(), Error> {
+    write(home)?;
+    match compile(home) {
+        // A template may do without Java; whoever asks for it is told then.
+        Err(Error::Start { .. }) => Ok(()),
+        done => done,
+    }
+}
+
+/// Writes what is missing or differs.
+pub(crate) fn write(home: &Path) -> Result<(), Error> {
+    for (name, content) in FILES {
+        let path = home.join(name);
+        if std::fs::read_to_string(&path).is_ok_and(|present| present == *content) {
+            continue;
+        }
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(Error::file(folder))?;
+        }
+        std::fs::write(&path, content).map_err(Error::file(&path))?;
+    }
+    Ok(())
+}
+
+/// Compiles the Java driver unless that has been done.
+pub(crate) fn compile(home: &Path) -> Result<(), Error> {
+    let folder = home.join("java");
+    let (source, class) = (folder.join("Driver.java"), folder.join("Driver.class"));
+    let changed = |path: &Path| path.metadata().and_then(|data| data.modified());
+    if matches!((changed(&class), changed(&source)), (Ok(class), Ok(source)) if class >= source) {
+        return Ok(());
+    }
+    let mut javac = Command::new("javac");
+    javac.args(["-nowarn", "-encoding", "UTF-8", "-d"]).arg(&folder).arg(&source);
+    let done = javac.output().map_err(|source| Error::Start { program: "javac".to_owned(), source })?;
+    if done.status.success() {
+        return Ok(());
+    }
+    Err(Error::Compile(String::from_utf8_lossy(&done.stderr).into_owned()))
+}

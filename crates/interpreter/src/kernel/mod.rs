@@ -1,0 +1,147 @@
+//! A running interpreter of one language, whatever it is made of: it is told code and says what comes of it.
+//! Everything it says comes through one bounded channel, so a client that reads slowly slows its kernel.
+//! How runs queue, are interrupted and are given up is `run`'s matter.
+
+mod driver;
+mod jupyter;
+mod start;
+mod zmtp;
+mod zygote;
+
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+use tokio::sync::mpsc;
+
+use crate::envd::Env;
+use crate::error::Error;
+use crate::event::Event;
+use crate::language::Language;
+use crate::prepare::Prepare;
+use crate::reaper::{Ended, Process};
+
+pub(crate) use start::Starter;
+
+/// Messages that may wait for a client.
+const WAITING: usize = 256;
+
+/// How long an ended kernel's output is waited for.
+const LAST_WORDS: Duration = Duration::from_millis(300);
+
+/// What a kernel says of the code it was told.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Said {
+    Count(u64),
+    Stdout(String),
+    Stderr(String),
+    Result { main: bool, data: Map<String, Value> },
+    Error { name: String, value: String, traceback: String },
+    Done(Outcome),
+}
+
+/// How a run ended, errors of the code included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Done,
+    /// It was not run, for an interrupt came before.
+    Aborted,
+}
+
+impl Said {
+    /// The event for a client, or how the run ended.
+    pub(crate) fn event(self) -> Result<Event, Outcome> {
+        Ok(match self {
+            Self::Count(count) => Event::Count(count),
+            Self::Stdout(text) => Event::Stdout(text),
+            Self::Stderr(text) => Event::Stderr(text),
+            Self::Result { main, data } => Event::Result { main, data },
+            Self::Error { name, value, traceback } => Event::Error { name, value, traceback },
+            Self::Done(outcome) => return Err(outcome),
+        })
+    }
+}
+
+/// A kernel that runs.
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    language: Language,
+    process: Process,
+    link: Link,
+    said: mpsc::Receiver<Said>,
+    /// What its process had for an environment from the start.
+    base: Env,
+}
+
+#[derive(Debug)]
+enum Link {
+    Jupyter(jupyter::Client),
+    Driver(driver::Client),
+}
+
+impl Kernel {
+    pub(crate) fn process(&self) -> &Process {
+        &self.process
+    }
+
+    pub(crate) fn base(&self) -> &Env {
+        &self.base
+    }
+
+    /// Begins to run `code`; what it says of it comes by `next`.
+    pub(crate) async fn begin(&mut self, code: &str) -> Result<(), Error> {
+        // Words of what an earlier run left behind belong to nobody.
+        while self.said.try_recv().is_ok() {}
+        match &mut self.link {
+            Link::Jupyter(client) => client.execute(code, false).await,
+            Link::Driver(client) => client.run(code).await.map_err(Error::Link),
+        }
+    }
+
+    /// The next word, or nothing more as the kernel has ended.
+    pub(crate) async fn next(&mut self) -> Result<Said, Ended> {
+        tokio::select! {
+            biased;
+            said = self.said.recv() => match said {
+                Some(said) => return Ok(said),
+                // Without a link it is of no use.
+                None => self.process.kill(),
+            },
+            _ = self.process.ended() => {
+                // Its last words; children of it may keep the pipes open.
+                if let Ok(Some(said)) = tokio::time::timeout(LAST_WORDS, self.said.recv()).await {
+                    return Ok(said);
+                }
+            }
+        }
+        Err(self.process.ended().await)
+    }
+
+    /// Changes its surroundings; the user's history and count see nothing of it.
+    pub(crate) async fn prepare(&mut self, change: &Prepare) -> Result<(), Error> {
+        if change.is_empty() {
+            return Ok(());
+        }
+        let client = match &mut self.link {
+            Link::Driver(client) => return client.prepare(change).await.map_err(Error::Link),
+            Link::Jupyter(client) => client,
+        };
+        let code = if self.language == Language::R { change.r() } else { change.python() };
+        while self.said.try_recv().is_ok() {}
+        client.execute(&code, true).await?;
+        loop {
+            match self.next().await {
+                Ok(Said::Done(_)) | Err(_) => return Ok(()),
+                Ok(Said::Error { name, value, .. }) => {
+                    tracing::warn!("{}: {name}: {value}", self.language);
+                }
+                Ok(_) => {}
+            }
+        }
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        self.process.kill();
+    }
+}

@@ -1,0 +1,225 @@
+//! How a kernel of each language is started, and with what around it.
+//! All run as the user that the interpreter runs as; for root, home is root's, as in E2B's template.
+//! A folder that is not there is no error: the context starts in the default one.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use tokio::sync::{Mutex, mpsc};
+
+use crate::args::Serve;
+use crate::envd::Env;
+use crate::error::Error;
+use crate::files;
+use crate::kernel::driver::{self, Dialect, Pipes};
+use crate::kernel::jupyter::{self, Endpoint, Naming};
+use crate::kernel::zygote::Zygote;
+use crate::kernel::{Kernel, Link, WAITING};
+use crate::language::Language;
+use crate::reaper::{Process, Reaper};
+
+/// A start of Java or R on a busy machine takes some seconds.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where npm puts what is installed for everybody.
+const GLOBAL_MODULES: &str = "/usr/local/lib/node_modules:/usr/lib/node_modules:/usr/share/nodejs";
+
+const NODE: &str = "exec 3<&0 </dev/null; exec node --no-warnings \"$0\" \"$1\"";
+const R: &str = "IRkernel::main()";
+/// For `Driver.reseed`, `sun.misc.Signal`, and a small, quick start.
+const JAVA: &[&str] = &[
+    "--add-opens=java.base/java.lang=ALL-UNNAMED",
+    "--add-opens=java.base/java.util=ALL-UNNAMED",
+    "--add-opens=java.base/java.util.concurrent=ALL-UNNAMED",
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-Xshare:auto",
+];
+
+/// Starts kernels.
+#[derive(Debug)]
+pub(crate) struct Starter {
+    reaper: Reaper,
+    home: PathBuf,
+    python: PathBuf,
+    preload: Vec<String>,
+    /// What every kernel has in its environment besides the sandbox's variables.
+    env: Env,
+    default_cwd: PathBuf,
+    zygote: Mutex<Option<Zygote>>,
+}
+
+impl Starter {
+    pub(crate) fn new(args: &Serve, reaper: Reaper) -> Self {
+        Self {
+            reaper,
+            home: args.home.clone(),
+            python: args.python.clone(),
+            preload: args.preload.clone(),
+            env: environment(),
+            default_cwd: args.cwd.clone(),
+            zygote: Mutex::default(),
+        }
+    }
+
+    /// Starts a kernel in `cwd`, with the sandbox's variables.
+    pub(crate) async fn start(&self, language: Language, cwd: &Path, global: &Env) -> Result<Kernel, Error> {
+        let cwd = if cwd.is_dir() { cwd } else { &self.default_cwd };
+        let mut env = self.env.clone();
+        env.extend(global.iter().map(|(name, value)| (name.clone(), value.clone())));
+        let starting = async {
+            match language {
+                Language::Python => self.python(cwd, env).await,
+                Language::R => self.r(cwd, env).await,
+                _ => self.driver(language, cwd, env).await,
+            }
+        };
+        let slow = |_| Error::Slow { language, seconds: PATIENCE.as_secs() };
+        tokio::time::timeout(PATIENCE, starting).await.map_err(slow)?
+    }
+
+    async fn python(&self, cwd: &Path, env: Env) -> Result<Kernel, Error> {
+        let endpoint = Endpoint::new(Naming::Dash)?;
+        let process = {
+            let mut zygote = self.zygote.lock().await;
+            if !zygote.as_ref().is_some_and(Zygote::is_fresh) {
+                // Before the new one: two at once would cost twice the memory.
+                *zygote = None;
+                let new =
+                    Zygote::start(&self.reaper, &self.python, &self.home, &self.preload, &self.env).await?;
+                *zygote = Some(new);
+            }
+            let zygote = zygote.as_mut().expect("set above");
+            zygote.fork(&endpoint.connection_file(), cwd, &env).await?
+        };
+        connect(Language::Python, endpoint, process, env).await
+    }
+
+    async fn r(&self, cwd: &Path, env: Env) -> Result<Kernel, Error> {
+        let endpoint = Endpoint::new(Naming::Colon)?;
+        let mut command = Command::new("R");
+        command
+            .args(["--slave", "-e", R, "--args"])
+            .arg(endpoint.connection_file())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        let (_, process) = self.spawn(&mut command, cwd, &env)?;
+        connect(Language::R, endpoint, process, env).await
+    }
+
+    async fn driver(&self, language: Language, cwd: &Path, env: Env) -> Result<Kernel, Error> {
+        let (mut command, dialect) = match language {
+            Language::Bash => {
+                let mut command = Command::new("bash");
+                command.args(["--norc", "--noprofile", "--noediting", "-i"]);
+                (command, Dialect::Bash)
+            }
+            Language::Java => {
+                files::compile(&self.home)?;
+                let mut command = Command::new("java");
+                command.args(JAVA).arg("-cp").arg(self.home.join("java")).arg("Driver");
+                (command, Dialect::Words)
+            }
+            _ => {
+                let mut command = Command::new("sh");
+                command.args(["-c", NODE]).arg(self.home.join("node/main.cjs")).arg(language.name());
+                command.env("NODE_PATH", GLOBAL_MODULES);
+                (command, Dialect::Words)
+            }
+        };
+        let (ours, theirs) = UnixStream::pair().map_err(Error::Link)?;
+        command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let (mut child, process) = self.spawn(&mut command, cwd, &env)?;
+        // With it goes our copy of the other end, so that the end of the driver is the end of the stream.
+        drop(command);
+        let stdout = child.stdout.take().expect("piped above").into();
+        let stderr = child.stderr.take().expect("piped above").into();
+        let (sender, said) = mpsc::channel(WAITING);
+        let pipes = Pipes { control: ours, stdout, stderr };
+        let guard = KillOnDrop(Some(process));
+        let process = guard.0.as_ref().expect("set above");
+        let client = tokio::select! {
+            client = driver::Client::connect(pipes, dialect, sender) => client.map_err(Error::Link)?,
+            ended = process.ended() => return Err(Error::EndedEarly { language, ended }),
+        };
+        let link = Link::Driver(client);
+        Ok(Kernel { language, process: guard.keep(), link, said, base: env })
+    }
+
+    fn spawn(
+        &self,
+        command: &mut Command,
+        cwd: &Path,
+        env: &Env,
+    ) -> Result<(std::process::Child, Process), Error> {
+        let set: Vec<_> =
+            command.get_envs().map(|(name, value)| (name.to_owned(), value.map(ToOwned::to_owned))).collect();
+        command.env_clear().envs(env).current_dir(cwd);
+        command.envs(set.into_iter().filter_map(|(name, value)| Some((name, value?))));
+        let program = command.get_program().to_string_lossy().into_owned();
+        self.reaper.spawn(command).map_err(|source| Error::Start { program, source })
+    }
+}
+
+/// Connects to a Jupyter kernel that is starting.
+async fn connect(
+    language: Language,
+    endpoint: Endpoint,
+    process: Process,
+    base: Env,
+) -> Result<Kernel, Error> {
+    let (sender, said) = mpsc::channel(WAITING);
+    let guard = KillOnDrop(Some(process));
+    let process = guard.0.as_ref().expect("set above");
+    let connecting = async {
+        endpoint.appear().await?;
+        jupyter::Client::connect(endpoint, sender).await
+    };
+    let client = tokio::select! {
+        client = connecting => client?,
+        ended = process.ended() => return Err(Error::EndedEarly { language, ended }),
+    };
+    let link = Link::Jupyter(client);
+    Ok(Kernel { language, process: guard.keep(), link, said, base })
+}
+
+/// A process that nobody came to own, because its start failed or took too long.
+struct KillOnDrop(Option<Process>);
+
+impl KillOnDrop {
+    fn keep(mut self) -> Process {
+        self.0.take().expect("taken only here")
+    }
+}
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        if let Some(process) = &self.0 {
+            process.kill();
+        }
+    }
+}
+
+/// Our own environment, with root's home where we are root.
+fn environment() -> Env {
+    let own = std::env::vars_os();
+    let mut env: Env =
+        own.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect();
+    env.retain(|name, _| !name.starts_with("SUDO_") && name != "INTERPRETER_LOG");
+    if rustix::process::geteuid().is_root() {
+        for (name, value) in [("HOME", "/root"), ("USER", "root"), ("LOGNAME", "root")] {
+            env.insert(name.to_owned(), value.to_owned());
+        }
+    }
+    for (name, value) in [
+        ("LANG", "C.UTF-8"),
+        ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        ("TERM", "dumb"),
+    ] {
+        env.entry(name.to_owned()).or_insert_with(|| value.to_owned());
+    }
+    env
+}

@@ -1,0 +1,196 @@
+//! ZMTP 3.0 over a Unix socket, as far as a Jupyter client needs it: NULL security, DEALER and SUB, whole messages.
+//! Our own, because the one Rust library brings a second event loop for Unix sockets and retries connects by the clock.
+//! A peer that breaks the protocol is an error; nothing is retried here.
+
+use std::io;
+use std::path::Path;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+
+/// Frames of one message.
+pub(crate) type Message = Vec<Vec<u8>>;
+
+const MORE: u8 = 1;
+const LONG: u8 = 2;
+const COMMAND: u8 = 4;
+
+/// A figure in a notebook has some megabytes; what is larger than this is not meant for a client.
+const LARGEST_FRAME: u64 = 1 << 30;
+
+/// The side that receives.
+#[derive(Debug)]
+pub(crate) struct Receiver {
+    stream: BufReader<OwnedReadHalf>,
+}
+
+/// The side that sends.
+#[derive(Debug)]
+pub(crate) struct Sender {
+    stream: OwnedWriteHalf,
+}
+
+/// Connects as `kind`, `DEALER` or `SUB`; a SUB hears everything.
+pub(crate) async fn connect(path: &Path, kind: &str) -> io::Result<(Sender, Receiver)> {
+    let (read, mut write) = UnixStream::connect(path).await?.into_split();
+    let mut read = BufReader::new(read);
+    write.write_all(&greeting()).await?;
+    let mut theirs = [0; 64];
+    read.read_exact(&mut theirs).await?;
+    if theirs[0] != 0xff || theirs[9] != 0x7f || theirs[10] < 3 || &theirs[12..16] != b"NULL" {
+        return Err(invalid("the peer does not speak ZMTP 3 without security"));
+    }
+    write.write_all(&command(&ready(kind))).await?;
+    let mut receiver = Receiver { stream: read };
+    let (flags, body) = receiver.frame().await?;
+    if flags & COMMAND == 0 || !body.starts_with(b"\x05READY") {
+        return Err(invalid("the peer refused the handshake"));
+    }
+    let mut sender = Sender { stream: write };
+    if kind == "SUB" {
+        sender.send(&[b"\x01".to_vec()]).await?;
+    }
+    Ok((sender, receiver))
+}
+
+fn greeting() -> [u8; 64] {
+    let mut greeting = [0; 64];
+    greeting[0] = 0xff;
+    greeting[8] = 1;
+    greeting[9] = 0x7f;
+    greeting[10] = 3;
+    greeting[12..16].copy_from_slice(b"NULL");
+    greeting
+}
+
+fn ready(kind: &str) -> Vec<u8> {
+    let mut body = b"\x05READY".to_vec();
+    for (name, value) in [("Socket-Type", kind), ("Identity", "")] {
+        // Both are a few bytes long.
+        body.push(u8::try_from(name.len()).unwrap_or_default());
+        body.extend_from_slice(name.as_bytes());
+        body.extend_from_slice(&u32::try_from(value.len()).unwrap_or_default().to_be_bytes());
+        body.extend_from_slice(value.as_bytes());
+    }
+    body
+}
+
+fn command(body: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    put(&mut out, COMMAND, body);
+    out
+}
+
+fn put(out: &mut Vec<u8>, flags: u8, body: &[u8]) {
+    match u8::try_from(body.len()) {
+        Ok(short) => out.extend_from_slice(&[flags, short]),
+        Err(_) => {
+            out.push(flags | LONG);
+            out.extend_from_slice(&(body.len() as u64).to_be_bytes());
+        }
+    }
+    out.extend_from_slice(body);
+}
+
+impl Sender {
+    pub(crate) async fn send(&mut self, frames: &[Vec<u8>]) -> io::Result<()> {
+        let mut out = Vec::new();
+        for (index, frame) in frames.iter().enumerate() {
+            put(&mut out, if index + 1 < frames.len() { MORE } else { 0 }, frame);
+        }
+        self.stream.write_all(&out).await
+    }
+}
+
+impl Receiver {
+    /// The next message; to be awaited to its end, or the stream is out of step.
+    pub(crate) async fn receive(&mut self) -> io::Result<Message> {
+        let mut frames = Vec::new();
+        loop {
+            let (flags, body) = self.frame().await?;
+            if flags & COMMAND != 0 {
+                continue;
+            }
+            frames.push(body);
+            if flags & MORE == 0 {
+                return Ok(frames);
+            }
+        }
+    }
+
+    async fn frame(&mut self) -> io::Result<(u8, Vec<u8>)> {
+        let flags = self.stream.read_u8().await?;
+        let length = match flags & LONG {
+            0 => u64::from(self.stream.read_u8().await?),
+            _ => self.stream.read_u64().await?,
+        };
+        if length > LARGEST_FRAME {
+            return Err(invalid("a message is too large"));
+        }
+        // Grows with what really comes, not with what was announced.
+        let mut body = Vec::new();
+        let read = (&mut self.stream).take(length).read_to_end(&mut body).await?;
+        if read as u64 != length {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok((flags, body))
+    }
+}
+
+fn invalid(message: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// The other end: greets, is ready, then answers every message with itself.
+    async fn echo(listener: UnixListener) {
+        let (stream, _) = listener.accept().await.unwrap();
+        let (read, mut write) = stream.into_split();
+        let mut receiver = Receiver { stream: BufReader::new(read) };
+        let mut theirs = [0; 64];
+        receiver.stream.read_exact(&mut theirs).await.unwrap();
+        assert_eq!(theirs, greeting());
+        write.write_all(&greeting()).await.unwrap();
+        write.write_all(&command(&ready("ROUTER"))).await.unwrap();
+        let (flags, body) = receiver.frame().await.unwrap();
+        assert_eq!((flags, &body[..17]), (COMMAND, &b"\x05READY\x0bSocket-Type"[..17]));
+        let mut sender = Sender { stream: write };
+        while let Ok(message) = receiver.receive().await {
+            sender.stream.write_all(&command(b"\x04PING\0\0")).await.unwrap();
+            sender.send(&message).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn short_and_long_frames_go_both_ways_and_commands_between_are_skipped() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        tokio::spawn(echo(listener));
+        let (mut sender, mut receiver) = connect(&path, "DEALER").await.unwrap();
+        for message in [vec![b"a".to_vec(), vec![], vec![7; 300]], vec![vec![1; 100_000]]] {
+            sender.send(&message).await.unwrap();
+            assert_eq!(receiver.receive().await.unwrap(), message);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_speaks_something_else_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(&[b'x'; 64]).await.unwrap();
+            let _ = stream.read_u8().await;
+        });
+        let error = connect(&path, "SUB").await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+}

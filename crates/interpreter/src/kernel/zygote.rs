@@ -1,0 +1,130 @@
+//! The Python process that everything is imported in, and that kernels are forked from.
+//! It is started with the server, and anew when it has ended or when packages were installed since: kernels see the new ones.
+//! Its children are its own; it reports their ends, and when it is gone they become ours.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use rustix::process::Pid;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::oneshot;
+
+use crate::envd::Env;
+use crate::error::Error;
+use crate::reaper::{Ended, Process, Reaper};
+
+type Forks = Arc<Mutex<HashMap<u64, oneshot::Sender<Process>>>>;
+
+/// A running zygote; it ends when this is dropped, its kernels do not.
+#[derive(Debug)]
+pub(crate) struct Zygote {
+    control: OwnedWriteHalf,
+    forks: Forks,
+    next: u64,
+    process: Process,
+    /// Folders of packages, and when they were last changed.
+    packages: Vec<(PathBuf, Option<SystemTime>)>,
+}
+
+impl Zygote {
+    /// Starts `python` and waits until it has imported `preload`.
+    pub(crate) async fn start(
+        reaper: &Reaper,
+        python: &Path,
+        home: &Path,
+        preload: &[String],
+        env: &Env,
+    ) -> Result<Self, Error> {
+        let program = python.display().to_string();
+        let failed = |source| Error::Start { program: program.clone(), source };
+        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+        let mut command = Command::new(python);
+        command
+            .arg(home.join("python/zygote.py"))
+            .env_clear()
+            .envs(env)
+            .env("INTERPRETER_PRELOAD", preload.join(","))
+            .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
+            .stdout(Stdio::null());
+        let (_, process) = reaper.spawn(&mut command).map_err(failed)?;
+        drop(command);
+        ours.set_nonblocking(true).map_err(Error::Link)?;
+        let (read, control) = tokio::net::UnixStream::from_std(ours).map_err(Error::Link)?.into_split();
+        let forks = Forks::default();
+        let (tell_ready, ready) = oneshot::channel();
+        tokio::spawn(listen(BufReader::new(read), reaper.clone(), Arc::clone(&forks), tell_ready));
+        let paths = tokio::select! {
+            paths = ready => paths.map_err(|_| Error::Link(io::ErrorKind::BrokenPipe.into()))?,
+            ended = process.ended() => {
+                return Err(Error::EndedEarly { language: crate::language::Language::Python, ended });
+            }
+        };
+        let packages = paths.into_iter().map(|path| (path.clone(), changed(&path))).collect();
+        Ok(Self { control, forks, next: 0, process, packages })
+    }
+
+    /// Whether kernels may still be forked from it.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.process.status().is_none() && self.packages.iter().all(|(path, then)| changed(path) == *then)
+    }
+
+    /// Forks a kernel.
+    pub(crate) async fn fork(
+        &mut self,
+        connection_file: &Path,
+        cwd: &Path,
+        env: &Env,
+    ) -> Result<Process, Error> {
+        self.next += 1;
+        let (sender, started) = oneshot::channel();
+        self.forks.lock().unwrap_or_else(PoisonError::into_inner).insert(self.next, sender);
+        let request = json!({"fork": self.next, "connection_file": connection_file, "cwd": cwd, "env": env});
+        self.control.write_all(format!("{request}\n").as_bytes()).await.map_err(Error::Link)?;
+        started.await.map_err(|_| Error::Link(io::ErrorKind::BrokenPipe.into()))
+    }
+}
+
+fn changed(path: &Path) -> Option<SystemTime> {
+    path.metadata().and_then(|data| data.modified()).ok()
+}
+
+/// Reads what the zygote says until it is gone; then nobody waits for a fork any more.
+async fn listen(
+    mut control: BufReader<OwnedReadHalf>,
+    reaper: Reaper,
+    forks: Forks,
+    ready: oneshot::Sender<Vec<PathBuf>>,
+) {
+    let mut ready = Some(ready);
+    let mut line = String::new();
+    while control.read_line(&mut line).await.is_ok_and(|read| read > 0) {
+        let message: Value = serde_json::from_str(&line).unwrap_or_default();
+        line.clear();
+        let pid = |name: &str| {
+            let number = message[name].as_i64().and_then(|number| i32::try_from(number).ok());
+            number.and_then(Pid::from_raw)
+        };
+        if let (Some(fork), Some(pid)) = (message["started"].as_u64(), pid("pid")) {
+            let process = reaper.adopt(pid);
+            let waiting = forks.lock().unwrap_or_else(PoisonError::into_inner).remove(&fork);
+            if let Some(Err(unwanted)) = waiting.map(|waiting| waiting.send(process)) {
+                unwanted.kill();
+            }
+        } else if let Some(pid) = pid("exited") {
+            let code = message["code"].as_i64().and_then(|code| i32::try_from(code).ok()).unwrap_or_default();
+            reaper.report(pid, if code < 0 { Ended::Signal(-code) } else { Ended::Code(code) });
+        } else if message["ready"] == true {
+            let paths = message["paths"].as_array().into_iter().flatten();
+            let paths = paths.filter_map(|path| path.as_str().map(PathBuf::from)).collect();
+            let _ = ready.take().map(|ready| ready.send(paths));
+        }
+    }
+    forks.lock().unwrap_or_else(PoisonError::into_inner).clear();
+}
