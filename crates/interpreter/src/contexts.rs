@@ -18,6 +18,8 @@ use crate::kernel::{Kernel, Starter};
 use crate::language::Language;
 use crate::reaper::Reaper;
 
+type DefaultId = Arc<Mutex<Option<String>>>;
+
 /// Another name for the context that runs code without a context.
 const DEFAULT: &str = "default";
 
@@ -49,8 +51,8 @@ pub(crate) struct Session {
 #[derive(Debug)]
 pub(crate) struct Contexts {
     all: Lock<Vec<Arc<Context>>>,
-    /// Contexts that were made for a language, because code came without a context. The lock is held while one is made.
-    defaults: Mutex<HashMap<Language, String>>,
+    /// Ids of the contexts for code that names none. A language's lock is held while its context is made.
+    defaults: Lock<HashMap<Language, DefaultId>>,
     starter: Starter,
     copies: Lock<Watch>,
     /// The sandbox's variables as envd last told them.
@@ -77,7 +79,7 @@ impl Contexts {
     pub(crate) fn new(args: &Serve, reaper: Reaper) -> Self {
         Self {
             all: Lock::default(),
-            defaults: Mutex::default(),
+            defaults: Lock::default(),
             starter: Starter::new(args, reaper),
             copies: Lock::new(Watch::new(args.identity.clone())),
             global: Lock::default(),
@@ -87,11 +89,10 @@ impl Contexts {
 
     /// Makes the two that every sandbox has.
     pub(crate) async fn warm(&self) -> Result<(), Error> {
-        let mut defaults = self.defaults.lock().await;
         let (python, javascript) =
             tokio::try_join!(self.make(Language::Python, None), self.make(Language::JavaScript, None))?;
         for context in [python, javascript] {
-            defaults.insert(context.language, context.id.clone());
+            *self.default(context.language).lock().await = Some(context.id.clone());
             lock(&self.all).push(context);
         }
         Ok(())
@@ -103,7 +104,7 @@ impl Contexts {
 
     pub(crate) async fn get(&self, id: &str) -> Option<Arc<Context>> {
         let default = match id {
-            DEFAULT => self.defaults.lock().await.get(&Language::Python).cloned(),
+            DEFAULT => self.default(Language::Python).lock().await.clone(),
             _ => None,
         };
         let id = default.as_deref().unwrap_or(id);
@@ -112,15 +113,20 @@ impl Contexts {
 
     /// The context for code that names none.
     pub(crate) async fn default_for(&self, language: Language) -> Result<Arc<Context>, Error> {
-        let mut defaults = self.defaults.lock().await;
-        if let Some(id) = defaults.get(&language)
+        let default = self.default(language);
+        let mut default = default.lock().await;
+        if let Some(id) = &*default
             && let Some(context) = lock(&self.all).iter().find(|context| context.id == *id)
         {
             return Ok(Arc::clone(context));
         }
         let context = self.create(language, None).await?;
-        defaults.insert(language, context.id.clone());
+        *default = Some(context.id.clone());
         Ok(context)
+    }
+
+    fn default(&self, language: Language) -> DefaultId {
+        Arc::clone(lock(&self.defaults).entry(language).or_default())
     }
 
     pub(crate) async fn create(&self, language: Language, cwd: Option<&str>) -> Result<Arc<Context>, Error> {
@@ -162,14 +168,13 @@ impl Contexts {
 
     pub(crate) async fn remove(&self, context: &Context) {
         lock(&self.all).retain(|kept| kept.id != context.id);
-        self.defaults.lock().await.retain(|_, id| *id != context.id);
         context.end_life();
         context.session.lock().await.kernel = None;
     }
 
     /// Ends all kernels.
     pub(crate) async fn close(&self) {
-        for context in std::mem::take(&mut *lock(&self.all)) {
+        for context in self.list() {
             self.remove(&context).await;
         }
     }

@@ -2,12 +2,15 @@
 //! ASCII, because one SDK decodes every network chunk on its own and another takes U+2028 for the end of a line.
 //! What a kernel calls by MIME type, clients call by short names; the table is here.
 
+use std::collections::BTreeMap;
 use std::io;
 
 use bytes::Bytes;
-use serde::Serialize;
+use serde::ser::SerializeMap as _;
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::json;
 use serde_json::ser::{CompactFormatter, Formatter};
-use serde_json::{Map, Value, json};
+use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
@@ -17,10 +20,10 @@ pub(crate) enum Event {
     Count(u64),
     Stdout(String),
     Stderr(String),
-    /// `main` is the value of the cell, as against something it displayed. `data` is by MIME type.
+    /// `main` is the value of the cell, as against something it displayed.
     Result {
         main: bool,
-        data: Map<String, Value>,
+        data: Bundle,
     },
     Error {
         name: String,
@@ -29,6 +32,20 @@ pub(crate) enum Event {
     },
     Keepalive,
     End,
+}
+
+/// A value in several formats, by MIME type.
+pub(crate) type Bundle = BTreeMap<String, Raw>;
+
+/// JSON as the kernel wrote it: columns of a table keep their order, numbers their digits.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Raw(Box<RawValue>);
+
+impl PartialEq for Raw {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.get() == other.0.get()
+    }
 }
 
 /// MIME types with a name of their own.
@@ -58,43 +75,47 @@ impl Event {
             Self::Count(count) => json!({"type": "number_of_executions", "execution_count": count}),
             Self::Stdout(text) => json!({"type": "stdout", "text": text, "timestamp": now()}),
             Self::Stderr(text) => json!({"type": "stderr", "text": text, "timestamp": now()}),
-            Self::Result { main, data } => result(*main, data),
+            Self::Result { main, data } => return line(&ResultLine { main: *main, data }),
             Self::Error { name, value, traceback } => {
                 json!({"type": "error", "name": name, "value": value, "traceback": traceback})
             }
             Self::Keepalive => json!({"type": "keepalive"}),
             Self::End => json!({"type": "end_of_execution"}),
         };
-        let mut line = ascii_json(&value);
-        line.push(b'\n');
-        line.into()
+        line(&value)
     }
 }
 
-fn result(main: bool, data: &Map<String, Value>) -> Value {
-    let mut object = Map::new();
-    object.insert("type".to_owned(), "result".into());
-    let mut extra = Map::new();
-    for (mime, value) in data {
-        if value.is_null() {
-            continue;
+fn line(value: &impl Serialize) -> Bytes {
+    let mut line = ascii_json(value);
+    line.push(b'\n');
+    line.into()
+}
+
+struct ResultLine<'a> {
+    main: bool,
+    data: &'a Bundle,
+}
+
+impl Serialize for ResultLine<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut line = serializer.serialize_map(None)?;
+        line.serialize_entry("type", "result")?;
+        let mut extra = BTreeMap::new();
+        for (mime, value) in self.data.iter().filter(|(_, value)| value.0.get() != "null") {
+            let name = NAMES.iter().find(|(known, _)| known == mime).map(|(_, name)| *name);
+            match (name, serde_json::from_str::<String>(value.0.get())) {
+                (Some("text"), Ok(text)) => line.serialize_entry("text", unquoted(&text))?,
+                (Some(name), _) => line.serialize_entry(name, value)?,
+                (None, _) => {
+                    extra.insert(mime, value);
+                }
+            }
         }
-        match NAMES.iter().find(|(known, _)| known == mime) {
-            Some((_, "text")) => {
-                let text = value.as_str().map_or_else(|| value.clone(), |text| unquoted(text).into());
-                object.insert("text".to_owned(), text);
-            }
-            Some((_, name)) => {
-                object.insert((*name).to_owned(), value.clone());
-            }
-            None => {
-                extra.insert(mime.clone(), value.clone());
-            }
-        }
+        line.serialize_entry("extra", &extra)?;
+        line.serialize_entry("is_main_result", &self.main)?;
+        line.end()
     }
-    object.insert("extra".to_owned(), extra.into());
-    object.insert("is_main_result".to_owned(), main.into());
-    object.into()
 }
 
 /// Without one pair of quotes around it, as clients are used to: a string shows as its text.
@@ -109,10 +130,10 @@ fn now() -> String {
 }
 
 /// JSON without a byte above 127.
-pub(crate) fn ascii_json(value: &Value) -> Vec<u8> {
+pub(crate) fn ascii_json(value: &impl Serialize) -> Vec<u8> {
     let mut out = Vec::with_capacity(128);
     let mut serializer = serde_json::Serializer::with_formatter(&mut out, Ascii);
-    // Writing to memory; a `Value` has only string keys.
+    // Writing to memory does not fail, and all keys are strings.
     let _ = value.serialize(&mut serializer);
     out
 }
@@ -121,31 +142,42 @@ struct Ascii;
 
 impl Formatter for Ascii {
     fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, text: &str) -> io::Result<()> {
-        let mut rest = text;
-        while let Some(at) = rest.find(|c: char| !c.is_ascii() || c == '\x7f') {
-            CompactFormatter.write_string_fragment(writer, &rest[..at])?;
-            let Some(c) = rest[at..].chars().next() else { break };
-            for unit in c.encode_utf16(&mut [0; 2]) {
-                write!(writer, "\\u{unit:04x}")?;
-            }
-            rest = &rest[at + c.len_utf8()..];
-        }
-        CompactFormatter.write_string_fragment(writer, rest)
+        escape(writer, text)
     }
+
+    /// Outside of strings there is nothing but ASCII; a line feed there is only for looks.
+    fn write_raw_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, json: &str) -> io::Result<()> {
+        json.split(['\n', '\r']).try_for_each(|part| escape(writer, part))
+    }
+}
+
+fn escape<W: ?Sized + io::Write>(writer: &mut W, text: &str) -> io::Result<()> {
+    let mut rest = text;
+    while let Some(at) = rest.find(|c: char| !c.is_ascii() || c == '\x7f') {
+        CompactFormatter.write_string_fragment(writer, &rest[..at])?;
+        let Some(c) = rest[at..].chars().next() else { break };
+        for unit in c.encode_utf16(&mut [0; 2]) {
+            write!(writer, "\\u{unit:04x}")?;
+        }
+        rest = &rest[at + c.len_utf8()..];
+    }
+    CompactFormatter.write_string_fragment(writer, rest)
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
-    fn line(event: &Event) -> String {
+    fn written(event: &Event) -> String {
         String::from_utf8(event.line().to_vec()).unwrap()
     }
 
     #[test]
     fn lines_are_ascii_and_survive_a_round_trip() {
         let text = "a\u{e9}\u{2028}\u{1f600}\"\\\n\u{7f}";
-        let written = line(&Event::Stdout(text.to_owned()));
+        let written = written(&Event::Stdout(text.to_owned()));
         assert!(
             written.is_ascii() && written.ends_with('\n') && !written.trim_end().contains('\n'),
             "{written}"
@@ -158,18 +190,26 @@ mod tests {
 
     #[test]
     fn a_result_has_short_names_and_what_has_none_is_extra() {
-        let Value::Object(data) = json!({
+        let data: Bundle = serde_json::from_value(json!({
             "text/plain": "'it'", "image/png": "aGk=", "application/json": [1], "e2b/chart": {"title": null},
             "text/html": null, "application/vnd.plotly.v1+json": {"data": []},
-        }) else {
-            unreachable!()
-        };
-        let read: Value = serde_json::from_str(&line(&Event::Result { main: true, data })).unwrap();
+        }))
+        .unwrap();
+        let read: Value = serde_json::from_str(&written(&Event::Result { main: true, data })).unwrap();
         assert_eq!(
             read,
             json!({"type": "result", "text": "it", "png": "aGk=", "json": [1], "chart": {"title": null},
                    "extra": {"application/vnd.plotly.v1+json": {"data": []}}, "is_main_result": true})
         );
+    }
+
+    #[test]
+    fn tables_keep_the_order_of_their_columns_in_one_ascii_line() {
+        let data: Bundle =
+            serde_json::from_str("{\"e2b/data\": {\"z\": [1.50],\n \"a\": [\"\u{e9}\"]}}").unwrap();
+        let line = written(&Event::Result { main: false, data });
+        assert!(line.contains("\"data\":{\"z\": [1.50], \"a\": [\"\\u00e9\"]}"), "{line}");
+        assert_eq!(line.find('\n'), Some(line.len() - 1));
     }
 
     #[test]

@@ -59,6 +59,15 @@ struct Client {
 
 impl Client {
     /// False when nobody listens any more.
+    async fn tell_both(&mut self, event: Event, note: Option<Event>) -> bool {
+        self.tell(&event).await
+            && match note {
+                Some(note) => self.tell(&note).await,
+                None => true,
+            }
+    }
+
+    /// False when nobody listens any more.
     async fn tell(&mut self, event: &Event) -> bool {
         self.due = Instant::now() + KEEPALIVE;
         self.lines.send(event.line()).await.is_ok()
@@ -169,9 +178,7 @@ async fn cell(
         done = ready => done?,
         end = wait(client, life) => return Ok(end),
     }
-    if let Some(lost) = session.lost.take() {
-        client.tell(&Event::Stderr(lost)).await;
-    }
+    let mut lost = session.lost.take();
     let kernel = running(session)?;
     kernel.begin(&run.code).await?;
     let limit = run.limit.map(|limit| Instant::now() + limit);
@@ -202,8 +209,10 @@ async fn cell(
             }
             Err(outcome) => return Ok(End::Complete(outcome)),
             Ok(event) => {
+                // The count comes first, always.
+                let note = lost.take_if(|_| matches!(event, Event::Count(_)));
                 let told = tokio::select! {
-                    told = client.tell(&event) => told,
+                    told = client.tell_both(event, note.map(Event::Stderr)) => told,
                     () = life.cancelled() => return Ok(End::Restarted),
                 };
                 if !told {

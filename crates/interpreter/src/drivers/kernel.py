@@ -121,7 +121,7 @@ def prepare(encoded):
         zygote.reseed()
 
 
-class Kernel(IPKernelApp):
+class App(IPKernelApp):
     def log_connection_info(self):
         """Nobody is to connect but the interpreter."""
 
@@ -132,7 +132,7 @@ def run(connection_file):
     config.PlainTextFormatter.max_seq_length = 0
     # The history file would be shared by all contexts, and locked by one.
     config.HistoryManager.enabled = False
-    app = Kernel.instance(connection_file=connection_file, config=config)
+    app = App.instance(connection_file=connection_file, config=config)
     app.initialize(["-f", connection_file])
     describe(app.shell.display_formatter)
     if "PIL.Image" in sys.modules:

@@ -28,7 +28,7 @@ pub(super) struct Create {
 
 pub(super) fn execute(body: &[u8]) -> Result<Execute, Value> {
     let body = object(body)?;
-    let Some(code) = body.get("code") else { return Err(missing(json!(["body", "code"]), body.into())) };
+    let Some(code) = body.get("code") else { return Err(missing(&["body", "code"], body.into())) };
     Ok(Execute {
         code: text("code", code)?,
         context_id: optional(&body, "context_id")?,
@@ -45,14 +45,14 @@ pub(super) fn create(body: &[u8]) -> Result<Create, Value> {
 
 fn object(body: &[u8]) -> Result<Map<String, Value>, Value> {
     if body.is_empty() {
-        return Err(missing(json!(["body"]), Value::Null));
+        return Err(missing(&["body"], Value::Null));
     }
     match serde_json::from_slice(body) {
         Ok(Value::Object(object)) => Ok(object),
-        Ok(Value::Null) => Err(missing(json!(["body"]), Value::Null)),
+        Ok(Value::Null) => Err(missing(&["body"], Value::Null)),
         Ok(other) => Err(wrong(
             "model_attributes_type",
-            json!(["body"]),
+            &["body"],
             "Input should be a valid dictionary or object to extract fields from",
             other,
         )),
@@ -64,8 +64,7 @@ fn object(body: &[u8]) -> Result<Map<String, Value>, Value> {
 }
 
 fn text(name: &str, value: &Value) -> Result<String, Value> {
-    let wrong =
-        || wrong("string_type", json!(["body", name]), "Input should be a valid string", value.clone());
+    let wrong = || wrong("string_type", &["body", name], "Input should be a valid string", value.clone());
     value.as_str().map(str::to_owned).ok_or_else(wrong)
 }
 
@@ -82,12 +81,12 @@ fn variables(body: &Map<String, Value>) -> Result<Env, Value> {
         Some(Value::Object(object)) => object,
         Some(other) => {
             let message = "Input should be a valid dictionary";
-            return Err(wrong("dict_type", json!(["body", "env_vars"]), message, other.clone()));
+            return Err(wrong("dict_type", &["body", "env_vars"], message, other.clone()));
         }
     };
     let mut env = Env::new();
     for (name, value) in object {
-        let at = json!(["body", "env_vars", name]);
+        let at: &[&str] = &["body", "env_vars", name];
         let Some(text) = value.as_str() else {
             return Err(wrong("string_type", at, "Input should be a valid string", value.clone()));
         };
@@ -109,16 +108,16 @@ fn timeout(body: &Map<String, Value>) -> Result<Option<Duration>, Value> {
         Some(seconds) if seconds > 0.0 => Ok(Some(Duration::from_secs_f64(seconds.min(LONGEST_RUN)))),
         _ => {
             let message = "Input should be a number of seconds, 0 for no limit";
-            Err(wrong("float_type", json!(["body", "timeout"]), message, value.clone()))
+            Err(wrong("float_type", &["body", "timeout"], message, value.clone()))
         }
     }
 }
 
-fn missing(at: Value, input: Value) -> Value {
+fn missing(at: &[&str], input: Value) -> Value {
     wrong("missing", at, "Field required", input)
 }
 
-fn wrong(kind: &str, at: Value, message: &str, input: Value) -> Value {
+fn wrong(kind: &str, at: &[&str], message: &str, input: Value) -> Value {
     let mut detail = json!({"type": kind, "loc": at, "msg": message});
     detail["input"] = input;
     detail

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::error::Error;
+use crate::event::Bundle;
 use crate::kernel::zmtp;
 use crate::kernel::{Outcome, Said};
 
@@ -33,27 +34,17 @@ const PORTS: &[(&str, u16)] =
 pub(crate) struct Endpoint {
     folder: tempfile::TempDir,
     key: String,
-    separator: char,
-}
-
-/// How the kernel behind an endpoint writes ipc addresses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Naming {
-    /// `ip-port`, as Jupyter's own clients do.
-    Dash,
-    /// `ip:port`, as IRkernel does.
-    Colon,
 }
 
 impl Endpoint {
     /// A new folder that only we may enter, with the connection file in it.
-    pub(crate) fn new(naming: Naming) -> Result<Self, Error> {
+    pub(crate) fn new() -> Result<Self, Error> {
         let folder = tempfile::Builder::new()
             .prefix("kernel-")
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
             .tempdir()
             .map_err(Error::file(std::env::temp_dir()))?;
-        let separator = if naming == Naming::Colon { ':' } else { '-' };
-        let endpoint = Self { folder, key: uuid::Uuid::new_v4().to_string(), separator };
+        let endpoint = Self { folder, key: uuid::Uuid::new_v4().to_string() };
         let mut file = json!({
             "transport": "ipc", "ip": endpoint.base(), "key": endpoint.key,
             "signature_scheme": "hmac-sha256", "kernel_name": "",
@@ -75,7 +66,7 @@ impl Endpoint {
     }
 
     fn socket(&self, port: u16) -> PathBuf {
-        PathBuf::from(format!("{}{}{port}", self.base(), self.separator))
+        PathBuf::from(format!("{}-{port}", self.base()))
     }
 
     /// Waits until the kernel has made the sockets that we use.
@@ -230,6 +221,13 @@ struct Message {
     kind: String,
     parent: String,
     content: Value,
+    raw: Vec<u8>,
+}
+
+/// The part of a display that must not be read as a `Value`, which sorts keys.
+#[derive(Debug, serde::Deserialize)]
+struct Display {
+    data: Bundle,
 }
 
 fn parse(frames: &[Vec<u8>]) -> Option<Message> {
@@ -241,6 +239,7 @@ fn parse(frames: &[Vec<u8>]) -> Option<Message> {
         kind: header["msg_type"].as_str()?.to_owned(),
         parent: parent["msg_id"].as_str().unwrap_or_default().to_owned(),
         content: serde_json::from_slice(content).ok()?,
+        raw: content.clone(),
     })
 }
 
@@ -257,8 +256,10 @@ fn understand(message: &Message, current: &mut Current) -> Vec<Said> {
             out.push(if content["name"] == "stderr" { Said::Stderr(text) } else { Said::Stdout(text) });
         }
         "display_data" | "execute_result" => {
-            let data = content["data"].as_object().cloned().unwrap_or_default();
-            out.push(Said::Result { main: message.kind == "execute_result", data });
+            let main = message.kind == "execute_result";
+            out.extend(
+                serde_json::from_slice(&message.raw).map(|Display { data }| Said::Result { main, data }),
+            );
         }
         "error" if !current.failed => {
             current.failed = true;

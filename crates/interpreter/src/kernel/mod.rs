@@ -10,12 +10,11 @@ mod zygote;
 
 use std::time::Duration;
 
-use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
 use crate::envd::Env;
 use crate::error::Error;
-use crate::event::Event;
+use crate::event::{Bundle, Event};
 use crate::language::Language;
 use crate::prepare::Prepare;
 use crate::reaper::{Ended, Process};
@@ -34,7 +33,7 @@ pub(crate) enum Said {
     Count(u64),
     Stdout(String),
     Stderr(String),
-    Result { main: bool, data: Map<String, Value> },
+    Result { main: bool, data: Bundle },
     Error { name: String, value: String, traceback: String },
     Done(Outcome),
 }

@@ -15,7 +15,7 @@ use crate::envd::Env;
 use crate::error::Error;
 use crate::files;
 use crate::kernel::driver::{self, Dialect, Pipes};
-use crate::kernel::jupyter::{self, Endpoint, Naming};
+use crate::kernel::jupyter::{self, Endpoint};
 use crate::kernel::zygote::Zygote;
 use crate::kernel::{Kernel, Link, WAITING};
 use crate::language::Language;
@@ -82,7 +82,7 @@ impl Starter {
     }
 
     async fn python(&self, cwd: &Path, env: Env) -> Result<Kernel, Error> {
-        let endpoint = Endpoint::new(Naming::Dash)?;
+        let endpoint = Endpoint::new()?;
         let process = {
             let mut zygote = self.zygote.lock().await;
             if !zygote.as_ref().is_some_and(Zygote::is_fresh) {
@@ -99,7 +99,7 @@ impl Starter {
     }
 
     async fn r(&self, cwd: &Path, env: Env) -> Result<Kernel, Error> {
-        let endpoint = Endpoint::new(Naming::Colon)?;
+        let endpoint = Endpoint::new()?;
         let mut command = Command::new("R");
         command
             .args(["--slave", "-e", R, "--args"])
