@@ -5,6 +5,7 @@
 
 mod build;
 mod conformance;
+mod interpreter;
 mod lint;
 mod run;
 mod setup;
@@ -69,9 +70,10 @@ fn unit(rest: &[String]) -> Outcome<Tally> {
     let envd = build::envd("dev")?;
     let layers = build::base_layer()?;
     let criu = build::criu()?;
+    let languages = interpreter::root()?;
     let mut tests = run::cargo(["nextest", "run", "--workspace"]);
     tests.args(rest).env("COFFERDAM_ENVD", envd).env("COFFERDAM_LAYERS", layers);
-    tests.env("COFFERDAM_CRIU", criu);
+    tests.env("COFFERDAM_CRIU", criu).env("COFFERDAM_INTERPRETER_ROOT", languages);
     tests.tally()
 }
 

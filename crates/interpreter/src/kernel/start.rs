@@ -83,19 +83,27 @@ impl Starter {
 
     async fn python(&self, cwd: &Path, env: Env) -> Result<Kernel, Error> {
         let endpoint = Endpoint::new()?;
-        let process = {
-            let mut zygote = self.zygote.lock().await;
-            if !zygote.as_ref().is_some_and(Zygote::is_fresh) {
-                // Before the new one: two at once would cost twice the memory.
-                *zygote = None;
-                let new =
-                    Zygote::start(&self.reaper, &self.python, &self.home, &self.preload, &self.env).await?;
-                *zygote = Some(new);
-            }
-            let zygote = zygote.as_mut().expect("set above");
-            zygote.fork(&endpoint.connection_file(), cwd, &env).await?
+        let process = match self.fork(&endpoint, cwd, &env).await {
+            // It died a moment ago; the next one is new.
+            Err(Error::Link(_)) => self.fork(&endpoint, cwd, &env).await?,
+            done => done?,
         };
         connect(Language::Python, endpoint, process, env).await
+    }
+
+    async fn fork(&self, endpoint: &Endpoint, cwd: &Path, env: &Env) -> Result<Process, Error> {
+        let mut kept = self.zygote.lock().await;
+        let mut zygote = match kept.take() {
+            Some(zygote) if zygote.is_fresh() => zygote,
+            // Gone before the new one comes: two at once would cost twice the memory.
+            old => {
+                drop(old);
+                Zygote::start(&self.reaper, &self.python, &self.home, &self.preload, &self.env).await?
+            }
+        };
+        let process = zygote.fork(&endpoint.connection_file(), cwd, env).await?;
+        *kept = Some(zygote);
+        Ok(process)
     }
 
     async fn r(&self, cwd: &Path, env: Env) -> Result<Kernel, Error> {
