@@ -7,23 +7,28 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::contexts::{Context, Contexts, Session};
 use crate::envd::Env;
 use crate::error::Error;
 use crate::event::Event;
-use crate::kernel::{Kernel, Outcome, Said};
+use crate::kernel::{Kernel, Outcome};
 use crate::prepare::Prepare;
 use crate::reaper::Ended;
 
 /// Clients and proxies in between hear something at least this often.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
-/// How long code may take to end after each interrupt. Three of them, then the kernel is killed.
-const AFTER_INTERRUPT: [Duration; 3] =
-    [Duration::from_secs(2), Duration::from_secs(2), Duration::from_secs(3)];
+/// IRkernel throws away what comes for a while after an interrupt, and tells nobody when it listens again.
+const SEND_AGAIN: [Duration; 5] = [
+    Duration::ZERO,
+    Duration::from_millis(100),
+    Duration::from_millis(300),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+];
 
 /// What is to be run.
 #[derive(Debug)]
@@ -182,7 +187,7 @@ async fn cell(
     let kernel = running(session)?;
     kernel.begin(&run.code).await?;
     let limit = run.limit.map(|limit| Instant::now() + limit);
-    let mut retried = false;
+    let mut again = SEND_AGAIN.iter();
     loop {
         let next = tokio::select! {
             biased;
@@ -203,9 +208,12 @@ async fn cell(
         };
         match event {
             // Swept away with an earlier run's interrupt: nothing of it was run.
-            Err(Outcome::Aborted) if !retried => {
-                retried = true;
-                kernel.begin(&run.code).await?;
+            Err(Outcome::Aborted) => {
+                let Some(pause) = again.next() else { return Ok(End::Complete(Outcome::Aborted)) };
+                tokio::select! {
+                    () = tokio::time::sleep(*pause) => kernel.begin(&run.code).await?,
+                    end = wait(client, life) => return Ok(end),
+                }
             }
             Err(outcome) => return Ok(End::Complete(outcome)),
             Ok(event) => {
@@ -263,29 +271,13 @@ fn running(session: &mut Session) -> Result<&mut Kernel, Error> {
 /// Interrupts the kernel until it is idle; one that will not be is killed.
 async fn calm(session: &mut Session) {
     let Some(kernel) = session.kernel.as_mut() else { return };
-    for patience in AFTER_INTERRUPT {
-        kernel.process().interrupt();
-        match timeout(patience, idle(kernel)).await {
-            Ok(true) => return,
-            Ok(false) => break,
-            Err(_) => {}
-        }
+    if kernel.calm().await {
+        return;
     }
     session.kernel = None;
     session.lost = Some(
         "An earlier run of this context did not end when it was interrupted; the context was started anew, without its variables.\n".to_owned(),
     );
-}
-
-/// Whether it became idle; otherwise it has ended.
-async fn idle(kernel: &mut Kernel) -> bool {
-    loop {
-        match kernel.next().await {
-            Ok(Said::Done(_)) => return true,
-            Ok(_) => {}
-            Err(_) => return false,
-        }
-    }
 }
 
 /// After a run: a kernel for the next one, without the variables of this one.

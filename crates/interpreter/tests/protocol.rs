@@ -2,6 +2,8 @@
 //! What languages do is in `languages`; what happens when something goes wrong, in `trouble`.
 //! One server a test.
 
+#![allow(missing_docs, clippy::unwrap_used)]
+
 mod common;
 
 use common::Interpreter;

@@ -100,6 +100,11 @@ impl Client {
         self.control.write_all(request.as_bytes()).await
     }
 
+    /// For drivers that read while code runs.
+    pub(crate) async fn interrupt(&mut self) -> io::Result<()> {
+        self.control.write_all(words("interrupt", &[]).as_bytes()).await
+    }
+
     /// Needs no answer: requests are read in order.
     pub(crate) async fn prepare(&mut self, change: &Prepare) -> io::Result<()> {
         let request = if self.dialect == Dialect::Bash { change.bash() } else { change.words() };

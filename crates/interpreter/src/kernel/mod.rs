@@ -11,6 +11,7 @@ mod zygote;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use crate::envd::Env;
 use crate::error::Error;
@@ -23,6 +24,11 @@ pub(crate) use start::Starter;
 
 /// Messages that may wait for a client.
 const WAITING: usize = 256;
+
+/// How long code may take to end after it was asked to, and after each signal. Then it is given up.
+const AFTER_ASKING: Duration = Duration::from_millis(200);
+const AFTER_INTERRUPT: [Duration; 3] =
+    [Duration::from_secs(2), Duration::from_secs(2), Duration::from_secs(3)];
 
 /// How long an ended kernel's output is waited for.
 const LAST_WORDS: Duration = Duration::from_millis(300);
@@ -107,12 +113,42 @@ impl Kernel {
             },
             _ = self.process.ended() => {
                 // Its last words; children of it may keep the pipes open.
-                if let Ok(Some(said)) = tokio::time::timeout(LAST_WORDS, self.said.recv()).await {
+                if let Ok(Some(said)) = timeout(LAST_WORDS, self.said.recv()).await {
                     return Ok(said);
                 }
             }
         }
         Err(self.process.ended().await)
+    }
+
+    /// Asks the code to end, and waits until the kernel is idle. False when it will not be.
+    pub(crate) async fn calm(&mut self) -> bool {
+        if matches!(self.language, Language::JavaScript | Language::TypeScript)
+            && let Link::Driver(client) = &mut self.link
+        {
+            // What awaits is asked; a signal is for what computes, and would hit the driver otherwise.
+            let _ = client.interrupt().await;
+            if let Ok(idle) = timeout(AFTER_ASKING, self.idle()).await {
+                return idle;
+            }
+        }
+        for patience in AFTER_INTERRUPT {
+            self.process.interrupt();
+            if let Ok(idle) = timeout(patience, self.idle()).await {
+                return idle;
+            }
+        }
+        false
+    }
+
+    async fn idle(&mut self) -> bool {
+        loop {
+            match self.next().await {
+                Ok(Said::Done(_)) => return true,
+                Ok(_) => {}
+                Err(_) => return false,
+            }
+        }
     }
 
     /// Changes its surroundings; the user's history and count see nothing of it.

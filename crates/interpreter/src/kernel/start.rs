@@ -154,7 +154,9 @@ impl Starter {
             ended = process.ended() => return Err(Error::EndedEarly { language, ended }),
         };
         let link = Link::Driver(client);
-        Ok(Kernel { language, process: guard.keep(), link, said, base: env })
+        // Java's variables are properties, and of those it has none yet.
+        let base = if language == Language::Java { Env::new() } else { env };
+        Ok(Kernel { language, process: guard.keep(), link, said, base })
     }
 
     fn spawn(

@@ -1,7 +1,7 @@
 //! The real binary in a root file system with all its languages, and a client that sees every byte of the protocol.
 //! Each server has an overlay, a PID namespace and an envd of its own; all end with it, whatever happens.
 //! The root is made by `cargo xtask unit`; see `xtask/src/interpreter.rs`.
-#![allow(dead_code)]
+#![allow(missing_docs, dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -217,9 +217,17 @@ impl Answer {
 }
 
 /// A run that is over; its last line has been checked and taken.
-#[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) events: Vec<Value>,
+}
+
+impl std::fmt::Debug for Ran {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // A chart's script has megabytes.
+        f.debug_list()
+            .entries(self.events.iter().map(|event| event.to_string().chars().take(500).collect::<String>()))
+            .finish()
+    }
 }
 
 impl Ran {

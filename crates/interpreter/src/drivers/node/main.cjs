@@ -88,10 +88,10 @@ const verbs = {
     }
   },
   seed: reseed,
+  // Reaches whoever awaits; code that does not is stopped by a signal.
+  interrupt: () => interrupt(),
 }
 
-/** One after another: a cell that awaits must not see the next begin. */
-let turn = Promise.resolve()
 let pending = ''
 const control = new net.Socket({ fd: 3, readable: true, writable: false })
 control.setEncoding('latin1')
@@ -101,12 +101,14 @@ control.on('data', (text) => {
   for (const line of lines) {
     const [verb, ...words] = line.split(' ')
     const given = words.map((word) => Buffer.from(word, 'base64').toString())
-    turn = turn.then(() => verbs[verb](...given))
+    // The interpreter sends no cell before the last one is done.
+    verbs[verb](...given)
   }
 })
 control.on('close', () => process.exit(0))
 
-process.on('SIGINT', () => interrupt())
+// Only while a script runs does a signal mean anything; see `breakOnSigint`.
+process.on('SIGINT', () => {})
 // A cell's forgotten promise is its own trouble, and no reason to lose its variables.
 for (const event of ['uncaughtException', 'unhandledRejection']) {
   process.on(event, (error) => process.stderr.write(`Uncaught ${util.inspect(error)}\n`))
