@@ -329,11 +329,11 @@ async fn every_chart_is_told_apart() {
     let bar = draw("plt.bar(['a', 'b'], [1, 2])").await;
     assert_eq!(
         (&bar["type"], &bar["elements"][1]["label"], &bar["elements"][1]["value"]),
-        (&json!("bar"), &json!("b"), &json!(2))
+        (&json!("bar"), &json!("b"), &json!(2.0))
     );
     let pie = draw("plt.pie([1, 3], labels=['a', 'b'])").await;
     assert_eq!((&pie["type"], &pie["elements"][0]["angle"]), (&json!("pie"), &json!(90.0)));
-    let boxes = draw("plt.boxplot([[1, 2, 3, 4]], labels=['a'], patch_artist=True)").await;
+    let boxes = draw("plt.boxplot([[1, 2, 3, 4], [2, 4, 6, 9]], labels=['a', 'b'], patch_artist=True)").await;
     assert_eq!((&boxes["type"], &boxes["elements"][0]["median"]), (&json!("box_and_whisker"), &json!(2.5)));
     let many =
         draw("f, (a, b) = plt.subplots(1, 2); f.suptitle('S'); a.plot([1, 2]); b.bar(['x'], [1])").await;

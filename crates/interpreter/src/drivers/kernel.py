@@ -17,16 +17,37 @@ from traitlets import ObjectName, Unicode
 from traitlets.config import Config
 
 
-class DataFormatter(BaseFormatter):
+class Formatter(BaseFormatter):
+    """Knows one class of its own by its module's name, so that nothing is imported for it. Not registered as IPython's
+    formatters are: matplotlib's support takes figures out of all of them when it starts."""
+
+    _return_type = dict
+    known = ()
+
+    def __call__(self, value):
+        module, name = self.known
+        known = getattr(sys.modules.get(module), name, None)
+        if known is not None and isinstance(value, known):
+            return self.describe(value)
+        return super().__call__(value)
+
+
+class DataFormatter(Formatter):
     format_type = Unicode("e2b/data")
     print_method = ObjectName("_repr_e2b_data_")
-    _return_type = dict
+    known = ("pandas", "DataFrame")
+
+    def describe(self, frame):
+        return data_of_frame(frame)
 
 
-class ChartFormatter(BaseFormatter):
+class ChartFormatter(Formatter):
     format_type = Unicode("e2b/chart")
     print_method = ObjectName("_repr_e2b_chart_")
-    _return_type = dict
+    known = ("matplotlib.figure", "Figure")
+
+    def describe(self, figure):
+        return chart_of_figure(figure)
 
 
 def plain(value, default=None):
@@ -70,13 +91,8 @@ def chart_of_figure(figure):
 
 
 def describe(formatters):
-    for kind, type_name, function in (
-        (DataFormatter, ("pandas.core.frame", "DataFrame"), data_of_frame),
-        (ChartFormatter, ("matplotlib.figure", "Figure"), chart_of_figure),
-    ):
+    for kind in (DataFormatter, ChartFormatter):
         formatter = kind(parent=formatters)
-        # By name, so that nothing is imported for it.
-        formatter.for_type_by_name(*type_name, function)
         formatters.formatters[formatter.format_type] = formatter
     for builtin in (list, dict):
         formatters.formatters["application/json"].for_type(builtin, plain)
@@ -137,6 +153,9 @@ def run(connection_file):
     describe(app.shell.display_formatter)
     if "PIL.Image" in sys.modules:
         show_pictures()
+    if "matplotlib_inline.backend_inline" in sys.modules:
+        # Imported before there was a shell to draw for.
+        app.shell.enable_matplotlib("inline")
     hook = types.ModuleType("_interpreter")
     hook.prepare = prepare
     sys.modules["_interpreter"] = hook
