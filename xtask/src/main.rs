@@ -23,6 +23,7 @@ usage: cargo xtask <task>
   test          everything: lint, unit, engine and conformance tests
   lint          formatting, clippy, other architectures
   unit          unit and engine tests
+  languages     only the root file system that the interpreter's tests run in
   conformance   the official SDKs and CLI against a real server
   build         release build of the server and envd
   bench         speed and memory, printed and written to target/bench.json
@@ -38,6 +39,9 @@ fn main() -> ExitCode {
         "test" => test(),
         "lint" => lint::all(),
         "unit" => unit(&rest).map(|tally| println!("{tally}")),
+        "languages" => {
+            setup::for_testing().and_then(|()| interpreter::root()).map(|root| println!("{}", root.display()))
+        }
         "conformance" => conformance::run(&rest).map(|tally| println!("{tally}")),
         "build" => build::release().map(|_| ()),
         "bench" => bench(&rest),

@@ -1,6 +1,6 @@
 //! Asks envd for the sandbox's environment, on every run, so that a copy of a sandbox has its own.
 //! The caller's token goes along: who may not ask envd may not run code either.
-//! An envd that does not answer is tolerated: the run goes on with what was known.
+//! Where no envd listens at all, there is no token either, and code runs with the variables that were known.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 /// envd is on the same machine; what takes longer hangs.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(10);
 const LARGEST: usize = 16 << 20;
 
 /// Variables by name.
@@ -24,7 +24,10 @@ pub(crate) enum Answer {
     Env(Env),
     /// The token is wrong, or missing where there is one.
     Refused,
-    Silent,
+    /// It is there and does not say: nobody is let in on a guess.
+    Unavailable,
+    /// There is none.
+    Absent,
 }
 
 /// Fetches the environment with the caller's token.
@@ -32,12 +35,12 @@ pub(crate) async fn env(address: SocketAddr, token: Option<&http::HeaderValue>) 
     match tokio::time::timeout(PATIENCE, ask(address, token)).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => {
-            tracing::debug!("envd: {error}");
-            Answer::Silent
+            tracing::warn!("envd: {error}");
+            Answer::Unavailable
         }
         Err(_) => {
             tracing::warn!("envd does not answer");
-            Answer::Silent
+            Answer::Unavailable
         }
     }
 }
@@ -46,7 +49,10 @@ async fn ask(
     address: SocketAddr,
     token: Option<&http::HeaderValue>,
 ) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
-    let stream = TcpStream::connect(address).await?;
+    let stream = match TcpStream::connect(address).await {
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => return Ok(Answer::Absent),
+        connected => connected?,
+    };
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let mut request =
         http::Request::get("/envs").header("host", address.to_string()).header("connection", "close");

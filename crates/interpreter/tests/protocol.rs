@@ -144,4 +144,7 @@ async fn the_token_is_demanded_to_run_code_and_elsewhere_only_right() {
         let answer = server.send(method, path, headers, body).await;
         assert_eq!(answer.status(), status, "{method} {path} {headers:?}");
     }
+    server.envd.break_down();
+    let answer = server.send("POST", "/execute", &right, r#"{"code":"1"}"#).await;
+    assert_eq!(answer.status(), 503, "nobody is let in on a guess");
 }

@@ -90,9 +90,9 @@ async fn execute(State(app): State<App>, headers: HeaderMap, body: Bytes) -> Res
         Err(detail) => return unprocessable(&detail),
     };
     match app.ask_envd(&headers).await {
-        Answer::Refused => return text(StatusCode::UNAUTHORIZED, "Unauthorized"),
         Answer::Env(env) => app.contexts.set_global(env),
-        Answer::Silent => {}
+        Answer::Absent => {}
+        refusal => return refused(&refusal),
     }
     let context = match (&request.context_id, &request.language) {
         (Some(_), Some(_)) => {
@@ -177,9 +177,16 @@ impl App {
     async fn refuse_wrong_token(&self, headers: &HeaderMap) -> Option<Response> {
         headers.get("x-access-token")?;
         match self.ask_envd(headers).await {
-            Answer::Refused => Some(text(StatusCode::UNAUTHORIZED, "Unauthorized")),
-            Answer::Env(_) | Answer::Silent => None,
+            Answer::Env(_) | Answer::Absent => None,
+            refusal => Some(refused(&refusal)),
         }
+    }
+}
+
+fn refused(answer: &Answer) -> Response {
+    match answer {
+        Answer::Refused => text(StatusCode::UNAUTHORIZED, "Unauthorized"),
+        _ => text(StatusCode::SERVICE_UNAVAILABLE, "Authentication unavailable"),
     }
 }
 

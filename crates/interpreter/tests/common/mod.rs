@@ -1,6 +1,6 @@
 //! The real binary in a root file system with all its languages, and a client that sees every byte of the protocol.
 //! Each server has an overlay, a PID namespace and an envd of its own; all end with it, whatever happens.
-//! The root is made by `cargo xtask unit`; see `xtask/src/interpreter.rs`.
+//! The root is made by `cargo xtask languages`, and by `unit`; see `xtask/src/interpreter.rs`.
 #![allow(missing_docs, dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -141,7 +141,7 @@ fn languages() -> PathBuf {
     let root = std::env::var_os("COFFERDAM_INTERPRETER_ROOT").map_or(default, PathBuf::from);
     assert!(
         root.join("usr/bin/R").exists(),
-        "{} is missing: run `cargo xtask unit`, which makes it",
+        "{} is missing: run `cargo xtask languages`, which makes it",
         root.display()
     );
     root
@@ -287,6 +287,7 @@ pub(crate) struct Envd {
 
 #[derive(Default)]
 struct EnvdState {
+    broken: bool,
     token: Option<String>,
     env: BTreeMap<String, String>,
 }
@@ -300,6 +301,9 @@ impl Envd {
         let shared = Arc::clone(&state);
         let envs = async move |headers: HeaderMap| {
             let state = shared.lock().unwrap();
+            if state.broken {
+                return Err(StatusCode::INTERNAL_SERVER_ERROR);
+            }
             let given = headers.get("x-access-token").map(|token| token.to_str().unwrap());
             if state.token.is_some() && given != state.token.as_deref() {
                 return Err(StatusCode::UNAUTHORIZED);
@@ -309,6 +313,10 @@ impl Envd {
         let app = axum::Router::new().route("/envs", axum::routing::get(envs));
         tokio::spawn(async move { axum::serve(listener, app).await });
         Self { address, state }
+    }
+
+    pub(crate) fn break_down(&self) {
+        self.state.lock().unwrap().broken = true;
     }
 
     pub(crate) fn token(&self, token: &str) {
