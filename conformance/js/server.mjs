@@ -2,22 +2,26 @@
 // The binary, envd and the layer store come from `cargo xtask conformance` by environment variables.
 
 import assert from 'node:assert/strict'
-import { spawn } from 'node:child_process'
+import { execFile, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import fs from 'node:fs'
 import http from 'node:http'
 import os from 'node:os'
 import path from 'node:path'
 import readline from 'node:readline'
+import { promisify } from 'node:util'
 
 export class Server {
-  static async start() {
+  /** `trusting` has sandboxes trust what this machine does, so that package managers work in them. */
+  static async start({ data, trusting = false } = {}) {
     const server = new Server()
     server.folder = fs.mkdtempSync(path.join(os.tmpdir(), 'cofferdam-test-'))
-    server.data = path.join(server.folder, 'data')
+    server.data = data ?? path.join(server.folder, 'data')
+    const trust = trusting && process.env.COFFERDAM_SANDBOX_CA
     const log = fs.openSync(path.join(server.folder, 'log'), 'a')
     const { COFFERDAM_BIN, COFFERDAM_ENVD, COFFERDAM_LAYERS } = process.env
     const options = ['--data-dir', server.data, '--listen', '127.0.0.1:0', '--layers-dir', COFFERDAM_LAYERS]
+    if (trust) options.push('--sandbox-ca', trust)
     server.process = spawn(COFFERDAM_BIN, ['serve', ...options, '--envd', COFFERDAM_ENVD], {
       stdio: ['ignore', 'pipe', log],
     })
@@ -41,6 +45,14 @@ export class Server {
     assert.ok(this.url, this.tail())
     this.key = await this.makeKey('tests')
     Object.assign(process.env, this.environment())
+  }
+
+  /** Builds a recipe of the repository with our own command line. */
+  async build(recipe) {
+    const { COFFERDAM_BIN, COFFERDAM_RECIPES } = process.env
+    const words = ['template', 'build', path.join(COFFERDAM_RECIPES, recipe), '--data-dir', this.data]
+    const env = { ...process.env, ...this.environment() }
+    await promisify(execFile)(COFFERDAM_BIN, words, { env, maxBuffer: 64 << 20 })
   }
 
   tail() {

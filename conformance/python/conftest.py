@@ -15,6 +15,28 @@ def server():
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def one_interpreter_server():
+    """Keeps its data between runs: the template takes minutes to build, and seconds to be found again."""
+    server = Server(data=os.environ["COFFERDAM_INTERPRETER_DATA"], trusting=True)
+    server.build("code-interpreter-v1")
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def interpreter_server(one_interpreter_server):
+    """A server with the template `code-interpreter-v1`; for this module it is the one in the environment."""
+    before = {name: os.environ.get(name) for name in one_interpreter_server.environment()}
+    os.environ.update(one_interpreter_server.environment())
+    yield one_interpreter_server
+    for name, value in before.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
+
+
 @pytest.fixture
 def sandbox(server):
     from e2b import Sandbox

@@ -14,10 +14,13 @@ import urllib.request
 
 
 class Server:
-    def __init__(self, *options, prefix=()):
+    def __init__(self, *options, prefix=(), data=None, trusting=False):
+        """`trusting` has sandboxes trust what this machine does, so that package managers work in them."""
         self.folder = tempfile.TemporaryDirectory(prefix="cofferdam-test-")
-        self.data = pathlib.Path(self.folder.name) / "data"
+        self.data = pathlib.Path(data or pathlib.Path(self.folder.name) / "data")
         self.options = options
+        if trusting and os.environ.get("COFFERDAM_SANDBOX_CA"):
+            self.options = (*options, "--sandbox-ca", os.environ["COFFERDAM_SANDBOX_CA"])
         self.prefix = prefix
         self.process = None
         self.url = None
@@ -66,6 +69,18 @@ class Server:
         status, _, key = self.call("POST", f"/admin/teams/{teams[0]['teamID']}/api-keys", {"name": name}, admin)
         assert status == 201, key
         return key["key"]
+
+    def cli(self, *words):
+        """Our own command line against this server; answers what it printed."""
+        environment = os.environ | self.environment()
+        command = [os.environ["COFFERDAM_BIN"], *words, "--data-dir", str(self.data)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, (words, done.stderr[-4000:])
+        return done.stdout
+
+    def build(self, recipe):
+        """Builds a recipe of the repository."""
+        self.cli("template", "build", str(pathlib.Path(os.environ["COFFERDAM_RECIPES"]) / recipe))
 
     def environment(self):
         return {"E2B_API_KEY": self.key, "E2B_API_URL": self.url, "E2B_SANDBOX_URL": self.url}

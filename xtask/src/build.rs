@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use crate::run::{self, Outcome};
 
-const ENVD_TARGET: &str = "x86_64-unknown-linux-musl";
+pub(crate) const ENVD_TARGET: &str = "x86_64-unknown-linux-musl";
 
 /// Release build of the server with envd beside it; answers the server's path.
 pub(crate) fn release() -> Outcome<PathBuf> {

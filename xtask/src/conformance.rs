@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::run::{self, Outcome};
 use crate::tally::Tally;
-use crate::{build, setup};
+use crate::{build, setup, templates};
 
 /// Runs both suites; words select tests as pytest does.
 pub(crate) fn run(rest: &[String]) -> Outcome<Tally> {
@@ -16,12 +16,21 @@ pub(crate) fn run(rest: &[String]) -> Outcome<Tally> {
     let envd = build::envd("dev")?;
     let layers = build::base_layer()?;
     let criu = build::criu()?;
+    let recipes = ["code-interpreter-v1", "httpbin"].map(templates::staged);
+    let recipes = recipes.into_iter().collect::<Outcome<Vec<PathBuf>>>()?;
+    let authorities = templates::own_authorities()?;
     let suites = run::root().join("conformance");
     let python = python(&suites)?;
     let modules = javascript(&suites)?;
-    let give = |run: &mut run::Run| {
-        run.env("COFFERDAM_BIN", &server).env("COFFERDAM_ENVD", &envd).env("COFFERDAM_LAYERS", &layers);
-        run.env("COFFERDAM_NODE_MODULES", &modules).env("COFFERDAM_CRIU", &criu);
+    let give = |command: &mut run::Run| {
+        command.env("COFFERDAM_BIN", &server).env("COFFERDAM_ENVD", &envd).env("COFFERDAM_LAYERS", &layers);
+        command.env("COFFERDAM_NODE_MODULES", &modules).env("COFFERDAM_CRIU", &criu);
+        command.env("COFFERDAM_RECIPES", recipes[0].parent().unwrap_or(&suites));
+        // Kept between runs: its template takes minutes to build, and seconds to be found again.
+        command.env("COFFERDAM_INTERPRETER_DATA", run::target().join("interpreter-data"));
+        if let Some(authorities) = &authorities {
+            command.env("COFFERDAM_SANDBOX_CA", authorities);
+        }
     };
     let mut tally = Tally::default();
     let mut pytest = run::new(&python);

@@ -10,6 +10,7 @@ mod lint;
 mod run;
 mod setup;
 mod tally;
+mod templates;
 
 use std::process::ExitCode;
 
@@ -25,10 +26,11 @@ usage: cargo xtask <task>
   unit          unit and engine tests
   languages     only the root file system that the interpreter's tests run in
   conformance   the official SDKs and CLI against a real server
+  template      builds a recipe of templates/ on this machine's server
   build         release build of the server and envd
   bench         speed and memory, printed and written to target/bench.json
 
-words after the task go to the tool behind it (quickstart, unit, conformance, bench)";
+words after the task go to the tool behind it (quickstart, unit, conformance, template, bench)";
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
             setup::for_testing().and_then(|()| interpreter::root()).map(|root| println!("{}", root.display()))
         }
         "conformance" => conformance::run(&rest).map(|tally| println!("{tally}")),
+        "template" => templates::build(&rest),
         "build" => build::release().map(|_| ()),
         "bench" => bench(&rest),
         _ => Err(USAGE.to_owned()),

@@ -52,6 +52,8 @@ pub(crate) struct Boot {
     pub(crate) env: Option<BTreeMap<String, String>>,
     pub(crate) egress: EgressPolicy,
     pub(crate) origin: Origin,
+    /// Whether it is told of the operator's own authorities. What a build's steps leave behind must not trust them.
+    pub(crate) trusts: bool,
 }
 
 impl Control {
@@ -132,6 +134,7 @@ impl Control {
             team_id: boot.team.to_string(),
             cpu_count: boot.cpu_count,
             memory_mib: boot.memory_mib,
+            ca_bundle: self.config.trusted_ca.as_deref().filter(|_| boot.trusts),
             seed: restored.map(|_| hex::encode(seed)),
         };
         let authority = self.tokens.envd(restored.unwrap_or(&boot.id));

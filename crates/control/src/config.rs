@@ -46,6 +46,8 @@ pub struct Config {
     pub layers: Option<LayerStore>,
     /// Where builds keep their cache, uploads and logs.
     pub builds_dir: Option<PathBuf>,
+    /// Authorities that sandboxes trust besides their template's, PEM: of a proxy on the way out, say.
+    pub trusted_ca: Option<String>,
     /// How registries of container images are reached.
     pub registries: oci::Registries,
     /// Sandboxes of templates in use that wait for their creators at most, all together; 0 keeps none.
@@ -87,6 +89,7 @@ impl Config {
             logs_dir: None,
             layers: None,
             builds_dir: None,
+            trusted_ca: None,
             registries: oci::Registries::default(),
             most_ready: 0,
             pool_memory: 2 << 30,

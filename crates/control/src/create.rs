@@ -202,6 +202,10 @@ impl Control {
         let sandbox = sandbox.inspect_err(|error| {
             tracing::warn!(sandbox_id = %boot.id, team_id = %boot.team, template_id = %build.template, %error, "start failed");
         })?;
+        if let Err(error) = self.bring_up(build, &boot.id, &*sandbox).await {
+            discard(&*sandbox).await;
+            return Err(error);
+        }
         Ok(Claimed { id: boot.id.clone(), sandbox })
     }
 
@@ -279,6 +283,7 @@ pub(crate) fn boot_of(
         env: (!goes_on || own.is_some()).then(env),
         egress,
         origin,
+        trusts: true,
     }
 }
 

@@ -98,6 +98,9 @@ pub(crate) struct ServeArguments {
     /// or '*=100/s'. May be repeated; the first that fits counts.
     #[arg(long, value_name = "RULE")]
     rate_limit: Vec<RateLimit>,
+    /// Authorities that sandboxes and builds trust besides their template's, in PEM: of a proxy on the way out, say.
+    #[arg(long, value_name = "FILE")]
+    sandbox_ca: Option<PathBuf>,
     /// Asked instead of a registry of container images: its host, `=`, and `http://` or `https://` with the mirror's. May be repeated.
     #[arg(long, value_name = "HOST=URL", value_parser = mirror)]
     registry_mirror: Vec<(String, oci::Mirror)>,
@@ -146,6 +149,20 @@ pub(crate) fn run(arguments: &ServeArguments) -> Result<ExitCode, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(serve(arguments))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Reads certificates, few enough to be handed to a process.
+fn authorities(path: &Path) -> Result<String, Failure> {
+    const LARGEST: usize = 64 << 10;
+    let text = fs::read_to_string(path)
+        .map_err(|error| Failure::new(format!("--sandbox-ca: {}: {error}", path.display())))?;
+    if !text.contains("-----BEGIN CERTIFICATE-----") || text.len() > LARGEST {
+        return Err(Failure::new(format!(
+            "--sandbox-ca: {} is not a PEM file of at most {LARGEST} bytes; name one with just the authorities to add",
+            path.display()
+        )));
+    }
+    Ok(text)
 }
 
 fn mirror(text: &str) -> Result<(String, oci::Mirror), String> {
@@ -200,6 +217,7 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
     config.logs_dir = Some(data.data_dir.join("logs"));
     config.metrics_dir = Some(data.data_dir.join("metrics"));
     config.layers = Some(layers.clone());
+    config.trusted_ca = arguments.sandbox_ca.as_deref().map(authorities).transpose()?;
     config.registries = oci::Registries {
         mirrors: arguments.registry_mirror.iter().cloned().collect(),
         insecure: arguments.registry_insecure.iter().cloned().collect(),

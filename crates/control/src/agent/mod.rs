@@ -47,6 +47,9 @@ pub(crate) struct Init<'a> {
     pub(crate) cpu_count: u32,
     #[serde(rename = "memoryMB")]
     pub(crate) memory_mib: u32,
+    /// Authorities to trust, PEM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ca_bundle: Option<&'a str>,
     /// Fresh randomness, hex, for an agent that was copied.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) seed: Option<String>,

@@ -1,6 +1,6 @@
 //! The end of a build: the last layer, and for templates with a start command the sandbox in which it runs, captured once it is
 //! ready. Sandboxes of the template go on from there, with the service up.
-//! The same start and check are used for creates on hosts that cannot capture memory.
+//! Where memory cannot be captured, each create starts the command and waits for it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::cache::Progress;
 use super::failure::Failure;
-use super::machine::{Machine, Plan};
+use super::machine::{Hands, Machine, Plan};
 use super::perform::arguments;
 use super::worker::Work;
 use crate::LogLevel;
@@ -51,10 +51,10 @@ pub(crate) async fn finalize(
     let config = config(work, end.context, inherited);
     let mut snapshot = None;
     if config.start_cmd.is_some() || config.ready_cmd.is_some() {
-        let plan = Plan { config: config.clone(), ..work.plan(&layers) };
+        let plan = Plan { config: config.clone(), for_a_layer: false, ..work.plan(&layers) };
         let machine = Machine::start(&work.control, plan).await?;
         let tell = |level, text: String| work.say(level, "finalize", text);
-        bring_up(&machine, &config, &tell).await?;
+        bring_up(machine.hands(), &config, &tell).await?;
         if config.start_cmd.is_some() && work.control.engine.descriptor().capabilities.memory_snapshots {
             snapshot = Some(capture(work, machine).await?);
         }
@@ -91,7 +91,7 @@ fn config(work: &Work, context: Context, inherited: BuildConfig) -> BuildConfig 
 
 /// Starts what a template starts and waits until it is ready.
 pub(crate) async fn bring_up(
-    machine: &Machine,
+    machine: Hands<'_>,
     config: &BuildConfig,
     tell: &(impl Fn(LogLevel, String) + Sync),
 ) -> Result<(), Failure> {
@@ -129,7 +129,7 @@ pub(crate) async fn bring_up(
 }
 
 async fn wait_until_ready(
-    machine: &Machine,
+    machine: Hands<'_>,
     context: &Context,
     ready: &str,
     tell: &(impl Fn(LogLevel, String) + Sync),

@@ -37,6 +37,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) origin: Origin,
     /// Defaults of its processes.
     pub(crate) config: BuildConfig,
+    /// Whether a layer will be made of it, or else a captured sandbox.
+    pub(crate) for_a_layer: bool,
 }
 
 /// A running one. Dropping it ends it.
@@ -44,6 +46,33 @@ pub(crate) struct Machine {
     id: SandboxId,
     token: String,
     sandbox: DiscardOnDrop,
+    /// Variables by which commands trust the operator's authorities.
+    trust: BTreeMap<String, String>,
+}
+
+/// What it takes to run commands in a sandbox.
+#[derive(Clone, Copy)]
+pub(crate) struct Hands<'a> {
+    pub(crate) sandbox: &'a dyn EngineSandbox,
+    pub(crate) token: &'a str,
+}
+
+impl Hands<'_> {
+    pub(crate) async fn run(
+        self,
+        command: &Command<'_>,
+        mut line: impl FnMut(bool, &str) + Send,
+    ) -> Result<End, AgentError> {
+        let (mut out, mut err) = (LineCutter::default(), LineCutter::default());
+        let end = agent::run(self.sandbox, self.token, command, |output| match output {
+            Output::Stdout(piece) => out.push(piece, |text| line(false, text)),
+            Output::Stderr(piece) => err.push(piece, |text| line(true, text)),
+        })
+        .await;
+        out.finish(|text| line(false, text));
+        err.finish(|text| line(true, text));
+        end
+    }
 }
 
 /// Longest run of what we do ourselves in a machine.
@@ -65,11 +94,42 @@ impl Machine {
             disk_mib: plan.size.disk_mib,
             egress: net::EgressPolicy::default(),
             origin: plan.origin,
+            trusts: !plan.for_a_layer,
         };
         let turn = control.starts.join()?.turn().await?;
         let sandbox = DiscardOnDrop::new(control.boot(&boot).await?);
         drop(turn);
-        Ok(Self { token: control.tokens.envd(&id), id, sandbox })
+        let mut machine = Self { token: control.tokens.envd(&id), id, sandbox, trust: BTreeMap::new() };
+        if let Some(pem) = control.config.trusted_ca.as_deref().filter(|_| plan.for_a_layer) {
+            machine.trust(pem).await?;
+        }
+        Ok(machine)
+    }
+
+    /// Has commands trust the operator's authorities by variables, since files would stay in the template. They are in a folder
+    /// that is removed before a layer is made.
+    async fn trust(&mut self, pem: &str) -> Result<(), ControlError> {
+        const BUNDLE: &str = "/run/e2b/build-ca.crt";
+        const WRITE: &str = r#"mkdir -p /run/e2b && {
+            cat /etc/ssl/certs/ca-certificates.crt 2>/dev/null; printf '%s\n' "$PEM"; } > "$BUNDLE""#;
+        let written = self.script("/bin/sh", WRITE, &[("PEM", pem), ("BUNDLE", BUNDLE)], |_| {}).await;
+        written.map_err(|Failure(reason)| ControlError::StartFailed(reason))?;
+        let names = [
+            "SSL_CERT_FILE",
+            "CURL_CA_BUNDLE",
+            "REQUESTS_CA_BUNDLE",
+            "PIP_CERT",
+            "NODE_EXTRA_CA_CERTS",
+            "GIT_SSL_CAINFO",
+            "CARGO_HTTP_CAINFO",
+        ];
+        self.trust = names.map(|name| (name.to_owned(), BUNDLE.to_owned())).into();
+        Ok(())
+    }
+
+    /// A command's variables with those that make it trust what the operator does.
+    pub(crate) fn trusting(&self, env: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+        self.trust.iter().chain(env).map(|(name, value)| (name.clone(), value.clone())).collect()
     }
 
     pub(crate) fn id(&self) -> &SandboxId {
@@ -80,21 +140,17 @@ impl Machine {
         self.sandbox.get()
     }
 
+    pub(crate) fn hands(&self) -> Hands<'_> {
+        Hands { sandbox: self.sandbox(), token: &self.token }
+    }
+
     /// Runs a command; each line it prints is handed on, with whether it went to standard error.
     pub(crate) async fn run(
         &self,
         command: &Command<'_>,
-        mut line: impl FnMut(bool, &str) + Send,
+        line: impl FnMut(bool, &str) + Send,
     ) -> Result<End, AgentError> {
-        let (mut out, mut err) = (LineCutter::default(), LineCutter::default());
-        let end = agent::run(self.sandbox(), &self.token, command, |output| match output {
-            Output::Stdout(piece) => out.push(piece, |text| line(false, text)),
-            Output::Stderr(piece) => err.push(piece, |text| line(true, text)),
-        })
-        .await;
-        out.finish(|text| line(false, text));
-        err.finish(|text| line(true, text));
-        end
+        self.hands().run(command, line).await
     }
 
     /// Runs a script of ours as root with `shell`, told what to do by variables. Its last words are the failure's.
@@ -107,6 +163,7 @@ impl Machine {
     ) -> Result<(), Failure> {
         let env: BTreeMap<String, String> =
             variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let env = self.trusting(&env);
         let command = Command {
             program: shell,
             args: &["-c", script],

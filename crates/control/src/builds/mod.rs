@@ -28,6 +28,10 @@ pub use tags::{TagInfo, TagPage};
 
 pub(crate) use jobs::Jobs;
 
+use engine::Sandbox as EngineSandbox;
+use ids::SandboxId;
+use store::Build;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -67,6 +71,23 @@ impl Control {
             cache::forget(&folders.cache(), UNUSED_FOR);
         };
         let _ = tokio::task::spawn_blocking(forget).await;
+    }
+
+    /// Starts what a template starts, in a sandbox that was started without its memory image.
+    pub(crate) async fn bring_up(
+        &self,
+        build: &Build,
+        id: &SandboxId,
+        sandbox: &dyn EngineSandbox,
+    ) -> Result<(), ControlError> {
+        if build.snapshot.is_some() || build.config.start_cmd.is_none() {
+            return Ok(());
+        }
+        let token = self.tokens.envd(id);
+        let hands = machine::Hands { sandbox, token: &token };
+        let tell = |_, text: String| tracing::debug!(sandbox_id = %id, text, "bringing up");
+        let up = finalize::bring_up(hands, &build.config, &tell).await;
+        up.map_err(|failure::Failure(reason)| ControlError::StartFailed(reason))
     }
 
     fn build_folders(&self) -> Result<Folders, ControlError> {

@@ -115,13 +115,13 @@ async fn run(
     user: Option<&str>,
     voice: &Voice<'_>,
 ) -> Result<(), Failure> {
-    let args = arguments(context, text);
+    let (args, env) = (arguments(context, text), machine.trusting(&context.env));
     let command = Command {
         program: "/bin/bash",
         args: &args,
         user: user.unwrap_or(&context.user),
         cwd: context.workdir.as_deref(),
-        env: &context.env,
+        env: &env,
         limit: Some(COMMAND_LIMIT),
     };
     let end = machine

@@ -55,6 +55,7 @@ impl Work {
             layers,
             origin: Origin::Template,
             config: BuildConfig::default(),
+            for_a_layer: true,
         }
     }
 

@@ -83,6 +83,7 @@ fn boot_again(
         env: (revival == Revival::Disk).then(|| details.config.env.clone()),
         egress: egress_policy(details.network.as_ref(), details.allow_internet_access)?,
         origin: Origin::Captured { snapshot: pause.snapshot, revival, of: pause.captured_from.clone() },
+        trusts: true,
     })
 }
 

@@ -129,6 +129,7 @@ impl Control {
         let turn = self.starts.join()?.turn().await?;
         let sandbox = DiscardOnDrop::new(self.boot(&boot).await?);
         drop(turn);
+        self.bring_up(build, &id, sandbox.get()).await?;
         let memory = sandbox.get().stats().await.map_or(0, |stats| stats.memory_bytes);
         Ok(Ready { id, sandbox, memory })
     }

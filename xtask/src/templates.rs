@@ -1,0 +1,75 @@
+//! Recipes in `templates/` that are built by a server: a folder with all that their Dockerfile copies, made under `target/`.
+//! The code interpreter's has a binary of ours in it; the others are as they lie in the repository.
+//! What this machine trusts beyond its distribution is handed to sandboxes too, or package managers in them would fail behind a proxy.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::build::ENVD_TARGET;
+use crate::run::{self, Outcome};
+
+const INTERPRETER: &str = "code-interpreter-v1";
+
+/// A recipe's folder, complete; answers its path.
+pub(crate) fn staged(name: &str) -> Outcome<PathBuf> {
+    let recipe = run::root().join("templates").join(name);
+    let folder = run::target().join("templates").join(name);
+    let failed = |error: std::io::Error| format!("{}: {error}", folder.display());
+    fs::create_dir_all(&folder).map_err(failed)?;
+    let entries = fs::read_dir(&recipe).map_err(|error| format!("{}: {error}", recipe.display()))?;
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        fs::copy(&path, folder.join(path.file_name().unwrap_or_default())).map_err(failed)?;
+    }
+    if name == INTERPRETER {
+        let binary = interpreter()?;
+        fs::copy(binary, folder.join("interpreter")).map_err(failed)?;
+    }
+    Ok(folder)
+}
+
+fn interpreter() -> Outcome<PathBuf> {
+    let mut build = run::cargo(["build", "--release", "--package", "interpreter", "--target", ENVD_TARGET]);
+    build.run()?;
+    Ok(run::target().join(ENVD_TARGET).join("release/interpreter"))
+}
+
+/// `cargo xtask template <name>`: builds a recipe on the server that runs on this machine.
+pub(crate) fn build(words: &[String]) -> Outcome {
+    let Some((name, rest)) = words.split_first() else {
+        return Err("usage: cargo xtask template <name of a folder in templates/> [words for cofferdam template build]".to_owned());
+    };
+    let server = crate::build::release()?;
+    run::new(server).args(["template", "build"]).arg(staged(name)?).args(rest).run()
+}
+
+/// A file with the authorities that this machine trusts and its distribution does not; none where there are none.
+pub(crate) fn own_authorities() -> Outcome<Option<PathBuf>> {
+    let bundle = fs::read_to_string("/etc/ssl/certs/ca-certificates.crt").unwrap_or_default();
+    let mut known = BTreeSet::new();
+    distribution(Path::new("/usr/share/ca-certificates"), &mut known);
+    let own: Vec<String> = certificates(&bundle).filter(|one| !known.contains(one)).collect();
+    if own.is_empty() || known.is_empty() {
+        return Ok(None);
+    }
+    let path = run::target().join("own-authorities.pem");
+    fs::write(&path, own.join("\n") + "\n").map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(Some(path))
+}
+
+fn distribution(folder: &Path, known: &mut BTreeSet<String>) {
+    for path in fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()) {
+        if path.is_dir() {
+            distribution(&path, known);
+        } else {
+            known.extend(certificates(&fs::read_to_string(path).unwrap_or_default()));
+        }
+    }
+}
+
+fn certificates(text: &str) -> impl Iterator<Item = String> + '_ {
+    const END: &str = "-----END CERTIFICATE-----";
+    let parts = text.split_inclusive(END).filter(|part| part.ends_with(END));
+    parts.filter_map(|part| Some(part[part.find("-----BEGIN CERTIFICATE-----")?..].to_owned()))
+}
