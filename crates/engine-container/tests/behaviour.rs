@@ -63,6 +63,7 @@ behaviours! {
     starts_many_at_once
     refuses_a_broken_template
     brings_memory_back
+    keeps_socket_files
     restores_the_walls
     brings_files_back
     keeps_states_across_servers

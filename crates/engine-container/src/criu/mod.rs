@@ -3,6 +3,7 @@
 //! Flags and traps: `docs/criu.md`.
 
 mod images;
+mod kernel;
 mod locate;
 mod owner;
 mod process;
@@ -77,6 +78,7 @@ impl Memory {
         fs::write(folder.join(DUMP_FILE), DUMP_OPTIONS)?;
         fs::write(folder.join(RESTORE_FILE), RESTORE_OPTIONS)?;
         fs::write(folder.join(SCRATCH), "")?;
+        kernel::learn(&criu, &folder)?;
         Ok(Self { criu, folder })
     }
 

@@ -36,12 +36,15 @@ pub(super) enum Place<'a> {
     Beside { owner: u32, lock: BorrowedFd<'a> },
     /// Where the sandbox will be: a restore.
     Sandbox { cgroup: &'a Path, root: BorrowedFd<'a>, dev: BorrowedFd<'a> },
+    /// Beside the server as root, with this mount at `/run`: to learn about the kernel.
+    Alone { run: BorrowedFd<'a> },
 }
 
 /// What the new process needs for its place.
 enum Entry {
     Owner(u32, i32),
     Sandbox { group: OwnedFd, folder: PathBuf, root: i32, dev: i32 },
+    Alone(i32),
 }
 
 /// A running CRIU. Waits for its end when dropped.
@@ -78,6 +81,7 @@ impl Process {
                 root: root.as_raw_fd(),
                 dev: dev.as_raw_fd(),
             },
+            Place::Alone { run } => Entry::Alone(run.as_raw_fd()),
         };
         let socket_number = socket.as_raw_fd();
         let prepare = move || {
@@ -90,6 +94,12 @@ impl Process {
                     become_owner(*owner)?;
                 }
                 Entry::Sandbox { group, folder, root, dev } => enter(group, folder, *root, *dev)?,
+                Entry::Alone(run) => {
+                    // SAFETY: this is a process of one thread; its own namespace changes.
+                    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
+                    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+                    attach(*run, "/run")?;
+                }
             }
             inherit(socket_number)
         };
@@ -134,17 +144,21 @@ fn enter(group: &OwnedFd, folder: &Path, root: i32, dev: i32) -> io::Result<()> 
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     // CRIU keeps what it knows about the kernel in /run.
     mount_bind(folder, "/run")?;
-    for (mount, target) in [(root, "/run/root"), (dev, "/run/dev")] {
-        // SAFETY: the caller keeps these open until the process has started.
-        let mount = unsafe { BorrowedFd::borrow_raw(mount) };
-        move_mount(mount, c"", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
-    }
+    attach(root, "/run/root")?;
+    attach(dev, "/run/dev")?;
     // A new /proc may only be mounted where an untouched one can be seen, and ours is touched next.
     mount_bind("/proc", "/run/proc")?;
     for setting in ROOTS_SETTINGS {
         mount_bind("/run/scratch", setting)?;
     }
     Ok(())
+}
+
+/// Puts a detached mount somewhere.
+fn attach(mount: i32, target: &str) -> io::Result<()> {
+    // SAFETY: the caller keeps it open until the process has started.
+    let mount = unsafe { BorrowedFd::borrow_raw(mount) };
+    Ok(move_mount(mount, c"", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
 }
 
 /// Another uid with the same capabilities, across the `execve` that follows.

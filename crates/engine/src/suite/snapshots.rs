@@ -54,6 +54,31 @@ where
         sandbox
     }
 
+    /// A socket that is a file stays one, over generations of captures.
+    pub async fn keeps_socket_files(&self, data: &Path) {
+        const SERVER: &str = "import socket; s = socket.socket(socket.AF_UNIX); s.bind('/tmp/socket'); s.listen()\n\
+             while True: s.accept()[0].sendall(b'here')";
+        const ASK_IT: &str = "stat -c '%F %a' /tmp/socket; python3 -c \"import socket; s = socket.socket(socket.AF_UNIX); \
+             s.connect('/tmp/socket'); print(s.recv(9).decode())\"";
+        let engine = self.engine(data).await;
+        assert!(engine.descriptor().capabilities.memory_snapshots, "this host cannot capture memory");
+        let mut sandbox = self.start(&engine).await;
+        let command = format!(
+            "umask 022; setsid python3 -c \"{SERVER}\" >/dev/null 2>&1 </dev/null & until [ -S /tmp/socket ]; do :; done"
+        );
+        run(&*sandbox, &command).await;
+        for _ in 0..3 {
+            let state = SnapshotId::generate();
+            sandbox.capture(state, true).await.expect("is captured");
+            sandbox.kill().await.expect("ends");
+            sandbox = self.revive(&engine, state, Revival::Memory).await;
+            let seen = run(&*sandbox, ASK_IT).await;
+            assert_eq!(seen.stdout, "socket 755\nhere\n", "{seen:?}");
+        }
+        sandbox.kill().await.expect("ends");
+        engine.shutdown().await;
+    }
+
     /// Processes, pids, sockets and files come back as they were, any number of times, and go separate ways.
     pub async fn brings_memory_back(&self, data: &Path) {
         let engine = self.engine(data).await;

@@ -158,6 +158,6 @@ fi
 if command -v update-ca-certificates >/dev/null && compgen -G '/usr/local/share/ca-certificates/*.crt' >/dev/null; then
     update-ca-certificates >/dev/null 2>&1 || echo 'the certificates in /usr/local/share/ca-certificates could not be added' >&2
 fi
-home=$(getent passwd user | cut -d: -f6)
+home=$(eval echo ~user)
 [[ -z $home || ! -d $home ]] || find "$home" -maxdepth 0 ! -user user -exec chown user: {} +
 "#;

@@ -1,0 +1,212 @@
+"""Container images as a base, from a real registry with images made by real tools; and templates that travel as archives."""
+
+import json
+import pathlib
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+
+import pytest
+from e2b import BuildException, Sandbox, Template
+
+from server import Server
+from test_templates import build, fresh, read
+
+CONFIG = """
+version: 0.1
+storage: {{filesystem: {{rootdirectory: {folder}/data}}, delete: {{enabled: true}}}}
+http: {{addr: "127.0.0.1:{port}"}}
+auth: {{htpasswd: {{realm: tests, path: {folder}/htpasswd}}}}
+"""
+
+
+class Registry:
+    def __init__(self, folder):
+        self.folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.address = f"127.0.0.1:{port}"
+        subprocess.run(["htpasswd", "-Bbc", folder / "htpasswd", "me", "secret"], check=True, capture_output=True)
+        (folder / "config.yml").write_text(CONFIG.format(folder=folder, port=port))
+        log = open(folder / "log", "wb")
+        command = ["docker-registry", "serve", folder / "config.yml"]
+        self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                urllib.request.urlopen(f"http://{self.address}/v2/", timeout=5)
+            except urllib.error.HTTPError:
+                return
+            except OSError:
+                assert time.monotonic() < deadline and self.process.poll() is None, (folder / "log").read_text()
+                time.sleep(0.05)
+
+    def push(self, layout, name):
+        options = ["--dest-tls-verify=false", "--dest-creds", "me:secret"]
+        run("skopeo", "copy", "--quiet", *options, f"oci:{layout}", f"docker://{self.address}/{name}")
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait()
+
+
+def run(*words):
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
+    assert done.returncode == 0, (words, done.stderr)
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory):
+    registry = Registry(tmp_path_factory.mktemp("registry"))
+    yield registry
+    registry.stop()
+
+
+@pytest.fixture(scope="module")
+def images(registry):
+    """A server for which the registry of docker.io is not there, and that speaks plainly to ours."""
+    import os
+
+    options = ["--registry-mirror", "docker.io=http://127.0.0.1:1", "--registry-insecure", registry.address]
+    server = Server(*options, trusting=True)
+    before = {name: os.environ.get(name) for name in server.environment()}
+    os.environ.update(server.environment())
+    yield server
+    server.stop()
+    for name, value in before.items():
+        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture(scope="module")
+def debian(images):
+    """A template made from Debian's packages, since no registry answers for its image."""
+    name = fresh("debian")
+    _, lines = build(Template().from_debian_image("trixie").run_cmd("cat /etc/debian_version > /tmp/version"), name)
+    return name, lines
+
+
+@pytest.fixture(scope="module")
+def layout(debian, images, tmp_path_factory):
+    """An image with two layers, the second one with a whiteout, made by umoci from what Debian's packages gave."""
+    folder = tmp_path_factory.mktemp("image")
+    exported, layout, bundle = folder / "template.tar", folder / "oci", folder / "bundle"
+    images.cli("template", "export", debian[0], "--output", str(exported))
+    run("umoci", "init", "--layout", layout)
+    run("umoci", "new", "--image", f"{layout}:v1")
+    run("umoci", "unpack", "--image", f"{layout}:v1", bundle)
+    rootfs = pathlib.Path(bundle) / "rootfs"
+    largest = max(image_layers(exported, folder), key=lambda path: path.stat().st_size)
+    run("tar", "--zstd", "-xpf", largest, "-C", rootfs)
+    (rootfs / "etc" / "gone").write_text("first layer")
+    run("umoci", "repack", "--image", f"{layout}:v1", bundle)
+    (rootfs / "etc" / "gone").unlink()
+    (rootfs / "etc" / "second").write_text("second layer")
+    run("umoci", "repack", "--image", f"{layout}:v1", bundle)
+    run("umoci", "config", "--image", f"{layout}:v1", "--config.env", "FROM_IMAGE=yes", "--config.env", "EMPTY=")
+    run("umoci", "config", "--image", f"{layout}:v1", "--config.user", "nobody", "--config.cmd", "/bin/false")
+    shutil.rmtree(bundle)
+    return f"{layout}:v1"
+
+
+def image_layers(archive, folder):
+    target = folder / "exported"
+    target.mkdir()
+    run("tar", "-xf", archive, "-C", target)
+    return [path for path in (target / "blobs" / "sha256").iterdir() if path.stat().st_size > 1 << 20]
+
+
+def test_debian_is_made_from_packages_where_no_registry_answers(debian):
+    name, lines = debian
+    assert any("is made from Debian packages, because registry docker.io cannot be reached" in line for line in lines)
+    assert read(name, "/tmp/version").startswith("13")
+    with Sandbox.create(name) as sandbox:
+        assert sandbox.commands.run("id -un; pwd; sudo id -un").stdout == "user\n/home/user\nroot\n"
+
+
+def test_another_image_that_cannot_be_reached_names_the_remedy(images):
+    with pytest.raises(BuildException) as caught:
+        build(Template().from_ubuntu_image("24.04"))
+    text = str(caught.value)
+    assert "docker.io" in text and "--registry-mirror" in text and "template import" in text
+
+
+def test_an_image_is_pulled_with_a_password_and_becomes_a_computer(images, registry, layout):
+    registry.push(layout, "team/app:v1")
+    name, image = fresh("image"), f"{registry.address}/team/app:v1"
+    template = Template().from_image(image, username="me", password="secret").run_cmd("echo $FROM_IMAGE > built")
+    _, lines = build(template, name)
+    assert any(line.startswith(f"[base] FROM {image} [") for line in lines)
+    with Sandbox.create(name) as sandbox:
+        run_in = lambda command: sandbox.commands.run(command).stdout
+        assert run_in("cat built; echo $FROM_IMAGE ${EMPTY-unset}; id -un") == "yes\nyes unset\nuser\n"
+        assert run_in("cat /etc/second; ls /etc/gone 2>&1 || true") == (
+            "second layerls: cannot access '/etc/gone': No such file or directory\n"
+        )
+        assert run_in("sudo id -un; stat -c %a /usr/bin/sudo; stat -c %U /etc/shadow") == "root\n4755\nroot\n"
+    _, lines = build(template, name)
+    assert any(line.startswith(f"CACHED [base] FROM {image}") for line in lines)
+
+
+@pytest.mark.parametrize(
+    "image, password, message",
+    [
+        ("team/app:v1", "wrong", "access denied to '{}': authentication required or insufficient permissions"),
+        ("team/app:none", "secret", "image '{}' not found: the image or tag does not exist in the registry"),
+        ("team/none:v1", "secret", "repository '{}' not found: verify the image name is correct"),
+    ],
+)
+def test_what_cannot_be_pulled_is_told_as_it_is(images, registry, layout, image, password, message):
+    registry.push(layout, "team/app:v1")
+    image = f"{registry.address}/{image}"
+    with pytest.raises(BuildException) as caught:
+        build(Template().from_image(image, username="me", password=password), skip_cache=True)
+    assert message.format(image) in str(caught.value)
+
+
+def test_an_image_for_another_machine_is_refused(images, registry, layout, tmp_path):
+    other = tmp_path / "arm"
+    run("skopeo", "copy", "--quiet", f"oci:{layout}", f"oci:{other}:v1")
+    run("umoci", "config", "--image", f"{other}:v1", "--architecture", "arm64")
+    registry.push(f"{other}:v1", "team/arm:v1")
+    with pytest.raises(BuildException) as caught:
+        build(Template().from_image(f"{registry.address}/team/arm:v1", username="me", password="secret"))
+    assert 'image architecture "arm64" does not match expected "amd64"' in str(caught.value)
+
+
+def test_a_saved_image_is_imported(images, layout, tmp_path):
+    saved = tmp_path / "saved.tar"
+    run("skopeo", "copy", "--quiet", f"oci:{layout}", f"docker-archive:{saved}:app:v1")
+    name = fresh("saved")
+    images.cli("template", "import", str(saved), "--name", name, "--memory-mb", "512")
+    assert read(name, "/etc/second") == "second layer"
+
+
+def test_a_template_travels(images, tmp_path):
+    name = fresh("traveller")
+    template = (
+        Template().from_base_image().set_envs({"HOME_TOWN": "Bergen"}).run_cmd("echo hi > /tmp/hi; rm -r /opt")
+        .set_start_cmd("sleep 12345", "pgrep -f 'sleep 12345'")
+    )
+    build(template, name, cpu_count=1, memory_mb=512)
+    archive = tmp_path / "template.tar"
+    images.cli("template", "export", name, "--output", str(archive))
+    other = Server()
+    try:
+        other.cli("template", "import", str(archive), "--name", "arrived")
+        shown = json.loads(other.cli("template", "show", "arrived"))
+        assert (shown["cpuCount"], shown["memoryMB"]) == (1, 512)
+        with Sandbox.create("arrived", api_key=other.key, api_url=other.url, sandbox_url=other.url) as sandbox:
+            found = sandbox.commands.run("cat /tmp/hi; echo $HOME_TOWN; ls -d /opt 2>/dev/null; pgrep -cf 'sleep 12345'").stdout
+            assert found == "hi\nBergen\n1\n"
+        damaged = bytearray(archive.read_bytes())
+        damaged[len(damaged) // 2] ^= 1
+        archive.write_bytes(damaged)
+        with pytest.raises(AssertionError, match="the build failed"):
+            other.cli("template", "import", str(archive), "--name", "damaged")
+        other.call("DELETE", "/templates/arrived")
+    finally:
+        other.stop()
