@@ -142,7 +142,7 @@ class App(IPKernelApp):
         """Nobody is to connect but the interpreter."""
 
 
-def run(connection_file):
+def run(connection_file, listening):
     config = Config()
     config.InteractiveShell.colors = "NoColor"
     config.PlainTextFormatter.max_seq_length = 0
@@ -159,4 +159,5 @@ def run(connection_file):
     hook = types.ModuleType("_interpreter")
     hook.prepare = prepare
     sys.modules["_interpreter"] = hook
+    listening()
     app.start()

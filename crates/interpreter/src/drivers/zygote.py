@@ -1,7 +1,7 @@
 """Makes Python kernels by forking a process that has everything imported: a tenth of a second instead of one.
 
 Standard input is a socket: a line {"fork": id, "connection_file", "cwd", "env"} asks for a kernel; lines {"ready"},
-{"started"} and {"exited"} go back. Nothing here starts a thread or a ZeroMQ context, which would not survive a fork.
+{"started"}, {"listening"} (from the kernel itself) and {"exited"} go back. Nothing here starts a thread or a ZeroMQ context, which would not survive a fork.
 """
 
 import gc
@@ -51,7 +51,12 @@ def reseed():
         ssl.RAND_add(os.urandom(32), 32.0)
 
 
-def become_kernel(request):
+def tell(control, **message):
+    # One short write, so that lines of two processes do not mix.
+    control.sendall(json.dumps(message).encode() + b"\n")
+
+
+def become_kernel(control, request):
     """Runs in the child, and returns only when the kernel has ended."""
     os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
@@ -69,7 +74,11 @@ def become_kernel(request):
     sys.path[:] = [path for path in sys.path if path]
     import kernel
 
-    kernel.run(request["connection_file"])
+    def listening():
+        tell(control, listening=request["fork"])
+        control.close()
+
+    kernel.run(request["connection_file"], listening)
 
 
 def main():
@@ -86,17 +95,14 @@ def main():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.set_wakeup_fd(wake.fileno())
 
-    def tell(**message):
-        control.sendall(json.dumps(message).encode() + b"\n")
-
-    tell(ready=True, paths=site_packages())
+    tell(control, ready=True, paths=site_packages())
     pending = b""
     while True:
         readable, _, _ = select.select([control, wakeup], [], [])
         if wakeup in readable:
             wakeup.recv(4096)
             while (ended := ended_child()) is not None:
-                tell(exited=ended[0], code=ended[1])
+                tell(control, exited=ended[0], code=ended[1])
         if control not in readable:
             continue
         received = control.recv(1 << 16)
@@ -111,10 +117,10 @@ def main():
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 signal.signal(signal.SIGINT, signal.default_int_handler)
-                for closing in (control, wakeup, wake):
-                    closing.close()
-                return request
-            tell(started=request["fork"], pid=child)
+                wakeup.close()
+                wake.close()
+                return control, request
+            tell(control, started=request["fork"], pid=child)
 
 
 def ended_child():
@@ -129,4 +135,4 @@ if __name__ == "__main__":
     # Out of `main` first, so that a kernel has none of its frames below it.
     forked = main()
     if forked is not None:
-        become_kernel(forked)
+        become_kernel(*forked)

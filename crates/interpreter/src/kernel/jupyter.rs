@@ -3,7 +3,7 @@
 //! A request has ended when its reply and the kernel's `idle` are both here.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,30 +23,33 @@ const DELIMITER: &[u8] = b"<IDS|MSG>";
 /// A kernel that answers before our subscription counts is asked again after this.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 
-/// The first port of the connection file; over ipc, ports are ends of file names.
+/// Over ipc, ports are ends of names.
 const SHELL: u16 = 1;
 const IOPUB: u16 = 2;
 const PORTS: &[(&str, u16)] =
     &[("shell_port", SHELL), ("iopub_port", IOPUB), ("stdin_port", 3), ("control_port", 4), ("hb_port", 5)];
 
-/// Where a kernel is to listen.
+/// Where a kernel is to listen: abstract Unix sockets, which no port forwarder finds and no snapshot has to restore as
+/// files. Anybody in the sandbox may connect, so requests are signed.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
+    /// Holds the connection file, which only we may read; it goes once the kernel is connected.
     folder: tempfile::TempDir,
+    name: String,
     key: String,
 }
 
 impl Endpoint {
-    /// A new folder that only we may enter, with the connection file in it.
     pub(crate) fn new() -> Result<Self, Error> {
         let folder = tempfile::Builder::new()
             .prefix("kernel-")
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
             .tempdir()
             .map_err(Error::file(std::env::temp_dir()))?;
-        let endpoint = Self { folder, key: uuid::Uuid::new_v4().to_string() };
+        let [name, key] = [(); 2].map(|()| uuid::Uuid::new_v4().to_string());
+        let endpoint = Self { folder, name, key };
         let mut file = json!({
-            "transport": "ipc", "ip": endpoint.base(), "key": endpoint.key,
+            "transport": "ipc", "ip": format!("@{}", endpoint.name), "key": endpoint.key,
             "signature_scheme": "hmac-sha256", "kernel_name": "",
         });
         for (name, port) in PORTS {
@@ -61,36 +64,9 @@ impl Endpoint {
         self.folder.path().join("connection.json")
     }
 
-    fn base(&self) -> String {
-        self.folder.path().join("k").to_string_lossy().into_owned()
+    fn socket(&self, port: u16) -> String {
+        format!("{}-{port}", self.name)
     }
-
-    fn socket(&self, port: u16) -> PathBuf {
-        PathBuf::from(format!("{}-{port}", self.base()))
-    }
-
-    /// Waits until the kernel has made the sockets that we use.
-    pub(crate) async fn appear(&self) -> Result<(), Error> {
-        let folder = self.folder.path().to_owned();
-        let wanted = [SHELL, IOPUB].map(|port| self.socket(port));
-        let waiting = tokio::task::spawn_blocking(move || wait_for(&folder, &wanted));
-        waiting.await.map_err(io::Error::other).and_then(|done| done).map_err(Error::Link)
-    }
-}
-
-/// Waits for files to come into a folder. When the folder goes, so does the wait: its thread never stays behind.
-fn wait_for(folder: &Path, files: &[PathBuf]) -> io::Result<()> {
-    use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-    let watch = inotify::init(CreateFlags::CLOEXEC)?;
-    inotify::add_watch(&watch, folder, WatchFlags::CREATE | WatchFlags::DELETE_SELF)?;
-    while !files.iter().all(|file| file.exists()) {
-        if !folder.exists() {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        // What is new does not matter, only that something is.
-        rustix::io::retry_on_intr(|| rustix::io::read(&watch, &mut [0; 4096]))?;
-    }
-    Ok(())
 }
 
 /// The request that output belongs to.
@@ -112,17 +88,17 @@ pub(crate) struct Client {
     key: String,
     session: String,
     current: Shared,
-    /// Readers of the channels, and the folder with the sockets; they end with the client.
+    /// Readers of the channels; they end with the client.
     _readers: JoinSet<()>,
-    _endpoint: Endpoint,
 }
 
 impl Client {
-    /// Connects to a kernel whose sockets are there, and waits until its output reaches us. What it says goes to `said`.
-    pub(crate) async fn connect(endpoint: Endpoint, said: mpsc::Sender<Said>) -> Result<Self, Error> {
+    /// Connects to a kernel that listens, and waits until its output reaches us. What it says goes to `said`.
+    pub(crate) async fn connect(endpoint: &Endpoint, said: mpsc::Sender<Said>) -> Result<Self, Error> {
         // Of iopub only the receiving side is used, but a closed sending side would end the connection.
-        let (iopub_sender, iopub) = connect(&endpoint.socket(IOPUB), "SUB").await?;
-        let (shell, replies) = connect(&endpoint.socket(SHELL), "DEALER").await?;
+        let (iopub_sender, iopub) =
+            zmtp::connect(&endpoint.socket(IOPUB), "SUB").await.map_err(Error::Link)?;
+        let (shell, replies) = zmtp::connect(&endpoint.socket(SHELL), "DEALER").await.map_err(Error::Link)?;
         let current = Shared::default();
         let (heard, mut hearing) = mpsc::channel(1);
         let mut readers = JoinSet::new();
@@ -134,7 +110,7 @@ impl Client {
         });
         let key = endpoint.key.clone();
         let session = uuid::Uuid::new_v4().to_string();
-        let mut client = Self { shell, key, session, current, _readers: readers, _endpoint: endpoint };
+        let mut client = Self { shell, key, session, current, _readers: readers };
         loop {
             client.request("kernel_info_request", &json!({})).await?;
             match tokio::time::timeout(ASK_AGAIN, hearing.recv()).await {
@@ -165,18 +141,6 @@ impl Client {
         let mut frames = vec![DELIMITER.to_vec(), signature(&self.key, &parts).into_bytes()];
         frames.extend(parts.map(String::into_bytes));
         self.shell.send(&frames).await.map_err(Error::Link)
-    }
-}
-
-/// A socket's file is there a moment before it listens.
-async fn connect(path: &Path, kind: &str) -> Result<(zmtp::Sender, zmtp::Receiver), Error> {
-    loop {
-        match zmtp::connect(path, kind).await {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                tokio::task::yield_now().await;
-            }
-            done => return done.map_err(Error::Link),
-        }
     }
 }
 

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use tokio::sync::{Mutex, mpsc};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::net::unix::pipe;
+use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::args::Serve;
 use crate::envd::Env;
@@ -28,7 +30,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const GLOBAL_MODULES: &str = "/usr/local/lib/node_modules:/usr/lib/node_modules:/usr/share/nodejs";
 
 const NODE: &str = "exec 3<&0 </dev/null; exec node --no-warnings \"$0\" \"$1\"";
-const R: &str = "IRkernel::main()";
+/// As `IRkernel::main` does it, but it says when its sockets are there.
+const R: &str = "kernel <- IRkernel:::Kernel$new(connection_file = commandArgs(TRUE)[[1]]); writeLines('listening'); flush(stdout()); kernel$run()";
+const R_LISTENS: &str = "listening";
 /// For `Driver.reseed`, `sun.misc.Signal`, and a small, quick start.
 const JAVA: &[&str] = &[
     "--add-opens=java.base/java.lang=ALL-UNNAMED",
@@ -83,15 +87,21 @@ impl Starter {
 
     async fn python(&self, cwd: &Path, env: Env) -> Result<Kernel, Error> {
         let endpoint = Endpoint::new()?;
-        let process = match self.fork(&endpoint, cwd, &env).await {
+        let (process, listens) = match self.fork(&endpoint, cwd, &env).await {
             // It died a moment ago; the next one is new.
             Err(Error::Link(_)) => self.fork(&endpoint, cwd, &env).await?,
             done => done?,
         };
-        connect(Language::Python, endpoint, process, env).await
+        let listens = async { listens.await.map_err(|_| broken()) };
+        connect(Language::Python, &endpoint, process, env, listens).await
     }
 
-    async fn fork(&self, endpoint: &Endpoint, cwd: &Path, env: &Env) -> Result<Process, Error> {
+    async fn fork(
+        &self,
+        endpoint: &Endpoint,
+        cwd: &Path,
+        env: &Env,
+    ) -> Result<(Process, oneshot::Receiver<()>), Error> {
         let mut kept = self.zygote.lock().await;
         let mut zygote = match kept.take() {
             Some(zygote) if zygote.is_fresh() => zygote,
@@ -101,9 +111,9 @@ impl Starter {
                 Zygote::start(&self.reaper, &self.python, &self.home, &self.preload, &self.env).await?
             }
         };
-        let process = zygote.fork(&endpoint.connection_file(), cwd, env).await?;
+        let forked = zygote.fork(&endpoint.connection_file(), cwd, env).await?;
         *kept = Some(zygote);
-        Ok(process)
+        Ok(forked)
     }
 
     async fn r(&self, cwd: &Path, env: Env) -> Result<Kernel, Error> {
@@ -113,9 +123,23 @@ impl Starter {
             .args(["--slave", "-e", R, "--args"])
             .arg(endpoint.connection_file())
             .stdin(Stdio::null())
-            .stdout(Stdio::null());
-        let (_, process) = self.spawn(&mut command, cwd, &env)?;
-        connect(Language::R, endpoint, process, env).await
+            .stdout(Stdio::piped());
+        let (mut child, process) = self.spawn(&mut command, cwd, &env)?;
+        let stdout: OwnedFd = child.stdout.take().expect("piped above").into();
+        let mut lines = BufReader::new(pipe::Receiver::from_owned_fd(stdout).map_err(Error::Link)?);
+        let listens = async {
+            let mut line = String::new();
+            while lines.read_line(&mut line).await.map_err(Error::Link)? > 0 {
+                if line.trim_end().ends_with(R_LISTENS) {
+                    // Nothing more comes here that anybody wants, but R must be able to write.
+                    tokio::spawn(async move { tokio::io::copy(&mut lines, &mut tokio::io::sink()).await });
+                    return Ok(());
+                }
+                line.clear();
+            }
+            Err(broken())
+        };
+        connect(Language::R, &endpoint, process, env, listens).await
     }
 
     async fn driver(&self, language: Language, cwd: &Path, env: Env) -> Result<Kernel, Error> {
@@ -174,18 +198,19 @@ impl Starter {
     }
 }
 
-/// Connects to a Jupyter kernel that is starting.
+/// Connects to a Jupyter kernel as soon as it listens.
 async fn connect(
     language: Language,
-    endpoint: Endpoint,
+    endpoint: &Endpoint,
     process: Process,
     base: Env,
+    listens: impl Future<Output = Result<(), Error>>,
 ) -> Result<Kernel, Error> {
     let (sender, said) = mpsc::channel(WAITING);
     let guard = KillOnDrop(Some(process));
     let process = guard.0.as_ref().expect("set above");
     let connecting = async {
-        endpoint.appear().await?;
+        listens.await?;
         jupyter::Client::connect(endpoint, sender).await
     };
     let client = tokio::select! {
@@ -194,6 +219,10 @@ async fn connect(
     };
     let link = Link::Jupyter(client);
     Ok(Kernel { language, process: guard.keep(), link, said, base })
+}
+
+fn broken() -> Error {
+    Error::Link(std::io::ErrorKind::BrokenPipe.into())
 }
 
 /// A process that nobody came to own, because its start failed or took too long.

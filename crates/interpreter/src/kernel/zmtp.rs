@@ -1,9 +1,10 @@
-//! ZMTP 3.0 over a Unix socket, as far as a Jupyter client needs it: NULL security, DEALER and SUB, whole messages.
+//! ZMTP 3.0 over an abstract Unix socket, as far as a Jupyter client needs it: NULL security, DEALER and SUB, whole messages.
 //! Our own, because the one Rust library brings a second event loop for Unix sockets and retries connects by the clock.
 //! A peer that breaks the protocol is an error; nothing is retried here.
 
 use std::io;
-use std::path::Path;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::SocketAddr;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
@@ -31,9 +32,12 @@ pub(crate) struct Sender {
     stream: OwnedWriteHalf,
 }
 
-/// Connects as `kind`, `DEALER` or `SUB`; a SUB hears everything.
-pub(crate) async fn connect(path: &Path, kind: &str) -> io::Result<(Sender, Receiver)> {
-    let (read, mut write) = UnixStream::connect(path).await?.into_split();
+/// Connects to an abstract address as `kind`, `DEALER` or `SUB`; a SUB hears everything.
+pub(crate) async fn connect(name: &str, kind: &str) -> io::Result<(Sender, Receiver)> {
+    // Does not wait: nobody else connects, so there is room in the queue.
+    let stream = std::os::unix::net::UnixStream::connect_addr(&SocketAddr::from_abstract_name(name)?)?;
+    stream.set_nonblocking(true)?;
+    let (read, mut write) = UnixStream::from_std(stream)?.into_split();
     let mut read = BufReader::new(read);
     write.write_all(&greeting()).await?;
     let mut theirs = [0; 64];
@@ -148,6 +152,13 @@ mod tests {
 
     use super::*;
 
+    fn listen(name: &str) -> UnixListener {
+        let address = SocketAddr::from_abstract_name(name).unwrap();
+        let listener = std::os::unix::net::UnixListener::bind_addr(&address).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        UnixListener::from_std(listener).unwrap()
+    }
+
     /// The other end: greets, is ready, then answers every message with itself.
     async fn echo(listener: UnixListener) {
         let (stream, _) = listener.accept().await.unwrap();
@@ -169,11 +180,10 @@ mod tests {
 
     #[tokio::test]
     async fn short_and_long_frames_go_both_ways_and_commands_between_are_skipped() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("socket");
-        let listener = UnixListener::bind(&path).unwrap();
+        let name = uuid::Uuid::new_v4().to_string();
+        let listener = listen(&name);
         tokio::spawn(echo(listener));
-        let (mut sender, mut receiver) = connect(&path, "DEALER").await.unwrap();
+        let (mut sender, mut receiver) = connect(&name, "DEALER").await.unwrap();
         for message in [vec![b"a".to_vec(), vec![], vec![7; 300]], vec![vec![1; 100_000]]] {
             sender.send(&message).await.unwrap();
             assert_eq!(receiver.receive().await.unwrap(), message);
@@ -182,15 +192,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_peer_that_speaks_something_else_is_an_error() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("socket");
-        let listener = UnixListener::bind(&path).unwrap();
+        let name = uuid::Uuid::new_v4().to_string();
+        let listener = listen(&name);
         tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
             stream.write_all(&[b'x'; 64]).await.unwrap();
             let _ = stream.read_u8().await;
         });
-        let error = connect(&path, "SUB").await.unwrap_err();
+        let error = connect(&name, "SUB").await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     }
 }

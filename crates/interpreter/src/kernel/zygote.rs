@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use rustix::process::Pid;
@@ -20,7 +20,14 @@ use crate::envd::Env;
 use crate::error::Error;
 use crate::reaper::{Ended, Process, Reaper};
 
-type Forks = Arc<Mutex<HashMap<u64, oneshot::Sender<Process>>>>;
+type Forks = Arc<Mutex<HashMap<u64, Fork>>>;
+
+/// Who waits for what the zygote says of a fork.
+#[derive(Debug)]
+struct Fork {
+    started: Option<oneshot::Sender<Process>>,
+    listening: Option<oneshot::Sender<()>>,
+}
 
 /// A running zygote; it ends when this is dropped, its kernels do not.
 #[derive(Debug)]
@@ -75,20 +82,27 @@ impl Zygote {
         self.process.status().is_none() && self.packages.iter().all(|(path, then)| changed(path) == *then)
     }
 
-    /// Forks a kernel.
+    /// Forks a kernel; the second part comes when it listens.
     pub(crate) async fn fork(
         &mut self,
         connection_file: &Path,
         cwd: &Path,
         env: &Env,
-    ) -> Result<Process, Error> {
+    ) -> Result<(Process, oneshot::Receiver<()>), Error> {
         self.next += 1;
-        let (sender, started) = oneshot::channel();
-        self.forks.lock().unwrap_or_else(PoisonError::into_inner).insert(self.next, sender);
+        let (tell_started, started) = oneshot::channel();
+        let (listening, listens) = oneshot::channel();
+        let fork = Fork { started: Some(tell_started), listening: Some(listening) };
+        lock(&self.forks).insert(self.next, fork);
         let request = json!({"fork": self.next, "connection_file": connection_file, "cwd": cwd, "env": env});
         self.control.write_all(format!("{request}\n").as_bytes()).await.map_err(Error::Link)?;
-        started.await.map_err(|_| Error::Link(io::ErrorKind::BrokenPipe.into()))
+        let process = started.await.map_err(|_| Error::Link(io::ErrorKind::BrokenPipe.into()))?;
+        Ok((process, listens))
     }
+}
+
+fn lock(forks: &Forks) -> MutexGuard<'_, HashMap<u64, Fork>> {
+    forks.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn changed(path: &Path) -> Option<SystemTime> {
@@ -107,16 +121,23 @@ async fn listen(
     while control.read_line(&mut line).await.is_ok_and(|read| read > 0) {
         let message: Value = serde_json::from_str(&line).unwrap_or_default();
         line.clear();
+        // What has been told in full; two processes tell it, in any order.
+        lock(&forks).retain(|_, fork| {
+            fork.started.is_some() || fork.listening.as_ref().is_some_and(|waiting| !waiting.is_closed())
+        });
         let pid = |name: &str| {
             let number = message[name].as_i64().and_then(|number| i32::try_from(number).ok());
             number.and_then(Pid::from_raw)
         };
         if let (Some(fork), Some(pid)) = (message["started"].as_u64(), pid("pid")) {
             let process = reaper.adopt(pid);
-            let waiting = forks.lock().unwrap_or_else(PoisonError::into_inner).remove(&fork);
+            let waiting = lock(&forks).get_mut(&fork).and_then(|fork| fork.started.take());
             if let Some(Err(unwanted)) = waiting.map(|waiting| waiting.send(process)) {
                 unwanted.kill();
             }
+        } else if let Some(fork) = message["listening"].as_u64() {
+            let waiting = lock(&forks).get_mut(&fork).and_then(|fork| fork.listening.take());
+            let _ = waiting.map(|waiting| waiting.send(()));
         } else if let Some(pid) = pid("exited") {
             let code = message["code"].as_i64().and_then(|code| i32::try_from(code).ok()).unwrap_or_default();
             reaper.report(pid, if code < 0 { Ended::Signal(-code) } else { Ended::Code(code) });
@@ -126,5 +147,5 @@ async fn listen(
             let _ = ready.take().map(|ready| ready.send(paths));
         }
     }
-    forks.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    lock(&forks).clear();
 }
