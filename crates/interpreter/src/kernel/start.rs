@@ -50,6 +50,7 @@ pub(crate) struct Starter {
     home: PathBuf,
     python: PathBuf,
     preload: Vec<String>,
+    drop_zygote: bool,
     /// What every kernel has in its environment besides the sandbox's variables.
     env: Env,
     default_cwd: PathBuf,
@@ -63,6 +64,7 @@ impl Starter {
             home: args.home.clone(),
             python: args.python.clone(),
             preload: args.preload.clone(),
+            drop_zygote: args.drop_zygote,
             env: environment(),
             default_cwd: args.cwd.clone(),
             zygote: Mutex::default(),
@@ -112,7 +114,7 @@ impl Starter {
             }
         };
         let forked = zygote.fork(&endpoint.connection_file(), cwd, env).await?;
-        *kept = Some(zygote);
+        *kept = (!self.drop_zygote).then_some(zygote);
         Ok(forked)
     }
 
@@ -150,6 +152,7 @@ impl Starter {
                 (command, Dialect::Bash)
             }
             Language::Java => {
+                // Done in the template. Elsewhere it blocks on purpose: the reaper must not take its child's end.
                 files::compile(&self.home)?;
                 let mut command = Command::new("java");
                 command.args(JAVA).arg("-cp").arg(self.home.join("java")).arg("Driver");
