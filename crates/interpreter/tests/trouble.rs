@@ -185,3 +185,15 @@ async fn a_copy_of_a_sandbox_draws_numbers_of_its_own() {
         assert!(!original.is_empty());
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_zygote_that_is_not_kept_leaves_nothing_but_the_context() {
+    let server = Interpreter::start_with(&["--drop-zygote"]).await;
+    let context = server.context(json!({"cwd": "/tmp"})).await;
+    // Its kernels become ours, who are PID 1 here.
+    let code = "import os\nwhile os.getppid() != 1: pass\nos.getcwd()";
+    assert_eq!(server.run(json!({"context_id": context, "code": code})).await.text(), "/tmp");
+    let died = server.run(json!({"context_id": context, "code": "os._exit(1)"})).await;
+    assert_eq!(died.errors(), ["ContextRestarting"]);
+    assert_eq!(server.run(json!({"context_id": context, "code": "1"})).await.count(), 1);
+}

@@ -134,5 +134,7 @@ def ended_child():
 if __name__ == "__main__":
     # Out of `main` first, so that a kernel has none of its frames below it.
     forked = main()
-    if forked is not None:
-        become_kernel(*forked)
+    if forked is None:
+        # Without taking apart all that was imported.
+        os._exit(0)
+    become_kernel(*forked)

@@ -49,6 +49,10 @@ pub(crate) struct Interpreter {
 
 impl Interpreter {
     pub(crate) async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    pub(crate) async fn start_with(options: &[&str]) -> Self {
         let envd = Envd::start().await;
         let folder = tempfile::Builder::new().prefix("interpreter-").tempdir().unwrap();
         fs::create_dir(folder.path().join("shared")).unwrap();
@@ -56,7 +60,7 @@ impl Interpreter {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-c", START]);
         command.arg(env!("CARGO_BIN_EXE_interpreter")).arg(languages()).arg(folder.path());
-        command.arg(envd.address.to_string());
+        command.arg(envd.address.to_string()).args(options);
         let log = fs::File::create(folder.path().join("log")).unwrap();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         let mut process = command.spawn().expect("unshare is of util-linux");
