@@ -13,6 +13,8 @@ use net::EgressPolicy;
 use store::BuildConfig;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
 
 use crate::agent::{self, Init};
 use crate::live::wait_for_exit;
@@ -77,19 +79,35 @@ impl Control {
             hostname: self.config.hostname.clone(),
             egress: boot.egress.clone(),
         };
-        let started = match &boot.origin {
-            Origin::Template => self.engine.start(spec).await,
-            Origin::Captured { snapshot, revival, .. } => {
-                self.engine.restore(*snapshot, *revival, spec).await
+        let started = self.start_in_engine(boot.origin.clone(), spec).await.map_err(|error| {
+            match (&boot.origin, error) {
+                (Origin::Captured { .. }, EngineError::NotFound) => ControlError::SnapshotGone,
+                (_, error) => start_error(error),
             }
-        };
-        let started = started.map_err(|error| match (&boot.origin, error) {
-            (Origin::Captured { .. }, EngineError::NotFound) => ControlError::SnapshotGone,
-            (_, error) => start_error(error),
         });
-        let sandbox = DiscardOnDrop::new(started?);
+        let sandbox = DiscardOnDrop::new(started?, &self.tasks);
         self.introduce(boot, sandbox.get()).await?;
         Ok(sandbox.keep())
+    }
+
+    /// In a task of its own: a start that nobody waits for any more comes to its end all the same, and what it started is ended.
+    async fn start_in_engine(
+        &self,
+        origin: Origin,
+        spec: StartSpec,
+    ) -> Result<Arc<dyn EngineSandbox>, EngineError> {
+        let (answer, started) = oneshot::channel();
+        let (engine, tasks) = (Arc::clone(&self.engine), self.tasks.clone());
+        self.tasks.spawn(async move {
+            let sandbox = match origin {
+                Origin::Template => engine.start(spec).await,
+                Origin::Captured { snapshot, revival, .. } => engine.restore(snapshot, revival, spec).await,
+            };
+            let _ = answer.send(sandbox.map(|sandbox| DiscardOnDrop::new(sandbox, &tasks)));
+        });
+        let started =
+            started.await.unwrap_or_else(|_| Err(EngineError::Died("the start was interrupted".into())));
+        started.map(DiscardOnDrop::keep)
     }
 
     /// Tells the agent its token, environment, clock, limits, and fresh randomness.
@@ -157,26 +175,30 @@ impl Control {
 }
 
 /// A started sandbox that nobody has taken responsibility for yet.
-pub(crate) struct DiscardOnDrop(Option<Arc<dyn EngineSandbox>>);
+pub(crate) struct DiscardOnDrop {
+    sandbox: Option<Arc<dyn EngineSandbox>>,
+    /// Waited for when the server goes down.
+    tasks: TaskTracker,
+}
 
 impl DiscardOnDrop {
-    pub(crate) fn new(sandbox: Arc<dyn EngineSandbox>) -> Self {
-        Self(Some(sandbox))
+    pub(crate) fn new(sandbox: Arc<dyn EngineSandbox>, tasks: &TaskTracker) -> Self {
+        Self { sandbox: Some(sandbox), tasks: tasks.clone() }
     }
 
     pub(crate) fn get(&self) -> &dyn EngineSandbox {
-        &**self.0.as_ref().expect("present until kept")
+        &**self.sandbox.as_ref().expect("present until kept")
     }
 
     pub(crate) fn keep(mut self) -> Arc<dyn EngineSandbox> {
-        self.0.take().expect("present until kept")
+        self.sandbox.take().expect("present until kept")
     }
 }
 
 impl Drop for DiscardOnDrop {
     fn drop(&mut self) {
-        if let Some(sandbox) = self.0.take() {
-            tokio::spawn(async move { discard(&*sandbox).await });
+        if let Some(sandbox) = self.sandbox.take() {
+            self.tasks.spawn(async move { discard(&*sandbox).await });
         }
     }
 }

@@ -168,7 +168,8 @@ impl Control {
         control.spawn_until_closing(|control| async move { control.keep_metrics().await });
         control.spawn_until_closing(|control| async move { control.keep_forgetting().await });
         control.spawn_until_closing(|control| async move { control.keep_evicting().await });
-        control.spawn_until_closing(|control| async move { control.keep_pool().await });
+        let keeper = Arc::clone(&control);
+        control.tasks.spawn(async move { keeper.keep_pool().await });
         Ok(control)
     }
 

@@ -97,7 +97,7 @@ impl Machine {
             trusts: !plan.for_a_layer,
         };
         let turn = control.starts.join()?.turn().await?;
-        let sandbox = DiscardOnDrop::new(control.boot(&boot).await?);
+        let sandbox = DiscardOnDrop::new(control.boot(&boot).await?, &control.tasks);
         drop(turn);
         let mut machine = Self { token: control.tokens.envd(&id), id, sandbox, trust: BTreeMap::new() };
         if let Some(pem) = control.config.trusted_ca.as_deref().filter(|_| plan.for_a_layer) {

@@ -27,10 +27,10 @@ enum Next {
 }
 
 impl Control {
-    /// Keeps sandboxes waiting until the server goes down.
+    /// Keeps sandboxes waiting until the server goes down. What it has begun by then is finished.
     pub(crate) async fn keep_pool(&self) {
         let mut rest_until: Option<Instant> = None;
-        loop {
+        while !self.closing.is_cancelled() {
             let now = Instant::now();
             let next = match rest_until.filter(|until| *until > now) {
                 Some(until) => Next::Wait(Some(until)),
@@ -42,6 +42,7 @@ impl Control {
                 Next::Wait(until) => {
                     let holds_any = self.pool.shelves().values().any(|shelf| !shelf.ready.is_empty());
                     tokio::select! {
+                        () = self.closing.cancelled() => {}
                         () = self.pool.changed.notified() => {}
                         () = sleep_until(until) => {}
                         () = self.engine.memory_scarce(), if holds_any => {
@@ -127,7 +128,7 @@ impl Control {
         let team = owner.unwrap_or_else(|| self.default_team().id);
         let boot = boot_of(&id, team, build, None, net::EgressPolicy::deny_all());
         let turn = self.starts.join()?.turn().await?;
-        let sandbox = DiscardOnDrop::new(self.boot(&boot).await?);
+        let sandbox = DiscardOnDrop::new(self.boot(&boot).await?, &self.tasks);
         drop(turn);
         self.bring_up(build, &id, sandbox.get()).await?;
         let memory = sandbox.get().stats().await.map_or(0, |stats| stats.memory_bytes);
