@@ -13,7 +13,7 @@ import { promisify } from 'node:util'
 
 export class Server {
   /** `trusting` has sandboxes trust what this machine does, so that package managers work in them. */
-  static async start({ data, trusting = false } = {}) {
+  static async start({ data, trusting = false, options: more = [] } = {}) {
     const server = new Server()
     server.folder = fs.mkdtempSync(path.join(os.tmpdir(), 'cofferdam-test-'))
     server.data = data ?? path.join(server.folder, 'data')
@@ -22,7 +22,7 @@ export class Server {
     const { COFFERDAM_BIN, COFFERDAM_ENVD, COFFERDAM_LAYERS } = process.env
     const options = ['--data-dir', server.data, '--listen', '127.0.0.1:0', '--layers-dir', COFFERDAM_LAYERS]
     if (trust) options.push('--sandbox-ca', trust)
-    server.process = spawn(COFFERDAM_BIN, ['serve', ...options, '--envd', COFFERDAM_ENVD], {
+    server.process = spawn(COFFERDAM_BIN, ['serve', ...options, '--envd', COFFERDAM_ENVD, ...more], {
       stdio: ['ignore', 'pipe', log],
     })
     server.ended = once(server.process, 'exit')

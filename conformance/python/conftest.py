@@ -53,3 +53,21 @@ async def async_sandbox(server):
     sandbox = await AsyncSandbox.create()
     yield sandbox
     await sandbox.kill()
+
+
+@pytest.fixture(scope="session")
+def cold_server():
+    """A second one, which keeps nothing of a paused sandbox in memory: every resume is a restore."""
+    server = Server("--most-hot", "0", "--pool", "4")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def cold(cold_server):
+    """Options that point a call of the SDK at it."""
+    return options_of(cold_server)
+
+
+def options_of(server):
+    return {"api_key": server.key, "api_url": server.url, "sandbox_url": server.url}

@@ -3,14 +3,16 @@
 The binary, envd and the layer store come from `cargo xtask conformance` by environment variables.
 """
 
-import hashlib
 import json
 import os
 import pathlib
 import signal
 import subprocess
 import tempfile
+import urllib.parse
 import urllib.request
+
+import remains
 
 
 class Server:
@@ -105,9 +107,16 @@ class Server:
     def restart(self):
         self.start(listen=self.url.removeprefix("http://"))
 
+    def delete_snapshots(self):
+        for snapshot in self.call("GET", "/snapshots")[2]:
+            status, _, body = self.call("DELETE", "/templates/" + urllib.parse.quote(snapshot["snapshotID"], safe=""))
+            assert status == 204, body
+
     def stop(self):
         for sandbox in self.sandboxes():
-            self.call("DELETE", f"/sandboxes/{sandbox['sandboxID']}")
+            status, _, body = self.call("DELETE", f"/sandboxes/{sandbox['sandboxID']}")
+            assert status in (204, 404), body
+        self.delete_snapshots()
         self.process.terminate()
         assert self.process.wait(timeout=30) == 0, self.tail()
         self.process.stdout.close()
@@ -116,10 +125,11 @@ class Server:
         self.folder.cleanup()
 
     def assert_nothing_left(self):
-        mounts = pathlib.Path("/proc/self/mountinfo").read_text()
-        instance = [line for line in mounts.splitlines() if str(self.data) in line]
-        assert not instance, instance
         assert not list((self.data / "sandboxes").iterdir())
-        name = "cofferdam-" + hashlib.sha256(os.fsencode(self.data.resolve())).hexdigest()[:12]
-        groups = [*pathlib.Path("/sys/fs/cgroup").glob(name), *pathlib.Path("/sys/fs/cgroup").glob(f"*/{name}")]
-        assert not groups, groups
+        assert not list((self.data / "snapshots").iterdir()), self.tail()
+        assert not remains.mounts(self.data)
+        assert not remains.processes(self.data)
+        assert not remains.dumps(self.data)
+        assert not remains.groups(self.data)
+        # The kernel clears it when the last mount of it goes, which may be a moment later.
+        assert not remains.settled(lambda: remains.loop_devices(self.data))

@@ -2,20 +2,24 @@
 was not is wholly there or wholly gone, and nothing else is left. Rounds: COFFERDAM_CHAOS_ROUNDS.
 """
 
+import json
 import os
-import pathlib
 import random
 import threading
 import urllib.parse
 
 import pytest
 
+import remains
 from server import Server
 
 ROUNDS = int(os.environ.get("COFFERDAM_CHAOS_ROUNDS", "60"))
 SEED = int(os.environ.get("COFFERDAM_CHAOS_SEED", str(random.randrange(1 << 32))))
 MOST_SANDBOXES = 8
 WORKERS = 3
+# Sandboxes that wait for a creator, and slots that wait for a sandbox.
+WAITING = 2
+READY = 4
 
 
 class Model:
@@ -127,7 +131,7 @@ class Model:
             ]
         )()
 
-    def check(self, round):
+    def check(self, round, recorded):
         listed = {sandbox["sandboxID"]: sandbox["state"] for sandbox in self.server.sandboxes()}
         for id, state in self.states.items():
             name = self.busy.get(id)
@@ -149,39 +153,69 @@ class Model:
             route = {"E2b-Sandbox-Id": id, "E2b-Sandbox-Port": "49983"}
             health = self.server.call("GET", "/health", headers=route)[0]
             assert health == (204 if state == "running" else 502), f"round {round}: {id} is {state} and answers {health}"
-        self.check_remains(round, listed)
+        self.check_remains(round, listed, recorded - set(listed))
 
-    def check_remains(self, round, listed):
+    def check_remains(self, round, listed, waited):
+        """Whatever exists belongs to a sandbox that is listed, to a snapshot, or to what the server keeps ready."""
         data = self.server.data
         running = {id for id, state in listed.items() if state == "running"}
-        records = {path.stem for path in (data / "sandboxes").iterdir()}
-        assert records == running, f"round {round}: records without sandboxes, or the other way round"
         states = [path.name for path in (data / "snapshots").iterdir()]
         assert not [name for name in states if "." in name], f"round {round}: half-made states: {states}"
         paused = sum(state == "paused" for state in listed.values())
         assert len(states) == paused + len(self.snapshots), f"round {round}: {len(states)} states"
+        records = records_of(data)
+        assert running <= set(records), f"round {round}: running sandboxes without records"
+        assert not waited & set(records), f"round {round}: what waited at the killed server is still there"
+
+        def strays():
+            """Of no record; what is being made ready at the moment gets one."""
+            records = records_of(data)
+            inhabited = remains.processes(data)
+            known = {record["cgroup"] for record in records_of(data).values()}
+            found = [f"process {pid} in {group}" for pid, group in inhabited.items() if group not in known]
+            found += [f"waiting {id}" for id in list(set(records) - running)[WAITING:]]
+            found += [f"group {group}" for group in list(remains.groups(data) - known)[READY:]]
+            volumes = {name for name in remains.volumes(self.server) if not name.startswith("ready-")}
+            found += [f"volume {name}" for name in volumes - set(records) - set(states)]
+            return found + [f"dump {pid}" for pid in remains.dumps(data)]
+
+        found = remains.settled(strays)
+        assert not found, f"round {round}: {found}"
+        assert not remains.mounts(data), f"round {round}"
+        assert len(remains.loop_devices(data)) <= 1, f"round {round}"
+        spaces = len(remains.network_namespaces(data))
+        assert spaces <= len(running) + WAITING + READY, f"round {round}: {spaces} network namespaces"
+
+    def end_all(self, round):
+        """Everything can be ended, and then nothing is left but what is kept ready."""
+        for id in self.states:
+            status, _, body = self.server.call("DELETE", f"/sandboxes/{id}")
+            assert status == 204, body
+        self.server.delete_snapshots()
+        self.snapshots.clear()
+        assert not self.server.sandboxes()
+        self.check_remains(round, {}, set())
+
+
+def records_of(data):
+    """The engine's records of what runs, by id."""
+    found = {}
+    for path in (data / "sandboxes").iterdir():
+        try:
+            found[path.stem] = json.loads(path.read_text())
+        except (OSError, ValueError):
+            pass  # Gone, or just being written.
+    return found
 
 
 @pytest.fixture
 def own_server():
-    server = Server("--most-hot", "2")
+    server = Server("--most-hot", "2", "--pool", str(READY), "--warm", "4")
+    # Whatever the demand, so that some wait at every restart.
+    admin = {"X-Admin-Token": server.admin_token}
+    assert server.call("PUT", "/cofferdam/v1/pool/base", {"ready": WAITING}, admin)[0] == 204
     yield server
-    for snapshot in server.call("GET", "/snapshots")[2]:
-        server.call("DELETE", "/templates/" + urllib.parse.quote(snapshot["snapshotID"], safe=""))
     server.stop()
-
-
-def processes():
-    """CRIUs and agents of this machine."""
-    found = set()
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            line = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            continue
-        if b"criu" in line and b"swrk" in line:
-            found.add(pid)
-    return found
 
 
 def test_whatever_was_acknowledged_survives_a_server_killed_at_any_moment(own_server):
@@ -208,6 +242,8 @@ def test_whatever_was_acknowledged_survives_a_server_killed_at_any_moment(own_se
         for worker in workers:
             worker.join()
         assert not failures, (f"seed {SEED}, round {round}", failures, own_server.tail())
+        waited = set(records_of(own_server.data))
         own_server.restart()
-        model.check(round)
+        model.check(round, waited)
+    model.end_all(ROUNDS)
     assert {"create", "pause", "resume", "snapshot", "fork", "kill"} <= set(model.seen), model.seen

@@ -5,24 +5,12 @@ import time
 import pytest
 from e2b import Sandbox
 
-from server import Server
-
 COUNTER = "n=0; while true; do echo $((n+=1)); sleep 0.1; done"
 
 
-@pytest.fixture(scope="module")
-def cold_server():
-    """Keeps nothing of a paused sandbox in memory."""
-    server = Server("--most-hot", "0")
-    yield server
-    for snapshot in server.call("GET", "/snapshots")[2]:
-        server.call("DELETE", "/templates/" + snapshot["snapshotID"].replace("/", "%2F"))
-    server.stop()
-
-
 @pytest.fixture
-def options(cold_server):
-    return {"api_key": cold_server.key, "api_url": cold_server.url, "sandbox_url": cold_server.url}
+def options(cold):
+    return cold
 
 
 def next_number(handle):

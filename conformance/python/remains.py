@@ -1,0 +1,92 @@
+"""What a server has made of this machine, looked at from outside: groups, processes, dumps, mounts, loop devices, volumes."""
+
+import hashlib
+import os
+import pathlib
+import time
+
+GROUPS = pathlib.Path("/sys/fs/cgroup")
+
+
+def instance(data):
+    """The name that everything of this data folder's server carries."""
+    return "cofferdam-" + hashlib.sha256(os.fsencode(pathlib.Path(data).resolve())).hexdigest()[:12]
+
+
+def groups(data):
+    """Names of its control groups, in any hierarchy."""
+    name = instance(data)
+    tops = [top for top in [GROUPS / name, *GROUPS.glob(f"*/{name}")] if top.is_dir()]
+    return {group.name for top in tops for group in top.iterdir() if group.is_dir()}
+
+
+def processes(data):
+    """Who runs in which of its groups: pid to group. The dead that nobody has waited for yet run no more."""
+    mark, found = f"/{instance(data)}/", {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        text = read(f"/proc/{pid}/cgroup")
+        if mark in text and "State:\tZ" not in read(f"/proc/{pid}/status"):
+            found[int(pid)] = text.split(mark)[1].split("\n")[0].split("/")[0]
+    return found
+
+
+def dumps(data):
+    """CRIUs at work for it, in whatever group: they have its folders open."""
+    folder, found = os.path.realpath(data), set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        if "swrk" not in read(f"/proc/{pid}/cmdline"):
+            continue
+        try:
+            files = {os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")}
+        except OSError:
+            continue
+        if any(file.startswith(folder) for file in files):
+            found.add(int(pid))
+    return found
+
+
+def mounts(data):
+    return [line for line in read("/proc/self/mountinfo").splitlines() if str(data) in line or instance(data) in line]
+
+
+def loop_devices(data):
+    files = pathlib.Path("/sys/block").glob("loop*/loop/backing_file")
+    return [file.parent.parent.name for file in files if read(file).startswith(str(data))]
+
+
+def volumes(server):
+    """Names of its volumes. They are mounted where no path leads, but its own descriptors do."""
+    for entry in os.scandir(f"/proc/{server.process.pid}/fd"):
+        try:
+            names = os.listdir(entry.path)
+        except OSError:
+            continue
+        if ".trash" in names:
+            return {name for name in names if not name.startswith(".")}
+    raise AssertionError("the server has no volumes open")
+
+
+def network_namespaces(data):
+    """Those that its processes are in."""
+    found = set()
+    for pid in processes(data):
+        try:
+            found.add(os.readlink(f"/proc/{pid}/ns/net"))
+        except OSError:
+            pass
+    return found
+
+
+def read(path):
+    try:
+        return pathlib.Path(path).read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def settled(look, seconds=10):
+    """What `look` finds once it finds nothing, or after this time: what is on its way out may take a moment."""
+    until = time.monotonic() + seconds
+    while (found := look()) and time.monotonic() < until:
+        time.sleep(0.05)
+    return found
