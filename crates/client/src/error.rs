@@ -83,6 +83,14 @@ impl Error {
         }
     }
 
+    /// From an error that stands in an answer beside results.
+    pub(crate) fn from_code(code: u16, message: String) -> Self {
+        match StatusCode::from_u16(code) {
+            Ok(status) => Self::from_status(status, message),
+            Err(_) => Self::Server { code: code.to_string(), message },
+        }
+    }
+
     /// From an RPC error that the sandbox itself sent.
     pub(crate) fn from_rpc(error: &ConnectError) -> Self {
         let message = error.message.clone().unwrap_or_else(|| error.code.as_str().to_owned());

@@ -7,18 +7,18 @@ use std::time::Duration;
 
 use http::Method;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use crate::rest::{As, encode, query};
 use crate::rpc::Envd;
 use crate::signature::{self, Operation, SignedUrlOptions};
 use crate::transport::{self, check, read_json};
-use crate::{Client, Commands, Error, Files, Pty, Result};
+use crate::{Client, Commands, Error, Files, OnTimeout, Pty, Result};
 
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
-/// Most sandboxes in one page of a list.
-const PAGE: &str = "100";
+pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
+/// Most items in one page of a list.
+pub(crate) const PAGE: &str = "100";
 
 /// What a new sandbox is like.
 #[derive(Debug, Clone)]
@@ -33,6 +33,8 @@ pub struct CreateOptions {
     pub envs: BTreeMap<String, String>,
     /// Whether it reaches the internet.
     pub allow_internet_access: bool,
+    /// What happens when its time is up.
+    pub on_timeout: OnTimeout,
 }
 
 impl CreateOptions {
@@ -45,6 +47,7 @@ impl CreateOptions {
             metadata: BTreeMap::new(),
             envs: BTreeMap::new(),
             allow_internet_access: true,
+            on_timeout: OnTimeout::Kill,
         }
     }
 }
@@ -124,7 +127,7 @@ pub struct SandboxInfo {
 /// What the server answers to create and connect.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Access {
+pub(crate) struct Access {
     #[serde(rename = "sandboxID")]
     id: String,
     envd_access_token: Option<String>,
@@ -135,9 +138,9 @@ struct Access {
 /// A sandbox. Clones mean the same one.
 #[derive(Clone)]
 pub struct Sandbox {
-    client: Client,
+    pub(crate) client: Client,
     envd: Envd,
-    id: String,
+    pub(crate) id: String,
     domain: String,
     envd_token: Option<String>,
     traffic_token: Option<String>,
@@ -155,7 +158,7 @@ impl Sandbox {
     /// # Errors
     /// The template is unknown, a limit is reached, or the server cannot start it.
     pub async fn create(client: &Client, options: CreateOptions) -> Result<Self> {
-        let body = json!({
+        let mut body = json!({
             "templateID": options.template,
             "timeout": seconds(options.timeout),
             "metadata": options.metadata,
@@ -163,22 +166,28 @@ impl Sandbox {
             "secure": true,
             "allow_internet_access": options.allow_internet_access,
         });
+        body.as_object_mut().expect("it is one").extend(options.on_timeout.fields());
         let answer = client.rest.call_with(As::Team, Method::POST, "/v2/sandboxes", &body).await?;
         Self::from_access(client, read_json(&answer)?)
     }
 
-    /// Joins a sandbox that exists. Its time is extended to `timeout` from now if it would end before.
+    /// Joins a sandbox that exists, resuming it if it is paused. Its time is extended to `timeout` from now if it would
+    /// end before.
     ///
     /// # Errors
-    /// There is no such sandbox.
+    /// There is no such sandbox, or it could not be resumed: then it is still paused.
     pub async fn connect(client: &Client, id: &str, timeout: Option<Duration>) -> Result<Self> {
         let body = json!({ "timeout": seconds(timeout.unwrap_or(DEFAULT_TIMEOUT)) });
+        Self::connect_with(client, id, &body).await
+    }
+
+    pub(crate) async fn connect_with(client: &Client, id: &str, body: &Value) -> Result<Self> {
         let path = format!("/v2/sandboxes/{}/connect", encode(id));
-        let answer = client.rest.call_with(As::Team, Method::POST, &path, &body).await?;
+        let answer = client.rest.call_with(As::Team, Method::POST, &path, body).await?;
         Self::from_access(client, read_json(&answer)?)
     }
 
-    fn from_access(client: &Client, access: Access) -> Result<Self> {
+    pub(crate) fn from_access(client: &Client, access: Access) -> Result<Self> {
         let domain = client.config.sandbox_domain(access.domain);
         let base = client.config.envd_base(&access.id, &domain)?;
         let transport = client.rest.transport().clone();
@@ -212,19 +221,7 @@ impl Sandbox {
         if !metadata.is_empty() {
             pairs.push(("metadata", metadata.join("&")));
         }
-        let (mut all, mut token) = (Vec::new(), None);
-        loop {
-            let mut page = pairs.clone();
-            page.extend(token.map(|token| ("nextToken", token)));
-            let path = format!("/v2/sandboxes{}", query(&page));
-            let answer = client.rest.call(As::Team, Method::GET, &path).await?;
-            all.extend(read_json::<Vec<SandboxInfo>>(&answer)?);
-            let next = answer.headers().get("x-next-token").and_then(|token| token.to_str().ok());
-            match next.filter(|token| !token.is_empty()) {
-                Some(next) => token = Some(next.to_owned()),
-                None => return Ok(all),
-            }
-        }
+        client.pages("/v2/sandboxes", &pairs).await
     }
 
     /// Ends a sandbox by its id. Answers whether there was one.
@@ -328,6 +325,6 @@ impl Sandbox {
 }
 
 /// Rounded up: half a second must not become none.
-fn seconds(duration: Duration) -> u64 {
+pub(crate) fn seconds(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }

@@ -7,9 +7,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use cofferdam_client::{Client, CreateOptions, ListOptions, Sandbox, SandboxInfo, SandboxState};
+use cofferdam_client::{Client, CreateOptions, ListOptions, OnTimeout, Sandbox, SandboxInfo, SandboxState};
 
-use super::{events, exec, terminal};
+use super::{events, exec, lifecycle, snapshot, terminal};
 use crate::access::{block_on, team_client};
 use crate::failure::Failure;
 use crate::paths::DataDir;
@@ -36,6 +36,17 @@ pub(crate) enum SandboxCommand {
     },
     /// Ends sandboxes.
     Kill(KillArguments),
+    /// Puts sandboxes away, with all that runs in them, until they are resumed.
+    Pause(lifecycle::PauseArguments),
+    /// Lets paused sandboxes go on.
+    Resume(lifecycle::ResumeArguments),
+    /// Captures sandboxes as snapshots, lists and deletes those.
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
+    /// Makes copies of a running sandbox that go their own ways, and prints their ids.
+    Fork(lifecycle::ForkArguments),
+    /// Puts a running sandbox back to one of its snapshots.
+    Rollback(lifecycle::RollbackArguments),
     /// Shows what happened to sandboxes, ended ones included.
     Events(events::EventsArguments),
 }
@@ -57,6 +68,12 @@ pub(crate) struct CreateArguments {
     /// Variable of every process in it. May be repeated.
     #[arg(long, value_parser = pair, value_name = "NAME=VALUE")]
     env: Vec<(String, String)>,
+    /// What happens when its time is up.
+    #[arg(long, value_enum, default_value_t)]
+    on_timeout: AtTheEnd,
+    /// Resume it when traffic comes to one of its ports.
+    #[arg(long)]
+    auto_resume: bool,
     /// Open a terminal in it at once.
     #[arg(long)]
     connect: bool,
@@ -86,6 +103,18 @@ pub(crate) struct ListArguments {
 enum State {
     Running,
     Paused,
+}
+
+/// What a time limit does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+enum AtTheEnd {
+    /// The sandbox ends.
+    #[default]
+    Kill,
+    /// It is paused with its memory.
+    Pause,
+    /// It is paused, but only its files are kept.
+    PauseDisk,
 }
 
 /// Which sandboxes to end.
@@ -121,6 +150,11 @@ pub(crate) fn run(command: SandboxCommand) -> Result<ExitCode, Failure> {
             terminal::attach(&client, &sandbox, user).await
         }),
         SandboxCommand::Kill(arguments) => block_on(kill(arguments)),
+        SandboxCommand::Pause(arguments) => block_on(lifecycle::pause(arguments)),
+        SandboxCommand::Resume(arguments) => block_on(lifecycle::resume(arguments)),
+        SandboxCommand::Snapshot(command) => block_on(snapshot::run(command)),
+        SandboxCommand::Fork(arguments) => block_on(lifecycle::fork(arguments)),
+        SandboxCommand::Rollback(arguments) => block_on(lifecycle::rollback(arguments)),
         SandboxCommand::Events(arguments) => block_on(events::events(arguments)),
     }
 }
@@ -130,7 +164,17 @@ async fn create(arguments: CreateArguments) -> Result<ExitCode, Failure> {
         terminal::check()?;
     }
     let client = team_client(&arguments.data)?;
+    let on_timeout = match arguments.on_timeout {
+        AtTheEnd::Pause => OnTimeout::Pause { memory: true, auto_resume: arguments.auto_resume },
+        // Without its memory nothing in it would serve the traffic.
+        _ if arguments.auto_resume => {
+            return Err(Failure::new("--auto-resume needs --on-timeout pause"));
+        }
+        AtTheEnd::PauseDisk => OnTimeout::Pause { memory: false, auto_resume: false },
+        AtTheEnd::Kill => OnTimeout::Kill,
+    };
     let options = CreateOptions {
+        on_timeout,
         timeout: Duration::from_secs(arguments.timeout),
         metadata: arguments.metadata.into_iter().collect(),
         envs: arguments.env.into_iter().collect(),
