@@ -86,12 +86,10 @@ impl SqliteStore {
         };
         let durable = pool(1, SqliteSynchronous::Full).await?;
         MIGRATIONS.run(&durable).await?;
-        Ok(Self {
-            reads: pool(2, SqliteSynchronous::Normal).await?,
-            quick: pool(1, SqliteSynchronous::Normal).await?,
-            durable,
-            gate: Mutex::new(()),
-        })
+        let quick = pool(1, SqliteSynchronous::Normal).await?;
+        // Without room it is as it would be without this: what must grow fails.
+        let _ = reserve(&quick).await;
+        Ok(Self { reads: pool(2, SqliteSynchronous::Normal).await?, quick, durable, gate: Mutex::new(()) })
     }
 
     async fn write_durably(&self) -> Result<Write<'_>, StoreError> {
@@ -126,6 +124,20 @@ impl SqliteStore {
     }
 }
 
+/// Makes the log and the database as long as they get between two checkpoints: both are then written in place, so that
+/// sandboxes can be ended, and their space given back, while the disk is full.
+async fn reserve(pool: &DbPool) -> Result<(), StoreError> {
+    // In two transactions: pages that one transaction both fills and drops are never written.
+    for statement in [
+        "DROP TABLE IF EXISTS reserve",
+        "CREATE TABLE reserve AS SELECT zeroblob(4800000) AS room",
+        "DROP TABLE reserve",
+    ] {
+        sqlx::query(statement).execute(pool).await?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,6 +151,22 @@ mod tests {
             (store, dir)
         })
         .await;
+    }
+
+    #[tokio::test]
+    async fn the_log_is_as_long_as_it_gets() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.db");
+        let store = SqliteStore::open(&path).await.unwrap();
+        let sizes =
+            || ["state.db", "state.db-wal"].map(|name| dir.path().join(name).metadata().unwrap().len());
+        let before = sizes();
+        assert!(before.iter().all(|size| *size > 4_000_000), "{before:?}");
+        for number in 0..2000_u32 {
+            store.secret(&number.to_string(), &[7; 64]).await.unwrap();
+        }
+        assert_eq!(sizes(), before);
+        store.close().await;
     }
 
     #[tokio::test]
