@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use engine::{Captured, EngineError, SandboxId, SnapshotId};
-use layers::export_upper;
+use layers::{export_upper, room_beside};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -149,6 +149,7 @@ fn write(claim: &Claim, sandbox: &SandboxId, id: SnapshotId, memory: bool) -> Re
             .map_err(EngineError::kernel("make a folder for the captured state"))?;
         let mut size = 0;
         if memory {
+            check_room(claim)?;
             host.memory()?.dump(
                 record.pid,
                 claim.owner(),
@@ -175,6 +176,22 @@ fn write(claim: &Claim, sandbox: &SandboxId, id: SnapshotId, memory: bool) -> Re
         let _ = remove_folder(&new.folder);
         EngineError::Capture(describe(&error))
     })
+}
+
+/// A memory image must not take the last of a disk that volumes may lie on: no sandbox of this server would survive that.
+fn check_room(claim: &Claim) -> Result<(), EngineError> {
+    let stats = claim.group.stats().map_err(EngineError::kernel("read statistics"))?;
+    let room = room_beside(&claim.host.snapshots)
+        .map_err(EngineError::kernel("look for room for the memory image"))?;
+    if stats.memory_bytes <= room {
+        return Ok(());
+    }
+    Err(EngineError::Exhausted(format!(
+        "its memory takes {} MiB and the disk of captured states has {} to give; free some space or capture without \
+         memory",
+        stats.memory_bytes >> 20,
+        room >> 20
+    )))
 }
 
 /// A reason to be told: the sandbox is as it was, whatever the step.

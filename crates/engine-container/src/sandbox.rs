@@ -40,8 +40,8 @@ pub(crate) struct ContainerSandbox {
     /// Present while it runs.
     held: Mutex<Option<Held>>,
     exit: watch::Sender<Option<ExitReason>>,
-    /// Becomes true once everything is given back.
-    released: watch::Sender<bool>,
+    /// Once nothing of it is alive and everything is given back: true. False when a process of it does not die.
+    released: watch::Sender<Option<bool>>,
     /// Cancelled when the server leaves the sandbox to its successor.
     left: CancellationToken,
 }
@@ -73,7 +73,7 @@ impl ContainerSandbox {
             network,
             held: Mutex::new(Some(Held { gateway, claim: Arc::new(claim) })),
             exit: watch::Sender::new(None),
-            released: watch::Sender::new(false),
+            released: watch::Sender::new(None),
             left: CancellationToken::new(),
         });
         host.running.add(&sandbox);
@@ -97,6 +97,11 @@ impl ContainerSandbox {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
         let id = self.id.clone();
         let clean = move || {
+            // PID 1 takes the others with it. One that hangs in the kernel is left to the sweep of a later start.
+            let emptied = held.as_ref().map_or(Ok(()), |held| held.claim.end_processes());
+            if let Err(error) = &emptied {
+                warn!(sandbox = %id, %error, "a process of an ended sandbox does not die");
+            }
             drop(held);
             if let Err(error) = host.volumes.discard(&volume_of(&id)) {
                 warn!(sandbox = %id, %error, "a sandbox's files could not be discarded");
@@ -104,9 +109,10 @@ impl ContainerSandbox {
             if let Err(error) = Record::remove(&host.records, &id) {
                 warn!(sandbox = %id, %error, "a sandbox's record could not be removed");
             }
+            emptied.is_ok()
         };
-        let _ = tokio::task::spawn_blocking(clean).await;
-        self.released.send_replace(true);
+        let cleaned = tokio::task::spawn_blocking(clean).await;
+        self.released.send_replace(Some(cleaned.unwrap_or(false)));
     }
 
     /// Stops serving the sandbox without ending it, so that another server can adopt it.
@@ -213,8 +219,13 @@ impl Sandbox for ContainerSandbox {
             Err(error) => return Err(EngineError::Kernel { step: "kill PID 1", source: error.into() }),
         }
         let mut released = self.released.subscribe();
-        let end = tokio::time::timeout(END_TIMEOUT, released.wait_for(|released| *released)).await;
-        end.map(|_| ()).map_err(|_| EngineError::Timeout("ending the sandbox"))
+        match tokio::time::timeout(END_TIMEOUT, released.wait_for(Option::is_some)).await {
+            Ok(Ok(released)) if *released == Some(false) => {
+                Err(EngineError::Timeout("ending the sandbox: a process of it does not die"))
+            }
+            Ok(_) => Ok(()),
+            Err(_) => Err(EngineError::Timeout("ending the sandbox")),
+        }
     }
 
     fn exit(&self) -> watch::Receiver<Option<ExitReason>> {

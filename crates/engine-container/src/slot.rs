@@ -72,6 +72,11 @@ impl Claim {
     pub(crate) fn leave(&self) {
         self.left.store(true, Ordering::Relaxed);
     }
+
+    /// Ends every process in the group and waits, for a limited time, until none is left.
+    pub(crate) fn end_processes(&self) -> io::Result<()> {
+        self.group.kill()
+    }
 }
 
 impl Drop for Claim {

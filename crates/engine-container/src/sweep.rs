@@ -80,11 +80,15 @@ fn sweep_blocking(host: &Host, keep: &[SandboxId], snapshots: &[SnapshotId]) -> 
             continue;
         }
         info!(group = name, "removing a control group nobody owns");
-        let group =
-            Group::create(&host.hierarchies, &name).map_err(EngineError::kernel("open a stray group"))?;
-        group.kill().map_err(EngineError::kernel("end the processes of a stray group"))?;
-        group.remove().map_err(EngineError::kernel("remove a stray group"))?;
-        removed += 1;
+        let ended = Group::create(&host.hierarchies, &name).and_then(|group| {
+            group.kill()?;
+            group.remove()
+        });
+        match ended {
+            Ok(()) => removed += 1,
+            // One that cannot be ended must not keep the rest of the remains.
+            Err(error) => warn!(group = name, %error, "a control group nobody owns could not be removed"),
+        }
     }
     let mut wanted: Vec<VolumeName> = keep.iter().map(volume_of).collect();
     wanted.extend(snapshots.iter().copied().map(state_volume));

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 pub use digest::{LayerDigest, digest_tree};
 pub use export::{export_upper, is_empty_layer};
 pub use janitor::Janitor;
-pub use volumes::{VolumeName, VolumeUsage, Volumes, VolumesBackend, VolumesConfig};
+pub use volumes::{VolumeName, VolumeUsage, Volumes, VolumesBackend, VolumesConfig, room_beside};
 pub use work::renew_overlay_work;
 
 /// What can go wrong with layers and volumes.

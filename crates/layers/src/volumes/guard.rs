@@ -86,6 +86,15 @@ impl Keeper {
     }
 }
 
+/// Bytes that may be written beside an image into a folder of the disk it lies on: half of what volumes leave stays free.
+///
+/// # Errors
+/// The folder is not there.
+pub fn room_beside(folder: &Path) -> io::Result<u64> {
+    let disk = statvfs(folder)?;
+    Ok((disk.f_bavail * disk.f_frsize).saturating_sub(reserve(disk.f_blocks * disk.f_frsize) / 2))
+}
+
 /// What is left to the rest of the machine.
 fn reserve(disk: u64) -> u64 {
     (disk / 20).clamp(128 * MIB, 4096 * MIB)

@@ -39,6 +39,7 @@ use crate::LayerError;
 use crate::tree::Sharing;
 use folders::Folders;
 use guard::Guard;
+pub use guard::room_beside;
 use image::Image;
 use subvolumes::Subvolumes;
 
