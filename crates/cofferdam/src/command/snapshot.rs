@@ -76,9 +76,9 @@ async fn create(arguments: CreateArguments) -> Result<ExitCode, Failure> {
     let options = SnapshotOptions { name: arguments.name, memory: !arguments.disk_only };
     let snapshot = Sandbox::snapshot_by_id(&client, &arguments.id, &options).await?;
     if arguments.json {
-        show::json(&snapshot)?
+        show::json(&snapshot)?;
     } else {
-        show::line(&snapshot.id)?
+        show::line(&snapshot.id)?;
     }
     Ok(ExitCode::SUCCESS)
 }
