@@ -54,16 +54,25 @@ def loop_devices(data):
     return [file.parent.parent.name for file in files if read(file).startswith(str(data))]
 
 
-def volumes(server):
-    """Names of its volumes. They are mounted where no path leads, but its own descriptors do."""
+def folder_of_volumes(server):
+    """They are mounted where no path leads, but the server's own descriptors do."""
     for entry in os.scandir(f"/proc/{server.process.pid}/fd"):
         try:
-            names = os.listdir(entry.path)
+            if ".trash" in os.listdir(entry.path):
+                return entry.path
         except OSError:
-            continue
-        if ".trash" in names:
-            return {name for name in names if not name.startswith(".")}
+            pass
     raise AssertionError("the server has no volumes open")
+
+
+def volumes(server):
+    """Names of its volumes."""
+    return {name for name in os.listdir(folder_of_volumes(server)) if not name.startswith(".")}
+
+
+def bytes_in_volumes(server):
+    disk = os.statvfs(folder_of_volumes(server))
+    return (disk.f_blocks - disk.f_bfree) * disk.f_frsize
 
 
 def network_namespaces(data):

@@ -1,0 +1,336 @@
+"""A full disk, a folder that cannot be written, a CRIU that fails, a process that does not die: the sandbox is in one honest
+state, the error says why, deleting works, and nothing is left.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import subprocess
+import time
+
+import pytest
+import remains
+from conftest import options_of
+from e2b import Sandbox
+from e2b.exceptions import SandboxException
+from server import Server
+
+PAUSES = int(os.environ.get("COFFERDAM_MANY_PAUSES", "200"))
+HOLD = "import os, sys, time; x = os.urandom(int(sys.argv[1]) << 20); open('/tmp/held', 'w').close(); time.sleep(10 ** 6)"
+
+
+def run(*command):
+    subprocess.run(command, check=True)
+
+
+@contextlib.contextmanager
+def a_server(*options, **more):
+    server = Server("--most-hot", "0", "--pool", "2", "--warm", "0", *options, **more)
+    try:
+        yield server, options_of(server)
+    finally:
+        server.stop()
+
+
+def sleeper_in(sandbox, mib=1):
+    """A process that holds so much memory that nothing compresses."""
+    handle = sandbox.commands.run(f'exec python3 -c "{HOLD}" {mib}', background=True, timeout=0)
+    handle.disconnect()
+    sandbox.commands.run("until [ -e /tmp/held ]; do sleep 0.05; done", timeout=60)
+    return handle.pid
+
+
+def is_well(sandbox, pid):
+    assert sandbox.get_info().state.value == "running"
+    assert sandbox.commands.run("echo well").stdout == "well\n"
+    assert pid in {process.pid for process in sandbox.commands.list()}
+
+
+def states(server):
+    return list((server.data / "snapshots").iterdir())
+
+
+def fails(call, *words):
+    """The error says what is wrong."""
+    with pytest.raises(SandboxException) as failed:
+        call()
+    assert any(word in str(failed.value) for word in words), failed.value
+    return failed.value
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=700M", "none", str(disk))
+    yield disk
+    run("umount", str(disk))
+
+
+def fill(disk, leave):
+    """Takes all but so many MiB."""
+    free = os.statvfs(disk)
+    size = free.f_bavail * free.f_frsize - (leave << 20)
+    with open(disk / "filler", "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(size, 1))
+    return disk / "filler"
+
+
+def test_a_full_disk(small_disk):
+    with a_server(data=small_disk / "data") as (server, options):
+        sandbox = Sandbox.create(**options)
+        pid = sleeper_in(sandbox, 150)
+        filler = fill(small_disk, 150)
+        for call in (sandbox.pause, sandbox.create_snapshot, sandbox.fork):
+            fails(call, "free some space")
+            is_well(sandbox, pid)
+            assert not states(server), "nothing half-made is left"
+        assert sandbox.pause(mode="filesystem") is True, "files are there already"
+        sandbox.connect()
+        filler.unlink()
+        pid = sleeper_in(sandbox, 20)
+        assert sandbox.pause() is True
+        sandbox.connect()
+        is_well(sandbox, pid)
+        sandbox.kill()
+
+
+def test_a_disk_that_others_have_filled_to_the_last_byte(small_disk):
+    """The volumes' file system stands still then, as is documented; what is left is to delete and to start again."""
+    with a_server(data=small_disk / "data") as (server, options):
+        paused, running, late = (Sandbox.create(**options) for _ in range(3))
+        for each in (paused, running):
+            sleeper_in(each, 5)
+        paused.pause()
+        filler = fill(small_disk, 0)
+        for call in (running.pause, running.create_snapshot, running.fork):
+            with pytest.raises(SandboxException):
+                call()
+        with contextlib.suppress(SandboxException):
+            late.commands.run("head -c 50M /dev/zero > /tmp/more")
+        listed = {each["sandboxID"]: each["state"] for each in server.sandboxes()}
+        assert listed == {paused.sandbox_id: "paused", running.sandbox_id: "running", late.sandbox_id: "running"}
+        for each in (running, paused, late):
+            assert each.kill() is True, server.tail()
+            assert each.kill() is False
+        assert server.sandboxes() == [] and not states(server)
+        filler.unlink()
+        server.crash()
+        server.restart()
+        again = Sandbox.create(**options)
+        pid = sleeper_in(again)
+        again.pause()
+        again.connect()
+        is_well(again, pid)
+        again.kill()
+
+
+def test_states_that_cannot_be_written():
+    with a_server() as (server, options):
+        sandbox, paused = Sandbox.create(**options), Sandbox.create(**options)
+        pid = sleeper_in(sandbox)
+        paused.pause()
+        folder = str(server.data / "snapshots")
+        run("mount", "--bind", folder, folder)
+        run("mount", "-o", "remount,ro,bind", folder)
+        try:
+            for call in (sandbox.pause, sandbox.create_snapshot, sandbox.fork):
+                fails(call, "Read-only file system", "read-only")
+                is_well(sandbox, pid)
+            assert paused.get_info().state.value == "paused"
+            assert paused.kill() is True, "its remains are for later"
+            assert sandbox.kill() is True
+            assert server.sandboxes() == []
+        finally:
+            run("umount", folder)
+        server.crash()
+        server.restart()
+        assert not states(server), "a start sweeps what could not be removed"
+        assert not [name for name in remains.volumes(server) if not name.startswith("ready-")]
+
+
+@pytest.fixture
+def unreliable_criu(tmp_path):
+    """CRIU, but it does what a file says: `fail`, `die` in the middle, or nothing special."""
+    real = pathlib.Path(os.environ["COFFERDAM_CRIU"])
+    tree, mood = tmp_path / "criu", tmp_path / "mood"
+    (loader,) = real.glob("usr/lib/*/ld-linux-*.so.*")
+    place = tree / loader.relative_to(real)
+    place.parent.mkdir(parents=True)
+    (tree / "usr/sbin").mkdir()
+    (tree / "usr/sbin/criu").symlink_to(real / "usr/sbin/criu")
+    place.write_text(
+        f"""#!/bin/sh
+set -- --library-path {loader.parent} {real}/usr/sbin/criu $4 $5
+case "$4 $(cat {mood})" in
+  "swrk fail") exit 1 ;;
+  "swrk die") {loader} "$@" & sleep 0.03; kill -9 $!; wait; exit 1 ;;
+esac
+exec {loader} "$@"
+"""
+    )
+    place.chmod(0o755)
+    for folder in [tmp_path, *tmp_path.parents][:3]:
+        folder.chmod(folder.stat().st_mode | 0o055)
+    mood.write_text("well")
+    return tree, mood
+
+
+def test_a_criu_that_fails(unreliable_criu):
+    tree, mood = unreliable_criu
+    with a_server("--criu", str(tree)) as (server, options):
+        sandbox = Sandbox.create(**options)
+        pid = sleeper_in(sandbox)
+        mood.write_text("fail")
+        for call in (sandbox.pause, sandbox.create_snapshot, sandbox.fork):
+            fails(call, "could not be captured")
+            is_well(sandbox, pid)
+            assert not states(server)
+        snapshot = sandbox.create_snapshot(mode="filesystem")
+        mood.write_text("well")
+        assert sandbox.pause() is True
+        mood.write_text("fail")
+        for _ in range(2):
+            with pytest.raises(SandboxException):
+                sandbox.connect()
+            assert sandbox.get_info().state.value == "paused"
+            assert sandbox.is_running() is False
+        mood.write_text("well")
+        sandbox.connect()
+        is_well(sandbox, pid)
+        sandbox.pause()
+        mood.write_text("fail")
+        sandbox.connect(on_resume="reboot")
+        assert pid not in {process.pid for process in sandbox.commands.list()}, "files alone need no CRIU"
+        status, _, body = server.call("POST", f"/sandboxes/{sandbox.sandbox_id}/rollback", {"snapshotID": snapshot.snapshot_id})
+        assert status == 200, body
+        mood.write_text("well")
+        sandbox.pause()
+        mood.write_text("fail")
+        assert sandbox.kill() is True
+        assert len(states(server)) == 1, "the snapshot's"
+
+
+def test_a_criu_that_dies_in_the_middle(unreliable_criu):
+    tree, mood = unreliable_criu
+    with a_server("--criu", str(tree)) as (server, options):
+        for _ in range(3):
+            sandbox = Sandbox.create(**options)
+            sleeper_in(sandbox, 30)
+            mood.write_text("die")
+            with contextlib.suppress(SandboxException):
+                sandbox.pause()
+            mood.write_text("well")
+            # Its processes may not outlive a dump that was cut off; then it is gone, and says so.
+            listed = {each["sandboxID"]: each["state"] for each in server.sandboxes()}
+            running = listed.get(sandbox.sandbox_id) == "running"
+            assert listed.get(sandbox.sandbox_id) in ("running", "paused", None)
+            assert sandbox.is_running() is running
+            sandbox.kill()
+            assert sandbox.kill() is False
+            assert not states(server)
+            assert not remains.settled(lambda: remains.dumps(server.data))
+
+
+def test_without_criu_files_can_still_be_kept(tmp_path):
+    with a_server("--criu", str(tmp_path / "nothing")) as (server, options):
+        status, _, engine = server.call("GET", "/cofferdam/v1/engine")
+        assert status == 200 and engine["capabilities"]["memory_snapshots"] is False
+        sandbox = Sandbox.create(**options)
+        pid = sleeper_in(sandbox)
+        for call in (sandbox.pause, sandbox.create_snapshot, sandbox.fork):
+            fails(call, "cofferdam doctor")
+            is_well(sandbox, pid)
+        sandbox.files.write("note", "kept")
+        snapshot = sandbox.create_snapshot(mode="filesystem")
+        assert sandbox.pause(mode="filesystem") is True
+        sandbox.connect()
+        assert sandbox.files.read("note") == "kept"
+        copy = Sandbox.create(snapshot.snapshot_id, **options)
+        assert copy.files.read("note") == "kept"
+        copy.kill()
+
+
+@pytest.fixture
+def undying(tmp_path):
+    """A process that no signal ends until this test lets go of it: it writes to a file system that stands still."""
+    image, disk = tmp_path / "image", tmp_path / "still"
+    disk.mkdir()
+    with open(image, "wb") as file:
+        file.truncate(16 << 20)
+    run("mkfs.ext4", "-q", str(image))
+    run("mount", "-o", "loop", str(image), str(disk))
+    run("fsfreeze", "--freeze", str(disk))
+    # No shell of ours waits for it: it is dead only when the file system goes on.
+    writer = subprocess.Popen(["touch", str(disk / "x")])
+    thawed = []
+
+    def let_go():
+        if not thawed:
+            thawed.append(True)
+            run("fsfreeze", "--unfreeze", str(disk))
+            writer.wait()
+
+    until = time.monotonic() + 10
+    while "State:\tD" not in remains.read(f"/proc/{writer.pid}/status"):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    yield writer.pid, let_go
+    let_go()
+    run("umount", str(disk))
+
+
+def test_a_sandbox_that_refuses_to_die(undying):
+    pid, let_go = undying
+    with a_server() as (server, options):
+        sandbox, other = Sandbox.create(**options), Sandbox.create(**options)
+        record = server.data / "sandboxes" / f"{sandbox.sandbox_id}.json"
+        group = json.loads(record.read_text())["cgroup"]
+        name = remains.instance(server.data)
+        tops = [top for top in [remains.GROUPS / name, *remains.GROUPS.glob(f"*/{name}")] if (top / group).is_dir()]
+        for top in tops:
+            (top / group / "cgroup.procs").write_text(str(pid))
+        status, _, body = server.call("DELETE", f"/sandboxes/{sandbox.sandbox_id}")
+        assert status == 500 and "ended cleanly" in body["message"], body
+        assert sandbox.is_running() is False
+        assert [each["sandboxID"] for each in server.sandboxes()] == [other.sandbox_id], "it is in no list any more"
+        assert other.commands.run("echo well").stdout == "well\n"
+        more = Sandbox.create(**options)
+        more.kill()
+        let_go()
+        server.crash()
+        server.restart()
+        assert sandbox.kill() is False
+        # Its ids, and with them its group's name, may be in use again; whether anything is left is looked at in the end.
+        assert other.commands.run("echo well").stdout == "well\n"
+
+
+def test_a_late_pause_costs_what_an_early_one_did():
+    with a_server() as (server, options):
+        sandbox = Sandbox.create(**options)
+        pid = sleeper_in(sandbox, 5)
+
+        def cost():
+            """Files and bytes of what is kept now, and volumes."""
+            (state,) = states(server)
+            sizes = [file.stat().st_size for file in state.rglob("*") if file.is_file()]
+            return len(sizes), sum(sizes), len(remains.volumes(server))
+
+        costs, taken = [], []
+        for number in range(PAUSES):
+            sandbox.files.write(f"notes/{number % 10}", str(number) * 1000)
+            sandbox.pause()
+            costs.append(cost())
+            taken.append(remains.bytes_in_volumes(server))
+            sandbox.connect()
+        is_well(sandbox, pid)
+        early, late = costs[10:20], costs[-10:]
+        for what, slack in [(0, 2), (1, 4 << 20), (2, 2)]:
+            before, after = max(cost[what] for cost in early), min(cost[what] for cost in late)
+            assert after <= before * 1.25 + slack, (what, early, late)
+        # What was freed is given back in the background, half a minute later at most.
+        most = max(taken[10:20]) + (4 << 20)
+        assert not remains.settled(lambda: remains.bytes_in_volumes(server) > most, 90), taken
+        assert sandbox.files.read(f"notes/{(PAUSES - 1) % 10}").startswith(str(PAUSES - 1))
+        sandbox.kill()

@@ -1,0 +1,74 @@
+"""Much at once inside one sandbox: hundreds of processes through the SDK, and more events than the kernel's queue holds."""
+
+import asyncio
+import json
+import os
+import signal
+
+import pytest
+from e2b import AsyncSandbox, Sandbox
+from e2b.exceptions import SandboxException
+
+PROCESSES = 500
+# More than the kernel queues for one watcher (fs.inotify.max_queued_events).
+FILES = 2 * int(open("/proc/sys/fs/inotify/max_queued_events").read()) + 1000
+
+
+async def test_500_processes_started_at_once(server):
+    sandbox = await AsyncSandbox.create()
+    try:
+        # 200 connections are what the SDK opens to one address; the rest waits for its turn.
+        wait = {"timeout": 0, "request_timeout": 120}
+        ready = await asyncio.gather(
+            *(sandbox.commands.run(f"echo {number} > /tmp/at-{number}; exec sleep 1000", background=True, **wait) for number in range(PROCESSES // 5)),
+        )
+        pids = {handle.pid for handle in ready}
+        # Whoever is no longer followed runs on, and gives its connection to the next.
+        for handle in ready:
+            await handle.disconnect()
+        for _ in range(4):
+            more = await asyncio.gather(*(sandbox.commands.run("exec sleep 1000", background=True, **wait) for _ in range(PROCESSES // 5)))
+            pids |= {handle.pid for handle in more}
+            for handle in more:
+                await handle.disconnect()
+        assert len(pids) == PROCESSES
+        assert pids <= {process.pid for process in await sandbox.commands.list()}
+        assert (await sandbox.commands.run("ls /tmp/at-* | wc -l")).stdout.strip() == str(PROCESSES // 5)
+        assert (await sandbox.commands.run("pgrep -c -x sleep")).stdout.strip() == str(PROCESSES)
+        killed = await asyncio.gather(*(sandbox.commands.kill(pid) for pid in pids))
+        assert all(killed)
+        assert not pids & {process.pid for process in await sandbox.commands.list()}
+        assert (await sandbox.commands.run("pgrep -c -x sleep; true")).stdout.strip() == "0", "reaped, too"
+    finally:
+        await sandbox.kill()
+
+
+def test_events_that_did_not_fit_are_reported_lost(server):
+    sandbox = Sandbox.create()
+    try:
+        sandbox.files.make_dir("busy")
+        watch = sandbox.files.watch_dir("busy")
+        sandbox.files.write("busy/first", "")
+        assert any(event.name == "first" for event in watch.get_new_events())
+        script = f"until [ -e go ]; do :; done; cd busy; for i in $(seq {FILES}); do : > $i; done; touch ../done"
+        sandbox.commands.run(script, background=True, timeout=0)
+        # envd is the sandbox's first process, and stands still while the files are made.
+        record = json.loads((server.data / "sandboxes" / f"{sandbox.sandbox_id}.json").read_text())
+        sandbox.files.write("go", "")
+        os.kill(record["pid"], signal.SIGSTOP)
+        try:
+            home = f"/proc/{record['pid']}/root/home/user"
+            while not os.path.exists(f"{home}/done"):
+                pass
+        finally:
+            os.kill(record["pid"], signal.SIGCONT)
+        with pytest.raises(SandboxException, match="overflow"):
+            # What came before the gap is told first.
+            while True:
+                watch.get_new_events()
+        again = sandbox.files.watch_dir("busy")
+        sandbox.files.write("busy/last", "")
+        assert any(event.name == "last" for event in again.get_new_events()), "a new watcher works"
+        assert len(sandbox.files.list("busy")) == FILES + 2
+    finally:
+        sandbox.kill()
