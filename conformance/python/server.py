@@ -16,8 +16,10 @@ import remains
 
 
 class Server:
-    def __init__(self, *options, prefix=(), data=None, trusting=False):
-        """`trusting` has sandboxes trust what this machine does, so that package managers work in them."""
+    def __init__(self, *options, prefix=(), data=None, trusting=False, kept=False):
+        """`trusting` has sandboxes trust what this machine does, so that package managers work in them; a `kept` server's
+        templates are there at the next run."""
+        self.kept = kept
         self.folder = tempfile.TemporaryDirectory(prefix="cofferdam-test-")
         self.data = pathlib.Path(data or pathlib.Path(self.folder.name) / "data")
         self.options = options
@@ -112,11 +114,19 @@ class Server:
             status, _, body = self.call("DELETE", "/templates/" + urllib.parse.quote(snapshot["snapshotID"], safe=""))
             assert status == 204, body
 
+    def delete_templates(self):
+        for template in self.call("GET", "/templates")[2]:
+            if any("/" in name for name in template["names"]):
+                status, _, body = self.call("DELETE", f"/templates/{template['templateID']}")
+                assert status == 204, body
+
     def stop(self):
         for sandbox in self.sandboxes():
             status, _, body = self.call("DELETE", f"/sandboxes/{sandbox['sandboxID']}")
             assert status in (204, 404), body
         self.delete_snapshots()
+        if not self.kept:
+            self.delete_templates()
         self.process.terminate()
         assert self.process.wait(timeout=30) == 0, self.tail()
         self.process.stdout.close()
@@ -126,7 +136,7 @@ class Server:
 
     def assert_nothing_left(self):
         assert not list((self.data / "sandboxes").iterdir())
-        assert not list((self.data / "snapshots").iterdir()), self.tail()
+        assert self.kept or not list((self.data / "snapshots").iterdir()), self.tail()
         assert not remains.mounts(self.data)
         assert not remains.processes(self.data)
         assert not remains.dumps(self.data)
