@@ -188,7 +188,7 @@ def test_a_saved_image_is_imported(images, layout, tmp_path):
 def test_a_template_travels(images, tmp_path):
     name = fresh("traveller")
     template = (
-        Template().from_base_image().set_envs({"HOME_TOWN": "Bergen"}).run_cmd("echo hi > /tmp/hi; rm -r /opt")
+        Template().from_base_image().set_envs({"HOME_TOWN": "Bergen"}).run_cmd("echo hi > /tmp/hi; rm -r /opt", user="root")
         .set_start_cmd("sleep 12345", "pgrep -f 'sleep 12345'")
     )
     build(template, name, cpu_count=1, memory_mb=512)
