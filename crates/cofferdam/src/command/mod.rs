@@ -29,7 +29,7 @@ use crate::failure::Failure;
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Runs the server.
-    Serve(serve::ServeArguments),
+    Serve(Box<serve::ServeArguments>),
     /// Builds what is missing, starts a server in the background and runs a first sandbox.
     Quickstart(quickstart::QuickstartArguments),
     /// Checks whether this machine can run sandboxes, and says what to do where it cannot.

@@ -75,12 +75,8 @@ pub(crate) fn run(command: TemplateCommand) -> Result<ExitCode, Failure> {
         TemplateCommand::Build(arguments) => block_on(build::run(&arguments))?,
         TemplateCommand::List { data, json } => block_on(list(&data, json))?,
         TemplateCommand::Show(template) => block_on(describe(&template))?,
-        TemplateCommand::Delete(template) => {
-            block_on(async { Ok(team_client(&template.data)?.delete_template(&template.name).await?) })?
-        }
-        TemplateCommand::Publish { template, private } => block_on(async {
-            Ok(team_client(&template.data)?.publish_template(&template.name, !private).await?)
-        })?,
+        TemplateCommand::Delete(template) => block_on(delete(&template))?,
+        TemplateCommand::Publish { template, private } => block_on(publish(&template, !private))?,
         TemplateCommand::Export(arguments) => block_on(archive::export(&arguments))?,
         TemplateCommand::Import(arguments) => block_on(archive::import(&arguments))?,
     }
@@ -106,6 +102,14 @@ async fn list(data: &DataDir, json: bool) -> Result<(), Failure> {
         })
         .collect();
     show::table(&["NAMES", "ID", "STATUS", "SIZE", "", "MADE"], &rows, "no templates")
+}
+
+async fn delete(template: &Named) -> Result<(), Failure> {
+    Ok(team_client(&template.data)?.delete_template(&template.name).await?)
+}
+
+async fn publish(template: &Named, public: bool) -> Result<(), Failure> {
+    Ok(team_client(&template.data)?.publish_template(&template.name, public).await?)
 }
 
 async fn describe(template: &Named) -> Result<(), Failure> {
