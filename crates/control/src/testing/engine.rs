@@ -113,6 +113,15 @@ impl TestEngine {
         sandboxes.values().filter(|sandbox| sandbox.exit.borrow().is_none()).count()
     }
 
+    /// Ends all of its sandboxes as if their PID 1 had.
+    ///
+    /// # Panics
+    /// When another test thread panicked.
+    pub fn end_all(&self, reason: ExitReason) {
+        let sandboxes: Vec<_> = self.sandboxes.lock().expect("no test panicked").values().cloned().collect();
+        sandboxes.iter().for_each(|sandbox| sandbox.die(reason.clone()));
+    }
+
     /// Makes the next start fail.
     ///
     /// # Panics
