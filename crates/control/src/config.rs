@@ -44,6 +44,8 @@ pub struct Config {
     pub logs_dir: Option<PathBuf>,
     /// Layers that builds start from and add to; without it no templates are built.
     pub layers: Option<LayerStore>,
+    /// Whether those layers are this server's alone, so that it may remove what nothing uses any more.
+    pub owns_layers: bool,
     /// Where builds keep their cache, uploads and logs.
     pub builds_dir: Option<PathBuf>,
     /// Authorities that sandboxes trust besides their template's, PEM: of a proxy on the way out, say.
@@ -88,6 +90,7 @@ impl Config {
             default_limits: TeamLimits::default(),
             logs_dir: None,
             layers: None,
+            owns_layers: false,
             builds_dir: None,
             trusted_ca: None,
             registries: oci::Registries::default(),

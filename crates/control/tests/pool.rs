@@ -60,7 +60,7 @@ async fn one_that_died_is_never_handed_out() {
     let fixture = with_waiting(1).await;
     // What cannot be replaced must not be missed either.
     fixture.engine.fail_next(EngineError::Died("no".to_owned()));
-    fixture.engine.end_all(ExitReason::Signalled(9));
+    fixture.engine.end_all(&ExitReason::Signalled(9));
     let made = fixture.create().await;
     let made = if made.is_ok() { made } else { fixture.create().await };
     let made = made.unwrap();

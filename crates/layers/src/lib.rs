@@ -10,10 +10,12 @@ mod tree;
 mod volumes;
 mod work;
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use digest::{LayerDigest, digest_tree};
 pub use export::{export_upper, is_empty_layer};
@@ -201,6 +203,37 @@ impl LayerStore {
         text.trim().parse().ok().filter(|digest| self.contains(digest))
     }
 
+    /// Removes layers that are neither `used` nor remembered for a recipe and that came at least `age` ago. Answers how many. Blocks.
+    /// Only for whoever knows everything that uses the store.
+    ///
+    /// # Errors
+    /// The store cannot be read, or a layer not removed.
+    pub fn remove_unused(&self, used: &HashSet<String>, age: Duration) -> Result<usize, LayerError> {
+        let recipes = self.root.join("recipes");
+        let notes = fs::read_dir(&recipes).map_err(LayerError::at(&recipes))?.flatten();
+        let remembered: HashSet<String> =
+            notes.filter_map(|note| Some(fs::read_to_string(note.path()).ok()?.trim().to_owned())).collect();
+        let before = SystemTime::now().checked_sub(age).and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+        let before = before.map_or(0, |at| i64::try_from(at.as_secs()).unwrap_or(i64::MAX));
+        let mut removed = 0;
+        for entry in fs::read_dir(&self.root).map_err(LayerError::at(&self.root))?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.parse::<LayerDigest>().is_err() || used.contains(&name) || remembered.contains(&name) {
+                continue;
+            }
+            let path = entry.path();
+            // When it was renamed into place; its own times are the content's.
+            if fs::symlink_metadata(&path).map_err(LayerError::at(&path))?.ctime() > before {
+                continue;
+            }
+            // First out of the way, so that half a layer is never found.
+            let staging = self.stage()?;
+            fs::rename(&path, staging.path()).map_err(LayerError::at(&path))?;
+            removed += 1;
+        }
+        Ok(removed)
+    }
+
     /// Remembers what a recipe produced.
     ///
     /// # Errors
@@ -249,6 +282,11 @@ mod tests {
             stack.push(again);
         }
         drop(staging);
+        let (used, unused) = (stack[1].clone(), stack[2].clone());
+        assert_eq!(store.remove_unused(&HashSet::from([used.clone()]), Duration::from_secs(60)).unwrap(), 0);
+        assert!(store.remove_unused(&HashSet::from([used.clone()]), Duration::ZERO).unwrap() > 0);
+        let is_here = |digest: &str| store.contains(&digest.parse().unwrap());
+        assert!(is_here(&used) && is_here(first.as_str()) && !is_here(&unused));
         assert_eq!(fs::read_dir(dir.path().join("staging")).unwrap().count(), 0);
         assert_eq!(
             fs::metadata(dir.path()).unwrap().permissions().mode() & 0o077,

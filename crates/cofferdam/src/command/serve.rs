@@ -217,6 +217,7 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
     config.logs_dir = Some(data.data_dir.join("logs"));
     config.metrics_dir = Some(data.data_dir.join("metrics"));
     config.layers = Some(layers.clone());
+    config.owns_layers = arguments.layers_dir.is_none();
     config.trusted_ca = arguments.sandbox_ca.as_deref().map(authorities).transpose()?;
     config.registries = oci::Registries {
         mirrors: arguments.registry_mirror.iter().cloned().collect(),

@@ -57,6 +57,15 @@ impl Cache {
     }
 }
 
+/// Every layer that an entry of any team refers to.
+pub(crate) fn layers(root: &Path) -> Vec<String> {
+    let teams = fs::read_dir(root).into_iter().flatten().flatten();
+    let entries = teams.filter_map(|team| fs::read_dir(team.path()).ok()).flatten().flatten();
+    let progress =
+        entries.filter_map(|entry| serde_json::from_slice::<Progress>(&fs::read(entry.path()).ok()?).ok());
+    progress.flat_map(|progress| progress.layers).collect()
+}
+
 /// Removes the entries of all teams that nobody has used for so long.
 pub(crate) fn forget(root: &Path, unused_for: Duration) {
     let Some(before) = SystemTime::now().checked_sub(unused_for) else { return };

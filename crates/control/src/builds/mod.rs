@@ -32,6 +32,7 @@ use engine::Sandbox as EngineSandbox;
 use ids::SandboxId;
 use store::Build;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -57,6 +58,8 @@ impl Folders {
     }
 }
 
+/// A layer this young may belong to a build that is under way.
+const YOUNG: Duration = Duration::from_secs(2 * 24 * 3600);
 /// How long an unused step is remembered.
 const UNUSED_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -65,12 +68,33 @@ impl Control {
     pub(crate) async fn forget_builds(&self) {
         let Ok(folders) = self.build_folders() else { return };
         let retention = self.config.retention;
+        let layers = self.config.layers.clone().filter(|_| self.config.owns_layers);
+        let used = match layers {
+            // Read before the rest is looked at: what is not known here came later, and is young.
+            Some(_) => self.layers_in_use().await,
+            None => None,
+        };
         let forget = move || {
             log::book(&folders).forget(retention);
             files::forget(&folders);
             cache::forget(&folders.cache(), UNUSED_FOR);
+            let (Some(store), Some(mut used)) = (layers, used) else { return };
+            used.extend(cache::layers(&folders.cache()));
+            match store.remove_unused(&used, YOUNG) {
+                Ok(0) => {}
+                Ok(removed) => tracing::info!(removed, "layers that nothing uses any more were removed"),
+                Err(error) => tracing::warn!(%error, "unused layers could not be removed"),
+            }
         };
         let _ = tokio::task::spawn_blocking(forget).await;
+    }
+
+    /// Layers of every build and of every sandbox that has not ended.
+    async fn layers_in_use(&self) -> Option<HashSet<String>> {
+        let builds = self.store.builds().await.ok()?;
+        let sandboxes = self.store.open_sandboxes().await.ok()?;
+        let of_builds = builds.into_iter().flat_map(|build| build.layers);
+        Some(of_builds.chain(sandboxes.into_iter().flat_map(|sandbox| sandbox.details.layers)).collect())
     }
 
     /// Starts what a template starts, in a sandbox that was started without its memory image.

@@ -117,7 +117,7 @@ impl TestEngine {
     ///
     /// # Panics
     /// When another test thread panicked.
-    pub fn end_all(&self, reason: ExitReason) {
+    pub fn end_all(&self, reason: &ExitReason) {
         let sandboxes: Vec<_> = self.sandboxes.lock().expect("no test panicked").values().cloned().collect();
         sandboxes.iter().for_each(|sandbox| sandbox.die(reason.clone()));
     }
