@@ -1,5 +1,6 @@
 // Runs cells of JavaScript and TypeScript in one lasting global scope.
-// Descriptor 3 is a socket to the interpreter: lines of words, all but the first in base64. Output is simply written.
+// Descriptor 3 is a socket to the interpreter: lines of words, all but the first in base64. What JavaScript writes goes there too and
+// keeps its place among results; other programs that a cell starts write to the pipes.
 // A cell's promise is awaited, and its value is the result; an interrupt ends synchronous code and awaiting alike.
 'use strict'
 
@@ -7,6 +8,7 @@ const fs = require('node:fs')
 const { createRequire } = require('node:module')
 const net = require('node:net')
 const path = require('node:path')
+const { StringDecoder } = require('node:string_decoder')
 const util = require('node:util')
 const vm = require('node:vm')
 
@@ -33,6 +35,22 @@ function tell(verb, ...words) {
     }
   }
 }
+
+function redirect(stream, verb) {
+  const decoder = new StringDecoder('utf8')
+  const original = stream.write
+  stream.write = function (chunk, encoding, done) {
+    if (typeof encoding === 'function') [encoding, done] = [undefined, encoding]
+    // What cannot be written is for Node to refuse.
+    if (typeof chunk !== 'string' && !(chunk instanceof Uint8Array)) return original.call(this, chunk, encoding, done)
+    const text = decoder.write(typeof chunk === 'string' ? Buffer.from(chunk, encoding) : Buffer.from(chunk))
+    if (text !== '') tell(verb, text)
+    if (done) process.nextTick(done)
+    return true
+  }
+}
+redirect(process.stdout, 'out')
+redirect(process.stderr, 'err')
 
 class KeyboardInterrupt extends Error {
   name = 'KeyboardInterrupt'
