@@ -209,7 +209,9 @@ impl Control {
         self.go_live(Arc::clone(&live));
         self.note_start(team.id);
         if pause.owned {
-            self.discard_state(pause.snapshot).await;
+            // Nothing refers to it any more, and removing a large image takes its time.
+            let (control, state) = (Arc::clone(self), pause.snapshot);
+            self.tasks.spawn(async move { control.discard_state(state).await });
         }
         tracing::info!(
             sandbox_id = %id, team_id = %team.id, was_hot, memory = revival == Revival::Memory,
