@@ -39,7 +39,8 @@ impl Server {
         let mut child = Command::new(binary)
             .arg("serve")
             .args(["--listen", "127.0.0.1:0", "--max-sandboxes", "5000"])
-            .args(["--pool", &pool.to_string()])
+            // No sandboxes wait for their creators: each create is measured whole.
+            .args(["--pool", &pool.to_string(), "--warm", "0"])
             .args(options)
             .arg("--layers-dir")
             .arg(layers)

@@ -53,6 +53,8 @@ impl Control {
 
     /// What it uses now. None when neither engine nor agent can say.
     pub(super) async fn measure(&self, live: &Live, meter: &mut Meter) -> Option<Sample> {
+        // Now: a busy agent may take seconds to answer, and samples would come unevenly.
+        let at = time::OffsetDateTime::now_utc().unix_timestamp();
         let stats = live.engine.stats().await.ok()?;
         // Without a limit the engine does not account for it: then it is the agent's word.
         let accounted = stats.memory_limit_bytes > 0;
@@ -67,7 +69,7 @@ impl Control {
         meter.round = meter.round.wrapping_add(1);
         let (agent, cpu_count) = (meter.agent, live.details().cpu_count);
         let sample = Sample {
-            at: time::OffsetDateTime::now_utc().unix_timestamp(),
+            at,
             cpu_count,
             cpu_used_pct: if agent.cpu_used_pct.is_finite() { agent.cpu_used_pct.max(0.0) } else { 0.0 },
             mem_total: agent.mem_total,
