@@ -18,6 +18,19 @@ after(() => server.stop())
 
 const pids = async (sandbox) => (await sandbox.commands.list()).map(({ pid }) => pid)
 const said = async (sandbox, command) => (await sandbox.commands.run(command)).stdout
+
+// A web server that listens once this resolves: it says so itself.
+async function serving(sandbox) {
+  const output = new Collected()
+  const web = await sandbox.commands.run('python3 -u -m http.server 8000', {
+    background: true,
+    timeoutMs: 0,
+    onStdout: output.add,
+  })
+  await output.until(({ text }) => text.includes('Serving HTTP'))
+  return web
+}
+
 const toPort = (sandbox, port = 8000) => ({
   headers: { 'E2b-Sandbox-Id': sandbox.sandboxId, 'E2b-Sandbox-Port': String(port) },
 })
@@ -31,7 +44,7 @@ async function all(pages) {
 test('memory, processes, files and servers survive a pause', async () => {
   const sandbox = await Sandbox.create({ envs: { OWN: 'mine' } })
   const sleeper = await sandbox.commands.run('sleep 1000', { background: true, timeoutMs: 0 })
-  const web = await sandbox.commands.run('python3 -m http.server 8000', { background: true, timeoutMs: 0 })
+  const web = await serving(sandbox)
   await sandbox.files.write('note', 'kept')
   const boot = await said(sandbox, BOOT)
   const cut = assert.rejects(web.wait(), TimeoutError)
@@ -117,8 +130,7 @@ test('the end of its time is a pause, and traffic ends that', async () => {
   const sandbox = await Sandbox.create({ timeoutMs: 60_000, lifecycle })
   const info = await sandbox.getInfo()
   assert.deepEqual(info.lifecycle, { onTimeout: 'pause', autoResume: true })
-  await sandbox.commands.run('python3 -m http.server 8000', { background: true, timeoutMs: 0 })
-  await sandbox.commands.run('until ss -Htln sport = :8000 | grep -q .; do sleep 0.05; done')
+  await serving(sandbox)
   await sandbox.setTimeout(1000)
   // Asking how it is, as the SDK does then, is traffic too.
   await assert.rejects(sandbox.commands.run('sleep 30'))
