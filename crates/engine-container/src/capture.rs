@@ -142,8 +142,8 @@ fn write(claim: &Claim, sandbox: &SandboxId, id: SnapshotId, memory: bool) -> Re
     let host = &claim.host;
     let state = State::of(host, id);
     let new = State { id, folder: state.folder.with_extension("new") };
-    let record = Record::load(&host.records, sandbox).map_err(|_| EngineError::NotFound)?;
-    let lock = Record::lock(&host.records, sandbox).map_err(|_| EngineError::NotFound)?;
+    let record: Record = host.records.load(sandbox).map_err(|_| EngineError::NotFound)?;
+    let lock = host.records.lock(sandbox).map_err(|_| EngineError::NotFound)?;
     let work = || -> Result<u64, EngineError> {
         fs::create_dir_all(new.memory())
             .map_err(EngineError::kernel("make a folder for the captured state"))?;
@@ -151,7 +151,7 @@ fn write(claim: &Claim, sandbox: &SandboxId, id: SnapshotId, memory: bool) -> Re
         if memory {
             check_room(claim)?;
             host.memory()?.dump(
-                record.pid,
+                record.process.pid,
                 claim.owner(),
                 claim.group.unified_path(),
                 &new.memory(),

@@ -69,7 +69,7 @@ mod tests {
 
     use super::*;
     use crate::slot::make_namespaces;
-    use crate::uids::FIRST_ID;
+    use engine_host::uids::FIRST_ID;
 
     /// A program that is being started holds copies of all descriptors until it runs.
     #[test]

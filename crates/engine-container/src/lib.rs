@@ -3,12 +3,10 @@
 //! Needs Linux 6.15 and root; sandboxes themselves never run with an id of the host.
 
 mod capture;
-mod cgroup;
 mod criu;
 mod devices;
 mod host;
 mod launch;
-mod pressure;
 mod private;
 mod record;
 mod restore;
@@ -18,7 +16,6 @@ mod seccomp;
 mod slot;
 mod start;
 mod sweep;
-mod uids;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -34,7 +31,6 @@ use net::GatewayConfig;
 use crate::capture::State;
 pub use crate::criu::Criu;
 use crate::host::Host;
-pub use crate::host::instance_name;
 use crate::slot::Pool;
 use crate::start::Origin;
 
@@ -136,7 +132,7 @@ impl Engine for ContainerEngine {
     }
 
     async fn memory_scarce(&self) {
-        pressure::memory_scarce().await;
+        engine_host::memory_scarce().await;
     }
 
     async fn sweep(&self, keep: &[SandboxId], snapshots: &[SnapshotId]) -> Result<usize, EngineError> {

@@ -4,16 +4,17 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use engine::{Captured, EgressPolicy, EngineError, ExitReason, Sandbox, SandboxId, SnapshotId, Stats};
+use engine_host::exit_reason;
 use net::Gateway;
 use rustix::io::Errno;
-use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+use rustix::process::{Signal, pidfd_send_signal};
 use sys::Namespace;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -25,7 +26,6 @@ use tracing::{debug, warn};
 use crate::capture;
 use crate::host::Host;
 use crate::private::volume_of;
-use crate::record::Record;
 use crate::slot::Claim;
 
 const END_TIMEOUT: Duration = Duration::from_secs(20);
@@ -106,7 +106,7 @@ impl ContainerSandbox {
             if let Err(error) = host.volumes.discard(&volume_of(&id)) {
                 warn!(sandbox = %id, %error, "a sandbox's files could not be discarded");
             }
-            if let Err(error) = Record::remove(&host.records, &id) {
+            if let Err(error) = host.records.remove(&id) {
                 warn!(sandbox = %id, %error, "a sandbox's record could not be removed");
             }
             emptied.is_ok()
@@ -130,18 +130,6 @@ impl ContainerSandbox {
     fn claim(&self) -> Result<Arc<Claim>, EngineError> {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.as_ref().map(|held| held.claim.clone()).ok_or(EngineError::NotFound)
-    }
-}
-
-/// How PID 1 ended. Only its parent is told; an adopted sandbox has another one.
-fn exit_reason(pidfd: &OwnedFd) -> ExitReason {
-    match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {
-        Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
-            (Some(code), _) => ExitReason::Exited(code),
-            (None, Some(signal)) => ExitReason::Signalled(signal),
-            (None, None) => ExitReason::Unknown,
-        },
-        _ => ExitReason::Unknown,
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use engine::{EngineError, Revival, Sandbox, SnapshotId, StartSpec};
+use engine_host::ProcessId;
 use net::{Gateway, Listeners};
 use sys::Namespace;
 use tracing::debug;
@@ -16,7 +17,7 @@ use crate::devices;
 use crate::host::Host;
 use crate::launch::{Parts, Started, launch};
 use crate::private::{copy_of, volume_error, volume_of};
-use crate::record::{Place, Record};
+use crate::record::Record;
 use crate::restore::restore;
 use crate::rootfs;
 use crate::sandbox::ContainerSandbox;
@@ -118,14 +119,14 @@ fn run(host: &Host, slot: &mut Slot, spec: &StartSpec, origin: Origin) -> Result
         }
     };
     let agent = agent.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let place = Place {
+    let record = ProcessId::of(running.started.pid).map(|process| Record {
+        process,
         uid_base: slot.claim.uid_base,
         cgroup: slot.claim.group.name().to_owned(),
         agent,
         inner_boot: slot.inner_boot.clone(),
-    };
-    let record = Record::of(running.started.pid, place);
-    if let Err(source) = record.and_then(|record| record.save(&host.records, &spec.id)) {
+    });
+    if let Err(source) = record.and_then(|record| host.records.save(&spec.id, &record)) {
         let _ = slot.claim.group.kill();
         return Err(EngineError::Kernel { step: "record the sandbox", source });
     }

@@ -8,13 +8,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use engine::{EgressPolicy, EngineError, Sandbox, SandboxId, SnapshotId};
+use engine_host::Group;
 use layers::VolumeName;
 use net::{Gateway, Listeners};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use sys::Namespace;
 use tracing::{info, warn};
 
-use crate::cgroup::Group;
 use crate::host::Host;
 use crate::private::{state_volume, volume_error, volume_of};
 use crate::record::Record;
@@ -24,20 +23,15 @@ use crate::slot::Claim;
 /// Takes over a sandbox that is still alive. Its egress is closed until the caller sets the policy again.
 pub(crate) async fn adopt(host: &Arc<Host>, id: &SandboxId) -> Result<Arc<dyn Sandbox>, EngineError> {
     // A capture that the former server had begun goes on without it, and leaves the sandbox frozen.
-    let (folder, waiting) = (host.records.clone(), id.clone());
-    let lock = tokio::task::spawn_blocking(move || Record::lock(&folder, &waiting)).await;
+    let (records, waiting) = (host.records.clone(), id.clone());
+    let lock = tokio::task::spawn_blocking(move || records.lock(&waiting)).await;
     let _lock = lock.ok().and_then(Result::ok).ok_or(EngineError::NotFound)?;
-    let record = Record::load(&host.records, id).map_err(|_| EngineError::NotFound)?;
-    let pid = Pid::from_raw(record.pid).ok_or(EngineError::NotFound)?;
-    let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|_| EngineError::NotFound)?;
-    // After the pidfd: from here on the pid cannot come to mean another process.
-    if !record.is_alive() {
-        return Err(EngineError::NotFound);
-    }
+    let record: Record = host.records.load(id).map_err(|_| EngineError::NotFound)?;
+    let pidfd = record.process.open().map_err(|_| EngineError::NotFound)?;
     let group = Group::open(&host.hierarchies, &record.cgroup).map_err(|_| EngineError::NotFound)?;
     group.set_frozen(false).await.map_err(EngineError::kernel("thaw an adopted sandbox"))?;
     let open = || -> io::Result<Arc<ContainerSandbox>> {
-        let network = Namespace::of_process(record.pid, "net")?;
+        let network = Namespace::of_process(record.process.pid, "net")?;
         host.uids.reserve(record.uid_base);
         let claim = Claim::new(host.clone(), record.uid_base, group);
         // Whatever happens here, the sandbox is its owner's: better without a way out than not at all.
@@ -73,7 +67,7 @@ fn in_use(host: &Host, group: &str) -> bool {
 
 fn sweep_blocking(host: &Host, keep: &[SandboxId], snapshots: &[SnapshotId]) -> Result<usize, EngineError> {
     let kept_groups: Vec<String> =
-        keep.iter().filter_map(|id| Some(Record::load(&host.records, id).ok()?.cgroup)).collect();
+        keep.iter().filter_map(|id| Some(host.records.load::<Record>(id).ok()?.cgroup)).collect();
     let mut removed = 0;
     for name in host.hierarchies.groups().map_err(EngineError::kernel("list control groups"))? {
         if kept_groups.contains(&name) || in_use(host, &name) {
@@ -101,7 +95,7 @@ fn sweep_blocking(host: &Host, keep: &[SandboxId], snapshots: &[SnapshotId]) -> 
     }
     let names = keep.iter().map(|id| format!("{id}.json")).chain(snapshots.iter().map(ToString::to_string));
     let names: Vec<String> = names.collect();
-    for folder in [&host.records, &host.snapshots] {
+    for folder in [host.records.folder(), &host.snapshots] {
         for entry in fs::read_dir(folder).map_err(EngineError::kernel("list what is kept"))? {
             let entry = entry.map_err(EngineError::kernel("list what is kept"))?;
             if names.iter().any(|name| entry.file_name() == name.as_str()) {

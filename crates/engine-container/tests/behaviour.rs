@@ -92,7 +92,7 @@ async fn other_users_of_the_host_cannot_reach_a_sandboxes_files() {
 
 /// No mount and no control group of this data folder's server may outlive it.
 fn assert_nothing_left(data: &Path) {
-    let instance = engine_container::instance_name(data).expect("the folder is there");
+    let instance = engine_host::instance_name(data).expect("the folder is there");
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
     assert!(!mounts.contains(&instance), "a mount of {instance} stayed");
     assert!(!Path::new("/run/cofferdam").join(&instance).exists(), "the run folder stayed");

@@ -123,7 +123,7 @@ pub(crate) fn terminate(pid: u32) {
 
 /// No control group and no mount of this data folder's server is left.
 pub(crate) fn assert_nothing_left(data: &Path) {
-    let name = engine_container::instance_name(data).expect("a name");
+    let name = engine_host::instance_name(data).expect("a name");
     for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
         let group = hierarchy.path().join(&name);
         assert!(!group.exists(), "{} is left", group.display());

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use prost::Message;
 
-use crate::uids::RANGE_SIZE;
+use engine_host::uids::RANGE_SIZE;
 
 const HEADER: usize = 8;
 

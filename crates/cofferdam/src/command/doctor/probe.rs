@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::{EgressPolicy, Engine, Resources, Sandbox, SandboxId, StartSpec, TemplateImage};
-use engine_container::{ContainerConfig, ContainerEngine, instance_name};
+use engine_container::{ContainerConfig, ContainerEngine};
+use engine_host::instance_name;
 use layers::VolumesConfig;
 use net::GatewayConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 use engine::{Resources, Stats};
 use rustix::fs::{Mode, OFlags, open};
 
-pub(crate) use hierarchy::Hierarchies;
+pub use hierarchy::Hierarchies;
 
 /// The group of one sandbox, in every hierarchy in use.
 #[derive(Debug)]
-pub(crate) struct Group {
+pub struct Group {
     name: String,
     unified: PathBuf,
     unified_fd: OwnedFd,
@@ -28,7 +28,7 @@ pub(crate) struct Group {
 
 impl Group {
     /// Makes the group's folders.
-    pub(crate) fn create(hierarchies: &Hierarchies, name: &str) -> io::Result<Self> {
+    pub fn create(hierarchies: &Hierarchies, name: &str) -> io::Result<Self> {
         for root in hierarchies.instance_roots() {
             match fs::create_dir(root.join(name)) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -39,7 +39,7 @@ impl Group {
     }
 
     /// Opens a group that exists.
-    pub(crate) fn open(hierarchies: &Hierarchies, name: &str) -> io::Result<Self> {
+    pub fn open(hierarchies: &Hierarchies, name: &str) -> io::Result<Self> {
         let unified = hierarchies.unified.join(name);
         let unified_fd = open(&unified, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let v1 = hierarchies.v1.iter().map(|(kind, root)| (*kind, root.join(name))).collect();
@@ -47,27 +47,27 @@ impl Group {
     }
 
     /// The group's name, unique within this server.
-    pub(crate) fn name(&self) -> &str {
+    pub fn name(&self) -> &str {
         &self.name
     }
 
     /// The folder in version 2.
-    pub(crate) fn unified_path(&self) -> &Path {
+    pub fn unified_path(&self) -> &Path {
         &self.unified
     }
 
     /// For `CLONE_INTO_CGROUP`.
-    pub(crate) fn unified_fd(&self) -> BorrowedFd<'_> {
+    pub fn unified_fd(&self) -> BorrowedFd<'_> {
         self.unified_fd.as_fd()
     }
 
     /// What a thread needs to move itself in.
-    pub(crate) fn entrance(&self) -> Entrance {
+    pub fn entrance(&self) -> Entrance {
         Entrance(self.v1.iter().map(|(_, path)| path.join("tasks")).collect())
     }
 
     /// Sets the limits.
-    pub(crate) fn limit(&self, resources: &Resources) -> io::Result<()> {
+    pub fn limit(&self, resources: &Resources) -> io::Result<()> {
         if self.v1.is_empty() {
             return v2::limit(&self.unified, resources);
         }
@@ -75,22 +75,22 @@ impl Group {
     }
 
     /// Stops or continues every process and waits until the kernel says so.
-    pub(crate) async fn set_frozen(&self, frozen: bool) -> io::Result<()> {
+    pub async fn set_frozen(&self, frozen: bool) -> io::Result<()> {
         v2::set_frozen(&self.unified, frozen).await
     }
 
     /// Whether every process is stopped by [`Group::set_frozen`].
-    pub(crate) fn is_frozen(&self) -> io::Result<bool> {
+    pub fn is_frozen(&self) -> io::Result<bool> {
         Ok(read_number(&self.unified.join("cgroup.freeze"))? == 1)
     }
 
     /// Lets every process continue, without waiting for it.
-    pub(crate) fn thaw_now(&self) -> io::Result<()> {
+    pub fn thaw_now(&self) -> io::Result<()> {
         fs::write(self.unified.join("cgroup.freeze"), "0")
     }
 
     /// What the group uses now.
-    pub(crate) fn stats(&self) -> io::Result<Stats> {
+    pub fn stats(&self) -> io::Result<Stats> {
         if self.v1.is_empty() {
             return v2::stats(&self.unified);
         }
@@ -100,12 +100,12 @@ impl Group {
     }
 
     /// Ends every process in the group and waits until none is left.
-    pub(crate) fn kill(&self) -> io::Result<()> {
+    pub fn kill(&self) -> io::Result<()> {
         v2::kill(&self.unified)
     }
 
     /// Removes the empty group.
-    pub(crate) fn remove(&self) -> io::Result<()> {
+    pub fn remove(&self) -> io::Result<()> {
         let folders = self.v1.iter().map(|(_, path)| path).chain([&self.unified]);
         folders.map(|path| remove_folder(path)).fold(Ok(()), io::Result::and)
     }
@@ -113,12 +113,12 @@ impl Group {
 
 /// The way into a group's version 1 hierarchies, for one thread.
 #[derive(Debug)]
-pub(crate) struct Entrance(Vec<PathBuf>);
+pub struct Entrance(Vec<PathBuf>);
 
 impl Entrance {
     /// Moves the calling thread in, so that what it clones is born there.
     /// Slow when the machine is idle (it waits for RCU): never on the create path.
-    pub(crate) fn enter(&self) -> io::Result<()> {
+    pub fn enter(&self) -> io::Result<()> {
         self.0.iter().try_for_each(|tasks| fs::write(tasks, "0"))
     }
 }

@@ -11,23 +11,24 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::{FlockOperation, flock};
 
 /// Ids in a range: 0..65535 inside the sandbox.
-pub(crate) const RANGE_SIZE: u32 = 65_536;
+pub const RANGE_SIZE: u32 = 65_536;
 /// Ranges in a block: the most sandboxes one server can run at once.
 const RANGES: u32 = 4096;
-pub(crate) const FIRST_ID: u32 = 1 << 28;
+/// The first id of the first range.
+pub const FIRST_ID: u32 = 1 << 28;
 const BLOCKS: u32 = 14;
 
 /// Ids that own user namespaces, one a range. Nothing runs with them and no range holds them.
 const FIRST_OWNER: u32 = 1 << 27;
 
 /// The host id that owns the user namespace of the range that begins at `base`.
-pub(crate) fn owner_of(base: u32) -> u32 {
+pub fn owner_of(base: u32) -> u32 {
     FIRST_OWNER + (base - FIRST_ID) / RANGE_SIZE
 }
 
 /// The ranges of this server.
 #[derive(Debug)]
-pub(crate) struct UidRanges {
+pub struct UidRanges {
     block: u32,
     used: Mutex<BTreeSet<u32>>,
     _lock: File,
@@ -35,7 +36,7 @@ pub(crate) struct UidRanges {
 
 impl UidRanges {
     /// Locks a block, preferring the one this data folder had before: its sandboxes may be alive.
-    pub(crate) fn open(lock_dir: &Path, data_dir: &Path) -> io::Result<Self> {
+    pub fn open(lock_dir: &Path, data_dir: &Path) -> io::Result<Self> {
         fs::create_dir_all(lock_dir)?;
         let remembered = data_dir.join("uid-block");
         let before = fs::read_to_string(&remembered).ok().and_then(|text| text.trim().parse().ok());
@@ -51,7 +52,7 @@ impl UidRanges {
     }
 
     /// Takes a free range; answers its first id on the host.
-    pub(crate) fn take(&self) -> Option<u32> {
+    pub fn take(&self) -> Option<u32> {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         let index = (0..RANGES).find(|index| !used.contains(index))?;
         used.insert(index);
@@ -59,20 +60,20 @@ impl UidRanges {
     }
 
     /// Marks the range that begins at `base` as used by an adopted sandbox.
-    pub(crate) fn reserve(&self, base: u32) {
+    pub fn reserve(&self, base: u32) {
         if let Some(index) = self.index(base) {
             self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(index);
         }
     }
 
     /// Whether the range that begins at `base` is in use.
-    pub(crate) fn is_used(&self, base: u32) -> bool {
+    pub fn is_used(&self, base: u32) -> bool {
         let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         self.index(base).is_some_and(|index| used.contains(&index))
     }
 
     /// Gives a range back.
-    pub(crate) fn release(&self, base: u32) {
+    pub fn release(&self, base: u32) {
         if let Some(index) = self.index(base) {
             self.used.lock().unwrap_or_else(PoisonError::into_inner).remove(&index);
         }

@@ -12,7 +12,7 @@ use super::{read_field, read_number};
 
 /// A controller the engine uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Controller {
+pub enum Controller {
     Cpu,
     CpuAcct,
     Memory,
@@ -23,10 +23,10 @@ pub(crate) enum Controller {
 const CPU_PERIOD_USEC: u64 = 20_000;
 
 impl Controller {
-    pub(crate) const ALL: [Self; 4] = [Self::Cpu, Self::CpuAcct, Self::Memory, Self::Pids];
-    pub(crate) const LIMITING: [Self; 3] = [Self::Cpu, Self::Memory, Self::Pids];
+    pub const ALL: [Self; 4] = [Self::Cpu, Self::CpuAcct, Self::Memory, Self::Pids];
+    pub const LIMITING: [Self; 3] = [Self::Cpu, Self::Memory, Self::Pids];
 
-    pub(crate) fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Cpu => "cpu",
             Self::CpuAcct => "cpuacct",
@@ -35,7 +35,7 @@ impl Controller {
         }
     }
 
-    pub(crate) fn limit(self, path: &Path, resources: &Resources) -> io::Result<()> {
+    pub fn limit(self, path: &Path, resources: &Resources) -> io::Result<()> {
         match self {
             Self::Cpu => {
                 fs::write(path.join("cpu.cfs_period_us"), CPU_PERIOD_USEC.to_string())?;
@@ -53,7 +53,7 @@ impl Controller {
         }
     }
 
-    pub(crate) fn add_stats(self, path: &Path, stats: &mut Stats) -> io::Result<()> {
+    pub fn add_stats(self, path: &Path, stats: &mut Stats) -> io::Result<()> {
         match self {
             Self::Cpu => {}
             Self::CpuAcct => stats.cpu_usec = read_number(&path.join("cpuacct.usage"))? / 1000,

@@ -12,16 +12,16 @@ use super::v1::Controller;
 
 /// This server's folder in each hierarchy in use.
 #[derive(Debug)]
-pub(crate) struct Hierarchies {
+pub struct Hierarchies {
     /// In version 2.
-    pub(crate) unified: PathBuf,
+    pub unified: PathBuf,
     /// In version 1, one for each controller that version 2 does not have.
-    pub(crate) v1: Vec<(Controller, PathBuf)>,
+    pub v1: Vec<(Controller, PathBuf)>,
 }
 
 impl Hierarchies {
     /// Detects the layout and makes the folders named `instance`.
-    pub(crate) fn open(instance: &str, run_dir: &Path) -> io::Result<Self> {
+    pub fn open(instance: &str, run_dir: &Path) -> io::Result<Self> {
         let mounts = fs::read_to_string("/proc/self/mountinfo")?;
         let unified_root = match find_mount(&mounts, "cgroup2", None) {
             Some(root) => root,
@@ -48,17 +48,18 @@ impl Hierarchies {
     }
 
     /// Whether cpu, memory and pids can all be limited.
-    pub(crate) fn has_limits(&self) -> bool {
+    pub fn has_limits(&self) -> bool {
         self.v1.is_empty()
             || Controller::LIMITING.iter().all(|kind| self.v1.iter().any(|(have, _)| have == kind))
     }
 
-    pub(crate) fn instance_roots(&self) -> impl Iterator<Item = &PathBuf> {
+    /// The folders themselves.
+    pub fn instance_roots(&self) -> impl Iterator<Item = &PathBuf> {
         self.v1.iter().map(|(_, path)| path).chain([&self.unified])
     }
 
     /// Names of the groups that exist.
-    pub(crate) fn groups(&self) -> io::Result<Vec<String>> {
+    pub fn groups(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for root in self.instance_roots() {
             for entry in fs::read_dir(root)? {
@@ -74,7 +75,7 @@ impl Hierarchies {
     }
 
     /// Removes this server's folders if nothing is left in them.
-    pub(crate) fn remove_if_empty(&self) {
+    pub fn remove_if_empty(&self) {
         for root in self.instance_roots() {
             let _ = fs::remove_dir(root);
         }

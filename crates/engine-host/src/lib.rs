@@ -1,0 +1,20 @@
+//! What any engine needs of the machine: control groups, ranges of user ids, names for kernel objects, proof that a process is
+//! still the same, news of scarce memory. An engine takes from here what it shares with the others and nothing more.
+//! Names contain the data folder's fingerprint, so two servers never touch each other's objects.
+
+pub mod cgroup;
+mod folders;
+mod pressure;
+mod process;
+mod records;
+pub mod uids;
+
+pub use cgroup::{Entrance, Group, Hierarchies};
+pub use folders::{
+    RunDir, check_kernel, check_root, fingerprint, instance_name, make_folder, make_private_folder,
+    raise_open_files,
+};
+pub use pressure::memory_scarce;
+pub use process::{ProcessId, exit_reason};
+pub use records::Records;
+pub use uids::UidRanges;
