@@ -22,7 +22,11 @@ pub async fn dial(namespace: &Namespace, port: u16) -> io::Result<TcpStream> {
     }
 }
 
-async fn connect(namespace: &Namespace, host: IpAddr, port: u16) -> io::Result<TcpStream> {
+/// Connects from within `namespace`.
+///
+/// # Errors
+/// `ConnectionRefused` when nothing listens there.
+pub async fn connect(namespace: &Namespace, host: IpAddr, port: u16) -> io::Result<TcpStream> {
     let family = if host.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = in_network_namespace(namespace, || {

@@ -1,4 +1,5 @@
-//! Socket-only networking: a sandbox's network namespace has only `lo`, and our listeners inside it are all it can reach.
+//! Socket-only networking: a sandbox's network namespace has only `lo` (or the cable of a virtual machine), and our listeners
+//! inside it are all it can reach.
 //! Outgoing connections land on those listeners, the policy decides, and the server dials from the host.
 //! Incoming ones are sockets made inside the namespace.
 #![forbid(unsafe_code)]
@@ -8,15 +9,17 @@ mod dns;
 mod gateway;
 mod link;
 mod listeners;
+mod machine;
 mod netlink;
 mod policy;
 mod redirect;
 mod sniff;
 
-pub use dial::dial;
+pub use dial::{connect, dial};
 pub use dns::Resolvers;
 pub use gateway::{Gateway, GatewayConfig, is_of_this_host};
 pub use listeners::{Listeners, TcpListener, listen_in};
+pub use machine::{Cable, MachineNetwork, plug_in};
 pub use policy::{Cidr, EgressPolicy, PolicyError, is_never_public};
 
 use std::io;
@@ -35,6 +38,6 @@ pub const DNS_PORT: u16 = 15053;
 pub fn configure(namespace: &Namespace) -> io::Result<()> {
     in_network_namespace(namespace, || {
         link::bring_up_loopback()?;
-        redirect::install()
+        redirect::install(redirect::Hook::LocalOut)
     })
 }

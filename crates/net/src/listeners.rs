@@ -31,16 +31,22 @@ impl Listeners {
     /// # Errors
     /// A port is taken (something in the sandbox listens there) or `lo` is not up.
     pub fn open(namespace: &Namespace) -> io::Result<Self> {
+        Self::open_at(namespace, Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST)
+    }
+
+    /// Opens them in a namespace that a machine is plugged into: its packets land on the cable's own addresses.
+    ///
+    /// # Errors
+    /// A port is taken.
+    pub fn open_for_machine(namespace: &Namespace) -> io::Result<Self> {
+        Self::open_at(namespace, Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED)
+    }
+
+    fn open_at(namespace: &Namespace, v4: Ipv4Addr, v6: Ipv6Addr) -> io::Result<Self> {
         in_network_namespace(namespace, || {
             Ok(Self {
-                tcp: [
-                    listen((Ipv4Addr::LOCALHOST, EGRESS_PORT).into())?,
-                    listen((Ipv6Addr::LOCALHOST, EGRESS_PORT).into())?,
-                ],
-                dns: [
-                    datagram((Ipv4Addr::LOCALHOST, DNS_PORT).into())?,
-                    datagram((Ipv6Addr::LOCALHOST, DNS_PORT).into())?,
-                ],
+                tcp: [listen((v4, EGRESS_PORT).into())?, listen((v6, EGRESS_PORT).into())?],
+                dns: [datagram((v4, DNS_PORT).into())?, datagram((v6, DNS_PORT).into())?],
             })
         })
     }
@@ -70,6 +76,10 @@ fn bound(address: SocketAddr, kind: SocketType) -> io::Result<OwnedFd> {
     if kind == SocketType::STREAM {
         // Connections of an earlier server may linger in TIME_WAIT when a new one adopts the sandbox.
         sockopt::set_socket_reuseaddr(&socket, true)?;
+    }
+    if address.is_ipv6() {
+        // Its sibling has the same port for IPv4.
+        sockopt::set_ipv6_v6only(&socket, true)?;
     }
     rustix::net::bind(&socket, &address)?;
     Ok(socket)

@@ -1,5 +1,5 @@
 //! The nf_tables rules of a sandbox: loopback stays inside, DNS and all other TCP go to our listeners.
-//! Everything else has nowhere to go: no interface but `lo` exists.
+//! Everything else has nowhere to go: no interface but `lo`, or the machine's own cable, exists.
 //! Attribute numbers are those of `linux/netfilter/nf_tables.h`; numbers travel in network byte order.
 
 use std::io;
@@ -32,8 +32,17 @@ const REGISTER: u32 = 1;
 const VERDICT_REGISTER: u32 = 0;
 const RETURN: i32 = -5;
 
+/// Where packets are caught.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hook {
+    /// On their way out of a process in the namespace.
+    LocalOut = 3,
+    /// On their way in, from a machine that is plugged into the namespace.
+    PreRouting = 0,
+}
+
 /// Installs the rules in the calling thread's network namespace.
-pub(crate) fn install() -> io::Result<()> {
+pub(crate) fn install(hook: Hook) -> io::Result<()> {
     let mut batch = Batch::default();
     batch.begin(BATCH_BEGIN, REQUEST, &BATCH).finish();
     batch.begin(NEW_TABLE, REQUEST_ACK | CREATE, &INET).text(1, TABLE).be32(2, 0).finish();
@@ -41,10 +50,9 @@ pub(crate) fn install() -> io::Result<()> {
         .begin(NEW_CHAIN, REQUEST_ACK | CREATE, &INET)
         .text(1, TABLE)
         .text(3, CHAIN)
-        .nested(4, |hook| {
-            const LOCAL_OUT: u32 = 3;
+        .nested(4, |place| {
             const DESTINATION_NAT: i32 = -100;
-            hook.be32(1, LOCAL_OUT).attribute(2, &DESTINATION_NAT.to_be_bytes());
+            place.be32(1, hook as u32).attribute(2, &DESTINATION_NAT.to_be_bytes());
         })
         .be32(5, 1)
         .text(7, "nat")

@@ -14,6 +14,7 @@ mod idmap;
 mod loop_device;
 mod namespace;
 mod raw;
+mod tap;
 
 pub use clone::{ChildStack, Clone3, Spawned, spawn_child};
 pub use creds::{with_effective_user, with_filesystem_ids};
@@ -21,3 +22,4 @@ pub use idmap::set_idmap;
 pub use loop_device::LoopDevice;
 pub use namespace::{Namespace, in_network_namespace, set_hostname_in};
 pub use raw::{Errno, syscall};
+pub use tap::make_tap;

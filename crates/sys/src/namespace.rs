@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, open};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 /// An open namespace; lives at least as long as this.
 #[derive(Debug)]
@@ -20,6 +20,22 @@ impl Namespace {
     pub fn of_process(pid: i32, kind: &str) -> io::Result<Self> {
         let path = format!("/proc/{pid}/ns/{kind}");
         Ok(Self(open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?))
+    }
+
+    /// Makes a network namespace with nothing in it. It goes with the last handle, process and socket in it.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn new_network() -> io::Result<Self> {
+        // On a thread that ends right away: it never has to find its way home.
+        let make = || -> io::Result<Self> {
+            // SAFETY: changes this thread only, and nothing else runs on it.
+            unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?;
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+            Ok(Self(open("/proc/thread-self/ns/net", flags, Mode::empty())?))
+        };
+        let thread = std::thread::Builder::new().name("netns".into()).stack_size(64 * 1024).spawn(make)?;
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that makes a namespace panicked")))
     }
 }
 

@@ -1,0 +1,197 @@
+//! The namespace of a virtual machine: one cable (a tap) and our listeners at this end of it.
+//! Every machine has the same addresses, as none sees another's cable; what it sends is redirected or has nowhere to go.
+//! Its loopback is dialled straight through the cable: this end routes 127.0.0.0/8 to the guest, which accepts that.
+
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::OwnedFd;
+
+use sys::{Namespace, in_network_namespace, make_tap};
+
+use crate::netlink::{Batch, CREATE, REQUEST_ACK};
+use crate::redirect;
+
+const NAME: &str = "cable";
+
+const RTM_NEWLINK: u16 = 16;
+const RTM_NEWADDR: u16 = 20;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_NEWNEIGH: u16 = 28;
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+/// The addresses at both ends of a machine's cable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cable {
+    /// The guest's hardware address.
+    pub guest_mac: [u8; 6],
+    /// Ours.
+    pub host_mac: [u8; 6],
+    /// The guest's IPv4 address.
+    pub guest_ipv4: Ipv4Addr,
+    /// Ours, the guest's gateway.
+    pub host_ipv4: Ipv4Addr,
+    /// Length of the IPv4 network's prefix.
+    pub prefix_ipv4: u8,
+    /// The guest's IPv6 address.
+    pub guest_ipv6: Ipv6Addr,
+    /// Ours, the guest's gateway.
+    pub host_ipv6: Ipv6Addr,
+    /// Length of the IPv6 network's prefix.
+    pub prefix_ipv6: u8,
+}
+
+/// A namespace with a cable in it.
+#[derive(Debug)]
+pub struct MachineNetwork {
+    /// Lives as long as a handle, a process or a socket in it.
+    pub namespace: Namespace,
+    /// The guest's end, for the machine monitor to inherit.
+    pub tap: OwnedFd,
+}
+
+/// Makes a machine's network. Takes about a millisecond.
+///
+/// # Errors
+/// The kernel lacks TUN or nf_tables NAT.
+pub fn plug_in(cable: &Cable) -> io::Result<MachineNetwork> {
+    let namespace = Namespace::new_network()?;
+    let tap = in_network_namespace(&namespace, || {
+        let tap = make_tap(NAME)?;
+        tune()?;
+        configure(cable)?;
+        redirect::install(redirect::Hook::PreRouting)?;
+        Ok(tap)
+    })?;
+    Ok(MachineNetwork { namespace, tap })
+}
+
+/// `/proc/sys/net` shows the namespace of who looks. What the host sets for all its interfaces must not come in here.
+fn tune() -> io::Result<()> {
+    let settings = [
+        ("ipv4/ip_forward", "0"),
+        ("ipv4/conf/all/rp_filter", "0"),
+        ("ipv4/conf/cable/rp_filter", "0"),
+        // Answers of the guest's loopback come from 127.0.0.1.
+        ("ipv4/conf/cable/route_localnet", "1"),
+        ("ipv6/conf/all/forwarding", "0"),
+        ("ipv6/conf/cable/accept_ra", "0"),
+        // No address but ours.
+        ("ipv6/conf/cable/addr_gen_mode", "1"),
+    ];
+    for (name, value) in settings {
+        match fs::write(format!("/proc/sys/net/{name}"), value) {
+            // A kernel without IPv6.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && name.starts_with("ipv6") => {}
+            answer => answer?,
+        }
+    }
+    Ok(())
+}
+
+fn configure(cable: &Cable) -> io::Result<()> {
+    let index = rustix::net::netdevice::name_to_index(&socket()?, NAME)?;
+    let mut batch = Batch::default();
+    // struct ifinfomsg: family, pad, type, index, flags, change
+    let mut link = vec![0u8; 4];
+    link.extend_from_slice(&index.to_ne_bytes());
+    link.extend_from_slice(&IFF_UP.to_ne_bytes());
+    link.extend_from_slice(&IFF_UP.to_ne_bytes());
+    batch.begin(RTM_NEWLINK, REQUEST_ACK, &link).attribute(IFLA_ADDRESS, &cable.host_mac).finish();
+    address(&mut batch, index, AF_INET, cable.prefix_ipv4, &cable.host_ipv4.octets());
+    address(&mut batch, index, AF_INET6, cable.prefix_ipv6, &cable.host_ipv6.octets());
+    neighbour(&mut batch, index, AF_INET, &cable.guest_ipv4.octets(), cable.guest_mac);
+    neighbour(&mut batch, index, AF_INET6, &cable.guest_ipv6.octets(), cable.guest_mac);
+    // struct rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags
+    let route = [AF_INET, 8, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, 0, RTN_UNICAST, 0, 0, 0, 0];
+    batch
+        .begin(RTM_NEWROUTE, REQUEST_ACK | CREATE, &route)
+        .attribute(RTA_DST, &[127, 0, 0, 0])
+        .attribute(RTA_OIF, &index.to_ne_bytes())
+        .attribute(RTA_GATEWAY, &cable.guest_ipv4.octets())
+        .attribute(RTA_PREFSRC, &cable.host_ipv4.octets())
+        .finish();
+    // NETLINK_ROUTE is protocol 0, the default.
+    batch.exchange(None)
+}
+
+const IFF_UP: u32 = 1;
+const IFLA_ADDRESS: u16 = 1;
+const RT_TABLE_MAIN: u8 = 254;
+const RTPROT_STATIC: u8 = 4;
+const RTN_UNICAST: u8 = 1;
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_PREFSRC: u16 = 7;
+
+fn address(batch: &mut Batch, index: u32, family: u8, prefix: u8, octets: &[u8]) {
+    const LOCAL: u16 = 2;
+    const ADDRESS: u16 = 1;
+    /// `IFA_F_NODAD`: nobody else is on the cable.
+    const UNIQUE: u8 = 2;
+    // struct ifaddrmsg: family, prefixlen, flags, scope, index
+    let mut header = vec![family, prefix, if family == AF_INET6 { UNIQUE } else { 0 }, 0];
+    header.extend_from_slice(&index.to_ne_bytes());
+    batch
+        .begin(RTM_NEWADDR, REQUEST_ACK | CREATE, &header)
+        .attribute(LOCAL, octets)
+        .attribute(ADDRESS, octets)
+        .finish();
+}
+
+fn neighbour(batch: &mut Batch, index: u32, family: u8, octets: &[u8], mac: [u8; 6]) {
+    const DESTINATION: u16 = 1;
+    const HARDWARE: u16 = 2;
+    const PERMANENT: u16 = 0x80;
+    // struct ndmsg: family, pad, pad, index, state, flags, type
+    let mut header = vec![family, 0, 0, 0];
+    header.extend_from_slice(&index.to_ne_bytes());
+    header.extend_from_slice(&PERMANENT.to_ne_bytes());
+    header.extend_from_slice(&[0, RTN_UNICAST]);
+    batch
+        .begin(RTM_NEWNEIGH, REQUEST_ACK | CREATE, &header)
+        .attribute(DESTINATION, octets)
+        .attribute(HARDWARE, &mac)
+        .finish();
+}
+
+fn socket() -> io::Result<OwnedFd> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    Ok(socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    const CABLE: Cable = Cable {
+        guest_mac: [2, 0xcf, 0, 0, 0, 1],
+        host_mac: [2, 0xcf, 0, 0, 0, 2],
+        guest_ipv4: Ipv4Addr::new(169, 254, 0, 21),
+        host_ipv4: Ipv4Addr::new(169, 254, 0, 22),
+        prefix_ipv4: 30,
+        guest_ipv6: Ipv6Addr::new(0xfd00, 0xcf, 0, 0, 0, 0, 0, 2),
+        host_ipv6: Ipv6Addr::new(0xfd00, 0xcf, 0, 0, 0, 0, 0, 1),
+        prefix_ipv6: 64,
+    };
+
+    #[test]
+    fn the_guests_loopback_is_at_the_other_end() {
+        let network = plug_in(&CABLE).unwrap();
+        let show = |arguments: &[&str]| {
+            let said =
+                in_network_namespace(&network.namespace, || Command::new("ip").args(arguments).output());
+            String::from_utf8(said.unwrap().stdout).unwrap()
+        };
+        let route = show(&["route", "get", "127.0.0.1"]);
+        assert!(route.contains("via 169.254.0.21 dev cable src 169.254.0.22"), "{route}");
+        let addresses = show(&["-o", "addr"]);
+        assert!(addresses.contains("169.254.0.22/30") && addresses.contains("fd00:cf::1/64"), "{addresses}");
+        assert!(!addresses.contains("fe80") && !addresses.contains("127.0.0.1"), "{addresses}");
+        crate::Listeners::open_for_machine(&network.namespace).unwrap();
+    }
+}
