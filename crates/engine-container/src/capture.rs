@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use engine::{Captured, EngineError, SandboxId, SnapshotId};
+use engine_host::{state_volume, volume_error, volume_of};
 use layers::{export_upper, room_beside};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::host::Host;
-use crate::private::{state_volume, volume_error, volume_of};
 use crate::record::Record;
 use crate::slot::Claim;
 

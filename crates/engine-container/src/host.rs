@@ -8,16 +8,16 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use engine::EngineError;
-use engine_host::{Hierarchies, Records, RunDir, UidRanges};
 use engine_host::{
-    check_kernel, check_root, fingerprint, instance_name, make_folder, make_private_folder, raise_open_files,
+    Hierarchies, Records, RunDir, Running, UidRanges, check_kernel, check_root, fingerprint, instance_name,
+    make_folder, make_private_folder, raise_open_files,
 };
 use layers::Volumes;
 use libc::sock_filter;
 use net::GatewayConfig;
 
 use crate::criu::{Criu, Memory};
-use crate::sandbox::Running;
+use crate::sandbox::ContainerSandbox;
 use crate::{ContainerConfig, seccomp};
 
 /// First kernel with all that the engine uses: overlay layers given as file descriptors.
@@ -41,7 +41,7 @@ pub(crate) struct Host {
     pub(crate) uids: UidRanges,
     pub(crate) hierarchies: Hierarchies,
     pub(crate) filter: Vec<sock_filter>,
-    pub(crate) running: Running,
+    pub(crate) running: Running<ContainerSandbox>,
     /// Last, because the others have things in it.
     _run_dir: RunDir,
 }

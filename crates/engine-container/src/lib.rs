@@ -143,7 +143,9 @@ impl Engine for ContainerEngine {
     }
 
     async fn shutdown(&self) {
-        self.host.running.leave().await;
+        for sandbox in self.host.running.take_all() {
+            sandbox.leave().await;
+        }
         let pool = self.pool.clone();
         let _ = tokio::task::spawn_blocking(move || pool.stop()).await;
     }

@@ -3,33 +3,15 @@
 //! Volumes are made ahead with their slots, since making one costs a create its time.
 
 use std::fs;
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use engine::{EngineError, SandboxId, SnapshotId};
+use engine::{SandboxId, SnapshotId};
+use engine_host::{state_volume, volume_of};
 use layers::{LayerError, VolumeName, Volumes, renew_overlay_work};
 use tracing::warn;
 
 use crate::host::Host;
-
-/// For `map_err`: names the step that a volume's error belongs to.
-pub(crate) fn volume_error(step: &'static str) -> impl FnOnce(LayerError) -> EngineError {
-    move |error| match error {
-        LayerError::Full(_) => EngineError::Exhausted(error.to_string()),
-        _ => EngineError::Kernel { step, source: io::Error::other(error) },
-    }
-}
-
-/// The volume of a sandbox.
-pub(crate) fn volume_of(id: &SandboxId) -> VolumeName {
-    id.as_str().parse().expect("sandbox ids are short and alphanumeric")
-}
-
-/// The volume of a captured state.
-pub(crate) fn state_volume(id: SnapshotId) -> VolumeName {
-    id.to_string().parse().expect("UUIDs are hexadecimal digits and dashes")
-}
 
 /// An empty volume that waits for its sandbox; discarded if none comes.
 #[derive(Debug)]

@@ -2,48 +2,33 @@
 //! Its end is noticed through PID 1's pidfd, whoever caused it; everything it held on the host is then given back.
 //! The same code serves sandboxes started by this server and those adopted from an earlier one.
 
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use engine::{Captured, EgressPolicy, EngineError, ExitReason, Sandbox, SandboxId, SnapshotId, Stats};
-use engine_host::exit_reason;
+use engine_host::{Life, volume_of};
 use net::Gateway;
-use rustix::io::Errno;
-use rustix::process::{Signal, pidfd_send_signal};
 use sys::Namespace;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::capture;
 use crate::host::Host;
-use crate::private::volume_of;
 use crate::slot::Claim;
-
-const END_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A running container.
 #[derive(Debug)]
 pub(crate) struct ContainerSandbox {
     id: SandboxId,
     private: PathBuf,
-    pidfd: AsyncFd<OwnedFd>,
+    life: Life,
     network: Namespace,
     /// Present while it runs.
     held: Mutex<Option<Held>>,
-    exit: watch::Sender<Option<ExitReason>>,
-    /// Once nothing of it is alive and everything is given back: true. False when a process of it does not die.
-    released: watch::Sender<Option<bool>>,
-    /// Cancelled when the server leaves the sandbox to its successor.
-    left: CancellationToken,
 }
 
 /// What goes away with the sandbox.
@@ -64,36 +49,25 @@ impl ContainerSandbox {
         gateway: Option<Gateway>,
         claim: Claim,
     ) -> io::Result<Arc<Self>> {
-        // SAFETY: an `OwnedFd` keeps its descriptor open and the same for as long as it lives.
-        let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?;
         let sandbox = Arc::new(Self {
             private: host.volumes.path(&volume_of(&id)),
-            id,
-            pidfd,
+            id: id.clone(),
+            life: Life::of(pidfd)?,
             network,
             held: Mutex::new(Some(Held { gateway, claim: Arc::new(claim) })),
-            exit: watch::Sender::new(None),
-            released: watch::Sender::new(None),
-            left: CancellationToken::new(),
         });
-        host.running.add(&sandbox);
+        host.running.add(id, &sandbox);
         let follow = sandbox.clone().follow_to_the_end(host);
-        tokio::spawn(sandbox.left.clone().run_until_cancelled_owned(follow));
+        tokio::spawn(sandbox.life.left().run_until_cancelled_owned(follow));
         Ok(sandbox)
     }
 
     async fn follow_to_the_end(self: Arc<Self>, host: Arc<Host>) {
-        let reason = match self.pidfd.readable().await {
-            Ok(_) => exit_reason(self.pidfd.get_ref()),
-            Err(error) => {
-                warn!(sandbox = %self.id, %error, "a sandbox can no longer be watched");
-                ExitReason::Unknown
-            }
-        };
+        let reason = self.life.ended().await;
         debug!(sandbox = %self.id, ?reason, "sandbox ended");
         host.running.remove(&self.id);
         // First the news, so that streams are cut at once; then the cleaning.
-        self.exit.send_replace(Some(reason));
+        self.life.tell(reason);
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
         let id = self.id.clone();
         let clean = move || {
@@ -112,12 +86,12 @@ impl ContainerSandbox {
             emptied.is_ok()
         };
         let cleaned = tokio::task::spawn_blocking(clean).await;
-        self.released.send_replace(Some(cleaned.unwrap_or(false)));
+        self.life.release(cleaned.unwrap_or(false));
     }
 
     /// Stops serving the sandbox without ending it, so that another server can adopt it.
-    async fn leave(&self) {
-        self.left.cancel();
+    pub(crate) async fn leave(&self) {
+        self.life.leave();
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(held) = held {
             held.claim.leave();
@@ -133,32 +107,6 @@ impl ContainerSandbox {
     }
 }
 
-/// The sandboxes this server looks after.
-#[derive(Debug, Default)]
-pub(crate) struct Running(Mutex<HashMap<SandboxId, Weak<ContainerSandbox>>>);
-
-impl Running {
-    fn add(&self, sandbox: &Arc<ContainerSandbox>) {
-        self.lock().insert(sandbox.id.clone(), Arc::downgrade(sandbox));
-    }
-
-    fn remove(&self, id: &SandboxId) {
-        self.lock().remove(id);
-    }
-
-    /// Leaves all of them to a later server.
-    pub(crate) async fn leave(&self) {
-        let all = std::mem::take(&mut *self.lock());
-        for sandbox in all.values().filter_map(Weak::upgrade) {
-            sandbox.leave().await;
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<SandboxId, Weak<ContainerSandbox>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 #[async_trait]
 impl Sandbox for ContainerSandbox {
     fn id(&self) -> &SandboxId {
@@ -166,7 +114,7 @@ impl Sandbox for ContainerSandbox {
     }
 
     async fn dial(&self, port: u16) -> io::Result<TcpStream> {
-        if self.exit.borrow().is_some() {
+        if self.life.is_over() {
             return Err(io::ErrorKind::NotConnected.into());
         }
         net::dial(&self.network, port).await
@@ -202,22 +150,11 @@ impl Sandbox for ContainerSandbox {
     }
 
     async fn kill(&self) -> Result<(), EngineError> {
-        match pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL) {
-            Ok(()) | Err(Errno::SRCH) => {}
-            Err(error) => return Err(EngineError::Kernel { step: "kill PID 1", source: error.into() }),
-        }
-        let mut released = self.released.subscribe();
-        match tokio::time::timeout(END_TIMEOUT, released.wait_for(Option::is_some)).await {
-            Ok(Ok(released)) if *released == Some(false) => {
-                Err(EngineError::Timeout("ending the sandbox: a process of it does not die"))
-            }
-            Ok(_) => Ok(()),
-            Err(_) => Err(EngineError::Timeout("ending the sandbox")),
-        }
+        self.life.kill().await
     }
 
     fn exit(&self) -> watch::Receiver<Option<ExitReason>> {
-        self.exit.subscribe()
+        self.life.exit()
     }
 
     fn private_dir(&self) -> PathBuf {

@@ -12,8 +12,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use engine::EngineError;
-use engine_host::Group;
 use engine_host::uids::{RANGE_SIZE, owner_of};
+use engine_host::{Group, volume_error};
 use net::{Listeners, TcpListener};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use sys::{ChildStack, Namespace, spawn_child, with_effective_user};
@@ -21,7 +21,7 @@ use tracing::warn;
 
 use crate::devices;
 use crate::host::Host;
-use crate::private::{ReadyVolume, volume_error};
+use crate::private::ReadyVolume;
 
 /// envd's port in every sandbox.
 pub(crate) const AGENT_PORT: u16 = 49983;

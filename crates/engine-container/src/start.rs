@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use engine::{EngineError, Revival, Sandbox, SnapshotId, StartSpec};
-use engine_host::ProcessId;
+use engine_host::{ProcessId, volume_error, volume_of};
 use net::{Gateway, Listeners};
 use sys::Namespace;
 use tracing::debug;
@@ -16,7 +16,7 @@ use crate::capture::State;
 use crate::devices;
 use crate::host::Host;
 use crate::launch::{Parts, Started, launch};
-use crate::private::{copy_of, volume_error, volume_of};
+use crate::private::copy_of;
 use crate::record::Record;
 use crate::restore::restore;
 use crate::rootfs;

@@ -8,14 +8,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use engine::{EgressPolicy, EngineError, Sandbox, SandboxId, SnapshotId};
-use engine_host::Group;
+use engine_host::{Group, state_volume, volume_error, volume_of};
 use layers::VolumeName;
 use net::{Gateway, Listeners};
 use sys::Namespace;
 use tracing::{info, warn};
 
 use crate::host::Host;
-use crate::private::{state_volume, volume_error, volume_of};
 use crate::record::Record;
 use crate::sandbox::ContainerSandbox;
 use crate::slot::Claim;

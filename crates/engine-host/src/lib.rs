@@ -4,17 +4,23 @@
 
 pub mod cgroup;
 mod folders;
+mod life;
 mod pressure;
 mod process;
 mod records;
+mod running;
 pub mod uids;
+mod volumes;
 
 pub use cgroup::{Entrance, Group, Hierarchies};
 pub use folders::{
     RunDir, check_kernel, check_root, fingerprint, instance_name, make_folder, make_private_folder,
     raise_open_files,
 };
+pub use life::Life;
 pub use pressure::memory_scarce;
 pub use process::{ProcessId, exit_reason};
 pub use records::Records;
+pub use running::Running;
 pub use uids::UidRanges;
+pub use volumes::{state_volume, volume_error, volume_of};

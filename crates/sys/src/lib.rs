@@ -10,16 +10,16 @@
 pub mod btrfs;
 mod clone;
 mod creds;
-mod idmap;
 mod loop_device;
+mod mount;
 mod namespace;
 mod raw;
 mod tap;
 
 pub use clone::{ChildStack, Clone3, Spawned, spawn_child};
 pub use creds::{with_effective_user, with_filesystem_ids};
-pub use idmap::set_idmap;
 pub use loop_device::LoopDevice;
+pub use mount::{seal_mount, set_idmap};
 pub use namespace::{Namespace, in_network_namespace, set_hostname_in};
 pub use raw::{Errno, syscall};
 pub use tap::make_tap;

@@ -66,6 +66,13 @@ impl Group {
         Entrance(self.v1.iter().map(|(_, path)| path.join("tasks")).collect())
     }
 
+    /// Files through which a process that writes `0` joins the group in every hierarchy.
+    #[must_use]
+    pub fn gates(&self) -> Vec<PathBuf> {
+        let v1 = self.v1.iter().map(|(_, path)| path.join("cgroup.procs"));
+        v1.chain([self.unified.join("cgroup.procs")]).collect()
+    }
+
     /// Sets the limits.
     pub fn limit(&self, resources: &Resources) -> io::Result<()> {
         if self.v1.is_empty() {

@@ -1,5 +1,5 @@
-//! `mount_setattr(MOUNT_ATTR_IDMAP)`: one mount shows another range of owners.
-//! Works on mounts that are not attached anywhere yet.
+//! `mount_setattr`: one mount shows another range of owners, or gives less than its file system does.
+//! Used on mounts that are not attached anywhere yet.
 //! Needs `CAP_SYS_ADMIN` over the file system.
 
 use std::io;
@@ -22,12 +22,21 @@ struct MountAttr {
 /// # Errors
 /// The file system cannot be idmapped, or the mount is attached already.
 pub fn set_idmap(mount: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
-    let attributes = MountAttr {
-        attr_set: libc::MOUNT_ATTR_IDMAP | if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 },
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: user_namespace.as_raw_fd() as u64,
-    };
+    let read_only = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
+    set(mount, libc::MOUNT_ATTR_IDMAP | read_only, user_namespace.as_raw_fd() as u64)
+}
+
+/// Makes set-user-id programs and devices in the detached mount `mount` dead files; optionally read-only.
+///
+/// # Errors
+/// It is no mount of its own.
+pub fn seal_mount(mount: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
+    let read_only = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
+    set(mount, libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | read_only, 0)
+}
+
+fn set(mount: BorrowedFd<'_>, attr_set: u64, userns_fd: u64) -> io::Result<()> {
+    let attributes = MountAttr { attr_set, attr_clr: 0, propagation: 0, userns_fd };
     // SAFETY: the path is a literal, the struct lives through the call and its size is given.
     unsafe {
         syscall(
