@@ -1,4 +1,4 @@
-//! Builds: the server, envd beside it, and what tests share: the base template's layer, and CRIU.
+//! Builds: the server, envd beside it, and what tests share: the base template's layer, CRIU, QEMU.
 //! envd is always for musl; it runs in every sandbox whatever that has for a C library.
 //! Both are kept under `target/`, so they are made once a checkout.
 
@@ -40,6 +40,13 @@ pub(crate) fn server() -> Outcome<PathBuf> {
 pub(crate) fn criu() -> Outcome<PathBuf> {
     let folder = run::target().join("criu");
     run::new(server()?).args(["setup", "criu", "--criu"]).arg(&folder).run()?;
+    Ok(folder)
+}
+
+/// QEMU and a guest kernel for tests.
+pub(crate) fn microvm() -> Outcome<PathBuf> {
+    let folder = run::target().join("microvm");
+    run::new(server()?).args(["setup", "microvm", "--microvm"]).arg(&folder).run()?;
     Ok(folder)
 }
 

@@ -69,6 +69,21 @@ impl CriuFolder {
     }
 }
 
+/// Where QEMU and the guests' kernel are.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct MicrovmFolder {
+    /// QEMU and a guest kernel from Debian packages, for the microVM engine. [default: tools/microvm in the data folder]
+    #[arg(long, env = "COFFERDAM_MICROVM", value_name = "DIR")]
+    microvm: Option<PathBuf>,
+}
+
+impl MicrovmFolder {
+    /// As the operator says, or where `cofferdam setup microvm` puts it.
+    pub(crate) fn path(&self, data: &DataDir) -> PathBuf {
+        self.microvm.clone().unwrap_or_else(|| data.data_dir.join("tools/microvm"))
+    }
+}
+
 /// What a running server says of itself in the data folder.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct ServerNote {

@@ -1,17 +1,17 @@
 //! Brings CRIU into a folder of its own: Debian's package and the libraries it needs, and nothing else of theirs.
-//! From the first Debian release that has CRIU 4.2; the host's own release does not matter, as the copy has its own loader.
-//! The folder is there whole or not at all.
+//! From the first Debian release that has CRIU 4.2.
+//! Whether what is there is fit is for the container engine to say.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::TemplateError;
-use crate::mmdebstrap::{self, Progress};
+use crate::mmdebstrap::Progress;
+use crate::packages::{self, Packages};
 
 /// Debian 14, which will stay on this or a newer version when it is released.
-const SUITE: &str = "forky";
-const MIRROR: &str = "http://deb.debian.org/debian";
+const PACKAGES: Packages = Packages { name: "criu", suite: "forky", packages: &["criu"] };
 const PROGRAM: &str = "usr/sbin/criu";
 
 /// Unpacks CRIU into `folder`, instead of what may be there. Blocks for some seconds.
@@ -19,33 +19,7 @@ const PROGRAM: &str = "usr/sbin/criu";
 /// # Errors
 /// mmdebstrap is missing or fails; its last words are in the error.
 pub fn install_criu(folder: &Path, report: &mut dyn FnMut(Progress)) -> Result<(), TemplateError> {
-    let beside = |suffix: &str| {
-        let mut name = folder.file_name().unwrap_or_default().to_owned();
-        name.push(suffix);
-        folder.with_file_name(name)
-    };
-    let (unpacked, wanted, old) = (beside(".unpacked"), beside(".new"), beside(".old"));
-    let work = [&unpacked, &wanted, &old];
-    if let Some(parent) = folder.parent() {
-        fs::create_dir_all(parent).map_err(TemplateError::at(parent))?;
-    }
-    work.iter().try_for_each(|left| remove(left))?;
-    let outcome = unpack(&unpacked, report).and_then(|()| {
-        pick(&unpacked, &wanted)?;
-        if folder.exists() {
-            fs::rename(folder, &old).map_err(TemplateError::at(folder))?;
-        }
-        fs::rename(&wanted, folder).map_err(TemplateError::at(folder))
-    });
-    work.iter().try_for_each(|left| remove(left))?;
-    outcome
-}
-
-fn unpack(folder: &Path, report: &mut dyn FnMut(Progress)) -> Result<(), TemplateError> {
-    let mut command = mmdebstrap::command("extract", &["criu"]);
-    // Signatures are checked as ever. Frozen copies of the archive, which offline sites have, outlive their date.
-    command.arg("--aptopt=Acquire::Check-Valid-Until \"false\"").arg(SUITE).arg(folder).arg(MIRROR);
-    mmdebstrap::run(command, "criu", report)
+    packages::install(&PACKAGES, folder, report, pick)
 }
 
 /// Takes the program and the libraries out of an unpacked tree: a tenth of it.
@@ -75,13 +49,6 @@ fn library_folders(tree: &Path) -> Result<Vec<PathBuf>, TemplateError> {
     let mut folders = entries.map_err(TemplateError::at(&folder))?;
     folders.retain(|path| path.is_dir() && path.to_string_lossy().ends_with("-linux-gnu"));
     Ok(folders)
-}
-
-fn remove(folder: &Path) -> Result<(), TemplateError> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(TemplateError::at(folder)(error)),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -1,12 +1,14 @@
 //! Templates: recipes that turn Debian packages into a layer (`recipe`, `bootstrap`), and the steps of a build on top of one
 //! (`steps`). What runs builds is in `control`; this crate knows what they say and not who carries it out.
-//! The `base` recipe is compiled in, so a lone binary can build it. CRIU is brought by the same means.
+//! The `base` recipe is compiled in, so a lone binary can build it. CRIU, QEMU and the guest's kernel are brought by the same means.
 #![forbid(unsafe_code)]
 
 mod bootstrap;
 mod criu;
 mod dockerfile;
+mod microvm;
 mod mmdebstrap;
+mod packages;
 mod recipe;
 pub mod steps;
 
@@ -16,6 +18,7 @@ use std::path::{Path, PathBuf};
 pub use bootstrap::{Built, build};
 pub use criu::install_criu;
 pub use dockerfile::{Dockerfile, DockerfileError, Planned};
+pub use microvm::install_microvm;
 pub use mmdebstrap::Progress;
 pub use recipe::{Recipe, RecipeConfig, RecipeResources};
 
@@ -41,6 +44,9 @@ pub enum TemplateError {
         /// What the builder printed last.
         output: String,
     },
+    /// This machine cannot use it.
+    #[error("{0}")]
+    Unsupported(&'static str),
     /// A file could not be used.
     #[error("{}: {source}", path.display())]
     Io {

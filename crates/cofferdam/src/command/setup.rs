@@ -7,9 +7,10 @@ use std::time::Instant;
 
 use clap::Subcommand;
 use engine_container::Criu;
+use guest::Tools;
 
 use crate::failure::Failure;
-use crate::paths::{CriuFolder, DataDir};
+use crate::paths::{CriuFolder, DataDir, MicrovmFolder};
 use crate::progress::BuildBar;
 use crate::show;
 
@@ -23,6 +24,13 @@ pub(crate) enum SetupCommand {
         #[command(flatten)]
         criu: CriuFolder,
     },
+    /// QEMU with its libraries and a guest kernel, from Debian packages: for the microVM engine.
+    Microvm {
+        #[command(flatten)]
+        data: DataDir,
+        #[command(flatten)]
+        microvm: MicrovmFolder,
+    },
 }
 
 pub(crate) fn run(command: &SetupCommand) -> Result<ExitCode, Failure> {
@@ -30,6 +38,12 @@ pub(crate) fn run(command: &SetupCommand) -> Result<ExitCode, Failure> {
         SetupCommand::Criu { data, criu } => {
             let found = bring_criu(data, criu)?;
             show::line(&format!("CRIU {} in {}", found.version(), criu.path(data).display()))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        SetupCommand::Microvm { data, microvm } => {
+            let found = bring_microvm(data, microvm)?;
+            let (qemu, kernel) = (found.qemu_version(), found.kernel_version());
+            show::line(&format!("QEMU {qemu} and Linux {kernel} in {}", microvm.path(data).display()))?;
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -47,5 +61,20 @@ pub(crate) fn bring_criu(data: &DataDir, criu: &CriuFolder) -> Result<Criu, Fail
     bar.finish();
     let found = Criu::find(&folder).map_err(Failure::new)?;
     eprintln!("CRIU {} set up in {:.0} s", found.version(), begun.elapsed().as_secs_f64());
+    Ok(found)
+}
+
+/// The QEMU and kernel that are there, or fresh ones with a progress bar.
+pub(crate) fn bring_microvm(data: &DataDir, microvm: &MicrovmFolder) -> Result<Tools, Failure> {
+    let folder = microvm.path(data);
+    if let Ok(found) = Tools::find(&folder) {
+        return Ok(found);
+    }
+    let mut bar = BuildBar::new("microvm");
+    let begun = Instant::now();
+    template::install_microvm(&folder, &mut |progress| bar.show(&progress))?;
+    bar.finish();
+    let found = Tools::find(&folder).map_err(Failure::new)?;
+    eprintln!("QEMU {} set up in {:.0} s", found.qemu_version(), begun.elapsed().as_secs_f64());
     Ok(found)
 }

@@ -1,0 +1,8 @@
+//! What a microVM's guest is made of: the programs that were set up for it (`tools`), its initramfs, its disks; and layers that
+//! come out of one (`export`). Everything is a file that is there whole or not at all.
+//! Starting QEMU and talking with a guest is the engine's.
+#![forbid(unsafe_code)]
+
+mod tools;
+
+pub use tools::Tools;

@@ -1,0 +1,140 @@
+//! Where QEMU and the guest's kernel are, and of which versions: what `template::install_microvm` put into a folder.
+//! The folder is believed as far as its manifest goes; each file that is used later is looked for once, here.
+//! Nothing is run.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// The arrangement of the folder that this code knows.
+const FORMAT: u32 = 1;
+
+/// A set-up folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tools {
+    folder: PathBuf,
+    qemu_version: String,
+    kernel_version: String,
+    modules: Vec<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct Manifest {
+    format: u32,
+    qemu: String,
+    kernel: String,
+}
+
+impl Tools {
+    /// Looks at what is in `folder`.
+    ///
+    /// # Errors
+    /// What is missing, as a sentence for the operator.
+    pub fn find(folder: &Path) -> Result<Self, String> {
+        let shown = folder.display();
+        let remedy = "`cofferdam setup microvm` brings it";
+        let manifest = fs::read(folder.join("manifest.json"))
+            .map_err(|_| format!("no QEMU and guest kernel in {shown}; {remedy}"))?;
+        let manifest: Manifest = serde_json::from_slice(&manifest)
+            .map_err(|error| format!("the manifest in {shown} is not understood ({error}); {remedy}"))?;
+        if manifest.format != FORMAT {
+            return Err(format!("{shown} was set up by another version; {remedy}"));
+        }
+        let order = fs::read_to_string(folder.join("modules/order")).unwrap_or_default();
+        let modules = order.lines().map(|name| folder.join("modules").join(name)).collect();
+        let tools = Self {
+            folder: fs::canonicalize(folder).map_err(|error| format!("{shown}: {error}"))?,
+            qemu_version: manifest.qemu,
+            kernel_version: manifest.kernel,
+            modules,
+        };
+        let programs = [tools.root().join(Self::QEMU), tools.root().join(Self::QEMU_KVM)];
+        let wanted = programs.into_iter().chain([tools.kernel()]).chain(tools.modules.iter().cloned());
+        match wanted.into_iter().find(|file| !file.is_file()) {
+            Some(missing) => Err(format!("{} is missing; {remedy}", missing.display())),
+            None => Ok(tools),
+        }
+    }
+
+    /// The whole emulator, inside [`Tools::root`].
+    pub const QEMU: &'static str = "usr/bin/qemu-system-x86_64";
+    /// A smaller one that has the `microvm` machine and KVM only, inside [`Tools::root`].
+    pub const QEMU_KVM: &'static str = "usr/bin/qemu-system-x86_64-microvm";
+    /// The loader that starts either without a change of root, inside [`Tools::root`].
+    pub const LOADER: &'static str = "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2";
+    /// Where libraries are, inside [`Tools::root`].
+    pub const LIBRARIES: &'static str = "usr/lib/x86_64-linux-gnu";
+    /// Where firmware is, inside [`Tools::root`]: for QEMU's `-L`, where the root was not changed.
+    pub const FIRMWARE: [&'static str; 2] = ["usr/share/qemu", "usr/share/seabios"];
+
+    /// A file system tree with QEMU and all that it needs, and empty folders `dev`, `proc`, `template`, `tmp` and `vm` to
+    /// mount on.
+    #[must_use]
+    pub fn root(&self) -> PathBuf {
+        self.folder.join("root")
+    }
+
+    /// The guest's kernel, an ELF file.
+    #[must_use]
+    pub fn kernel(&self) -> PathBuf {
+        self.folder.join("vmlinux")
+    }
+
+    /// The kernel's modules, in the order in which they must be loaded.
+    #[must_use]
+    pub fn modules(&self) -> &[PathBuf] {
+        &self.modules
+    }
+
+    /// QEMU's version, such as `10.0.2`.
+    #[must_use]
+    pub fn qemu_version(&self) -> &str {
+        &self.qemu_version
+    }
+
+    /// The kernel's release.
+    #[must_use]
+    pub fn kernel_version(&self) -> &str {
+        &self.kernel_version
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_complete_or_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |path: &str, content: &str| {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        };
+        let refused = |what: &str| {
+            let error = Tools::find(dir.path()).unwrap_err();
+            assert!(error.contains(what) && error.contains("cofferdam setup microvm"), "{error}");
+        };
+        refused("no QEMU");
+        put("manifest.json", "{}");
+        refused("not understood");
+        put("manifest.json", r#"{"format": 2, "qemu": "10.0.2", "kernel": "6.12"}"#);
+        refused("another version");
+        put("manifest.json", r#"{"format": 1, "qemu": "10.0.2", "kernel": "6.12"}"#);
+        put("modules/order", "overlay.ko\n");
+        let files = [
+            format!("root/{}", Tools::QEMU),
+            format!("root/{}", Tools::QEMU_KVM),
+            "vmlinux".to_owned(),
+            "modules/overlay.ko".to_owned(),
+        ];
+        for file in &files {
+            refused("is missing");
+            put(file, "");
+        }
+        let tools = Tools::find(dir.path()).unwrap();
+        assert_eq!((tools.qemu_version(), tools.kernel_version()), ("10.0.2", "6.12"));
+        assert_eq!(tools.modules().len(), 1);
+    }
+}

@@ -1,0 +1,28 @@
+//! What ELF files say they need: libraries, and other kernel modules.
+//! They are Debian's, so they are read whole; one that cannot be read is an error and not a surprise later.
+//! Nothing is resolved here.
+
+use elf::ElfBytes;
+use elf::abi::DT_NEEDED;
+use elf::endian::LittleEndian;
+
+/// The libraries that a program or library names.
+pub(super) fn needed_libraries(content: &[u8]) -> Result<Vec<String>, elf::ParseError> {
+    let file = ElfBytes::<LittleEndian>::minimal_parse(content)?;
+    let common = file.find_common_data()?;
+    let (Some(dynamic), Some(names)) = (common.dynamic, common.dynsyms_strs) else { return Ok(Vec::new()) };
+    let needed = dynamic.iter().filter(|entry| entry.d_tag == DT_NEEDED);
+    needed
+        .map(|entry| Ok(names.get(usize::try_from(entry.d_val()).unwrap_or(usize::MAX))?.to_owned()))
+        .collect()
+}
+
+/// The modules that a kernel module depends on.
+pub(super) fn needed_modules(content: &[u8]) -> Result<Vec<String>, elf::ParseError> {
+    let file = ElfBytes::<LittleEndian>::minimal_parse(content)?;
+    let Some(header) = file.section_header_by_name(".modinfo")? else { return Ok(Vec::new()) };
+    let (notes, _) = file.section_data(&header)?;
+    let depends = notes.split(|byte| *byte == 0).find_map(|note| note.strip_prefix(b"depends="));
+    let names = String::from_utf8_lossy(depends.unwrap_or_default()).into_owned();
+    Ok(names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect())
+}

@@ -1,0 +1,133 @@
+//! QEMU as a file system tree that is complete in itself: the programs, the libraries they name, and firmware.
+//! It can be the whole of a process's mount view, so `lib64` leads to the loader, and what is mounted there has its folder.
+//! Debian builds TCG and all that we use into the programs; what they could load besides (sound, displays) stays out.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::binaries::needed_libraries;
+use crate::TemplateError;
+
+/// The whole emulator, and a smaller one that needs KVM.
+const PROGRAMS: [&str; 2] = ["usr/bin/qemu-system-x86_64", "usr/bin/qemu-system-x86_64-microvm"];
+const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
+const LOADER: &str = "ld-linux-x86-64.so.2";
+/// Folder and file: firmware for `microvm` and `q35`, and the option ROMs that load a kernel.
+const FIRMWARE: [(&str, &str); 8] = [
+    ("usr/share/qemu", "qboot.rom"),
+    ("usr/share/qemu", "pvh.bin"),
+    ("usr/share/qemu", "linuxboot.bin"),
+    ("usr/share/qemu", "linuxboot_dma.bin"),
+    ("usr/share/qemu", "kvmvapic.bin"),
+    ("usr/share/seabios", "bios.bin"),
+    ("usr/share/seabios", "bios-256k.bin"),
+    ("usr/share/seabios", "bios-microvm.bin"),
+];
+/// Where whoever starts QEMU mounts things.
+const MOUNT_POINTS: [&str; 5] = ["dev", "proc", "template", "tmp", "vm"];
+
+/// Makes the tree; answers QEMU's version.
+pub(super) fn pick(from: &Path, root: &Path) -> Result<String, TemplateError> {
+    for folder in MOUNT_POINTS.into_iter().chain(["usr/bin", "usr/lib64", LIBRARIES]) {
+        let path = root.join(folder);
+        fs::create_dir_all(&path).map_err(TemplateError::at(&path))?;
+    }
+    let available = libraries(from)?;
+    let mut wanted = BTreeSet::from([LOADER.to_owned()]);
+    for program in PROGRAMS {
+        let target = root.join(program);
+        take(&from.join(program), &target)?;
+        wanted.extend(needs(&target)?);
+    }
+    take_libraries(&available, wanted, &root.join(LIBRARIES))?;
+    for (folder, file) in FIRMWARE {
+        let target = root.join(folder);
+        fs::create_dir_all(&target).map_err(TemplateError::at(&target))?;
+        take(&from.join(folder).join(file), &target.join(file))?;
+    }
+    let links = [
+        ("usr/bin", "bin"),
+        ("usr/lib", "lib"),
+        ("usr/lib64", "lib64"),
+        ("../lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", "usr/lib64/ld-linux-x86-64.so.2"),
+    ];
+    for (target, link) in links {
+        let link = root.join(link);
+        symlink(target, &link).map_err(TemplateError::at(&link))?;
+    }
+    version(root)
+}
+
+/// Every library in the packages by its name; the real file, as names are links to it.
+fn libraries(from: &Path) -> Result<HashMap<String, PathBuf>, TemplateError> {
+    let mut found = HashMap::new();
+    let mut folders = vec![from.join(LIBRARIES)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).map_err(TemplateError::at(&folder))? {
+            let path = entry.map_err(TemplateError::at(&folder))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if path.is_dir() && !path.is_symlink() {
+                folders.push(path);
+            } else if name.contains(".so")
+                && let Ok(real) = fs::canonicalize(&path)
+                && real.starts_with(fs::canonicalize(from).map_err(TemplateError::at(from))?)
+            {
+                // What lies above comes first, as for the loader.
+                found.entry(name).or_insert(real);
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn take_libraries(
+    available: &HashMap<String, PathBuf>,
+    mut wanted: BTreeSet<String>,
+    target: &Path,
+) -> Result<(), TemplateError> {
+    let mut taken = BTreeSet::new();
+    while let Some(name) = wanted.pop_first() {
+        if !taken.insert(name.clone()) {
+            continue;
+        }
+        let file = available.get(&name).ok_or_else(|| {
+            let missing = format!("{name} is in none of the packages");
+            TemplateError::at(target)(io::Error::new(io::ErrorKind::NotFound, missing))
+        })?;
+        let copy = target.join(&name);
+        fs::copy(file, &copy).map_err(TemplateError::at(file))?;
+        wanted.extend(needs(&copy)?);
+    }
+    Ok(())
+}
+
+fn needs(file: &Path) -> Result<Vec<String>, TemplateError> {
+    let content = fs::read(file).map_err(TemplateError::at(file))?;
+    needed_libraries(&content).map_err(|error| TemplateError::at(file)(io::Error::other(error)))
+}
+
+fn take(from: &Path, to: &Path) -> Result<(), TemplateError> {
+    fs::rename(from, to).map_err(TemplateError::at(from))
+}
+
+/// By asking it, which also shows that nothing is missing.
+fn version(root: &Path) -> Result<String, TemplateError> {
+    let (libraries, program) = (root.join(LIBRARIES), root.join(PROGRAMS[0]));
+    let output = Command::new(libraries.join(LOADER))
+        .arg("--library-path")
+        .arg(&libraries)
+        .arg(&program)
+        .arg("--version")
+        .output()
+        .map_err(TemplateError::at(&program))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let version = text.split_whitespace().skip_while(|word| *word != "version").nth(1);
+    version.map(str::to_owned).ok_or_else(|| {
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        TemplateError::at(&program)(io::Error::other(format!("does not run: {said}")))
+    })
+}
