@@ -69,7 +69,7 @@ impl Control {
     async fn boot_untimed(&self, boot: &Boot) -> Result<Arc<dyn EngineSandbox>, ControlError> {
         let spec = StartSpec {
             id: boot.id.clone(),
-            template: self.image(&boot.layers),
+            template: self.image(&boot.layers, boot.config.engine.as_deref()),
             resources: Resources {
                 cpu_count: boot.cpu_count,
                 memory_mib: boot.memory_mib,
@@ -78,6 +78,8 @@ impl Control {
             },
             hostname: self.config.hostname.clone(),
             egress: boot.egress.clone(),
+            // The layers of a build's step are those of one more sandbox at most.
+            recurring: boot.trusts,
         };
         let started = self.start_in_engine(boot.origin.clone(), spec).await.map_err(|error| {
             match (&boot.origin, error) {
@@ -169,8 +171,11 @@ impl Control {
     }
 
     /// What the engine starts from.
-    pub(crate) fn image(&self, layers: &[String]) -> TemplateImage {
-        TemplateImage { layers: layers.iter().map(|digest| (self.config.layer_path)(digest)).collect() }
+    pub(crate) fn image(&self, layers: &[String], engine: Option<&str>) -> TemplateImage {
+        TemplateImage {
+            layers: layers.iter().map(|digest| (self.config.layer_path)(digest)).collect(),
+            engine: engine.map(str::to_owned),
+        }
     }
 }
 

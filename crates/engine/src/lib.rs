@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod several;
 mod spec;
 #[cfg(feature = "suite")]
 pub mod suite;
@@ -18,6 +19,7 @@ use tokio::sync::watch;
 pub use error::EngineError;
 pub use ids::{SandboxId, SnapshotId};
 pub use net::EgressPolicy;
+pub use several::Engines;
 pub use spec::{
     Capabilities, Captured, Descriptor, ExitReason, Isolation, Resources, Revival, StartSpec, Stats,
     TemplateImage,
@@ -28,6 +30,11 @@ pub use spec::{
 pub trait Engine: Send + Sync + 'static {
     /// Name, isolation level and capabilities: what users are told.
     fn descriptor(&self) -> &Descriptor;
+
+    /// Every engine behind this one, the one that runs what names none first.
+    fn descriptors(&self) -> Vec<&Descriptor> {
+        vec![self.descriptor()]
+    }
 
     /// Makes a template ready to start from, so that [`Engine::start`] has nothing slow left to do. Idempotent.
     ///

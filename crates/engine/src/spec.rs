@@ -8,11 +8,14 @@ use ids::SandboxId;
 use net::EgressPolicy;
 use serde::{Deserialize, Serialize};
 
-/// A template as an engine sees it: read-only layers and nothing else.
+/// A template as an engine sees it: read-only layers, and who shall run them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TemplateImage {
     /// Layer folders, uppermost first. Owners are stored as inside the sandbox: root is 0.
     pub layers: Vec<PathBuf>,
+    /// Name of the engine that runs its sandboxes; none leaves it to the server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
 }
 
 /// Limits of one sandbox.
@@ -47,6 +50,8 @@ pub struct StartSpec {
     pub hostname: String,
     /// Rules for outgoing traffic from the first packet on.
     pub egress: EgressPolicy,
+    /// Whether more sandboxes of this template with these limits are to be expected, so that preparing for them pays.
+    pub recurring: bool,
 }
 
 /// How a captured state is brought back.

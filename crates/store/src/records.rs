@@ -196,6 +196,9 @@ pub struct BuildConfig {
     pub ready_cmd: Option<String>,
     /// What both run with, where it is not the above: of a template that inherited them.
     pub start_context: Option<RunContext>,
+    /// Name of the engine that runs its sandboxes; none leaves it to the server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
 }
 
 /// Who runs a command, where, and with which variables.

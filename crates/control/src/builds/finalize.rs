@@ -86,6 +86,7 @@ fn config(work: &Work, context: Context, inherited: BuildConfig) -> BuildConfig 
         start_cmd,
         ready_cmd,
         start_context,
+        engine: inherited.engine,
     }
 }
 

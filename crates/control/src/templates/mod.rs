@@ -335,7 +335,10 @@ impl Control {
         if prepared(&self.catalog.prepared) {
             return Ok(());
         }
-        self.engine.prepare(&self.image(&build.layers)).await.map_err(crate::boot::start_error)?;
+        self.engine
+            .prepare(&self.image(&build.layers, build.config.engine.as_deref()))
+            .await
+            .map_err(crate::boot::start_error)?;
         self.catalog.prepared.lock().unwrap_or_else(PoisonError::into_inner).insert(build.id);
         Ok(())
     }

@@ -65,7 +65,8 @@ where
     /// Starts a sandbox of the template with more layers on top, uppermost first.
     async fn start_on(&self, engine: &Arc<dyn Engine>, layers: &[&Path]) -> Arc<dyn Sandbox> {
         let own = layers.iter().map(|layer| layer.to_path_buf());
-        let template = TemplateImage { layers: own.chain(self.layers.iter().cloned()).collect() };
+        let template =
+            TemplateImage { layers: own.chain(self.layers.iter().cloned()).collect(), engine: None };
         let sandbox = engine.start(StartSpec { template, ..self.spec() }).await.expect("starts on the layer");
         tokio::time::timeout(PATIENCE, health(&*sandbox)).await.expect("envd answers");
         sandbox

@@ -64,7 +64,7 @@ where
     }
 
     fn image(&self) -> TemplateImage {
-        TemplateImage { layers: self.layers.clone() }
+        TemplateImage { layers: self.layers.clone(), engine: None }
     }
 
     /// A specification with modest limits.
@@ -76,6 +76,7 @@ where
             resources: Resources { cpu_count: 1, memory_mib: 256, disk_mib: 1024, pids: 200 },
             hostname: "sandbox".into(),
             egress: EgressPolicy::default(),
+            recurring: true,
         }
     }
 
@@ -245,7 +246,7 @@ where
     /// A template that cannot be used is refused and leaves nothing.
     pub async fn refuses_a_broken_template(&self, data: &Path) {
         let engine = self.engine(data).await;
-        let missing = TemplateImage { layers: vec!["/nonexistent/layer".into()] };
+        let missing = TemplateImage { layers: vec!["/nonexistent/layer".into()], engine: None };
         assert!(matches!(engine.prepare(&missing).await, Err(EngineError::Template(_))));
         let spec = StartSpec { template: missing, ..self.spec() };
         let id = spec.id.clone();

@@ -78,7 +78,7 @@ fn remove(folder: &Path) {
 async fn start(config: &ContainerConfig, layer: PathBuf) -> Result<String, Failure> {
     let engine = ContainerEngine::open(config)?;
     engine.sweep(&[], &[]).await?;
-    let template = TemplateImage { layers: vec![layer] };
+    let template = TemplateImage { layers: vec![layer], engine: None };
     engine.prepare(&template).await?;
     let spec = StartSpec {
         id: SandboxId::generate(),
@@ -86,6 +86,7 @@ async fn start(config: &ContainerConfig, layer: PathBuf) -> Result<String, Failu
         resources: Resources::default(),
         hostname: "doctor".into(),
         egress: EgressPolicy::default(),
+        recurring: false,
     };
     let sandbox = engine.start(spec).await?;
     let healthy = tokio::time::timeout(PATIENCE, health(&sandbox)).await;
