@@ -6,6 +6,7 @@ import threading
 import pytest
 from e2b import Sandbox
 
+from services import serving
 from world import HOST, METADATA, NAME, PRIVATE, PUBLIC, PUBLIC6, REBINDING
 
 
@@ -77,10 +78,9 @@ def test_no_service_of_the_host_is_reached(server, sandbox, host_services):
 def test_two_sandboxes_do_not_reach_each_other(server, sandbox):
     other = Sandbox.create()
     try:
-        other.commands.run("python3 -m http.server 8000 --bind 0.0.0.0", background=True)
+        serving(other, 8000, "0.0.0.0")
         route = {"E2b-Sandbox-Id": other.sandbox_id, "E2b-Sandbox-Port": "8000"}
-        while server.call("GET", "/", headers=route)[0] != 200:
-            pass
+        assert server.call("GET", "/", headers=route)[0] == 200
         for address in ["127.0.0.1", "0.0.0.0", "[::1]", HOST]:
             assert curl(sandbox, f"http://{address}:8000/") is None
     finally:
@@ -93,8 +93,8 @@ def test_a_sandbox_without_internet_reaches_nothing_and_asks_no_names(server):
         assert curl(sandbox, f"http://{PUBLIC}/") is None
         assert curl(sandbox, f"http://[{PUBLIC6}]/") is None
         assert curl(sandbox, f"http://{NAME}/") is None
-        sandbox.commands.run("python3 -m http.server 8000 --bind 127.0.0.1 >/dev/null 2>&1 &", background=True)
-        sandbox.commands.run("until curl -s http://127.0.0.1:8000/ >/dev/null; do :; done")
+        serving(sandbox, 8000)
+        assert "Directory listing" in curl(sandbox, "http://127.0.0.1:8000/")
     finally:
         sandbox.kill()
 

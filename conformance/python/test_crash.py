@@ -8,6 +8,7 @@ import pytest
 from e2b import Sandbox
 
 from server import Server
+from services import serving, started
 
 
 @pytest.fixture
@@ -20,11 +21,11 @@ def own_server():
 def test_a_running_command_survives_the_servers_death(own_server):
     options = {"api_key": own_server.key, "api_url": own_server.url, "sandbox_url": own_server.url}
     kept = Sandbox.create(metadata={"who": "kept"}, envs={"A": "b"}, **options)
-    expiring = Sandbox.create(timeout=1, **options)
     kept.files.write("before", "the crash")
-    beat = "i=0; while true; do echo $((i+=1)) > new; mv new beat; sleep 0.02; done"
-    handle = kept.commands.run(beat, background=True)
-    server_process = kept.commands.run("python3 -m http.server 8000 --bind 127.0.0.1", background=True)
+    beat = "i=0; while true; do echo $((i+=1)) > new; mv new beat; [ $i = 1 ] && echo beats; sleep 0.02; done"
+    handle = started(kept.commands.run(beat, background=True, timeout=0), "beats")
+    server_process = serving(kept, 8000)
+    expiring = Sandbox.create(timeout=1, **options)
     expires = expiring.get_info().end_at
     own_server.crash()
     time.sleep(max(0, (expires - datetime.now(timezone.utc)).total_seconds()))

@@ -5,6 +5,7 @@ import warnings
 import pytest
 from e2b import CommandExitException, Sandbox
 from e2b.exceptions import GitAuthException, GitUpstreamException
+from services import started
 
 # The module is deprecated, not gone.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -22,10 +23,7 @@ def git_sandbox(server):
         user="root",
         timeout=0,
     )
-    for _, stderr, _ in daemon:
-        if "Ready to rumble" in (stderr or ""):
-            break
-    daemon.disconnect()
+    started(daemon, "Ready to rumble")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         sandbox.git.configure_user("A Tester", "tester@example.com")

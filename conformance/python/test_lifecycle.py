@@ -4,6 +4,7 @@ import time
 
 import pytest
 from e2b import Sandbox
+from services import serving, started
 
 COUNTER = "n=0; while true; do echo $((n+=1)); sleep 0.1; done"
 
@@ -22,7 +23,7 @@ def next_number(handle):
 def test_memory_survives_a_pause(cold_server, options):
     sandbox = Sandbox.create(envs={"FOO": "bar"}, **options)
     counter = sandbox.commands.run(COUNTER, background=True)
-    web = sandbox.commands.run("python3 -m http.server 8000 --bind 127.0.0.1", background=True)
+    web = serving(sandbox, 8000)
     root = sandbox.commands.run("sleep 1000", background=True, user="root")
     sandbox.files.write("note", "kept")
     before = next_number(counter)
@@ -97,8 +98,9 @@ def test_forks_go_separate_ways(options):
 
 def test_time_up_pauses_and_traffic_wakes(cold_server, options):
     lifecycle = {"on_timeout": "pause", "auto_resume": True}
-    sandbox = Sandbox.create(timeout=2, lifecycle=lifecycle, **options)
-    sandbox.commands.run("python3 -m http.server 8000", background=True)
+    sandbox = Sandbox.create(timeout=600, lifecycle=lifecycle, **options)
+    serving(sandbox, 8000)
+    sandbox.set_timeout(1)
     deadline = time.monotonic() + 10
     while sandbox.get_info().state.value != "paused":
         assert time.monotonic() < deadline
@@ -112,10 +114,8 @@ def test_time_up_pauses_and_traffic_wakes(cold_server, options):
 def test_what_cannot_be_captured_is_said_and_harmless(options):
     sandbox = Sandbox.create(**options)
     # A deleted file that is still open is carried in the image, up to a size.
-    hold = "f=$(mktemp); head -c 80M /dev/zero > $f; exec 9<>$f; rm $f; touch held; sleep 1000"
-    sandbox.commands.run(hold, background=True)
-    while not sandbox.files.exists("held"):
-        time.sleep(0.05)
+    hold = "f=$(mktemp); head -c 80M /dev/zero > $f; exec 9<>$f; rm $f; echo held; sleep 1000"
+    started(sandbox.commands.run(hold, background=True), "held")
     with pytest.raises(Exception, match="could not be captured"):
         sandbox.pause()
     assert sandbox.commands.run("echo alive").stdout == "alive\n"

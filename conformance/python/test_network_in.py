@@ -4,7 +4,6 @@ import hashlib
 import http.client
 import json
 import os
-import pathlib
 import socket
 import struct
 from concurrent.futures import ThreadPoolExecutor
@@ -13,18 +12,7 @@ import pytest
 from e2b import Sandbox
 
 import inside
-
-SCRIPT = pathlib.Path(inside.__file__).read_text()
-
-
-def serve(sandbox, port, address="127.0.0.1"):
-    """Starts the server of `inside.py` and returns when it listens."""
-    sandbox.files.write("/tmp/inside.py", SCRIPT)
-    handle = sandbox.commands.run(f"exec python3 /tmp/inside.py {address} {port}", background=True, timeout=0)
-    for stdout, _, _ in handle:
-        assert stdout == "listening\n"
-        handle.disconnect()
-        return
+from services import serve
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ from conftest import options_of
 from e2b import PtySize, Sandbox
 from e2b.exceptions import AuthenticationException, TimeoutException
 from server import Server
-from test_network_in import by_headers, serve
+from services import serve, started
+from test_network_in import by_headers
 
 # Asks over one connection, for ever; the file holds how often it was answered.
 CLIENT = """
@@ -56,10 +57,9 @@ def start(sandbox, name, text, ready=True):
     sandbox.files.write(f"/tmp/{name}.py", text)
     handle = sandbox.commands.run(f"exec python3 /tmp/{name}.py", background=True, timeout=0)
     if ready:
-        for stdout, _, _ in handle:
-            assert stdout == "ready\n"
-            break
-    handle.disconnect()
+        started(handle, "ready\n")
+    else:
+        handle.disconnect()
     return handle.pid
 
 

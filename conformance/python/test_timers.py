@@ -92,11 +92,13 @@ def test_a_restart_catches_up_on_what_ran_out_meanwhile():
     server = Server("--most-hot", "0")
     try:
         options = options_of(server)
-        ends = Sandbox.create(timeout=2, **options)
-        pauses = Sandbox.create(timeout=2, lifecycle={"on_timeout": "pause"}, **options)
+        ends = Sandbox.create(timeout=600, **options)
+        pauses = Sandbox.create(timeout=600, lifecycle={"on_timeout": "pause"}, **options)
         stays = Sandbox.create(timeout=600, **options)
         before = stays.get_info()
         sleeper = pauses.commands.run("sleep 1000", background=True, timeout=0)
+        for each in (ends, pauses):
+            each.set_timeout(2)
         last = max(each.get_info().end_at for each in (ends, pauses))
         server.crash()
         time.sleep(max(0, (last - now()).total_seconds()))
