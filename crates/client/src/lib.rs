@@ -37,6 +37,7 @@ mod signature;
 mod teams;
 mod templates;
 mod transport;
+mod uploads;
 
 pub use client::{ApiKey, Client, EngineCapabilities, EngineInfo, NewApiKey, Team};
 pub use commands::{Commands, ProcessInfo, RunOptions};

@@ -1,13 +1,11 @@
 //! Templates: list, describe, publish, delete; build from steps with files of their own, follow a build; export and import.
-//! A build is asked for, fed with archives, started, and then followed until it has ended.
+//! A build is asked for, fed with archives (`uploads`), started, and then followed until it has ended.
 //! Archives are Cofferdam only; the rest is E2B's Build System 2.0.
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
-use http::header::{CONTENT_LENGTH, USER_AGENT};
-use http::{Method, Request, Uri};
-use http_body::Frame;
-use http_body_util::{BodyDataStream, BodyExt, StreamBody};
+use http::Method;
+use http_body_util::{BodyDataStream, BodyExt};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
@@ -226,20 +224,6 @@ impl Client {
         read_json(&self.rest.call(As::Team, Method::GET, &path).await?)
     }
 
-    /// Sends an archive (tar, gzip) of `length` bytes where a link says.
-    ///
-    /// # Errors
-    /// The link has expired, or the archive is too large.
-    pub async fn send_files<S, E>(&self, link: &FilesLink, length: u64, contents: S) -> Result<()>
-    where
-        S: Stream<Item = std::result::Result<Bytes, E>> + Send + Sync + 'static,
-        E: std::error::Error + Send + Sync + 'static,
-    {
-        let uri: Uri = link.url.parse().map_err(|_| Error::Protocol("the link is no URL".to_owned()))?;
-        let request = Request::put(uri).header(CONTENT_LENGTH, length);
-        self.send_stream(request, contents).await
-    }
-
     /// Starts a build.
     ///
     /// # Errors
@@ -299,26 +283,6 @@ impl Client {
             encode(&build.build)
         );
         let request = self.rest.request(As::Team, Method::POST, &path)?;
-        self.send_stream(request, contents).await
-    }
-
-    /// As long as it takes: the limit for requests is for small ones.
-    async fn send_stream<S, E>(&self, request: http::request::Builder, contents: S) -> Result<()>
-    where
-        S: Stream<Item = std::result::Result<Bytes, E>> + Send + Sync + 'static,
-        E: std::error::Error + Send + Sync + 'static,
-    {
-        let frames = contents.map(|piece| {
-            piece.map(Frame::data).map_err(|error| connectrpc::ConnectError::internal(error.to_string()))
-        });
-        let request = request
-            .header(USER_AGENT, transport::USER_AGENT)
-            .body(BodyExt::boxed(StreamBody::new(frames)))
-            .map_err(|error| Error::Config(error.to_string()))?;
-        let response = self.rest.transport().send(request).await?;
-        let (head, body) = response.into_parts();
-        let address = address(self.rest.base());
-        let body = body.collect().await.map_err(|error| unreachable(address, &error))?.to_bytes();
-        check(&http::Response::from_parts(head, body))
+        check(&self.send_stream(request, contents).await?)
     }
 }

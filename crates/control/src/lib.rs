@@ -47,7 +47,7 @@ use tokio_util::task::TaskTracker;
 pub use agent::ENVD_PORT;
 pub use builds::{
     ArchiveFile, BuildReport, BuildSource, BuildSpec, FilesLink, NewBuild, RegistryAuth, Requested, TagInfo,
-    TagPage, TemplateArchive, UploadError,
+    TagPage, TemplateArchive, UploadAddress, UploadError, UploadRange, UploadState,
 };
 pub use config::{Config, ENVD_VERSION, LayerPath};
 pub use connect::NetworkUpdate;
@@ -92,6 +92,7 @@ pub struct Control {
     builds: Arc<limits::Places>,
     /// Template builds in hand.
     jobs: builds::Jobs,
+    uploads: builds::Uploads,
     starts: limits::StartQueue,
     in_flight: Arc<idempotency::InFlight>,
     usage: usage::Usage,
@@ -142,6 +143,7 @@ impl Control {
             places: Arc::default(),
             builds: Arc::default(),
             jobs: builds::Jobs::default(),
+            uploads: builds::Uploads::default(),
             starts: limits::StartQueue::new(config.parallel_starts, config.start_queue),
             in_flight: Arc::default(),
             usage: usage::Usage::default(),

@@ -30,9 +30,10 @@ impl Tokens {
         self.sign(&["sandbox-traffic-", id.as_str()])
     }
 
-    /// What opens the address for one archive until a time, in seconds since 1970.
-    pub(crate) fn upload(&self, team: TeamId, hash: &str, expires: i64) -> String {
-        self.sign(&["build-files-", &team.to_string(), "-", hash, "-", &expires.to_string()])
+    /// What opens the address for one upload of an archive until a time, in seconds since 1970.
+    pub(crate) fn upload(&self, team: TeamId, hash: &str, upload: &str, expires: i64) -> String {
+        let (team, expires) = (team.to_string(), expires.to_string());
+        self.sign(&["build-files-", &team, "-", hash, "-", upload, "-", &expires])
     }
 
     fn sign(&self, parts: &[&str]) -> String {

@@ -1,29 +1,24 @@
 //! Files for `COPY`: archives named by a hash of the client's choice, sent once per team and kept until nobody has used them for long.
-//! Clients send them without their key, to an address that is signed for one team, one name and half an hour.
-//! An archive is whole or not there: it arrives under another name. What is in it is only ever opened in a sandbox.
+//! Clients send them without their key, to an address that is signed for one team, one name, one upload and half an hour.
+//! An archive is whole or not there: it arrives under another name (`uploads`). What is in it is only ever opened in a sandbox.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use futures::Stream;
 use ids::{TeamId, TemplateId};
 use store::Team;
 use template::steps::is_files_hash;
 use time::OffsetDateTime;
-use tokio::io::AsyncWriteExt;
 
 use super::Folders;
 use super::start::ArchiveFile;
+use super::uploads::{self, GOOD_FOR, UploadError, UploadRange, UploadState};
 use crate::{Control, ControlError, same_secret};
 
-/// How long an address is good.
-const GOOD_FOR: Duration = Duration::from_secs(30 * 60);
-/// Largest archive, bytes.
-const LARGEST: u64 = 16 << 30;
 /// How long an unused archive is kept.
 const UNUSED_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -36,33 +31,19 @@ pub struct FilesLink {
     pub path: String,
 }
 
-/// Why an archive was not taken.
-#[derive(Debug, thiserror::Error)]
-pub enum UploadError {
-    /// The address was not signed by this server, or too long ago.
-    #[error("the upload link is not valid or has expired; ask for a new one")]
-    Link,
-    /// Too large.
-    #[error("the archive is larger than {} bytes; leave files out with .dockerignore", LARGEST)]
-    TooLarge,
-    /// It broke off.
-    #[error("the archive broke off")]
-    Incomplete,
-    /// No room.
-    #[error("there is no room for the archive on the server's disk")]
-    Full,
-    /// Something else with our disk.
-    #[error("the archive could not be kept")]
-    Io(io::Error),
-}
-
-impl From<io::Error> for UploadError {
-    fn from(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full,
-            _ => Self::Io(error),
-        }
-    }
+/// What the address says that a client was given.
+#[derive(Debug, Clone)]
+pub struct UploadAddress {
+    /// Whose archive.
+    pub team: TeamId,
+    /// Its name.
+    pub hash: String,
+    /// Which upload of it.
+    pub upload: String,
+    /// Until when it is good, in seconds since 1970.
+    pub expires: i64,
+    /// The signature over all that.
+    pub token: String,
 }
 
 impl Folders {
@@ -96,34 +77,49 @@ impl Control {
             touch(&path);
         }
         let expires = (OffsetDateTime::now_utc() + GOOD_FOR).unix_timestamp();
-        let token = self.tokens.upload(team.id, hash, expires);
-        let path = format!("/cofferdam/v1/build-files/{}/{hash}?expires={expires}&token={token}", team.id);
+        let upload = ids::random_hex::<8>();
+        let token = self.tokens.upload(team.id, hash, &upload, expires);
+        let path = format!(
+            "/cofferdam/v1/build-files/{}/{hash}?upload={upload}&expires={expires}&token={token}",
+            team.id
+        );
         Ok(FilesLink { present, path })
     }
 
-    /// Takes an archive.
+    /// How far an upload is.
     ///
     /// # Errors
-    /// See [`UploadError`]; nothing is kept then.
+    /// The address is not good.
+    pub async fn upload_state(&self, address: &UploadAddress) -> Result<UploadState, UploadError> {
+        let path = self.check_upload(address)?;
+        Ok(uploads::state(&path, &address.upload).await)
+    }
+
+    /// Takes an archive, or bytes of one.
+    ///
+    /// # Errors
+    /// See [`UploadError`]; what came until then is kept for as long as the address is good.
     pub async fn receive_files<E>(
         &self,
-        team: TeamId,
-        hash: &str,
-        expires: i64,
-        token: &str,
+        address: &UploadAddress,
+        range: Option<UploadRange>,
         body: impl Stream<Item = Result<Bytes, E>> + Send,
-    ) -> Result<(), UploadError> {
+    ) -> Result<UploadState, UploadError> {
+        let path = self.check_upload(address)?;
+        uploads::receive(&self.uploads, &path, &address.upload, range, body).await
+    }
+
+    /// Where the archive of a good address is, or will be.
+    fn check_upload(&self, address: &UploadAddress) -> Result<PathBuf, UploadError> {
         let folders = self.build_folders().map_err(|_| UploadError::Link)?;
-        let signed = self.tokens.upload(team, hash, expires);
-        let is_fresh = OffsetDateTime::now_utc().unix_timestamp() < expires;
-        if !is_files_hash(hash) || !is_fresh || !same_secret(signed.as_bytes(), token.as_bytes()) {
+        let UploadAddress { team, hash, upload, expires, token } = address;
+        let signed = self.tokens.upload(*team, hash, upload, *expires);
+        let is_fresh = OffsetDateTime::now_utc().unix_timestamp() < *expires;
+        let is_ours = same_secret(signed.as_bytes(), token.as_bytes());
+        if !is_ours || !is_fresh || !is_files_hash(hash) {
             return Err(UploadError::Link);
         }
-        let path = folders.file(team, hash);
-        let new = ArchiveFile::new(path.with_extension(format!("{}.new", ids::random_hex::<4>())));
-        tokio::fs::create_dir_all(path.parent().unwrap_or(Path::new("/"))).await?;
-        receive(new.path(), body).await?;
-        Ok(tokio::fs::rename(new.path(), path).await?)
+        Ok(folders.file(*team, hash))
     }
 
     /// Takes the archive of a whole template or image. It is removed with the answer.
@@ -139,28 +135,9 @@ impl Control {
         let path = folders.file(team, &format!("archive-{}.new", ids::random_hex::<8>()));
         tokio::fs::create_dir_all(path.parent().unwrap_or(Path::new("/"))).await?;
         let archive = ArchiveFile::new(path);
-        receive(archive.path(), body).await?;
+        uploads::receive_whole(archive.path(), body).await?;
         Ok(Arc::new(archive))
     }
-}
-
-async fn receive<E>(
-    path: &Path,
-    body: impl Stream<Item = Result<Bytes, E>> + Send,
-) -> Result<(), UploadError> {
-    let mut file = tokio::fs::File::create(path).await?;
-    let mut size = 0;
-    let mut body = std::pin::pin!(body);
-    while let Some(piece) = body.next().await {
-        let piece = piece.map_err(|_| UploadError::Incomplete)?;
-        size += piece.len() as u64;
-        if size > LARGEST {
-            return Err(UploadError::TooLarge);
-        }
-        file.write_all(&piece).await?;
-    }
-    file.flush().await?;
-    Ok(file.sync_all().await?)
 }
 
 /// Its age is counted from its last use.
@@ -170,5 +147,6 @@ fn touch(path: &Path) {
 
 /// Removes what nobody has used for long.
 pub(super) fn forget(folders: &Folders) {
+    uploads::forget_parts(&folders.files(), SystemTime::now());
     super::cache::forget(&folders.files(), UNUSED_FOR);
 }

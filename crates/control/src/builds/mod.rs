@@ -17,16 +17,19 @@ mod register;
 mod start;
 mod status;
 mod tags;
+mod uploads;
 mod worker;
 
 pub use archive::TemplateArchive;
-pub use files::{FilesLink, UploadError};
+pub use files::{FilesLink, UploadAddress};
 pub use register::{NewBuild, Requested};
 pub use start::{ArchiveFile, BuildSource, BuildSpec, RegistryAuth};
 pub use status::BuildReport;
 pub use tags::{TagInfo, TagPage};
+pub use uploads::{UploadError, UploadRange, UploadState};
 
 pub(crate) use jobs::Jobs;
+pub(crate) use uploads::Uploads;
 
 use engine::Sandbox as EngineSandbox;
 use ids::SandboxId;

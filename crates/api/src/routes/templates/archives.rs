@@ -11,7 +11,8 @@ use control::{BuildSource, BuildSpec};
 use tokio::io::duplex;
 use tokio_util::io::{ReaderStream, SyncIoBridge};
 
-use super::builds::{build_id, not_taken, template_id};
+use super::builds::{build_id, template_id};
+use super::uploads::not_taken;
 use crate::auth::Caller;
 use crate::paths::Segment;
 use crate::{Api, ApiError};

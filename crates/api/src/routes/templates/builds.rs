@@ -1,17 +1,14 @@
-//! Building templates: ask for a build, send the files it copies, start it, follow it.
-//! Uploads come without a key, to an address that this server has signed; everything else is the team's.
+//! Building templates: ask for a build, start it, follow it.
+//! `uploads` is how the files it copies come here.
 //! Protocol: E2B's Build System 2.0 (`/v3/templates`, `/v2/templates/{id}/builds/{id}`), and the older forms of the first call.
 
 use axum::Json;
 use axum::Router;
-use axum::body::Body as RequestBody;
-use axum::extract::{DefaultBodyLimit, Path, State};
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::routing::{get, post, put};
-use control::{
-    BuildReport, BuildSource, BuildSpec, LogLevel, LogLine, LogQuery, NewBuild, RegistryAuth, UploadError,
-};
-use ids::{BuildId, TeamId, TemplateId};
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use control::{BuildReport, BuildSource, BuildSpec, LogLevel, LogLine, LogQuery, NewBuild, RegistryAuth};
+use ids::{BuildId, TemplateId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use template::steps::Step;
@@ -29,12 +26,9 @@ pub(crate) fn routes() -> Router<Api> {
     Router::new()
         .route("/v3/templates", post(request))
         .route("/v2/templates", post(request_legacy))
-        .route("/templates/{templateID}/files/{hash}", get(files_link))
         .route("/v2/templates/{templateID}/builds/{buildID}", post(start))
         .route("/templates/{templateID}/builds/{buildID}/status", get(status))
         .route("/templates/{templateID}/builds/{buildID}/logs", get(logs))
-        .route("/cofferdam/v1/build-files/{team}/{hash}", put(receive))
-        .layer(DefaultBodyLimit::disable())
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -96,58 +90,6 @@ pub(super) fn template_id(text: &str) -> Result<TemplateId, ApiError> {
 
 pub(super) fn build_id(text: &str) -> Result<BuildId, ApiError> {
     text.parse().map_err(|_| ApiError::bad_request(format!("Invalid build ID: {text}")))
-}
-
-async fn files_link(
-    State(api): State<Api>,
-    Caller(team): Caller,
-    Path((template, hash)): Path<(String, String)>,
-    headers: HeaderMap,
-) -> Result<(StatusCode, Json<Value>), ApiError> {
-    let link = api.control.files_link(&team, &template_id(&template)?, &hash)?;
-    let url = format!("{}{}", own_address(&headers), link.path);
-    Ok((StatusCode::CREATED, Json(json!({ "present": link.present, "url": url }))))
-}
-
-/// Where the client has reached us, so that it reaches us again.
-fn own_address(headers: &HeaderMap) -> String {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let host = text("x-forwarded-host").or_else(|| text(header::HOST.as_str())).unwrap_or("localhost");
-    let scheme = text("x-forwarded-proto").filter(|scheme| *scheme == "https").unwrap_or("http");
-    format!("{scheme}://{host}")
-}
-
-#[derive(Debug, Deserialize)]
-struct UploadParams {
-    expires: i64,
-    token: String,
-}
-
-async fn receive(
-    State(api): State<Api>,
-    Path((team, hash)): Path<(String, String)>,
-    Params(params): Params<UploadParams>,
-    body: RequestBody,
-) -> Result<StatusCode, ApiError> {
-    let refused = || ApiError::new(StatusCode::FORBIDDEN, UploadError::Link.to_string());
-    let team: TeamId = team.parse().map_err(|_| refused())?;
-    let UploadParams { expires, token } = params;
-    let kept = api.control.receive_files(team, &hash, expires, &token, body.into_data_stream()).await;
-    kept.map(|()| StatusCode::OK).map_err(|error| not_taken(&error))
-}
-
-pub(super) fn not_taken(error: &UploadError) -> ApiError {
-    let status = match error {
-        UploadError::Link => StatusCode::FORBIDDEN,
-        UploadError::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        UploadError::Incomplete => StatusCode::BAD_REQUEST,
-        UploadError::Full => StatusCode::INSUFFICIENT_STORAGE,
-        UploadError::Io(cause) => {
-            tracing::error!(error = %cause, "an upload for a build failed");
-            StatusCode::INTERNAL_SERVER_ERROR
-        }
-    };
-    ApiError::new(status, error.to_string())
 }
 
 #[derive(Debug, Default, Deserialize)]

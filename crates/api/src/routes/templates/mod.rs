@@ -1,10 +1,11 @@
 //! Templates that exist: lists, one with its builds, the question whether a name is taken, deleting and publishing.
-//! `builds` is how they are made, `tags` what their builds are called, `archives` how they travel.
+//! `builds` and `uploads` are how they are made, `tags` what their builds are called, `archives` how they travel.
 //! A name may hold `%2F`: `team%2Fname` is one segment.
 
 mod archives;
 mod builds;
 mod tags;
+mod uploads;
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -30,6 +31,7 @@ pub(crate) fn routes() -> Router<Api> {
         .merge(archives::routes())
         .merge(builds::routes())
         .merge(tags::routes())
+        .merge(uploads::routes())
 }
 
 #[derive(Debug, Deserialize)]

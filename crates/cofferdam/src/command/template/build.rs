@@ -1,9 +1,9 @@
 //! `cofferdam template build`: a folder with a Dockerfile becomes a template on the server.
 //! A `template.toml` beside it may say what a Dockerfile cannot: name, start and ready command, size.
-//! Files that the server has already are not sent again.
+//! Files that the server has already are not sent again; an upload that breaks off goes on where it was.
 
 use std::fs;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -151,9 +151,13 @@ async fn send(
     let packed = pack(folder, source, ignored)?;
     let link = client.files_link(build, &packed.hash).await?;
     if !link.present {
-        let file = tokio::fs::File::from_std(packed.archive.reopen()?);
-        let length = file.metadata().await?.len();
-        client.send_files(&link, length, ReaderStream::with_capacity(file, 256 << 10)).await?;
+        let length = packed.archive.as_file().metadata()?.len();
+        let open = |from| {
+            let mut file = packed.archive.reopen()?;
+            file.seek(SeekFrom::Start(from))?;
+            Ok(ReaderStream::with_capacity(tokio::fs::File::from_std(file), 256 << 10))
+        };
+        client.send_files(&link, length, open).await?;
     }
     Ok(packed.hash)
 }

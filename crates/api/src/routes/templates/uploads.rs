@@ -1,0 +1,188 @@
+//! Files of a build's context: where to send them, sending them, and how far that has come.
+//! Uploads come without a key, to an address that this server has signed. One that broke off goes on with `Content-Range`.
+//! Protocol: E2B's link for a plain `PUT`; for the rest, resumable uploads as Google's object storage has them.
+
+use axum::body::Body as RequestBody;
+use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use control::{UploadAddress, UploadError, UploadRange, UploadState};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::builds::template_id;
+use crate::auth::Caller;
+use crate::paths::Params;
+use crate::{Api, ApiError};
+
+pub(super) fn routes() -> Router<Api> {
+    Router::new()
+        .route("/templates/{templateID}/files/{hash}", get(link))
+        .route("/cofferdam/v1/build-files/{team}/{hash}", get(state).put(receive))
+        .layer(DefaultBodyLimit::disable())
+}
+
+async fn link(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    Path((template, hash)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    let link = api.control.files_link(&team, &template_id(&template)?, &hash)?;
+    let url = format!("{}{}", own_address(&headers), link.path);
+    Ok((StatusCode::CREATED, Json(json!({ "present": link.present, "url": url }))))
+}
+
+/// Where the client has reached us, so that it reaches us again.
+fn own_address(headers: &HeaderMap) -> String {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let host = text("x-forwarded-host").or_else(|| text(header::HOST.as_str())).unwrap_or("localhost");
+    let scheme = text("x-forwarded-proto").filter(|scheme| *scheme == "https").unwrap_or("http");
+    format!("{scheme}://{host}")
+}
+
+#[derive(Debug, Deserialize)]
+struct UploadParams {
+    upload: String,
+    expires: i64,
+    token: String,
+}
+
+fn address(team: &str, hash: String, params: UploadParams) -> Result<UploadAddress, ApiError> {
+    let UploadParams { upload, expires, token } = params;
+    let team = team.parse().map_err(|_| not_taken(&UploadError::Link))?;
+    Ok(UploadAddress { team, hash, upload, expires, token })
+}
+
+/// `HEAD` and `GET`.
+async fn state(
+    State(api): State<Api>,
+    Path((team, hash)): Path<(String, String)>,
+    Params(params): Params<UploadParams>,
+) -> Result<Response, ApiError> {
+    let address = address(&team, hash, params)?;
+    let state = api.control.upload_state(&address).await.map_err(|error| not_taken(&error))?;
+    Ok(answer(state))
+}
+
+async fn receive(
+    State(api): State<Api>,
+    Path((team, hash)): Path<(String, String)>,
+    Params(params): Params<UploadParams>,
+    headers: HeaderMap,
+    body: RequestBody,
+) -> Result<Response, ApiError> {
+    let address = address(&team, hash, params)?;
+    let range = match headers.get(header::CONTENT_RANGE) {
+        None => None,
+        Some(range) => match content_range(range.to_str().unwrap_or_default())? {
+            ContentRange::Asked => {
+                let state = api.control.upload_state(&address).await.map_err(|error| not_taken(&error))?;
+                return Ok(answer(state));
+            }
+            ContentRange::Bytes(range) => Some(range),
+        },
+    };
+    match api.control.receive_files(&address, range, body.into_data_stream()).await {
+        Ok(state) => Ok(answer(state)),
+        Err(error) => {
+            let mut response = not_taken(&error).into_response();
+            if let UploadError::Gap(here) = error {
+                say_how_far(&mut response, here);
+            }
+            Ok(response)
+        }
+    }
+}
+
+/// 200 is the whole archive; 308 says which bytes are here, and nothing where there are none.
+fn answer(state: UploadState) -> Response {
+    match state {
+        UploadState::Complete => StatusCode::OK.into_response(),
+        UploadState::Partial(here) => {
+            let mut response = StatusCode::PERMANENT_REDIRECT.into_response();
+            say_how_far(&mut response, here);
+            response
+        }
+    }
+}
+
+fn say_how_far(response: &mut Response, here: u64) {
+    if let Some(last) = here.checked_sub(1) {
+        let range =
+            HeaderValue::from_str(&format!("bytes=0-{last}")).expect("digits are no control characters");
+        response.headers_mut().insert(header::RANGE, range);
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum ContentRange {
+    /// `bytes */total`: how far is it?
+    Asked,
+    Bytes(UploadRange),
+}
+
+/// `bytes first-last/total`, where `*` stands for what is not known.
+fn content_range(text: &str) -> Result<ContentRange, ApiError> {
+    let refused = || ApiError::bad_request("Content-Range must be like 'bytes 0-99/1000' or 'bytes */1000'");
+    let number = |text: &str| text.parse::<u64>().map_err(|_| refused());
+    let (range, total) =
+        text.strip_prefix("bytes ").and_then(|text| text.split_once('/')).ok_or_else(refused)?;
+    let total = if total == "*" { None } else { Some(number(total)?) };
+    if range == "*" {
+        return Ok(ContentRange::Asked);
+    }
+    let (first, last) = range.split_once('-').ok_or_else(refused)?;
+    let (first, last) = (number(first)?, number(last)?);
+    let length = last.checked_sub(first).and_then(|length| length.checked_add(1)).ok_or_else(refused)?;
+    if total.is_some_and(|total| last >= total) {
+        return Err(refused());
+    }
+    Ok(ContentRange::Bytes(UploadRange { first, length, total }))
+}
+
+pub(super) fn not_taken(error: &UploadError) -> ApiError {
+    let status = match error {
+        UploadError::Link => StatusCode::FORBIDDEN,
+        UploadError::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        UploadError::Incomplete | UploadError::Length => StatusCode::BAD_REQUEST,
+        UploadError::Gap(_) => StatusCode::RANGE_NOT_SATISFIABLE,
+        UploadError::TakenOver => StatusCode::CONFLICT,
+        UploadError::Full => StatusCode::INSUFFICIENT_STORAGE,
+        UploadError::Io(cause) => {
+            tracing::error!(error = %cause, "an upload for a build failed");
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
+    };
+    ApiError::new(status, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_read_as_the_field_writes_them() {
+        let bytes = |first, length, total| ContentRange::Bytes(UploadRange { first, length, total });
+        let read = |text: &str| content_range(text).ok();
+        assert_eq!(read("bytes 0-9/100"), Some(bytes(0, 10, Some(100))));
+        assert_eq!(read("bytes 90-99/100"), Some(bytes(90, 10, Some(100))));
+        assert_eq!(read("bytes 5-5/*"), Some(bytes(5, 1, None)));
+        assert_eq!(read("bytes */100"), Some(ContentRange::Asked));
+        assert_eq!(read("bytes */*"), Some(ContentRange::Asked));
+        for bad in [
+            "",
+            "bytes",
+            "bytes 0-9",
+            "items 0-9/10",
+            "bytes 9-0/10",
+            "bytes 0-10/10",
+            "bytes -1/3",
+            "bytes 0-18446744073709551615/*",
+        ] {
+            assert_eq!(read(bad), None, "{bad}");
+        }
+    }
+}
