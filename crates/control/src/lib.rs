@@ -46,8 +46,9 @@ use tokio_util::task::TaskTracker;
 
 pub use agent::ENVD_PORT;
 pub use builds::{
-    ArchiveFile, BuildReport, BuildSource, BuildSpec, FilesLink, NewBuild, RegistryAuth, Requested, TagInfo,
-    TagPage, TemplateArchive, UploadAddress, UploadError, UploadRange, UploadState,
+    ArchiveFile, BuildReport, BuildRules, BuildSource, BuildSpec, BuildTarget, DockerfilePlan, FilesLink,
+    NewBuild, RegistryAuth, Requested, TagInfo, TagPage, TemplateArchive, UploadAddress, UploadError,
+    UploadRange, UploadState,
 };
 pub use config::{Config, ENVD_VERSION, LayerPath};
 pub use connect::NetworkUpdate;

@@ -14,6 +14,7 @@ use super::cache::Progress;
 use super::failure::Failure;
 use super::machine::{Hands, Machine, Plan};
 use super::perform::arguments;
+use super::start::{BuildRules, BuildSpec};
 use super::worker::Work;
 use crate::LogLevel;
 use crate::agent::Command;
@@ -71,23 +72,27 @@ async fn capture(work: &Work, machine: Machine) -> Result<BuildSnapshot, Failure
 
 /// Either command of this build replaces both of the template it came from.
 fn config(work: &Work, context: Context, inherited: BuildConfig) -> BuildConfig {
-    let Context { user, workdir, env } = context;
-    let own = work.spec.start_cmd.is_some() || work.spec.ready_cmd.is_some();
-    let (start_cmd, ready_cmd, start_context) = if own {
-        (work.spec.start_cmd.clone(), work.spec.ready_cmd.clone(), None)
+    let BuildSpec { start_cmd, ready_cmd, rules, .. } = &work.spec;
+    let own = start_cmd.is_some() || ready_cmd.is_some();
+    let engine = inherited.engine.clone();
+    let mut config = if own {
+        BuildConfig { start_cmd: start_cmd.clone(), ready_cmd: ready_cmd.clone(), ..BuildConfig::default() }
     } else {
         let has_any = inherited.start_cmd.is_some() || inherited.ready_cmd.is_some();
-        (inherited.start_cmd, inherited.ready_cmd, inherited.start_context.filter(|_| has_any))
+        let start_context = inherited.start_context.filter(|_| has_any);
+        let BuildConfig { start_cmd, ready_cmd, .. } = inherited;
+        BuildConfig { start_cmd, ready_cmd, start_context, ..BuildConfig::default() }
     };
-    BuildConfig {
-        default_user: Some(user),
-        default_workdir: workdir,
-        env,
-        start_cmd,
-        ready_cmd,
-        start_context,
-        engine: inherited.engine,
+    if *rules == BuildRules::BeforeDefaultUser {
+        if own {
+            let Context { user, workdir, env } = context.clone();
+            config.start_context = Some(RunContext { user, workdir, env });
+        }
+        let default_user = Some("user".to_owned());
+        return BuildConfig { default_user, default_workdir: None, env: context.env, engine, ..config };
     }
+    let Context { user, workdir, env } = context;
+    BuildConfig { default_user: Some(user), default_workdir: workdir, env, engine, ..config }
 }
 
 /// Starts what a template starts and waits until it is ready.

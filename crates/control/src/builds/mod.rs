@@ -13,6 +13,7 @@ mod jobs;
 mod log;
 mod machine;
 mod perform;
+mod plans;
 mod register;
 mod start;
 mod status;
@@ -22,8 +23,9 @@ mod worker;
 
 pub use archive::TemplateArchive;
 pub use files::{FilesLink, UploadAddress};
-pub use register::{NewBuild, Requested};
-pub use start::{ArchiveFile, BuildSource, BuildSpec, RegistryAuth};
+pub use plans::DockerfilePlan;
+pub use register::{BuildTarget, NewBuild, Requested};
+pub use start::{ArchiveFile, BuildRules, BuildSource, BuildSpec, RegistryAuth};
 pub use status::BuildReport;
 pub use tags::{TagInfo, TagPage};
 pub use uploads::{UploadError, UploadRange, UploadState};
@@ -56,6 +58,11 @@ impl Folders {
         self.root.join("files")
     }
 
+    /// Dockerfiles of builds that are not started yet.
+    fn plans(&self) -> PathBuf {
+        self.root.join("plans")
+    }
+
     fn logs(&self) -> PathBuf {
         self.root.join("logs")
     }
@@ -81,6 +88,7 @@ impl Control {
             log::book(&folders).forget(retention);
             files::forget(&folders);
             cache::forget(&folders.cache(), UNUSED_FOR);
+            cache::forget(&folders.plans(), YOUNG);
             let (Some(store), Some(mut used)) = (layers, used) else { return };
             used.extend(cache::layers(&folders.cache()));
             match store.remove_unused(&used, YOUNG) {

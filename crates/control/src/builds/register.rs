@@ -24,11 +24,22 @@ const DEFAULT_MEMORY: u32 = 1024;
 const DEFAULT_DISK: u32 = 10_240;
 const MOST_TAGS: usize = 32;
 
+/// What a build is of.
+#[derive(Debug, Clone)]
+pub enum BuildTarget {
+    /// The team's template of this name, `[namespace/]alias[:tag]`, which is made if there is none.
+    Named(String),
+    /// A template of the team's.
+    Known(TemplateId),
+    /// A new template without a name.
+    Unnamed,
+}
+
 /// A build to be.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct NewBuild {
-    /// `[namespace/]alias[:tag]`.
-    pub name: String,
+    /// Of what.
+    pub target: BuildTarget,
     /// Tags besides the name's.
     pub tags: Vec<String>,
     /// Processors of its sandboxes.
@@ -44,44 +55,45 @@ pub struct NewBuild {
 pub struct Requested {
     /// Of which template.
     pub template: Template,
-    /// Its id.
-    pub build: BuildId,
+    /// The build.
+    pub build: Build,
     /// What it will be tagged with.
     pub tags: Vec<String>,
 }
 
 impl Control {
-    /// Asks for a build of a team's template, which is made if there is none of this name.
+    /// Asks for a build of a team's template.
     ///
     /// # Errors
-    /// The name, a tag or the size is not allowed, or the name belongs to somebody else.
+    /// The name, a tag or the size is not allowed, the name belongs to somebody else, there is no such template, or the team has as
+    /// many builds under way as it may.
     pub async fn request_build(
         self: &Arc<Self>,
         team: &Team,
         wanted: &NewBuild,
     ) -> Result<Requested, ControlError> {
         self.build_folders()?;
-        if wanted.name.trim().is_empty() {
-            return Err(ControlError::Invalid("Name is required".to_owned()));
-        }
-        let reference = TemplateRef::parse(&wanted.name)?;
-        if let Some(namespace) = reference.namespace.as_ref().filter(|namespace| **namespace != team.slug) {
-            return Err(ControlError::Invalid(format!(
-                "namespace '{namespace}' must match your team '{}'",
-                team.slug
-            )));
-        }
-        let tags = tags(&reference, &wanted.name, &wanted.tags)?;
+        let (reference, tag) = match &wanted.target {
+            BuildTarget::Named(name) => {
+                let reference = own_name(team, name)?;
+                let tag = name.contains(':').then(|| reference.tag_or_default().to_owned());
+                (Some(reference), tag)
+            }
+            BuildTarget::Known(_) | BuildTarget::Unnamed => (None, None),
+        };
+        let tags = tags(tag, &wanted.tags)?;
         let cpu_count = wanted.cpu_count.unwrap_or(DEFAULT_CPUS);
         let memory_mib = wanted.memory_mib.unwrap_or(DEFAULT_MEMORY);
         check_template_size(team, cpu_count, memory_mib)?;
+        // Whether there is a place now; it is taken at the start.
+        drop(self.reserve_build(team)?);
         let most = Some(team.limits.max_disk_mib).filter(|most| *most > 0).unwrap_or(u32::MAX);
         let disk_mib = wanted.min_free_disk_mib.unwrap_or(0).max(DEFAULT_DISK).min(most);
 
         let _one_at_a_time = self.registering.lock().await;
         self.catalog.load(&*self.store).await?;
         let now = truncate_to_micros(OffsetDateTime::now_utc());
-        let template = self.template_for(team, &reference, now)?;
+        let template = self.template_for(team, &wanted.target, reference.as_ref(), now)?;
         let build = Build {
             id: BuildId::generate(),
             template: template.id.clone(),
@@ -109,32 +121,48 @@ impl Control {
         self.catalog.load(&*self.store).await?;
         self.expect_start(build.id, LONGEST_WAIT);
         tracing::info!(template_id = %template.id, build_id = %build.id, team_id = %team.id, "build asked for");
-        Ok(Requested { template, build: build.id, tags })
+        Ok(Requested { template, build, tags })
     }
 
     /// The team's template of this name, or of this id, or a new one.
     fn template_for(
         &self,
         team: &Team,
-        reference: &TemplateRef,
+        target: &BuildTarget,
+        reference: Option<&TemplateRef>,
         now: OffsetDateTime,
     ) -> Result<Template, ControlError> {
-        let name = TemplateName { namespace: Some(team.slug.clone()), alias: reference.name.clone() };
-        if let Some(known) = self.catalog.by_name(&name) {
-            return Ok(Template { updated_at: now, ..known });
-        }
-        let by_id = reference.name.parse::<TemplateId>().ok().and_then(|id| self.catalog.by_id(&id));
-        match by_id {
-            Some(known) if known.team == Some(team.id) => return Ok(Template { updated_at: now, ..known }),
-            Some(_) => {
-                return Err(ControlError::Conflict(format!("Alias '{}' is already used", reference.name)));
+        let names = match (target, reference) {
+            (BuildTarget::Known(id), _) => {
+                let known = self.catalog.by_id(id).filter(|known| known.team == Some(team.id));
+                let known = known.ok_or_else(|| ControlError::TemplateNotFound(id.to_string()))?;
+                return Ok(Template { updated_at: now, ..known });
             }
-            None => {}
-        }
+            (_, Some(reference)) => {
+                let name = TemplateName { namespace: Some(team.slug.clone()), alias: reference.name.clone() };
+                if let Some(known) = self.catalog.by_name(&name) {
+                    return Ok(Template { updated_at: now, ..known });
+                }
+                let by_id = reference.name.parse::<TemplateId>().ok().and_then(|id| self.catalog.by_id(&id));
+                match by_id {
+                    Some(known) if known.team == Some(team.id) => {
+                        return Ok(Template { updated_at: now, ..known });
+                    }
+                    Some(_) => {
+                        return Err(ControlError::Conflict(format!(
+                            "Alias '{}' is already used",
+                            reference.name
+                        )));
+                    }
+                    None => vec![name],
+                }
+            }
+            (_, None) => Vec::new(),
+        };
         Ok(Template {
             id: TemplateId::generate(),
             team: Some(team.id),
-            names: vec![name],
+            names,
             public: false,
             created_at: now,
             updated_at: now,
@@ -200,12 +228,24 @@ impl Control {
     }
 }
 
-/// The name's tag first, then the others, each once; `default` where there is none.
-fn tags(reference: &TemplateRef, name: &str, others: &[String]) -> Result<Vec<String>, ControlError> {
-    let mut tags: Vec<String> = Vec::new();
-    if name.contains(':') {
-        tags.push(reference.tag_or_default().to_owned());
+/// A name that the team may give.
+fn own_name(team: &Team, name: &str) -> Result<TemplateRef, ControlError> {
+    if name.trim().is_empty() {
+        return Err(ControlError::Invalid("Name is required".to_owned()));
     }
+    let reference = TemplateRef::parse(name)?;
+    match reference.namespace.as_ref().filter(|namespace| **namespace != team.slug) {
+        None => Ok(reference),
+        Some(namespace) => Err(ControlError::Invalid(format!(
+            "namespace '{namespace}' must match your team '{}'",
+            team.slug
+        ))),
+    }
+}
+
+/// The name's tag first, then the others, each once; `default` where there is none.
+fn tags(own: Option<String>, others: &[String]) -> Result<Vec<String>, ControlError> {
+    let mut tags: Vec<String> = own.into_iter().collect();
     for tag in others {
         let tag = super::tags::normalised(tag)?;
         if !tags.contains(&tag) {
@@ -227,14 +267,14 @@ mod tests {
 
     #[test]
     fn tags_come_from_the_name_and_the_list() {
-        let of = |name: &str, others: &[&str]| {
+        let of = |own: Option<&str>, others: &[&str]| {
             let others: Vec<String> = others.iter().map(ToString::to_string).collect();
-            tags(&TemplateRef::parse(name).unwrap(), name, &others).map_err(|error| error.to_string())
+            tags(own.map(str::to_owned), &others).map_err(|error| error.to_string())
         };
-        assert_eq!(of("a", &[]).unwrap(), ["default"]);
-        assert_eq!(of("a:v1", &["V2", "v1"]).unwrap(), ["v1", "v2"]);
-        assert_eq!(of("a:default", &[]).unwrap(), ["default"]);
-        assert_eq!(of("a", &["b c"]).unwrap_err(), "invalid tag: b c");
-        assert_eq!(of("a", &[""]).unwrap_err(), "invalid tag: ");
+        assert_eq!(of(None, &[]).unwrap(), ["default"]);
+        assert_eq!(of(Some("v1"), &["V2", "v1"]).unwrap(), ["v1", "v2"]);
+        assert_eq!(of(Some("default"), &["v1"]).unwrap(), ["default", "v1"]);
+        assert_eq!(of(None, &["b c"]).unwrap_err(), "invalid tag: b c");
+        assert_eq!(of(None, &[""]).unwrap_err(), "invalid tag: ");
     }
 }

@@ -87,6 +87,18 @@ pub struct BuildSpec {
     pub ready_cmd: Option<String>,
     /// Whether nothing of earlier builds is to be used.
     pub force: bool,
+    /// By which of the contract's rules.
+    pub rules: BuildRules,
+}
+
+/// Who runs a build's steps, and whom it ends with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum BuildRules {
+    /// Steps begin as the default user of what the build is made from, and the last `USER` and `WORKDIR` are the template's.
+    #[default]
+    Current,
+    /// As clients older than 2.3.0 expect: on an image steps begin as root, and the template's user is always `user`.
+    BeforeDefaultUser,
 }
 
 impl Control {

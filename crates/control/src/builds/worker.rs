@@ -8,7 +8,7 @@ use std::time::Duration;
 use engine::SnapshotId;
 use layers::LayerStore;
 use store::{Build, BuildConfig, BuildFailure, BuildStatus, Team, truncate_to_micros};
-use template::steps::Step;
+use template::steps::{Context, Step, key};
 use time::OffsetDateTime;
 
 use super::base::{Base, base};
@@ -18,7 +18,7 @@ use super::finalize::{Finished, finalize};
 use super::jobs::Job;
 use super::machine::{Plan, Size};
 use super::perform::{Voice, perform};
-use super::start::BuildSpec;
+use super::start::{BuildRules, BuildSource, BuildSpec};
 use super::{Folders, log};
 use crate::boot::Origin;
 use crate::resources::BuildPlace;
@@ -108,12 +108,24 @@ pub(crate) async fn work(mut work: Work) {
 async fn carry_out(work: &mut Work) -> Result<Finished, BuildFailure> {
     let (template, build) = (&work.build.template, work.build.id);
     work.job.log.say(LogLevel::Info, None, format!("Building template {template}/{build}"));
-    let Base { progress, key, inherited, size } = base(work).await.map_err(|failure| failure.at("base"))?;
+    let base = base(work).await.map_err(|failure| failure.at("base"))?;
+    let Base { progress, key, inherited, size } = by_rules(work, base);
     if let Some(Size { cpu_count, memory_mib, disk_mib }) = size {
         work.build = Build { cpu_count, memory_mib, disk_mib, ..work.build.clone() };
     }
     let end = steps(work, progress, key).await?;
     finalize(work, end, inherited).await.map_err(|failure| failure.at("finalize"))
+}
+
+/// Where nobody is the default user yet, an image's steps begin as root; what they come to is cached apart.
+fn by_rules(work: &Work, base: Base) -> Base {
+    let is_image = matches!(work.spec.source, BuildSource::Image(_));
+    if work.spec.rules == BuildRules::Current || !is_image {
+        return base;
+    }
+    let Base { progress, key: below, inherited, size } = base;
+    let context = Context { user: "root".to_owned(), workdir: None, ..progress.context };
+    Base { progress: Progress { context, ..progress }, key: key(&["root", &below]), inherited, size }
 }
 
 async fn steps(work: &Work, mut progress: Progress, mut key: String) -> Result<Progress, BuildFailure> {

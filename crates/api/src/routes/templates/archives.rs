@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderName, StatusCode, header};
 use axum::routing::{get, post};
-use control::{BuildSource, BuildSpec};
+use control::{BuildRules, BuildSource, BuildSpec};
 use tokio::io::duplex;
 use tokio_util::io::{ReaderStream, SyncIoBridge};
 
@@ -58,6 +58,7 @@ async fn import(
         start_cmd: None,
         ready_cmd: None,
         force: false,
+        rules: BuildRules::Current,
     };
     api.control.start_build(&team, &template, build, spec).await?;
     Ok(StatusCode::ACCEPTED)

@@ -1,13 +1,16 @@
 //! Building templates: ask for a build, start it, follow it.
 //! `uploads` is how the files it copies come here.
-//! Protocol: E2B's Build System 2.0 (`/v3/templates`, `/v2/templates/{id}/builds/{id}`), and the older forms of the first call.
+//! Protocol: E2B's Build System 2.0 (`/v3/templates`, `/v2/templates/{id}/builds/{id}`); `legacy` has the older forms.
 
 use axum::Json;
 use axum::Router;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::routing::{get, post};
-use control::{BuildReport, BuildSource, BuildSpec, LogLevel, LogLine, LogQuery, NewBuild, RegistryAuth};
+use control::{
+    BuildReport, BuildRules, BuildSource, BuildSpec, BuildTarget, LogLevel, LogLine, LogQuery, NewBuild,
+    RegistryAuth, Requested,
+};
 use ids::{BuildId, TemplateId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -25,7 +28,6 @@ const MOST_LINES: usize = 100;
 pub(crate) fn routes() -> Router<Api> {
     Router::new()
         .route("/v3/templates", post(request))
-        .route("/v2/templates", post(request_legacy))
         .route("/v2/templates/{templateID}/builds/{buildID}", post(start))
         .route("/templates/{templateID}/builds/{buildID}/status", get(status))
         .route("/templates/{templateID}/builds/{buildID}/logs", get(logs))
@@ -33,7 +35,7 @@ pub(crate) fn routes() -> Router<Api> {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct RequestedBuild {
+pub(super) struct RequestedBuild {
     name: Option<String>,
     alias: Option<String>,
     tags: Vec<String>,
@@ -50,38 +52,36 @@ async fn request(
     Caller(team): Caller,
     Body(body): Body<RequestedBuild>,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
+    let Requested { template, build, tags } = requested(&api, &team, body).await?;
+    let aliases: Vec<&str> = template.names.iter().map(|name| name.alias.as_str()).collect();
+    let names: Vec<String> = template.names.iter().map(ToString::to_string).collect();
+    let answer = json!({
+        "templateID": template.id,
+        "buildID": build.id.to_string(),
+        "public": template.public,
+        "aliases": aliases,
+        "names": names,
+        "tags": tags,
+    });
+    Ok((StatusCode::ACCEPTED, Json(answer)))
+}
+
+pub(super) async fn requested(
+    api: &Api,
+    team: &store::Team,
+    body: RequestedBuild,
+) -> Result<Requested, ApiError> {
     if body.team_id.is_some_and(|id| id != team.id.to_string()) {
         return Err(ApiError::bad_request("Team ID param mismatch with the API key"));
     }
     let wanted = NewBuild {
-        name: body.name.or(body.alias).unwrap_or_default(),
+        target: BuildTarget::Named(body.name.or(body.alias).unwrap_or_default()),
         tags: body.tags,
         cpu_count: body.cpu_count,
         memory_mib: body.memory_mb,
         min_free_disk_mib: body.min_free_disk_mb,
     };
-    let requested = api.control.request_build(&team, &wanted).await?;
-    let template = &requested.template;
-    let aliases: Vec<&str> = template.names.iter().map(|name| name.alias.as_str()).collect();
-    let names: Vec<String> = template.names.iter().map(ToString::to_string).collect();
-    let answer = json!({
-        "templateID": template.id,
-        "buildID": requested.build.to_string(),
-        "public": template.public,
-        "aliases": aliases,
-        "names": names,
-        "tags": requested.tags,
-    });
-    Ok((StatusCode::ACCEPTED, Json(answer)))
-}
-
-/// The second generation's first call: the same with an answer in the shape of a list's item.
-async fn request_legacy(
-    state: State<Api>,
-    caller: Caller,
-    body: Body<RequestedBuild>,
-) -> Result<(StatusCode, Json<Value>), ApiError> {
-    request(state, caller, body).await
+    Ok(api.control.request_build(team, &wanted).await?)
 }
 
 pub(super) fn template_id(text: &str) -> Result<TemplateId, ApiError> {
@@ -140,6 +140,7 @@ async fn start(
     State(api): State<Api>,
     Caller(team): Caller,
     Path((template, build)): Path<(String, String)>,
+    headers: HeaderMap,
     Body(body): Body<Started>,
 ) -> Result<StatusCode, ApiError> {
     let (template, build) = (template_id(&template)?, build_id(&build)?);
@@ -160,9 +161,23 @@ async fn start(
         start_cmd: given(body.start_cmd),
         ready_cmd: given(body.ready_cmd),
         force: body.force,
+        rules: rules_for(&headers),
     };
     api.control.start_build(&team, &template, build, spec).await?;
     Ok(StatusCode::ACCEPTED)
+}
+
+/// The official SDKs before 2.3.0 know no default user.
+fn rules_for(headers: &HeaderMap) -> BuildRules {
+    let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
+    let sdk = agent.split(' ').next().unwrap_or_default();
+    let version = ["e2b-js-sdk/", "e2b-python-sdk/"].iter().find_map(|name| sdk.strip_prefix(name));
+    let Some(version) = version else { return BuildRules::Current };
+    let mut numbers = version.split(['.', '-', '+']).map(|number| number.parse::<u32>().ok());
+    match (numbers.next().flatten(), numbers.next().flatten()) {
+        (Some(major), Some(minor)) if (major, minor) < (2, 3) => BuildRules::BeforeDefaultUser,
+        _ => BuildRules::Current,
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -255,4 +270,32 @@ async fn logs(
     };
     let lines = api.control.build_lines(&team, &template_id(&template)?, build_id(&build)?, query).await?;
     Ok(Json(json!({ "logs": entries(lines) })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn older_sdks_are_known_by_their_names() {
+        let of = |agent: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::USER_AGENT, agent.parse().unwrap());
+            rules_for(&headers)
+        };
+        for old in [
+            "e2b-js-sdk/2.2.9",
+            "e2b-python-sdk/2.0.0",
+            "e2b-js-sdk/1.13.2 e2b-cli/1.9.0",
+            "e2b-python-sdk/2.2.0-rc1",
+        ] {
+            assert_eq!(of(old), BuildRules::BeforeDefaultUser, "{old}");
+        }
+        for new in
+            ["e2b-js-sdk/2.3.0", "e2b-python-sdk/2.63.0", "e2b-js-sdk/10.0.0", "e2b-js-sdk/x", "curl/2.1", ""]
+        {
+            assert_eq!(of(new), BuildRules::Current, "{new}");
+        }
+        assert_eq!(rules_for(&HeaderMap::new()), BuildRules::Current);
+    }
 }

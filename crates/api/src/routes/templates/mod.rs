@@ -1,9 +1,10 @@
 //! Templates that exist: lists, one with its builds, the question whether a name is taken, deleting and publishing.
-//! `builds` and `uploads` are how they are made, `tags` what their builds are called, `archives` how they travel.
+//! `builds`, `legacy` and `uploads` are how they are made, `tags` what their builds are called, `archives` how they travel.
 //! A name may hold `%2F`: `team%2Fname` is one segment.
 
 mod archives;
 mod builds;
+mod legacy;
 mod tags;
 mod uploads;
 
@@ -30,6 +31,7 @@ pub(crate) fn routes() -> Router<Api> {
         .route("/v2/templates/{templateID}", axum::routing::patch(publish))
         .merge(archives::routes())
         .merge(builds::routes())
+        .merge(legacy::routes())
         .merge(tags::routes())
         .merge(uploads::routes())
 }

@@ -1,0 +1,149 @@
+//! Older ways to ask for a build: with a Dockerfile as text (the first generation), and in an older shape (the second).
+//! The server reads the Dockerfile; nothing is pushed to a registry in between.
+//! Protocol: E2B's deprecated `POST /templates`, `/templates/{id}`, `/templates/{id}/builds/{buildID}` and `/v2/templates`.
+
+use axum::extract::{FromRequest, Path, Request, State};
+use axum::http::{StatusCode, header};
+use axum::routing::post;
+use axum::{Json, Router};
+use control::{BuildTarget, DockerfilePlan, Entry, NewBuild, Requested};
+use ids::TemplateId;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::builds::{RequestedBuild, build_id, template_id};
+use crate::auth::Caller;
+use crate::body::Json as Body;
+use crate::paths::Segment;
+use crate::wire::Template;
+use crate::{Api, ApiError};
+
+pub(super) fn routes() -> Router<Api> {
+    Router::new()
+        .route("/templates", post(create))
+        .route("/templates/{templateID}", post(rebuild))
+        .route("/templates/{templateID}/builds/{buildID}", post(start))
+        .route("/v2/templates", post(request))
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct PlannedBuild {
+    alias: Option<String>,
+    dockerfile: Option<String>,
+    #[serde(rename = "teamID")]
+    team_id: Option<String>,
+    start_cmd: Option<String>,
+    ready_cmd: Option<String>,
+    cpu_count: Option<u32>,
+    #[serde(rename = "memoryMB")]
+    memory_mb: Option<u32>,
+}
+
+/// What the first generation sends; the generation before it sent forms.
+async fn read(request: Request) -> Result<PlannedBuild, ApiError> {
+    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    if kind.is_some_and(|kind| kind.starts_with("multipart/")) {
+        return Err(ApiError::bad_request(
+            "Endpoint deprecated please update your CLI to the latest version",
+        ));
+    }
+    Body::<PlannedBuild>::from_request(request, &()).await.map(|Body(body)| body)
+}
+
+async fn create(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    request: Request,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    let body = read(request).await?;
+    let target = match given(body.alias.as_deref()) {
+        Some(name) => BuildTarget::Named(name),
+        None => BuildTarget::Unnamed,
+    };
+    planned(&api, &team, target, body).await
+}
+
+async fn rebuild(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    Segment(template): Segment,
+    request: Request,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    let body = read(request).await?;
+    let (entry, _) = api.control.template_with_builds(&team, &template).await?;
+    if let Some(alias) = given(body.alias.as_deref()) {
+        let is_known =
+            entry.template.names.iter().any(|name| name.alias == alias || name.to_string() == alias);
+        if !is_known {
+            return Err(ApiError::bad_request(format!(
+                "a rebuild cannot give the name '{alias}'; leave alias out, or build a template of that name"
+            )));
+        }
+    }
+    let id: TemplateId = entry.template.id;
+    planned(&api, &team, BuildTarget::Known(id), body).await
+}
+
+async fn planned(
+    api: &Api,
+    team: &store::Team,
+    target: BuildTarget,
+    body: PlannedBuild,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    if body.team_id.is_some_and(|id| id != team.id.to_string()) {
+        return Err(ApiError::bad_request("Team ID param mismatch with the API key"));
+    }
+    let dockerfile = body.dockerfile.filter(|text| !text.trim().is_empty());
+    let plan = DockerfilePlan {
+        dockerfile: dockerfile.ok_or_else(|| ApiError::bad_request("dockerfile is required"))?,
+        start_cmd: given(body.start_cmd.as_deref()),
+        ready_cmd: given(body.ready_cmd.as_deref()),
+    };
+    let wanted = NewBuild {
+        target,
+        tags: Vec::new(),
+        cpu_count: body.cpu_count,
+        memory_mib: body.memory_mb,
+        min_free_disk_mib: None,
+    };
+    let requested = api.control.request_planned(team, &wanted, &plan).await?;
+    answer(api, team, requested).await
+}
+
+fn given(text: Option<&str>) -> Option<String> {
+    text.filter(|text| !text.trim().is_empty()).map(str::to_owned)
+}
+
+async fn start(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    Path((template, build)): Path<(String, String)>,
+) -> Result<StatusCode, ApiError> {
+    api.control.start_planned(&team, &template_id(&template)?, build_id(&build)?).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+/// The second generation's first call: steps come with the start.
+async fn request(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    Body(body): Body<RequestedBuild>,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    let requested = super::builds::requested(&api, &team, body).await?;
+    answer(&api, &team, requested).await
+}
+
+/// A template as lists have it, with the build that was asked for as its newest.
+async fn answer(
+    api: &Api,
+    team: &store::Team,
+    requested: Requested,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    let Requested { template, build, tags } = requested;
+    let (_, builds) = api.control.template_with_builds(team, template.id.as_str()).await?;
+    let entry = Entry { template, build: Some(build.into()), build_count: builds.len() };
+    let mut value = serde_json::to_value(Template::from(entry)).expect("plain data serialises");
+    value["tags"] = json!(tags);
+    Ok((StatusCode::ACCEPTED, Json(value)))
+}
