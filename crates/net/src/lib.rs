@@ -10,7 +10,6 @@ mod gateway;
 mod link;
 mod listeners;
 mod machine;
-mod netlink;
 mod policy;
 mod redirect;
 mod sniff;

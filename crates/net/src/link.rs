@@ -4,7 +4,7 @@
 
 use std::io;
 
-use crate::netlink::{Batch, CREATE, REQUEST_ACK};
+use sys::netlink::{Batch, CREATE, REQUEST_ACK};
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWROUTE: u16 = 24;

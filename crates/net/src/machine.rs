@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 
 use sys::{Namespace, in_network_namespace, make_tap};
 
-use crate::netlink::{Batch, CREATE, REQUEST_ACK};
+use sys::netlink::{Batch, CREATE, REQUEST_ACK};
 use crate::redirect;
 
 const NAME: &str = "cable";

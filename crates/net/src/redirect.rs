@@ -6,8 +6,8 @@ use std::io;
 
 use rustix::net::netlink;
 
-use crate::netlink::{APPEND, Batch, CREATE, REQUEST_ACK};
 use crate::{DNS_PORT, EGRESS_PORT};
+use sys::netlink::{APPEND, Batch, CREATE, REQUEST_ACK};
 
 const TABLE: &str = "cofferdam";
 const CHAIN: &str = "egress";

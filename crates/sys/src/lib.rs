@@ -1,5 +1,5 @@
 //! Linux system calls that rustix does not offer, each behind the smallest safe signature that holds.
-//! Used by the engines, `net` and `layers` only; every `unsafe` block says why it is sound.
+//! Used by the engines, `net`, `layers` and the microVM agent only; every `unsafe` block says why it is sound.
 //! x86-64 and aarch64.
 
 #![allow(
@@ -10,16 +10,19 @@
 pub mod btrfs;
 mod clone;
 mod creds;
+mod entropy;
 mod loop_device;
 mod mount;
 mod namespace;
+pub mod netlink;
 mod raw;
 mod tap;
 
 pub use clone::{ChildStack, Clone3, Spawned, spawn_child};
 pub use creds::{with_effective_user, with_filesystem_ids};
+pub use entropy::reseed;
 pub use loop_device::LoopDevice;
 pub use mount::{seal_mount, set_idmap};
-pub use namespace::{Namespace, in_network_namespace, set_hostname_in};
+pub use namespace::{Namespace, enter_new_namespaces, in_network_namespace, set_hostname_in};
 pub use raw::{Errno, syscall};
 pub use tap::make_tap;

@@ -56,6 +56,25 @@ pub fn in_network_namespace<T>(
     visit_namespace(namespace, "net", LinkNameSpaceType::Network, visit)
 }
 
+/// Leaves the namespaces of these kinds for new ones: the calling thread, except that a new pid namespace is for the
+/// processes it starts from now on.
+///
+/// # Errors
+/// The kernel refuses, or the flags are not all namespaces.
+pub fn enter_new_namespaces(kinds: UnshareFlags) -> io::Result<()> {
+    let namespaces = UnshareFlags::NEWCGROUP
+        | UnshareFlags::NEWIPC
+        | UnshareFlags::NEWNET
+        | UnshareFlags::NEWNS
+        | UnshareFlags::NEWPID
+        | UnshareFlags::NEWUTS;
+    if !namespaces.contains(kinds) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: namespaces are no part of what the process's threads share in its memory or descriptor table.
+    Ok(unsafe { unshare_unsafe(kinds) }?)
+}
+
 /// Sets the host name seen in a UTS namespace.
 ///
 /// # Errors

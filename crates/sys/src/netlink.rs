@@ -1,5 +1,5 @@
 //! Netlink messages by hand: a builder for headers and attributes, and one exchange that waits for the kernel's answers.
-//! Enough for `lo`, two routes and a handful of nf_tables rules; no parsing beyond acknowledgements.
+//! Enough for links, routes and a handful of nf_tables rules; no parsing beyond acknowledgements.
 //! Sockets belong to the network namespace of the calling thread.
 
 use std::io;
@@ -8,11 +8,11 @@ use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 /// `NLM_F_REQUEST | NLM_F_ACK`.
-pub(crate) const REQUEST_ACK: u16 = 0x1 | 0x4;
+pub const REQUEST_ACK: u16 = 0x1 | 0x4;
 /// `NLM_F_CREATE`.
-pub(crate) const CREATE: u16 = 0x400;
+pub const CREATE: u16 = 0x400;
 /// `NLM_F_APPEND`.
-pub(crate) const APPEND: u16 = 0x800;
+pub const APPEND: u16 = 0x800;
 
 const HEADER: usize = 16;
 const NLMSG_ERROR: u16 = 2;
@@ -20,7 +20,7 @@ const NESTED: u16 = 0x8000;
 
 /// A run of netlink messages to be sent as one datagram.
 #[derive(Debug, Default)]
-pub(crate) struct Batch {
+pub struct Batch {
     bytes: Vec<u8>,
     start: usize,
     acknowledged: usize,
@@ -28,7 +28,7 @@ pub(crate) struct Batch {
 
 impl Batch {
     /// Begins a message with its family header; [`Batch::finish`] ends it.
-    pub(crate) fn begin(&mut self, kind: u16, flags: u16, family_header: &[u8]) -> &mut Self {
+    pub fn begin(&mut self, kind: u16, flags: u16, family_header: &[u8]) -> &mut Self {
         self.start = self.bytes.len();
         self.bytes.extend_from_slice(&[0; 4]);
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
@@ -42,7 +42,7 @@ impl Batch {
     }
 
     /// Adds an attribute.
-    pub(crate) fn attribute(&mut self, kind: u16, value: &[u8]) -> &mut Self {
+    pub fn attribute(&mut self, kind: u16, value: &[u8]) -> &mut Self {
         self.bytes.extend_from_slice(&length16(value.len() + 4));
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
         self.bytes.extend_from_slice(value);
@@ -51,19 +51,19 @@ impl Batch {
     }
 
     /// Adds a NUL-terminated text.
-    pub(crate) fn text(&mut self, kind: u16, value: &str) -> &mut Self {
+    pub fn text(&mut self, kind: u16, value: &str) -> &mut Self {
         let mut bytes = value.as_bytes().to_vec();
         bytes.push(0);
         self.attribute(kind, &bytes)
     }
 
     /// Adds a number in network byte order, as nf_tables wants them.
-    pub(crate) fn be32(&mut self, kind: u16, value: u32) -> &mut Self {
+    pub fn be32(&mut self, kind: u16, value: u32) -> &mut Self {
         self.attribute(kind, &value.to_be_bytes())
     }
 
     /// Adds an attribute made of attributes.
-    pub(crate) fn nested(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) -> &mut Self {
+    pub fn nested(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) -> &mut Self {
         let at = self.bytes.len();
         self.attribute(kind | NESTED, &[]);
         fill(self);
@@ -73,7 +73,7 @@ impl Batch {
     }
 
     /// Ends the message begun last.
-    pub(crate) fn finish(&mut self) {
+    pub fn finish(&mut self) {
         let length = u32::try_from(self.bytes.len() - self.start).expect("messages are a few hundred bytes");
         self.bytes[self.start..self.start + 4].copy_from_slice(&length.to_ne_bytes());
     }
@@ -82,7 +82,7 @@ impl Batch {
     ///
     /// # Errors
     /// The first error the kernel reports.
-    pub(crate) fn exchange(&self, protocol: Option<Protocol>) -> io::Result<()> {
+    pub fn exchange(&self, protocol: Option<Protocol>) -> io::Result<()> {
         let socket = rustix::net::socket_with(
             AddressFamily::NETLINK,
             SocketType::RAW,
