@@ -6,6 +6,7 @@
 mod digest;
 mod export;
 mod janitor;
+mod stream;
 mod tree;
 mod volumes;
 mod work;
@@ -20,6 +21,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub use digest::{LayerDigest, digest_tree};
 pub use export::{export_upper, is_empty_layer};
 pub use janitor::Janitor;
+pub use stream::{StreamLimits, read_layer, write_layer};
 pub use volumes::{VolumeName, VolumeUsage, Volumes, VolumesBackend, VolumesConfig, room_beside};
 pub use work::renew_overlay_work;
 

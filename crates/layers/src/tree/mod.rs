@@ -7,8 +7,8 @@ mod walk;
 mod xattrs;
 
 pub(crate) use copy::{Sharing, copy_tree};
-pub(crate) use walk::measure;
-pub(crate) use xattrs::{Attributes, xattrs_of};
+pub(crate) use walk::{Id, Visit, changed, climb, id_of, measure, walk};
+pub(crate) use xattrs::{Attributes, entry_path, xattrs_of};
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};

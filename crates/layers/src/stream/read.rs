@@ -1,0 +1,270 @@
+//! Makes a layer of a stream that comes from a hostile machine. Every step is relative to an open folder that was made here, names
+//! are one part, nothing is followed or replaced, lengths have limits before memory is taken, and all together has a budget.
+//! A stream that ends before its end leaves nothing.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rustix::fs::{
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat,
+    fstat, ftruncate, linkat, lsetxattr, mkdirat, mknodat, openat, symlinkat, utimensat,
+};
+use rustix::io::Errno;
+
+use super::{
+    LARGEST_PIECE, LARGEST_XATTR, LONGEST_NAME, LONGEST_TARGET, MAGIC, MOST_XATTRS, Meta, is_kept, tag,
+};
+use crate::LayerError;
+use crate::janitor::remove_tree;
+use crate::tree::{Id, climb, entry_path, id_of, open_folder};
+
+/// The largest id a sandbox has, and what is shown for others.
+const LARGEST_ID: u32 = 65_535;
+const NOBODY: u32 = 65_534;
+
+/// What a stream may come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamLimits {
+    /// All files' lengths and attributes together, bytes. Holes count: whoever hashes or copies the layer reads them.
+    pub bytes: u64,
+    /// Files, folders, links and whiteouts.
+    pub entries: u64,
+}
+
+/// Makes the layer `target`, which must not exist, of a stream. Reads no further than its end.
+///
+/// # Errors
+/// The stream is cut short, is no layer or larger than its limits, or there is no room; nothing is left of it then.
+pub fn read_layer(from: impl Read, target: &Path, limits: StreamLimits) -> Result<(), LayerError> {
+    let links = target.with_extension("links");
+    let make = || -> io::Result<()> {
+        [target, &links].into_iter().try_for_each(fs::create_dir)?;
+        let here = open_folder(CWD, target)?;
+        let links = open_folder(CWD, &links)?;
+        let buffer = vec![0; LARGEST_PIECE];
+        Reader { from: Input { from, left: limits }, here, above: Vec::new(), links, buffer }.all()
+    };
+    let made = make();
+    let left = remove_tree(&links);
+    made.and(left).map_err(|error| {
+        let _ = remove_tree(target);
+        LayerError::at(target)(error)
+    })
+}
+
+fn refused(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("the layer's stream {why}"))
+}
+
+struct Reader<R> {
+    from: Input<R>,
+    /// The folder being filled.
+    here: OwnedFd,
+    /// The folders it lies in, from the top.
+    above: Vec<Id>,
+    /// An empty folder that keeps a name for each file that has several.
+    links: OwnedFd,
+    buffer: Vec<u8>,
+}
+
+impl<R: Read> Reader<R> {
+    fn all(mut self) -> io::Result<()> {
+        if self.from.array()? != *MAGIC {
+            return Err(refused("is none, or of another version"));
+        }
+        let mut is_complete = false;
+        loop {
+            let tag = self.from.array::<1>()?[0];
+            if is_complete {
+                return if tag == tag::END { Ok(()) } else { Err(refused("goes on after its end")) };
+            }
+            self.from.entry()?;
+            match tag {
+                tag::ENTER => self.enter()?,
+                tag::LEAVE => is_complete = self.leave()?,
+                tag::LINK => self.link()?,
+                tag::FILE | tag::SYMLINK | tag::PIPE | tag::WHITEOUT => self.file(tag)?,
+                _ => return Err(refused("has a record that is none")),
+            }
+        }
+    }
+
+    fn enter(&mut self) -> io::Result<()> {
+        let name = self.from.name()?;
+        mkdirat(&self.here, &*name, Mode::from_raw_mode(0o700))?;
+        let next = open_folder(&self.here, &*name)?;
+        self.above.push(id_of(&fstat(&self.here)?));
+        self.here = next;
+        Ok(())
+    }
+
+    /// Answers whether it was the root.
+    fn leave(&mut self) -> io::Result<bool> {
+        let meta = self.from.meta()?;
+        self.dress(b".", &meta, false)?;
+        match self.above.pop() {
+            Some(above) => self.here = climb(&self.here, above)?,
+            None => return Ok(true),
+        }
+        Ok(false)
+    }
+
+    fn link(&mut self) -> io::Result<()> {
+        let name = self.from.name()?;
+        let number = u64::from_le_bytes(self.from.array()?);
+        match linkat(&self.links, number.to_string(), &self.here, &*name, AtFlags::empty()) {
+            Err(Errno::NOENT) => Err(refused("has a link to nothing")),
+            answer => Ok(answer?),
+        }
+    }
+
+    fn file(&mut self, tag: u8) -> io::Result<()> {
+        let name = self.from.name()?;
+        let number = if tag == tag::WHITEOUT { 0 } else { u64::from_le_bytes(self.from.array()?) };
+        let meta = self.from.meta()?;
+        match tag {
+            tag::FILE => self.regular(&name)?,
+            tag::SYMLINK => {
+                let target = self.from.bytes16(LONGEST_TARGET)?;
+                if target.is_empty() || target.contains(&0) {
+                    return Err(refused("has a symlink to something that is no path"));
+                }
+                symlinkat(&*target, &self.here, &*name)?;
+            }
+            kind => {
+                let kind = if kind == tag::PIPE { FileType::Fifo } else { FileType::CharacterDevice };
+                mknodat(&self.here, &*name, kind, Mode::empty(), 0)?;
+            }
+        }
+        self.dress(&name, &meta, tag == tag::SYMLINK)?;
+        if number == 0 {
+            return Ok(());
+        }
+        match linkat(&self.here, &*name, &self.links, number.to_string(), AtFlags::empty()) {
+            Err(Errno::EXIST) => Err(refused("has two files of one number")),
+            answer => Ok(answer?),
+        }
+    }
+
+    fn regular(&mut self, name: &[u8]) -> io::Result<()> {
+        let size = u64::from_le_bytes(self.from.array()?);
+        self.from.spend(size)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = File::from(openat(&self.here, name, flags, Mode::from_raw_mode(0o600))?);
+        ftruncate(&file, size)?;
+        let mut written = 0;
+        loop {
+            let length = u32::from_le_bytes(self.from.array()?) as usize;
+            if length == 0 {
+                return Ok(());
+            }
+            let offset = u64::from_le_bytes(self.from.array()?);
+            let end = offset.checked_add(length as u64);
+            // In order, so that nothing is written twice.
+            if length > LARGEST_PIECE || offset < written || end.is_none_or(|end| end > size) {
+                return Err(refused("has content beyond a file's end"));
+            }
+            let piece = &mut self.buffer[..length];
+            self.from.from.read_exact(piece)?;
+            file.write_all_at(piece, offset)?;
+            written = offset + length as u64;
+        }
+    }
+
+    /// Owner, mode, attributes and time of what was just made here, and which nobody else can change.
+    fn dress(&self, name: &[u8], meta: &Meta, is_symlink: bool) -> io::Result<()> {
+        let name = &*std::ffi::CString::new(name).map_err(io::Error::other)?;
+        let id = |id: u32| if id > LARGEST_ID { NOBODY } else { id };
+        let (user, group) = (Uid::from_raw(id(meta.user)), Gid::from_raw(id(meta.group)));
+        chownat(&self.here, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
+        if !is_symlink {
+            // After the owner, whose change takes bits away.
+            chmodat(&self.here, name, Mode::from_raw_mode(meta.mode), AtFlags::empty())?;
+        }
+        let path = entry_path(self.here.as_fd(), name);
+        for (key, value) in meta.xattrs.iter().filter(|(key, value)| is_kept(key, value)) {
+            match lsetxattr(&path, &**key, value, XattrFlags::empty()) {
+                // Not on this kind of file or file system, or not a proper value.
+                Err(Errno::OPNOTSUPP | Errno::PERM | Errno::INVAL) if !key.starts_with(b"trusted.") => {}
+                answer => answer?,
+            }
+        }
+        let (seconds, nanoseconds) = meta.modified;
+        let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() };
+        let times = Timestamps { last_access: time, last_modification: time };
+        Ok(utimensat(&self.here, name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+}
+
+/// The stream, and what may still come of it.
+struct Input<R> {
+    from: R,
+    left: StreamLimits,
+}
+
+impl<R: Read> Input<R> {
+    fn spend(&mut self, bytes: u64) -> io::Result<()> {
+        self.left.bytes =
+            self.left.bytes.checked_sub(bytes).ok_or_else(|| refused("is larger than it may be"))?;
+        Ok(())
+    }
+
+    fn entry(&mut self) -> io::Result<()> {
+        let left = self.left.entries.checked_sub(1);
+        self.left.entries = left.ok_or_else(|| refused("has more files than it may have"))?;
+        Ok(())
+    }
+
+    fn array<const N: usize>(&mut self) -> io::Result<[u8; N]> {
+        let mut array = [0; N];
+        self.from.read_exact(&mut array)?;
+        Ok(array)
+    }
+
+    fn bytes(&mut self, length: usize, most: usize) -> io::Result<Vec<u8>> {
+        if length > most {
+            return Err(refused("has something longer than the kernel allows"));
+        }
+        let mut bytes = vec![0; length];
+        self.from.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn bytes16(&mut self, most: usize) -> io::Result<Vec<u8>> {
+        let length = u16::from_le_bytes(self.array()?);
+        self.bytes(length.into(), most)
+    }
+
+    fn name(&mut self) -> io::Result<Vec<u8>> {
+        let name = self.bytes16(LONGEST_NAME)?;
+        if matches!(&*name, b"" | b"." | b"..") || name.iter().any(|byte| matches!(byte, 0 | b'/')) {
+            return Err(refused("has a name that is none"));
+        }
+        Ok(name)
+    }
+
+    fn meta(&mut self) -> io::Result<Meta> {
+        let mut number = || Ok::<u32, io::Error>(u32::from_le_bytes(self.array()?));
+        let (mode, user, group) = (number()? & 0o7777, number()?, number()?);
+        let seconds = i64::from_le_bytes(self.array()?);
+        let nanoseconds = u32::from_le_bytes(self.array()?).min(999_999_999);
+        let count = u16::from_le_bytes(self.array()?);
+        if usize::from(count) > MOST_XATTRS {
+            return Err(refused("has a file with too many attributes"));
+        }
+        let mut xattrs = Vec::new();
+        for _ in 0..count {
+            let name = self.bytes16(LONGEST_NAME)?;
+            let length = u32::from_le_bytes(self.array()?) as usize;
+            self.spend(length.max(1) as u64)?;
+            if name.contains(&0) {
+                return Err(refused("has an attribute whose name is none"));
+            }
+            xattrs.push((name, self.bytes(length, LARGEST_XATTR)?));
+        }
+        Ok(Meta { mode, user, group, modified: (seconds, nanoseconds), xattrs })
+    }
+}

@@ -1,0 +1,228 @@
+//! Streams there and back, and hostile ones.
+//! Needs root.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
+use std::path::Path;
+
+use rustix::fs::{CWD, FileType, Mode, XattrFlags, lgetxattr, lsetxattr, mkdirat, mknodat};
+
+use super::*;
+use crate::tree::open_folder;
+use crate::{digest_tree, export_upper};
+
+const PLENTY: StreamLimits = StreamLimits { bytes: 1 << 30, entries: 100_000 };
+
+fn stream_of(tree: &Path) -> Vec<u8> {
+    let mut stream = Vec::new();
+    write_layer(open_folder(CWD, tree).unwrap(), &mut stream).unwrap();
+    stream
+}
+
+/// Everything that an overlay's upper can hold.
+fn fill(upper: &Path) {
+    fs::create_dir_all(upper.join("folder/empty")).unwrap();
+    fs::write(upper.join("folder/file"), "content").unwrap();
+    chown(upper.join("folder/file"), Some(1000), Some(1001)).unwrap();
+    fs::set_permissions(upper.join("folder/file"), fs::Permissions::from_mode(0o6755)).unwrap();
+    fs::hard_link(upper.join("folder/file"), upper.join("same")).unwrap();
+    symlink("../else where", upper.join("folder/link")).unwrap();
+    fs::hard_link(upper.join("folder/link"), upper.join("same link")).unwrap();
+    mknodat(CWD, upper.join("pipe"), FileType::Fifo, Mode::from_raw_mode(0o640), 0).unwrap();
+    for gone in ["gone", "gone too"] {
+        mknodat(CWD, upper.join(gone), FileType::CharacterDevice, Mode::empty(), 0).unwrap();
+    }
+    fs::write(upper.join("x".repeat(255)), "").unwrap();
+    let sparse = File::create(upper.join("sparse")).unwrap();
+    sparse.write_all_at(b"middle", 3 << 20).unwrap();
+    sparse.set_len(5 << 20).unwrap();
+    let attribute = |path: &str, name: &str, value: &[u8]| {
+        lsetxattr(upper.join(path), name, value, XattrFlags::empty()).unwrap();
+    };
+    attribute("folder/file", "user.note", b"kept");
+    attribute(
+        "folder/file",
+        "security.capability",
+        &[1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+    );
+    attribute("folder", "trusted.overlay.opaque", b"y");
+    attribute("folder/empty", "trusted.overlay.redirect", b"/usr/share/zone info");
+    attribute("", "user.root", b"kept");
+}
+
+/// Folders in folders, so many that the last has no path that any call would take.
+fn dig(upper: &Path, depth: usize) {
+    let mut here = open_folder(CWD, upper).unwrap();
+    for _ in 0..depth {
+        mkdirat(&here, "deeper", Mode::from_raw_mode(0o755)).unwrap();
+        here = open_folder(&here, "deeper").unwrap();
+    }
+    mknodat(&here, "bottom", FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+}
+
+#[test]
+fn depth_does_not_matter() {
+    let dir = tempfile::tempdir().unwrap();
+    let (upper, target) = (dir.path().join("upper"), dir.path().join("target"));
+    fs::create_dir(&upper).unwrap();
+    dig(&upper, 1000);
+    let stream = stream_of(&upper);
+    read_layer(&*stream, &target, PLENTY).unwrap();
+    assert!(stream_of(&target) == stream, "it is another tree");
+    for folder in [upper, target] {
+        crate::janitor::remove_tree(&folder).unwrap();
+    }
+}
+
+#[test]
+fn a_layer_comes_back_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let (upper, copied, streamed) =
+        (dir.path().join("upper"), dir.path().join("copied"), dir.path().join("streamed"));
+    fs::create_dir(&upper).unwrap();
+    fill(&upper);
+    dig(&upper, 300);
+    let note = |path: &str, name: &str, value: &[u8]| {
+        lsetxattr(upper.join(path), name, value, XattrFlags::empty()).unwrap();
+    };
+    note("folder", "trusted.overlay.origin", b"of the old stack");
+    export_upper(&upper, &copied).unwrap();
+    read_layer(&*stream_of(&upper), &streamed, PLENTY).unwrap();
+    assert_eq!(
+        digest_tree(&streamed).unwrap(),
+        digest_tree(&copied).unwrap(),
+        "it differs from a copied layer"
+    );
+    let mut value = [0; 20];
+    assert!(lgetxattr(streamed.join("folder"), "trusted.overlay.origin", &mut value).is_err());
+    assert!(fs::metadata(streamed.join("sparse")).unwrap().blocks() < 100, "holes were filled");
+    assert_eq!(
+        fs::metadata(streamed.join("same")).unwrap().ino(),
+        fs::metadata(streamed.join("folder/file")).unwrap().ino()
+    );
+    for folder in [upper, copied, streamed] {
+        crate::janitor::remove_tree(&folder).unwrap();
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "something was left behind");
+}
+
+#[test]
+fn what_means_nothing_elsewhere_is_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let (upper, target) = (dir.path().join("upper"), dir.path().join("target"));
+    fs::create_dir(&upper).unwrap();
+    let node = |name: &str, kind, device| {
+        mknodat(CWD, upper.join(name), kind, Mode::from_raw_mode(0o600), device).unwrap();
+    };
+    node("socket", FileType::Socket, 0);
+    node("disk", FileType::BlockDevice, rustix::fs::makedev(254, 0));
+    node("null", FileType::CharacterDevice, rustix::fs::makedev(1, 3));
+    fs::write(upper.join("file"), "").unwrap();
+    lsetxattr(upper.join("file"), "trusted.other", b"x", XattrFlags::empty()).unwrap();
+    chown(upper.join("file"), Some(70_000), Some(65_535)).unwrap();
+    read_layer(&*stream_of(&upper), &target, PLENTY).unwrap();
+    let names: Vec<_> = fs::read_dir(&target).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["file"]);
+    let file = fs::metadata(target.join("file")).unwrap();
+    assert_eq!((file.uid(), file.gid()), (65_534, 65_535));
+    assert!(lgetxattr(target.join("file"), "trusted.other", &mut [0; 8]).is_err());
+}
+
+/// Reads a stream that must be refused, and leaves nothing.
+fn refused(stream: &[u8], limits: StreamLimits) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let error = read_layer(stream, &dir.path().join("target"), limits).unwrap_err();
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "something was left behind");
+    error.to_string()
+}
+
+#[test]
+fn a_cut_stream_is_no_layer() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("folder")).unwrap();
+    fs::write(dir.path().join("folder/file"), "content").unwrap();
+    let stream = stream_of(dir.path());
+    for length in 0..stream.len() {
+        refused(&stream[..length], PLENTY);
+    }
+    let target = dir.path().join("target");
+    let longer = [&stream[..], b"not read"].concat();
+    let mut rest = &longer[..];
+    read_layer(&mut rest, &target, PLENTY).unwrap();
+    assert_eq!(rest, b"not read");
+}
+
+/// A stream of these parts, after what every stream begins with.
+fn hostile(parts: &[&[u8]]) -> Vec<u8> {
+    [&MAGIC[..], &parts.concat()].concat()
+}
+
+fn named(tag: u8, name: &[u8]) -> Vec<u8> {
+    [&[tag][..], &u16::try_from(name.len()).unwrap().to_le_bytes(), name].concat()
+}
+
+/// A link number of zero, and metadata without anything.
+const PLAIN: [u8; 8 + 26] = [0; 34];
+
+#[test]
+fn names_lead_nowhere_else() {
+    for name in [&b".."[..], b".", b"", b"a/b", b"/etc", b"a\0b", &[b'x'; 256]] {
+        for tag in [tag::ENTER, tag::FILE, tag::SYMLINK, tag::WHITEOUT, tag::LINK] {
+            let stream = hostile(&[&named(tag, name), &PLAIN]);
+            let why = refused(&stream, PLENTY);
+            assert!(why.contains("a name that is none") || why.contains("longer"), "{why}");
+        }
+    }
+    // A symlink, and then a file or folder "in" it.
+    let link = [&named(tag::SYMLINK, b"out")[..], &PLAIN, &4u16.to_le_bytes(), b"/tmp"].concat();
+    for second in [named(tag::ENTER, b"out"), [&named(tag::FILE, b"out")[..], &PLAIN, &[0; 12]].concat()] {
+        assert!(refused(&hostile(&[&link, &second]), PLENTY).contains("exists"));
+    }
+}
+
+#[test]
+fn lies_are_found_out() {
+    let file =
+        |size: u64, rest: &[u8]| hostile(&[&named(tag::FILE, b"f"), &PLAIN, &size.to_le_bytes(), rest]);
+    let piece = |offset: u64, content: &[u8]| {
+        let length = u32::try_from(content.len()).unwrap();
+        [&length.to_le_bytes()[..], &offset.to_le_bytes(), content].concat()
+    };
+    assert!(refused(&file(4, &piece(2, b"abc")), PLENTY).contains("beyond"));
+    assert!(refused(&file(4, &piece(u64::MAX, b"abc")), PLENTY).contains("beyond"));
+    assert!(refused(&file(9, &[piece(4, b"abc"), piece(3, b"abc")].concat()), PLENTY).contains("beyond"));
+    assert!(refused(&file(9, &[0xff; 12]), PLENTY).contains("beyond"), "the length was believed");
+    assert!(refused(&file(1 << 40, &[]), PLENTY).contains("larger than it may be"));
+    let link = [&named(tag::LINK, b"l")[..], &7u64.to_le_bytes()].concat();
+    assert!(refused(&hostile(&[&link]), PLENTY).contains("link to nothing"));
+    assert!(refused(&hostile(&[b"?"]), PLENTY).contains("a record that is none"));
+    let few = StreamLimits { entries: 5, ..PLENTY };
+    let folders = named(tag::ENTER, b"d").repeat(6);
+    assert!(refused(&hostile(&[&folders]), few).contains("more files"));
+    let root = [&[tag::LEAVE][..], &PLAIN[..26]].concat();
+    assert!(refused(&hostile(&[&root, &root]), PLENTY).contains("after its end"));
+    let read = read_layer(std::io::empty().chain(&b"x"[..]), Path::new("/nonexistent/x"), PLENTY);
+    assert!(read.is_err());
+}
+
+#[test]
+fn only_harmless_attributes_are_kept() {
+    for redirect in [&b"/a/b"[..], b"name", b"/a b"] {
+        assert!(is_kept(b"trusted.overlay.redirect", redirect));
+    }
+    for redirect in [&b"/a/../b"[..], b"..", b"a/b", b"/", b"", b"/a//b", b"/a\0b"] {
+        assert!(!is_kept(b"trusted.overlay.redirect", redirect));
+    }
+    for name in [
+        "trusted.overlay.metacopy",
+        "trusted.x",
+        "user.overlay.opaque",
+        "user.",
+        "security.selinux",
+        "security.ima",
+    ] {
+        assert!(!is_kept(name.as_bytes(), b"y"), "{name}");
+    }
+    assert!(!is_kept(b"trusted.overlay.opaque", b"x") && is_kept(b"user.x", b""));
+}
