@@ -10,7 +10,7 @@ use rustix::fs::CWD;
 
 use crate::LayerError;
 use crate::janitor::remove_tree;
-use crate::tree::{Attributes, Sharing, copy_tree, open_folder};
+use crate::tree::{Attributes, Sharing, TreeSize, copy_tree, measure, open_folder};
 
 /// Copies an overlay's upper folder to `target`, which is made, as a layer for other overlays.
 ///
@@ -38,4 +38,14 @@ pub fn export_upper(upper: &Path, target: &Path) -> Result<(), LayerError> {
 pub fn is_empty_layer(tree: &Path) -> Result<bool, LayerError> {
     let mut entries = fs::read_dir(tree).map_err(LayerError::at(tree))?;
     Ok(entries.next().is_none())
+}
+
+/// How much there is of a tree, whoever filled it.
+///
+/// # Errors
+/// It cannot be read, or changes meanwhile.
+pub fn tree_size(tree: &Path) -> Result<TreeSize, LayerError> {
+    // A path that may be a link itself, such as one to a descriptor.
+    let top = open_folder(CWD, tree.join(".")).map_err(LayerError::at(tree))?;
+    measure(top).map_err(LayerError::at(tree))
 }

@@ -19,9 +19,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use digest::{LayerDigest, digest_tree};
-pub use export::{export_upper, is_empty_layer};
+pub use export::{export_upper, is_empty_layer, tree_size};
 pub use janitor::Janitor;
 pub use stream::{StreamLimits, read_layer, write_layer};
+pub use tree::TreeSize;
 pub use volumes::{VolumeName, VolumeUsage, Volumes, VolumesBackend, VolumesConfig, room_beside};
 pub use work::renew_overlay_work;
 

@@ -7,6 +7,7 @@ mod walk;
 mod xattrs;
 
 pub(crate) use copy::{Sharing, copy_tree};
+pub use walk::TreeSize;
 pub(crate) use walk::{Id, Visit, changed, climb, id_of, measure, walk};
 pub(crate) use xattrs::{Attributes, entry_path, xattrs_of};
 

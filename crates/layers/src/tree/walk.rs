@@ -80,21 +80,31 @@ fn look_around(folder: &OwnedFd, visit: &mut impl Visit) -> io::Result<Level> {
     Ok(Level { id: id_of(&fstat(folder)?), pending })
 }
 
-/// Bytes on disk of everything below `top`; files with several names count once.
-pub(crate) fn measure(top: OwnedFd) -> io::Result<u64> {
+/// How much there is of a tree.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TreeSize {
+    /// On disk, bytes; files with several names count once.
+    pub bytes: u64,
+    /// Names, with the top.
+    pub entries: u64,
+}
+
+/// Looks at everything below `top`.
+pub(crate) fn measure(top: OwnedFd) -> io::Result<TreeSize> {
     #[derive(Default)]
     struct Sum {
-        bytes: u64,
+        size: TreeSize,
         seen: HashSet<Id>,
     }
     impl Sum {
         fn add(&mut self, stat: &Stat) {
             let blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
-            self.bytes = self.bytes.saturating_add(blocks.saturating_mul(512));
+            self.size.bytes = self.size.bytes.saturating_add(blocks.saturating_mul(512));
         }
     }
     impl Visit for Sum {
         fn file(&mut self, _folder: &OwnedFd, _name: &CStr, stat: &Stat) -> io::Result<()> {
+            self.size.entries += 1;
             if stat.st_nlink == 1 || self.seen.insert(id_of(stat)) {
                 self.add(stat);
             }
@@ -106,11 +116,12 @@ pub(crate) fn measure(top: OwnedFd) -> io::Result<u64> {
         }
 
         fn leave(&mut self, folder: &OwnedFd) -> io::Result<()> {
+            self.size.entries += 1;
             self.add(&fstat(folder)?);
             Ok(())
         }
     }
     let mut sum = Sum::default();
     walk(top, &mut sum)?;
-    Ok(sum.bytes)
+    Ok(sum.size)
 }

@@ -122,7 +122,7 @@ impl Charges {
         let size = match self.estimate(from, note, charged) {
             // An estimate may be too high by what was replaced since the last copy; near a limit that would hurt.
             Some(size) if tightest.is_none_or(|limit| size < limit / 4 * 3) => size,
-            _ => measure(open_folder(copy, c".")?)?,
+            _ => measure(open_folder(copy, c".")?)?.bytes,
         };
         if to.read_only {
             btrfs::limit_subvolume(copy.as_fd(), to.id, Some(size))?;
@@ -162,7 +162,8 @@ impl Charges {
         let beyond = match note {
             Some(note) => note.beyond,
             None => {
-                signed(measure(open_folder(volume, c".")?)?) - signed(self.counter(own.id, "referenced")?)
+                signed(measure(open_folder(volume, c".")?)?.bytes)
+                    - signed(self.counter(own.id, "referenced")?)
             }
         };
         Note { id: own.id, limit, beyond }.apply(volume.as_fd())
@@ -174,7 +175,7 @@ impl Charges {
         let charged = self.counter(own.id, "referenced")?;
         let used = match self.estimate(own, note, charged) {
             Some(used) => used,
-            None => measure(open_folder(volume, c".")?)?,
+            None => measure(open_folder(volume, c".")?)?.bytes,
         };
         Ok(VolumeUsage { used, limit: note.and_then(|note| note.limit) })
     }

@@ -81,7 +81,7 @@ impl Folders {
 
     pub(super) fn usage(&self, name: &VolumeName) -> Result<VolumeUsage, LayerError> {
         let folder = open_folder(CWD, self.path(name)).map_err(LayerError::about(name))?;
-        let used = measure(folder).map_err(LayerError::about(name))?;
+        let used = measure(folder).map_err(LayerError::about(name))?.bytes;
         Ok(VolumeUsage { used, limit: None })
     }
 }

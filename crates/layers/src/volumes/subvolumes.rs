@@ -140,7 +140,7 @@ impl Subvolumes {
             let volume = self.open_volume(name)?;
             match &self.charges {
                 Some(charges) => charges.usage(&volume),
-                None => Ok(VolumeUsage { used: measure(volume)?, limit: None }),
+                None => Ok(VolumeUsage { used: measure(volume)?.bytes, limit: None }),
             }
         };
         usage().map_err(LayerError::about(name))
