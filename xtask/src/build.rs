@@ -1,5 +1,5 @@
-//! Builds: the server, envd beside it, and what tests share: the base template's layer, CRIU, QEMU.
-//! envd is always for musl; it runs in every sandbox whatever that has for a C library.
+//! Builds: the server, envd and guest-init beside it, and what tests share: the base template's layer, CRIU, QEMU.
+//! What runs inside sandboxes is always for musl, whatever those have for a C library.
 //! Both are kept under `target/`, so they are made once a checkout.
 
 use std::fs;
@@ -9,25 +9,36 @@ use crate::run::{self, Outcome};
 
 pub(crate) const ENVD_TARGET: &str = "x86_64-unknown-linux-musl";
 
-/// Release build of the server with envd beside it; answers the server's path.
+/// Release build of the server with what runs in sandboxes beside it; answers the server's path.
 pub(crate) fn release() -> Outcome<PathBuf> {
     crate::setup::for_running()?;
     run::cargo(["build", "--release", "--package", "cofferdam"]).run()?;
     let folder = run::target().join("release");
-    let envd = envd("envd")?;
-    // By rename: a running server may be reading the old one.
-    let new = folder.join("envd.new");
-    fs::copy(&envd, &new)
-        .and_then(|_| fs::rename(&new, folder.join("envd")))
-        .map_err(|e| format!("envd: {e}"))?;
+    for (name, binary) in [("envd", envd("envd")?), ("guest-init", guest_init("envd")?)] {
+        // By rename: a running server may be reading the old one.
+        let new = folder.join(format!("{name}.new"));
+        fs::copy(&binary, &new)
+            .and_then(|_| fs::rename(&new, folder.join(name)))
+            .map_err(|error| format!("{name}: {error}"))?;
+    }
     Ok(folder.join("cofferdam"))
 }
 
 /// envd with a cargo profile; answers its path.
 pub(crate) fn envd(profile: &str) -> Outcome<PathBuf> {
-    run::cargo(["build", "--package", "envd", "--target", ENVD_TARGET, "--profile", profile]).run()?;
+    inside("envd", profile)
+}
+
+/// The first process of a microVM's guest with a cargo profile; answers its path.
+pub(crate) fn guest_init(profile: &str) -> Outcome<PathBuf> {
+    inside("guest-init", profile)
+}
+
+/// What runs inside sandboxes, whatever those have for a C library.
+fn inside(package: &str, profile: &str) -> Outcome<PathBuf> {
+    run::cargo(["build", "--package", package, "--target", ENVD_TARGET, "--profile", profile]).run()?;
     let folder = if profile == "dev" { "debug" } else { profile };
-    Ok(run::target().join(ENVD_TARGET).join(folder).join("envd"))
+    Ok(run::target().join(ENVD_TARGET).join(folder).join(package))
 }
 
 /// Development build of the server; answers its path.

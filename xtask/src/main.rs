@@ -77,12 +77,12 @@ fn unit(rest: &[String]) -> Outcome<Tally> {
     let envd = build::envd("dev")?;
     let layers = build::base_layer()?;
     let criu = build::criu()?;
-    let microvm = build::microvm()?;
+    let (microvm, guest_init) = (build::microvm()?, build::guest_init("dev")?);
     let languages = interpreter::root()?;
     let mut tests = run::cargo(["nextest", "run", "--workspace"]);
     tests.args(rest).env("COFFERDAM_ENVD", envd).env("COFFERDAM_LAYERS", layers);
     tests.env("COFFERDAM_CRIU", criu).env("COFFERDAM_INTERPRETER_ROOT", languages);
-    tests.env("COFFERDAM_MICROVM", microvm);
+    tests.env("COFFERDAM_MICROVM", microvm).env("COFFERDAM_GUEST_INIT", guest_init);
     tests.tally()
 }
 

@@ -7,7 +7,8 @@ use std::fs;
 use crate::run::{self, Outcome};
 
 /// Programs behind building templates and running sandboxes.
-const RUNNING: &[&str] = &["mmdebstrap", "debian-archive-keyring", "ca-certificates", "btrfs-progs"];
+const RUNNING: &[&str] =
+    &["mmdebstrap", "debian-archive-keyring", "ca-certificates", "btrfs-progs", "e2fsprogs"];
 /// What tests use besides.
 const TESTING: &[&str] = &[
     "gcc-aarch64-linux-gnu",
@@ -20,6 +21,7 @@ const TESTING: &[&str] = &[
     "util-linux",
     "xfsprogs",
     "attr",
+    "cpio",
     "acl",
     "apache2-utils",
     "openssl",

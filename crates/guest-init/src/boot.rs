@@ -1,0 +1,140 @@
+//! From a bare kernel to a sandbox's root file system: modules, disks, the overlay.
+//! The template's disk is the one that cannot be written; the sandbox's own, what it writes, is the other.
+//! envd lies in the initramfs, as the overlay's uppermost lower layer, so a new envd needs no new disks.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use guest_api::BootOptions;
+use rustix::mount::{MountFlags, mount};
+
+use crate::channel::Channel;
+use crate::error::GuestError;
+use crate::events::DeviceEvents;
+use crate::{cgroup, devices, network};
+
+/// Where the template's disk is mounted.
+const BASE: &str = "/base";
+/// Where the sandbox's own disk is mounted.
+const PRIVATE: &str = "/private";
+/// What the sandbox has written, a folder of [`PRIVATE`].
+pub(crate) const UPPER: &str = "/private/upper";
+const WORK: &str = "/private/work";
+/// The layer with envd.
+const AGENT_LAYER: &str = "/agent";
+/// Where the sandbox's root is put together.
+pub(crate) const ROOT: &str = "/root";
+/// Mount points and the like; the initramfs may have some of them.
+const FOLDERS: [&str; 10] = [
+    "/dev",
+    "/proc",
+    "/sys",
+    "/cgroup",
+    "/sandbox-dev",
+    "/sandbox-dev-view",
+    BASE,
+    PRIVATE,
+    ROOT,
+    AGENT_LAYER,
+];
+
+/// What a started machine has for the agent.
+pub(crate) struct Machine {
+    pub(crate) options: BootOptions,
+    /// The sandbox's own disk, for having it written.
+    pub(crate) private: File,
+}
+
+/// Mounts the kernel's own file systems and loads modules; answers the control channel, which everything else can be told on.
+pub(crate) fn first_steps(events: &mut Option<DeviceEvents>) -> Result<Channel, GuestError> {
+    let kernel = |what: &'static str| GuestError::kernel::<io::Error>(what);
+    FOLDERS.iter().try_for_each(fs::create_dir_all).map_err(kernel("make folders"))?;
+    let nothing = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    for (kind, path, flags) in
+        [("proc", "/proc", nothing), ("sysfs", "/sys", nothing), ("devtmpfs", "/dev", MountFlags::NOSUID)]
+    {
+        mount(kind, path, kind, flags, None).map_err(GuestError::kernel(format!("mount {path}")))?;
+    }
+    let events = events.insert(DeviceEvents::listen()?);
+    load_modules()?;
+    let port = events.wait_for("there is no control channel", Channel::find)?;
+    Channel::open(&port)
+}
+
+/// Everything up to where envd can be started.
+pub(crate) fn rest(events: &DeviceEvents) -> Result<Machine, GuestError> {
+    let cmdline = fs::read_to_string("/proc/cmdline").map_err(GuestError::kernel("read the command line"))?;
+    let options = BootOptions::parse(&cmdline)?;
+    cgroup::make(options.pids)?;
+    devices::make()?;
+    let private = mount_disks(events)?;
+    mount_root()?;
+    network::set_up(events)?;
+    Ok(Machine { options, private })
+}
+
+fn load_modules() -> Result<(), GuestError> {
+    let folder = Path::new("/modules");
+    let order = match fs::read_to_string(folder.join("order")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        order => order.map_err(GuestError::kernel("read the order of modules"))?,
+    };
+    for name in order.lines() {
+        let load = || -> io::Result<()> {
+            let file = File::open(folder.join(name))?;
+            match rustix::system::finit_module(&file, c"", 0) {
+                Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
+                Err(error) => Err(error.into()),
+            }
+        };
+        load().map_err(GuestError::kernel(format!("load the module {name}")))?;
+    }
+    // The kernel has what it needs of them; they would take memory from user code.
+    fs::remove_dir_all(folder).map_err(GuestError::kernel("remove loaded modules"))
+}
+
+fn mount_disks(events: &DeviceEvents) -> Result<File, GuestError> {
+    let (base, own) = events
+        .wait_for("there are not two disks, one of them read-only", || Some((disk(true)?, disk(false)?)))?;
+    mount(base.as_str(), BASE, "ext4", MountFlags::RDONLY | MountFlags::NODEV, None)
+        .map_err(GuestError::kernel("mount the template's disk"))?;
+    let mounted =
+        mount(own.as_str(), PRIVATE, "ext4", MountFlags::NODEV | MountFlags::NOATIME, Some(c"discard"));
+    mounted.map_err(GuestError::kernel("mount the sandbox's disk"))?;
+    File::open(PRIVATE).map_err(GuestError::kernel("open the sandbox's disk"))
+}
+
+/// The disk that can, or cannot, be written.
+fn disk(read_only: bool) -> Option<String> {
+    let wanted = if read_only { "1" } else { "0" };
+    let mut disks: Vec<String> = fs::read_dir("/sys/block")
+        .ok()?
+        .flatten()
+        .map(|disk| disk.file_name().to_string_lossy().into_owned())
+        .collect();
+    disks.sort_unstable();
+    let is_wanted = |disk: &&String| {
+        let state = fs::read_to_string(format!("/sys/block/{disk}/ro"));
+        disk.starts_with("vd") && state.is_ok_and(|state| state.trim() == wanted)
+    };
+    let node = disks.iter().find(is_wanted).map(|disk| format!("/dev/{disk}"))?;
+    Path::new(&node).exists().then_some(node)
+}
+
+fn mount_root() -> Result<(), GuestError> {
+    let prepare = || -> io::Result<()> {
+        fs::create_dir_all(UPPER)?;
+        fs::create_dir_all(WORK)
+    };
+    prepare().map_err(GuestError::kernel("make the folders of the overlay"))?;
+    layers::renew_overlay_work(Path::new(WORK), false)
+        .map_err(|error| GuestError::kernel("renew the overlay's work folder")(io::Error::other(error)))?;
+    // `volatile`: what is durable comes from explicit captures, which write the disk below. `index` off: a base that was made
+    // anew has other inode numbers, and is refused with it.
+    let options =
+        c"lowerdir=/agent:/base,upperdir=/private/upper,workdir=/private/work,redirect_dir=on,index=off,metacopy=off,volatile";
+    // Set-user-id programs work: sudo is one.
+    mount("cofferdam", ROOT, "overlay", MountFlags::NODEV, Some(options))
+        .map_err(GuestError::kernel("mount the sandbox's root"))
+}

@@ -1,0 +1,65 @@
+//! The sandbox's `/dev`: six harmless device nodes, the usual links, and empty folders to mount on; the same as in containers.
+//! The agent has it under a name of its own too, where it can change what covers the id of the boot.
+//! The machine's real devices are in the agent's `/dev` only.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+
+use rustix::fs::{CWD, FileType, Mode, chmod, makedev, mknodat};
+use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
+
+use crate::error::GuestError;
+
+/// Name, major and minor number of each node.
+const NODES: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+const LINKS: [(&str, &str); 5] = [
+    ("ptmx", "pts/ptmx"),
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+];
+const FOLDERS: [&str; 3] = ["pts", "shm", "mqueue"];
+/// Where the agent can write it.
+const DRAFT: &str = "/sandbox-dev";
+/// The same as the sandbox gets it, read-only.
+pub(crate) const VIEW: &str = "/sandbox-dev-view";
+/// Covers the id of the machine's boot, which all copies of one captured state share.
+pub(crate) const BOOT_ID: &str = ".boot_id";
+/// What it covers.
+pub(crate) const KERNELS_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Makes it.
+pub(crate) fn make() -> Result<(), GuestError> {
+    fill().map_err(GuestError::kernel("make the sandbox's /dev"))
+}
+
+fn fill() -> io::Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+    mount("cofferdam-dev", DRAFT, "tmpfs", flags, Some(c"mode=0755,size=64k"))?;
+    let everyone = Mode::from_raw_mode(0o666);
+    for (name, major, minor) in NODES {
+        let path = format!("{DRAFT}/{name}");
+        mknodat(CWD, &path, FileType::CharacterDevice, everyone, makedev(major, minor))?;
+        // The umask has taken bits away.
+        chmod(&path, everyone)?;
+    }
+    LINKS.iter().try_for_each(|(name, target)| symlink(target, format!("{DRAFT}/{name}")))?;
+    FOLDERS.iter().try_for_each(|name| fs::create_dir(format!("{DRAFT}/{name}")))?;
+    let own = fs::read_to_string(KERNELS_BOOT_ID)?;
+    fs::write(format!("{DRAFT}/{BOOT_ID}"), own)?;
+    chmod(format!("{DRAFT}/{BOOT_ID}"), Mode::from_raw_mode(0o444))?;
+    mount_bind(DRAFT, VIEW)?;
+    Ok(mount_remount(VIEW, flags | MountFlags::BIND | MountFlags::RDONLY, "")?)
+}
+
+/// Gives the sandbox another boot's id.
+pub(crate) fn set_boot_id(id: &str) -> Result<(), GuestError> {
+    let is_uuid = id.len() == 36 && id.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
+    if !is_uuid {
+        return Err(GuestError::Request(format!("{id:?} is no boot id; send a UUID")));
+    }
+    fs::write(format!("{DRAFT}/{BOOT_ID}"), format!("{id}\n")).map_err(GuestError::kernel("set the boot id"))
+}

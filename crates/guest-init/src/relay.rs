@@ -1,0 +1,116 @@
+//! The relay: connections of the host to services on `::1`, and the way out for what user code has changed.
+//! Only the host's end of the link is served. Each connection has threads of its own, within a limit; most of their life they copy.
+//! Threads, not an event loop: there are few, and the kernel frees the guest of thinking about them.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Write};
+use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use guest_api::network::{GUEST_V4, HOST_V4};
+use guest_api::relay::{LONGEST_LINE, OK, REFUSED, RELAY_PORT, Wish};
+
+use crate::boot::UPPER;
+use crate::error::GuestError;
+
+/// Connections served at once; more are closed.
+const MOST: usize = 128;
+/// For the first line, and for a connection inside.
+const PATIENCE: Duration = Duration::from_secs(5);
+const STACK: usize = 128 << 10;
+
+/// Begins to listen, in a thread.
+pub(crate) fn start() -> Result<(), GuestError> {
+    let listener = TcpListener::bind((GUEST_V4, RELAY_PORT))
+        .map_err(GuestError::kernel("listen for relayed connections"))?;
+    let accept = move || {
+        let active = Arc::new(AtomicUsize::new(0));
+        for stream in listener.incoming() {
+            let Ok(stream) = stream else { continue };
+            let Ok(peer) = stream.peer_addr() else { continue };
+            let place = Place::take(&active);
+            if peer.ip() != IpAddr::V4(HOST_V4) || active.load(Ordering::Relaxed) > MOST {
+                continue;
+            }
+            let serve = move || {
+                let _place = place;
+                let _ = serve(stream);
+            };
+            // Without memory for a thread the connection is closed.
+            let _ = thread::Builder::new().stack_size(STACK).spawn(serve);
+        }
+    };
+    let started = thread::Builder::new().stack_size(STACK).spawn(accept);
+    started.map(drop).map_err(GuestError::kernel("start the relay"))
+}
+
+/// One of the connections that may be at once.
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(active: &Arc<AtomicUsize>) -> Self {
+        active.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(active))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn serve(mut host: TcpStream) -> io::Result<()> {
+    host.set_read_timeout(Some(PATIENCE))?;
+    let wish = read_wish(&mut host)?;
+    host.set_read_timeout(None)?;
+    match wish {
+        Wish::Connect(port) => connect(host, port),
+        Wish::Export => export(host),
+    }
+}
+
+/// Byte by byte: what follows the line is not ours.
+fn read_wish(host: &mut TcpStream) -> io::Result<Wish> {
+    let mut line = Vec::new();
+    while line.last() != Some(&b'\n') && line.len() < LONGEST_LINE {
+        let mut byte = [0];
+        host.read_exact(&mut byte)?;
+        line.push(byte[0]);
+    }
+    let wish = std::str::from_utf8(&line).ok().and_then(Wish::parse);
+    wish.ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+fn connect(mut host: TcpStream, port: u16) -> io::Result<()> {
+    let address = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
+    let Ok(service) = TcpStream::connect_timeout(&address, PATIENCE) else {
+        return host.write_all(REFUSED.as_bytes());
+    };
+    for stream in [&host, &service] {
+        stream.set_nodelay(true)?;
+    }
+    host.write_all(OK.as_bytes())?;
+    let (to_host, from_service) = (host.try_clone()?, service.try_clone()?);
+    thread::Builder::new().stack_size(STACK).spawn(move || pass_on(&from_service, &to_host))?;
+    pass_on(&host, &service);
+    Ok(())
+}
+
+/// Until the end of `from`, or until `to` takes nothing any more.
+fn pass_on(mut from: &TcpStream, mut to: &TcpStream) {
+    let copied = io::copy(&mut from, &mut to);
+    let _ = to.shutdown(Shutdown::Write);
+    if copied.is_err() {
+        let _ = from.shutdown(Shutdown::Both);
+    }
+}
+
+fn export(host: TcpStream) -> io::Result<()> {
+    let mut out = BufWriter::with_capacity(64 << 10, host);
+    layers::write_layer(File::open(UPPER)?.into(), &mut out)?;
+    out.flush()
+}

@@ -1,0 +1,170 @@
+//! What becomes envd: the first process of a pid namespace, and then of namespaces of its own for everything but the network.
+//! It sees the overlay as its root, a small `/dev`, and neither the agent nor the machine's disks and ports.
+//! Where something fails it says so on its output, which the agent reads; that closes by itself when envd is executed.
+
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use guest_api::ENVD_PORT;
+use rustix::fs::{CWD, Mode, OFlags, mkdirat, open, openat};
+use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_bind, mount_change,
+    mount_move, mount_remount, move_mount, open_tree,
+};
+use rustix::process::{Resource, Rlimit, chdir, chroot, fchdir, getrlimit, setpriority_process, setrlimit};
+use rustix::stdio::{dup2_stderr, dup2_stdout};
+use rustix::thread::UnshareFlags;
+
+use crate::error::GuestError;
+use crate::{boot, cgroup, devices};
+
+const ENVD: &str = "/usr/bin/envd";
+/// envd runs before user code when both want the processor; it takes this away from every process it starts.
+const AGENT_NICE: i32 = -10;
+const MAX_OPEN_FILES: u64 = 16_384;
+const MAX_QUEUED_SIGNALS: u64 = 4096;
+/// Of the process limit, what no single user inside can take (root can: it is this kernel's root).
+const RESERVED_PIDS: u64 = 32;
+/// Connections that wait for envd.
+const BACKLOG: i32 = 1024;
+
+/// Becomes envd; answers only where that fails.
+pub(crate) fn run() -> GuestError {
+    match become_envd() {
+        Ok(never) => match never {},
+        Err(error) => error,
+    }
+}
+
+fn become_envd() -> Result<std::convert::Infallible, GuestError> {
+    // First, so that it is number 3 as in containers.
+    let listener = listen().map_err(GuestError::kernel("listen for envd"))?;
+    let shm_mib = std::env::args().nth(2).unwrap_or_default();
+    cgroup::join().map_err(GuestError::kernel("enter the control group"))?;
+    // User code must be what goes when memory runs out, and it inherits this.
+    fs::write("/proc/self/oom_score_adj", "0")
+        .map_err(GuestError::kernel("be no more spared than others"))?;
+    setpriority_process(None, AGENT_NICE).map_err(GuestError::kernel("favour envd"))?;
+    let own = UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC | UnshareFlags::NEWCGROUP;
+    sys::enter_new_namespaces(own).map_err(GuestError::kernel("make namespaces"))?;
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change("/", private).map_err(GuestError::kernel("part from the agent's mounts"))?;
+    mount_all(&shm_mib)?;
+    rustix::system::sethostname(b"sandbox").map_err(GuestError::kernel("set the host name"))?;
+    set_limits().map_err(GuestError::kernel("set limits"))?;
+    let report = arrange_descriptors(&listener).map_err(GuestError::kernel("arrange descriptors"))?;
+    let error = Command::new(ENVD)
+        .args(["--listen-fd", &listener.as_raw_fd().to_string()])
+        .env_clear()
+        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .exec();
+    // Back to where the agent listens.
+    let _ = dup2_stdout(&report);
+    Err(GuestError::kernel("execute envd")(error))
+}
+
+fn listen() -> io::Result<TcpListener> {
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, ENVD_PORT))?;
+    rustix::net::listen(&listener, BACKLOG)?;
+    Ok(listener)
+}
+
+fn mount_all(shm_mib: &str) -> Result<(), GuestError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = open(boot::ROOT, flags, Mode::empty()).map_err(GuestError::kernel("open the root"))?;
+    mount_new("proc", &root, "proc", &[], MountAttrFlags::empty())
+        .map_err(GuestError::kernel("mount /proc"))?;
+    mount_dev(&root, shm_mib).map_err(GuestError::kernel("mount /dev"))?;
+    mount_new("sysfs", &root, "sys", &[], MountAttrFlags::MOUNT_ATTR_RDONLY)
+        .map_err(GuestError::kernel("mount /sys"))?;
+    switch_root(&root).map_err(GuestError::kernel("change the root"))?;
+    let boot_id = format!("/dev/{}", devices::BOOT_ID);
+    let cover = || {
+        mount_bind(&boot_id, devices::KERNELS_BOOT_ID)?;
+        let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NOEXEC;
+        mount_remount(devices::KERNELS_BOOT_ID, flags, "")
+    };
+    cover().map_err(GuestError::kernel("cover the boot id"))
+}
+
+fn mount_dev(root: &OwnedFd, shm_mib: &str) -> Result<(), Errno> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    attach(&open_tree(CWD, devices::VIEW, flags)?, root, "dev")?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dev = openat(root, "dev", flags, Mode::empty())?;
+    let none = MountAttrFlags::empty();
+    let options = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5"), ("max", "256")];
+    mount_new("devpts", &dev, "pts", &options, none)?;
+    mount_new("tmpfs", &dev, "shm", &[("mode", "1777"), ("size", &format!("{shm_mib}m"))], none)?;
+    mount_new("mqueue", &dev, "mqueue", &[], none)
+}
+
+/// Mounts a new file system on `root/name`, which must not be a link: templates are not trusted.
+fn mount_new(
+    kind: &str,
+    root: &OwnedFd,
+    name: &str,
+    options: &[(&str, &str)],
+    attributes: MountAttrFlags,
+) -> Result<(), Errno> {
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in options {
+        fsconfig_set_string(&context, *key, *value)?;
+    }
+    fsconfig_create(&context)?;
+    let safe = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    // Terminals are devices.
+    let devices = if kind == "devpts" { MountAttrFlags::empty() } else { MountAttrFlags::MOUNT_ATTR_NODEV };
+    attach(&fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, safe | devices | attributes)?, root, name)
+}
+
+fn attach(mount: &impl AsFd, root: &OwnedFd, name: &str) -> Result<(), Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let target = match openat(root, name, flags, Mode::empty()) {
+        Err(Errno::NOENT) => {
+            mkdirat(root, name, Mode::from_raw_mode(0o755))?;
+            openat(root, name, flags, Mode::empty())?
+        }
+        answer => answer?,
+    };
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(mount, c"", &target, c"", flags)
+}
+
+/// Not `pivot_root`, which the initramfs cannot: the new root covers the old one, as after every boot.
+fn switch_root(root: &OwnedFd) -> Result<(), Errno> {
+    fchdir(root)?;
+    mount_move(".", "/")?;
+    chroot(".")?;
+    chdir("/")
+}
+
+fn set_limits() -> io::Result<()> {
+    let cmdline = fs::read_to_string("/proc/cmdline")?;
+    let pids = guest_api::BootOptions::parse(&cmdline).map_err(io::Error::other)?.pids;
+    let limit = |value: u64| Rlimit { current: Some(value), maximum: Some(value) };
+    let processes = u64::from(pids).saturating_sub(RESERVED_PIDS).max(1);
+    setrlimit(Resource::Nproc, limit(processes))?;
+    let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(MAX_OPEN_FILES).max(MAX_OPEN_FILES);
+    setrlimit(Resource::Nofile, limit(hard.min(MAX_OPEN_FILES)))?;
+    setrlimit(Resource::Sigpending, limit(MAX_QUEUED_SIGNALS))?;
+    // As in containers: no core files.
+    Ok(setrlimit(Resource::Core, limit(1))?)
+}
+
+/// 0–2 become the sandbox's `/dev/null`; the listener stays open for envd; answers the old output.
+fn arrange_descriptors(listener: &TcpListener) -> Result<OwnedFd, Errno> {
+    let report = fcntl_dupfd_cloexec(rustix::stdio::stdout(), 0)?;
+    let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::stdio::dup2_stdin(&null)?;
+    dup2_stdout(&null)?;
+    dup2_stderr(&null)?;
+    fcntl_setfd(listener, FdFlags::empty())?;
+    Ok(report)
+}

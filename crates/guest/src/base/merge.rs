@@ -1,0 +1,42 @@
+//! A template's layers as one tree: an overlay that is mounted nowhere, so nothing of it is left when its descriptor is closed.
+//! What overlayfs writes in layers for itself (whiteouts, opaque folders, renames) is carried out and not to be seen.
+//! Reading only.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
+};
+
+/// The mounted tree.
+#[derive(Debug)]
+pub(super) struct Merged(OwnedFd);
+
+impl Merged {
+    /// Where this process and those it starts find it.
+    pub(super) fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()))
+    }
+}
+
+/// Mounts `layers`, uppermost first, over the empty folder `bottom`.
+pub(super) fn mount(layers: &[PathBuf], bottom: &Path) -> io::Result<Merged> {
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    for layer in layers.iter().map(PathBuf::as_path).chain([bottom]) {
+        // By descriptor, because a value has 255 bytes at most.
+        let folder = openat(CWD, layer, flags, Mode::empty())?;
+        fsconfig_set_string(&context, "lowerdir+", format!("/proc/self/fd/{}", folder.as_raw_fd()))?;
+    }
+    fsconfig_set_string(&context, "redirect_dir", "follow")?;
+    fsconfig_set_string(&context, "metacopy", "off")?;
+    fsconfig_create(&context)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    Ok(Merged(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?))
+}

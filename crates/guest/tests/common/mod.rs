@@ -1,0 +1,307 @@
+//! A real guest under QEMU's own processor (TCG), as the engine starts one, but with QEMU's own network and without confinement.
+//! Waits for what the guest says or for QEMU's end, never for a while; every wait has a limit.
+//! QEMU ends with the test, in whatever way that ends.
+
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use guest::{Tools, base, initramfs};
+use guest_api::network::GUEST_MAC;
+use guest_api::relay::RELAY_PORT;
+use guest_api::{
+    BootOptions, Call, Decoder, ENVD_PORT, Item, Message, Outcome, PORT_NAME, Request, Revive, SYNC, Seed,
+    encode,
+};
+
+/// A boot takes three seconds on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) fn variable(name: &str) -> PathBuf {
+    std::env::var_os(name)
+        .map(PathBuf::from)
+        .unwrap_or_else(|| panic!("{name} is not set; use cargo xtask unit"))
+}
+
+pub(crate) fn tools() -> Tools {
+    Tools::find(&variable("COFFERDAM_MICROVM")).expect("QEMU is set up: cargo xtask unit")
+}
+
+/// The base template's layer.
+pub(crate) fn base_layer() -> PathBuf {
+    let store = layers::LayerStore::open(&variable("COFFERDAM_LAYERS")).expect("a layer store");
+    let recipe = template::Recipe::base().expect("the base recipe");
+    store.path(&store.by_recipe(recipe.fingerprint()).expect("the base layer is built: cargo xtask unit"))
+}
+
+/// The files of one guest.
+pub(crate) struct Files {
+    pub(crate) folder: tempfile::TempDir,
+    tools: Tools,
+}
+
+impl Files {
+    pub(crate) fn make(layers: &[PathBuf]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let tools = tools();
+        let at = |name: &str| folder.path().join(name);
+        initramfs::write(
+            &tools,
+            &variable("COFFERDAM_GUEST_INIT"),
+            &variable("COFFERDAM_ENVD"),
+            &at("initramfs"),
+        )
+        .unwrap();
+        base::make(layers, &at("base.ext4")).unwrap();
+        base::make_empty(1024, &at("private.ext4")).unwrap();
+        Self { folder, tools }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Starts a guest; `more` are further words for QEMU.
+    pub(crate) fn start(&self, more: &[&str]) -> Guest {
+        let socket = self.path("agent.sock");
+        let _ = fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket).unwrap();
+        let (envd, relay) = (free_port(), free_port());
+        let root = self.tools.root();
+        let mut command = Command::new(root.join(Tools::LOADER));
+        command.arg("--library-path").arg(root.join(Tools::LIBRARIES)).arg(root.join(Tools::QEMU));
+        for folder in Tools::FIRMWARE {
+            command.arg("-L").arg(root.join(folder));
+        }
+        let drive = |name: &str, read_only: bool| {
+            let file = self.path(&format!("{name}.ext4"));
+            let (file, read) = (file.display(), if read_only { "on" } else { "off" });
+            format!(
+                "driver=raw,node-name={name},read-only={read},discard=unmap,file.driver=file,file.filename={file}"
+            )
+        };
+        let mac = GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":");
+        command
+            .args(["-machine", "microvm", "-accel", "tcg", "-cpu", "max", "-m", "512", "-smp", "1"])
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-bios", "qboot.rom"])
+            .arg("-kernel")
+            .arg(self.tools.kernel())
+            .arg("-initrd")
+            .arg(self.path("initramfs"))
+            .args(["-append", &cmdline()])
+            .args(["-blockdev", &drive("base", true), "-device", "virtio-blk-device,drive=base"])
+            .args(["-blockdev", &drive("private", false), "-device", "virtio-blk-device,drive=private"])
+            .arg("-netdev")
+            .arg(format!(
+                "user,id=n0,net=169.254.0.0/24,host=169.254.0.22,restrict=on,ipv6=off,\
+                 hostfwd=tcp:127.0.0.1:{envd}-169.254.0.21:{ENVD_PORT},hostfwd=tcp:127.0.0.1:{relay}-169.254.0.21:{RELAY_PORT}"
+            ))
+            .args(["-device", &format!("virtio-net-device,netdev=n0,mac={mac}")])
+            .arg("-chardev")
+            .arg(format!("socket,id=agent,path={},reconnect-ms=50", socket.display()))
+            .args(["-device", "virtio-serial-device"])
+            .args(["-device", &format!("virtserialport,chardev=agent,name={PORT_NAME}")])
+            .args(["-device", "virtio-rng-device"])
+            .arg("-serial")
+            .arg(format!("file:{}", self.path("console").display()))
+            .args(more)
+            .stdin(Stdio::null());
+        let qemu = Qemu(command.spawn().expect("QEMU starts"));
+        let host = Host::accept(&listener);
+        Guest { qemu, host, listener, envd, relay, console: self.path("console") }
+    }
+}
+
+fn cmdline() -> String {
+    let options = BootOptions { pids: 200, shm_mib: 256 };
+    // Without it boots hang now and then: there is nothing on this machine that the clock could be compared with.
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap();
+    let mhz = cpu.lines().find_map(|line| line.strip_prefix("cpu MHz")?.split(": ").nth(1)?.parse().ok());
+    let khz = mhz.map_or(0.0, |mhz: f64| mhz * 1000.0);
+    format!("console=ttyS0 quiet reboot=t panic=-1 tsc_early_khz={khz:.0} {}", options.to_cmdline())
+}
+
+/// Free now; QEMU cannot say which it took.
+fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+struct Qemu(Child);
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+pub(crate) struct Guest {
+    qemu: Qemu,
+    pub(crate) host: Host,
+    listener: UnixListener,
+    envd: u16,
+    relay: u16,
+    console: PathBuf,
+}
+
+impl Guest {
+    /// Lets go of the control channel and takes it up again, as a new server does.
+    pub(crate) fn reconnect(&mut self) {
+        // Before QEMU tries again, so that it finds somebody.
+        self.host.stream.shutdown(std::net::Shutdown::Both).unwrap();
+        self.host = Host::accept(&self.listener);
+        self.host.stream.write_all(&SYNC).unwrap();
+    }
+
+    /// Waits for QEMU to end by itself.
+    pub(crate) fn end(mut self) -> ExitStatus {
+        // Nothing more comes once it has: both ends of the channel are closed.
+        let mut rest = Vec::new();
+        let _ = self.host.stream.read_to_end(&mut rest);
+        drop(self.host);
+        self.qemu.0.wait().unwrap()
+    }
+
+    pub(crate) fn console(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.console).unwrap_or_default()).into_owned()
+    }
+
+    pub(crate) fn dial_envd(&self) -> TcpStream {
+        dial(self.envd)
+    }
+
+    pub(crate) fn dial_relay(&self) -> TcpStream {
+        dial(self.relay)
+    }
+
+    /// Runs a shell command inside, as root, and answers what it printed.
+    pub(crate) fn run(&self, command: &str) -> String {
+        envd::run(self.dial_envd(), command)
+    }
+}
+
+fn dial(port: u16) -> TcpStream {
+    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// The host's end of the control channel.
+pub(crate) struct Host {
+    stream: UnixStream,
+    decoder: Decoder,
+    last: u64,
+}
+
+impl Host {
+    fn accept(listener: &UnixListener) -> Self {
+        let (stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self { stream, decoder: Decoder::default(), last: 0 }
+    }
+
+    pub(crate) fn next(&mut self) -> Item<Message> {
+        loop {
+            if let Some(item) = self.decoder.pop().unwrap() {
+                return item;
+            }
+            let mut buffer = [0; 4096];
+            let count = self.stream.read(&mut buffer).expect("the guest says something in time");
+            assert!(count > 0, "QEMU has ended");
+            self.decoder.push(&buffer[..count]);
+        }
+    }
+
+    /// Sends bytes that are no request.
+    pub(crate) fn send_raw(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    pub(crate) fn send(&mut self, call: Call) -> u64 {
+        self.last += 1;
+        let request = Request { id: self.last, call };
+        self.stream.write_all(&encode(&request).unwrap()).unwrap();
+        self.last
+    }
+
+    pub(crate) fn call(&mut self, call: Call) -> Outcome {
+        let asked = self.send(call);
+        match self.next() {
+            Item::Message(Message::Answer { id, outcome }) if id == asked => outcome,
+            other => panic!("{other:?} instead of an answer"),
+        }
+    }
+}
+
+pub(crate) fn revive() -> Revive {
+    let seed = Seed::new(vec![42; 32]).unwrap();
+    Revive {
+        realtime_ns: 4_000_000_000_000_000_000,
+        seed,
+        hostname: "revived".into(),
+        boot_id: None,
+        pids: None,
+    }
+}
+
+pub(crate) mod envd {
+    //! Just enough of envd's protocol to run a command.
+
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+
+    /// Whether envd answers at all.
+    pub(crate) fn health(mut stream: TcpStream) -> std::io::Result<String> {
+        stream.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer.lines().next().unwrap_or_default().to_owned())
+    }
+
+    /// Runs a shell command and answers what it printed, without what it complained.
+    pub(crate) fn run(mut stream: TcpStream, command: &str) -> String {
+        let command = serde_json::json!({ "cmd": "/bin/bash", "args": ["-c", command], "cwd": "/" });
+        let body = serde_json::json!({ "process": command, "stdin": false }).to_string();
+        let length = u32::try_from(body.len()).unwrap();
+        let head = format!(
+            "POST /process.Process/Start HTTP/1.0\r\nContent-Type: application/connect+json\r\n\
+             Connect-Protocol-Version: 1\r\nAuthorization: Basic cm9vdDo=\r\nContent-Length: {}\r\n\r\n",
+            body.len() + 5
+        );
+        let request = [head.as_bytes(), &[0], &length.to_be_bytes(), body.as_bytes()].concat();
+        stream.write_all(&request).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        let start = answer.windows(4).position(|four| four == b"\r\n\r\n").expect("a response") + 4;
+        let (mut rest, mut printed) = (&answer[start..], Vec::new());
+        while let Some((head, body)) = rest.split_first_chunk::<5>() {
+            let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
+            let message: serde_json::Value = serde_json::from_slice(&body[..length]).unwrap();
+            let text = message["event"]["data"]["stdout"].as_str().unwrap_or_default();
+            printed.extend(decode(text));
+            rest = &body[length..];
+        }
+        String::from_utf8(printed).unwrap()
+    }
+
+    fn decode(text: &str) -> Vec<u8> {
+        use base64::Engine as _;
+        base64::engine::general_purpose::STANDARD.decode(text).unwrap()
+    }
+}
+
+/// The bytes of a layer out of the guest.
+pub(crate) fn export(mut relay: TcpStream) -> impl Read {
+    relay.write_all(guest_api::relay::Wish::Export.to_line().as_bytes()).unwrap();
+    relay
+}
+
+pub(crate) fn is_folder_empty(path: &Path) -> bool {
+    fs::read_dir(path).unwrap().next().is_none()
+}
