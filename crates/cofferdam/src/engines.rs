@@ -85,7 +85,9 @@ impl EngineArguments {
 
     fn container(&self, data: &DataDir, gateway: &GatewayConfig) -> Result<Arc<dyn Engine>, Failure> {
         let criu = Criu::find(&self.criu.path(data))
-            .inspect_err(|reason| warn!(reason, "containers' memory cannot be captured: pause and snapshots keep files only"))
+            .inspect_err(|reason| {
+                warn!(reason, "containers' memory cannot be captured: pause and snapshots keep files only")
+            })
             .ok();
         let engine = ContainerEngine::open(&ContainerConfig {
             data_dir: data.data_dir.clone(),
@@ -100,8 +102,14 @@ impl EngineArguments {
         Ok(Arc::new(engine))
     }
 
-    fn microvm(&self, data: &DataDir, gateway: &GatewayConfig, accelerator: Accelerator) -> Result<MicrovmConfig, Failure> {
-        let mut config = parts(&self.run_dir, self.envd.as_deref(), self.guest_init.as_deref(), &self.microvm.path(data))?;
+    fn microvm(
+        &self,
+        data: &DataDir,
+        gateway: &GatewayConfig,
+        accelerator: Accelerator,
+    ) -> Result<MicrovmConfig, Failure> {
+        let mut config =
+            parts(&self.run_dir, self.envd.as_deref(), self.guest_init.as_deref(), &self.microvm.path(data))?;
         config.data_dir.clone_from(&data.data_dir);
         config.volumes = self.volumes();
         config.gateway = gateway.clone();
@@ -154,9 +162,9 @@ pub(crate) async fn open(
     let machines_first = match arguments.engine {
         EngineChoice::Microvm => true,
         EngineChoice::Container => false,
-        EngineChoice::Auto => microvm.as_ref().is_some_and(|engine| {
-            engine.descriptor().isolation == engine::Isolation::HardwareVm
-        }),
+        EngineChoice::Auto => microvm
+            .as_ref()
+            .is_some_and(|engine| engine.descriptor().isolation == engine::Isolation::HardwareVm),
     };
     let (first, second) = if machines_first { (microvm, container) } else { (container, microvm) };
     let first = first.ok_or_else(|| Failure::new("no engine can run here; see `cofferdam doctor`"))?;
@@ -165,7 +173,9 @@ pub(crate) async fn open(
         let role = if rank == 0 { "engine" } else { "engine for templates that name it" };
         info!(engine = descriptor.name, isolation = descriptor.summary, "{role}");
         if !descriptor.capabilities.resource_limits {
-            warn!("this host lacks a cgroup controller: cpu, memory or process limits of sandboxes are not enforced");
+            warn!(
+                "this host lacks a cgroup controller: cpu, memory or process limits of sandboxes are not enforced"
+            );
         }
     }
     Ok(Arc::new(engines))
@@ -190,10 +200,15 @@ async fn open_microvm(
         asked => match kvm_works(&config, &data.data_dir).await {
             Ok(()) => Accelerator::Kvm,
             Err(reason) if asked == Some(AcceleratorChoice::Kvm) => {
-                return Err(Failure::new(format!("KVM does not run guests here: {reason}; `--accelerator tcg` emulates them")));
+                return Err(Failure::new(format!(
+                    "KVM does not run guests here: {reason}; `--accelerator tcg` emulates them"
+                )));
             }
             Err(reason) if is_wanted || is_known => {
-                warn!(reason, "KVM does not run guests here: they are emulated, which is several times slower");
+                warn!(
+                    reason,
+                    "KVM does not run guests here: they are emulated, which is several times slower"
+                );
                 Accelerator::tcg()
             }
             Err(reason) => {
@@ -224,15 +239,20 @@ pub(crate) async fn kvm_works(config: &MicrovmConfig, scratch: &Path) -> Result<
         Some("works") => return Ok(()),
         Some(reason) => return Err(reason.to_owned()),
         None => {
-            let config =
-                MicrovmConfig { accelerator: Accelerator::Kvm, boot_timeout: PROBE_TIMEOUT, ..config.clone() };
+            let config = MicrovmConfig {
+                accelerator: Accelerator::Kvm,
+                boot_timeout: PROBE_TIMEOUT,
+                ..config.clone()
+            };
             let folder = scratch.join(format!("kvm-probe-{}", std::process::id()));
             engine_microvm::probe(&config, &folder).await.map_err(|error| error.to_string())
         }
     };
     let text = outcome.as_ref().err().map_or("works", String::as_str);
     let new = config.run_dir.join(format!("kvm-{print}.{}", std::process::id()));
-    let kept = fs::create_dir_all(&config.run_dir).and_then(|()| fs::write(&new, text)).and_then(|()| fs::rename(&new, &note));
+    let kept = fs::create_dir_all(&config.run_dir)
+        .and_then(|()| fs::write(&new, text))
+        .and_then(|()| fs::rename(&new, &note));
     if let Err(error) = kept {
         warn!(%error, "what is known about KVM could not be kept; the next start tries again");
     }

@@ -7,6 +7,7 @@ mod access;
 mod background;
 mod command;
 mod database;
+mod engines;
 mod failure;
 mod host;
 mod paths;

@@ -107,15 +107,24 @@ impl ServerNote {
 
 /// envd: named by the operator, or beside this binary.
 pub(crate) fn envd(named: Option<&Path>) -> Result<PathBuf, Failure> {
+    beside("envd", "--envd", named)
+}
+
+/// The first program of microVMs' guests, likewise.
+pub(crate) fn guest_init(named: Option<&Path>) -> Result<PathBuf, Failure> {
+    beside("guest-init", "--guest-init", named)
+}
+
+fn beside(name: &str, option: &str, named: Option<&Path>) -> Result<PathBuf, Failure> {
     if let Some(path) = named {
         return Ok(path.to_owned());
     }
-    let beside = std::env::current_exe()?.with_file_name("envd");
+    let beside = std::env::current_exe()?.with_file_name(name);
     if beside.is_file() {
         return Ok(beside);
     }
     Err(Failure::new(format!(
-        "envd is not at {}; build it with `cargo xtask build` or name it with --envd",
+        "{name} is not at {}; build it with `cargo xtask build` or name it with {option}",
         beside.display()
     )))
 }

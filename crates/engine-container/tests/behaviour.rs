@@ -42,33 +42,11 @@ fn bench() -> Bench<fn(PathBuf) -> Opening> {
     Bench { open, layers: vec![store.path(&layer)] }
 }
 
-macro_rules! behaviours {
-    ($($name:ident)*) => {$(
-        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-        async fn $name() {
-            let data = tempfile::tempdir().expect("a folder");
-            bench().$name(data.path()).await;
-            assert_nothing_left(data.path());
-        }
-    )*};
+fn assert_nothing_left(data: &Path) {
+    engine::suite::assert_nothing_left(&engine_host::instance_name(data).expect("the folder is there"));
 }
 
-behaviours! {
-    is_a_computer
-    reaches_ports
-    freezes_and_thaws
-    keeps_limits
-    ends_cleanly
-    survives_a_server
-    starts_many_at_once
-    refuses_a_broken_template
-    brings_memory_back
-    keeps_socket_files
-    restores_the_walls
-    brings_files_back
-    keeps_states_across_servers
-    exports_layers
-}
+engine::behaviours!(bench, assert_nothing_left);
 
 /// On disk a sandbox's root is the host's root: its set-user-id programs must be out of other users' reach.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -88,19 +66,4 @@ async fn other_users_of_the_host_cannot_reach_a_sandboxes_files() {
     assert!(!as_nobody.status.success(), "{}", String::from_utf8_lossy(&as_nobody.stdout));
     sandbox.kill().await.expect("ends");
     engine.shutdown().await;
-}
-
-/// No mount and no control group of this data folder's server may outlive it.
-fn assert_nothing_left(data: &Path) {
-    let instance = engine_host::instance_name(data).expect("the folder is there");
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
-    assert!(!mounts.contains(&instance), "a mount of {instance} stayed");
-    assert!(!Path::new("/run/cofferdam").join(&instance).exists(), "the run folder stayed");
-    for hierarchy in std::fs::read_dir("/sys/fs/cgroup").expect("control groups").flatten() {
-        assert!(
-            !hierarchy.path().join(&instance).exists(),
-            "{} stayed",
-            hierarchy.path().join(&instance).display()
-        );
-    }
 }

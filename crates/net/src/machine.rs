@@ -9,8 +9,8 @@ use std::os::fd::OwnedFd;
 
 use sys::{Namespace, in_network_namespace, make_tap};
 
-use sys::netlink::{Batch, CREATE, REQUEST_ACK};
 use crate::redirect;
+use sys::netlink::{Batch, CREATE, REQUEST_ACK};
 
 const NAME: &str = "cable";
 

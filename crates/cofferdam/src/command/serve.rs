@@ -8,16 +8,13 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use api::RateLimit;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use control::{Control, LimitsChange, Registration, TeamChange};
 use edge::EdgeConfig;
-use engine::Engine;
-use engine_container::{ContainerConfig, ContainerEngine, Criu};
-use layers::{LayerDigest, LayerStore, VolumesBackend, VolumesConfig};
+use layers::{LayerDigest, LayerStore};
 use net::{Cidr, GatewayConfig, Resolvers};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Resource, getrlimit};
@@ -30,9 +27,10 @@ use tracing_subscriber::EnvFilter;
 
 use super::limits::Limits;
 use crate::database;
+use crate::engines::{self, EngineArguments};
 use crate::failure::Failure;
 use crate::host;
-use crate::paths::{self, CriuFolder, DataDir, ServerNote};
+use crate::paths::{DataDir, ServerNote};
 
 /// Settings of the server.
 #[derive(Debug, Args)]
@@ -49,31 +47,11 @@ pub(crate) struct ServeArguments {
     /// Domain whose `<port>-<id>` subdomains are sandboxes; told to clients when it is not `localhost`.
     #[arg(long, env = "COFFERDAM_DOMAIN", default_value = "localhost")]
     domain: String,
-    /// What keeps sandboxes from the host.
-    #[arg(long, env = "COFFERDAM_ENGINE", value_enum, default_value_t = EngineChoice::Auto)]
-    engine: EngineChoice,
+    #[command(flatten)]
+    engines: EngineArguments,
     /// Folder of template layers, if not in the data folder. Servers may share one.
     #[arg(long, env = "COFFERDAM_LAYERS_DIR", value_name = "DIR")]
     layers_dir: Option<PathBuf>,
-    /// Folder for locks and mounts that do not outlive the machine's uptime.
-    #[arg(long, default_value = "/run/cofferdam", value_name = "DIR")]
-    run_dir: PathBuf,
-    /// The envd binary, if not beside this one.
-    #[arg(long, env = "COFFERDAM_ENVD", value_name = "FILE")]
-    envd: Option<PathBuf>,
-
-    #[command(flatten)]
-    criu: CriuFolder,
-
-    /// How what sandboxes write is kept: `auto`, or `btrfs` (the data folder is on one), `loop` (a btrfs image),
-    /// `reflink` (XFS), `copy`. Copies are instant and disk limits enforced on btrfs only.
-    #[arg(long, default_value_t, value_name = "WAY")]
-    volumes: VolumesBackend,
-
-    /// Most GiB that all volumes may take together in a btrfs image. Without it, what the disk holds.
-    #[arg(long, value_name = "GIB")]
-    volumes_size: Option<u64>,
-
     /// How long the frozen processes of a paused sandbox are kept, so that resuming it is instant. Its state is on disk
     /// all the same.
     #[arg(long, default_value_t = 120, value_name = "SECONDS")]
@@ -82,9 +60,6 @@ pub(crate) struct ServeArguments {
     /// Paused sandboxes kept so at most.
     #[arg(long, default_value_t = 64, value_name = "COUNT")]
     most_hot: usize,
-    /// Sandbox slots (namespaces, control groups) kept ready.
-    #[arg(long, default_value_t = 16, value_name = "COUNT")]
-    pool: usize,
     /// Name server that sandboxes' questions go to, instead of the host's own. May be repeated.
     #[arg(long, value_name = "ADDRESS:PORT")]
     dns: Vec<SocketAddr>,
@@ -125,15 +100,6 @@ pub(crate) struct ServeArguments {
     /// Log lines as JSON.
     #[arg(long)]
     log_json: bool,
-}
-
-/// Engines by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum EngineChoice {
-    /// The strongest that works on this machine.
-    Auto,
-    /// Namespaces on the host's kernel.
-    Container,
 }
 
 /// Runs the server.
@@ -204,7 +170,7 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
     let data = &arguments.data;
     let layers = LayerStore::open(arguments.layers_dir.as_deref().unwrap_or(&data.layers()))?;
-    let engine = open_engine(arguments)?;
+    let engine = engines::open(&arguments.engines, data, &gateway(arguments)).await?;
     let store = database::open(data, arguments.database.as_deref()).await?;
     let layer_paths = layers.clone();
     let layer_path = move |digest: &str| match digest.parse::<LayerDigest>() {
@@ -276,49 +242,13 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
     Ok(())
 }
 
-fn find_criu(arguments: &ServeArguments) -> Option<Criu> {
-    Criu::find(&arguments.criu.path(&arguments.data))
-        .inspect_err(|reason| warn!(reason, "memory cannot be captured: pause and snapshots keep files only"))
-        .ok()
-}
-
-fn open_engine(arguments: &ServeArguments) -> Result<Arc<dyn Engine>, Failure> {
+fn gateway(arguments: &ServeArguments) -> GatewayConfig {
     let resolvers = if arguments.dns.is_empty() {
         Resolvers::parse(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
     } else {
         Resolvers::new(arguments.dns.clone())
     };
-    let config = ContainerConfig {
-        data_dir: arguments.data.data_dir.clone(),
-        run_dir: arguments.run_dir.clone(),
-        agent: paths::envd(arguments.envd.as_deref())?,
-        criu: find_criu(arguments),
-        volumes: VolumesConfig {
-            backend: arguments.volumes,
-            image_size: arguments.volumes_size.map(|gib| gib << 30),
-        },
-        pool: arguments.pool,
-        gateway: GatewayConfig { resolvers, internal_allowed: arguments.egress_allow_internal.clone() },
-    };
-    let engine = ContainerEngine::open(&config)?;
-    info!(storage = engine.storage(), "volumes");
-    let descriptor = engine.descriptor();
-    match arguments.engine {
-        EngineChoice::Auto => {
-            info!(
-                engine = descriptor.name,
-                isolation = descriptor.summary,
-                "engine: the only one in this version"
-            );
-        }
-        EngineChoice::Container => info!(engine = descriptor.name, isolation = descriptor.summary, "engine"),
-    }
-    if !descriptor.capabilities.resource_limits {
-        warn!(
-            "this host lacks a cgroup controller: cpu, memory or process limits of sandboxes are not enforced"
-        );
-    }
-    Ok(Arc::new(engine))
+    GatewayConfig { resolvers, internal_allowed: arguments.egress_allow_internal.clone() }
 }
 
 async fn register_base(control: &Control, layers: &LayerStore) -> Result<(), Failure> {

@@ -27,7 +27,7 @@ pub(super) struct Portable {
 /// What was in an archive.
 pub(super) enum Imported {
     /// With its layers, uppermost first.
-    Template(Portable, Vec<String>),
+    Template(Box<Portable>, Vec<String>),
     Image(Pulled),
 }
 
@@ -96,7 +96,7 @@ pub(super) async fn import(work: &Work, archive: &ArchiveFile) -> Result<Importe
             let disk_mib = disk_mib.clamp(1, Resources::default().disk_mib.max(work.build.disk_mib));
             let size = Size { cpu_count, memory_mib, disk_mib };
             let layers = template.layers.iter().map(ToString::to_string).collect();
-            Ok(Imported::Template(Portable { size, ..portable }, layers))
+            Ok(Imported::Template(Box::new(Portable { size, ..portable }), layers))
         }
         Err(image) => {
             image.warnings.iter().for_each(|warning| {

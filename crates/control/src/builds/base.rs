@@ -119,7 +119,8 @@ async fn of_archive(work: &Work, archive: &ArchiveFile) -> Result<Base, Failure>
     let key = key(&[VERSION, "archive", &work.build.id.to_string()]);
     work.say(LogLevel::Info, "base", format!("[base] FROM archive [{key}]"));
     match archive::import(work, archive).await? {
-        Imported::Template(Portable { config, size }, layers) => {
+        Imported::Template(portable, layers) => {
+            let Portable { config, size } = *portable;
             let context = Context {
                 user: config.default_user.clone().unwrap_or_else(|| "user".to_owned()),
                 workdir: config.default_workdir.clone(),

@@ -41,6 +41,48 @@ for child in children:
     os.waitpid(child, 0)
 ";
 
+/// Makes a test of every behaviour. `$bench` makes a [`Bench`](crate::suite::Bench), `$after` is given the data folder when all is over.
+#[macro_export]
+macro_rules! behaviours {
+    ($bench:expr, $after:expr) => {
+        $crate::behaviours!(@each $bench, $after;
+            is_a_computer
+            reaches_ports
+            freezes_and_thaws
+            keeps_limits
+            ends_cleanly
+            survives_a_server
+            starts_many_at_once
+            refuses_a_broken_template
+            brings_memory_back
+            keeps_socket_files
+            restores_the_walls
+            brings_files_back
+            keeps_states_across_servers
+            exports_layers
+        );
+    };
+    (@each $bench:expr, $after:expr; $($name:ident)*) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() {
+            let data = tempfile::tempdir().expect("a folder");
+            $bench().$name(data.path()).await;
+            $after(data.path());
+        }
+    )*};
+}
+
+/// No mount, run folder and control group with this server's name may outlive it.
+pub fn assert_nothing_left(instance: &str) {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+    assert!(!mounts.contains(instance), "a mount of {instance} stayed");
+    assert!(!Path::new("/run/cofferdam").join(instance).exists(), "the run folder stayed");
+    for hierarchy in std::fs::read_dir("/sys/fs/cgroup").expect("control groups").flatten() {
+        let group = hierarchy.path().join(instance);
+        assert!(!group.exists(), "{} stayed", group.display());
+    }
+}
+
 /// What the suite needs to know.
 #[derive(Debug, Clone)]
 pub struct Bench<F> {

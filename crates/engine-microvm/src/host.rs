@@ -1,0 +1,159 @@
+//! What all machines of this server share on the host: folders, QEMU, the guest's kernel and initramfs, id ranges, control groups.
+//! Opened once; refuses with a remedy where the host cannot run machines.
+//! Everything is below the data folder's `microvm`, so this engine and the container engine never meet.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use engine::EngineError;
+use engine_host::{
+    Hierarchies, Records, RunDir, Running, UidRanges, check_kernel, check_root, fingerprint, instance_name,
+    make_folder, make_private_folder, raise_open_files,
+};
+use guest::Tools;
+use layers::Volumes;
+use net::GatewayConfig;
+
+use crate::MicrovmConfig;
+use crate::accelerator::Accelerator;
+use crate::machine::Sockets;
+use crate::machine::command::{BASE, BOOT, INITRAMFS, KERNEL, MEMORY, OWN};
+use crate::sandbox::MicrovmSandbox;
+use crate::templates::Templates;
+
+/// First kernel with clones of detached mounts.
+const MINIMUM_KERNEL: (u32, u32) = (6, 15);
+
+/// Shared state of the engine.
+#[derive(Debug)]
+pub(crate) struct Host {
+    pub(crate) tools: Tools,
+    pub(crate) accelerator: Accelerator,
+    /// Records of running sandboxes.
+    pub(crate) records: Records,
+    /// Disks and memory images, of sandboxes and of captured states.
+    pub(crate) volumes: Volumes,
+    /// What is known of captured states.
+    pub(crate) snapshots: PathBuf,
+    /// Images of templates' files.
+    pub(crate) bases: PathBuf,
+    /// Files of nothing, by size: what a booting guest's memory begins with.
+    pub(crate) holes: PathBuf,
+    /// The guest's kernel and initramfs; named by what is in them.
+    pub(crate) boot: PathBuf,
+    pub(crate) templates: Templates,
+    pub(crate) gateway: GatewayConfig,
+    pub(crate) uids: UidRanges,
+    pub(crate) hierarchies: Hierarchies,
+    pub(crate) boot_timeout: Duration,
+    pub(crate) running: Running<MicrovmSandbox>,
+    /// An empty folder that QEMU's root is attached to, in its own mount namespace.
+    pub(crate) root_target: PathBuf,
+    run_dir: RunDir,
+}
+
+impl Host {
+    /// Opens everything.
+    pub(crate) fn open(config: &MicrovmConfig) -> Result<Self, EngineError> {
+        check_kernel("the microvm engine", MINIMUM_KERNEL)?;
+        check_root("the microvm engine makes network namespaces and confines QEMU")?;
+        raise_open_files().map_err(EngineError::kernel("raise the limit of open files"))?;
+        let data_dir = make_private_folder(&config.data_dir.join("microvm"))?;
+        let instance = instance_name(&data_dir).map_err(EngineError::kernel("name this server"))?;
+        let run_dir = make_folder(&config.run_dir.join(&instance))?;
+        make_mount_points(&config.tools.root())?;
+        let boot = install_boot(config, &make_folder(&data_dir.join("boot"))?)?;
+        Ok(Self {
+            tools: config.tools.clone(),
+            accelerator: config.accelerator.clone(),
+            records: Records::new(make_private_folder(&data_dir.join("sandboxes"))?),
+            volumes: Volumes::open(&data_dir, config.volumes).map_err(|error| EngineError::Host {
+                what: format!("sandboxes' volumes cannot be opened: {error}"),
+                remedy: "see `cofferdam doctor`; --volumes chooses another way to keep them".into(),
+            })?,
+            snapshots: make_private_folder(&data_dir.join("snapshots"))?,
+            bases: make_folder(&data_dir.join("bases"))?,
+            holes: make_folder(&data_dir.join("holes"))?,
+            templates: Templates::open(make_folder(&data_dir.join("templates"))?),
+            boot,
+            gateway: config.gateway.clone(),
+            uids: UidRanges::open(&config.run_dir.join("uids"), &data_dir)
+                .map_err(EngineError::kernel("take uids"))?,
+            hierarchies: Hierarchies::open(&instance, &run_dir)
+                .map_err(EngineError::kernel("open control groups"))?,
+            boot_timeout: config.boot_timeout,
+            running: Running::default(),
+            root_target: make_folder(&run_dir.join("root"))?,
+            run_dir: RunDir(run_dir),
+        })
+    }
+
+    /// Where the sockets of the machine with this name are.
+    pub(crate) fn sockets(&self, name: &str) -> Sockets {
+        Sockets::of(self.run_dir.0.join(name))
+    }
+
+    /// What a saved state depends on besides its template: QEMU, accelerator and processor.
+    pub(crate) fn compatibility(&self) -> String {
+        fingerprint(format!("{} {}", self.tools.qemu_version(), self.accelerator.fingerprint()).as_bytes())
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.hierarchies.remove_if_empty();
+        let _ = fs::remove_dir(&self.root_target);
+    }
+}
+
+/// QEMU's root comes with some of them.
+fn make_mount_points(root: &Path) -> Result<(), EngineError> {
+    let make = || -> std::io::Result<()> {
+        for name in [BASE, OWN, MEMORY, BOOT] {
+            fs::create_dir_all(root.join(name))?;
+        }
+        Ok(())
+    };
+    make().map_err(EngineError::kernel("make QEMU's mount points"))
+}
+
+/// Puts kernel and initramfs into a folder named by what is in them: guests that were started with others go on.
+fn install_boot(config: &MicrovmConfig, folder: &Path) -> Result<PathBuf, EngineError> {
+    let read = |path: &Path, remedy: &str| {
+        fs::read(path).map_err(|error| EngineError::Host {
+            what: format!("{} cannot be read: {error}", path.display()),
+            remedy: remedy.to_owned(),
+        })
+    };
+    let build = "build it (cargo xtask build) or put it beside the server's binary";
+    let parts = [
+        read(&config.agent, build)?,
+        read(&config.init, build)?,
+        config.tools.kernel_version().as_bytes().to_vec(),
+    ];
+    let prints: Vec<String> = parts.iter().map(|part| fingerprint(part)).collect();
+    let boot = folder.join(fingerprint(prints.concat().as_bytes()));
+    if boot.is_dir() {
+        return Ok(boot);
+    }
+    let new = folder.join("new");
+    let _ = fs::remove_dir_all(&new);
+    let install = || -> Result<(), String> {
+        fs::create_dir(&new).map_err(|error| error.to_string())?;
+        fs::copy(config.tools.kernel(), new.join(KERNEL)).map_err(|error| error.to_string())?;
+        guest::initramfs::write(&config.tools, &config.init, &config.agent, &new.join(INITRAMFS))
+            .map_err(|error| error.to_string())?;
+        for file in [KERNEL, INITRAMFS] {
+            fs::set_permissions(new.join(file), fs::Permissions::from_mode(0o444))
+                .map_err(|error| error.to_string())?;
+        }
+        fs::rename(&new, &boot).map_err(|error| error.to_string())
+    };
+    install().map_err(|error| EngineError::Host {
+        what: format!("the guest's initramfs cannot be made: {error}"),
+        remedy: "see `cofferdam doctor`; `cofferdam setup microvm` brings the parts".into(),
+    })?;
+    Ok(boot)
+}

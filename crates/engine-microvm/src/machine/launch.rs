@@ -1,0 +1,152 @@
+//! Starting QEMU so that it can do nothing but run its guest: own user id, own control group, the sandbox's network namespace, and a
+//! mount view of its program, its guest's files and nothing else. Its own seccomp filter comes on top (`-sandbox`).
+//! A break-out of the guest into QEMU ends there.
+
+use std::ffi::{CStr, CString, OsString};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use rustix::fs::{CWD, Mode, OFlags, open};
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use rustix::mount::{
+    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount, open_tree,
+    unmount,
+};
+use rustix::process::{Resource, Rlimit, fchdir, pivot_root, setrlimit, setsid};
+use rustix::thread::{
+    CapabilitySet, LinkNameSpaceType, UnshareFlags, move_into_link_name_space,
+    remove_capability_from_bounding_set, set_no_new_privs, unshare_unsafe,
+};
+use sys::{Namespace, seal_mount, syscall};
+
+/// A folder that QEMU sees.
+#[derive(Debug)]
+pub(crate) struct View {
+    mount: OwnedFd,
+    target: CString,
+}
+
+impl View {
+    /// Shows the folder (or file) `path` as `target`, a path that exists in QEMU's root.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub(crate) fn new(path: &Path, target: &str, read_only: bool) -> io::Result<Self> {
+        let mount = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+        seal_mount(mount.as_fd(), read_only)?;
+        Ok(Self { mount, target: CString::new(target)? })
+    }
+}
+
+/// Everything that a confined QEMU is started with.
+#[derive(Debug)]
+pub(crate) struct Launch<'a> {
+    /// Path of the program in its root.
+    pub(crate) program: &'a str,
+    pub(crate) arguments: Vec<OsString>,
+    /// Its root: the program, its libraries and firmware.
+    pub(crate) root: View,
+    /// An empty folder of the host that the root is attached to, in QEMU's own mount namespace.
+    pub(crate) root_target: &'a Path,
+    pub(crate) views: Vec<View>,
+    pub(crate) network: &'a Namespace,
+    /// Files through which a process joins its control groups.
+    pub(crate) groups: Vec<std::path::PathBuf>,
+    /// User and group id it runs with; nobody else has it.
+    pub(crate) uid: u32,
+    /// Descriptors it inherits, under the numbers they have here.
+    pub(crate) inherited: Vec<RawFd>,
+    /// What it complains about.
+    pub(crate) log: fs::File,
+}
+
+/// Starts QEMU.
+///
+/// # Errors
+/// The kernel refuses something; the step is not told, as the child can only hand a number over.
+pub(crate) fn launch(launch: Launch<'_>) -> io::Result<Child> {
+    let Launch { program, arguments, root, root_target, views, network, groups, uid, inherited, log } =
+        launch;
+    let root_target = CString::new(root_target.as_os_str().as_bytes())?;
+    let groups: Vec<CString> =
+        groups.iter().map(|path| CString::new(path.as_os_str().as_bytes())).collect::<Result<_, _>>()?;
+    let network = network.as_fd().as_raw_fd();
+    let mut command = Command::new(program);
+    command.args(arguments).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    let confine = move || {
+        // Nothing here allocates or locks: the server that was forked had other threads.
+        groups.iter().try_for_each(|file| join_group(file))?;
+        // SAFETY: the descriptor is a copy of one that the caller keeps open through the fork.
+        let network = unsafe { std::os::fd::BorrowedFd::borrow_raw(network) };
+        move_into_link_name_space(network, Some(LinkNameSpaceType::Network))?;
+        let _ = setsid();
+        // SAFETY: this process has one thread and shares nothing with the server.
+        unsafe {
+            unshare_unsafe(
+                UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWCGROUP,
+            )
+        }?;
+        change_root(&root, &root_target, &views)?;
+        for fd in &inherited {
+            // SAFETY: as above.
+            fcntl_setfd(unsafe { std::os::fd::BorrowedFd::borrow_raw(*fd) }, FdFlags::empty())?;
+        }
+        limit()?;
+        drop_privileges(uid)
+    };
+    // SAFETY: the closure makes system calls only, as is right between fork and exec.
+    unsafe { command.pre_exec(confine) };
+    command.spawn()
+}
+
+fn join_group(file: &CStr) -> io::Result<()> {
+    let file = open(file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(file, b"0")?;
+    Ok(())
+}
+
+fn change_root(root: &View, target: &CStr, views: &[View]) -> io::Result<()> {
+    mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    let by_fd = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(&root.mount, c"", CWD, target, by_fd)?;
+    let top = open(target, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    for view in views {
+        // Relative to the root: targets have no leading slash and the tree is ours, without links.
+        move_mount(&view.mount, c"", &top, view.target.as_c_str(), by_fd)?;
+    }
+    fchdir(&top)?;
+    pivot_root(c".", c".")?;
+    unmount(c".", UnmountFlags::DETACH)?;
+    Ok(rustix::process::chdir(c"/")?)
+}
+
+fn limit() -> io::Result<()> {
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    setrlimit(Resource::Core, none)?;
+    let files = Rlimit { current: Some(1024), maximum: Some(1024) };
+    Ok(setrlimit(Resource::Nofile, files)?)
+}
+
+fn drop_privileges(uid: u32) -> io::Result<()> {
+    for bit in 0..64 {
+        let Some(capability) = CapabilitySet::from_bits(1 << bit) else { continue };
+        match remove_capability_from_bounding_set(capability) {
+            // The kernel knows fewer capabilities than rustix does.
+            Err(Errno::INVAL) => {}
+            answer => answer?,
+        }
+    }
+    let id = uid as usize;
+    // SAFETY: raw calls that change this process's credentials only.
+    unsafe {
+        syscall(libc::SYS_setgroups, [0; 6])?;
+        syscall(libc::SYS_setresgid, [id, id, id, 0, 0, 0])?;
+        syscall(libc::SYS_setresuid, [id, id, id, 0, 0, 0])?;
+    }
+    Ok(set_no_new_privs(true)?)
+}

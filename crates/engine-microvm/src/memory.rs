@@ -1,0 +1,233 @@
+//! A guest's memory on disk. QEMU maps an image privately; what the guest wrote since are the pages that are its own, and an image of
+//! now is a copy of the old one (shared blocks where the disk can) with those pages written over it. So every image is whole, none
+//! depends on another, and a machine started from it is a machine started from any.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rustix::fs::{FallocateFlags, SeekFrom, copy_file_range, fallocate, ioctl_ficlone, seek};
+use rustix::io::Errno;
+
+use crate::machine::command::GUEST_MEMORY;
+
+const PAGE: u64 = 4096;
+/// Pages read at once.
+const RUN: u64 = 256;
+
+/// Bits of `/proc/<pid>/pagemap` (`Documentation/admin-guide/mm/pagemap.rst`).
+const PRESENT: u64 = 1 << 63;
+const SWAPPED: u64 = 1 << 62;
+const OF_FILE: u64 = 1 << 61;
+
+/// Where a machine's memory is in its monitor's address space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Region {
+    start: u64,
+    end: u64,
+    /// Of its first byte in the image.
+    offset: u64,
+}
+
+/// Writes the memory of the stopped machine run by process `pid` as a new image, on disk when this returns. Answers how many bytes
+/// were the machine's own.
+///
+/// # Errors
+/// The process is gone, or the disk is full.
+pub(crate) fn save(pid: i32, image: &Path) -> io::Result<u64> {
+    let regions = regions(&fs::read_to_string(format!("/proc/{pid}/maps"))?);
+    let first = regions.first().ok_or(io::ErrorKind::NotFound)?;
+    // The very file, whatever has become of its name.
+    let origin = File::open(format!("/proc/{pid}/map_files/{:x}-{:x}", first.start, first.end))?;
+    let target = File::options().read(true).write(true).create_new(true).open(image)?;
+    copy_image(&origin, &target)?;
+    let memory = File::open(format!("/proc/{pid}/mem"))?;
+    let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
+    let mut own = 0;
+    for region in &regions {
+        own += save_region(*region, &pagemap, &memory, &origin, &target)?;
+    }
+    target.sync_all()?;
+    Ok(own)
+}
+
+/// Lines of `/proc/<pid>/maps` that are the guest's memory.
+fn regions(maps: &str) -> Vec<Region> {
+    let parse = |line: &str| {
+        let mut fields = line.split_ascii_whitespace();
+        let (start, end) = fields.next()?.split_once('-')?;
+        let offset = fields.nth(1)?;
+        let path = line.splitn(6, ' ').nth(5)?.trim();
+        let name = path.strip_suffix(" (deleted)").unwrap_or(path).rsplit('/').next()?;
+        let number = |text| u64::from_str_radix(text, 16).ok();
+        let region = Region { start: number(start)?, end: number(end)?, offset: number(offset)? };
+        (name == GUEST_MEMORY).then_some(region)
+    };
+    maps.lines().filter_map(parse).collect()
+}
+
+fn save_region(
+    region: Region,
+    pagemap: &File,
+    memory: &File,
+    origin: &File,
+    target: &File,
+) -> io::Result<u64> {
+    let pages = (region.end - region.start) / PAGE;
+    let mut entries = vec![0; usize::try_from(pages * 8).map_err(io::Error::other)?];
+    pagemap.read_exact_at(&mut entries, region.start / PAGE * 8)?;
+    let is_own: Vec<bool> = entries
+        .chunks_exact(8)
+        .map(|entry| {
+            let bits = u64::from_ne_bytes(entry.try_into().expect("chunks of eight"));
+            bits & (PRESENT | SWAPPED) != 0 && bits & OF_FILE == 0
+        })
+        .collect();
+    let mut own = 0;
+    let mut page = 0;
+    while page < pages {
+        if !is_own[index(page)] {
+            page += 1;
+            continue;
+        }
+        let run = is_own[index(page)..].iter().take(index(RUN)).take_while(|own| **own).count() as u64;
+        let offset = region.offset + page * PAGE;
+        let mut now = vec![0; index(run * PAGE)];
+        memory.read_exact_at(&mut now, region.start + page * PAGE)?;
+        let mut before = vec![0; now.len()];
+        read_as_far(origin, &mut before, offset)?;
+        write_changes(target, offset, &now, &before)?;
+        own += run * PAGE;
+        page += run;
+    }
+    Ok(own)
+}
+
+/// Pages within one region are fewer than memory has bytes.
+#[expect(clippy::cast_possible_truncation, reason = "64-bit machines only")]
+fn index(number: u64) -> usize {
+    number as usize
+}
+
+/// Writes the pages that differ, as few writes as there are runs of them. Zeros become holes again.
+fn write_changes(target: &File, offset: u64, now: &[u8], before: &[u8]) -> io::Result<()> {
+    let page = index(PAGE);
+    let kind = |at: usize| {
+        let bytes = &now[at..at + page];
+        if bytes == &before[at..at + page] {
+            Change::None
+        } else if bytes.iter().all(|byte| *byte == 0) {
+            Change::Zero
+        } else {
+            Change::Data
+        }
+    };
+    let mut at = 0;
+    while at < now.len() {
+        let first = kind(at);
+        let mut end = at + page;
+        while end < now.len() && kind(end) == first {
+            end += page;
+        }
+        let position = offset + at as u64;
+        match first {
+            Change::None => {}
+            Change::Data => target.write_all_at(&now[at..end], position)?,
+            Change::Zero => {
+                let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                match fallocate(target, flags, position, (end - at) as u64) {
+                    Err(Errno::OPNOTSUPP) => target.write_all_at(&now[at..end], position)?,
+                    answer => answer?,
+                }
+            }
+        }
+        at = end;
+    }
+    Ok(())
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Change {
+    None,
+    Zero,
+    Data,
+}
+
+fn read_as_far(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match file.read_at(&mut buffer[done..], offset + done as u64)? {
+            0 => break,
+            length => done += length,
+        }
+    }
+    Ok(())
+}
+
+/// Makes `target` equal to `origin`: with shared blocks, or byte by byte without the holes.
+fn copy_image(origin: &File, target: &File) -> io::Result<()> {
+    let size = origin.metadata()?.len();
+    match ioctl_ficlone(target, origin) {
+        Ok(()) => return Ok(()),
+        Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOTTY) => {}
+        Err(error) => return Err(error.into()),
+    }
+    target.set_len(size)?;
+    let mut at = 0;
+    while at < size {
+        at = match seek(origin, SeekFrom::Data(at)) {
+            Ok(at) => at,
+            Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let end = seek(origin, SeekFrom::Hole(at))?;
+        while at < end {
+            let (mut from, mut to) = (at, at);
+            let length = index(end - at);
+            match copy_file_range(origin.as_fd(), Some(&mut from), target.as_fd(), Some(&mut to), length)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                length => at += length as u64,
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guests_memory_is_found_among_mappings() {
+        let maps = "7f0000000000-7f0010000000 rw-p 00000000 00:2f 260   /guest-memory\n\
+                    7f0010000000-7f0020000000 rw-p 10000000 00:2f 260   /x/guest-memory (deleted)\n\
+                    7f1000000000-7f1000001000 rw-p 00000000 00:00 0\n\
+                    7f2000000000-7f2000001000 r-xp 00000000 fe:00 12   /usr/bin/qemu-system-x86_64\n";
+        let found = regions(maps);
+        assert_eq!(found.len(), 2);
+        assert_eq!(found[1], Region { start: 0x7f00_1000_0000, end: 0x7f00_2000_0000, offset: 0x1000_0000 });
+    }
+
+    #[test]
+    fn an_image_is_copied_and_changed_where_it_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("origin");
+        let origin = File::options().create_new(true).read(true).write(true).open(&path).unwrap();
+        origin.set_len(64 * PAGE).unwrap();
+        origin.write_all_at(&[7; 4096], 8 * PAGE).unwrap();
+        let target =
+            File::options().create_new(true).read(true).write(true).open(dir.path().join("new")).unwrap();
+        copy_image(&origin, &target).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), fs::read(dir.path().join("new")).unwrap());
+        let mut now = vec![0; 4 * 4096];
+        now[3 * 4096..].fill(9);
+        let mut before = vec![0; now.len()];
+        read_as_far(&origin, &mut before, 8 * PAGE).unwrap();
+        write_changes(&target, 8 * PAGE, &now, &before).unwrap();
+        let mut seen = vec![1; now.len()];
+        target.read_exact_at(&mut seen, 8 * PAGE).unwrap();
+        assert!(seen == now);
+    }
+}

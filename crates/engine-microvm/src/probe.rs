@@ -1,0 +1,48 @@
+//! Whether guests really run here: one is booted, and answers. A device that can be opened proves nothing.
+//! It has a data folder of its own, so it disturbs no server and leaves nothing.
+//! Its files are an empty folder: the agent and envd come with the guest.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use engine::{EgressPolicy, Engine, EngineError, Resources, SandboxId, StartSpec, TemplateImage};
+
+use crate::{MicrovmConfig, MicrovmEngine};
+
+/// Boots a guest and ends it again; answers how long the boot took. Disks and sockets are below `folder`, which is made and removed.
+///
+/// # Errors
+/// What the guest or QEMU said.
+pub async fn probe(config: &MicrovmConfig, folder: &Path) -> Result<Duration, EngineError> {
+    let outcome = boot(config, folder).await;
+    let run_dir = engine_host::instance_name(&folder.join("microvm")).map(|name| config.run_dir.join(name));
+    let _ = fs::remove_dir_all(folder);
+    if let Ok(run_dir) = run_dir {
+        let _ = fs::remove_dir_all(run_dir);
+    }
+    outcome
+}
+
+async fn boot(config: &MicrovmConfig, folder: &Path) -> Result<Duration, EngineError> {
+    let layer = folder.join("layer");
+    fs::create_dir_all(&layer).map_err(EngineError::kernel("make a folder for the probe"))?;
+    let volumes = layers::VolumesConfig::default();
+    let config = MicrovmConfig { data_dir: folder.to_owned(), volumes, ..config.clone() };
+    let engine = MicrovmEngine::open(&config)?;
+    engine.sweep(&[], &[]).await?;
+    let begun = Instant::now();
+    let spec = StartSpec {
+        id: SandboxId::generate(),
+        template: TemplateImage { layers: vec![layer], engine: None },
+        resources: Resources { cpu_count: 1, memory_mib: 256, disk_mib: 64, pids: 64 },
+        hostname: "probe".into(),
+        egress: EgressPolicy::deny_all(),
+        recurring: false,
+    };
+    let sandbox = engine.start(spec).await?;
+    let took = begun.elapsed();
+    sandbox.kill().await?;
+    engine.shutdown().await;
+    Ok(took)
+}

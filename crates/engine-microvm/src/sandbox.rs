@@ -1,0 +1,266 @@
+//! A running machine: how it is reached, stopped, measured and ended.
+//! Stopping is in two steps: the guest stops its user code and writes its disk, then the virtual processors stop. A guest that does
+//! not answer is stopped all the same: it harms nobody but itself.
+//! The same code serves machines started by this server and those adopted from an earlier one.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use async_trait::async_trait;
+use engine::{Captured, EgressPolicy, EngineError, ExitReason, Sandbox, SandboxId, SnapshotId, Stats};
+use engine_host::{Life, volume_of};
+use guest_api::network::GUEST_V4;
+use guest_api::relay::{self, LONGEST_LINE, RELAY_PORT, Wish};
+use net::Gateway;
+use sys::Namespace;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+use crate::capture;
+use crate::claim::Claim;
+use crate::machine::Machine;
+use crate::record::Build;
+use crate::state::State;
+
+/// See the module's text.
+#[derive(Debug)]
+pub(crate) struct MicrovmSandbox {
+    /// For work that must not end with whoever asked for it.
+    own: Weak<Self>,
+    pub(crate) id: SandboxId,
+    pub(crate) pid: i32,
+    pub(crate) machine: Machine,
+    pub(crate) build: Build,
+    /// Whether it is frozen. Held by whoever stops it or lets it go on.
+    pub(crate) frozen: tokio::sync::Mutex<bool>,
+    private: PathBuf,
+    life: Life,
+    network: Namespace,
+    /// Present while it runs.
+    held: Mutex<Option<Held>>,
+}
+
+/// What goes away with the machine.
+#[derive(Debug)]
+struct Held {
+    /// None when it could not be opened at an adoption: then nothing gets out.
+    gateway: Option<Gateway>,
+    claim: Arc<Claim>,
+}
+
+impl MicrovmSandbox {
+    /// Begins to watch over a running machine.
+    #[expect(clippy::too_many_arguments, reason = "the parts of a machine, each of them once")]
+    pub(crate) fn watch(
+        id: SandboxId,
+        pid: i32,
+        pidfd: OwnedFd,
+        network: Namespace,
+        machine: Machine,
+        gateway: Option<Gateway>,
+        claim: Claim,
+        build: Build,
+    ) -> io::Result<Arc<Self>> {
+        let (host, life) = (claim.host.clone(), Life::of(pidfd)?);
+        let sandbox = Arc::new_cyclic(|own| Self {
+            own: own.clone(),
+            private: host.volumes.path(&volume_of(&id)),
+            id: id.clone(),
+            pid,
+            machine,
+            build,
+            frozen: tokio::sync::Mutex::new(false),
+            life,
+            network,
+            held: Mutex::new(Some(Held { gateway, claim: Arc::new(claim) })),
+        });
+        host.running.add(id, &sandbox);
+        let follow = sandbox.clone().follow_to_the_end();
+        tokio::spawn(sandbox.life.left().run_until_cancelled_owned(follow));
+        Ok(sandbox)
+    }
+
+    async fn follow_to_the_end(self: Arc<Self>) {
+        let reason = self.life.ended().await;
+        debug!(sandbox = %self.id, ?reason, "machine ended");
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(host) = held.as_ref().map(|held| held.claim.host.clone()) else { return };
+        host.running.remove(&self.id);
+        // First the news, so that streams are cut at once; then the cleaning.
+        self.life.tell(reason);
+        let id = self.id.clone();
+        let clean = move || {
+            let emptied = held.as_ref().map_or(Ok(()), |held| held.claim.end_processes());
+            if let Err(error) = &emptied {
+                warn!(sandbox = %id, %error, "a process of an ended sandbox does not die");
+            }
+            drop(held);
+            host.sockets(id.as_str()).remove();
+            if let Err(error) = host.volumes.discard(&volume_of(&id)) {
+                warn!(sandbox = %id, %error, "a sandbox's files could not be discarded");
+            }
+            if let Err(error) = host.records.remove(&id) {
+                warn!(sandbox = %id, %error, "a sandbox's record could not be removed");
+            }
+            emptied.is_ok()
+        };
+        let cleaned = tokio::task::spawn_blocking(clean).await;
+        self.life.release(cleaned.unwrap_or(false));
+    }
+
+    /// Stops serving the sandbox without ending it, so that another server can adopt it.
+    pub(crate) async fn leave(&self) {
+        self.life.leave();
+        self.machine.close().await;
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(held) = held {
+            held.claim.leave();
+            if let Some(gateway) = held.gateway {
+                gateway.stop().await;
+            }
+        }
+    }
+
+    pub(crate) fn claim(&self) -> Result<Arc<Claim>, EngineError> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.as_ref().map(|held| held.claim.clone()).ok_or(EngineError::NotFound)
+    }
+
+    fn own(&self) -> Result<Arc<Self>, EngineError> {
+        self.own.upgrade().ok_or(EngineError::NotFound)
+    }
+
+    /// Stops user code, then the virtual processors.
+    pub(crate) async fn halt(&self) -> Result<(), EngineError> {
+        if let Err(reason) = self.machine.agent.still().await {
+            warn!(sandbox = %self.id, reason, "a guest does not stop by itself; what it has not written to its disk is in its memory only");
+        }
+        self.machine.monitor.stop().await
+    }
+
+    /// Lets both go on.
+    pub(crate) async fn go_on(&self) -> Result<(), EngineError> {
+        self.machine.monitor.cont().await?;
+        if let Err(reason) = self.machine.agent.go().await {
+            warn!(sandbox = %self.id, reason, "a guest does not go on as told");
+        }
+        Ok(())
+    }
+
+    /// Connects to the agent's relay and asks for something.
+    pub(crate) async fn relay(&self, wish: Wish) -> io::Result<TcpStream> {
+        let mut stream = net::connect(&self.network, GUEST_V4.into(), RELAY_PORT).await?;
+        stream.write_all(wish.to_line().as_bytes()).await?;
+        Ok(stream)
+    }
+
+    /// Through the relay, to what listens on `::1` only.
+    async fn dial_ipv6(&self, port: u16) -> io::Result<TcpStream> {
+        let mut stream = self.relay(Wish::Connect(port)).await?;
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\n") && answer.len() < LONGEST_LINE {
+            answer.push(stream.read_u8().await?);
+        }
+        if answer == relay::OK.as_bytes() { Ok(stream) } else { Err(io::ErrorKind::ConnectionRefused.into()) }
+    }
+}
+
+/// Runs `work` to its end even if the caller goes away.
+async fn undisturbed<T: Send + 'static>(
+    work: impl Future<Output = Result<T, EngineError>> + Send + 'static,
+) -> Result<T, EngineError> {
+    tokio::spawn(work).await.map_err(|_| EngineError::Died("the work on a sandbox was interrupted".into()))?
+}
+
+#[async_trait]
+impl Sandbox for MicrovmSandbox {
+    fn id(&self) -> &SandboxId {
+        &self.id
+    }
+
+    async fn dial(&self, port: u16) -> io::Result<TcpStream> {
+        if self.life.is_over() {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        match net::connect(&self.network, Ipv4Addr::LOCALHOST.into(), port).await {
+            Err(refused) if refused.kind() == io::ErrorKind::ConnectionRefused => {
+                self.dial_ipv6(port).await.map_err(|_| refused)
+            }
+            answer => answer,
+        }
+    }
+
+    async fn freeze(&self) -> Result<(), EngineError> {
+        let (own, claim) = (self.own()?, self.claim()?);
+        undisturbed(async move {
+            let mut frozen = own.frozen.lock().await;
+            if *frozen {
+                return Ok(());
+            }
+            own.halt().await?;
+            claim.group.set_frozen(true).await.map_err(EngineError::kernel("freeze"))?;
+            *frozen = true;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn thaw(&self) -> Result<(), EngineError> {
+        let (own, claim) = (self.own()?, self.claim()?);
+        undisturbed(async move {
+            let mut frozen = own.frozen.lock().await;
+            if !*frozen {
+                return Ok(());
+            }
+            claim.group.set_frozen(false).await.map_err(EngineError::kernel("thaw"))?;
+            own.go_on().await?;
+            *frozen = false;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn capture(&self, snapshot: SnapshotId, memory: bool) -> Result<Captured, EngineError> {
+        let own = self.own()?;
+        let state = State::of_snapshot(&own.claim()?.host, snapshot);
+        undisturbed(async move { capture::capture(&own, &state, memory).await }).await
+    }
+
+    async fn export_layer(&self, target: &Path) -> Result<(), EngineError> {
+        let (own, target) = (self.own()?, target.to_owned());
+        undisturbed(async move { capture::export_layer(&own, target).await }).await
+    }
+
+    async fn stats(&self) -> Result<Stats, EngineError> {
+        let claim = self.claim()?;
+        let read = tokio::task::spawn_blocking(move || claim.group.stats()).await;
+        let stats =
+            read.map_err(|_| EngineError::NotFound)?.map_err(EngineError::kernel("read statistics"))?;
+        // The group's limit has room for QEMU itself.
+        Ok(Stats { memory_limit_bytes: u64::from(self.build.shape.memory_mib) << 20, ..stats })
+    }
+
+    fn set_egress(&self, policy: EgressPolicy) {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(gateway) = held.as_ref().and_then(|held| held.gateway.as_ref()) {
+            gateway.set_policy(policy);
+        }
+    }
+
+    async fn kill(&self) -> Result<(), EngineError> {
+        self.life.kill().await
+    }
+
+    fn exit(&self) -> watch::Receiver<Option<ExitReason>> {
+        self.life.exit()
+    }
+
+    fn private_dir(&self) -> PathBuf {
+        self.private.clone()
+    }
+}

@@ -1,0 +1,408 @@
+//! A start, from specification to a running machine under watch: a boot, or a clone of a state.
+//! Runs to its end by itself; if the caller went away meanwhile, the sandbox is ended again.
+//! A clone's user code goes on only after its guest has confirmed that it has fresh randomness, the time and its own name.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::{EngineError, Resources, Revival, Sandbox, SnapshotId, StartSpec};
+use engine_host::{ProcessId, volume_of};
+use guest_api::{BootOptions, network};
+use layers::VolumeName;
+use net::{Cable, Gateway, Listeners, plug_in};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use sys::Namespace;
+use tracing::{debug, info, warn};
+
+use crate::accelerator::Accelerator;
+use crate::capture;
+use crate::claim::Claim;
+use crate::disks;
+use crate::host::Host;
+use crate::machine::command::{BASE, BOOT, Beginning, DEVICES, MEMORY, OWN, Shape, command_line};
+use crate::machine::{Complaints, Launch, Machine, View, launch, numbers};
+use crate::record::{Build, Record};
+use crate::sandbox::MicrovmSandbox;
+use crate::state::State;
+use crate::templates::warm_key;
+
+/// Time for a clone's agent to answer.
+const CLONE_PATIENCE: Duration = Duration::from_secs(20);
+
+const CABLE: Cable = Cable {
+    guest_mac: network::GUEST_MAC,
+    host_mac: network::HOST_MAC,
+    guest_ipv4: network::GUEST_V4,
+    host_ipv4: network::HOST_V4,
+    prefix_ipv4: network::PREFIX_V4,
+    guest_ipv6: network::GUEST_V6,
+    host_ipv6: network::HOST_V6,
+    prefix_ipv6: network::PREFIX_V6,
+};
+
+/// What a sandbox begins with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Origin {
+    /// Its template alone.
+    Template,
+    /// A captured state.
+    Snapshot(SnapshotId, Revival),
+}
+
+/// Starts a sandbox.
+pub(crate) async fn start(
+    host: &Arc<Host>,
+    spec: StartSpec,
+    origin: Origin,
+) -> Result<Arc<dyn Sandbox>, EngineError> {
+    let host = host.clone();
+    let (answer, receiver) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let outcome = begin(&host, &spec, origin).await;
+        if let Err(Ok(unwanted)) = answer.send(outcome)
+            && let Err(error) = unwanted.kill().await
+        {
+            warn!(%error, "a sandbox that nobody wants any more could not be ended");
+        }
+    });
+    let sandbox = receiver.await.map_err(|_| EngineError::Died("the start was interrupted".into()))??;
+    Ok(sandbox)
+}
+
+async fn begin(
+    host: &Arc<Host>,
+    spec: &StartSpec,
+    origin: Origin,
+) -> Result<Arc<MicrovmSandbox>, EngineError> {
+    match origin {
+        Origin::Template => from_template(host, spec).await,
+        Origin::Snapshot(id, revival) => {
+            let state = State::of_snapshot(host, id);
+            let restored = from_state(host, spec, &state, revival).await;
+            // Discarded while we were at it.
+            if restored.is_err() && !state.exists() { Err(EngineError::NotFound) } else { restored }
+        }
+    }
+}
+
+async fn from_template(host: &Arc<Host>, spec: &StartSpec) -> Result<Arc<MicrovmSandbox>, EngineError> {
+    let base = disks::prepare_base(host, &spec.template).await?;
+    let build = build(base, spec);
+    let key = warm_key(host, &build.base, spec);
+    let state = State::of_template(host, &key);
+    if let Some(clone) = from_warm_start(host, spec, &build, &state).await {
+        return clone;
+    }
+    if !spec.recurring {
+        return named(boot_from_blank(host, spec, &build).await?, spec).await;
+    }
+    let lock = host.templates.lock(&key);
+    let _one_at_a_time = lock.lock().await;
+    // Of whoever had the lock before.
+    if let Some(clone) = from_warm_start(host, spec, &build, &state).await {
+        return clone;
+    }
+    let sandbox = boot_from_blank(host, spec, &build).await?;
+    match capture::keep_as_warm_start(&sandbox, &state).await {
+        Ok(took) => info!(key, milliseconds = took.as_millis(), "a template's warm start is kept"),
+        Err(error) => warn!(%error, "no warm start could be kept; sandboxes of this template boot"),
+    }
+    named(sandbox, spec).await
+}
+
+/// A clone of the template's warm start, if it has one that can be loaded.
+async fn from_warm_start(
+    host: &Arc<Host>,
+    spec: &StartSpec,
+    build: &Build,
+    state: &State,
+) -> Option<Result<Arc<MicrovmSandbox>, EngineError>> {
+    if !state.exists() {
+        return None;
+    }
+    let fresh_boot = Some(uuid::Uuid::new_v4().to_string());
+    match load(host, spec, build, state, fresh_boot).await {
+        Err(EngineError::Restore(reason)) => {
+            warn!(reason, "a template's warm start cannot be loaded; it is removed and the template boots");
+            let (host, state) = (host.clone(), state.clone());
+            let removed = tokio::task::spawn_blocking(move || state.discard(&host)).await;
+            if let Ok(Err(error)) = removed {
+                warn!(%error, "a warm start could not be removed");
+            }
+            None
+        }
+        answer => Some(answer),
+    }
+}
+
+async fn from_state(
+    host: &Arc<Host>,
+    spec: &StartSpec,
+    state: &State,
+    revival: Revival,
+) -> Result<Arc<MicrovmSandbox>, EngineError> {
+    let meta = state.meta()?;
+    // Made anew if nothing has used it for long.
+    let template = engine::TemplateImage { layers: meta.layers.clone(), engine: None };
+    let base = disks::prepare_base(host, &template).await?;
+    match revival {
+        Revival::Disk => {
+            let build = Build { disk_mib: meta.disk_mib, layers: meta.layers, ..build(base, spec) };
+            named(boot(host, spec, &build, state.disk.clone()).await?, spec).await
+        }
+        Revival::Memory if meta.memory_bytes.is_none() => Err(EngineError::NotFound),
+        Revival::Memory if meta.compatibility != host.compatibility() => Err(EngineError::Restore(
+            "its memory was captured with another QEMU, accelerator or processor; its files can still be brought back".into(),
+        )),
+        Revival::Memory => {
+            let build = Build { base, layers: meta.layers, shape: meta.shape, disk_mib: meta.disk_mib };
+            load(host, spec, &build, state, None).await
+        }
+    }
+}
+
+fn build(base: String, spec: &StartSpec) -> Build {
+    let Resources { cpu_count, memory_mib, disk_mib, .. } = spec.resources;
+    let shape = Shape { cpus: cpu_count.max(1), memory_mib };
+    let disk_mib = if disk_mib == 0 { disks::UNLIMITED_MIB } else { disk_mib };
+    Build { base, layers: spec.template.layers.clone(), shape, disk_mib }
+}
+
+async fn boot_from_blank(
+    host: &Arc<Host>,
+    spec: &StartSpec,
+    build: &Build,
+) -> Result<Arc<MicrovmSandbox>, EngineError> {
+    let (blank_host, size) = (host.clone(), build.disk_mib);
+    let blank = tokio::task::spawn_blocking(move || disks::blank(&blank_host, size)).await;
+    let blank = blank.map_err(|_| EngineError::Died("the start was interrupted".into()))??;
+    boot(host, spec, build, blank).await
+}
+
+/// Boots; once more if the guest hangs, which emulation on a busy machine is known for.
+async fn boot(
+    host: &Arc<Host>,
+    spec: &StartSpec,
+    build: &Build,
+    disk: VolumeName,
+) -> Result<Arc<MicrovmSandbox>, EngineError> {
+    match boot_once(host, spec, build, disk.clone()).await {
+        Err(EngineError::Died(reason)) => {
+            warn!(sandbox = %spec.id, reason, "a guest did not boot; trying once more");
+            boot_once(host, spec, build, disk).await
+        }
+        answer => answer,
+    }
+}
+
+async fn boot_once(
+    host: &Arc<Host>,
+    spec: &StartSpec,
+    build: &Build,
+    disk: VolumeName,
+) -> Result<Arc<MicrovmSandbox>, EngineError> {
+    let memory = disks::hole(host, build.shape.memory_mib)?;
+    let options = BootOptions { pids: spec.resources.pids, shm_mib: spec.resources.memory_mib / 2 };
+    let (sandbox, mut complaints) = run(host, spec, build, disk, memory, Beginning::Boot(options)).await?;
+    let Err(reason) = sandbox.machine.agent.ready(host.boot_timeout).await else { return Ok(sandbox) };
+    let console = sandbox.machine.monitor.console().await;
+    let _ = sandbox.kill().await;
+    let last: Vec<&str> = console.lines().rev().take(5).collect();
+    Err(EngineError::Died(format!("{reason}; QEMU: {:?}; console: {last:?}", complaints.text())))
+}
+
+/// Gives a booted guest its name; what it has of randomness and time is its own already, but more does not hurt.
+async fn named(sandbox: Arc<MicrovmSandbox>, spec: &StartSpec) -> Result<Arc<MicrovmSandbox>, EngineError> {
+    // Whoever boots from a kept warm start went on as a clone of itself: it needs all that a clone needs.
+    let named = sandbox.machine.agent.revive(&spec.hostname, None, spec.resources.pids).await;
+    confirmed(sandbox, named, EngineError::Died).await
+}
+
+/// Starts a machine from a state. `boot_id` is what its user code shall take for the id of its boot, if not what it was.
+async fn load(
+    host: &Arc<Host>,
+    spec: &StartSpec,
+    build: &Build,
+    state: &State,
+    boot_id: Option<String>,
+) -> Result<Arc<MicrovmSandbox>, EngineError> {
+    let memory = host.volumes.path(&state.memory);
+    let (sandbox, mut complaints) =
+        run(host, spec, build, state.disk.clone(), memory, Beginning::Load).await?;
+    let revive = async {
+        let machine = &sandbox.machine;
+        machine
+            .monitor
+            .load_devices(&format!("/{MEMORY}/{DEVICES}"))
+            .await
+            .map_err(|error| error.to_string())?;
+        machine.agent.ready(CLONE_PATIENCE).await?;
+        machine.agent.revive(&spec.hostname, boot_id, spec.resources.pids).await
+    };
+    let revived = revive.await.map_err(|reason| format!("{reason}; QEMU: {:?}", complaints.text()));
+    confirmed(sandbox, revived, EngineError::Restore).await
+}
+
+/// A guest that has not confirmed is ended before any of its user code runs.
+async fn confirmed(
+    sandbox: Arc<MicrovmSandbox>,
+    outcome: Result<(), String>,
+    failure: impl FnOnce(String) -> EngineError,
+) -> Result<Arc<MicrovmSandbox>, EngineError> {
+    let Err(reason) = outcome else { return Ok(sandbox) };
+    sandbox.kill().await?;
+    Err(failure(reason))
+}
+
+/// Starts QEMU and takes up the conversations with it.
+async fn run(
+    host: &Arc<Host>,
+    spec: &StartSpec,
+    build: &Build,
+    disk: VolumeName,
+    memory: PathBuf,
+    beginning: Beginning,
+) -> Result<(Arc<MicrovmSandbox>, Complaints), EngineError> {
+    let plan = Plan { spec: spec.clone(), build: build.clone(), disk, memory, beginning };
+    let blocking_host = host.clone();
+    let started = tokio::task::spawn_blocking(move || plan.carry_out(&blocking_host)).await;
+    let Started { mut complaints, pid, pidfd, network, listeners, claim } =
+        started.map_err(|_| EngineError::Died("the start was interrupted".into()))??;
+    let sockets = host.sockets(spec.id.as_str());
+    let gateway = Gateway::start(listeners, spec.egress.clone(), host.gateway.clone())
+        .map_err(EngineError::kernel("open the gateway"));
+    let watched = match (Machine::connect(&sockets).await, gateway) {
+        (Ok(machine), Ok(gateway)) => MicrovmSandbox::watch(
+            spec.id.clone(),
+            pid,
+            pidfd,
+            network,
+            machine,
+            Some(gateway),
+            claim,
+            build.clone(),
+        ),
+        (machine, gateway) => {
+            let error = machine.err().or(gateway.err()).map_or_else(String::new, |error| error.to_string());
+            let _ = tokio::task::spawn_blocking(move || drop(claim)).await;
+            discard(host, spec).await;
+            let complaints = complaints.text();
+            return Err(EngineError::Died(format!("{error}; QEMU: {complaints:?}")));
+        }
+    };
+    let sandbox = watched.map_err(EngineError::kernel("watch the sandbox"))?;
+    debug!(sandbox = %spec.id, pid, "machine started");
+    Ok((sandbox, complaints))
+}
+
+async fn discard(host: &Arc<Host>, spec: &StartSpec) {
+    let (host, id) = (host.clone(), spec.id.clone());
+    let remove = move || {
+        host.sockets(id.as_str()).remove();
+        let _ = host.records.remove(&id);
+        if let Err(error) = host.volumes.discard(&volume_of(&id)) {
+            warn!(sandbox = %id, %error, "a sandbox's files could not be discarded");
+        }
+    };
+    let _ = tokio::task::spawn_blocking(remove).await;
+}
+
+/// All that a machine is made of.
+struct Plan {
+    spec: StartSpec,
+    build: Build,
+    disk: VolumeName,
+    /// Folder with what its memory begins with.
+    memory: PathBuf,
+    beginning: Beginning,
+}
+
+/// A QEMU that runs and nobody has spoken with yet.
+struct Started {
+    complaints: Complaints,
+    pid: i32,
+    pidfd: OwnedFd,
+    network: Namespace,
+    listeners: Listeners,
+    claim: Claim,
+}
+
+impl Plan {
+    fn carry_out(self, host: &Arc<Host>) -> Result<Started, EngineError> {
+        let id = &self.spec.id;
+        let outcome = self.start(host);
+        if outcome.is_err() {
+            host.sockets(id.as_str()).remove();
+            let _ = host.records.remove(id);
+            let _ = host.volumes.discard(&volume_of(id));
+        }
+        outcome
+    }
+
+    fn start(&self, host: &Arc<Host>) -> Result<Started, EngineError> {
+        let Self { spec, build, disk, memory, beginning } = self;
+        let claim = Claim::take(host, &Resources { memory_mib: build.shape.memory_mib, ..spec.resources })?;
+        let wires = plug_in(&CABLE).map_err(EngineError::kernel("make a machine's network"))?;
+        let listeners =
+            Listeners::open_for_machine(&wires.namespace).map_err(EngineError::kernel("open the gateway"))?;
+        let private = disks::take(host, disk, &spec.id, build.disk_mib, claim.uid_base)?;
+        let sockets = host.sockets(spec.id.as_str()).listen();
+        let (monitor, agent) = sockets.map_err(EngineError::kernel("make a machine's sockets"))?;
+        let complaints = Complaints::new().map_err(EngineError::kernel("make a log"))?;
+        let kvm = open_kvm(&host.accelerator).map_err(EngineError::kernel("open /dev/kvm"))?;
+        let fds = numbers(&wires.tap, &monitor, &agent, kvm.as_ref());
+        let inherited = [Some(&wires.tap), Some(&monitor), Some(&agent), kvm.as_ref()];
+        let inherited = inherited.into_iter().flatten().map(AsRawFd::as_raw_fd).collect();
+        let (program, arguments) = command_line(&host.accelerator, build.shape, beginning, fds);
+        let mut views = vec![
+            View::new(&disks::base_folder(host, &build.base), BASE, true),
+            View::new(&private, OWN, false),
+            View::new(memory, MEMORY, true),
+        ];
+        if matches!(beginning, Beginning::Boot(_)) {
+            views.push(View::new(&host.boot, BOOT, true));
+        }
+        let launched = views.into_iter().collect::<std::io::Result<Vec<View>>>().and_then(|views| {
+            launch(Launch {
+                program: &format!("/{program}"),
+                arguments,
+                root: View::new(&host.tools.root(), "", true)?,
+                root_target: &host.root_target,
+                views,
+                network: &wires.namespace,
+                groups: claim.group.gates(),
+                uid: claim.uid_base,
+                inherited,
+                log: complaints.writer()?,
+            })
+        });
+        let child = launched.map_err(EngineError::kernel("start QEMU"))?;
+        let pid = i32::try_from(child.id()).expect("pids are positive and small");
+        let note = || -> std::io::Result<OwnedFd> {
+            let raw = Pid::from_raw(pid).ok_or(std::io::ErrorKind::NotFound)?;
+            let pidfd = pidfd_open(raw, PidfdFlags::empty())?;
+            let record = Record {
+                process: ProcessId::of(pid)?,
+                uid_base: claim.uid_base,
+                cgroup: claim.group.name().to_owned(),
+                build: build.clone(),
+            };
+            host.records.save(&spec.id, &record)?;
+            Ok(pidfd)
+        };
+        let pidfd = note().map_err(EngineError::kernel("record the sandbox"))?;
+        Ok(Started { complaints, pid, pidfd, network: wires.namespace, listeners, claim })
+    }
+}
+
+/// Opened here, because machines run as users that may not.
+fn open_kvm(accelerator: &Accelerator) -> std::io::Result<Option<OwnedFd>> {
+    match accelerator {
+        Accelerator::Kvm => {
+            Ok(Some(std::fs::File::options().read(true).write(true).open("/dev/kvm")?.into()))
+        }
+        Accelerator::Tcg { .. } => Ok(None),
+    }
+}

@@ -1,0 +1,105 @@
+//! Captured states: a disk, the memory if it was wanted, and a note on what they belong to. A template's warm start is one, too.
+//! The note is written last and removed first, so half a state is none.
+//! States are whole: none depends on another, and any number of machines can be started from one.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use engine::{EngineError, SnapshotId};
+use engine_host::{state_volume, volume_error};
+use layers::VolumeName;
+use serde::{Deserialize, Serialize};
+
+use crate::host::Host;
+use crate::machine::command::Shape;
+
+/// What a restore must know about a state.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Meta {
+    /// Name of the image of its template's files.
+    pub(crate) base: String,
+    /// The template's layers, to make that image anew.
+    pub(crate) layers: Vec<PathBuf>,
+    /// What the guest had of the machine.
+    pub(crate) shape: Shape,
+    /// Size of the private disk, MiB.
+    pub(crate) disk_mib: u32,
+    /// Bytes of memory that were the machine's own; none if there is no memory in it.
+    pub(crate) memory_bytes: Option<u64>,
+    /// What its memory can be loaded by: [`Host::compatibility`].
+    pub(crate) compatibility: String,
+}
+
+/// Where a state is kept.
+#[derive(Debug, Clone)]
+pub(crate) struct State {
+    note: PathBuf,
+    /// The volume with the disk.
+    pub(crate) disk: VolumeName,
+    /// The volume with memory and devices.
+    pub(crate) memory: VolumeName,
+}
+
+impl State {
+    /// A sandbox's, under the id it was captured as.
+    pub(crate) fn of_snapshot(host: &Host, id: SnapshotId) -> Self {
+        Self::at(host.snapshots.join(format!("{id}.json")), state_volume(id))
+    }
+
+    /// A template's warm start.
+    pub(crate) fn of_template(host: &Host, key: &str) -> Self {
+        let disk = format!("t-{key}").parse().expect("keys are hexadecimal digits");
+        Self::at(host.templates.folder().join(format!("{key}.json")), disk)
+    }
+
+    fn at(note: PathBuf, disk: VolumeName) -> Self {
+        let memory = memory_volume(&disk);
+        Self { note, disk, memory }
+    }
+
+    /// Whether it is there, whole.
+    pub(crate) fn exists(&self) -> bool {
+        self.note.exists()
+    }
+
+    /// Reads what is known about it.
+    pub(crate) fn meta(&self) -> Result<Meta, EngineError> {
+        read_meta(&self.note).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => EngineError::NotFound,
+            _ => EngineError::Restore(format!("its record is damaged: {error}")),
+        })
+    }
+
+    /// Makes it one, now that all else is on disk.
+    pub(crate) fn commit(&self, meta: &Meta) -> io::Result<()> {
+        let new = self.note.with_extension("new");
+        fs::write(&new, serde_json::to_vec(meta)?)?;
+        File::open(&new)?.sync_all()?;
+        fs::rename(new, &self.note)?;
+        self.note.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+    }
+
+    /// Removes it, or what is there of it.
+    pub(crate) fn discard(&self, host: &Host) -> Result<(), EngineError> {
+        match fs::remove_file(&self.note) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(EngineError::Kernel { step: "remove a captured state", source: error });
+            }
+            _ => {}
+        }
+        for volume in [&self.memory, &self.disk] {
+            host.volumes.discard(volume).map_err(volume_error("discard a captured state"))?;
+        }
+        Ok(())
+    }
+}
+
+/// The volume with the memory that belongs to the disk in volume `disk`.
+pub(crate) fn memory_volume(disk: &VolumeName) -> VolumeName {
+    format!("m-{disk}").parse().expect("two letters more than a short name")
+}
+
+pub(crate) fn read_meta(note: &Path) -> io::Result<Meta> {
+    Ok(serde_json::from_slice(&fs::read(note)?)?)
+}

@@ -1,0 +1,177 @@
+//! After a crash: what lives is adopted, what does not is removed.
+//! A machine is proven to be ours by its record and its process's start time, and spoken to over the sockets it still listens on.
+//! Images and warm starts are kept as long as the layers they were made of are there.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::{EgressPolicy, EngineError, Sandbox, SandboxId, SnapshotId};
+use engine_host::{Group, state_volume, volume_error, volume_of};
+use layers::VolumeName;
+use net::{Gateway, Listeners};
+use sys::Namespace;
+use tracing::{info, warn};
+
+use crate::claim::Claim;
+use crate::host::Host;
+use crate::machine::Machine;
+use crate::record::Record;
+use crate::sandbox::MicrovmSandbox;
+use crate::state::{State, memory_volume, read_meta};
+
+/// Time for a guest to answer a new server; one that does not is its owner's all the same.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Takes over a machine that is still alive. Its egress is closed until the caller sets the policy again.
+pub(crate) async fn adopt(host: &Arc<Host>, id: &SandboxId) -> Result<Arc<dyn Sandbox>, EngineError> {
+    let record: Record = host.records.load(id).map_err(|_| EngineError::NotFound)?;
+    let pidfd = record.process.open().map_err(|_| EngineError::NotFound)?;
+    let group = Group::open(&host.hierarchies, &record.cgroup).map_err(|_| EngineError::NotFound)?;
+    group.set_frozen(false).await.map_err(EngineError::kernel("thaw an adopted sandbox"))?;
+    host.uids.reserve(record.uid_base);
+    let claim = Claim::of(host.clone(), record.uid_base, group);
+    let machine = match Machine::connect(&host.sockets(id.as_str())).await {
+        Ok(machine) => machine,
+        Err(error) => {
+            // Not ours to end here; the sweep decides.
+            claim.leave();
+            return Err(error);
+        }
+    };
+    let open = || -> io::Result<Arc<MicrovmSandbox>> {
+        let network = Namespace::of_process(record.process.pid, "net")?;
+        // Whatever happens here, the sandbox is its owner's: better without a way out than not at all.
+        let gateway = Listeners::open_for_machine(&network)
+            .and_then(|listeners| Gateway::start(listeners, EgressPolicy::deny_all(), host.gateway.clone()))
+            .inspect_err(|error| warn!(sandbox = %id, %error, "adopted without network"))
+            .ok();
+        MicrovmSandbox::watch(
+            id.clone(),
+            record.process.pid,
+            pidfd,
+            network,
+            machine,
+            gateway,
+            claim,
+            record.build,
+        )
+    };
+    let sandbox = open().map_err(EngineError::kernel("adopt the sandbox"))?;
+    // The former server may have died while it had the machine stopped.
+    sandbox.machine.monitor.cont().await?;
+    let going = async {
+        sandbox.machine.agent.ready(PATIENCE).await?;
+        sandbox.machine.agent.go().await
+    };
+    if let Err(reason) = going.await {
+        warn!(sandbox = %id, reason, "the guest of an adopted sandbox does not answer");
+    }
+    Ok(sandbox)
+}
+
+/// Ends and removes everything of this server that is not in `keep`.
+pub(crate) async fn sweep(
+    host: &Arc<Host>,
+    keep: &[SandboxId],
+    snapshots: &[SnapshotId],
+) -> Result<usize, EngineError> {
+    let (host, keep, snapshots) = (host.clone(), keep.to_vec(), snapshots.to_vec());
+    let swept = tokio::task::spawn_blocking(move || sweep_blocking(&host, &keep, &snapshots)).await;
+    swept.map_err(|_| EngineError::Died("the sweep was interrupted".into()))?
+}
+
+fn sweep_blocking(host: &Host, keep: &[SandboxId], snapshots: &[SnapshotId]) -> Result<usize, EngineError> {
+    let kept: Vec<Record> = keep.iter().filter_map(|id| host.records.load(id).ok()).collect();
+    let mut removed = 0;
+    for name in host.hierarchies.groups().map_err(EngineError::kernel("list control groups"))? {
+        if kept.iter().any(|record| record.cgroup == name) {
+            continue;
+        }
+        info!(group = name, "removing a control group nobody owns");
+        let ended = Group::create(&host.hierarchies, &name).and_then(|group| {
+            group.kill()?;
+            group.remove()
+        });
+        match ended {
+            Ok(()) => removed += 1,
+            // One that cannot be ended must not keep the rest of the remains.
+            Err(error) => warn!(group = name, %error, "a control group nobody owns could not be removed"),
+        }
+    }
+    let mut bases: Vec<String> = kept.iter().map(|record| record.build.base.clone()).collect();
+    let warm = sweep_warm_starts(host, &mut bases)?;
+    removed += sweep_volumes(host, keep, snapshots, &warm)?;
+    let kept_states = snapshots.iter().map(|id| format!("{id}.json"));
+    for name in kept_states.clone() {
+        bases.extend(read_meta(&host.snapshots.join(name)).map(|meta| meta.base));
+    }
+    let names: Vec<String> = keep.iter().map(|id| format!("{id}.json")).chain(kept_states).collect();
+    for folder in [host.records.folder(), &host.snapshots] {
+        remove_others(folder, &names).map_err(EngineError::kernel("remove a stray file"))?;
+    }
+    remove_others(&host.bases, &bases).map_err(EngineError::kernel("remove a stray image"))?;
+    let mut sockets: Vec<String> = keep.iter().map(ToString::to_string).collect();
+    sockets.push("root".into());
+    let run_dir = host.root_target.parent().unwrap_or(&host.root_target);
+    remove_others(run_dir, &sockets).map_err(EngineError::kernel("remove a stray socket"))?;
+    Ok(removed)
+}
+
+/// Removes warm starts whose template is gone or that cannot be loaded any more; answers the volumes of the others.
+fn sweep_warm_starts(host: &Host, bases: &mut Vec<String>) -> Result<Vec<VolumeName>, EngineError> {
+    let mut volumes = Vec::new();
+    let entries = fs::read_dir(host.templates.folder()).map_err(EngineError::kernel("list warm starts"))?;
+    for entry in entries {
+        let path = entry.map_err(EngineError::kernel("list warm starts"))?.path();
+        let key = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let state = State::of_template(host, &key);
+        match read_meta(&path) {
+            Ok(meta)
+                if meta.compatibility == host.compatibility()
+                    && meta.layers.iter().all(|layer| layer.is_dir()) =>
+            {
+                bases.push(meta.base);
+                volumes.extend([state.disk, state.memory]);
+            }
+            _ => state.discard(host)?,
+        }
+    }
+    Ok(volumes)
+}
+
+/// Answers how many things a user would call one were removed: a state is one, with its disk and memory.
+fn sweep_volumes(
+    host: &Host,
+    keep: &[SandboxId],
+    snapshots: &[SnapshotId],
+    warm: &[VolumeName],
+) -> Result<usize, EngineError> {
+    let states = snapshots.iter().copied().map(state_volume);
+    let states = states.flat_map(|disk| [memory_volume(&disk), disk]);
+    let wanted: Vec<VolumeName> =
+        keep.iter().map(volume_of).chain(states).chain(warm.iter().cloned()).collect();
+    let mut removed = 0;
+    for volume in host.volumes.list().map_err(volume_error("list volumes"))? {
+        if wanted.contains(&volume) || volume.as_str().starts_with("blank-") {
+            continue;
+        }
+        host.volumes.discard(&volume).map_err(volume_error("discard a stray volume"))?;
+        removed += usize::from(!volume.as_str().starts_with("m-"));
+    }
+    Ok(removed)
+}
+
+fn remove_others(folder: &Path, names: &[String]) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let is_kept = path.file_name().is_some_and(|own| names.iter().any(|name| own == name.as_str()));
+        if is_kept {
+            continue;
+        }
+        if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }?;
+    }
+    Ok(())
+}
