@@ -32,6 +32,20 @@ pub struct EngineInfo {
     pub capabilities: EngineCapabilities,
     /// Sandboxes running now.
     pub running: u64,
+    /// Every engine that the server runs, this one first: what templates may name.
+    #[serde(default)]
+    pub engines: Vec<EngineName>,
+}
+
+/// An engine that a template may name.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EngineName {
+    /// `container` or `microvm`.
+    pub name: String,
+    /// `shared_kernel`, `hardware_vm` or `emulated_vm`.
+    pub isolation: String,
+    /// One honest sentence about the isolation.
+    pub summary: String,
 }
 
 /// What an engine can do beyond starting and killing.

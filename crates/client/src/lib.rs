@@ -39,7 +39,7 @@ mod templates;
 mod transport;
 mod uploads;
 
-pub use client::{ApiKey, Client, EngineCapabilities, EngineInfo, NewApiKey, Team};
+pub use client::{ApiKey, Client, EngineCapabilities, EngineInfo, EngineName, NewApiKey, Team};
 pub use commands::{Commands, ProcessInfo, RunOptions};
 pub use config::ClientConfig;
 pub use error::Error;

@@ -121,6 +121,9 @@ pub struct BuildPlan {
     pub ready_cmd: Option<String>,
     /// Whether nothing of earlier builds is to be used.
     pub force: bool,
+    /// The engine that runs the build and the template's sandboxes; without it that of what it is built from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
 }
 
 /// How far a build is.

@@ -86,7 +86,7 @@ impl EngineArguments {
     fn container(&self, data: &DataDir, gateway: &GatewayConfig) -> Result<Arc<dyn Engine>, Failure> {
         let criu = Criu::find(&self.criu.path(data))
             .inspect_err(|reason| {
-                warn!(reason, "containers' memory cannot be captured: pause and snapshots keep files only")
+                warn!(reason, "containers' memory cannot be captured: pause and snapshots keep files only");
             })
             .ok();
         let engine = ContainerEngine::open(&ContainerConfig {

@@ -226,7 +226,8 @@ impl Control {
     /// Refuses what needs memory snapshots where there are none.
     pub(crate) fn check_memory_snapshots(&self) -> Result<(), ControlError> {
         let engine = self.engine.descriptor();
-        if engine.capabilities.memory_snapshots {
+        // One of several may still be unable; it says so itself when it is asked.
+        if self.engines().iter().any(|engine| engine.capabilities.memory_snapshots) {
             return Ok(());
         }
         Err(ControlError::Unsupported(format!(

@@ -176,6 +176,18 @@ impl Control {
         Ok(control)
     }
 
+    /// Every engine that is run here, the one that runs what names none first.
+    #[must_use]
+    pub fn engines(&self) -> Vec<&Descriptor> {
+        self.engine.descriptors()
+    }
+
+    /// What the engine with this name is and promises, or the one that runs what names none.
+    pub(crate) fn engine_named(&self, name: Option<&str>) -> &Descriptor {
+        let found = self.engines().into_iter().find(|engine| Some(engine.name) == name);
+        found.unwrap_or_else(|| self.engine())
+    }
+
     /// What the engine is and promises.
     #[must_use]
     pub fn engine(&self) -> &Descriptor {

@@ -131,6 +131,8 @@ async fn node(api: &Api) -> (String, Value) {
         "version": host.version,
         "commit": host.version,
         "machineInfo": host.processor,
+        // Ours: what keeps sandboxes from this machine.
+        "engines": api.control.engines(),
     });
     (host.name, view)
 }

@@ -24,5 +24,6 @@ async fn engine(State(api): State<Api>, _: Caller) -> Json<Value> {
         "summary": engine.summary,
         "capabilities": engine.capabilities,
         "running": api.control.running(),
+        "engines": api.control.engines(),
     }))
 }

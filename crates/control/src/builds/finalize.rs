@@ -56,7 +56,8 @@ pub(crate) async fn finalize(
         let machine = Machine::start(&work.control, plan).await?;
         let tell = |level, text: String| work.say(level, "finalize", text);
         bring_up(machine.hands(), &config, &tell).await?;
-        if config.start_cmd.is_some() && work.control.engine.descriptor().capabilities.memory_snapshots {
+        let engine = work.control.engine_named(config.engine.as_deref());
+        if config.start_cmd.is_some() && engine.capabilities.memory_snapshots {
             snapshot = Some(capture(work, machine).await?);
         }
     }
@@ -74,7 +75,8 @@ async fn capture(work: &Work, machine: Machine) -> Result<BuildSnapshot, Failure
 fn config(work: &Work, context: Context, inherited: BuildConfig) -> BuildConfig {
     let BuildSpec { start_cmd, ready_cmd, rules, .. } = &work.spec;
     let own = start_cmd.is_some() || ready_cmd.is_some();
-    let engine = inherited.engine.clone();
+    // Of this build, or else inherited: see the worker.
+    let engine = work.spec.engine.clone();
     let mut config = if own {
         BuildConfig { start_cmd: start_cmd.clone(), ready_cmd: ready_cmd.clone(), ..BuildConfig::default() }
     } else {

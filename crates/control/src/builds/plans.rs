@@ -48,6 +48,7 @@ impl DockerfilePlan {
         };
         let steps = file.steps.iter().map(step).collect::<Result<_, _>>()?;
         Ok(BuildSpec {
+            engine: None,
             source: BuildSource::Image(file.from),
             registry: None,
             steps,

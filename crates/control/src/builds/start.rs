@@ -89,6 +89,8 @@ pub struct BuildSpec {
     pub force: bool,
     /// By which of the contract's rules.
     pub rules: BuildRules,
+    /// Name of the engine that runs the build and the template's sandboxes; without one that of what it is built from.
+    pub engine: Option<String>,
 }
 
 /// Who runs a build's steps, and whom it ends with.
@@ -102,6 +104,19 @@ pub enum BuildRules {
 }
 
 impl Control {
+    /// Refuses an engine that is not run here.
+    fn check_engine(&self, name: Option<&str>) -> Result<(), ControlError> {
+        let Some(name) = name else { return Ok(()) };
+        let known: Vec<&str> = self.engines().into_iter().map(|engine| engine.name).collect();
+        if known.contains(&name) {
+            return Ok(());
+        }
+        Err(ControlError::Invalid(format!(
+            "engine {name:?} is not run by this server, only {}; its operator can see why with `cofferdam doctor`",
+            known.join(", ")
+        )))
+    }
+
     /// Starts a build that waits.
     ///
     /// # Errors
@@ -118,6 +133,7 @@ impl Control {
         if spec.steps.len() > MOST_STEPS {
             return Err(ControlError::Invalid(format!("a build has at most {MOST_STEPS} steps")));
         }
+        self.check_engine(spec.engine.as_deref())?;
         let place = self.reserve_build(team)?;
         let _one_at_a_time = self.registering.lock().await;
         self.catalog.load(&*self.store).await?;

@@ -54,7 +54,7 @@ impl Work {
             size: Size { cpu_count, memory_mib, disk_mib },
             layers,
             origin: Origin::Template,
-            config: BuildConfig::default(),
+            config: BuildConfig { engine: self.spec.engine.clone(), ..BuildConfig::default() },
             for_a_layer: true,
         }
     }
@@ -112,6 +112,10 @@ async fn carry_out(work: &mut Work) -> Result<Finished, BuildFailure> {
     let Base { progress, key, inherited, size } = by_rules(work, base);
     if let Some(Size { cpu_count, memory_mib, disk_mib }) = size {
         work.build = Build { cpu_count, memory_mib, disk_mib, ..work.build.clone() };
+    }
+    // The next machines are of the engine that the template's sandboxes will be of.
+    if work.spec.engine.is_none() {
+        work.spec.engine.clone_from(&inherited.engine);
     }
     let end = steps(work, progress, key).await?;
     finalize(work, end, inherited).await.map_err(|failure| failure.at("finalize"))

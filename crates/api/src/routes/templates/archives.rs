@@ -52,6 +52,7 @@ async fn import(
     let archive = api.control.receive_archive(team.id, body.into_data_stream()).await;
     let archive = archive.map_err(|error| not_taken(&error))?;
     let spec = BuildSpec {
+        engine: None,
         source: BuildSource::Archive(archive),
         registry: None,
         steps: Vec::new(),

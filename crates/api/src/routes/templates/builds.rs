@@ -102,6 +102,8 @@ struct Started {
     steps: Vec<RawStep>,
     start_cmd: Option<String>,
     ready_cmd: Option<String>,
+    /// Ours.
+    engine: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -162,6 +164,7 @@ async fn start(
         ready_cmd: given(body.ready_cmd),
         force: body.force,
         rules: rules_for(&headers),
+        engine: given(body.engine),
     };
     api.control.start_build(&team, &template, build, spec).await?;
     Ok(StatusCode::ACCEPTED)

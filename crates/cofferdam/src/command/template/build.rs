@@ -48,6 +48,10 @@ pub(crate) struct BuildArguments {
     /// Their memory, MiB.
     #[arg(long, value_name = "MIB")]
     memory_mb: Option<u32>,
+    /// What runs the build and the template's sandboxes: `container` or `microvm`. Without it that of what it is built from, or
+    /// else the server's.
+    #[arg(long, value_name = "NAME")]
+    engine: Option<String>,
     /// Use nothing of earlier builds.
     #[arg(long)]
     no_cache: bool,
@@ -66,6 +70,7 @@ struct Settings {
     ready_cmd: Option<String>,
     cpu_count: Option<u32>,
     memory_mb: Option<u32>,
+    engine: Option<String>,
 }
 
 impl Settings {
@@ -123,8 +128,15 @@ pub(super) async fn run(arguments: &BuildArguments) -> Result<(), Failure> {
         }
     }
     let from_image = Some(file.from);
-    let plan =
-        BuildPlan { from_image, from_template: None, steps, start_cmd, ready_cmd, force: arguments.no_cache };
+    let plan = BuildPlan {
+        from_image,
+        from_template: None,
+        steps,
+        start_cmd,
+        ready_cmd,
+        force: arguments.no_cache,
+        engine: arguments.engine.clone().or(settings.engine),
+    };
     client.start_build(&build, &plan).await?;
     follow(&client, &name, &build, arguments.verbose).await?;
     show::line(&build.template)
