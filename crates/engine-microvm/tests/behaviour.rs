@@ -1,54 +1,12 @@
 //! The microVM engine against the behaviour suite of all engines, in emulation: it works on every machine.
-//! Needs root, `COFFERDAM_ENVD`, `COFFERDAM_GUEST_INIT`, `COFFERDAM_MICROVM` and `COFFERDAM_LAYERS`: `cargo xtask unit`.
 //! Every test has its own data folder and leaves no group, mount or process.
+//! What only this engine promises is tested beside this.
 
-use std::env;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+mod common;
 
-use engine::Engine;
-use engine::suite::Bench;
-use engine_microvm::{Accelerator, MicrovmConfig, MicrovmEngine, Tools};
-use layers::VolumesConfig;
-use net::GatewayConfig;
+use std::path::PathBuf;
 
-type Opening = std::future::Ready<Arc<dyn Engine>>;
-
-fn variable(name: &str) -> PathBuf {
-    env::var_os(name).map(PathBuf::from).unwrap_or_else(|| panic!("{name} is not set; use cargo xtask unit"))
-}
-
-fn config(data_dir: PathBuf) -> MicrovmConfig {
-    MicrovmConfig {
-        data_dir,
-        run_dir: "/run/cofferdam".into(),
-        tools: Tools::find(&variable("COFFERDAM_MICROVM")).expect("QEMU is set up: cargo xtask unit"),
-        accelerator: Accelerator::tcg(),
-        agent: variable("COFFERDAM_ENVD"),
-        init: variable("COFFERDAM_GUEST_INIT"),
-        volumes: VolumesConfig::default(),
-        gateway: GatewayConfig::default(),
-        boot_timeout: Duration::from_secs(90),
-    }
-}
-
-fn open(data_dir: PathBuf) -> Opening {
-    let engine = MicrovmEngine::open(&config(data_dir)).expect("this host can emulate machines");
-    std::future::ready(Arc::new(engine))
-}
-
-fn bench() -> Bench<fn(PathBuf) -> Opening> {
-    let store = layers::LayerStore::open(&variable("COFFERDAM_LAYERS")).expect("a layer store");
-    let recipe = template::Recipe::base().expect("the base recipe");
-    let layer = store.by_recipe(recipe.fingerprint()).expect("the base layer is built: cargo xtask unit");
-    Bench { open, layers: vec![store.path(&layer)] }
-}
-
-fn assert_nothing_left(data: &Path) {
-    let instance = engine_host::instance_name(&data.join("microvm")).expect("the folder is there");
-    engine::suite::assert_nothing_left(&instance);
-}
+use common::{assert_nothing_left, bench, config};
 
 engine::behaviours!(bench, assert_nothing_left);
 
