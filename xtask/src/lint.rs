@@ -10,7 +10,7 @@ pub(crate) fn all() -> Outcome {
     setup::for_testing()?;
     run::cargo(["fmt", "--all", "--check"]).run()?;
     run::cargo(["clippy", "--workspace", "--all-targets", "--quiet", "--", "--deny", "warnings"]).run()?;
-    for inside in ["envd", "interpreter"] {
+    for inside in ["envd", "guest-init", "interpreter"] {
         run::cargo(["check", "--quiet", "--package", inside, "--target", "aarch64-unknown-linux-musl"])
             .run()?;
     }

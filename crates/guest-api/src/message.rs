@@ -21,7 +21,8 @@ pub struct Request {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Call {
-    /// Make this guest one of its own, then let user code go on. If any of it fails, user code stays as it was: frozen,
+    /// Make this guest one of its own, then let user code go on; after a cold start too, which leaves it with a host name and
+    /// randomness of nobody in particular. If any of it fails, user code stays as it was: frozen,
     /// in a guest that was captured after [`Call::Still`].
     Revive(Revive),
     /// Stop envd and all user code where they stand and write what they wrote to the private disk.

@@ -5,7 +5,7 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -14,14 +14,19 @@ use std::time::Duration;
 
 use guest::{Tools, base, initramfs};
 use guest_api::network::GUEST_MAC;
-use guest_api::relay::RELAY_PORT;
+use guest_api::relay::{RELAY_PORT, Wish};
 use guest_api::{
     BootOptions, Call, Decoder, ENVD_PORT, Item, Message, Outcome, PORT_NAME, Request, Revive, SYNC, Seed,
     encode,
 };
 
+use serde_json::{Value, json};
+
 /// A boot takes three seconds on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where tests listen on the guest's loopback.
+const LOOPBACK_PORT: u16 = 8081;
 
 pub(crate) fn variable(name: &str) -> PathBuf {
     std::env::var_os(name)
@@ -48,16 +53,21 @@ pub(crate) struct Files {
 
 impl Files {
     pub(crate) fn make(layers: &[PathBuf]) -> Self {
+        Self::with(layers, &variable("COFFERDAM_ENVD"))
+    }
+
+    /// With something else where envd should be.
+    pub(crate) fn with_envd(layers: &[PathBuf], envd: &[u8]) -> Self {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), envd).unwrap();
+        Self::with(layers, file.path())
+    }
+
+    fn with(layers: &[PathBuf], envd: &Path) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let tools = tools();
         let at = |name: &str| folder.path().join(name);
-        initramfs::write(
-            &tools,
-            &variable("COFFERDAM_GUEST_INIT"),
-            &variable("COFFERDAM_ENVD"),
-            &at("initramfs"),
-        )
-        .unwrap();
+        initramfs::write(&tools, &variable("COFFERDAM_GUEST_INIT"), envd, &at("initramfs")).unwrap();
         base::make(layers, &at("base.ext4")).unwrap();
         base::make_empty(1024, &at("private.ext4")).unwrap();
         Self { folder, tools }
@@ -69,10 +79,13 @@ impl Files {
 
     /// Starts a guest; `more` are further words for QEMU.
     pub(crate) fn start(&self, more: &[&str]) -> Guest {
-        let socket = self.path("agent.sock");
-        let _ = fs::remove_file(&socket);
-        let listener = UnixListener::bind(&socket).unwrap();
-        let (envd, relay) = (free_port(), free_port());
+        let bind = |name: &str| {
+            let socket = self.path(name);
+            let _ = fs::remove_file(&socket);
+            UnixListener::bind(&socket).unwrap()
+        };
+        let (listener, monitor) = (bind("agent.sock"), bind("qmp.sock"));
+        let [envd, relay, loopback] = [(); 3].map(|()| free_port());
         let root = self.tools.root();
         let mut command = Command::new(root.join(Tools::LOADER));
         command.arg("--library-path").arg(root.join(Tools::LIBRARIES)).arg(root.join(Tools::QEMU));
@@ -100,21 +113,25 @@ impl Files {
             .arg("-netdev")
             .arg(format!(
                 "user,id=n0,net=169.254.0.0/24,host=169.254.0.22,restrict=on,ipv6=off,\
-                 hostfwd=tcp:127.0.0.1:{envd}-169.254.0.21:{ENVD_PORT},hostfwd=tcp:127.0.0.1:{relay}-169.254.0.21:{RELAY_PORT}"
+                 hostfwd=tcp:127.0.0.1:{envd}-169.254.0.21:{ENVD_PORT},hostfwd=tcp:127.0.0.1:{relay}-169.254.0.21:{RELAY_PORT},\
+                 hostfwd=tcp:127.0.0.1:{loopback}-127.0.0.1:{LOOPBACK_PORT}"
             ))
             .args(["-device", &format!("virtio-net-device,netdev=n0,mac={mac}")])
             .arg("-chardev")
-            .arg(format!("socket,id=agent,path={},reconnect-ms=50", socket.display()))
+            .arg(format!("socket,id=agent,path={},reconnect-ms=50", self.path("agent.sock").display()))
             .args(["-device", "virtio-serial-device"])
             .args(["-device", &format!("virtserialport,chardev=agent,name={PORT_NAME}")])
             .args(["-device", "virtio-rng-device"])
             .arg("-serial")
             .arg(format!("file:{}", self.path("console").display()))
+            .arg("-qmp")
+            .arg(format!("unix:{}", self.path("qmp.sock").display()))
             .args(more)
             .stdin(Stdio::null());
         let qemu = Qemu(command.spawn().expect("QEMU starts"));
+        let monitor = Monitor::accept(&monitor);
         let host = Host::accept(&listener);
-        Guest { qemu, host, listener, envd, relay, console: self.path("console") }
+        Guest { qemu, host, monitor, listener, envd, relay, loopback, console: self.path("console") }
     }
 }
 
@@ -144,9 +161,11 @@ impl Drop for Qemu {
 pub(crate) struct Guest {
     qemu: Qemu,
     pub(crate) host: Host,
+    pub(crate) monitor: Monitor,
     listener: UnixListener,
     envd: u16,
     relay: u16,
+    loopback: u16,
     console: PathBuf,
 }
 
@@ -157,6 +176,20 @@ impl Guest {
         self.host.stream.shutdown(std::net::Shutdown::Both).unwrap();
         self.host = Host::accept(&self.listener);
         self.host.stream.write_all(&SYNC).unwrap();
+    }
+
+    /// As for a guest that goes on elsewhere: its memory and devices go to a file, and it ends.
+    pub(crate) fn capture(mut self, state: &Path) {
+        self.monitor.execute("stop", &json!({}));
+        self.monitor.migrate("migrate", state);
+        self.monitor.execute("quit", &json!({}));
+        self.qemu.0.wait().unwrap();
+    }
+
+    /// Takes a captured state in and lets it go on; QEMU was started with `-incoming defer`.
+    pub(crate) fn restore(&mut self, state: &Path) {
+        self.monitor.migrate("migrate-incoming", state);
+        self.monitor.execute("cont", &json!({}));
     }
 
     /// Waits for QEMU to end by itself.
@@ -176,8 +209,24 @@ impl Guest {
         dial(self.envd)
     }
 
-    pub(crate) fn dial_relay(&self) -> TcpStream {
-        dial(self.relay)
+    /// Port 8081 of the guest's own `127.0.0.1`.
+    pub(crate) fn dial_loopback(&self) -> TcpStream {
+        dial(self.loopback)
+    }
+
+    /// Asks something of the relay.
+    pub(crate) fn ask_relay(&self, wish: Wish) -> TcpStream {
+        let mut stream = dial(self.relay);
+        stream.write_all(wish.to_line().as_bytes()).unwrap();
+        stream
+    }
+
+    /// Whether envd says nothing for a while, as user code that stands.
+    pub(crate) fn is_silent(&self) -> bool {
+        let mut stream = self.dial_envd();
+        stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        stream.write_all(b"GET /health HTTP/1.0\r\n\r\n").unwrap();
+        stream.read(&mut [0]).is_err()
     }
 
     /// Runs a shell command inside, as root, and answers what it printed.
@@ -190,6 +239,47 @@ fn dial(port: u16) -> TcpStream {
     let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream
+}
+
+/// QEMU's own control channel.
+pub(crate) struct Monitor(BufReader<UnixStream>);
+
+impl Monitor {
+    fn accept(listener: &UnixListener) -> Self {
+        let (stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut monitor = Self(BufReader::new(stream));
+        monitor.wait_for(|message| message.get("QMP").is_some());
+        monitor.execute("qmp_capabilities", &json!({}));
+        monitor
+    }
+
+    fn wait_for(&mut self, is_it: impl Fn(&Value) -> bool) {
+        loop {
+            let mut line = String::new();
+            self.0.read_line(&mut line).expect("QEMU answers in time");
+            let message: Value = serde_json::from_str(&line).expect("JSON");
+            assert!(message.get("error").is_none() && message["data"]["status"] != "failed", "{message}");
+            if is_it(&message) {
+                return;
+            }
+        }
+    }
+
+    pub(crate) fn execute(&mut self, command: &str, arguments: &Value) {
+        let line = json!({ "execute": command, "arguments": arguments }).to_string();
+        self.0.get_mut().write_all(line.as_bytes()).unwrap();
+        self.wait_for(|message| message.get("return").is_some());
+    }
+
+    /// To or from a file, to the end.
+    fn migrate(&mut self, command: &str, state: &Path) {
+        let events = json!({ "capabilities": [{ "capability": "events", "state": true }] });
+        self.execute("migrate-set-capabilities", &events);
+        let line = json!({ "execute": command, "arguments": { "uri": format!("file:{}", state.display()) } });
+        self.0.get_mut().write_all(line.to_string().as_bytes()).unwrap();
+        self.wait_for(|message| message["event"] == "MIGRATION" && message["data"]["status"] == "completed");
+    }
 }
 
 /// The host's end of the control channel.
@@ -239,8 +329,8 @@ impl Host {
     }
 }
 
-pub(crate) fn revive() -> Revive {
-    let seed = Seed::new(vec![42; 32]).unwrap();
+pub(crate) fn revive(seed: u8) -> Revive {
+    let seed = Seed::new(vec![seed; 32]).unwrap();
     Revive {
         realtime_ns: 4_000_000_000_000_000_000,
         seed,
@@ -294,14 +384,4 @@ pub(crate) mod envd {
         use base64::Engine as _;
         base64::engine::general_purpose::STANDARD.decode(text).unwrap()
     }
-}
-
-/// The bytes of a layer out of the guest.
-pub(crate) fn export(mut relay: TcpStream) -> impl Read {
-    relay.write_all(guest_api::relay::Wish::Export.to_line().as_bytes()).unwrap();
-    relay
-}
-
-pub(crate) fn is_folder_empty(path: &Path) -> bool {
-    fs::read_dir(path).unwrap().next().is_none()
 }
