@@ -26,3 +26,17 @@ pub(super) fn needed_modules(content: &[u8]) -> Result<Vec<String>, elf::ParseEr
     let names = String::from_utf8_lossy(depends.unwrap_or_default()).into_owned();
     Ok(names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_says_what_it_needs() {
+        let own = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+        let libraries = needed_libraries(&own).unwrap();
+        assert!(libraries.iter().any(|name| name.starts_with("libc.so")), "{libraries:?}");
+        assert_eq!(needed_modules(&own).unwrap(), Vec::<String>::new(), "a program is no kernel module");
+        assert!(needed_libraries(b"no ELF file").is_err());
+    }
+}
