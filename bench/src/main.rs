@@ -6,6 +6,7 @@
 mod figures;
 mod http;
 mod machine;
+mod machines;
 mod scenarios;
 mod server;
 mod snapshots;
@@ -37,6 +38,12 @@ struct Arguments {
     /// Size of the file that goes up and down, MiB.
     #[arg(long, default_value_t = 512)]
     file_mib: usize,
+    /// Measure the microVM engine instead, which needs `COFFERDAM_MICROVM`.
+    #[arg(long)]
+    microvm: bool,
+    /// What executes its guests: `kvm` or `tcg`.
+    #[arg(long)]
+    accelerator: Option<String>,
     /// Where the figures go as JSON.
     #[arg(long, default_value = "target/bench.json")]
     json: PathBuf,
@@ -48,29 +55,41 @@ type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 async fn main() -> Outcome {
     let arguments = Arguments::parse();
     let mut report = Report::new(machine::describe());
+    if arguments.microvm {
+        let (engine, figures) = machines::all(&arguments).await?;
+        report.engine = engine;
+        report.add_all(figures);
+        return finish(&report, &arguments);
+    }
     {
         let server = Server::start(&arguments.server, &arguments.layers, 0).await?;
         report.engine = server.engine().await?;
         report.add(
-            scenarios::create(&server, arguments.rounds, "create to ready, no slot ready", "cold").await?,
+            scenarios::create(&server, arguments.rounds, "create to ready, no slot ready", "cold", "5 / 20")
+                .await?,
         );
         server.stop().await?;
     }
     let server = Server::start(&arguments.server, &arguments.layers, 16).await?;
-    report.add(scenarios::create(&server, arguments.rounds, "create to ready", "slots ready").await?);
-    report.add(scenarios::first_output(&server, arguments.rounds).await?);
+    report
+        .add(scenarios::create(&server, arguments.rounds, "create to ready", "slots ready", "5 / 20").await?);
+    report.add(scenarios::first_output(&server, arguments.rounds, "slots ready", "15 / 40").await?);
     report.add(scenarios::kill(&server, arguments.rounds / 2).await?);
     report.add(scenarios::exec(&server, arguments.rounds * 2).await?);
     report.add(scenarios::under_load(&server, arguments.rounds).await?);
-    report.add_all(scenarios::burst(&server, 100).await?);
+    report.add_all(scenarios::burst(&server, 100, "16 slots ready", "500").await?);
     report.add_all(scenarios::files(&server, arguments.file_mib).await?);
     let cold = Server::start_with(&arguments.server, &arguments.layers, 16, &["--most-hot", "0"]).await?;
     report.add_all(snapshots::all(&server, &cold, arguments.rounds / 10).await?);
     cold.stop().await?;
     report.add_all(scenarios::alive(&server, &[100, arguments.alive]).await?);
     server.stop().await?;
+    finish(&report, &arguments)
+}
+
+fn finish(report: &Report, arguments: &Arguments) -> Outcome {
     println!("{report}");
-    fs::write(&arguments.json, serde_json::to_vec_pretty(&report)?)?;
+    fs::write(&arguments.json, serde_json::to_vec_pretty(report)?)?;
     println!("written to {}", arguments.json.display());
     Ok(())
 }

@@ -13,7 +13,13 @@ use crate::machine::available_mib;
 use crate::server::Server;
 
 /// From the request to a sandbox whose envd has answered.
-pub(crate) async fn create(server: &Server, rounds: usize, name: &str, state: &str) -> Outcome<Figure> {
+pub(crate) async fn create(
+    server: &Server,
+    rounds: usize,
+    name: &str,
+    state: &str,
+    goal: &str,
+) -> Outcome<Figure> {
     let mut times = Vec::new();
     for _ in 0..rounds {
         let begun = Instant::now();
@@ -21,11 +27,11 @@ pub(crate) async fn create(server: &Server, rounds: usize, name: &str, state: &s
         times.push(created.is_ok().then(|| begun.elapsed()));
         server.http.kill(&created?).await?;
     }
-    Ok(Figure::latency(name, state, "5 / 20", &times))
+    Ok(Figure::latency(name, state, goal, &times))
 }
 
 /// Time to interactive: create, then the output of a first command.
-pub(crate) async fn first_output(server: &Server, rounds: usize) -> Outcome<Figure> {
+pub(crate) async fn first_output(server: &Server, rounds: usize, state: &str, goal: &str) -> Outcome<Figure> {
     let mut times = Vec::new();
     for _ in 0..rounds {
         let begun = Instant::now();
@@ -34,7 +40,7 @@ pub(crate) async fn first_output(server: &Server, rounds: usize) -> Outcome<Figu
         times.push(output.is_ok_and(|text| text == b"hello\n").then(|| begun.elapsed()));
         server.http.kill(&sandbox).await?;
     }
-    Ok(Figure::latency("create to first output (TTI)", "slots ready", "15 / 40", &times))
+    Ok(Figure::latency("create to first output (TTI)", state, goal, &times))
 }
 
 /// From the request to everything gone.
@@ -75,7 +81,7 @@ pub(crate) async fn under_load(server: &Server, rounds: usize) -> Outcome<Figure
 }
 
 /// Many creates at the same moment.
-pub(crate) async fn burst(server: &Server, count: usize) -> Outcome<Vec<Figure>> {
+pub(crate) async fn burst(server: &Server, count: usize, state: &str, goal: &str) -> Outcome<Vec<Figure>> {
     let begun = Instant::now();
     let one = || async {
         let created = server.http.create().await;
@@ -91,15 +97,8 @@ pub(crate) async fn burst(server: &Server, count: usize) -> Outcome<Vec<Figure>>
     }
     let wall = all.as_secs_f64() * 1000.0;
     Ok(vec![
-        Figure::single(
-            &format!("{count} creates at once, all ready"),
-            "16 slots ready",
-            "ms",
-            "500",
-            wall,
-            success,
-        ),
-        Figure::latency(&format!("each of {count} at once"), "16 slots ready", "", &times),
+        Figure::single(&format!("{count} creates at once, all ready"), state, "ms", goal, wall, success),
+        Figure::latency(&format!("each of {count} at once"), state, "", &times),
     ])
 }
 

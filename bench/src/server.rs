@@ -71,6 +71,11 @@ impl Server {
         ))
     }
 
+    /// Its data folder.
+    pub(crate) fn data(&self) -> &Path {
+        self.data.path()
+    }
+
     /// Ends it and waits.
     pub(crate) async fn stop(mut self) -> Outcome {
         if let Some(pid) = self.child.id() {

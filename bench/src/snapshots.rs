@@ -13,15 +13,27 @@ use crate::http::Sandbox;
 use crate::server::Server;
 
 /// What runs in the measured sandbox.
-const LOADS: [(&str, usize); 3] = [("idle", 0), ("Python with 50 MiB", 50), ("Python with 300 MiB", 300)];
+const LOADS: [Load; 3] = [
+    Load { state: "idle", mib: 0, goals: NONE },
+    Load { state: "Python with 50 MiB", mib: 50, goals: DESIGN },
+    Load { state: "Python with 300 MiB", mib: 300, goals: NONE },
+];
 
-/// One load's calls and their goals: the design's are for 50 MiB.
-struct Goals {
-    pause: &'static str,
-    hot: &'static str,
-    cold: &'static str,
-    fork: &'static str,
-    forks: &'static str,
+/// A sandbox to be measured.
+pub(crate) struct Load {
+    pub(crate) state: &'static str,
+    /// Of random memory.
+    pub(crate) mib: usize,
+    pub(crate) goals: Goals,
+}
+
+/// Calls and their goals: the design's are for 50 MiB.
+pub(crate) struct Goals {
+    pub(crate) pause: &'static str,
+    pub(crate) hot: &'static str,
+    pub(crate) cold: &'static str,
+    pub(crate) fork: &'static str,
+    pub(crate) forks: &'static str,
 }
 
 const DESIGN: Goals = Goals { pause: "120", hot: "5", cold: "100", fork: "150", forks: "500" };
@@ -30,52 +42,59 @@ const NONE: Goals = Goals { pause: "", hot: "", cold: "", fork: "", forks: "" };
 /// Everything, for every load. `hot` keeps paused sandboxes in memory, `cold` does not.
 pub(crate) async fn all(hot: &Server, cold: &Server, rounds: usize) -> Outcome<Vec<Figure>> {
     let mut figures = Vec::new();
-    for (state, mib) in LOADS {
-        let goals = if mib == 50 { DESIGN } else { NONE };
-        let sandbox = loaded(hot, mib).await?;
-        let (mut pauses, mut resumes) = (Vec::new(), Vec::new());
-        for _ in 0..rounds {
-            pauses.push(timed(pause(hot, &sandbox)).await);
-            resumes.push(timed(resume(hot, &sandbox)).await);
-        }
-        figures.push(Figure::latency("pause, durable", state, goals.pause, &pauses));
-        figures.push(Figure::latency("resume, kept in memory", state, goals.hot, &resumes));
-
-        let mut snapshots = Vec::new();
-        let mut taken = Vec::new();
-        for _ in 0..rounds {
-            let begun = Instant::now();
-            let snapshot = post(hot, &sandbox, "snapshots", json!({})).await;
-            snapshots.push(snapshot.is_ok().then(|| begun.elapsed()));
-            taken.push(snapshot?["snapshotID"].as_str().unwrap_or_default().to_owned());
-        }
-        figures.push(Figure::latency("snapshot while running", state, "", &snapshots));
-        let mut creates = Vec::new();
-        for _ in 0..rounds {
-            let begun = Instant::now();
-            let created = hot.http.create_from(&taken[0]).await?;
-            let answered = hot.http.health(&created).await;
-            creates.push(answered.is_ok().then(|| begun.elapsed()));
-            hot.http.kill(&created).await?;
-        }
-        figures.push(Figure::latency("create from snapshot", state, "", &creates));
-        for snapshot in taken {
-            let path = format!("/templates/{}", snapshot.replace(':', "%3A"));
-            hot.http.api(Method::DELETE, &path, None, Value::Null).await?;
-        }
-        figures.push(forks(hot, &sandbox, state, 1, rounds, goals.fork).await?);
-        figures.push(forks(hot, &sandbox, state, 10, rounds.div_ceil(4), goals.forks).await?);
-        hot.http.kill(&sandbox).await?;
-
-        let sandbox = loaded(cold, mib).await?;
-        let mut resumes = Vec::new();
-        for _ in 0..rounds {
-            pause(cold, &sandbox).await?;
-            resumes.push(timed(resume(cold, &sandbox)).await);
-        }
-        figures.push(Figure::latency("resume, from disk", state, goals.cold, &resumes));
-        cold.http.kill(&sandbox).await?;
+    for load in LOADS {
+        figures.extend(of_load(hot, cold, &load, rounds).await?);
     }
+    Ok(figures)
+}
+
+/// Everything for one load.
+pub(crate) async fn of_load(hot: &Server, cold: &Server, load: &Load, rounds: usize) -> Outcome<Vec<Figure>> {
+    let Load { state, mib, goals } = load;
+    let mut figures = Vec::new();
+    let sandbox = loaded(hot, *mib).await?;
+    let (mut pauses, mut resumes) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        pauses.push(timed(pause(hot, &sandbox)).await);
+        resumes.push(timed(resume(hot, &sandbox)).await);
+    }
+    figures.push(Figure::latency("pause, durable", state, goals.pause, &pauses));
+    figures.push(Figure::latency("resume, kept in memory", state, goals.hot, &resumes));
+
+    let mut snapshots = Vec::new();
+    let mut taken = Vec::new();
+    for _ in 0..rounds {
+        let begun = Instant::now();
+        let snapshot = post(hot, &sandbox, "snapshots", json!({})).await;
+        snapshots.push(snapshot.is_ok().then(|| begun.elapsed()));
+        taken.push(snapshot?["snapshotID"].as_str().unwrap_or_default().to_owned());
+    }
+    figures.push(Figure::latency("snapshot while running", state, "", &snapshots));
+    let mut creates = Vec::new();
+    for _ in 0..rounds {
+        let begun = Instant::now();
+        let created = hot.http.create_from(&taken[0]).await?;
+        let answered = hot.http.health(&created).await;
+        creates.push(answered.is_ok().then(|| begun.elapsed()));
+        hot.http.kill(&created).await?;
+    }
+    figures.push(Figure::latency("create from snapshot", state, "", &creates));
+    for snapshot in taken {
+        let path = format!("/templates/{}", snapshot.replace(':', "%3A"));
+        hot.http.api(Method::DELETE, &path, None, Value::Null).await?;
+    }
+    figures.push(forks(hot, &sandbox, state, 1, rounds, goals.fork).await?);
+    figures.push(forks(hot, &sandbox, state, 10, rounds.div_ceil(4), goals.forks).await?);
+    hot.http.kill(&sandbox).await?;
+
+    let sandbox = loaded(cold, *mib).await?;
+    let mut resumes = Vec::new();
+    for _ in 0..rounds {
+        pause(cold, &sandbox).await?;
+        resumes.push(timed(resume(cold, &sandbox)).await);
+    }
+    figures.push(Figure::latency("resume, from disk", state, goals.cold, &resumes));
+    cold.http.kill(&sandbox).await?;
     Ok(figures)
 }
 
@@ -124,16 +143,16 @@ async fn pause(server: &Server, sandbox: &Sandbox) -> Outcome {
 }
 
 /// Until it answers.
-async fn resume(server: &Server, sandbox: &Sandbox) -> Outcome {
+pub(crate) async fn resume(server: &Server, sandbox: &Sandbox) -> Outcome {
     post(server, sandbox, "connect", json!({ "timeout": 3600 })).await?;
     server.http.health(sandbox).await
 }
 
-async fn post(server: &Server, sandbox: &Sandbox, call: &str, body: Value) -> Outcome<Value> {
+pub(crate) async fn post(server: &Server, sandbox: &Sandbox, call: &str, body: Value) -> Outcome<Value> {
     server.http.api(Method::POST, &format!("/sandboxes/{}/{call}", sandbox.id), None, body).await
 }
 
-async fn timed(call: impl Future<Output = Outcome>) -> Option<Duration> {
+pub(crate) async fn timed(call: impl Future<Output = Outcome>) -> Option<Duration> {
     let begun = Instant::now();
     call.await.is_ok().then(|| begun.elapsed())
 }

@@ -68,8 +68,10 @@ fn quickstart(rest: &[String]) -> Outcome {
 fn bench(rest: &[String]) -> Outcome {
     setup::for_running()?;
     let server = build::release()?;
+    let microvm = build::microvm()?;
     run::cargo(["build", "--release", "--package", "bench"]).run()?;
-    run::new(server.with_file_name("bench")).arg("--server").arg(&server).args(rest).run()
+    let mut bench = run::new(server.with_file_name("bench"));
+    bench.env("COFFERDAM_MICROVM", microvm).arg("--server").arg(&server).args(rest).run()
 }
 
 fn unit(rest: &[String]) -> Outcome<Tally> {
