@@ -7,7 +7,7 @@ use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use sha2::{Digest, Sha256};
@@ -49,11 +49,17 @@ impl FromStr for LayerDigest {
 /// Something in it cannot be read.
 pub fn digest_tree(root: &Path) -> Result<LayerDigest, LayerError> {
     let mut hash = Sha256::new();
-    add(root, root, &mut hash)?;
+    // A list and no recursion: a sandbox can nest folders deeper than a thread's stack goes.
+    let mut todo = vec![root.to_owned()];
+    while let Some(path) = todo.pop() {
+        let entries = add(root, &path, &mut hash)?;
+        todo.extend(entries.into_iter().rev());
+    }
     Ok(LayerDigest(hex::encode(hash.finalize())))
 }
 
-fn add(root: &Path, path: &Path, hash: &mut Sha256) -> Result<(), LayerError> {
+/// Adds one entry; answers what is in it, in order.
+fn add(root: &Path, path: &Path, hash: &mut Sha256) -> Result<Vec<PathBuf>, LayerError> {
     let metadata = fs::symlink_metadata(path).map_err(LayerError::at(path))?;
     let name = path.strip_prefix(root).unwrap_or(path).as_os_str().as_bytes();
     field(hash, name);
@@ -73,9 +79,9 @@ fn add(root: &Path, path: &Path, hash: &mut Sha256) -> Result<(), LayerError> {
             fs::read_dir(path).and_then(|list| list.map(|entry| Ok(entry?.path())).collect());
         let mut entries = entries.map_err(LayerError::at(path))?;
         entries.sort_unstable();
-        entries.iter().try_for_each(|entry| add(root, entry, hash))?;
+        return Ok(entries);
     }
-    Ok(())
+    Ok(Vec::new())
 }
 
 fn device(metadata: &Metadata) -> u64 {
@@ -110,4 +116,19 @@ fn add_xattrs(path: &Path, hash: &mut Sha256) -> io::Result<()> {
         field(hash, &value);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn depth_is_no_danger() {
+        let dir = tempfile::tempdir().unwrap();
+        let deepest = dir.path().join(vec!["d"; 1900].join("/"));
+        fs::create_dir_all(&deepest).unwrap();
+        let before = digest_tree(dir.path()).unwrap();
+        fs::write(deepest.join("file"), "x").unwrap();
+        assert_ne!(digest_tree(dir.path()).unwrap(), before);
+    }
 }
