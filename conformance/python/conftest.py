@@ -4,7 +4,13 @@ import os
 
 import pytest
 
-from server import Server
+from server import ENGINE, Server
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if ENGINE != "container" and item.get_closest_marker("container"):
+            item.add_marker(pytest.mark.skip(reason="of the container engine"))
 
 
 @pytest.fixture(scope="session")

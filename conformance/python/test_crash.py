@@ -18,6 +18,7 @@ def own_server():
     server.stop()
 
 
+@pytest.mark.every_engine
 def test_a_running_command_survives_the_servers_death(own_server):
     options = {"api_key": own_server.key, "api_url": own_server.url, "sandbox_url": own_server.url}
     kept = Sandbox.create(metadata={"who": "kept"}, envs={"A": "b"}, **options)
@@ -44,6 +45,7 @@ def test_a_running_command_survives_the_servers_death(own_server):
     assert expiring.is_running() is False, "what expired while no server ran is gone"
 
 
+@pytest.mark.container
 def test_processes_of_a_killed_sandbox_are_gone(own_server):
     options = {"api_key": own_server.key, "api_url": own_server.url, "sandbox_url": own_server.url}
     sandbox = Sandbox.create(**options)
@@ -95,7 +97,7 @@ def test_crashes_in_the_middle_of_creates_lose_nothing_acknowledged_and_leave_no
         own_server.restart()
         alive = {sandbox["sandboxID"] for sandbox in own_server.sandboxes()}
         assert acknowledged <= alive, "an acknowledged sandbox was lost"
-        folders = {path.stem for path in (own_server.data / "sandboxes").iterdir()}
+        folders = {path.stem for path in (own_server.home / "sandboxes").iterdir()}
         assert folders == alive, "something lives that nobody knows of"
     for sandbox in alive:
         route = {"E2b-Sandbox-Id": sandbox, "E2b-Sandbox-Port": "49983"}

@@ -8,6 +8,7 @@ import pytest
 from e2b import FileType, NotFoundException, Sandbox
 
 
+@pytest.mark.every_engine
 def test_text_and_a_binary_of_20_mb_come_back_as_they_went(sandbox):
     info = sandbox.files.write("/home/user/dir/sub/note.txt", "hällo\n")
     assert info.path == "/home/user/dir/sub/note.txt"
@@ -86,6 +87,7 @@ def test_watching_a_folder_tells_what_happens_in_order(sandbox):
     with_events.stop()
 
 
+@pytest.mark.every_engine
 def test_no_path_leads_out_of_the_sandbox(sandbox):
     host = os.uname().nodename
     for path in ["../../../../etc/hostname", "/proc/self/root/etc/hostname", "/proc/1/root/etc/hostname"]:

@@ -20,6 +20,7 @@ def next_number(handle):
             return int(stdout.split()[-1])
 
 
+@pytest.mark.every_engine
 def test_memory_survives_a_pause(cold_server, options):
     sandbox = Sandbox.create(envs={"FOO": "bar"}, **options)
     counter = sandbox.commands.run(COUNTER, background=True)
@@ -46,6 +47,7 @@ def test_memory_survives_a_pause(cold_server, options):
     assert again.kill() is True
 
 
+@pytest.mark.every_engine
 def test_a_reboot_keeps_files_only(options):
     sandbox = Sandbox.create(**options)
     sleeper = sandbox.commands.run("sleep 1000", background=True)
@@ -59,6 +61,7 @@ def test_a_reboot_keeps_files_only(options):
     again.kill()
 
 
+@pytest.mark.every_engine
 def test_snapshots_are_started_from_many_times(options):
     sandbox = Sandbox.create(**options)
     counter = sandbox.commands.run(COUNTER, background=True)
@@ -83,6 +86,7 @@ def test_snapshots_are_started_from_many_times(options):
         copy.kill()
 
 
+@pytest.mark.every_engine
 def test_forks_go_separate_ways(options):
     sandbox = Sandbox.create(envs={"FOO": "bar"}, **options)
     sandbox.files.write("note", "source")
@@ -96,6 +100,7 @@ def test_forks_go_separate_ways(options):
         each.kill()
 
 
+@pytest.mark.every_engine
 def test_time_up_pauses_and_traffic_wakes(cold_server, options):
     lifecycle = {"on_timeout": "pause", "auto_resume": True}
     sandbox = Sandbox.create(timeout=600, lifecycle=lifecycle, **options)
@@ -111,6 +116,7 @@ def test_time_up_pauses_and_traffic_wakes(cold_server, options):
     sandbox.kill()
 
 
+@pytest.mark.container
 def test_what_cannot_be_captured_is_said_and_harmless(options):
     sandbox = Sandbox.create(**options)
     # A deleted file that is still open is carried in the image, up to a size.

@@ -122,6 +122,7 @@ def test_each_fork_has_an_answer_of_its_own():
         server.stop()
 
 
+@pytest.mark.every_engine
 def test_a_rollback_puts_memory_files_and_processes_back(cold_server, cold, source):
     kept = source.commands.run("sleep 1000", background=True, timeout=0)
     source.files.write("note", "then")

@@ -146,6 +146,7 @@ def test_an_unknown_template_to_start_from_is_the_builds_failure(server):
     assert "no-such-template" in str(caught.value)
 
 
+@pytest.mark.every_engine
 def test_a_start_command_runs_in_every_sandbox_before_create_returns(server):
     name = fresh()
     template = (

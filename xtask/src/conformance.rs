@@ -9,11 +9,21 @@ use crate::run::{self, Outcome};
 use crate::tally::Tally;
 use crate::{build, setup, templates};
 
-/// Runs both suites; words select tests as pytest does.
+/// Runs both suites on the container engine, and a part on microVMs; words select tests as pytest does. `--engine microvm` runs
+/// everything on those instead, emulated, which takes hours.
 pub(crate) fn run(rest: &[String]) -> Outcome<Tally> {
+    let on_machines = rest.first().is_some_and(|word| word == "--engine");
+    let rest = match rest {
+        [option, engine, words @ ..] if on_machines && engine == "microvm" => words,
+        [option, ..] if on_machines => return Err(format!("{option} takes microvm here")),
+        words => words,
+    };
     setup::for_testing()?;
     let server = build::server()?;
     let envd = build::envd("dev")?;
+    // Emulation makes the size of the one for tests felt.
+    let (guest_envd, guest_init) = (build::envd("envd")?, build::guest_init("envd")?);
+    let microvm = build::microvm()?;
     let layers = build::base_layer()?;
     let criu = build::criu()?;
     let recipes = ["code-interpreter-v1", "httpbin"].map(templates::staged);
@@ -22,6 +32,11 @@ pub(crate) fn run(rest: &[String]) -> Outcome<Tally> {
     let suites = run::root().join("conformance");
     let python = python(&suites)?;
     let modules = javascript(&suites)?;
+    let machines = |command: &mut run::Run| {
+        command.env("COFFERDAM_ENGINE", "microvm").env("COFFERDAM_ACCELERATOR", "tcg");
+        command.env("COFFERDAM_MICROVM", &microvm).env("COFFERDAM_ENVD", &guest_envd);
+        command.env("COFFERDAM_GUEST_INIT", &guest_init);
+    };
     let give = |command: &mut run::Run| {
         command.env("COFFERDAM_BIN", &server).env("COFFERDAM_ENVD", &envd).env("COFFERDAM_LAYERS", &layers);
         command.env("COFFERDAM_NODE_MODULES", &modules).env("COFFERDAM_CRIU", &criu);
@@ -31,12 +46,23 @@ pub(crate) fn run(rest: &[String]) -> Outcome<Tally> {
         if let Some(authorities) = &authorities {
             command.env("COFFERDAM_SANDBOX_CA", authorities);
         }
+        if on_machines {
+            machines(command);
+        }
     };
     let mut tally = Tally::default();
     let mut pytest = run::new(&python);
     pytest.args(["-m", "pytest", "-p", "no:cacheprovider", "conformance/python"]).args(rest);
     give(&mut pytest);
     tally.add("python", pytest.tally());
+    if rest.is_empty() && !on_machines {
+        let mut part = run::new(&python);
+        part.args(["-m", "pytest", "-p", "no:cacheprovider", "conformance/python", "-m", "every_engine"]);
+        give(&mut part);
+        machines(&mut part);
+        part.env("COFFERDAM_CHAOS_ROUNDS", "12");
+        tally.add("python on microVMs", part.tally());
+    }
     if rest.is_empty() {
         // In a network of its own, which plays the host's.
         let mut network = run::new("unshare");

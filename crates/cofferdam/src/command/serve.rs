@@ -14,6 +14,7 @@ use api::RateLimit;
 use clap::Args;
 use control::{Control, LimitsChange, Registration, TeamChange};
 use edge::EdgeConfig;
+use engine::Isolation;
 use layers::{LayerDigest, LayerStore};
 use net::{Cidr, GatewayConfig, Resolvers};
 use rustix::fs::{FlockOperation, flock};
@@ -165,6 +166,9 @@ fn lock(data_dir: &Path) -> Result<File, Failure> {
     })
 }
 
+/// What takes a second on a processor takes many in emulation on a busy machine.
+const EMULATED_START_TIMEOUT: Duration = Duration::from_secs(120);
+
 const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 
 async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
@@ -178,6 +182,9 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
         Err(_) => PathBuf::from("/nonexistent"),
     };
     let mut config = control::Config::new(layer_path);
+    if engine.descriptor().isolation == Isolation::EmulatedVm {
+        config.start_timeout = EMULATED_START_TIMEOUT;
+    }
     config.hot_pause = Duration::from_secs(arguments.hot_pause);
     config.most_hot = arguments.most_hot;
     config.logs_dir = Some(data.data_dir.join("logs"));

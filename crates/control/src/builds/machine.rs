@@ -16,7 +16,7 @@ use store::BuildConfig;
 use super::failure::Failure;
 use super::log::LineCutter;
 use crate::agent::{self, AgentError, Command, End, Output};
-use crate::boot::{Boot, DiscardOnDrop, Origin};
+use crate::boot::{Boot, DiscardOnDrop, Origin, start_error};
 use crate::{Control, ControlError};
 
 /// Size of a template's sandboxes.
@@ -96,6 +96,9 @@ impl Machine {
             origin: plan.origin,
             trusts: !plan.for_a_layer,
         };
+        // Not within the time of a start: some engines make a disk of new layers.
+        let image = control.image(&boot.layers, boot.config.engine.as_deref());
+        control.engine.prepare(&image).await.map_err(start_error)?;
         let turn = control.starts.join()?.turn().await?;
         let sandbox = DiscardOnDrop::new(control.boot(&boot).await?, &control.tasks);
         drop(turn);

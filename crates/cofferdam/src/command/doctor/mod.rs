@@ -3,6 +3,7 @@
 //! Fails if any check fails; warnings are things that work with a limit.
 
 mod checks;
+mod microvm;
 mod probe;
 
 use std::fmt;
@@ -15,7 +16,7 @@ use serde::Serialize;
 
 use crate::access::block_on;
 use crate::failure::Failure;
-use crate::paths::{CriuFolder, DataDir};
+use crate::paths::{CriuFolder, DataDir, MicrovmFolder};
 use crate::show;
 
 /// What to check.
@@ -37,6 +38,11 @@ pub(crate) struct DoctorArguments {
     envd: Option<PathBuf>,
     #[command(flatten)]
     criu: CriuFolder,
+    /// The first program of microVMs' guests, if not beside this one.
+    #[arg(long, env = "COFFERDAM_GUEST_INIT", value_name = "FILE")]
+    guest_init: Option<PathBuf>,
+    #[command(flatten)]
+    microvm: MicrovmFolder,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -87,6 +93,7 @@ impl Finding {
 
 pub(crate) fn run(arguments: &DoctorArguments) -> Result<ExitCode, Failure> {
     let mut findings = checks::host(arguments);
+    findings.push(block_on(async { Ok(microvm::check(arguments).await) })?);
     findings.push(block_on(async { Ok(checks::server(arguments).await) })?);
     findings.push(block_on(async { Ok(probe::run(arguments).await) })?);
     if arguments.json {
