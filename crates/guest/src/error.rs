@@ -27,11 +27,13 @@ pub enum GuestError {
     #[error("the template's layers cannot be mounted together: {0}; build the template again")]
     Merge(io::Error),
     /// A program that makes file systems is not installed.
-    #[error("mkfs.ext4 is not installed; install it with: apt-get install e2fsprogs")]
-    NoMkfs,
+    #[error("{0} is not installed; install it with: apt-get install e2fsprogs")]
+    NoProgram(&'static str),
     /// It failed.
-    #[error("mkfs.ext4 could not make {}: {output}", path.display())]
-    Mkfs {
+    #[error("{name} could not make {}: {output}", path.display())]
+    Program {
+        /// Which one.
+        name: &'static str,
         /// What it was to make.
         path: PathBuf,
         /// Its own words.

@@ -86,7 +86,7 @@ fn a_base_is_the_layers_as_one() {
     base::make(&layers, &image).unwrap();
     let mounted = Mounted::new(&image, dir.path().join("mounted"), "ro");
     let at = |path: &str| mounted.0.join(path);
-    for gone in ["etc/gone", "etc/nothing", "hidden", "renamed", "replaced/old"] {
+    for gone in ["etc/gone", "etc/nothing", "hidden", "renamed", "replaced/old", "lost+found"] {
         assert!(fs::symlink_metadata(at(gone)).is_err(), "{gone} is there");
     }
     assert_eq!(fs::read_to_string(at("elsewhere/below/file")).unwrap(), "renamed/below/file");
@@ -107,6 +107,8 @@ fn a_base_is_the_layers_as_one() {
         let names = String::from_utf8_lossy(&names[..length]).into_owned();
         assert!(!names.contains("overlay"), "{folder}: {names:?}");
     }
+    let checked = Command::new("e2fsck").args(["-f", "-n"]).arg(&image).output().unwrap();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
     let again = dir.path().join("again.ext4");
     base::make(&layers, &again).unwrap();
     assert!(fs::read(&image).unwrap() == fs::read(&again).unwrap(), "another file of the same layers");
@@ -123,11 +125,14 @@ fn one_layer_is_a_template_too() {
     // Content that does not shrink, and many small files: both ways to underestimate.
     fs::write(layer.join("large"), vec![1; 40 << 20]).unwrap();
     fs::create_dir(layer.join("many")).unwrap();
+    fs::create_dir(layer.join("lost+found")).unwrap();
+    fs::write(layer.join("lost+found/own"), "x").unwrap();
     (0..5000).for_each(|number| fs::write(layer.join(format!("many/{number}")), "x").unwrap());
     let image = dir.path().join("base.ext4");
     base::make(&[layer], &image).unwrap();
     let mounted = Mounted::new(&image, dir.path().join("mounted"), "ro");
     assert_eq!(fs::read_dir(mounted.0.join("many")).unwrap().count(), 5000);
+    assert!(mounted.0.join("lost+found/own").is_file());
     assert_eq!(fs::metadata(mounted.0.join("large")).unwrap().len(), 40 << 20);
 }
 

@@ -72,6 +72,7 @@ fn a_guest_becomes_a_sandbox() {
         ("ulimit -n; ulimit -c; ulimit -i; ulimit -u", "16384\n0\n4096\n168\n"),
         ("cd /dev; echo *", "fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero\n"),
         ("df --output=size -m /dev/shm /dev | tail -n 2 | tr -d ' '", "256\n1\n"),
+        ("ls -d /lost+found /agent /base /private /init 2>/dev/null; echo none", "none\n"),
         ("touch /dev/x /sys/x 2>/dev/null || echo read-only", "read-only\n"),
         (
             "cut -d' ' -f5 /proc/self/mountinfo | sort | tr '\\n' ' '",

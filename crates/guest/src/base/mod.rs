@@ -19,6 +19,8 @@ const MIB: u64 = 1 << 20;
 const MARGIN: u64 = 32 * MIB;
 /// What a file takes beyond its content: its inode, its name, the rest of its last block.
 const ENTRY: u64 = 4096;
+/// The folder that mkfs.ext4 always makes.
+const LOST: &str = "lost+found";
 /// Lets every base of the same layers be the same file.
 const UUID: &str = "c0fe0000-0000-4000-8000-000000000000";
 
@@ -45,10 +47,15 @@ pub fn make(layers: &[PathBuf], target: &Path) -> Result<(), GuestError> {
     mkfs.args(["-O", "^has_journal,^resize_inode,ea_inode", "-I", "256", "-N", &inodes])
         .args(["-U", UUID, "-E"])
         .arg(format!("hash_seed={UUID},assume_storage_prezeroed=1"))
-        .env("E2FSPROGS_FAKE_TIME", "1735689600")
         .arg("-d")
         .arg(&source);
-    run(mkfs, file.path())?;
+    run("mkfs.ext4", mkfs, file.path())?;
+    if fs::symlink_metadata(source.join(LOST)).is_err() {
+        // The template has none, and nothing will ever be found.
+        let mut remove = program("debugfs");
+        remove.args(["-w", "-R", &format!("rmdir {LOST}")]);
+        run("debugfs", remove, file.path())?;
+    }
     // Readable by a QEMU of any user; who reaches it is up to the folder.
     finish(file, target, 0o444)
 }
@@ -63,7 +70,7 @@ pub fn make_empty(size_mib: u32, target: &Path) -> Result<(), GuestError> {
     let mut mkfs = mkfs();
     // Nothing is left to be zeroed by the guest's kernel in the background, and a large journal would be copied each time.
     mkfs.args(["-O", "ea_inode", "-J", "size=8", "-E", "assume_storage_prezeroed=1"]);
-    run(mkfs, file.path())?;
+    run("mkfs.ext4", mkfs, file.path())?;
     finish(file, target, 0o600)
 }
 
@@ -81,19 +88,26 @@ fn finish(file: NamedTempFile, target: &Path, mode: u32) -> Result<(), GuestErro
 
 /// No blocks are reserved: the guest's root is user code.
 fn mkfs() -> Command {
-    let mut command = Command::new("mkfs.ext4");
+    let mut command = program("mkfs.ext4");
     command.args(["-q", "-F", "-m", "0", "-b", "4096"]);
     command
 }
 
-fn run(mut command: Command, file: &Path) -> Result<(), GuestError> {
-    let output = command.arg(file).stdin(Stdio::null()).output().map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => GuestError::NoMkfs,
-        _ => GuestError::at(Path::new("mkfs.ext4"))(error),
+/// A program of e2fsprogs, which takes its time from here, so that equal content is an equal file.
+fn program(name: &'static str) -> Command {
+    let mut command = Command::new(name);
+    command.env("E2FSPROGS_FAKE_TIME", "1735689600").stdin(Stdio::null());
+    command
+}
+
+fn run(name: &'static str, mut command: Command, file: &Path) -> Result<(), GuestError> {
+    let output = command.arg(file).output().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => GuestError::NoProgram(name),
+        _ => GuestError::at(Path::new(name))(error),
     })?;
     if output.status.success() {
         return Ok(());
     }
     let output = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(GuestError::Mkfs { path: file.to_owned(), output })
+    Err(GuestError::Program { name, path: file.to_owned(), output })
 }
