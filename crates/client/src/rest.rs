@@ -69,7 +69,7 @@ impl Rest {
 
     /// A request without a body.
     pub(crate) async fn call(&self, who: As, method: Method, path: &str) -> Result<Response<Bytes>> {
-        self.send(who, method, path, transport::empty_body(), false).await
+        self.send(self.request(who, method, path)?, transport::empty_body()).await
     }
 
     /// A request with a JSON body.
@@ -80,22 +80,28 @@ impl Rest {
         path: &str,
         body: &impl serde::Serialize,
     ) -> Result<Response<Bytes>> {
-        self.send(who, method, path, transport::json_body(body), true).await
+        self.call_once(who, method, path, body, None).await
     }
 
-    async fn send(
+    /// The same, which the server carries out once however often it comes with this key.
+    pub(crate) async fn call_once(
         &self,
         who: As,
         method: Method,
         path: &str,
-        body: ClientBody,
-        json: bool,
+        body: &impl serde::Serialize,
+        key: Option<&str>,
     ) -> Result<Response<Bytes>> {
-        let mut request = self.request(who, method, path)?.header(USER_AGENT, transport::USER_AGENT);
-        if json {
-            request = request.header(CONTENT_TYPE, "application/json");
+        let mut request = self.request(who, method, path)?.header(CONTENT_TYPE, "application/json");
+        if let Some(key) = key {
+            request = request.header("idempotency-key", key);
         }
-        let request = request.body(body).map_err(|error| Error::Config(error.to_string()))?;
+        self.send(request, transport::json_body(body)).await
+    }
+
+    async fn send(&self, request: http::request::Builder, body: ClientBody) -> Result<Response<Bytes>> {
+        let request = request.header(USER_AGENT, transport::USER_AGENT).body(body);
+        let request = request.map_err(|error| Error::Config(error.to_string()))?;
         self.transport.exchange(request).await
     }
 

@@ -35,6 +35,9 @@ pub struct CreateOptions {
     pub allow_internet_access: bool,
     /// What happens when its time is up.
     pub on_timeout: OnTimeout,
+    /// Creates with the same key make one sandbox and all get that: so one whose answer was lost can be asked for again. 1 to 255
+    /// printable characters; never made up by this library.
+    pub idempotency_key: Option<String>,
 }
 
 impl CreateOptions {
@@ -48,6 +51,7 @@ impl CreateOptions {
             envs: BTreeMap::new(),
             allow_internet_access: true,
             on_timeout: OnTimeout::Kill,
+            idempotency_key: None,
         }
     }
 }
@@ -156,7 +160,8 @@ impl Sandbox {
     /// Makes a sandbox. It is ready when this returns.
     ///
     /// # Errors
-    /// The template is unknown, a limit is reached, or the server cannot start it.
+    /// The template is unknown, a limit is reached, or the server cannot start it; or its key came with other options before
+    /// (`Server`, 422), or is in use by a create under way (`Conflict`).
     pub async fn create(client: &Client, options: CreateOptions) -> Result<Self> {
         let mut body = json!({
             "templateID": options.template,
@@ -167,7 +172,8 @@ impl Sandbox {
             "allow_internet_access": options.allow_internet_access,
         });
         body.as_object_mut().expect("it is one").extend(options.on_timeout.fields());
-        let answer = client.rest.call_with(As::Team, Method::POST, "/v2/sandboxes", &body).await?;
+        let key = options.idempotency_key.as_deref();
+        let answer = client.rest.call_once(As::Team, Method::POST, "/v2/sandboxes", &body, key).await?;
         Self::from_access(client, read_json(&answer)?)
     }
 

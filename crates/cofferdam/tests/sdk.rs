@@ -15,6 +15,26 @@ use common::Server;
 use futures::{StreamExt, stream};
 
 #[tokio::test]
+async fn a_create_with_a_key_happens_once() {
+    let server = Server::start();
+    let client = server.client();
+    let keyed = |key: &str, who: &str| {
+        let mut options = CreateOptions::new("base");
+        options.idempotency_key = Some(key.to_owned());
+        options.metadata.insert("who".to_owned(), who.to_owned());
+        options
+    };
+    let first = Sandbox::create(&client, keyed("once", "a")).await.unwrap();
+    let again = Sandbox::create(&client, keyed("once", "a")).await.unwrap();
+    assert_eq!(first.id(), again.id());
+    assert!(again.is_running().await.unwrap());
+    let other = Sandbox::create(&client, keyed("twice", "a")).await.unwrap();
+    assert_ne!(first.id(), other.id());
+    let mismatch = Sandbox::create(&client, keyed("once", "b")).await.unwrap_err();
+    assert!(matches!(&mismatch, Error::Server { code, .. } if code == "422"), "{mismatch}");
+}
+
+#[tokio::test]
 async fn sandboxes_live_and_end() {
     let server = Server::start();
     let client = server.client();
