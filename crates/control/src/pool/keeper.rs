@@ -107,12 +107,18 @@ impl Control {
     async fn add_to_pool(&self, id: BuildId) {
         let Some(build) = self.catalog.build(id) else { return };
         let made = self.make_ready(&build).await;
+        // It may have been deleted or replaced in the middle, with the state that its sandboxes go on from.
+        let is_meant = self.catalog.build(id).is_some_and(|build| self.is_meant(&build));
         let mut shelves = self.pool.shelves();
         let shelf = shelves.entry(id).or_default();
         match made {
             Ok(ready) => {
                 shelf.retry_at = None;
                 shelf.ready.push_back(ready);
+            }
+            Err(error) if !is_meant => {
+                tracing::debug!(build_id = %id, %error, "no sandbox waits for a build that is not meant any more");
+                shelf.retry_at = Some(Instant::now() + RETRY);
             }
             Err(error) => {
                 tracing::warn!(build_id = %id, %error, "no sandbox could be made to wait");
