@@ -152,7 +152,9 @@ def test_states_that_cannot_be_written():
 
 @pytest.fixture
 def unreliable_criu(tmp_path):
-    """CRIU, but it does what a file says: `fail`, `die` in the middle, or nothing special."""
+    """CRIU, but it does what a file says: `fail`, `die` in the middle, `stop` there, never say a word (`mute`), or nothing
+    special. Another file counts how often it was asked.
+    """
     real = pathlib.Path(os.environ["COFFERDAM_CRIU"])
     tree, mood = tmp_path / "criu", tmp_path / "mood"
     (loader,) = real.glob("usr/lib/*/ld-linux-*.so.*")
@@ -163,9 +165,12 @@ def unreliable_criu(tmp_path):
     place.write_text(
         f"""#!/bin/sh
 set -- --library-path {loader.parent} {real}/usr/sbin/criu $4 $5
+[ "$4" = swrk ] && echo asked >> {mood}.count
 case "$4 $(cat {mood})" in
   "swrk fail") exit 1 ;;
   "swrk die") {loader} "$@" & sleep 0.03; kill -9 $!; wait; exit 1 ;;
+  "swrk stop") (sleep 0.03; kill -STOP $$) & ;;
+  "swrk mute") exec sleep 1000 ;;
 esac
 exec {loader} "$@"
 """
@@ -231,6 +236,72 @@ def test_a_criu_that_dies_in_the_middle(unreliable_criu):
             assert sandbox.kill() is False
             assert not states(server)
             assert not remains.settled(lambda: remains.dumps(server.data))
+
+
+@pytest.mark.parametrize("way", ["mute", "stop"])
+def test_a_criu_that_hangs(unreliable_criu, way):
+    tree, mood = unreliable_criu
+    with a_server("--criu", str(tree), "--criu-patience", "2") as (server, options):
+        sandbox, kept = Sandbox.create(**options), Sandbox.create(**options)
+        pid, other = sleeper_in(sandbox, 30), sleeper_in(kept, 30)
+        assert kept.pause() is True
+        mood.write_text(way)
+        fails(sandbox.pause, "CRIU was silent")
+        assert not states(server) or len(states(server)) == 1, "nothing half-made is left"
+        assert not remains.settled(lambda: remains.dumps(server.data)), "it was ended"
+        listed = {each["sandboxID"]: each["state"] for each in server.sandboxes()}
+        if way == "mute":
+            is_well(sandbox, pid)
+        elif sandbox.is_running():
+            # It was stopped with its hands in the processes: they may not have outlived that, but it says which.
+            assert listed[sandbox.sandbox_id] == "running"
+        # A restore that hangs leaves it as it was: paused, and none of its processes.
+        for _ in range(2):
+            with pytest.raises(SandboxException, match="CRIU was silent|could not be"):
+                kept.connect()
+            assert kept.get_info().state.value == "paused" and kept.is_running() is False
+        mood.write_text("well")
+        kept.connect()
+        is_well(kept, other)
+        for each in (sandbox, kept):
+            each.kill()
+            assert each.kill() is False
+        assert not states(server)
+
+
+def test_a_time_up_that_cannot_pause_keeps_the_sandbox_running(unreliable_criu):
+    tree, mood = unreliable_criu
+    with a_server("--criu", str(tree)) as (server, options):
+        sandbox = Sandbox.create(lifecycle={"on_timeout": "pause"}, timeout=600, **options)
+        pid = sleeper_in(sandbox)
+        count = mood.with_name("mood.count")
+        mood.write_text("fail")
+        asked_before = len(count.read_text().split()) if count.exists() else 0
+        before = time.time()
+        sandbox.set_timeout(1)
+        path = f"/v2/sandboxes/{sandbox.sandbox_id}/logs?search=could%20not%20be%20paused"
+        until = time.monotonic() + 20
+        while not (told := server.call("GET", path)[2]["logs"]):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert told[0]["level"] == "warn" and "could not be captured" in told[0]["fields"]["reason"], told
+        # Nothing is lost, it says that it runs, and it is not stopped again and again.
+        is_well(sandbox, pid)
+        end = sandbox.get_info().end_at.timestamp()
+        assert end > before + 20, "it has got further time"
+        events = [event["type"] for event in server.call("GET", f"/events/sandboxes/{sandbox.sandbox_id}")[2]]
+        assert not [event for event in events if event.endswith(("paused", "killed"))], events
+        # As long as that time is not over, nobody tries again.
+        assert len(count.read_text().split()) == asked_before + 1
+        mood.write_text("well")
+        sandbox.set_timeout(1)
+        until = time.monotonic() + 20
+        while sandbox.get_info().state.value != "paused":
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        sandbox.connect()
+        is_well(sandbox, pid)
+        sandbox.kill()
 
 
 def test_without_criu_files_can_still_be_kept(tmp_path):

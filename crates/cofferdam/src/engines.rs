@@ -44,6 +44,9 @@ pub(crate) struct EngineArguments {
     guest_init: Option<PathBuf>,
     #[command(flatten)]
     criu: CriuFolder,
+    /// Seconds that CRIU may be silent, besides what the size of the memory explains (20 ms a MiB). Then it hangs, and is ended.
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    criu_patience: u64,
     #[command(flatten)]
     microvm: MicrovmFolder,
     /// How what sandboxes write is kept: `auto`, or `btrfs` (the data folder is on one), `loop` (a btrfs image),
@@ -85,6 +88,7 @@ impl EngineArguments {
 
     fn container(&self, data: &DataDir, gateway: &GatewayConfig) -> Result<Arc<dyn Engine>, Failure> {
         let criu = Criu::find(&self.criu.path(data))
+            .map(|criu| criu.with_patience(Duration::from_secs(self.criu_patience)))
             .inspect_err(|reason| {
                 warn!(reason, "containers' memory cannot be captured: pause and snapshots keep files only");
             })

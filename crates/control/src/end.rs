@@ -9,13 +9,10 @@ use ids::{SandboxId, TeamId};
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
-use crate::lifecycle::Paused;
+use crate::lifecycle::{Paused, RETRY_PAUSE};
 use crate::live::{EndReason, Live, Timing, wait_for_exit};
 use crate::table::Entry;
 use crate::{Control, ControlError, LogLevel, PauseRequest};
-
-/// When a pause is tried again that failed at the end of a sandbox's time.
-const RETRY_PAUSE: time::Duration = time::Duration::seconds(30);
 
 impl Control {
     /// Ends a team's sandbox. When it returns, nothing of it is alive.

@@ -149,9 +149,10 @@ fn write(claim: &Claim, sandbox: &SandboxId, id: SnapshotId, memory: bool) -> Re
             .map_err(EngineError::kernel("make a folder for the captured state"))?;
         let mut size = 0;
         if memory {
-            check_room(claim)?;
+            let size_mib = u32::try_from(check_room(claim)? >> 20).unwrap_or(u32::MAX);
             host.memory()?.dump(
                 record.process.pid,
+                size_mib,
                 claim.owner(),
                 claim.group.unified_path(),
                 &new.memory(),
@@ -179,12 +180,13 @@ fn write(claim: &Claim, sandbox: &SandboxId, id: SnapshotId, memory: bool) -> Re
 }
 
 /// A memory image must not take the last of a disk that volumes may lie on: no sandbox of this server would survive that.
-fn check_room(claim: &Claim) -> Result<(), EngineError> {
+/// Answers how much memory there is to write, bytes.
+fn check_room(claim: &Claim) -> Result<u64, EngineError> {
     let stats = claim.group.stats().map_err(EngineError::kernel("read statistics"))?;
     let room = room_beside(&claim.host.snapshots)
         .map_err(EngineError::kernel("look for room for the memory image"))?;
     if stats.memory_bytes <= room {
-        return Ok(());
+        return Ok(stats.memory_bytes);
     }
     Err(EngineError::Exhausted(format!(
         "its memory takes {} MiB and the disk of captured states has {} to give; free some space or capture without \

@@ -11,6 +11,7 @@ mod snapshot;
 
 pub use fork::ForkRequest;
 pub use pause::PauseRequest;
+pub(crate) use pause::RETRY_PAUSE;
 pub(crate) use paused::Paused;
 pub use resume::Waking;
 pub use snapshot::{SnapshotEntry, SnapshotPage, SnapshotQuery};

@@ -19,6 +19,9 @@ use crate::{Control, ControlError, LogLevel, agent};
 /// How long an agent may take to show that it is well.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// When a pause is tried again that failed at the end of a sandbox's time.
+pub(crate) const RETRY_PAUSE: time::Duration = time::Duration::seconds(30);
+
 /// How to pause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PauseRequest {
@@ -122,7 +125,7 @@ impl Control {
         match paused.await {
             Ok(record) => self.settle_paused(live, record).await,
             Err(error) => {
-                self.go_on(live).await;
+                self.go_on(live, &error).await;
                 return Err(error);
             }
         }
@@ -146,20 +149,24 @@ impl Control {
         tracing::info!(sandbox_id = %live.id, team_id = %live.team, memory, "sandbox paused");
     }
 
-    /// After a failed pause: the same run, its connections lost but nothing else.
-    async fn go_on(self: &Arc<Self>, live: &Arc<Live>) {
+    /// After a failed pause: the same run, its connections lost but nothing else. One whose time is up meanwhile and which may not
+    /// be ended gets some more, or it would be stopped again at once, and again.
+    async fn go_on(self: &Arc<Self>, live: &Arc<Live>, failure: &ControlError) {
         if let Err(error) = live.engine.thaw().await {
             tracing::error!(sandbox_id = %live.id, %error, "a sandbox could not be thawed after a failed pause");
         }
         let Ok(reservation) = self.places.reserve(live.team, 0) else { return };
-        let record = live.record();
+        let mut record = live.record();
+        if live.lifecycle().auto_pause {
+            record.end_at = record.end_at.max(truncate_to_micros(OffsetDateTime::now_utc() + RETRY_PAUSE));
+            if let Err(error) = self.store.put_sandbox(&record).await {
+                tracing::warn!(sandbox_id = %live.id, %error, "a sandbox's further time was not recorded");
+            }
+        }
         let timing = Timing::until(record.end_at);
-        self.go_live(Live::new(
-            record,
-            Arc::clone(&live.engine),
-            timing,
-            reservation,
-            Arc::clone(&live.transition),
-        ));
+        let live =
+            Live::new(record, Arc::clone(&live.engine), timing, reservation, Arc::clone(&live.transition));
+        self.log(&live, LogLevel::Warn, "sandbox could not be paused", &[("reason", failure.to_string())]);
+        self.go_live(live);
     }
 }

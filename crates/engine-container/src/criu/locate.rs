@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// First release whose dumps work on Linux 6.16 and newer.
 const OLDEST: (u32, u32) = (4, 2);
@@ -15,7 +16,11 @@ pub struct Criu {
     libraries: PathBuf,
     program: PathBuf,
     version: String,
+    patience: Duration,
 }
+
+/// How long it may be silent where nothing else is said.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 impl Criu {
     /// Looks for CRIU under `prefix`, an unpacked Debian tree.
@@ -34,6 +39,7 @@ impl Criu {
             program: prefix.join("usr/sbin/criu"),
             libraries,
             version: String::new(),
+            patience: PATIENCE,
         };
         if !criu.program.exists() {
             return Err(format!("no CRIU in {}", prefix.display()));
@@ -55,6 +61,16 @@ impl Criu {
     #[must_use]
     pub fn version(&self) -> &str {
         &self.version
+    }
+
+    /// The same, which may be silent for so long, plus what the size of the memory explains. Then it hangs, and is ended.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
+
+    pub(crate) fn patience(&self) -> Duration {
+        self.patience
     }
 
     /// A command that runs it, without arguments yet.

@@ -31,11 +31,10 @@ const DEV_KEY: &str = "dev";
 const DUMP_OPTIONS: &str = "network-lock skip\nunprivileged\n";
 const RESTORE_OPTIONS: &str = "network-lock skip\n";
 
-/// Longest a dump may be silent. Killing one would kill the sandbox, so this is for a CRIU that hangs.
-const DUMP_PATIENCE: Duration = Duration::from_secs(120);
-/// Longest a restore may be silent, and what each MiB adds.
+/// Longest silence of a restore: somebody waits for it, and nothing is lost when it is ended.
 const RESTORE_PATIENCE: Duration = Duration::from_secs(20);
-const RESTORE_PATIENCE_PER_MIB: Duration = Duration::from_millis(20);
+/// What each MiB adds to the longest silence of CRIU. Ending a dump that is only slow may end the sandbox: no disk is slower.
+const PATIENCE_PER_MIB: Duration = Duration::from_millis(20);
 
 /// CRIU, set up for this server.
 #[derive(Debug)]
@@ -87,11 +86,12 @@ impl Memory {
         let _ = fs::remove_dir_all(&self.folder);
     }
 
-    /// Writes the memory of the processes under `pid` into `images`. They stay as they were: frozen in `cgroup`. `lock` is held
-    /// by CRIU until it has let go of them.
+    /// Writes the memory of the processes under `pid`, so many MiB, into `images`. They stay as they were: frozen in `cgroup`.
+    /// `lock` is held by CRIU until it has let go of them.
     pub(crate) fn dump(
         &self,
         pid: i32,
+        size_mib: u32,
         owner: u32,
         cgroup: &Path,
         images: &Path,
@@ -107,7 +107,8 @@ impl Memory {
             config_file: Some(self.folder.join(DUMP_FILE).to_string_lossy().into_owned()),
             ..self.options()
         };
-        self.run(Kind::Dump, options, images, Place::Beside { owner, lock }, DUMP_PATIENCE, |_, _, _| Ok(()))
+        let patience = self.criu.patience() + PATIENCE_PER_MIB * size_mib;
+        self.run(Kind::Dump, options, images, Place::Beside { owner, lock }, patience, |_, _, _| Ok(()))
             .map_err(|reason| EngineError::Capture(format!("its memory could not be captured: {reason}")))?;
         Ok(())
     }
@@ -121,7 +122,7 @@ impl Memory {
     ) -> Result<i32, EngineError> {
         let prepared = Prepared::new(plan.images, plan.uid_base)
             .map_err(EngineError::kernel("prepare the memory image"))?;
-        let patience = RESTORE_PATIENCE + RESTORE_PATIENCE_PER_MIB * plan.size_mib;
+        let patience = self.criu.patience().min(RESTORE_PATIENCE) + PATIENCE_PER_MIB * plan.size_mib;
         let options = Options {
             root: Some(format!("/run/{ROOT}")),
             notify_scripts: Some(true),
@@ -174,11 +175,21 @@ impl Memory {
             let request = Request { kind: kind as i32, options: Some(options), notify_success: None };
             let criu = process.pid();
             let answer = process.ask(&request, |script, pid| on_notify(script, criu, pid));
-            if !matches!(&answer, Ok(response) if response.success) && kind == Kind::Restore {
+            match &answer {
+                Ok(response) if response.success => {}
                 // It may wait for ever for processes that it could not restore. They are ended with their group.
-                process.kill();
+                _ if kind == Kind::Restore => process.kill(),
+                // It hangs. What it has stopped it lets go of; whether that goes on well, its agent shows.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => process.kill(),
+                _ => {}
             }
-            answer
+            answer.map_err(|error| match error.kind() {
+                io::ErrorKind::WouldBlock => io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("CRIU was silent for {} s", patience.as_secs()),
+                ),
+                _ => error,
+            })
         };
         match talk() {
             Ok(response) if response.success => Ok(response),

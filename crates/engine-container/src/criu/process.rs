@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, open};
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, mount_bind, mount_change, move_mount};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::{
     CapabilitiesSecureBits, CapabilitySet, CapabilitySets, UnshareFlags, capabilities,
     configure_capability_in_ambient_set, set_capabilities, set_capabilities_secure_bits, unshare_unsafe,
@@ -47,7 +49,10 @@ enum Entry {
     Alone(i32),
 }
 
-/// A running CRIU. Waits for its end when dropped.
+/// How long it may take to end once nobody talks to it any more.
+const LONGEST_END: Duration = Duration::from_secs(30);
+
+/// A running CRIU. Waits for its end when dropped, and brings it about if it does not come.
 pub(super) struct Process {
     /// Dropped by hand before the wait, because CRIU ends when it closes.
     conversation: Option<Conversation>,
@@ -123,15 +128,29 @@ impl Process {
 }
 
 impl Process {
-    /// For one that does not end by itself: what it was about to restore is killed by the caller.
+    /// For one that does not end by itself. The caller sees to what it was working on.
     pub(super) fn kill(&mut self) {
         let _ = self.child.kill();
+    }
+}
+
+impl Process {
+    fn ends_within(&self, limit: Duration) -> bool {
+        let pidfd = Pid::from_raw(self.pid()).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
+        // Only a child that was waited for has no pidfd.
+        let Some(Ok(pidfd)) = pidfd else { return true };
+        let limit = Timespec { tv_sec: limit.as_secs().cast_signed(), tv_nsec: 0 };
+        // A wait that is interrupted counts as too long: it is ended for nothing, and that harms nobody.
+        matches!(poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit)), Ok(ended) if ended > 0)
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
         self.conversation = None;
+        if !self.ends_within(LONGEST_END) {
+            self.kill();
+        }
         let _ = self.child.wait();
     }
 }
