@@ -6,17 +6,16 @@ import json
 import os
 import random
 import threading
+import time
 import urllib.parse
 
 import pytest
 
 import remains
-from server import ENGINE, Server
+from server import Server
 
 ROUNDS = int(os.environ.get("COFFERDAM_CHAOS_ROUNDS", "60"))
 SEED = int(os.environ.get("COFFERDAM_CHAOS_SEED", str(random.randrange(1 << 32))))
-# Emulated machines are slower than processes.
-PATIENCE = 6 if ENGINE == "microvm" else 1
 MOST_SANDBOXES = 8
 WORKERS = 3
 # Sandboxes that wait for a creator, and slots that wait for a sandbox.
@@ -35,6 +34,7 @@ class Model:
         self.snapshots = set()
         self.doomed_snapshots = set()
         self.seen = {}
+        self.interrupted = set()
 
     def call(self, method, path, body=None):
         try:
@@ -144,6 +144,7 @@ class Model:
             assert name in ("pause", "resume") or listed[id] == state, f"{where}: it is {listed[id]}"
         # Those not acknowledged are complete or not there at all: they are sandboxes like others from here on.
         self.states = dict(listed)
+        self.interrupted |= set(self.busy.values())
         self.busy.clear()
         found = set()
         status, headers, page = self.server.call("GET", "/snapshots")
@@ -190,6 +191,21 @@ class Model:
         spaces = len(remains.network_namespaces(data))
         assert spaces <= len(running) + WAITING + READY, f"round {round}: {spaces} network namespaces"
 
+    def work_in_peace(self):
+        """After all that, everything works."""
+        for id in list(self.states)[: len(self.states) // 2]:
+            assert self.server.call("DELETE", f"/sandboxes/{id}")[0] == 204
+            del self.states[id]
+        status, _, body = self.server.call("POST", "/v2/sandboxes", {"templateID": "base", "timeout": 3000})
+        assert status == 201, body
+        id = body["sandboxID"]
+        self.states[id] = "running"
+        for path, body in [("pause", {}), ("connect", {"timeout": 3000}), ("snapshots", {}), ("fork", {"timeout": 3000, "count": 2})]:
+            status, _, answer = self.server.call("POST", f"/sandboxes/{id}/{path}", body)
+            assert status < 300, (path, answer)
+            if path == "fork":
+                self.states |= {fork["sandbox"]["sandboxID"]: "running" for fork in answer}
+
     def end_all(self, round):
         """Everything can be ended, and then nothing is left but what is kept ready."""
         for id in self.states:
@@ -222,9 +238,22 @@ def own_server():
     server.stop()
 
 
+def longest_call(server):
+    """Seconds that the longest of all calls takes on this machine: rounds shorter than that would see none to its end."""
+    body = {"templateID": "base", "timeout": 3000}
+    began = time.monotonic()
+    id = server.call("POST", "/v2/sandboxes", body)[2]["sandboxID"]
+    forks = server.call("POST", f"/sandboxes/{id}/fork", {"timeout": 3000, "count": 2})[2]
+    took = time.monotonic() - began
+    for each in [id, *(fork["sandbox"]["sandboxID"] for fork in forks)]:
+        assert server.call("DELETE", f"/sandboxes/{each}")[0] == 204
+    return took
+
+
 @pytest.mark.every_engine
 def test_whatever_was_acknowledged_survives_a_server_killed_at_any_moment(own_server):
     print(f"seed {SEED}")
+    longest_round = max(0.6, 1.5 * longest_call(own_server))
     luck = random.Random(SEED)
     model = Model(own_server, luck)
     failures = []
@@ -241,7 +270,7 @@ def test_whatever_was_acknowledged_survives_a_server_killed_at_any_moment(own_se
         workers = [threading.Thread(target=work) for _ in range(WORKERS)]
         for worker in workers:
             worker.start()
-        stop.wait(luck.uniform(0.02, 0.6) * PATIENCE)
+        stop.wait(luck.uniform(0.02, longest_round))
         stop.set()
         own_server.crash()
         for worker in workers:
@@ -250,5 +279,8 @@ def test_whatever_was_acknowledged_survives_a_server_killed_at_any_moment(own_se
         waited = set(records_of(own_server.home))
         own_server.restart()
         model.check(round, waited)
+    model.work_in_peace()
     model.end_all(ROUNDS)
-    assert {"create", "pause", "resume", "snapshot", "fork", "kill"} <= set(model.seen), model.seen
+    print(f"acknowledged {model.seen}, cut off {model.interrupted}")
+    assert {"create", "pause", "resume", "snapshot", "fork", "kill"} <= set(model.seen) | model.interrupted, model.seen
+    assert {"create", "pause", "kill"} <= set(model.seen), model.seen
