@@ -1,12 +1,14 @@
 """The other side: web servers at public, private and metadata addresses, and a name server."""
 
+import contextlib
 import http.server
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
 
-from world import METADATA, NAME, PRIVATE, PUBLIC, PUBLIC6, REBINDING, RESOLVER
+from world import ECHO, METADATA, NAME, PRIVATE, PUBLIC, PUBLIC6, REBINDING, RESOLVER
 
 
 def ip(*words):
@@ -31,6 +33,13 @@ class Web(http.server.ThreadingHTTPServer):
     def server_bind(self):
         self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         super().server_bind()
+
+
+class Echo(socketserver.BaseRequestHandler):
+    def handle(self):
+        with contextlib.suppress(ConnectionError):
+            while data := self.request.recv(100):
+                self.request.sendall(data)
 
 
 def answer(question):
@@ -67,6 +76,8 @@ def main():
     ip("link", "set", "i0", "up")
     for port in [80, 8080]:
         threading.Thread(target=Web(("::", port), Page).serve_forever, daemon=True).start()
+    echo = socketserver.ThreadingTCPServer((PUBLIC, ECHO), Echo)
+    threading.Thread(target=echo.serve_forever, daemon=True).start()
     server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     server.bind((RESOLVER, 53))
     threading.Thread(target=names, args=(server,), daemon=True).start()

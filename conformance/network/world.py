@@ -17,6 +17,8 @@ PRIVATE = "10.9.9.9"
 METADATA = "169.254.169.254"
 NAME = "files.example.test"
 REBINDING = "rebinding.example.test"
+# Port of a server at PUBLIC that sends back what it gets.
+ECHO = 7777
 
 
 def run(*command):

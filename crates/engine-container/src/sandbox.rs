@@ -121,7 +121,13 @@ impl Sandbox for ContainerSandbox {
     }
 
     async fn freeze(&self) -> Result<(), EngineError> {
-        self.claim()?.group.set_frozen(true).await.map_err(EngineError::kernel("freeze"))
+        self.claim()?.group.set_frozen(true).await.map_err(EngineError::kernel("freeze"))?;
+        // Whether it is thawed or restored later, it finds the same: what it had open to the outside is closed.
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(gateway) = held.as_ref().and_then(|held| held.gateway.as_ref()) {
+            gateway.cut();
+        }
+        Ok(())
     }
 
     async fn thaw(&self) -> Result<(), EngineError> {

@@ -102,7 +102,7 @@ pub trait Sandbox: Send + Sync + 'static {
     /// `ConnectionRefused` when nothing listens there; `NotConnected` when the sandbox has ended.
     async fn dial(&self, port: u16) -> std::io::Result<TcpStream>;
 
-    /// Stops every process where it stands.
+    /// Stops every process where it stands, and closes its connections to the outside.
     ///
     /// # Errors
     /// The kernel did not confirm it in time.

@@ -4,7 +4,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use rustix::net::sockopt;
@@ -51,6 +51,8 @@ struct Shared {
     config: GatewayConfig,
     connections: Arc<Semaphore>,
     questions: Arc<Semaphore>,
+    /// Ends the connections there are; those to come have another.
+    cut: Mutex<CancellationToken>,
 }
 
 impl Gateway {
@@ -64,6 +66,7 @@ impl Gateway {
             config,
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             questions: Arc::new(Semaphore::new(dns::MAX_QUESTIONS)),
+            cut: Mutex::default(),
         });
         let stop = CancellationToken::new();
         let gateway = Self { shared, stop, servers: TaskTracker::new() };
@@ -90,6 +93,12 @@ impl Gateway {
     pub async fn stop(self) {
         self.stop.cancel();
         self.servers.wait().await;
+    }
+
+    /// Resets every connection there is. New ones are served as before.
+    pub fn cut(&self) {
+        let mut cut = self.shared.cut.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *cut).cancel();
     }
 
     /// Replaces the rules for connections still to come.
@@ -142,8 +151,9 @@ async fn accept_loop(listener: TcpListener, shared: Arc<Shared>, stop: Cancellat
             }
         };
         let shared = shared.clone();
+        let cut = shared.cut.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let forward = async move {
-            if let Err(error) = forward(client, &shared).await {
+            if let Err(error) = forward(client, &shared, &cut).await {
                 debug!(%error, "outgoing connection ended");
             }
             drop(permit);
@@ -152,7 +162,7 @@ async fn accept_loop(listener: TcpListener, shared: Arc<Shared>, stop: Cancellat
     }
 }
 
-async fn forward(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
+async fn forward(mut client: TcpStream, shared: &Shared, cut: &CancellationToken) -> io::Result<()> {
     let destination = original_destination(&client)?;
     let target = match decide(&client, destination, shared).await {
         Decision::Dial(target) => target,
@@ -172,10 +182,9 @@ async fn forward(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
     };
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
-    let copied =
-        tokio::io::copy_bidirectional_with_sizes(&mut client, &mut server, COPY_BUFFER, COPY_BUFFER).await;
-    if copied.is_err() {
-        // One side was reset: so must the other be, or a cut download looks complete.
+    let copy = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut server, COPY_BUFFER, COPY_BUFFER);
+    if !matches!(cut.run_until_cancelled(copy).await, Some(Ok(_))) {
+        // One side was reset, or we cut both: so must the other be, or a cut download looks complete.
         reset(&client)?;
         reset(&server)?;
     }
