@@ -101,7 +101,7 @@ impl Engine for ContainerEngine {
         &self.descriptor
     }
 
-    async fn prepare(&self, template: &TemplateImage) -> Result<(), EngineError> {
+    async fn prepare(&self, template: &TemplateImage, _recurring: bool) -> Result<(), EngineError> {
         match template.layers.iter().find(|layer| !layer.is_dir()) {
             Some(missing) => Err(EngineError::Template(format!("layer {} is missing", missing.display()))),
             None => Ok(()),

@@ -1,67 +1,21 @@
-//! Disks: the image of a template's files that all its sandboxes read, and the private one that a sandbox writes.
-//! A private disk is a sparse file in a volume, so a copy of it is a copy of the volume: instant where the disk can.
+//! The private disk of a sandbox: what it writes.
+//! A disk is a sparse file in a volume, so a copy of it is a copy of the volume: instant where the disk can.
 //! The host never looks into a disk that a guest has written.
 
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use engine::{EngineError, SandboxId, TemplateImage};
+use engine::{EngineError, SandboxId};
 use engine_host::{volume_error, volume_of};
 use layers::VolumeName;
-use sha2::{Digest, Sha256};
 
 use crate::host::Host;
-use crate::machine::command::{BASE_IMAGE, DEVICES, DISK};
+use crate::machine::command::{DEVICES, DISK};
 use crate::machine::make_hole;
 
 /// Room in a sandbox's volume besides its disk, MiB: the state of its devices.
 const BESIDE_DISK_MIB: u32 = 64;
-
-/// Names a template's files: equal layers in equal order, equal name.
-pub(crate) fn base_key(template: &TemplateImage) -> String {
-    let mut hash = Sha256::new();
-    for layer in &template.layers {
-        hash.update(layer.as_os_str().as_bytes());
-        hash.update([0]);
-    }
-    hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The folder of the image with this name.
-pub(crate) fn base_folder(host: &Host, key: &str) -> PathBuf {
-    host.bases.join(key)
-}
-
-/// Makes the image of a template's files unless it is there; answers its name.
-pub(crate) async fn prepare_base(host: &Arc<Host>, template: &TemplateImage) -> Result<String, EngineError> {
-    if let Some(missing) = template.layers.iter().find(|layer| !layer.is_dir()) {
-        return Err(EngineError::Template(format!("layer {} is missing", missing.display())));
-    }
-    let key = base_key(template);
-    let image = base_folder(host, &key).join(BASE_IMAGE);
-    if image.exists() {
-        return Ok(key);
-    }
-    let lock = host.templates.lock(&key);
-    let _one_at_a_time = lock.lock().await;
-    let (folder, layers) = (base_folder(host, &key), template.layers.clone());
-    let make = move || -> Result<(), EngineError> {
-        if image.exists() {
-            return Ok(());
-        }
-        fs::create_dir_all(&folder).map_err(EngineError::kernel("make a folder for a template's image"))?;
-        guest::base::make(&layers, &image).map_err(|error| EngineError::Template(error.to_string()))?;
-        // Every machine's user reads it.
-        fs::set_permissions(&image, fs::Permissions::from_mode(0o444))
-            .map_err(EngineError::kernel("open a template's image to machines"))
-    };
-    let made = tokio::task::spawn_blocking(make).await;
-    made.map_err(|_| EngineError::Died("making a template's image was interrupted".into()))??;
-    Ok(key)
-}
 
 /// The volume with an empty, formatted disk of this size, made when it is first wanted.
 pub(crate) fn blank(host: &Host, disk_mib: u32) -> Result<VolumeName, EngineError> {

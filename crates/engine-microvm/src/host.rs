@@ -18,6 +18,7 @@ use net::GatewayConfig;
 
 use crate::MicrovmConfig;
 use crate::accelerator::Accelerator;
+use crate::bases::Bases;
 use crate::machine::Sockets;
 use crate::machine::command::{BASE, BOOT, INITRAMFS, KERNEL, MEMORY, OWN};
 use crate::sandbox::MicrovmSandbox;
@@ -38,7 +39,7 @@ pub(crate) struct Host {
     /// What is known of captured states.
     pub(crate) snapshots: PathBuf,
     /// Images of templates' files.
-    pub(crate) bases: PathBuf,
+    pub(crate) bases: Bases,
     /// Files of nothing, by size: what a booting guest's memory begins with.
     pub(crate) holes: PathBuf,
     /// The guest's kernel and initramfs; named by what is in them.
@@ -74,7 +75,7 @@ impl Host {
                 remedy: "see `cofferdam doctor`; --volumes chooses another way to keep them".into(),
             })?,
             snapshots: make_private_folder(&data_dir.join("snapshots"))?,
-            bases: make_folder(&data_dir.join("bases"))?,
+            bases: Bases::open(make_folder(&data_dir.join("bases"))?),
             holes: make_folder(&data_dir.join("holes"))?,
             templates: Templates::open(make_folder(&data_dir.join("templates"))?),
             boot,

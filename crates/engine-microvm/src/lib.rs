@@ -3,6 +3,7 @@
 //! for crashes. x86-64, Linux 6.15 and root; the machines themselves never run with an id of the host.
 
 mod accelerator;
+mod bases;
 mod capture;
 mod claim;
 mod disks;
@@ -100,8 +101,8 @@ impl Engine for MicrovmEngine {
         &self.descriptor
     }
 
-    async fn prepare(&self, template: &TemplateImage) -> Result<(), EngineError> {
-        disks::prepare_base(&self.host, template).await.map(drop)
+    async fn prepare(&self, template: &TemplateImage, recurring: bool) -> Result<(), EngineError> {
+        bases::prepare(&self.host, template, recurring).await.map(drop)
     }
 
     async fn start(&self, spec: StartSpec) -> Result<Arc<dyn Sandbox>, EngineError> {

@@ -21,6 +21,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
+use crate::bases::{self, Base};
 use crate::capture;
 use crate::claim::Claim;
 use crate::machine::Machine;
@@ -51,6 +52,7 @@ struct Held {
     /// None when it could not be opened at an adoption: then nothing gets out.
     gateway: Option<Gateway>,
     claim: Arc<Claim>,
+    base: Base,
 }
 
 impl MicrovmSandbox {
@@ -67,6 +69,7 @@ impl MicrovmSandbox {
         build: Build,
     ) -> io::Result<Arc<Self>> {
         let (host, life) = (claim.host.clone(), Life::of(pidfd)?);
+        let base = host.bases.hold(&build.base);
         let sandbox = Arc::new_cyclic(|own| Self {
             own: own.clone(),
             private: host.volumes.path(&volume_of(&id)),
@@ -77,7 +80,7 @@ impl MicrovmSandbox {
             frozen: tokio::sync::Mutex::new(false),
             life,
             network,
-            held: Mutex::new(Some(Held { gateway, claim: Arc::new(claim) })),
+            held: Mutex::new(Some(Held { gateway, claim: Arc::new(claim), base })),
         });
         host.running.add(id, &sandbox);
         let follow = sandbox.clone().follow_to_the_end();
@@ -99,7 +102,10 @@ impl MicrovmSandbox {
             if let Err(error) = &emptied {
                 warn!(sandbox = %id, %error, "a process of an ended sandbox does not die");
             }
-            drop(held);
+            // Ids and group first: the image is looked at without them.
+            if let Some(base) = held.map(|held| held.base) {
+                bases::release(&host, base);
+            }
             host.sockets(id.as_str()).remove();
             if let Err(error) = host.volumes.discard(&volume_of(&id)) {
                 warn!(sandbox = %id, %error, "a sandbox's files could not be discarded");

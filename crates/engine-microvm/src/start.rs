@@ -17,6 +17,7 @@ use sys::Namespace;
 use tracing::{debug, info, warn};
 
 use crate::accelerator::Accelerator;
+use crate::bases;
 use crate::capture;
 use crate::claim::Claim;
 use crate::disks;
@@ -88,8 +89,8 @@ async fn begin(
 }
 
 async fn from_template(host: &Arc<Host>, spec: &StartSpec) -> Result<Arc<MicrovmSandbox>, EngineError> {
-    let base = disks::prepare_base(host, &spec.template).await?;
-    let build = build(base, spec);
+    let base = bases::prepare(host, &spec.template, spec.recurring).await?;
+    let build = build(base.key.clone(), spec);
     let key = warm_key(host, &build.base, spec);
     let state = State::of_template(host, &key);
     if let Some(clone) = from_warm_start(host, spec, &build, &state).await {
@@ -146,7 +147,9 @@ async fn from_state(
     let meta = state.meta()?;
     // Made anew if nothing has used it for long.
     let template = engine::TemplateImage { layers: meta.layers.clone(), engine: None };
-    let base = disks::prepare_base(host, &template).await?;
+    // Held until the machine does so itself.
+    let held = bases::prepare(host, &template, false).await?;
+    let base = held.key.clone();
     match revival {
         Revival::Disk => {
             let build = Build { disk_mib: meta.disk_mib, layers: meta.layers, ..build(base, spec) };
@@ -357,7 +360,7 @@ impl Plan {
         let inherited = inherited.into_iter().flatten().map(AsRawFd::as_raw_fd).collect();
         let (program, arguments) = command_line(&host.accelerator, build.shape, beginning, fds);
         let mut views = vec![
-            View::new(&disks::base_folder(host, &build.base), BASE, true),
+            View::new(&host.bases.folder_of(&build.base), BASE, true),
             View::new(&private, OWN, false),
             View::new(memory, MEMORY, true),
         ];

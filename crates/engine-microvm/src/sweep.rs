@@ -15,6 +15,7 @@ use net::{Gateway, Listeners};
 use sys::Namespace;
 use tracing::{info, warn};
 
+use crate::bases;
 use crate::claim::Claim;
 use crate::host::Host;
 use crate::machine::Machine;
@@ -101,18 +102,18 @@ fn sweep_blocking(host: &Host, keep: &[SandboxId], snapshots: &[SnapshotId]) -> 
             Err(error) => warn!(group = name, %error, "a control group nobody owns could not be removed"),
         }
     }
-    let mut bases: Vec<String> = kept.iter().map(|record| record.build.base.clone()).collect();
-    let warm = sweep_warm_starts(host, &mut bases)?;
+    let mut wanted_bases: Vec<String> = kept.iter().map(|record| record.build.base.clone()).collect();
+    let warm = sweep_warm_starts(host, &mut wanted_bases)?;
     removed += sweep_volumes(host, keep, snapshots, &warm)?;
     let kept_states = snapshots.iter().map(|id| format!("{id}.json"));
     for name in kept_states.clone() {
-        bases.extend(read_meta(&host.snapshots.join(name)).map(|meta| meta.base));
+        wanted_bases.extend(read_meta(&host.snapshots.join(name)).map(|meta| meta.base));
     }
     let names: Vec<String> = keep.iter().map(|id| format!("{id}.json")).chain(kept_states).collect();
     for folder in [host.records.folder(), &host.snapshots] {
         remove_others(folder, &names).map_err(EngineError::kernel("remove a stray file"))?;
     }
-    remove_others(&host.bases, &bases).map_err(EngineError::kernel("remove a stray image"))?;
+    bases::sweep(&host.bases, &wanted_bases).map_err(EngineError::kernel("remove a stray image"))?;
     let mut sockets: Vec<String> = keep.iter().map(ToString::to_string).collect();
     sockets.push("root".into());
     let run_dir = host.root_target.parent().unwrap_or(&host.root_target);

@@ -36,11 +36,12 @@ pub trait Engine: Send + Sync + 'static {
         vec![self.descriptor()]
     }
 
-    /// Makes a template ready to start from, so that [`Engine::start`] has nothing slow left to do. Idempotent.
+    /// Makes a template ready to start from, so that [`Engine::start`] has nothing slow left to do. Idempotent. What was made for
+    /// a template that is not `recurring` may go with its last sandbox.
     ///
     /// # Errors
     /// A layer is missing or the engine's helpers do not work.
-    async fn prepare(&self, template: &TemplateImage) -> Result<(), EngineError>;
+    async fn prepare(&self, template: &TemplateImage, recurring: bool) -> Result<(), EngineError>;
 
     /// Starts a sandbox. When it returns, a connection to envd's port is accepted (envd may still be
     /// on its way to answering it). Nothing is left behind when it fails or is cancelled.

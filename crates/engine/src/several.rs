@@ -50,8 +50,8 @@ impl Engine for Engines {
         self.all().map(|engine| engine.descriptor()).collect()
     }
 
-    async fn prepare(&self, template: &TemplateImage) -> Result<(), EngineError> {
-        self.named(template.engine.as_deref())?.prepare(template).await
+    async fn prepare(&self, template: &TemplateImage, recurring: bool) -> Result<(), EngineError> {
+        self.named(template.engine.as_deref())?.prepare(template, recurring).await
     }
 
     async fn start(&self, spec: StartSpec) -> Result<Arc<dyn Sandbox>, EngineError> {

@@ -98,7 +98,7 @@ impl Machine {
         };
         // Not within the time of a start: some engines make a disk of new layers.
         let image = control.image(&boot.layers, boot.config.engine.as_deref());
-        control.engine.prepare(&image).await.map_err(start_error)?;
+        control.engine.prepare(&image, boot.trusts).await.map_err(start_error)?;
         let turn = control.starts.join()?.turn().await?;
         let sandbox = DiscardOnDrop::new(control.boot(&boot).await?, &control.tasks);
         drop(turn);

@@ -336,7 +336,7 @@ impl Control {
             return Ok(());
         }
         self.engine
-            .prepare(&self.image(&build.layers, build.config.engine.as_deref()))
+            .prepare(&self.image(&build.layers, build.config.engine.as_deref()), true)
             .await
             .map_err(crate::boot::start_error)?;
         self.catalog.prepared.lock().unwrap_or_else(PoisonError::into_inner).insert(build.id);

@@ -137,7 +137,7 @@ impl Engine for TestEngine {
         &self.descriptor
     }
 
-    async fn prepare(&self, template: &TemplateImage) -> Result<(), EngineError> {
+    async fn prepare(&self, template: &TemplateImage, _recurring: bool) -> Result<(), EngineError> {
         if template.layers.is_empty() {
             return Err(EngineError::Template("it has no layers".to_owned()));
         }

@@ -101,7 +101,7 @@ where
     pub async fn engine(&self, data: &Path) -> Arc<dyn Engine> {
         let engine = (self.open)(data.to_owned()).await;
         engine.sweep(&[], &[]).await.expect("a fresh folder sweeps");
-        engine.prepare(&self.image()).await.expect("the template prepares");
+        engine.prepare(&self.image(), true).await.expect("the template prepares");
         engine
     }
 
@@ -289,7 +289,7 @@ where
     pub async fn refuses_a_broken_template(&self, data: &Path) {
         let engine = self.engine(data).await;
         let missing = TemplateImage { layers: vec!["/nonexistent/layer".into()], engine: None };
-        assert!(matches!(engine.prepare(&missing).await, Err(EngineError::Template(_))));
+        assert!(matches!(engine.prepare(&missing, true).await, Err(EngineError::Template(_))));
         let spec = StartSpec { template: missing, ..self.spec() };
         let id = spec.id.clone();
         assert!(engine.start(spec).await.is_err());

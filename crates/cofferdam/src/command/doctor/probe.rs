@@ -79,7 +79,7 @@ async fn start(config: &ContainerConfig, layer: PathBuf) -> Result<String, Failu
     let engine = ContainerEngine::open(config)?;
     engine.sweep(&[], &[]).await?;
     let template = TemplateImage { layers: vec![layer], engine: None };
-    engine.prepare(&template).await?;
+    engine.prepare(&template, false).await?;
     let spec = StartSpec {
         id: SandboxId::generate(),
         template,
