@@ -137,6 +137,13 @@ impl MicrovmSandbox {
         held.as_ref().map(|held| held.claim.clone()).ok_or(EngineError::NotFound)
     }
 
+    fn with_gateway(&self, action: impl FnOnce(&Gateway)) {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(gateway) = held.as_ref().and_then(|held| held.gateway.as_ref()) {
+            action(gateway);
+        }
+    }
+
     fn own(&self) -> Result<Arc<Self>, EngineError> {
         self.own.upgrade().ok_or(EngineError::NotFound)
     }
@@ -211,6 +218,8 @@ impl Sandbox for MicrovmSandbox {
             own.halt().await?;
             claim.group.set_frozen(true).await.map_err(EngineError::kernel("freeze"))?;
             *frozen = true;
+            // Whether it is thawed or restored later, it finds the same: what it had open to the outside is closed.
+            own.with_gateway(Gateway::cut);
             Ok(())
         })
         .await
@@ -252,10 +261,7 @@ impl Sandbox for MicrovmSandbox {
     }
 
     fn set_egress(&self, policy: EgressPolicy) {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(gateway) = held.as_ref().and_then(|held| held.gateway.as_ref()) {
-            gateway.set_policy(policy);
-        }
+        self.with_gateway(|gateway| gateway.set_policy(policy));
     }
 
     async fn kill(&self) -> Result<(), EngineError> {
