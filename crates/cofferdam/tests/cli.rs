@@ -224,6 +224,9 @@ fn doctor_starts_a_sandbox() {
     let findings: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let probe = findings.as_array().unwrap().iter().find(|finding| finding["check"] == "probe").unwrap();
     assert_eq!(probe["status"], "ok", "{findings:#}");
+    assert!(probe["detail"].as_str().unwrap().contains("captured and brought back"), "{findings:#}");
+    let microvm = findings.as_array().unwrap().iter().find(|finding| finding["check"] == "microvm").unwrap();
+    assert!(["ok", "warning"].contains(&microvm["status"].as_str().unwrap()), "{findings:#}");
     assert!(output.status.success(), "{findings:#}");
 
     let mut doctor = Command::new(BINARY);

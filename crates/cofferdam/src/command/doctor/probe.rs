@@ -8,8 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine::{EgressPolicy, Engine, Resources, Sandbox, SandboxId, StartSpec, TemplateImage};
-use engine_container::{ContainerConfig, ContainerEngine};
+use engine::{
+    EgressPolicy, Engine, EngineError, Resources, Revival, Sandbox, SandboxId, SnapshotId, StartSpec,
+    TemplateImage,
+};
+use engine_container::{ContainerConfig, ContainerEngine, Criu};
 use engine_host::instance_name;
 use layers::VolumesConfig;
 use net::GatewayConfig;
@@ -35,7 +38,10 @@ pub(super) async fn run(arguments: &DoctorArguments) -> Finding {
     match in_own_folder(arguments, layer).await {
         Ok(summary) => Finding::ok(
             CHECK,
-            format!("a sandbox started and answered within {} ms; {summary}", begun.elapsed().as_millis()),
+            format!(
+                "a sandbox started, answered and ended within {} ms; {summary}",
+                begun.elapsed().as_millis()
+            ),
         ),
         Err(failure) => Finding::failure(
             CHECK,
@@ -54,7 +60,7 @@ async fn in_own_folder(arguments: &DoctorArguments, layer: PathBuf) -> Result<St
         data_dir: data_dir.clone(),
         run_dir: arguments.run_dir.clone(),
         agent,
-        criu: None,
+        criu: Criu::find(&arguments.criu.path(&arguments.data)).ok(),
         volumes: VolumesConfig::default(),
         pool: 0,
         gateway: GatewayConfig::default(),
@@ -88,15 +94,45 @@ async fn start(config: &ContainerConfig, layer: PathBuf) -> Result<String, Failu
         egress: EgressPolicy::default(),
         recurring: false,
     };
-    let sandbox = engine.start(spec).await?;
-    let healthy = tokio::time::timeout(PATIENCE, health(&sandbox)).await;
+    let sandbox = engine.start(spec.clone()).await?;
+    let answered = answers(&sandbox).await;
+    let outcome = match answered {
+        Ok(()) if engine.descriptor().capabilities.memory_snapshots => pause(&engine, &sandbox, spec).await,
+        Ok(()) => Ok("its memory cannot be captured without CRIU"),
+        Err(failure) => Err(failure),
+    };
     sandbox.kill().await?;
     engine.shutdown().await;
-    match healthy {
-        Ok(outcome) => outcome?,
-        Err(_) => return Err(Failure::new(format!("envd did not answer in {} s", PATIENCE.as_secs()))),
+    let memory = outcome?;
+    Ok(format!("{memory}; engine {}: {}", engine.descriptor().name, engine.descriptor().summary))
+}
+
+/// Captures the sandbox with its memory and brings it back as another one.
+async fn pause(
+    engine: &ContainerEngine,
+    sandbox: &Arc<dyn Sandbox>,
+    spec: StartSpec,
+) -> Result<&'static str, Failure> {
+    let blame = |error: EngineError| {
+        Failure::new(format!(
+            "it started and answered, but its memory could not be captured and brought back: {error}"
+        ))
+    };
+    let snapshot = SnapshotId::generate();
+    sandbox.capture(snapshot, true).await.map_err(blame)?;
+    let spec = StartSpec { id: SandboxId::generate(), ..spec };
+    let copy = engine.restore(snapshot, Revival::Memory, spec).await.map_err(blame)?;
+    let answered = answers(&copy).await;
+    copy.kill().await?;
+    engine.discard(snapshot).await?;
+    answered.map(|()| "its memory was captured and brought back")
+}
+
+async fn answers(sandbox: &Arc<dyn Sandbox>) -> Result<(), Failure> {
+    match tokio::time::timeout(PATIENCE, health(sandbox)).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(Failure::new(format!("envd did not answer in {} s", PATIENCE.as_secs()))),
     }
-    Ok(format!("engine {}: {}", engine.descriptor().name, engine.descriptor().summary))
 }
 
 async fn health(sandbox: &Arc<dyn Sandbox>) -> Result<(), Failure> {
