@@ -22,7 +22,7 @@ impl Control {
     pub(crate) async fn recover(self: &Arc<Self>) -> Result<(), StoreError> {
         let records = self.store.open_sandboxes().await?;
         let found = records.len();
-        let mut kept: Vec<SandboxId> = Vec::with_capacity(found);
+        let mut adopted: Vec<_> = Vec::with_capacity(found);
         let mut adoptions = JoinSet::new();
         let mut states = self.catalog.captured_states();
         for record in records {
@@ -32,14 +32,15 @@ impl Control {
                 continue;
             }
             if adoptions.len() >= PARALLEL {
-                kept.extend(adoptions.join_next().await.and_then(Result::ok).flatten());
+                adopted.extend(adoptions.join_next().await.and_then(Result::ok).flatten());
             }
             let control = Arc::clone(self);
             adoptions.spawn(async move { control.adopt(record).await });
         }
-        while let Some(adopted) = adoptions.join_next().await {
-            kept.extend(adopted.ok().flatten());
+        while let Some(one) = adoptions.join_next().await {
+            adopted.extend(one.ok().flatten());
         }
+        let kept: Vec<SandboxId> = adopted.iter().map(|live| live.id.clone()).collect();
         let swept = match self.engine.sweep(&kept, &states).await {
             Ok(swept) => swept,
             Err(error) => {
@@ -47,14 +48,18 @@ impl Control {
                 0
             }
         };
+        // Not before: one whose time ran out meanwhile is paused at once, and the sweep would take that for remains.
+        for live in adopted {
+            self.go_live(live);
+        }
         if found > 0 || swept > 0 {
             tracing::info!(found, adopted = kept.len(), swept, "recovered from an earlier run");
         }
         Ok(())
     }
 
-    /// Answers the id if the sandbox lives on.
-    async fn adopt(self: Arc<Self>, record: Sandbox) -> Option<SandboxId> {
+    /// Answers the sandbox if it lives on.
+    async fn adopt(self: Arc<Self>, record: Sandbox) -> Option<Arc<Live>> {
         let id = record.id.clone();
         let sandbox = match self.engine.adopt(&id).await {
             Ok(sandbox) => sandbox,
@@ -83,8 +88,7 @@ impl Control {
         }
         let reservation = self.places.reserve(record.team, 0).ok()?;
         let timing = Timing::until(record.end_at);
-        self.go_live(Live::new(record, sandbox, timing, reservation, Arc::default()));
-        Some(id)
+        Some(Live::new(record, sandbox, timing, reservation, Arc::default()))
     }
 
     async fn record_end(&self, id: &SandboxId, reason: &EndReason) {
