@@ -2,9 +2,9 @@
 
 import asyncio
 import json
-import time
 import os
 import signal
+import time
 
 import pytest
 from e2b import AsyncSandbox, Sandbox
