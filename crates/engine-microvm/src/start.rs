@@ -62,6 +62,8 @@ pub(crate) async fn start(
     let (answer, receiver) = tokio::sync::oneshot::channel();
     tokio::spawn(async move {
         let outcome = begin(&host, &spec, origin).await;
+        // Whoever gets the answer may close the engine next, and its folders go with the last hold on them.
+        drop(host);
         if let Err(Ok(unwanted)) = answer.send(outcome)
             && let Err(error) = unwanted.kill().await
         {
