@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use engine::{Engine, Engines};
 use engine_container::{ContainerConfig, ContainerEngine, Criu};
-use engine_microvm::{Accelerator, MicrovmConfig, MicrovmEngine, Tools};
+use engine_microvm::{Accelerator, MachineType, MicrovmConfig, MicrovmEngine, Tools};
 use layers::{VolumesBackend, VolumesConfig};
 use net::GatewayConfig;
 use tracing::{info, warn};
@@ -23,6 +23,9 @@ const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time for the guest that proves that KVM works.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// All machines, the better one first.
+pub(crate) const MACHINES: [MachineType; 2] = [MachineType::Microvm, MachineType::Q35];
+
 /// What engines need to know.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct EngineArguments {
@@ -33,6 +36,9 @@ pub(crate) struct EngineArguments {
     /// with `--engine microvm`.
     #[arg(long, env = "COFFERDAM_ACCELERATOR", value_enum)]
     accelerator: Option<AcceleratorChoice>,
+    /// The machine that QEMU plays for them. Without it `microvm`, and `q35` where KVM boots guests on that only.
+    #[arg(long, env = "COFFERDAM_MACHINE", value_enum)]
+    machine: Option<MachineChoice>,
     /// Folder for locks, sockets and mounts that do not outlive the machine's uptime.
     #[arg(long, default_value = "/run/cofferdam", value_name = "DIR")]
     run_dir: PathBuf,
@@ -81,7 +87,34 @@ pub(crate) enum AcceleratorChoice {
     Tcg,
 }
 
+/// Machines that QEMU can play.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MachineChoice {
+    /// Small and fast, without PCI.
+    Microvm,
+    /// A PC with PCI.
+    Q35,
+}
+
+impl From<MachineChoice> for MachineType {
+    fn from(choice: MachineChoice) -> Self {
+        match choice {
+            MachineChoice::Microvm => Self::Microvm,
+            MachineChoice::Q35 => Self::Q35,
+        }
+    }
+}
+
 impl EngineArguments {
+    /// Those that may be taken, the better one first.
+    fn machines(&self) -> &'static [MachineType] {
+        match self.machine {
+            None => &MACHINES,
+            Some(MachineChoice::Microvm) => &[MachineType::Microvm],
+            Some(MachineChoice::Q35) => &[MachineType::Q35],
+        }
+    }
+
     fn volumes(&self) -> VolumesConfig {
         VolumesConfig { backend: self.volumes, image_size: self.volumes_size.map(|gib| gib << 30) }
     }
@@ -106,18 +139,13 @@ impl EngineArguments {
         Ok(Arc::new(engine))
     }
 
-    fn microvm(
-        &self,
-        data: &DataDir,
-        gateway: &GatewayConfig,
-        accelerator: Accelerator,
-    ) -> Result<MicrovmConfig, Failure> {
+    fn microvm(&self, data: &DataDir, gateway: &GatewayConfig) -> Result<MicrovmConfig, Failure> {
         let mut config =
             parts(&self.run_dir, self.envd.as_deref(), self.guest_init.as_deref(), &self.microvm.path(data))?;
         config.data_dir.clone_from(&data.data_dir);
         config.volumes = self.volumes();
         config.gateway = gateway.clone();
-        config.accelerator = accelerator;
+        config.machine = self.machine.map(MachineType::from).unwrap_or_default();
         Ok(config)
     }
 }
@@ -137,11 +165,13 @@ pub(crate) fn parts(
         run_dir: run_dir.to_owned(),
         tools: Tools::find(tools).map_err(Failure::new)?,
         accelerator: Accelerator::Kvm,
+        machine: MachineType::default(),
         agent: paths::envd(envd)?,
         init: paths::guest_init(guest_init)?,
         volumes: VolumesConfig::default(),
         gateway: GatewayConfig::default(),
         boot_timeout: BOOT_TIMEOUT,
+        streams_memory: false,
     })
 }
 
@@ -193,16 +223,17 @@ async fn open_microvm(
 ) -> Result<Option<Arc<dyn Engine>>, Failure> {
     let is_wanted = arguments.engine == EngineChoice::Microvm;
     let is_known = data.data_dir.join("microvm").is_dir();
-    let config = match arguments.microvm(data, gateway, Accelerator::Kvm) {
+    let config = match arguments.microvm(data, gateway) {
         Err(failure) if is_wanted || is_known => return Err(failure),
         // Never set up here: containers it is.
         Err(_) => return Ok(None),
         Ok(config) => config,
     };
-    let accelerator = match arguments.accelerator {
-        Some(AcceleratorChoice::Tcg) => Accelerator::tcg(),
-        asked => match kvm_works(&config, &data.data_dir).await {
-            Ok(()) => Accelerator::Kvm,
+    let emulation = (Accelerator::tcg(), config.machine);
+    let (accelerator, machine) = match arguments.accelerator {
+        Some(AcceleratorChoice::Tcg) => emulation,
+        asked => match kvm_works(&config, arguments.machines(), &data.data_dir).await {
+            Ok(machine) => (Accelerator::Kvm, machine),
             Err(reason) if asked == Some(AcceleratorChoice::Kvm) => {
                 return Err(Failure::new(format!(
                     "KVM does not run guests here: {reason}; `--accelerator tcg` emulates them"
@@ -213,7 +244,7 @@ async fn open_microvm(
                     reason,
                     "KVM does not run guests here: they are emulated, which is several times slower"
                 );
-                Accelerator::tcg()
+                emulation
             }
             Err(reason) => {
                 info!(reason, "no microVMs: KVM does not run guests here");
@@ -221,35 +252,53 @@ async fn open_microvm(
             }
         },
     };
-    let engine = MicrovmEngine::open(&MicrovmConfig { accelerator, ..config })?;
+    let engine = MicrovmEngine::open(&MicrovmConfig { accelerator, machine, ..config })?;
     info!(storage = engine.storage(), "volumes of microVMs");
     Ok(Some(Arc::new(engine)))
 }
 
-/// Whether KVM has really booted a guest, once in an uptime of the machine for each QEMU and kernel.
+/// The first of these machines on which KVM has really booted a guest, once in an uptime of the host for each QEMU and kernel.
 ///
 /// # Errors
-/// Why not, for people.
-pub(crate) async fn kvm_works(config: &MicrovmConfig, scratch: &Path) -> Result<(), String> {
+/// Why none, for people.
+pub(crate) async fn kvm_works(
+    config: &MicrovmConfig,
+    machines: &[MachineType],
+    scratch: &Path,
+) -> Result<MachineType, String> {
     if !Path::new("/dev/kvm").exists() {
         return Err("there is no /dev/kvm".into());
     }
+    let mut reasons = Vec::new();
+    for machine in machines {
+        let config = MicrovmConfig {
+            accelerator: Accelerator::Kvm,
+            machine: *machine,
+            boot_timeout: PROBE_TIMEOUT,
+            ..config.clone()
+        };
+        match kvm_boots(&config, scratch).await {
+            Ok(()) => return Ok(*machine),
+            Err(reason) => reasons.push(format!("{}: {reason}", machine.name())),
+        }
+    }
+    Err(reasons.join("; "))
+}
+
+/// Whether a guest boots on the machine of `config`; found out once.
+async fn kvm_boots(config: &MicrovmConfig, scratch: &Path) -> Result<(), String> {
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let (qemu, kernel) = (config.tools.qemu_version(), config.tools.kernel_version());
-    let print = engine_host::fingerprint(format!("{boot_id} {qemu} {kernel}").as_bytes());
+    let machine = config.machine.name();
+    let print = engine_host::fingerprint(format!("{boot_id} {qemu} {kernel} {machine}").as_bytes());
     let note = config.run_dir.join(format!("kvm-{print}"));
     let known = fs::read_to_string(&note).ok();
     let outcome = match known.as_deref() {
         Some("works") => return Ok(()),
         Some(reason) => return Err(reason.to_owned()),
         None => {
-            let config = MicrovmConfig {
-                accelerator: Accelerator::Kvm,
-                boot_timeout: PROBE_TIMEOUT,
-                ..config.clone()
-            };
             let folder = scratch.join(format!("kvm-probe-{}", std::process::id()));
-            engine_microvm::probe(&config, &folder).await.map_err(|error| error.to_string())
+            engine_microvm::probe(config, &folder).await.map_err(|error| error.to_string())
         }
     };
     let text = outcome.as_ref().err().map_or("works", String::as_str);

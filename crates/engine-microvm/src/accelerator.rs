@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use engine::Isolation;
 
+use crate::machine::command::MachineType;
+
 /// The accelerator in use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Accelerator {
@@ -33,14 +35,15 @@ impl Accelerator {
         }
     }
 
-    pub(crate) fn summary(&self, qemu: &str) -> String {
+    pub(crate) fn summary(&self, qemu: &str, machine: MachineType) -> String {
+        let machine = machine.name();
         match self {
             Self::Kvm => format!(
-                "every sandbox its own kernel in a virtual machine (QEMU {qemu}, KVM); a break-out needs a bug in QEMU or KVM \
+                "every sandbox its own kernel in a virtual machine (QEMU {qemu}, {machine}, KVM); a break-out needs a bug in QEMU or KVM \
                  and then meets an unprivileged user, an empty file system and seccomp"
             ),
             Self::Tcg { .. } => format!(
-                "every sandbox its own kernel in an emulated machine (QEMU {qemu}, no KVM: several times slower); a break-out \
+                "every sandbox its own kernel in an emulated machine (QEMU {qemu}, {machine}, no KVM: several times slower); a break-out \
                  needs a bug in QEMU and then meets an unprivileged user, an empty file system and seccomp"
             ),
         }

@@ -20,7 +20,7 @@ use crate::MicrovmConfig;
 use crate::accelerator::Accelerator;
 use crate::bases::Bases;
 use crate::machine::Sockets;
-use crate::machine::command::{BASE, BOOT, INITRAMFS, KERNEL, MEMORY, OWN};
+use crate::machine::command::{BASE, BOOT, INITRAMFS, KERNEL, MEMORY, MachineType, OWN, STATE};
 use crate::sandbox::MicrovmSandbox;
 use crate::templates::Templates;
 
@@ -32,6 +32,7 @@ const MINIMUM_KERNEL: (u32, u32) = (6, 15);
 pub(crate) struct Host {
     pub(crate) tools: Tools,
     pub(crate) accelerator: Accelerator,
+    pub(crate) machine: MachineType,
     /// Records of running sandboxes.
     pub(crate) records: Records,
     /// Disks and memory images, of sandboxes and of captured states.
@@ -49,6 +50,7 @@ pub(crate) struct Host {
     pub(crate) uids: UidRanges,
     pub(crate) hierarchies: Hierarchies,
     pub(crate) boot_timeout: Duration,
+    pub(crate) streams_memory: bool,
     pub(crate) running: Running<MicrovmSandbox>,
     /// An empty folder that QEMU's root is attached to, in its own mount namespace.
     pub(crate) root_target: PathBuf,
@@ -69,6 +71,7 @@ impl Host {
         Ok(Self {
             tools: config.tools.clone(),
             accelerator: config.accelerator.clone(),
+            machine: config.machine,
             records: Records::new(make_private_folder(&data_dir.join("sandboxes"))?),
             volumes: Volumes::open(&data_dir, config.volumes).map_err(|error| EngineError::Host {
                 what: format!("sandboxes' volumes cannot be opened: {error}"),
@@ -85,6 +88,7 @@ impl Host {
             hierarchies: Hierarchies::open(&instance, &run_dir)
                 .map_err(EngineError::kernel("open control groups"))?,
             boot_timeout: config.boot_timeout,
+            streams_memory: config.streams_memory,
             running: Running::default(),
             root_target: make_folder(&run_dir.join("root"))?,
             run_dir: RunDir(run_dir),
@@ -96,9 +100,10 @@ impl Host {
         Sockets::of(self.run_dir.0.join(name))
     }
 
-    /// What a saved state depends on besides its template: QEMU, accelerator and processor.
+    /// What a saved state depends on besides its template: QEMU, machine, accelerator and processor.
     pub(crate) fn compatibility(&self) -> String {
-        fingerprint(format!("{} {}", self.tools.qemu_version(), self.accelerator.fingerprint()).as_bytes())
+        let (qemu, machine) = (self.tools.qemu_version(), self.machine.name());
+        fingerprint(format!("{qemu} {machine} {}", self.accelerator.fingerprint()).as_bytes())
     }
 }
 
@@ -112,7 +117,7 @@ impl Drop for Host {
 /// QEMU's root comes with some of them.
 fn make_mount_points(root: &Path) -> Result<(), EngineError> {
     let make = || -> std::io::Result<()> {
-        for name in [BASE, OWN, MEMORY, BOOT] {
+        for name in [BASE, OWN, MEMORY, STATE, BOOT] {
             fs::create_dir_all(root.join(name))?;
         }
         Ok(())

@@ -1,5 +1,5 @@
 //! The microVM engine: every sandbox is a virtual machine with a kernel of its own, run by a confined QEMU.
-//! Read `machine/` for one QEMU, `start` for boots and clones, `memory` and `capture` for states, `templates` for warm starts, `sweep`
+//! Read `machine/` for one QEMU, `start` for boots and clones, `capture`, `save` and `memory` for states, `templates` for warm starts, `sweep`
 //! for crashes. x86-64, Linux 6.15 and root; the machines themselves never run with an id of the host.
 
 mod accelerator;
@@ -13,6 +13,7 @@ mod memory;
 mod probe;
 mod record;
 mod sandbox;
+mod save;
 mod start;
 mod state;
 mod sweep;
@@ -33,6 +34,7 @@ use net::GatewayConfig;
 
 pub use crate::accelerator::Accelerator;
 use crate::host::Host;
+pub use crate::machine::command::MachineType;
 pub use crate::probe::probe;
 use crate::start::Origin;
 use crate::state::State;
@@ -48,6 +50,8 @@ pub struct MicrovmConfig {
     pub tools: Tools,
     /// What executes the guests.
     pub accelerator: Accelerator,
+    /// The machine that QEMU plays.
+    pub machine: MachineType,
     /// The envd binary: static.
     pub agent: PathBuf,
     /// The guest's first program: static.
@@ -58,6 +62,8 @@ pub struct MicrovmConfig {
     pub gateway: GatewayConfig,
     /// How long a guest may take to boot, before it is tried once more.
     pub boot_timeout: Duration,
+    /// Captures memory as the stream that QEMU sends. Otherwise that is done only where its pages cannot be looked at.
+    pub streams_memory: bool,
 }
 
 /// The engine.
@@ -77,7 +83,7 @@ impl MicrovmEngine {
         let descriptor = Descriptor {
             name: "microvm",
             isolation: host.accelerator.isolation(),
-            summary: host.accelerator.summary(host.tools.qemu_version()),
+            summary: host.accelerator.summary(host.tools.qemu_version(), host.machine),
             capabilities: Capabilities {
                 memory_snapshots: true,
                 // A disk has the size it has.

@@ -5,7 +5,6 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use engine::{EngineError, Resources, Revival, Sandbox, SnapshotId, StartSpec};
 use engine_host::{ProcessId, volume_of};
@@ -22,15 +21,12 @@ use crate::capture;
 use crate::claim::Claim;
 use crate::disks;
 use crate::host::Host;
-use crate::machine::command::{BASE, BOOT, Beginning, DEVICES, MEMORY, OWN, Shape, command_line};
+use crate::machine::command::{BASE, BOOT, Beginning, DEVICES, MEMORY, OWN, STATE, Shape, command_line};
 use crate::machine::{Complaints, Launch, Machine, View, launch, numbers};
 use crate::record::{Build, Record};
 use crate::sandbox::MicrovmSandbox;
 use crate::state::State;
 use crate::templates::warm_key;
-
-/// Time for a clone's agent to answer.
-const CLONE_PATIENCE: Duration = Duration::from_secs(20);
 
 const CABLE: Cable = Cable {
     guest_mac: network::GUEST_MAC,
@@ -157,9 +153,9 @@ async fn from_state(
             let build = Build { disk_mib: meta.disk_mib, layers: meta.layers, ..build(base, spec) };
             named(boot(host, spec, &build, state.disk.clone()).await?, spec).await
         }
-        Revival::Memory if meta.memory_bytes.is_none() => Err(EngineError::NotFound),
+        Revival::Memory if meta.memory.is_none() => Err(EngineError::NotFound),
         Revival::Memory if meta.compatibility != host.compatibility() => Err(EngineError::Restore(
-            "its memory was captured with another QEMU, accelerator or processor; its files can still be brought back".into(),
+            "its memory was captured with another QEMU, machine, accelerator or processor; its files can still be brought back".into(),
         )),
         Revival::Memory => {
             let build = Build { base, layers: meta.layers, shape: meta.shape, disk_mib: meta.disk_mib };
@@ -210,7 +206,15 @@ async fn boot_once(
 ) -> Result<Arc<MicrovmSandbox>, EngineError> {
     let memory = disks::hole(host, build.shape.memory_mib)?;
     let options = BootOptions { pids: spec.resources.pids, shm_mib: spec.resources.memory_mib / 2 };
-    let (sandbox, mut complaints) = run(host, spec, build, disk, memory, Beginning::Boot(options)).await?;
+    let plan = Plan {
+        spec: spec.clone(),
+        build: build.clone(),
+        disk,
+        memory,
+        beginning: Beginning::Boot(options),
+        source: host.boot.clone(),
+    };
+    let (sandbox, mut complaints) = run(host, plan).await?;
     let Err(reason) = sandbox.machine.agent.ready(host.boot_timeout).await else { return Ok(sandbox) };
     let console = sandbox.machine.monitor.console().await;
     let _ = sandbox.kill().await;
@@ -233,17 +237,25 @@ async fn load(
     state: &State,
     boot_id: Option<String>,
 ) -> Result<Arc<MicrovmSandbox>, EngineError> {
-    let memory = host.volumes.path(&state.memory);
-    let (sandbox, mut complaints) =
-        run(host, spec, build, state.disk.clone(), memory, Beginning::Load).await?;
+    let source = host.volumes.path(&state.memory);
+    let memory = match state.meta()?.memory {
+        // All of it comes with the stream.
+        Some(memory) if memory.is_stream => disks::hole(host, build.shape.memory_mib)?,
+        _ => source.clone(),
+    };
+    let plan = Plan {
+        spec: spec.clone(),
+        build: build.clone(),
+        disk: state.disk.clone(),
+        memory,
+        beginning: Beginning::Load,
+        source,
+    };
+    let (sandbox, mut complaints) = run(host, plan).await?;
     let revive = async {
         let machine = &sandbox.machine;
-        machine
-            .monitor
-            .load_devices(&format!("/{MEMORY}/{DEVICES}"))
-            .await
-            .map_err(|error| error.to_string())?;
-        machine.agent.ready(CLONE_PATIENCE).await?;
+        machine.monitor.load(&format!("/{STATE}/{DEVICES}")).await.map_err(|error| error.to_string())?;
+        // It was ready when it was captured: no round to hear that again.
         machine.agent.revive(&spec.hostname, boot_id, spec.resources.pids).await
     };
     let revived = revive.await.map_err(|reason| format!("{reason}; QEMU: {:?}", complaints.text()));
@@ -262,15 +274,8 @@ async fn confirmed(
 }
 
 /// Starts QEMU and takes up the conversations with it.
-async fn run(
-    host: &Arc<Host>,
-    spec: &StartSpec,
-    build: &Build,
-    disk: VolumeName,
-    memory: PathBuf,
-    beginning: Beginning,
-) -> Result<(Arc<MicrovmSandbox>, Complaints), EngineError> {
-    let plan = Plan { spec: spec.clone(), build: build.clone(), disk, memory, beginning };
+async fn run(host: &Arc<Host>, plan: Plan) -> Result<(Arc<MicrovmSandbox>, Complaints), EngineError> {
+    let (spec, build) = (plan.spec.clone(), plan.build.clone());
     let blocking_host = host.clone();
     let started = tokio::task::spawn_blocking(move || plan.carry_out(&blocking_host)).await;
     let Started { mut complaints, pid, pidfd, network, listeners, claim } =
@@ -279,20 +284,13 @@ async fn run(
     let gateway = Gateway::start(listeners, spec.egress.clone(), host.gateway.clone())
         .map_err(EngineError::kernel("open the gateway"));
     let watched = match (Machine::connect(&sockets).await, gateway) {
-        (Ok(machine), Ok(gateway)) => MicrovmSandbox::watch(
-            spec.id.clone(),
-            pid,
-            pidfd,
-            network,
-            machine,
-            Some(gateway),
-            claim,
-            build.clone(),
-        ),
+        (Ok(machine), Ok(gateway)) => {
+            MicrovmSandbox::watch(spec.id.clone(), pid, pidfd, network, machine, Some(gateway), claim, build)
+        }
         (machine, gateway) => {
             let error = machine.err().or(gateway.err()).map_or_else(String::new, |error| error.to_string());
             let _ = tokio::task::spawn_blocking(move || drop(claim)).await;
-            discard(host, spec).await;
+            discard(host, &spec).await;
             let complaints = complaints.text();
             return Err(EngineError::Died(format!("{error}; QEMU: {complaints:?}")));
         }
@@ -322,6 +320,8 @@ struct Plan {
     /// Folder with what its memory begins with.
     memory: PathBuf,
     beginning: Beginning,
+    /// Folder with what is started: kernel and initramfs, or a state.
+    source: PathBuf,
 }
 
 /// A QEMU that runs and nobody has spoken with yet.
@@ -347,7 +347,7 @@ impl Plan {
     }
 
     fn start(&self, host: &Arc<Host>) -> Result<Started, EngineError> {
-        let Self { spec, build, disk, memory, beginning } = self;
+        let Self { spec, build, disk, memory, beginning, source } = self;
         let claim = Claim::take(host, &Resources { memory_mib: build.shape.memory_mib, ..spec.resources })?;
         let wires = plug_in(&CABLE).map_err(EngineError::kernel("make a machine's network"))?;
         let listeners =
@@ -360,15 +360,14 @@ impl Plan {
         let fds = numbers(&wires.tap, &monitor, &agent, kvm.as_ref());
         let inherited = [Some(&wires.tap), Some(&monitor), Some(&agent), kvm.as_ref()];
         let inherited = inherited.into_iter().flatten().map(AsRawFd::as_raw_fd).collect();
-        let (program, arguments) = command_line(&host.accelerator, build.shape, beginning, fds);
-        let mut views = vec![
+        let (program, arguments) = command_line(&host.accelerator, host.machine, build.shape, beginning, fds);
+        let place = if matches!(beginning, Beginning::Boot(_)) { BOOT } else { STATE };
+        let views = [
             View::new(&host.bases.folder_of(&build.base), BASE, true),
             View::new(&private, OWN, false),
             View::new(memory, MEMORY, true),
+            View::new(source, place, true),
         ];
-        if matches!(beginning, Beginning::Boot(_)) {
-            views.push(View::new(&host.boot, BOOT, true));
-        }
         let launched = views.into_iter().collect::<std::io::Result<Vec<View>>>().and_then(|views| {
             launch(Launch {
                 program: &format!("/{program}"),

@@ -14,6 +14,15 @@ use serde::{Deserialize, Serialize};
 use crate::host::Host;
 use crate::machine::command::Shape;
 
+/// The memory in a state.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Memory {
+    /// Bytes of it that were the machine's own.
+    pub(crate) own_bytes: u64,
+    /// Whether it is a stream, devices and all, instead of an image beside the devices.
+    pub(crate) is_stream: bool,
+}
+
 /// What a restore must know about a state.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Meta {
@@ -25,8 +34,8 @@ pub(crate) struct Meta {
     pub(crate) shape: Shape,
     /// Size of the private disk, MiB.
     pub(crate) disk_mib: u32,
-    /// Bytes of memory that were the machine's own; none if there is no memory in it.
-    pub(crate) memory_bytes: Option<u64>,
+    /// None if there is no memory in it.
+    pub(crate) memory: Option<Memory>,
     /// What its memory can be loaded by: [`Host::compatibility`].
     pub(crate) compatibility: String,
 }

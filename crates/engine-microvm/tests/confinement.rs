@@ -49,8 +49,10 @@ async fn qemu_is_nobody_and_sees_nothing() {
         .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
         .collect::<Vec<_>>();
     seen.sort();
-    let known =
-        ["base", "bin", "boot", "dev", "lib", "lib64", "memory", "proc", "template", "tmp", "usr", "vm"];
+    let known = [
+        "base", "bin", "boot", "dev", "lib", "lib64", "memory", "proc", "state", "template", "tmp", "usr",
+        "vm",
+    ];
     assert!(seen.iter().all(|name| known.contains(&name.as_str())), "{seen:?}");
     for empty in ["proc", "dev", "tmp"] {
         assert_eq!(fs::read_dir(process.join("root").join(empty)).expect("a folder").count(), 0, "{empty}");
@@ -60,7 +62,7 @@ async fn qemu_is_nobody_and_sees_nothing() {
         let fields: Vec<&str> = mount.split(' ').collect();
         let (place, options) = (fields[4], fields[5]);
         let is_own = place == "/vm";
-        assert!(["/", "/base", "/memory", "/vm"].contains(&place), "{mount}");
+        assert!(["/", "/base", "/memory", "/state", "/vm"].contains(&place), "{mount}");
         assert!(is_own || options.split(',').any(|option| option == "ro"), "{mount}");
         assert!(options.contains("nosuid") && options.contains("nodev"), "{mount}");
     }

@@ -2,6 +2,7 @@
 //! One thread waits for the host and for envd; relayed connections have threads of their own.
 //! It cannot be frozen with user code, and when memory runs out it is the last to go.
 
+use std::cell::RefCell;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
@@ -18,7 +19,7 @@ use crate::boot::{self, Machine};
 use crate::calls::Sandbox;
 use crate::channel::Channel;
 use crate::error::GuestError;
-use crate::{STAGE, relay};
+use crate::{STAGE, relay, stage};
 
 const HOST: u64 = 0;
 const ENVD: u64 = 1;
@@ -31,15 +32,13 @@ pub(crate) fn run() -> GuestError {
         Err(error) => return error,
     };
     // Until here it is the console's to tell.
-    let failure = boot::rest(&events.expect("made in the first steps"))
-        .and_then(|machine| start(&machine))
-        .map_or_else(
-            |error| error,
-            |sandbox| match serve(&mut channel, &sandbox) {
-                Ok(()) => GuestError::Ended,
-                Err(error) => error,
-            },
-        );
+    let failure = boot::rest(&events.expect("made in the first steps")).and_then(start).map_or_else(
+        |error| error,
+        |sandbox| match serve(&mut channel, &sandbox) {
+            Ok(()) => GuestError::Ended,
+            Err(error) => error,
+        },
+    );
     channel.send(&Message::Broken { reason: failure.to_string() });
     failure
 }
@@ -57,7 +56,7 @@ struct Started {
     sandbox: Sandbox,
 }
 
-fn start(machine: &Machine) -> Result<Started, GuestError> {
+fn start(machine: Machine) -> Result<Started, GuestError> {
     fs::write("/proc/self/oom_score_adj", "-1000").map_err(GuestError::kernel("spare the agent"))?;
     let mut child = spawn(machine.options.shm_mib)?;
     let said = std::io::read_to_string(child.stdout.take().expect("piped in spawn"));
@@ -70,9 +69,12 @@ fn start(machine: &Machine) -> Result<Started, GuestError> {
     let pid = Pid::from_raw(id).expect("a started process has an id");
     let envd = pidfd_open(pid, PidfdFlags::empty()).map_err(GuestError::kernel("watch envd"))?;
     let hostname = Namespace::of_process(id, "uts").map_err(GuestError::kernel("open envd's host name"))?;
-    let private = machine.private.try_clone().map_err(GuestError::kernel("open the sandbox's disk"))?;
+    let randomness = fs::File::options().write(true).open("/dev/urandom");
+    let randomness = randomness.map_err(GuestError::kernel("open the kernel's randomness"))?;
     relay::start()?;
-    Ok(Started { envd, sandbox: Sandbox { hostname, private } })
+    let Machine { group, boot_id, private, .. } = machine;
+    let name = RefCell::new(stage::HOSTNAME.to_owned());
+    Ok(Started { envd, sandbox: Sandbox { randomness, hostname, name, boot_id, group, private } })
 }
 
 /// In a thread of its own, because whoever has a pid namespace for its children can start no more threads.

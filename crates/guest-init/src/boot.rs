@@ -9,7 +9,9 @@ use std::path::Path;
 use guest_api::BootOptions;
 use rustix::mount::{MountFlags, mount};
 
+use crate::cgroup::Group;
 use crate::channel::Channel;
+use crate::devices::BootId;
 use crate::error::GuestError;
 use crate::events::DeviceEvents;
 use crate::{cgroup, devices, network};
@@ -42,6 +44,8 @@ const FOLDERS: [&str; 10] = [
 /// What a started machine has for the agent.
 pub(crate) struct Machine {
     pub(crate) options: BootOptions,
+    pub(crate) group: Group,
+    pub(crate) boot_id: BootId,
     /// The sandbox's own disk, for having it written.
     pub(crate) private: File,
 }
@@ -66,12 +70,12 @@ pub(crate) fn first_steps(events: &mut Option<DeviceEvents>) -> Result<Channel, 
 pub(crate) fn rest(events: &DeviceEvents) -> Result<Machine, GuestError> {
     let cmdline = fs::read_to_string("/proc/cmdline").map_err(GuestError::kernel("read the command line"))?;
     let options = BootOptions::parse(&cmdline)?;
-    cgroup::make(options.pids)?;
-    devices::make()?;
+    let group = cgroup::make(options.pids)?;
+    let boot_id = devices::make()?;
     let private = mount_disks(events)?;
     mount_root()?;
     network::set_up(events)?;
-    Ok(Machine { options, private })
+    Ok(Machine { options, group, boot_id, private })
 }
 
 fn load_modules() -> Result<(), GuestError> {
@@ -99,8 +103,10 @@ fn mount_disks(events: &DeviceEvents) -> Result<File, GuestError> {
         .wait_for("there are not two disks, one of them read-only", || Some((disk(true)?, disk(false)?)))?;
     mount(base.as_str(), BASE, "ext4", MountFlags::RDONLY | MountFlags::NODEV, None)
         .map_err(GuestError::kernel("mount the template's disk"))?;
-    let mounted =
-        mount(own.as_str(), PRIVATE, "ext4", MountFlags::NODEV | MountFlags::NOATIME, Some(c"discard"));
+    // What reaches the disk, and when, is for captures to decide: no rename waits for it. What is not there need not be initialised.
+    let (flags, options) =
+        (MountFlags::NODEV | MountFlags::NOATIME, c"discard,noauto_da_alloc,noinit_itable");
+    let mounted = mount(own.as_str(), PRIVATE, "ext4", flags, Some(options));
     mounted.map_err(GuestError::kernel("mount the sandbox's disk"))?;
     File::open(PRIVATE).map_err(GuestError::kernel("open the sandbox's disk"))
 }

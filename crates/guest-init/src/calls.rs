@@ -1,6 +1,7 @@
 //! Carrying out what the host asks for, one thing after another.
 //! User code goes on only after everything before that has succeeded.
 
+use std::cell::RefCell;
 use std::fs::File;
 
 use guest_api::{Call, Outcome, Revive};
@@ -8,13 +9,20 @@ use rustix::time::{ClockId, Timespec, clock_settime};
 use sys::Namespace;
 
 use crate::agent::power_off;
+use crate::cgroup::Group;
+use crate::devices::BootId;
 use crate::error::GuestError;
-use crate::{cgroup, devices};
 
-/// What calls work on.
+/// What calls work on. All of it is open: what a clone does first, an emulator sees for the first time and is slow at.
 pub(crate) struct Sandbox {
+    /// Of the kernel.
+    pub(crate) randomness: File,
     /// envd's host name.
     pub(crate) hostname: Namespace,
+    /// What the host wanted it to be; user code may have decided otherwise.
+    pub(crate) name: RefCell<String>,
+    pub(crate) boot_id: BootId,
+    pub(crate) group: Group,
     /// The sandbox's own disk.
     pub(crate) private: File,
 }
@@ -24,7 +32,7 @@ impl Sandbox {
         let done = match call {
             Call::Revive(revive) => self.revive(revive),
             Call::Still {} => self.still(),
-            Call::Go { realtime_ns } => set_clock(*realtime_ns).and_then(|()| cgroup::thaw()),
+            Call::Go { realtime_ns } => set_clock(*realtime_ns).and_then(|()| self.group.thaw()),
             Call::PowerOff {} => power_off(),
         };
         match done {
@@ -34,20 +42,29 @@ impl Sandbox {
     }
 
     fn revive(&self, revive: &Revive) -> Result<(), GuestError> {
-        sys::reseed(revive.seed.as_bytes()).map_err(GuestError::kernel("renew the kernel's randomness"))?;
+        sys::reseed(&self.randomness, revive.seed.as_bytes())
+            .map_err(GuestError::kernel("renew the kernel's randomness"))?;
         set_clock(revive.realtime_ns)?;
-        sys::set_hostname_in(&self.hostname, &revive.hostname)
-            .map_err(GuestError::kernel("set the host name"))?;
-        revive.boot_id.as_deref().map_or(Ok(()), devices::set_boot_id)?;
-        revive.pids.map_or(Ok(()), cgroup::limit)?;
-        cgroup::thaw()
+        self.rename(&revive.hostname)?;
+        revive.boot_id.as_deref().map_or(Ok(()), |id| self.boot_id.set(id))?;
+        revive.pids.map_or(Ok(()), |pids| self.group.limit(pids))?;
+        self.group.thaw()
+    }
+
+    fn rename(&self, name: &str) -> Result<(), GuestError> {
+        if *self.name.borrow() == name {
+            return Ok(());
+        }
+        sys::set_hostname_in(&self.hostname, name).map_err(GuestError::kernel("set the host name"))?;
+        self.name.replace(name.to_owned());
+        Ok(())
     }
 
     fn still(&self) -> Result<(), GuestError> {
-        cgroup::freeze()?;
+        self.group.freeze()?;
         // Of the disk below: the overlay itself is mounted `volatile` and writes nothing on demand.
         rustix::fs::syncfs(&self.private).map_err(|error| {
-            let _ = cgroup::thaw();
+            let _ = self.group.thaw();
             GuestError::kernel("write the sandbox's disk")(error)
         })
     }

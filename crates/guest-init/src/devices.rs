@@ -2,9 +2,9 @@
 //! The agent has it under a name of its own too, where it can change what covers the id of the boot.
 //! The machine's real devices are in the agent's `/dev` only.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileExt, symlink};
 
 use rustix::fs::{CWD, FileType, Mode, chmod, makedev, mknodat};
 use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
@@ -31,12 +31,16 @@ pub(crate) const BOOT_ID: &str = ".boot_id";
 /// What it covers.
 pub(crate) const KERNELS_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// Makes it.
-pub(crate) fn make() -> Result<(), GuestError> {
-    fill().map_err(GuestError::kernel("make the sandbox's /dev"))
+/// The file that covers the id of the boot.
+#[derive(Debug)]
+pub(crate) struct BootId(File);
+
+/// Makes the sandbox's `/dev`.
+pub(crate) fn make() -> Result<BootId, GuestError> {
+    fill().map(BootId).map_err(GuestError::kernel("make the sandbox's /dev"))
 }
 
-fn fill() -> io::Result<()> {
+fn fill() -> io::Result<File> {
     let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
     mount("cofferdam-dev", DRAFT, "tmpfs", flags, Some(c"mode=0755,size=64k"))?;
     let everyone = Mode::from_raw_mode(0o666);
@@ -49,17 +53,22 @@ fn fill() -> io::Result<()> {
     LINKS.iter().try_for_each(|(name, target)| symlink(target, format!("{DRAFT}/{name}")))?;
     FOLDERS.iter().try_for_each(|name| fs::create_dir(format!("{DRAFT}/{name}")))?;
     let own = fs::read_to_string(KERNELS_BOOT_ID)?;
-    fs::write(format!("{DRAFT}/{BOOT_ID}"), own)?;
+    let boot_id = File::create_new(format!("{DRAFT}/{BOOT_ID}"))?;
+    boot_id.write_all_at(own.as_bytes(), 0)?;
     chmod(format!("{DRAFT}/{BOOT_ID}"), Mode::from_raw_mode(0o444))?;
     mount_bind(DRAFT, VIEW)?;
-    Ok(mount_remount(VIEW, flags | MountFlags::BIND | MountFlags::RDONLY, "")?)
+    mount_remount(VIEW, flags | MountFlags::BIND | MountFlags::RDONLY, "")?;
+    Ok(boot_id)
 }
 
-/// Gives the sandbox another boot's id.
-pub(crate) fn set_boot_id(id: &str) -> Result<(), GuestError> {
-    let is_uuid = id.len() == 36 && id.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
-    if !is_uuid {
-        return Err(GuestError::Request(format!("{id:?} is no boot id; send a UUID")));
+impl BootId {
+    /// Gives the sandbox another boot's id.
+    pub(crate) fn set(&self, id: &str) -> Result<(), GuestError> {
+        let is_uuid = id.len() == 36 && id.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
+        if !is_uuid {
+            return Err(GuestError::Request(format!("{id:?} is no boot id; send a UUID")));
+        }
+        // All ids are equally long.
+        self.0.write_all_at(id.as_bytes(), 0).map_err(GuestError::kernel("set the boot id"))
     }
-    fs::write(format!("{DRAFT}/{BOOT_ID}"), format!("{id}\n")).map_err(GuestError::kernel("set the boot id"))
 }

@@ -25,6 +25,8 @@ use crate::error::GuestError;
 use crate::{boot, cgroup, devices};
 
 const ENVD: &str = "/usr/bin/envd";
+/// Until the host gives it another one.
+pub(crate) const HOSTNAME: &str = "sandbox";
 /// envd runs before user code when both want the processor; it takes this away from every process it starts.
 const AGENT_NICE: i32 = -10;
 const MAX_OPEN_FILES: u64 = 16_384;
@@ -56,7 +58,7 @@ fn become_envd() -> Result<std::convert::Infallible, GuestError> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).map_err(GuestError::kernel("part from the agent's mounts"))?;
     mount_all(&shm_mib)?;
-    rustix::system::sethostname(b"sandbox").map_err(GuestError::kernel("set the host name"))?;
+    rustix::system::sethostname(HOSTNAME.as_bytes()).map_err(GuestError::kernel("set the host name"))?;
     set_limits().map_err(GuestError::kernel("set limits"))?;
     let report = arrange_descriptors(&listener).map_err(GuestError::kernel("arrange descriptors"))?;
     let error = Command::new(ENVD)

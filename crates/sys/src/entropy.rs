@@ -23,22 +23,22 @@ const ADD_ENTROPY: u32 = opcode::write::<[i32; 2]>(b'R', 0x03);
 /// `RNDRESEEDCRNG`.
 const RESEED: u32 = opcode::none(b'R', 0x07);
 
-/// Mixes `seed` in, counted at its full length, and makes the generator start anew from all there is. Needs root.
+/// Mixes `seed` in, counted at its full length, and makes the generator start anew from all there is. Needs root. `device` is
+/// `/dev/urandom`, open for writing.
 ///
 /// # Errors
 /// The kernel refuses, or had too little randomness even so.
-pub fn reseed(seed: &[u8]) -> io::Result<()> {
-    let device = File::options().write(true).open("/dev/urandom")?;
+pub fn reseed(device: &File, seed: &[u8]) -> io::Result<()> {
     for chunk in seed.chunks(CHUNK) {
         let mut bytes = [0; CHUNK];
         bytes[..chunk.len()].copy_from_slice(chunk);
         let size = i32::try_from(chunk.len()).expect("a chunk is 64 bytes at most");
         let info = PoolInfo { entropy_bits: size * 8, size, bytes };
         // SAFETY: the call reads the two numbers and `size` bytes, all inside `info`.
-        unsafe { ioctl(&device, Setter::<{ ADD_ENTROPY }, PoolInfo>::new(info)) }?;
+        unsafe { ioctl(device, Setter::<{ ADD_ENTROPY }, PoolInfo>::new(info)) }?;
     }
     // SAFETY: the call takes no argument.
-    Ok(unsafe { ioctl(&device, NoArg::<{ RESEED }>::new()) }?)
+    Ok(unsafe { ioctl(device, NoArg::<{ RESEED }>::new()) }?)
 }
 
 #[cfg(test)]
@@ -52,6 +52,7 @@ mod tests {
 
     #[test]
     fn the_kernel_takes_a_seed() {
-        reseed(&[7; 100]).unwrap();
+        let device = File::options().write(true).open("/dev/urandom").unwrap();
+        reseed(&device, &[7; 100]).unwrap();
     }
 }

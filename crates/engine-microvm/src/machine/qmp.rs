@@ -108,8 +108,30 @@ impl Qmp {
         saved.map(drop).map_err(failure("save the devices"))
     }
 
-    /// Loads what [`Qmp::save_devices`] wrote into a machine that waits for it, and returns once that runs.
-    pub(crate) async fn load_devices(&self, path: &str) -> Result<(), EngineError> {
+    /// Begins to write the state of all devices and the memory to the socket `path`. The machine must be stopped.
+    pub(crate) async fn send_everything(&self, path: &str) -> Result<(), EngineError> {
+        let send = async {
+            // The default is meant for networks that others use, too.
+            self.execute("migrate-set-parameters", json!({ "max-bandwidth": 1_u64 << 40 })).await?;
+            self.execute("migrate", json!({ "uri": format!("unix:{path}") })).await
+        };
+        send.await.map(drop).map_err(failure("send the memory"))
+    }
+
+    /// Whether all of it was written, once the socket is closed.
+    pub(crate) async fn was_everything_sent(&self) -> Result<(), EngineError> {
+        let sent = async {
+            let answer = self.execute("query-migrate", Value::Null).await?;
+            match answer["status"].as_str() {
+                Some("completed") => Ok(()),
+                _ => Err(answer["error-desc"].as_str().unwrap_or("it was cut short").to_owned()),
+            }
+        };
+        sent.await.map_err(failure("send the memory"))
+    }
+
+    /// Loads what was saved by either way into a machine that waits for it, and returns once that runs.
+    pub(crate) async fn load(&self, path: &str) -> Result<(), EngineError> {
         let loaded = async {
             self.execute("migrate-incoming", json!({ "uri": format!("file:{path}") })).await?;
             let mut running = self.running.clone();
@@ -191,7 +213,7 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let monitor = tokio::spawn(monitor(theirs));
         let qmp = Qmp::open(ours).await.unwrap();
-        qmp.load_devices("/x").await.unwrap();
+        qmp.load("/x").await.unwrap();
         assert!(qmp.stop().await.unwrap_err().to_string().contains("stop: no"));
         monitor.abort();
         let _ = monitor.await;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use engine::Engine;
 use engine::suite::Bench;
-use engine_microvm::{Accelerator, MicrovmConfig, MicrovmEngine, Tools};
+use engine_microvm::{Accelerator, MachineType, MicrovmConfig, MicrovmEngine, Tools};
 use layers::VolumesConfig;
 use net::GatewayConfig;
 
@@ -26,11 +26,13 @@ pub fn config(data_dir: PathBuf) -> MicrovmConfig {
         run_dir: "/run/cofferdam".into(),
         tools: Tools::find(&variable("COFFERDAM_MICROVM")).expect("QEMU is set up: cargo xtask unit"),
         accelerator: Accelerator::tcg(),
+        machine: MachineType::Microvm,
         agent: variable("COFFERDAM_ENVD"),
         init: variable("COFFERDAM_GUEST_INIT"),
         volumes: VolumesConfig::default(),
         gateway: GatewayConfig::default(),
         boot_timeout: Duration::from_secs(90),
+        streams_memory: false,
     }
 }
 

@@ -3,7 +3,7 @@
 //! The boot is done once in an uptime of the machine; the server asks the same question.
 
 use super::{DoctorArguments, Finding};
-use crate::engines::{kvm_works, parts};
+use crate::engines::{MACHINES, kvm_works, parts};
 
 const CHECK: &str = "microvm";
 
@@ -22,8 +22,16 @@ pub(super) async fn check(arguments: &DoctorArguments) -> Finding {
             format!("QEMU {qemu}, guest kernel {kernel}; whether KVM runs guests was not tried: needs root");
         return Finding::warning(CHECK, detail, "run doctor as root");
     }
-    match kvm_works(&config, &std::env::temp_dir()).await {
-        Ok(()) => Finding::ok(CHECK, format!("QEMU {qemu}, guest kernel {kernel}; KVM has booted a guest")),
+    match kvm_works(&config, &MACHINES, &std::env::temp_dir()).await {
+        Ok(machine) => {
+            let machine = machine.name();
+            Finding::ok(
+                CHECK,
+                format!(
+                    "QEMU {qemu}, guest kernel {kernel}; KVM has booted a guest on the machine {machine}"
+                ),
+            )
+        }
         Err(reason) => Finding::warning(
             CHECK,
             format!(
