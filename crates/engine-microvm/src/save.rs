@@ -94,7 +94,7 @@ async fn save_memory(
             Ok(own_bytes) => return Ok(Memory { own_bytes, is_stream: false }),
             Err(error) if is_no_room(&error) => return Err(error),
             Err(error) => {
-                warn!(%error, "a machine's memory cannot be taken page by page: it sends all of it")
+                warn!(%error, "a machine's memory cannot be taken page by page: it sends all of it");
             }
         }
     }
