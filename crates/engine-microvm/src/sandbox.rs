@@ -46,10 +46,22 @@ pub(crate) struct MicrovmSandbox {
     held: Mutex<Option<Held>>,
 }
 
+/// What a running machine is made of.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) pid: i32,
+    pub(crate) pidfd: OwnedFd,
+    pub(crate) network: Namespace,
+    pub(crate) machine: Machine,
+    /// None when it could not be opened at an adoption: then nothing gets out.
+    pub(crate) gateway: Option<Gateway>,
+    pub(crate) claim: Claim,
+    pub(crate) build: Build,
+}
+
 /// What goes away with the machine.
 #[derive(Debug)]
 struct Held {
-    /// None when it could not be opened at an adoption: then nothing gets out.
     gateway: Option<Gateway>,
     claim: Arc<Claim>,
     base: Base,
@@ -57,17 +69,8 @@ struct Held {
 
 impl MicrovmSandbox {
     /// Begins to watch over a running machine.
-    #[expect(clippy::too_many_arguments, reason = "the parts of a machine, each of them once")]
-    pub(crate) fn watch(
-        id: SandboxId,
-        pid: i32,
-        pidfd: OwnedFd,
-        network: Namespace,
-        machine: Machine,
-        gateway: Option<Gateway>,
-        claim: Claim,
-        build: Build,
-    ) -> io::Result<Arc<Self>> {
+    pub(crate) fn watch(id: SandboxId, parts: Parts) -> io::Result<Arc<Self>> {
+        let Parts { pid, pidfd, network, machine, gateway, claim, build } = parts;
         let (host, life) = (claim.host.clone(), Life::of(pidfd)?);
         let base = host.bases.hold(&build.base);
         let sandbox = Arc::new_cyclic(|own| Self {

@@ -24,7 +24,7 @@ use crate::host::Host;
 use crate::machine::command::{BASE, BOOT, Beginning, DEVICES, MEMORY, OWN, STATE, Shape, command_line};
 use crate::machine::{Complaints, Launch, Machine, View, launch, numbers};
 use crate::record::{Build, Record};
-use crate::sandbox::MicrovmSandbox;
+use crate::sandbox::{MicrovmSandbox, Parts};
 use crate::state::State;
 use crate::templates::warm_key;
 
@@ -285,7 +285,9 @@ async fn run(host: &Arc<Host>, plan: Plan) -> Result<(Arc<MicrovmSandbox>, Compl
         .map_err(EngineError::kernel("open the gateway"));
     let watched = match (Machine::connect(&sockets).await, gateway) {
         (Ok(machine), Ok(gateway)) => {
-            MicrovmSandbox::watch(spec.id.clone(), pid, pidfd, network, machine, Some(gateway), claim, build)
+            let gateway = Some(gateway);
+            let parts = Parts { pid, pidfd, network, machine, gateway, claim, build };
+            MicrovmSandbox::watch(spec.id.clone(), parts)
         }
         (machine, gateway) => {
             let error = machine.err().or(gateway.err()).map_or_else(String::new, |error| error.to_string());

@@ -20,7 +20,7 @@ use crate::claim::Claim;
 use crate::host::Host;
 use crate::machine::Machine;
 use crate::record::Record;
-use crate::sandbox::MicrovmSandbox;
+use crate::sandbox::{MicrovmSandbox, Parts};
 use crate::state::{State, memory_volume, read_meta};
 
 /// Time for a guest to answer a new server; one that does not is its owner's all the same.
@@ -49,16 +49,8 @@ pub(crate) async fn adopt(host: &Arc<Host>, id: &SandboxId) -> Result<Arc<dyn Sa
             .and_then(|listeners| Gateway::start(listeners, EgressPolicy::deny_all(), host.gateway.clone()))
             .inspect_err(|error| warn!(sandbox = %id, %error, "adopted without network"))
             .ok();
-        MicrovmSandbox::watch(
-            id.clone(),
-            record.process.pid,
-            pidfd,
-            network,
-            machine,
-            gateway,
-            claim,
-            record.build,
-        )
+        let (pid, build) = (record.process.pid, record.build);
+        MicrovmSandbox::watch(id.clone(), Parts { pid, pidfd, network, machine, gateway, claim, build })
     };
     let sandbox = open().map_err(EngineError::kernel("adopt the sandbox"))?;
     // The former server may have died while it had the machine stopped.
