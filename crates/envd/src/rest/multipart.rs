@@ -74,11 +74,13 @@ impl<R: Pieces> Multipart<R> {
             self.ended = true;
             return Ok(None);
         }
+        let mut looked = 0;
         let end = loop {
             // From the line break on: a part may have no headers at all.
-            if let Some(at) = memmem::find(&self.buffer, b"\r\n\r\n") {
-                break at;
+            if let Some(at) = memmem::find(&self.buffer[looked..], b"\r\n\r\n") {
+                break looked + at;
             }
+            looked = self.buffer.len().saturating_sub(3);
             if self.buffer.len() > MAX_HEADERS {
                 return Err(RestError::bad_request("multipart: part headers too large"));
             }
@@ -100,8 +102,8 @@ impl<R: Pieces> Multipart<R> {
                 self.in_part = false;
                 break;
             }
-            // What cannot be the beginning of a delimiter is content.
-            let sure = self.buffer.len().saturating_sub(self.delimiter.len() - 1);
+            // What cannot be the beginning of a delimiter is content: nearly always all of it.
+            let sure = self.buffer.len() - begun(&self.buffer, &self.delimiter);
             if sure > 0 {
                 return Ok(Some(self.buffer.split_to(sure)));
             }
@@ -110,8 +112,8 @@ impl<R: Pieces> Multipart<R> {
         Ok(None)
     }
 
-    /// Adds to the buffer. Large pieces are taken as they are: only where a delimiter may lie across two
-    /// of them, the little that is left of the first is joined with a little of the second.
+    /// Adds to the buffer. Large pieces are taken as they are: only where headers or a delimiter may lie
+    /// across two of them, the little that is left of the first is joined with a little of the second.
     async fn fill(&mut self) -> Result<(), RestError> {
         if self.behind.is_empty() {
             let next = self.reader.next().await?;
@@ -122,8 +124,9 @@ impl<R: Pieces> Multipart<R> {
             return Ok(());
         }
         let some = self.behind.split_to(self.behind.len().min(JOINED.max(self.delimiter.len())));
-        let mut joined = BytesMut::with_capacity(self.buffer.len() + some.len());
-        joined.extend_from_slice(&self.buffer);
+        // In place where that is possible: headers may come byte by byte.
+        let left = std::mem::take(&mut self.buffer);
+        let mut joined = left.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
         joined.extend_from_slice(&some);
         self.buffer = joined.freeze();
         Ok(())
@@ -132,6 +135,16 @@ impl<R: Pieces> Multipart<R> {
     /// The source, to read on from it.
     pub fn into_inner(self) -> R {
         self.reader
+    }
+}
+
+/// Bytes at the end of `content` that may be the beginning of a delimiter. A delimiter's only carriage return
+/// is its first byte, because a header cannot contain one.
+fn begun(content: &[u8], delimiter: &[u8]) -> usize {
+    let end = &content[content.len().saturating_sub(delimiter.len() - 1)..];
+    match memchr::memrchr(b'\r', end) {
+        Some(at) if delimiter.starts_with(&end[at..]) => end.len() - at,
+        _ => 0,
     }
 }
 
@@ -237,6 +250,37 @@ mod tests {
             assert_eq!(parts[0].1, b"one\r\n--X");
             assert_eq!(parts[1], (Part { name: "file".into(), filename: None }, Vec::new()));
         }
+    }
+
+    #[test]
+    fn large_pieces_are_passed_on_uncopied() {
+        let head = b"--XX\r\nContent-Disposition: form-data; name=file\r\n\r\n";
+        let large = Bytes::from(vec![7u8; 1 << 18]);
+        let pieces = vec![
+            Bytes::from_static(head),
+            large.clone(),
+            large.clone(),
+            Bytes::from_static(b"\r\n-"),
+            large.clone(),
+            Bytes::from_static(b"\r"),
+            Bytes::from_static(b"\n--X"),
+            Bytes::from_static(b"X--"),
+        ];
+        let mut multipart = Multipart::new(Given(pieces.into_iter()), "multipart/form-data; boundary=XX")
+            .expect("a boundary");
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let chunks = runtime.block_on(async {
+            multipart.next_part().await.expect("parsed").expect("a part");
+            let mut chunks = Vec::new();
+            while let Some(chunk) = multipart.chunk().await.expect("parsed") {
+                chunks.push(chunk);
+            }
+            assert_eq!(multipart.next_part().await.expect("parsed"), None);
+            chunks
+        });
+        assert_eq!(chunks.iter().map(Bytes::len).sum::<usize>(), 3 * large.len() + 3);
+        let whole = chunks.iter().filter(|chunk| chunk.as_ptr() == large.as_ptr()).count();
+        assert_eq!(whole, 2, "only the one behind what looks like a delimiter loses its beginning");
     }
 
     #[test]
