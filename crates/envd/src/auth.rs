@@ -2,6 +2,8 @@
 //! The token proves the caller, the Basic user only says whom to act as.
 //! Comparisons of secrets take the same time whatever they find.
 
+use std::num::ParseIntError;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use http::HeaderMap;
@@ -9,6 +11,8 @@ use http::header::AUTHORIZATION;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use thiserror::Error;
+
+use crate::rest::query::Query;
 
 /// Header with the sandbox's token.
 pub const TOKEN_HEADER: &str = "x-access-token";
@@ -46,6 +50,23 @@ pub struct Link<'a> {
     pub signature: Option<&'a str>,
     /// Unix seconds after which the link is void.
     pub expiration: Option<i64>,
+}
+
+impl<'a> Link<'a> {
+    /// The link that a query is, for an operation.
+    ///
+    /// # Errors
+    /// The expiration is no number.
+    pub fn from_query(query: &'a Query, operation: &'a str) -> Result<Self, ParseIntError> {
+        let given = |name| query.get(name).filter(|text| !text.is_empty());
+        Ok(Self {
+            path: query.get("path").unwrap_or(""),
+            operation,
+            username: query.get("username").unwrap_or(""),
+            signature: given("signature"),
+            expiration: given("signature_expiration").map(str::parse).transpose()?,
+        })
+    }
 }
 
 /// Compares two secrets.

@@ -109,19 +109,8 @@ impl Router {
 
     /// Who a file request acts as, once its token or signature has been checked.
     fn file_user(&self, headers: &HeaderMap, query: &Query, operation: &str) -> Result<User, RestError> {
-        let expiration = match query.get("signature_expiration").filter(|text| !text.is_empty()) {
-            Some(text) => {
-                Some(text.parse().map_err(|_| RestError::bad_request("invalid signature_expiration"))?)
-            }
-            None => None,
-        };
-        let link = Link {
-            path: query.get("path").unwrap_or(""),
-            operation,
-            username: query.get("username").unwrap_or(""),
-            signature: query.get("signature").filter(|signature| !signature.is_empty()),
-            expiration,
-        };
+        let link = Link::from_query(query, operation)
+            .map_err(|_| RestError::bad_request("invalid signature_expiration"))?;
         auth::check_link(self.envd.settings().token.as_deref(), headers, link, clock::unix_seconds())?;
         self.rest_user(query.get("username"), headers)
     }

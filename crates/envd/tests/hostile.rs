@@ -1,5 +1,5 @@
-//! Requests that no honest client sends: a corpus that once seemed worth keeping, and random ones around it.
-//! Whatever comes, envd answers or hangs up, and goes on answering others.
+//! Requests that no honest client sends: the corpus, and random ones around it.
+//! Whatever comes, envd answers or hangs up, and goes on answering others; what is HTTP gets an answer that is Connect.
 //! Only calls that change nothing are made: this envd has the host's files before it.
 
 #![allow(missing_docs)]
@@ -8,12 +8,10 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::path::Path;
 use std::time::Duration;
 
-use common::Envd;
+use common::{Envd, corpus};
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
 
 /// Sends raw bytes and reads until envd has nothing more to say. A request that is not whole is ended by us, but only
 /// after envd has had time to look at it: it does not work for clients that are gone.
@@ -41,15 +39,10 @@ fn assert_well(envd: &Envd) {
 #[test]
 fn the_corpus_is_answered_and_does_no_harm() {
     let envd = Envd::start();
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
-    let mut requests: Vec<_> =
-        std::fs::read_dir(folder).expect("the corpus").flatten().map(|e| e.path()).collect();
-    requests.sort();
-    assert!(requests.len() > 20);
-    for path in requests {
-        let answer = send(&envd, &std::fs::read(&path).expect("readable"));
+    for (name, request) in corpus::folder("http") {
+        let answer = send(&envd, &request);
         let status = answer.get(9..12).unwrap_or_default();
-        assert!(status != b"500", "{}: {}", path.display(), answer.escape_ascii());
+        assert!(status != b"500", "{name}: {}", answer.escape_ascii());
         assert_well(&envd);
     }
 }
@@ -164,13 +157,11 @@ fn mutated(requests: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Ve
 
 fn throw(requests: impl Strategy<Value = Vec<u8>>) {
     let envd = Envd::start();
-    let mut runner = TestRunner::new(Config { cases: 200, failure_persistence: None, ..Config::default() });
-    let outcome = runner.run(&requests, |request| {
+    corpus::throw(200, requests, |request| {
         send(&envd, &request);
         assert_well(&envd);
         Ok(())
     });
-    outcome.unwrap_or_else(|error| panic!("{error}"));
 }
 
 #[test]
@@ -181,4 +172,135 @@ fn random_rpcs_do_no_harm() {
 #[test]
 fn random_downloads_do_no_harm() {
     throw(mutated(download()));
+}
+
+/// Methods with one message each way that change nothing, whatever they are asked.
+const UNARY: [&str; 10] = [
+    "process.Process/List",
+    "process.Process/SendInput",
+    "process.Process/SendSignal",
+    "process.Process/CloseStdin",
+    "process.Process/Update",
+    "filesystem.Filesystem/Stat",
+    "filesystem.Filesystem/ListDir",
+    "filesystem.Filesystem/CreateWatcher",
+    "filesystem.Filesystem/GetWatcherEvents",
+    "filesystem.Filesystem/RemoveWatcher",
+];
+
+/// Methods with a stream, likewise.
+const STREAMS: [&str; 3] =
+    ["process.Process/Connect", "process.Process/StreamInput", "filesystem.Filesystem/WatchDir"];
+
+/// An answer to any message: JSON, and an error that says which.
+fn assert_unary(envd: &Envd, method: &str, message: &[u8]) {
+    let headers = [("Content-Type", "application/json"), ("Connect-Protocol-Version", "1")];
+    let answer = envd.request("POST", &format!("/{method}"), &headers, message);
+    let shown =
+        || format!("{method} {}: {} {}", message.escape_ascii(), answer.status, answer.body.escape_ascii());
+    assert_eq!(answer.header("content-type"), Some("application/json"), "{}", shown());
+    let json = answer.json();
+    assert!(json.is_object(), "{}", shown());
+    assert!(answer.status == 200 || json["code"].is_string(), "{}", shown());
+    assert!(![500, 502, 503].contains(&answer.status), "{}", shown());
+}
+
+/// An answer to any body of envelopes: 200 with envelopes, the last of which, and no other, is the end.
+fn assert_stream(envd: &Envd, method: &str, body: &[u8]) {
+    let headers = [
+        ("Content-Type", "application/connect+json"),
+        ("Connect-Protocol-Version", "1"),
+        ("Connect-Timeout-Ms", "50"),
+    ];
+    let answer = envd.request("POST", &format!("/{method}"), &headers, body);
+    let shown =
+        || format!("{method} {}: {} {}", body.escape_ascii(), answer.status, answer.body.escape_ascii());
+    assert_eq!(
+        (answer.status, answer.header("content-type")),
+        (200, Some("application/connect+json")),
+        "{}",
+        shown()
+    );
+    let (mut rest, mut ended) = (&answer.body[..], false);
+    while let Some((&[flags, a, b, c, d], behind)) = rest.split_first_chunk::<5>() {
+        let length = u32::from_be_bytes([a, b, c, d]) as usize;
+        assert!(!ended && [0, 2].contains(&flags) && length <= behind.len(), "{}", shown());
+        let message: serde_json::Value = serde_json::from_slice(&behind[..length]).expect("JSON");
+        let (code, text) =
+            (&message["error"]["code"], message["error"]["message"].as_str().unwrap_or_default());
+        // The one the protocol wants.
+        assert!(code != "internal" || text.starts_with("received compressed message"), "{}", shown());
+        (ended, rest) = (flags == 2, &behind[length..]);
+    }
+    assert!(ended && rest.is_empty(), "{}", shown());
+}
+
+fn contents(folder: &str) -> Vec<Vec<u8>> {
+    corpus::folder(folder).into_iter().map(|(_, content)| content).collect()
+}
+
+#[test]
+fn messages_of_the_corpus_get_proper_answers() {
+    let envd = Envd::start();
+    for message in contents("json") {
+        UNARY.iter().for_each(|method| assert_unary(&envd, method, &message));
+    }
+    assert_well(&envd);
+}
+
+#[test]
+fn envelopes_of_the_corpus_get_proper_answers() {
+    let envd = Envd::start();
+    for body in contents("envelope") {
+        STREAMS.iter().for_each(|method| assert_stream(&envd, method, &body));
+    }
+    assert_well(&envd);
+}
+
+#[test]
+fn changed_messages_get_proper_answers() {
+    let envd = Envd::start();
+    // No walks through the whole of the host's files.
+    let mut seeds = contents("json");
+    seeds.retain(|message| message.len() < 1000 && memchr::memmem::find(message, b"depth").is_none());
+    corpus::throw(400, (prop::sample::select(&UNARY[..]), corpus::bred(seeds)), |(method, message)| {
+        assert_unary(&envd, method, &message);
+        Ok(())
+    });
+    assert_well(&envd);
+}
+
+#[test]
+fn changed_envelopes_get_proper_answers() {
+    let envd = Envd::start();
+    let methods = prop::sample::select(&STREAMS[..]);
+    corpus::throw(400, (methods, corpus::bred(contents("envelope"))), |(method, body)| {
+        assert_stream(&envd, method, &body);
+        Ok(())
+    });
+    assert_well(&envd);
+}
+
+#[test]
+fn introductions_of_the_corpus_and_changed_ones_do_no_harm() {
+    // It may take on a token: then it refuses the next, so each is a first one. Its own folder is its system.
+    let introduce = |message: &[u8]| {
+        let envd = Envd::start();
+        let answer = envd.request("POST", "/init", &[], message);
+        assert!(
+            [204, 400].contains(&answer.status),
+            "{}: {}",
+            message.escape_ascii(),
+            answer.body.escape_ascii()
+        );
+        assert_well(&envd);
+        let outside: Vec<_> = std::fs::read_dir(envd.dir.path()).expect("its folder").flatten().collect();
+        assert!(outside.iter().all(|entry| entry.file_name() == "system"), "{outside:?}");
+    };
+    let seeds = contents("init");
+    seeds.iter().for_each(|message| introduce(message));
+    corpus::throw(60, corpus::bred(seeds), |message| {
+        introduce(&message);
+        Ok(())
+    });
 }
