@@ -72,8 +72,8 @@ def test_a_command_past_its_time_is_ended(sandbox):
 
 
 def test_much_output_arrives_whole(sandbox):
-    result = sandbox.commands.run("head -c 20000000 /dev/zero | tr '\\0' x")
-    assert len(result.stdout) == 20_000_000
+    result = sandbox.commands.run("head -c 100000000 /dev/zero | tr '\\0' x")
+    assert len(result.stdout) == 100_000_000
 
 
 def test_text_split_inside_a_character_is_put_together(sandbox):

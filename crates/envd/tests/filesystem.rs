@@ -142,3 +142,31 @@ fn a_burst_is_seen_whole() {
     }
     assert_eq!(seen.len(), 1 + 100 + 10_000);
 }
+
+#[test]
+fn the_first_sdks_get_what_they_can_read() {
+    let envd = Envd::start();
+    std::fs::write(envd.path("f"), "x").expect("written");
+    let ask = |agent: &str| {
+        let headers = [("Content-Type", "application/json"), ("User-Agent", agent)];
+        let body = json!({"path": envd.dir.path()}).to_string();
+        envd.request("POST", "/filesystem.Filesystem/ListDir", &headers, body.as_bytes())
+    };
+    let old = ask("connect-python");
+    assert_eq!(old.header("x-e2b-legacy-sdk"), Some("true"));
+    let entry = json!({"name": "f", "type": "FILE_TYPE_FILE", "path": envd.path("f")});
+    assert_eq!(old.json(), json!({"entries": [entry]}));
+    let new = ask("connect-python/0.5");
+    assert_eq!(new.header("x-e2b-legacy-sdk"), None);
+    assert_eq!(new.json()["entries"][0]["size"], "1");
+}
+
+#[test]
+fn a_quiet_watch_shows_that_it_lives() {
+    let envd = Envd::start();
+    let headers = [("Keepalive-Ping-Interval", "1")];
+    let mut events =
+        envd.stream("filesystem.Filesystem/WatchDir", &headers, &json!({"path": envd.dir.path()}));
+    assert_eq!(events.next(), Some(json!({"start": {}})));
+    assert_eq!(events.next(), Some(json!({"keepalive": {}})));
+}

@@ -301,13 +301,64 @@ fn a_terminal_is_a_terminal() {
 }
 
 #[test]
-fn many_at_once() {
+fn five_hundred_at_once() {
     let envd = Envd::start();
-    let mut all: Vec<_> = (0..200).map(|n| envd.shell(&format!("echo {n}"))).collect();
-    for (n, events) in all.iter_mut().enumerate() {
-        assert_eq!(events.finish().out(), format!("{n}\n"));
+    let all: Vec<_> = (0..500)
+        .map(|n| {
+            let mut events = envd.start_with(&[], &json!({"process": {"cmd": "cat"}, "tag": format!("{n}")}));
+            let pid = events.pid();
+            (n, pid, events)
+        })
+        .collect();
+    let listed = envd.call("process.Process/List", &json!({})).json();
+    assert_eq!(listed["processes"].as_array().map(Vec::len), Some(500));
+    for (n, pid, mut events) in all {
+        let input =
+            json!({"process": {"tag": format!("{n}")}, "input": {"stdin": base64(&format!("I am {n}"))}});
+        assert_eq!(envd.call("process.Process/SendInput", &input).status, 200);
+        assert_eq!(envd.call("process.Process/CloseStdin", &json!({"process": by_pid(pid)})).status, 200);
+        assert_eq!(events.finish().out(), format!("I am {n}"));
     }
     assert_eq!(envd.call("process.Process/List", &json!({})).json(), json!({}));
+}
+
+#[test]
+fn a_timeout_ends_the_process_of_a_client_that_left() {
+    let envd = Envd::start();
+    let request = json!({"process": {"cmd": "sleep", "args": ["60"]}, "tag": "left"});
+    let mut events = envd.start_with(&[("Connect-Timeout-Ms", "500")], &request);
+    let pid = events.pid();
+    drop(events);
+    let mut late = envd.stream("process.Process/Connect", &[], &json!({"process": {"tag": "left"}}));
+    assert_eq!((late.pid(), late.finish().end["status"].as_str()), (pid, Some("signal: killed")));
+}
+
+#[test]
+fn a_user_nobody_has_may_call_nothing() {
+    let envd = Envd::start();
+    let missing = format!("Basic {}", base64("missing:"));
+    let said = json!({"code": "unauthenticated", "message": "invalid username: 'missing'"});
+    for method in [
+        "process.Process/List",
+        "process.Process/SendInput",
+        "process.Process/SendSignal",
+        "process.Process/CloseStdin",
+        "process.Process/Update",
+        "filesystem.Filesystem/Stat",
+        "filesystem.Filesystem/GetWatcherEvents",
+        "filesystem.Filesystem/RemoveWatcher",
+    ] {
+        let headers = [("Content-Type", "application/json"), ("Authorization", missing.as_str())];
+        let answer = envd.request("POST", &format!("/{method}"), &headers, b"{}");
+        assert_eq!((answer.status, answer.json()), (401, said.clone()), "{method}");
+    }
+    let mut stream = envd.stream(
+        "process.Process/Connect",
+        &[("Authorization", missing.as_str())],
+        &json!({"process": by_pid(1)}),
+    );
+    assert_eq!(stream.error().0, "unauthenticated");
+    assert_eq!(envd.request("GET", "/health", &[("Authorization", &missing)], b"").status, 401);
 }
 
 #[test]

@@ -10,17 +10,18 @@ use connectrpc::{
     ConnectError, Encodable, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream,
 };
 use envd_api::filesystem::{
-    CreateWatcherRequest, CreateWatcherResponse, Filesystem, GetWatcherEventsRequest,
+    CreateWatcherRequest, CreateWatcherResponse, EntryInfo, Filesystem, GetWatcherEventsRequest,
     GetWatcherEventsResponse, ListDirRequest, ListDirResponse, MakeDirRequest, MakeDirResponse, MoveRequest,
     MoveResponse, RemoveRequest, RemoveResponse, RemoveWatcherRequest, RemoveWatcherResponse, StatRequest,
     StatResponse, WatchDirRequest, WatchDirResponse,
 };
 use futures::StreamExt;
+use http::header::USER_AGENT;
 
 use crate::filesystem::{ops, watch};
 use crate::paths;
 use crate::process::stream::keepalive;
-use crate::router::caller;
+use crate::router::{caller, check_caller};
 use crate::state::Envd;
 use crate::users::User;
 
@@ -44,6 +45,25 @@ async fn blocking<T: Send + 'static>(
         .unwrap_or_else(|error| Err(ConnectError::internal(error.to_string())))
 }
 
+/// The first Python SDKs cannot read an entry with more than these fields.
+fn is_first_sdk(ctx: &RequestContext) -> bool {
+    ctx.headers().get(USER_AGENT).is_some_and(|agent| agent == "connect-python")
+}
+
+/// An entry as the caller can read it.
+fn shown(ctx: &RequestContext, entry: EntryInfo) -> EntryInfo {
+    if !is_first_sdk(ctx) {
+        return entry;
+    }
+    EntryInfo { name: entry.name, r#type: entry.r#type, path: entry.path, ..Default::default() }
+}
+
+/// An answer that says whether its entries were shortened.
+fn told<T>(ctx: &RequestContext, answer: T) -> ServiceResult<T> {
+    let answer = Response::new(answer);
+    Ok(if is_first_sdk(ctx) { answer.with_header("x-e2b-legacy-sdk", "true") } else { answer })
+}
+
 impl Filesystem for Files {
     async fn stat(
         &self,
@@ -52,7 +72,8 @@ impl Filesystem for Files {
     ) -> ServiceResult<StatResponse> {
         let path = self.resolve(&caller(&self.0, &ctx)?, request.path)?;
         let entry = blocking(move || ops::stat(&path)).await?;
-        Response::ok(StatResponse { entry: entry.into(), ..Default::default() })
+        let entry = shown(&ctx, entry).into();
+        told(&ctx, StatResponse { entry, ..Default::default() })
     }
 
     async fn make_dir(
@@ -63,7 +84,8 @@ impl Filesystem for Files {
         let user = caller(&self.0, &ctx)?;
         let path = self.resolve(&user, request.path)?;
         let entry = blocking(move || ops::make_dir(&path, &user)).await?;
-        Response::ok(MakeDirResponse { entry: entry.into(), ..Default::default() })
+        let entry = shown(&ctx, entry).into();
+        told(&ctx, MakeDirResponse { entry, ..Default::default() })
     }
 
     async fn r#move(
@@ -75,7 +97,8 @@ impl Filesystem for Files {
         let source = self.resolve(&user, request.source)?;
         let destination = self.resolve(&user, request.destination)?;
         let entry = blocking(move || ops::move_entry(&source, &destination, &user)).await?;
-        Response::ok(MoveResponse { entry: entry.into(), ..Default::default() })
+        let entry = shown(&ctx, entry).into();
+        told(&ctx, MoveResponse { entry, ..Default::default() })
     }
 
     async fn list_dir(
@@ -86,7 +109,8 @@ impl Filesystem for Files {
         let path = self.resolve(&caller(&self.0, &ctx)?, request.path)?;
         let depth = request.depth;
         let entries = blocking(move || ops::list_dir(&path, depth)).await?;
-        Response::ok(ListDirResponse { entries, ..Default::default() })
+        let entries = entries.into_iter().map(|entry| shown(&ctx, entry)).collect();
+        told(&ctx, ListDirResponse { entries, ..Default::default() })
     }
 
     async fn remove(
@@ -137,9 +161,10 @@ impl Filesystem for Files {
 
     async fn get_watcher_events(
         &self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         request: ServiceRequest<'_, GetWatcherEventsRequest>,
     ) -> ServiceResult<GetWatcherEventsResponse> {
+        check_caller(&self.0, &ctx)?;
         let watcher = self.0.watchers.get(request.watcher_id)?;
         let events = watcher.take().await?;
         Response::ok(GetWatcherEventsResponse { events, ..Default::default() })
@@ -147,9 +172,10 @@ impl Filesystem for Files {
 
     async fn remove_watcher(
         &self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         request: ServiceRequest<'_, RemoveWatcherRequest>,
     ) -> ServiceResult<RemoveWatcherResponse> {
+        check_caller(&self.0, &ctx)?;
         self.0.watchers.remove(request.watcher_id)?;
         Response::ok(RemoveWatcherResponse::default())
     }

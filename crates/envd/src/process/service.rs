@@ -21,7 +21,7 @@ use rustix::io::Errno;
 
 use crate::process::table::{self, Found};
 use crate::process::{input, pty, start, stream};
-use crate::router::caller;
+use crate::router::{caller, check_caller};
 use crate::state::Envd;
 
 /// The service.
@@ -68,9 +68,10 @@ fn not_found(selector: &Selector) -> ConnectError {
 impl Process for Processes {
     async fn list(
         &self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         _request: ServiceRequest<'_, ListRequest>,
     ) -> ServiceResult<ListResponse> {
+        check_caller(&self.0, &ctx)?;
         let info = |process: Arc<table::Process>| ProcessInfo {
             config: process.config.clone().into(),
             pid: process.pid,
@@ -86,6 +87,7 @@ impl Process for Processes {
         ctx: RequestContext,
         request: ServiceRequest<'_, ConnectRequest>,
     ) -> ServiceResult<ServiceStream<impl Encodable<ConnectResponse> + Send + use<>>> {
+        check_caller(&self.0, &ctx)?;
         let request = request.to_owned_message();
         let events = self.attach(&request.process, stream::keepalive(ctx.headers()))?;
         Response::stream_ok(
@@ -109,9 +111,10 @@ impl Process for Processes {
 
     async fn update(
         &self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         request: ServiceRequest<'_, UpdateRequest>,
     ) -> ServiceResult<UpdateResponse> {
+        check_caller(&self.0, &ctx)?;
         let request = request.to_owned_message();
         let process = self.find_live(&request.process)?;
         if let Some(wanted) = request.pty.as_option() {
@@ -126,9 +129,10 @@ impl Process for Processes {
 
     async fn stream_input(
         &self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         mut requests: InboundStream<StreamInputRequest>,
     ) -> ServiceResult<StreamInputResponse> {
+        check_caller(&self.0, &ctx)?;
         let mut process = None;
         while let Some(request) = requests.next().await {
             match request?.to_owned_message().event {
@@ -151,9 +155,10 @@ impl Process for Processes {
 
     async fn send_input(
         &self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         request: ServiceRequest<'_, SendInputRequest>,
     ) -> ServiceResult<SendInputResponse> {
+        check_caller(&self.0, &ctx)?;
         let request = request.to_owned_message();
         let process = self.find_live(&request.process)?;
         input::send(&process, request.input.as_option().and_then(|input| input.input.as_ref())).await?;
@@ -162,9 +167,10 @@ impl Process for Processes {
 
     async fn send_signal(
         &self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         request: ServiceRequest<'_, SendSignalRequest>,
     ) -> ServiceResult<SendSignalResponse> {
+        check_caller(&self.0, &ctx)?;
         let request = request.to_owned_message();
         let selector = request.process.selector.as_ref().ok_or_else(no_selector)?;
         let signal = match request.signal.as_known() {
@@ -185,9 +191,10 @@ impl Process for Processes {
 
     async fn close_stdin(
         &self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         request: ServiceRequest<'_, CloseStdinRequest>,
     ) -> ServiceResult<CloseStdinResponse> {
+        check_caller(&self.0, &ctx)?;
         let request = request.to_owned_message();
         let process = self.find_live(&request.process)?;
         input::close(&process).await?;

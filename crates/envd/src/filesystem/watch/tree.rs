@@ -379,4 +379,19 @@ mod tests {
         assert_eq!(names(&events, EventType::EVENT_TYPE_RENAME), ["c"]);
         assert_eq!(names(&events, EventType::EVENT_TYPE_CREATE), [""; 0]);
     }
+
+    #[test]
+    fn a_full_queue_is_told() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut tree = Tree::new(dir.path().to_owned(), Options::default()).expect("watched");
+        let most = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").expect("a limit");
+        let most: usize = most.trim().parse().expect("a number");
+        for n in 0..=most {
+            // Nobody empties the queue meanwhile.
+            std::fs::create_dir(dir.path().join(n.to_string())).expect("made");
+        }
+        let mut events = Vec::new();
+        assert_eq!(tree.read(&mut events), Err(Lost::Queue));
+        assert!(events.len() >= most, "what came before the gap is there");
+    }
 }
