@@ -212,6 +212,17 @@ fn composing() {
     assert_eq!(answer.json(), json!({"name": "all", "path": destination, "type": "file"}));
     assert_eq!(std::fs::read_to_string(&destination).expect("written"), "1\n2\n");
     assert!(paths.iter().all(|path| !path.exists()));
-    let answer = envd.request("POST", "/files/compose", &[], body.to_string().as_bytes());
-    assert_eq!(answer.status, 404);
+    let compose = |sources: serde_json::Value, destination: &std::path::Path| {
+        let body = json!({"source_paths": sources, "destination": destination});
+        envd.request("POST", "/files/compose", &[], body.to_string().as_bytes())
+    };
+    assert_eq!(compose(json!(paths), &destination).status, 404, "they are gone");
+    for sources in [json!([]), json!([destination]), json!([envd.path("d")])] {
+        assert_eq!(compose(sources.clone(), &destination).status, 400, "{sources}");
+    }
+    assert_eq!(compose(json!([destination]), &envd.path("d")).status, 400, "a directory");
+    assert_eq!(compose(json!([destination]), std::path::Path::new("")).status, 400);
+    assert_eq!(std::fs::read_to_string(&destination).expect("still there"), "1\n2\n");
+    let left: Vec<_> = std::fs::read_dir(envd.path("d")).expect("listed").flatten().collect();
+    assert_eq!(left.len(), 1, "no half-made file is left: {left:?}");
 }
