@@ -21,6 +21,7 @@ use crate::auth::{self, Link};
 use crate::filesystem::service::Files;
 use crate::logs::Level;
 use crate::process::service::Processes;
+use crate::rest::leftover::{self, Lent};
 use crate::rest::query::Query;
 use crate::rest::{Body, RestError, compose, files_get, files_post, init, json, metrics, no_content, reader};
 use crate::state::Envd;
@@ -61,14 +62,16 @@ impl Router {
         if request.method() == Method::OPTIONS {
             return preflight(request.headers());
         }
+        let (request, leftover) = leftover::lend(request);
         let mut response = self.route(request).await.unwrap_or_else(|error| error.response());
+        leftover.discard().await;
         if cross_origin {
             allow_origin(response.headers_mut());
         }
         response
     }
 
-    async fn route(&mut self, request: Request<Incoming>) -> Result<Response<Body>, RestError> {
+    async fn route(&mut self, request: Request<Lent>) -> Result<Response<Body>, RestError> {
         let method = request.method();
         let path = request.uri().path();
         let open = matches!(
@@ -127,7 +130,7 @@ impl Router {
         })
     }
 
-    async fn download(&self, request: &Request<Incoming>) -> Result<Response<Body>, RestError> {
+    async fn download(&self, request: &Request<Lent>) -> Result<Response<Body>, RestError> {
         let query = Query::parse(request.uri().query());
         let user = self.file_user(request.headers(), &query, "read")?;
         let workdir = self.envd.settings().default_workdir.clone();
@@ -137,7 +140,7 @@ impl Router {
         files_get::get(path, request.headers()).await
     }
 
-    async fn upload(&self, request: Request<Incoming>) -> Result<Response<Body>, RestError> {
+    async fn upload(&self, request: Request<Lent>) -> Result<Response<Body>, RestError> {
         let query = Query::parse(request.uri().query());
         let user = self.file_user(request.headers(), &query, "write")?;
         let workdir = self.envd.settings().default_workdir.clone();
@@ -153,7 +156,7 @@ impl Router {
         files_post::post(upload, &parts.headers, body).await
     }
 
-    async fn compose(&self, request: Request<Incoming>) -> Result<Response<Body>, RestError> {
+    async fn compose(&self, request: Request<Lent>) -> Result<Response<Body>, RestError> {
         let (parts, body) = request.into_parts();
         let body = reader::collect(body, &parts.headers, 1 << 20).await?;
         let request: compose::Request = serde_json::from_slice(&body)

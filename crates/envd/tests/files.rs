@@ -226,3 +226,51 @@ fn composing() {
     let left: Vec<_> = std::fs::read_dir(envd.path("d")).expect("listed").flatten().collect();
     assert_eq!(left.len(), 1, "no half-made file is left: {left:?}");
 }
+
+/// The status for whoever sends all before listening, as proxies do, and gives up where that fails.
+fn status_once_all_is_sent(
+    envd: &Envd,
+    method: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> u16 {
+    let mut stream = std::net::TcpStream::connect(&envd.address).expect("envd listens");
+    let mut head = format!("{method} {target} HTTP/1.1\r\nHost: envd\r\nContent-Length: {}\r\n", body.len());
+    for (name, value) in headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    stream.write_all(format!("{head}\r\n").as_bytes()).expect("sent");
+    stream.write_all(body).unwrap_or_else(|error| panic!("{target}: {error}"));
+    let mut status = [0; 12];
+    stream.read_exact(&mut status).expect("an answer");
+    std::str::from_utf8(&status[9..]).expect("text").parse().expect("a number")
+}
+
+#[test]
+fn a_refused_upload_is_told_while_it_is_still_sent() {
+    let envd = Envd::start();
+    assert_eq!(envd.request("POST", "/init", &[], br#"{"accessToken": "right"}"#).status, 204);
+    let content = vec![7; 32 << 20];
+    for (target, headers, status) in [
+        ("/files?path=/x&signature=v1_x", vec![RAW], 401),
+        ("/files?path=/x&signature_expiration=soon", vec![FORM], 400),
+        ("/files?path=/x", vec![RAW, ("X-Access-Token", "wrong")], 401),
+        ("/files/compose", vec![], 401),
+        ("/process.Process/SendInput", vec![("Content-Type", "application/json")], 401),
+    ] {
+        assert_eq!(status_once_all_is_sent(&envd, "POST", target, &headers, &content), status, "{target}");
+    }
+    for (method, target, mut headers, status) in [
+        ("POST", "/files?path=/x&username=missing", vec![RAW], 401),
+        ("POST", "/files?path=/x", vec![("Content-Type", "text/plain")], 400),
+        ("POST", "/files?path=/x", vec![RAW, ("X-Metadata-Name", "\u{e9}")], 400),
+        ("POST", "/files/compose", vec![], 413),
+        ("PUT", "/files?path=/x", vec![RAW], 405),
+        ("POST", "/nowhere", vec![], 404),
+    ] {
+        headers.push(("X-Access-Token", "right"));
+        let got = status_once_all_is_sent(&envd, method, target, &headers, &content);
+        assert_eq!(got, status, "{method} {target}");
+    }
+}

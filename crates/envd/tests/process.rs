@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::io::{Read, Write};
+
 use common::{Envd, base64, by_pid};
 use serde_json::json;
 
@@ -108,6 +110,27 @@ fn input_reaches_the_process_in_order() {
     assert_eq!(events.finish().out(), "two three");
     let answer = envd.call("process.Process/SendInput", &input("late"));
     assert_eq!((answer.status, answer.json()["code"].as_str()), (404, Some("not_found")));
+}
+
+#[test]
+fn input_for_nobody_is_refused_before_it_ends() {
+    let envd = Envd::start();
+    let mut stream = std::net::TcpStream::connect(&envd.address).expect("envd listens");
+    let message = json!({"start": {"process": by_pid(1 << 30)}}).to_string();
+    // One envelope in a chunk, and no last chunk: a handle stays open for as long as its owner likes.
+    let head = "POST /process.Process/StreamInput HTTP/1.1\r\nHost: envd\r\nContent-Type: application/connect+json\r\n\
+                Connect-Protocol-Version: 1\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let length = u32::try_from(message.len()).expect("short").to_be_bytes();
+    let envelope = [&[0], &length[..], message.as_bytes()].concat();
+    let chunk = [format!("{:x}\r\n", envelope.len()).as_bytes(), &envelope, b"\r\n"].concat();
+    stream.write_all(&[head.as_bytes(), &chunk].concat()).expect("sent");
+    let mut answer = Vec::new();
+    while memchr::memmem::find(&answer, b"not_found").is_none() {
+        let mut piece = [0; 4096];
+        let read = stream.read(&mut piece).expect("an answer");
+        assert!(read > 0, "{}", answer.escape_ascii());
+        answer.extend(&piece[..read]);
+    }
 }
 
 #[test]

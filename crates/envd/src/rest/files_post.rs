@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, Response};
-use hyper::body::Incoming;
 use serde::Serialize;
 
 use crate::alloc;
 use crate::filesystem::metadata;
 use crate::paths;
+use crate::rest::leftover::Lent;
 use crate::rest::multipart::Multipart;
 use crate::rest::reader::Reader;
 use crate::rest::sink::{Sink, Target};
@@ -43,7 +43,7 @@ struct Written {
 }
 
 /// Writes the files of a request.
-pub async fn post(upload: Upload, headers: &HeaderMap, body: Incoming) -> Result<Response<Body>, RestError> {
+pub async fn post(upload: Upload, headers: &HeaderMap, body: Lent) -> Result<Response<Body>, RestError> {
     let metadata =
         metadata::from_headers(headers).map_err(|error| RestError::bad_request(error.to_string()))?;
     let content_type =

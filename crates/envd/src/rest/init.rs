@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
-use hyper::body::Incoming;
 use serde::Deserialize;
 
+use crate::rest::leftover::Lent;
 use crate::rest::metrics::Given;
 use crate::rest::{Body, RestError, no_content, reader, system};
 use crate::state::{Envd, Settings};
@@ -46,7 +46,7 @@ struct Init {
 }
 
 /// Applies a request.
-pub async fn post(envd: &Envd, headers: &HeaderMap, body: Incoming) -> Result<Response<Body>, RestError> {
+pub async fn post(envd: &Envd, headers: &HeaderMap, body: Lent) -> Result<Response<Body>, RestError> {
     let body = reader::collect(body, headers, MAX_BODY).await?;
     let parsed = if body.iter().all(u8::is_ascii_whitespace) {
         None
