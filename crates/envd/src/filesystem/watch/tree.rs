@@ -309,6 +309,8 @@ fn is_network(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn names(events: &[FilesystemEvent], kind: EventType) -> Vec<&str> {
@@ -386,12 +388,14 @@ mod tests {
         let mut tree = Tree::new(dir.path().to_owned(), Options::default()).expect("watched");
         let most = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").expect("a limit");
         let most: usize = most.trim().parse().expect("a number");
-        for n in 0..=most {
-            // Nobody empties the queue meanwhile.
-            std::fs::create_dir(dir.path().join(n.to_string())).expect("made");
+        let files = ["a", "b"].map(|name| dir.path().join(name));
+        files.iter().for_each(|file| std::fs::write(file, "").expect("written"));
+        // Nobody empties the queue meanwhile; the kernel joins what happens to one file in a row.
+        for file in files.iter().cycle().take(most + 1) {
+            std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600)).expect("changed");
         }
         let mut events = Vec::new();
         assert_eq!(tree.read(&mut events), Err(Lost::Queue));
-        assert!(events.len() >= most, "what came before the gap is there");
+        assert!(events.len() >= most - 1, "what came before the gap is there");
     }
 }
