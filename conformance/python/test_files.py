@@ -1,6 +1,7 @@
 """Files through the synchronous SDK, and signed URLs from plain HTTP."""
 
 import os
+import subprocess
 import urllib.error
 import urllib.request
 
@@ -72,6 +73,34 @@ def test_signed_urls_open_one_file_and_nothing_else(server, sandbox):
     assert get(url.replace("shared.txt", ".bashrc")) == 401
     assert get(sandbox.download_url("shared.txt", user="user", use_signature_expiration=-60)) == 401
     assert get(f"{server.url}/files?path=shared.txt") == 401
+
+
+def test_signed_urls_serve_curl_both_ways(sandbox, tmp_path):
+    content = os.urandom(8 << 20)
+    (tmp_path / "up").write_bytes(content)
+    route = ["-H", f"E2b-Sandbox-Id: {sandbox.sandbox_id}", "-H", "E2b-Sandbox-Port: 49983"]
+
+    def curl(*words):
+        command = ["curl", "-sS", "--noproxy", "*", "-w", "%{http_code}", *route, *words]
+        return subprocess.run(command, check=True, capture_output=True, cwd=tmp_path).stdout
+
+    def url(make, path, user="user"):
+        return make(path, user=user, use_signature_expiration=60)
+
+    curl_raw = ["-H", "Content-Type: application/octet-stream", "--data-binary", "@up"]
+    for path, how in [("form", ["-F", "file=@up"]), ("raw", curl_raw), ("chunked", [*curl_raw, "-H", "Transfer-Encoding: chunked"])]:
+        said = curl(*how, url(sandbox.upload_url, f"curl/{path}"))
+        assert said.endswith(b"200") and f'"path":"/home/user/curl/{path}"'.encode() in said, said
+        assert curl("-o", "down", "--compressed", url(sandbox.download_url, f"curl/{path}")) == b"200"
+        assert (tmp_path / "down").read_bytes() == content, path
+        assert curl("-o", "part", "-r", "1000-1999", url(sandbox.download_url, f"curl/{path}")) == b"206"
+        assert (tmp_path / "part").read_bytes() == content[1000:2000]
+    owner = sandbox.commands.run("stat -c '%U %a %s' curl curl/*").stdout.splitlines()
+    assert owner[1:] == [f"user 644 {len(content)}"] * 3 and owner[0].startswith("user 755 ")
+    # A link is for one direction and one file, and wins nothing by naming another.
+    assert curl(*curl_raw, url(sandbox.download_url, "curl/raw")).endswith(b"401")
+    assert curl("-F", "file=@up", url(sandbox.upload_url, "curl/raw").replace("path=curl%2Fraw", "path=curl%2Fother")).endswith(b"401")
+    assert not sandbox.files.exists("curl/other")
 
 
 def test_watching_a_folder_tells_what_happens_in_order(sandbox):

@@ -117,18 +117,40 @@ fn streamed_watching() {
     assert_eq!(error.0, "invalid_argument");
 }
 
+/// 1 + 100 directories and 10,000 files, as fast as a shell can.
+fn make_ten_thousand(envd: &Envd) {
+    let script = format!(
+        "cd {} && for d in $(seq 100); do mkdir -p t/$d && touch t/$d/$(seq -s ' t/'$d/ 100); done",
+        envd.dir.path().display()
+    );
+    let request = json!({"process": {"cmd": "/bin/bash", "args": ["-c", script]}});
+    assert_eq!(envd.start_with(&[], &request).finish().end["exited"], true);
+}
+
+#[test]
+fn a_burst_is_streamed_whole_to_a_slow_reader() {
+    let envd = Envd::start();
+    let request = json!({"path": envd.dir.path(), "recursive": true});
+    let mut events = envd.stream("filesystem.Filesystem/WatchDir", &[], &request);
+    assert_eq!(events.next(), Some(json!({"start": {}})));
+    // Nothing is read before all of it has happened.
+    make_ten_thousand(&envd);
+    let mut seen = std::collections::HashSet::new();
+    while seen.len() < 1 + 100 + 10_000 {
+        let event = events.next().unwrap_or_else(|| panic!("ended after {}: {:?}", seen.len(), events.end));
+        if event["filesystem"]["type"] == "EVENT_TYPE_CREATE" {
+            let name = event["filesystem"]["name"].as_str().expect("a name").to_owned();
+            assert!(seen.insert(name), "{event} twice");
+        }
+    }
+}
+
 #[test]
 fn a_burst_is_seen_whole() {
     let envd = Envd::start();
     let request = json!({"path": envd.dir.path(), "recursive": true});
     let id = envd.call("filesystem.Filesystem/CreateWatcher", &request).json()["watcherId"].clone();
-    let script = format!(
-        "cd {} && for d in $(seq 100); do mkdir -p t/$d && touch t/$d/$(seq -s ' t/'$d/ 100); done",
-        envd.dir.path().display()
-    );
-    let finished =
-        envd.start_with(&[], &json!({"process": {"cmd": "/bin/bash", "args": ["-c", script]}})).finish();
-    assert_eq!(finished.end["exited"], true);
+    make_ten_thousand(&envd);
     let mut seen = std::collections::HashSet::new();
     loop {
         let events = envd.call("filesystem.Filesystem/GetWatcherEvents", &json!({"watcherId": id})).json();
