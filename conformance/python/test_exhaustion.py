@@ -1,7 +1,9 @@
 """A sandbox whose processor, processes, memory or disk are used up by its own code still answers and can be cleaned up."""
 
 import pytest
-from e2b import Sandbox
+from conftest import options_of
+from e2b import NotEnoughSpaceException, Sandbox
+from server import Server
 
 
 @pytest.fixture
@@ -50,6 +52,26 @@ def test_shared_memory_files(cell):
     cell.commands.run("head -c 2G /dev/zero > /dev/shm/full; true", timeout=60)
     answers(cell)
     cell.commands.run("rm /dev/shm/full", user="root")
+
+
+@pytest.mark.container
+def test_disk():
+    server = Server("--volumes", "loop", "--volumes-size", "2", "--pool", "1", "--warm", "0")
+    try:
+        with Sandbox.create(**options_of(server)) as sandbox:
+            sandbox.files.write("kept", "old content")
+            told = sandbox.commands.run("head -c 8G /dev/zero > filler; echo $?", timeout=300)
+            assert told.stdout == "1\n" and "No space left" in told.stderr, told
+            answers(sandbox)
+            with pytest.raises(NotEnoughSpaceException):
+                sandbox.files.write("new", b"x" * (64 << 20), request_timeout=60)
+            assert not sandbox.files.exists("new")
+            assert sandbox.files.read("kept") == "old content"
+            sandbox.files.remove("filler")
+            sandbox.commands.run("sync -f .")
+            sandbox.files.write("new", b"x" * (64 << 20), request_timeout=60)
+    finally:
+        server.stop()
 
 
 def test_file_descriptors(cell):
