@@ -7,6 +7,8 @@ import json
 import os
 import pathlib
 import subprocess
+import sys
+import threading
 import time
 
 import pytest
@@ -152,8 +154,8 @@ def test_states_that_cannot_be_written():
 
 @pytest.fixture
 def unreliable_criu(tmp_path):
-    """CRIU, but it does what a file says: `fail`, `die` in the middle, `stop` there, never say a word (`mute`), or nothing
-    special. Another file counts how often it was asked.
+    """CRIU, but it does what a file says: `fail`, `die` in the middle, `stop` there, `linger` there for two seconds, never say a
+    word (`mute`), or nothing special. Another file counts how often it was asked.
     """
     real = pathlib.Path(os.environ["COFFERDAM_CRIU"])
     tree, mood = tmp_path / "criu", tmp_path / "mood"
@@ -169,8 +171,9 @@ set -- --library-path {loader.parent} {real}/usr/sbin/criu $4 $5
 case "$4 $(cat {mood})" in
   "swrk fail") exit 1 ;;
   "swrk die") {loader} "$@" & sleep 0.03; kill -9 $!; wait; exit 1 ;;
-  "swrk stop") (sleep 0.03; kill -STOP $$) & ;;
-  "swrk mute") exec sleep 1000 ;;
+  "swrk stop") ( (sleep 0.03; kill -STOP $$) & ) ;;
+  "swrk linger") ( (sleep 0.03; kill -STOP $$; sleep 2; kill -CONT $$) & ) ;;
+  "swrk mute") exec {sys.executable} -c "import time; time.sleep(1000)" swrk ;;
 esac
 exec {loader} "$@"
 """
@@ -266,7 +269,72 @@ def test_a_criu_that_hangs(unreliable_criu, way):
         for each in (sandbox, kept):
             each.kill()
             assert each.kill() is False
-        assert not states(server)
+        assert not remains.settled(lambda: states(server))
+
+
+@contextlib.contextmanager
+def asking(call):
+    """Asks in a thread; what comes of it does not matter, as the server may die meanwhile."""
+
+    def ask():
+        with contextlib.suppress(Exception):
+            call()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    yield
+    thread.join()
+
+
+def a_dump_hangs(server, stopped):
+    """Whether a dump is at work; and if it shall have stopped in the middle, whether it has."""
+    at_work = remains.dumps(server.data)
+    return at_work and (not stopped or any("State:\tT" in remains.read(f"/proc/{pid}/status") for pid in at_work))
+
+
+@pytest.mark.parametrize("way", ["mute", "stop", "linger"])
+@pytest.mark.parametrize("call", ["pause", "create_snapshot"])
+def test_a_server_that_dies_while_a_dump_hangs(unreliable_criu, way, call):
+    tree, mood = unreliable_criu
+    with a_server("--criu", str(tree), "--criu-patience", "5") as (server, options):
+        sandbox, other = Sandbox.create(**options), Sandbox.create(**options)
+        pid = sleeper_in(sandbox, 30)
+        mood.write_text(way)
+        with asking(getattr(sandbox, call)):
+            until = time.monotonic() + 20
+            while not a_dump_hangs(server, way != "mute"):
+                assert time.monotonic() < until, server.tail()
+                time.sleep(0.002)
+            server.crash()
+        mood.write_text("well")
+        server.restart()
+        # The next server has not waited for it, and serves everybody else.
+        assert remains.dumps(server.data), "the dump goes on without its server"
+        assert other.commands.run("echo well").stdout == "well\n"
+        Sandbox.create(**options).kill()
+        listed = {each["sandboxID"]: each["state"] for each in server.sandboxes()}
+        assert listed == {sandbox.sandbox_id: "paused", other.sandbox_id: "running"}, "it stands still, and says so"
+        assert remains.dumps(server.data), "all that took no time"
+        # Whoever asks for it waits until it is known what has become of it.
+        try:
+            sandbox.connect()
+            lives = True
+        except SandboxException:
+            lives = False
+        assert not remains.dumps(server.data), "it was waited for or ended"
+        listed = {each["sandboxID"]: each["state"] for each in server.sandboxes()}
+        assert listed.get(sandbox.sandbox_id) == ("running" if lives else None), listed
+        # One that was cut off with its hands in the processes may have taken them with it.
+        assert lives or way == "stop", server.tail()
+        assert not remains.settled(lambda: states(server)), "the half of a state is swept"
+        if lives:
+            is_well(sandbox, pid)
+            assert sandbox.pause() is True
+            sandbox.connect()
+            is_well(sandbox, pid)
+        assert sandbox.kill() is lives
+        assert sandbox.kill() is False
+        assert not remains.settled(lambda: states(server))
 
 
 def test_a_time_up_that_cannot_pause_keeps_the_sandbox_running(unreliable_criu):

@@ -235,6 +235,7 @@ pub(crate) fn start_error(error: EngineError) -> ControlError {
         | EngineError::Kernel { .. }
         | EngineError::Died(_)
         | EngineError::Capture(_)
-        | EngineError::Restore(_) => ControlError::StartFailed(error.to_string()),
+        | EngineError::Restore(_)
+        | EngineError::Capturing => ControlError::StartFailed(error.to_string()),
     }
 }

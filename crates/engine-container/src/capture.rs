@@ -44,6 +44,12 @@ impl State {
         Self { id, folder: host.snapshots.join(id.to_string()) }
     }
 
+    /// The state that is being made of a sandbox: it has one capture at a time, and what a killed server leaves is known by its
+    /// name.
+    pub(crate) fn half_made(host: &Host, sandbox: &SandboxId, id: SnapshotId) -> Self {
+        Self { id, folder: host.snapshots.join(half_made_name(sandbox)) }
+    }
+
     /// The memory image.
     pub(crate) fn memory(&self) -> PathBuf {
         self.folder.join("memory")
@@ -76,6 +82,11 @@ impl State {
         host.volumes.discard(&state_volume(self.id)).map_err(volume_error("discard captured files"))?;
         remove_folder(&aside).map_err(EngineError::kernel("remove a memory image"))
     }
+}
+
+/// Name of the folder of a state while it is made.
+pub(crate) fn half_made_name(sandbox: &SandboxId) -> String {
+    format!("{sandbox}.new")
 }
 
 /// Captures a running sandbox.
@@ -141,7 +152,7 @@ impl Drop for Thaw {
 fn write(claim: &Claim, sandbox: &SandboxId, id: SnapshotId, memory: bool) -> Result<u64, EngineError> {
     let host = &claim.host;
     let state = State::of(host, id);
-    let new = State { id, folder: state.folder.with_extension("new") };
+    let new = State::half_made(host, sandbox, id);
     let record: Record = host.records.load(sandbox).map_err(|_| EngineError::NotFound)?;
     let lock = host.records.lock(sandbox).map_err(|_| EngineError::NotFound)?;
     let work = || -> Result<u64, EngineError> {
@@ -204,7 +215,8 @@ fn describe(error: &EngineError) -> String {
     }
 }
 
-fn remove_folder(folder: &Path) -> io::Result<()> {
+/// Removes a folder with all that is in it; one that is not there is a success.
+pub(crate) fn remove_folder(folder: &Path) -> io::Result<()> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

@@ -116,6 +116,10 @@ impl Engine for ContainerEngine {
         sweep::adopt(&self.host, id).await
     }
 
+    async fn adopt_late(&self, id: &SandboxId) -> Result<Arc<dyn Sandbox>, EngineError> {
+        sweep::adopt_late(&self.host, id).await
+    }
+
     async fn restore(
         &self,
         snapshot: SnapshotId,

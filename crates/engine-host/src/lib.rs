@@ -4,6 +4,7 @@
 
 pub mod cgroup;
 mod folders;
+mod holders;
 mod life;
 mod pressure;
 mod process;

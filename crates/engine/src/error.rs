@@ -44,6 +44,9 @@ pub enum EngineError {
     /// PID 1 ended before the sandbox was up.
     #[error("the sandbox ended while starting: {0}")]
     Died(String),
+    /// A capture that an earlier server began is still under way.
+    #[error("a capture that an earlier server began is still under way; it is waited for, and in the end cut off")]
+    Capturing,
     /// Something did not finish in its time.
     #[error("{0} did not finish in time")]
     Timeout(&'static str),

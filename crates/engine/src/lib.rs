@@ -76,8 +76,18 @@ pub trait Engine: Send + Sync + 'static {
     /// Takes over a sandbox that an earlier server process started and that is still alive.
     ///
     /// # Errors
-    /// [`EngineError::NotFound`] when it is gone; its remains are then the sweeper's.
+    /// [`EngineError::NotFound`] when it is gone; its remains are then the sweeper's. [`EngineError::Capturing`] when that server
+    /// was capturing it and the capture goes on: it is to be kept by the sweep and taken over by [`Engine::adopt_late`].
     async fn adopt(&self, id: &SandboxId) -> Result<Arc<dyn Sandbox>, EngineError>;
+
+    /// Takes over a sandbox whose adoption answered [`EngineError::Capturing`]: waits for the capture, for a limited time, then
+    /// cuts it off. The sandbox goes on if it outlives that. May be dropped at any point, and asked again.
+    ///
+    /// # Errors
+    /// As [`Engine::adopt`]; nothing of it is left then.
+    async fn adopt_late(&self, id: &SandboxId) -> Result<Arc<dyn Sandbox>, EngineError> {
+        self.adopt(id).await
+    }
 
     /// Ends and removes every trace of sandboxes of this server that are not in `keep`: processes, cgroups,
     /// mounts, files; and captured states that are not in `snapshots`. Called once at start, after the adoptions.

@@ -94,6 +94,16 @@ impl Engine for Engines {
         Err(EngineError::NotFound)
     }
 
+    async fn adopt_late(&self, id: &SandboxId) -> Result<Arc<dyn Sandbox>, EngineError> {
+        for engine in self.all() {
+            match engine.adopt_late(id).await {
+                Err(EngineError::NotFound) => {}
+                answer => return answer,
+            }
+        }
+        Err(EngineError::NotFound)
+    }
+
     async fn sweep(&self, keep: &[SandboxId], snapshots: &[SnapshotId]) -> Result<usize, EngineError> {
         let mut removed = 0;
         for engine in self.all() {

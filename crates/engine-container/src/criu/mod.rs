@@ -107,10 +107,15 @@ impl Memory {
             config_file: Some(self.folder.join(DUMP_FILE).to_string_lossy().into_owned()),
             ..self.options()
         };
-        let patience = self.criu.patience() + PATIENCE_PER_MIB * size_mib;
+        let patience = self.patience(size_mib);
         self.run(Kind::Dump, options, images, Place::Beside { owner, lock }, patience, |_, _, _| Ok(()))
             .map_err(|reason| EngineError::Capture(format!("its memory could not be captured: {reason}")))?;
         Ok(())
+    }
+
+    /// How long a dump of so many MiB may be silent.
+    pub(crate) fn patience(&self, size_mib: u32) -> Duration {
+        self.criu.patience() + PATIENCE_PER_MIB * size_mib
     }
 
     /// Brings the processes of an image back. `on_namespaces` is called with the new PID 1's pid when its namespaces exist and

@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, open};
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, mount_bind, mount_change, move_mount};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use rustix::thread::{
     CapabilitiesSecureBits, CapabilitySet, CapabilitySets, UnshareFlags, capabilities,
     configure_capability_in_ambient_set, set_capabilities, set_capabilities_secure_bits, unshare_unsafe,
@@ -57,6 +57,8 @@ pub(super) struct Process {
     /// Dropped by hand before the wait, because CRIU ends when it closes.
     conversation: Option<Conversation>,
     child: Child,
+    /// Whether its helpers are in a process group with it: one that is killed leaves them behind, with all it had open.
+    leads_group: bool,
 }
 
 impl Process {
@@ -88,6 +90,7 @@ impl Process {
             },
             Place::Alone { run } => Entry::Alone(run.as_raw_fd()),
         };
+        let leads_group = matches!(entry, Entry::Owner(..));
         let socket_number = socket.as_raw_fd();
         let prepare = move || {
             rustix::process::setpriority_process(None, NICE)?;
@@ -95,6 +98,9 @@ impl Process {
             set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP)?;
             match &entry {
                 Entry::Owner(owner, lock) => {
+                    // A group with whatever it starts, so that all of it can be ended; of another session, or the kernel would
+                    // end a stopped one when the server dies.
+                    rustix::process::setsid()?;
                     keep_open(*lock)?;
                     become_owner(*owner)?;
                 }
@@ -110,7 +116,7 @@ impl Process {
         };
         // SAFETY: the closure makes system calls only; it allocates nothing and takes no locks.
         let child = unsafe { command.pre_exec(prepare) }.spawn()?;
-        Ok(Self { conversation: Some(conversation), child })
+        Ok(Self { conversation: Some(conversation), child, leads_group })
     }
 
     /// Its pid.
@@ -150,6 +156,10 @@ impl Drop for Process {
         self.conversation = None;
         if !self.ends_within(LONGEST_END) {
             self.kill();
+        }
+        // Before it is waited for: until then its pid, and with it the group's, cannot come to mean another.
+        if let Some(pid) = Pid::from_raw(self.pid()).filter(|_| self.leads_group) {
+            let _ = kill_process_group(pid, Signal::KILL);
         }
         let _ = self.child.wait();
     }

@@ -1,0 +1,64 @@
+//! Who holds the lock on a file: the kernel says so of each descriptor, so nothing has to be written down beforehand.
+//! A lock outlives the server that took it where a child has inherited the descriptor, as a memory dump has.
+//! Their end is waited for and, if it does not come, brought about; what they were working on is the caller's.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Every other process that holds an `flock` on the file at `path`. Blocks: it looks at each descriptor of the machine.
+pub(crate) fn holders(path: &Path) -> io::Result<Vec<OwnedFd>> {
+    let file = fs::canonicalize(path)?;
+    let own = std::process::id().cast_signed();
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let Some(raw) = Pid::from_raw(pid).filter(|_| pid != own) else { continue };
+        // Before the look: from here on the pid cannot come to mean another process. One that has ended holds nothing.
+        let Ok(pidfd) = pidfd_open(raw, PidfdFlags::empty()) else { continue };
+        if holds(pid, &file) {
+            found.push(pidfd);
+        }
+    }
+    Ok(found)
+}
+
+fn holds(pid: i32, file: &Path) -> bool {
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    descriptors.flatten().filter(|one| fs::read_link(one.path()).is_ok_and(|target| target == file)).any(|one| {
+        let info = Path::new("/proc").join(pid.to_string()).join("fdinfo").join(one.file_name());
+        fs::read_to_string(info).is_ok_and(|info| info.contains("FLOCK"))
+    })
+}
+
+/// Whether all of them end within `limit`.
+pub(crate) async fn end_within(processes: &[OwnedFd], limit: Duration) -> io::Result<bool> {
+    let all = async {
+        for process in processes {
+            let watched = process.try_clone()?;
+            // SAFETY: an `OwnedFd` keeps its descriptor open and the same for as long as it lives.
+            let watched = unsafe { AsyncFd::register_with_interest(watched, Interest::READABLE) }?;
+            let _ = watched.readable().await?;
+        }
+        Ok(())
+    };
+    tokio::time::timeout(limit, all).await.map_or(Ok(false), |ended| ended.map(|()| true))
+}
+
+/// Kills them; those that have ended are a success.
+pub(crate) fn kill(processes: &[OwnedFd]) -> io::Result<()> {
+    for process in processes {
+        match pidfd_send_signal(process, Signal::KILL) {
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
