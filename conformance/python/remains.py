@@ -31,12 +31,14 @@ def processes(data):
 
 
 def dumps(data):
-    """CRIUs at work for it, in whatever group: they have its folders open."""
+    """CRIUs at work for it, in whatever group: they have its folders open. Once one is asked something it changes its command
+    line, but not the loader that it runs from."""
     folder, found = os.path.realpath(data), set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        if "swrk" not in read(f"/proc/{pid}/cmdline"):
-            continue
         try:
+            is_loader = os.path.basename(os.readlink(f"/proc/{pid}/exe")).startswith("ld-linux")
+            if not is_loader and "swrk" not in read(f"/proc/{pid}/cmdline"):
+                continue
             files = {os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")}
         except OSError:
             continue
