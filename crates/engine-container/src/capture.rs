@@ -15,6 +15,7 @@ use layers::{export_upper, room_beside};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
+use crate::durable::{EarlyWriting, settle, size_of};
 use crate::host::Host;
 use crate::record::Record;
 use crate::slot::Claim;
@@ -89,12 +90,22 @@ pub(crate) fn half_made_name(sandbox: &SandboxId) -> String {
     format!("{sandbox}.new")
 }
 
+/// What a state must survive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lasting {
+    /// A loss of power.
+    Durable,
+    /// Nothing: it is restored at once, and nobody is told of it.
+    Brief,
+}
+
 /// Captures a running sandbox.
 pub(crate) async fn capture(
     claim: Arc<Claim>,
     sandbox: SandboxId,
     id: SnapshotId,
     memory: bool,
+    lasting: Lasting,
 ) -> Result<Captured, EngineError> {
     if memory {
         claim.host.memory()?;
@@ -103,7 +114,7 @@ pub(crate) async fn capture(
     let guard = stop(&claim).await?;
     // Runs to its end even if the caller goes away: a dump must not be interrupted, and the thaw comes after it.
     let work = tokio::task::spawn_blocking(move || {
-        let captured = write(&claim, &sandbox, id, memory);
+        let captured = write(&claim, &sandbox, id, memory, lasting);
         drop(guard);
         captured.map(|memory_bytes| Captured { memory, memory_bytes, stopped: begun.elapsed() })
     });
@@ -149,7 +160,14 @@ impl Drop for Thaw {
 }
 
 /// Answers the size of the memory image.
-fn write(claim: &Claim, sandbox: &SandboxId, id: SnapshotId, memory: bool) -> Result<u64, EngineError> {
+fn write(
+    claim: &Claim,
+    sandbox: &SandboxId,
+    id: SnapshotId,
+    memory: bool,
+    lasting: Lasting,
+) -> Result<u64, EngineError> {
+    let is_durable = lasting == Lasting::Durable;
     let host = &claim.host;
     let state = State::of(host, id);
     let new = State::half_made(host, sandbox, id);
@@ -161,6 +179,8 @@ fn write(claim: &Claim, sandbox: &SandboxId, id: SnapshotId, memory: bool) -> Re
         let mut size = 0;
         if memory {
             let size_mib = u32::try_from(check_room(claim)? >> 20).unwrap_or(u32::MAX);
+            // A matter of speed: without it all is written at the end.
+            let early = is_durable.then(|| EarlyWriting::of(&new.memory()).ok());
             host.memory()?.dump(
                 record.process.pid,
                 size_mib,
@@ -169,17 +189,21 @@ fn write(claim: &Claim, sandbox: &SandboxId, id: SnapshotId, memory: bool) -> Re
                 &new.memory(),
                 lock.as_fd(),
             )?;
-            size = make_durable(&new.memory()).map_err(EngineError::kernel("write the memory image"))?;
+            drop(early);
+            if is_durable {
+                settle(&new.memory()).map_err(EngineError::kernel("write the memory image"))?;
+            }
+            size = size_of(&new.memory()).map_err(EngineError::kernel("measure the memory image"))?;
         }
         host.volumes
             .copy(&volume_of(sandbox), &state_volume(id), true, None)
             .map_err(volume_error("capture the files"))?;
         let (agent, inner_boot) = (record.agent.clone(), record.inner_boot.clone());
         let meta = Meta { agent, inner_boot, memory, memory_bytes: size };
-        save(&new.folder.join("meta.json"), &meta)
+        save(&new.folder.join("meta.json"), &meta, is_durable)
             .map_err(EngineError::kernel("record the captured state"))?;
         fs::rename(&new.folder, &state.folder)
-            .and_then(|()| File::open(&host.snapshots)?.sync_all())
+            .and_then(|()| if is_durable { File::open(&host.snapshots)?.sync_all() } else { Ok(()) })
             .map_err(EngineError::kernel("keep the captured state"))?;
         Ok(size)
     };
@@ -223,29 +247,7 @@ pub(crate) fn remove_folder(folder: &Path) -> io::Result<()> {
     }
 }
 
-fn save(path: &Path, meta: &Meta) -> io::Result<()> {
+fn save(path: &Path, meta: &Meta, is_durable: bool) -> io::Result<()> {
     fs::write(path, serde_json::to_vec(meta)?)?;
-    File::open(path)?.sync_all()
-}
-
-/// Threads that put files on disk at once. Each wait for a file is one for the file system's journal, and those that wait together
-/// wait once.
-const SYNCERS: usize = 8;
-
-/// Puts every file of a flat folder on disk; answers their size together.
-fn make_durable(folder: &Path) -> io::Result<u64> {
-    let open = |entry: io::Result<fs::DirEntry>| File::open(entry?.path());
-    let files = fs::read_dir(folder)?.map(open).collect::<io::Result<Vec<File>>>()?;
-    let sizes = files.iter().map(|file| Ok(file.metadata()?.len()));
-    let size = sizes.sum::<io::Result<u64>>()?;
-    let share = files.len().div_ceil(SYNCERS).max(1);
-    std::thread::scope(|scope| {
-        let sync = |files: &[File]| files.iter().try_for_each(File::sync_all);
-        let syncers: Vec<_> = files.chunks(share).map(|files| scope.spawn(move || sync(files))).collect();
-        syncers.into_iter().try_for_each(|syncer| {
-            syncer.join().unwrap_or_else(|_| Err(io::Error::other("a file's sync was interrupted")))
-        })
-    })?;
-    File::open(folder)?.sync_all()?;
-    Ok(size)
+    if is_durable { File::open(path)?.sync_all() } else { Ok(()) }
 }

@@ -5,6 +5,7 @@
 mod capture;
 mod criu;
 mod devices;
+mod durable;
 mod host;
 mod launch;
 mod private;

@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use crate::capture;
+use crate::capture::{self, Lasting};
 use crate::host::Host;
 use crate::slot::Claim;
 
@@ -135,7 +135,11 @@ impl Sandbox for ContainerSandbox {
     }
 
     async fn capture(&self, snapshot: SnapshotId, memory: bool) -> Result<Captured, EngineError> {
-        capture::capture(self.claim()?, self.id.clone(), snapshot, memory).await
+        capture::capture(self.claim()?, self.id.clone(), snapshot, memory, Lasting::Durable).await
+    }
+
+    async fn capture_briefly(&self, snapshot: SnapshotId) -> Result<Captured, EngineError> {
+        capture::capture(self.claim()?, self.id.clone(), snapshot, true, Lasting::Brief).await
     }
 
     async fn export_layer(&self, target: &Path) -> Result<(), EngineError> {

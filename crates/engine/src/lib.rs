@@ -132,6 +132,14 @@ pub trait Sandbox: Send + Sync + 'static {
     /// [`EngineError::Unsupported`] without memory snapshots on this host, [`EngineError::Capture`] with the reason.
     async fn capture(&self, snapshot: SnapshotId, memory: bool) -> Result<Captured, EngineError>;
 
+    /// As [`Sandbox::capture`] with memory, for a state that is restored at once and discarded then: a loss of power may take it.
+    ///
+    /// # Errors
+    /// As [`Sandbox::capture`].
+    async fn capture_briefly(&self, snapshot: SnapshotId) -> Result<Captured, EngineError> {
+        self.capture(snapshot, true).await
+    }
+
     /// Writes everything it has changed of its template into `target`, which is made, as a layer that can be put on top
     /// of the template's. The sandbox is stopped meanwhile and then as it was.
     ///

@@ -1,6 +1,6 @@
 //! Forking: one capture, then any number of sandboxes from it, each with an id, tokens and randomness of its own.
 //! The source stands still only for the capture. Each fork succeeds or fails by itself.
-//! The captured state goes when the last of them runs.
+//! The captured state goes when the last of them runs; no record names it, so it need not survive anything.
 
 use std::sync::Arc;
 
@@ -76,7 +76,7 @@ impl Control {
             if live.has_ended() {
                 return Err(ControlError::SandboxNotFound(live.id.clone()));
             }
-            (self.capture(live, true).await?, live.record())
+            (self.capture_briefly(live).await?, live.record())
         };
         let state = Pause {
             snapshot,

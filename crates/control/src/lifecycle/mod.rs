@@ -18,7 +18,7 @@ pub use snapshot::{SnapshotEntry, SnapshotPage, SnapshotQuery};
 
 use std::sync::Arc;
 
-use engine::{EngineError, Revival};
+use engine::{Captured, EngineError, Revival};
 use ids::{SandboxId, SnapshotId};
 use store::{Pause, Sandbox};
 use tokio::sync::OwnedMutexGuard;
@@ -44,14 +44,27 @@ impl Control {
     /// Captures a running sandbox's state under a new id.
     async fn capture(&self, live: &Live, memory: bool) -> Result<SnapshotId, ControlError> {
         let snapshot = SnapshotId::generate();
-        let captured =
-            live.engine.capture(snapshot, memory).await.map_err(|error| capture_error(&live.id, &error))?;
-        tracing::info!(
-            sandbox_id = %live.id, %snapshot, memory, memory_bytes = captured.memory_bytes,
-            stopped_us = u64::try_from(captured.stopped.as_micros()).unwrap_or(u64::MAX), "sandbox captured"
-        );
-        Ok(snapshot)
+        note_captured(live, snapshot, live.engine.capture(snapshot, memory).await)
     }
+
+    /// The same with memory, for a state that nobody is told of.
+    async fn capture_briefly(&self, live: &Live) -> Result<SnapshotId, ControlError> {
+        let snapshot = SnapshotId::generate();
+        note_captured(live, snapshot, live.engine.capture_briefly(snapshot).await)
+    }
+}
+
+fn note_captured(
+    live: &Live,
+    snapshot: SnapshotId,
+    captured: Result<Captured, EngineError>,
+) -> Result<SnapshotId, ControlError> {
+    let captured = captured.map_err(|error| capture_error(&live.id, &error))?;
+    tracing::info!(
+        sandbox_id = %live.id, %snapshot, memory = captured.memory, memory_bytes = captured.memory_bytes,
+        stopped_us = u64::try_from(captured.stopped.as_micros()).unwrap_or(u64::MAX), "sandbox captured"
+    );
+    Ok(snapshot)
 }
 
 fn capture_error(id: &SandboxId, error: &EngineError) -> ControlError {
