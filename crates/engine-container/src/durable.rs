@@ -41,7 +41,8 @@ impl EarlyWriting {
         let work = move || {
             let _ = begin_writing(&folder, &events, &stopped);
         };
-        let thread = thread::Builder::new().name("early-writing".into()).stack_size(256 * 1024).spawn(work)?;
+        let thread =
+            thread::Builder::new().name("early-writing".into()).stack_size(256 * 1024).spawn(work)?;
         Ok(Self { stop: Some(stop), thread: Some(thread) })
     }
 }

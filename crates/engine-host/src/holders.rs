@@ -19,7 +19,9 @@ pub(crate) fn holders(path: &Path) -> io::Result<Vec<OwnedFd>> {
     let own = std::process::id().cast_signed();
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
-        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
         let Some(raw) = Pid::from_raw(pid).filter(|_| pid != own) else { continue };
         // Before the look: from here on the pid cannot come to mean another process. One that has ended holds nothing.
         let Ok(pidfd) = pidfd_open(raw, PidfdFlags::empty()) else { continue };
@@ -32,10 +34,12 @@ pub(crate) fn holders(path: &Path) -> io::Result<Vec<OwnedFd>> {
 
 fn holds(pid: i32, file: &Path) -> bool {
     let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
-    descriptors.flatten().filter(|one| fs::read_link(one.path()).is_ok_and(|target| target == file)).any(|one| {
-        let info = Path::new("/proc").join(pid.to_string()).join("fdinfo").join(one.file_name());
-        fs::read_to_string(info).is_ok_and(|info| info.contains("FLOCK"))
-    })
+    descriptors.flatten().filter(|one| fs::read_link(one.path()).is_ok_and(|target| target == file)).any(
+        |one| {
+            let info = Path::new("/proc").join(pid.to_string()).join("fdinfo").join(one.file_name());
+            fs::read_to_string(info).is_ok_and(|info| info.contains("FLOCK"))
+        },
+    )
 }
 
 /// Whether all of them end within `limit`.

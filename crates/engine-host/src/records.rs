@@ -96,7 +96,10 @@ impl Records {
             kill(&held_by)?;
             was_ended = true;
             if !end_within(&held_by, LONGEST_DEATH).await? {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "what captures the sandbox does not die"));
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "what captures the sandbox does not die",
+                ));
             }
         }
     }

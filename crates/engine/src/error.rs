@@ -45,7 +45,9 @@ pub enum EngineError {
     #[error("the sandbox ended while starting: {0}")]
     Died(String),
     /// A capture that an earlier server began is still under way.
-    #[error("a capture that an earlier server began is still under way; it is waited for, and in the end cut off")]
+    #[error(
+        "a capture that an earlier server began is still under way; it is waited for, and in the end cut off"
+    )]
     Capturing,
     /// Something did not finish in its time.
     #[error("{0} did not finish in time")]
