@@ -103,6 +103,10 @@ pub trait Store: EventStore + IdentityStore + Send + Sync + 'static {
     /// Replaces state, run, times, pause and details of a sandbox that has not ended; this survives a power cut.
     /// False when it has ended or never was.
     async fn put_sandbox(&self, sandbox: &Sandbox) -> Result<bool, StoreError>;
+    /// As [`Store::put_sandbox`], but a power cut may take it back until [`Store::settle`] has returned.
+    async fn put_sandbox_quickly(&self, sandbox: &Sandbox) -> Result<bool, StoreError>;
+    /// Once this returns, everything that was written before survives a power cut.
+    async fn settle(&self) -> Result<(), StoreError>;
     /// Marks a sandbox as ended; an ended one stays as it is.
     async fn finish_sandbox(
         &self,

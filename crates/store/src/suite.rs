@@ -272,11 +272,13 @@ async fn sandboxes_are_paused_and_resumed(store: &impl Store) -> Result<(), Stor
     record.execution = ExecutionId::generate();
     record.started_at += Duration::seconds(9);
     record.end_at += Duration::seconds(9);
-    assert!(store.put_sandbox(&record).await?);
+    assert!(store.put_sandbox_quickly(&record).await?);
+    store.settle().await?;
     assert_eq!(store.sandbox(&record.id).await?, Some(record.clone()));
 
     store.finish_sandbox(&record.id, now(), "request").await?;
     assert!(!store.put_sandbox(&record).await?, "an ended one stays ended");
+    assert!(!store.put_sandbox_quickly(&record).await?, "also for who is in a hurry");
     assert!(!store.put_sandbox(&sandbox()).await?, "there is none");
     Ok(())
 }

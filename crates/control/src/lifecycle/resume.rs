@@ -1,6 +1,6 @@
 //! Coming back from a pause: by `connect`, by `resume`, or because traffic came.
 //! Frozen processes that are still there are thawed; otherwise the captured state is restored; a failure leaves it paused.
-//! The captured state is only removed once the store knows that the sandbox runs.
+//! The captured state is only removed once the store, on its disk, knows that the sandbox runs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -185,7 +185,8 @@ impl Control {
             pause: None,
             ..paused.record.clone()
         };
-        match self.store.put_sandbox(&record).await {
+        // The captured state is there until the disk has this, too: a power cut before leaves a paused sandbox, not a lost one.
+        match self.store.put_sandbox_quickly(&record).await {
             Ok(true) => {}
             Ok(false) => {
                 discard(&*sandbox).await;
@@ -209,9 +210,17 @@ impl Control {
         self.go_live(Arc::clone(&live));
         self.note_start(team.id);
         if pause.owned {
-            // Nothing refers to it any more, and removing a large image takes its time.
+            // Removing a large image takes its time, and nobody waits for the disk.
             let (control, state) = (Arc::clone(self), pause.snapshot);
-            self.tasks.spawn(async move { control.discard_state(state).await });
+            self.tasks.spawn(async move {
+                match control.store.settle().await {
+                    Ok(()) => control.discard_state(state).await,
+                    // The next start sweeps it.
+                    Err(error) => {
+                        tracing::error!(%state, %error, "a captured state is kept: the disk was not written");
+                    }
+                }
+            });
         }
         tracing::info!(
             sandbox_id = %id, team_id = %team.id, was_hot, memory = revival == Revival::Memory,

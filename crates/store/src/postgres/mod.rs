@@ -75,6 +75,12 @@ impl PostgresStore {
         Ok(WriteOne(self.pool.acquire().await?))
     }
 
+    /// Every write is flushed before it returns.
+    #[expect(clippy::unused_async, reason = "the statements of both databases await it")]
+    async fn settle_all(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     fn reads(&self) -> &DbPool {
         &self.pool
     }

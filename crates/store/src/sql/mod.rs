@@ -206,6 +206,14 @@ impl Store for Database {
         Ok(found)
     }
 
+    async fn put_sandbox_quickly(&self, sandbox: &Sandbox) -> Result<bool, StoreError> {
+        sandboxes::put(self.write_one().await?.conn(), sandbox).await
+    }
+
+    async fn settle(&self) -> Result<(), StoreError> {
+        self.settle_all().await
+    }
+
     async fn finish_sandbox(
         &self,
         id: &SandboxId,

@@ -5,7 +5,8 @@
 #[path = "../sql/mod.rs"]
 mod sql;
 
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
@@ -33,6 +34,8 @@ pub struct SqliteStore {
     durable: DbPool,
     /// One writer at a time, so that none ever meets a busy database.
     gate: Mutex<()>,
+    /// What is written goes here first; what leaves it for the database has been flushed before.
+    log: PathBuf,
 }
 
 /// A write transaction, and the right to have one.
@@ -89,7 +92,10 @@ impl SqliteStore {
         let quick = pool(1, SqliteSynchronous::Normal).await?;
         // Without room it is as it would be without this: what must grow fails.
         let _ = reserve(&quick).await;
-        Ok(Self { reads: pool(2, SqliteSynchronous::Normal).await?, quick, durable, gate: Mutex::new(()) })
+        let mut log = path.as_os_str().to_owned();
+        log.push("-wal");
+        let reads = pool(2, SqliteSynchronous::Normal).await?;
+        Ok(Self { reads, quick, durable, gate: Mutex::new(()), log: log.into() })
     }
 
     async fn write_durably(&self) -> Result<Write<'_>, StoreError> {
@@ -105,6 +111,14 @@ impl SqliteStore {
     async fn write_one(&self) -> Result<WriteOne<'_>, StoreError> {
         let gate = self.gate.lock().await;
         Ok(WriteOne { connection: self.quick.acquire().await?, _gate: gate })
+    }
+
+    /// The log alone is flushed: nobody waits for that but the caller.
+    async fn settle_all(&self) -> Result<(), StoreError> {
+        let log = self.log.clone();
+        let flushed = tokio::task::spawn_blocking(move || File::open(log)?.sync_data()).await;
+        let flushed = flushed.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        Ok(flushed.map_err(sqlx::Error::Io)?)
     }
 
     fn reads(&self) -> &DbPool {
