@@ -15,7 +15,6 @@ use layers::{export_upper, room_beside};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use crate::durable::{EarlyWriting, settle, size_of};
 use crate::host::Host;
 use crate::record::Record;
 use crate::slot::Claim;
@@ -179,8 +178,6 @@ fn write(
         let mut size = 0;
         if memory {
             let size_mib = u32::try_from(check_room(claim)? >> 20).unwrap_or(u32::MAX);
-            // A matter of speed: without it all is written at the end.
-            let early = is_durable.then(|| EarlyWriting::of(&new.memory()).ok());
             host.memory()?.dump(
                 record.process.pid,
                 size_mib,
@@ -189,9 +186,8 @@ fn write(
                 &new.memory(),
                 lock.as_fd(),
             )?;
-            drop(early);
             if is_durable {
-                settle(&new.memory()).map_err(EngineError::kernel("write the memory image"))?;
+                make_durable(&new.memory()).map_err(EngineError::kernel("write the memory image"))?;
             }
             size = size_of(&new.memory()).map_err(EngineError::kernel("measure the memory image"))?;
         }
@@ -250,4 +246,28 @@ pub(crate) fn remove_folder(folder: &Path) -> io::Result<()> {
 fn save(path: &Path, meta: &Meta, is_durable: bool) -> io::Result<()> {
     fs::write(path, serde_json::to_vec(meta)?)?;
     if is_durable { File::open(path)?.sync_all() } else { Ok(()) }
+}
+
+/// Size of all files of a flat folder, bytes.
+fn size_of(folder: &Path) -> io::Result<u64> {
+    fs::read_dir(folder)?.map(|entry| Ok(entry?.metadata()?.len())).sum()
+}
+
+/// Threads that put files on disk at once. Each wait for a file is one for the file system's journal, and those that wait together
+/// wait once.
+const SYNCERS: usize = 8;
+
+/// Puts every file of a flat folder on disk.
+fn make_durable(folder: &Path) -> io::Result<()> {
+    let open = |entry: io::Result<fs::DirEntry>| File::open(entry?.path());
+    let files = fs::read_dir(folder)?.map(open).collect::<io::Result<Vec<File>>>()?;
+    let share = files.len().div_ceil(SYNCERS).max(1);
+    std::thread::scope(|scope| {
+        let sync = |files: &[File]| files.iter().try_for_each(File::sync_all);
+        let syncers: Vec<_> = files.chunks(share).map(|files| scope.spawn(move || sync(files))).collect();
+        syncers.into_iter().try_for_each(|syncer| {
+            syncer.join().unwrap_or_else(|_| Err(io::Error::other("a file's sync was interrupted")))
+        })
+    })?;
+    File::open(folder)?.sync_all()
 }

@@ -5,7 +5,6 @@
 mod capture;
 mod criu;
 mod devices;
-mod durable;
 mod host;
 mod launch;
 mod private;
