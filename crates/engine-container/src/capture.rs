@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use engine::{Captured, EngineError, SandboxId, SnapshotId};
-use engine_host::{state_volume, volume_error, volume_of};
+use engine_host::{Lasting, state_volume, volume_error, volume_of};
 use layers::{export_upper, room_beside};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
@@ -89,15 +89,6 @@ pub(crate) fn half_made_name(sandbox: &SandboxId) -> String {
     format!("{sandbox}.new")
 }
 
-/// What a state must survive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Lasting {
-    /// A loss of power.
-    Durable,
-    /// Nothing: it is restored at once, and nobody is told of it.
-    Brief,
-}
-
 /// Captures a running sandbox.
 pub(crate) async fn capture(
     claim: Arc<Claim>,
@@ -166,7 +157,6 @@ fn write(
     memory: bool,
     lasting: Lasting,
 ) -> Result<u64, EngineError> {
-    let is_durable = lasting == Lasting::Durable;
     let host = &claim.host;
     let state = State::of(host, id);
     let new = State::half_made(host, sandbox, id);
@@ -186,7 +176,7 @@ fn write(
                 &new.memory(),
                 lock.as_fd(),
             )?;
-            if is_durable {
+            if lasting == Lasting::Durable {
                 make_durable(&new.memory()).map_err(EngineError::kernel("write the memory image"))?;
             }
             size = size_of(&new.memory()).map_err(EngineError::kernel("measure the memory image"))?;
@@ -196,10 +186,10 @@ fn write(
             .map_err(volume_error("capture the files"))?;
         let (agent, inner_boot) = (record.agent.clone(), record.inner_boot.clone());
         let meta = Meta { agent, inner_boot, memory, memory_bytes: size };
-        save(&new.folder.join("meta.json"), &meta, is_durable)
+        save(&new.folder.join("meta.json"), &meta, lasting)
             .map_err(EngineError::kernel("record the captured state"))?;
         fs::rename(&new.folder, &state.folder)
-            .and_then(|()| if is_durable { File::open(&host.snapshots)?.sync_all() } else { Ok(()) })
+            .and_then(|()| lasting.settle(&File::open(&host.snapshots)?))
             .map_err(EngineError::kernel("keep the captured state"))?;
         Ok(size)
     };
@@ -243,9 +233,9 @@ pub(crate) fn remove_folder(folder: &Path) -> io::Result<()> {
     }
 }
 
-fn save(path: &Path, meta: &Meta, is_durable: bool) -> io::Result<()> {
+fn save(path: &Path, meta: &Meta, lasting: Lasting) -> io::Result<()> {
     fs::write(path, serde_json::to_vec(meta)?)?;
-    if is_durable { File::open(path)?.sync_all() } else { Ok(()) }
+    lasting.settle(&File::open(path)?)
 }
 
 /// Size of all files of a flat folder, bytes.

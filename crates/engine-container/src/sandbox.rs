@@ -9,14 +9,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use engine::{Captured, EgressPolicy, EngineError, ExitReason, Sandbox, SandboxId, SnapshotId, Stats};
-use engine_host::{Life, volume_of};
+use engine_host::{Lasting, Life, volume_of};
 use net::Gateway;
 use sys::Namespace;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use crate::capture::{self, Lasting};
+use crate::capture;
 use crate::host::Host;
 use crate::slot::Claim;
 

@@ -2,18 +2,16 @@
 //! A sandbox is proven to be ours by its record and its process's start time; a group without an adopted sandbox is emptied.
 //! Runs once at start, before anything new is made; a sandbox that is still being dumped is adopted later.
 
-use std::fs;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{EgressPolicy, EngineError, Sandbox, SandboxId, SnapshotId};
-use engine_host::{Group, state_volume, volume_error, volume_of};
+use engine_host::{Group, remove_groups, remove_others, state_volume, volume_error, volume_of};
 use layers::VolumeName;
 use net::{Gateway, Listeners};
 use sys::Namespace;
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::capture::{half_made_name, remove_folder};
 use crate::host::Host;
@@ -121,10 +119,6 @@ pub(crate) async fn sweep(
     swept.map_err(|_| EngineError::Died("the sweep was interrupted".into()))?
 }
 
-fn remove(path: &Path) -> io::Result<()> {
-    if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
-}
-
 /// Whether a slot of this very process holds the group.
 fn in_use(host: &Host, group: &str) -> bool {
     let base = group.strip_prefix('s').and_then(|hex| u32::from_str_radix(hex, 16).ok());
@@ -142,22 +136,8 @@ fn sweep_blocking(host: &Host, keep: &[SandboxId], snapshots: &[SnapshotId]) -> 
             warn!(sandbox = %id, %error, "the capture of a sandbox that nobody owns could not be ended");
         }
     }
-    let mut removed = 0;
-    for name in host.hierarchies.groups().map_err(EngineError::kernel("list control groups"))? {
-        if kept_groups.contains(&name) || in_use(host, &name) {
-            continue;
-        }
-        info!(group = name, "removing a control group nobody owns");
-        let ended = Group::create(&host.hierarchies, &name).and_then(|group| {
-            group.kill()?;
-            group.remove()
-        });
-        match ended {
-            Ok(()) => removed += 1,
-            // One that cannot be ended must not keep the rest of the remains.
-            Err(error) => warn!(group = name, %error, "a control group nobody owns could not be removed"),
-        }
-    }
+    let is_kept = |name: &str| kept_groups.iter().any(|kept| kept == name) || in_use(host, name);
+    let mut removed = remove_groups(&host.hierarchies, is_kept)?;
     let mut wanted: Vec<VolumeName> = keep.iter().map(volume_of).collect();
     wanted.extend(snapshots.iter().copied().map(state_volume));
     for volume in host.volumes.list().map_err(volume_error("list volumes"))? {
@@ -172,13 +152,7 @@ fn sweep_blocking(host: &Host, keep: &[SandboxId], snapshots: &[SnapshotId]) -> 
     let states = snapshots.iter().map(ToString::to_string);
     let names: Vec<String> = keep.iter().flat_map(of_sandbox).chain(states).collect();
     for folder in [host.records.folder(), &host.snapshots] {
-        for entry in fs::read_dir(folder).map_err(EngineError::kernel("list what is kept"))? {
-            let entry = entry.map_err(EngineError::kernel("list what is kept"))?;
-            if names.iter().any(|name| entry.file_name() == name.as_str()) {
-                continue;
-            }
-            remove(&entry.path()).map_err(EngineError::kernel("remove a stray file"))?;
-        }
+        remove_others(folder, &names).map_err(EngineError::kernel("remove a stray file"))?;
     }
     Ok(removed)
 }

@@ -5,10 +5,12 @@
 pub mod cgroup;
 mod folders;
 mod holders;
+mod lasting;
 mod life;
 mod pressure;
 mod process;
 mod records;
+mod remains;
 mod running;
 pub mod uids;
 mod volumes;
@@ -18,10 +20,12 @@ pub use folders::{
     RunDir, check_kernel, check_root, fingerprint, instance_name, make_folder, make_private_folder,
     raise_open_files,
 };
+pub use lasting::Lasting;
 pub use life::Life;
 pub use pressure::memory_scarce;
 pub use process::{ProcessId, exit_reason};
 pub use records::Records;
+pub use remains::{remove_groups, remove_others};
 pub use running::Running;
 pub use uids::UidRanges;
 pub use volumes::{state_volume, volume_error, volume_of};

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::{Captured, EngineError, Sandbox};
+use engine_host::Lasting;
 use guest_api::relay::Wish;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -26,6 +27,7 @@ pub(crate) async fn capture(
     sandbox: &Arc<MicrovmSandbox>,
     state: &State,
     memory: bool,
+    lasting: Lasting,
 ) -> Result<Captured, EngineError> {
     let frozen = sandbox.frozen.lock().await;
     let begun = Instant::now();
@@ -36,7 +38,7 @@ pub(crate) async fn capture(
     } else {
         sandbox.halt().await?;
     }
-    let saved = save(sandbox, state, memory).await;
+    let saved = save(sandbox, state, memory, lasting).await;
     let stopped = begun.elapsed();
     if *frozen {
         claim.group.set_frozen(true).await.map_err(EngineError::kernel("freeze"))?;
@@ -65,7 +67,7 @@ pub(crate) async fn keep_as_warm_start(
     settle(sandbox).await?;
     sandbox.machine.agent.still().await.map_err(EngineError::Capture)?;
     sandbox.machine.monitor.stop().await?;
-    let saved = save(sandbox, state, true).await;
+    let saved = save(sandbox, state, true, Lasting::Durable).await;
     sandbox.machine.monitor.cont().await?;
     saved.map(|_| begun.elapsed())
 }

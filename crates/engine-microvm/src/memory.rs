@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use engine_host::Lasting;
 use rustix::fs::{FallocateFlags, SeekFrom, copy_file_range, fallocate, ioctl_ficlone, seek};
 use rustix::io::Errno;
 
@@ -31,12 +32,11 @@ struct Region {
     offset: u64,
 }
 
-/// Writes the memory of the stopped machine run by process `pid` as a new image, on disk when this returns. Answers how many bytes
-/// were the machine's own.
+/// Writes the memory of the stopped machine run by process `pid` as a new image. Answers how many bytes were the machine's own.
 ///
 /// # Errors
 /// The process is gone, or the disk is full.
-pub(crate) fn save(pid: i32, image: &Path) -> io::Result<u64> {
+pub(crate) fn save(pid: i32, image: &Path, lasting: Lasting) -> io::Result<u64> {
     let regions = regions(&fs::read_to_string(format!("/proc/{pid}/maps"))?);
     let first = regions.first().ok_or(io::ErrorKind::NotFound)?;
     // The very file, whatever has become of its name.
@@ -49,7 +49,7 @@ pub(crate) fn save(pid: i32, image: &Path) -> io::Result<u64> {
     for region in &regions {
         own += save_region(*region, &pagemap, &memory, &origin, &target)?;
     }
-    target.sync_all()?;
+    lasting.settle(&target)?;
     Ok(own)
 }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{EngineError, Sandbox};
-use engine_host::{volume_error, volume_of};
+use engine_host::{Lasting, volume_error, volume_of};
 use layers::room_beside;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -37,9 +37,10 @@ pub(crate) async fn save(
     sandbox: &Arc<MicrovmSandbox>,
     state: &State,
     with_memory: bool,
+    lasting: Lasting,
 ) -> Result<u64, EngineError> {
     let claim = sandbox.claim()?;
-    let saved = save_parts(sandbox, &claim, state, with_memory).await;
+    let saved = save_parts(sandbox, &claim, state, with_memory, lasting).await;
     if saved.is_err() {
         let state = state.clone();
         let _ = blocking(move || state.discard(&claim.host)).await;
@@ -52,11 +53,12 @@ async fn save_parts(
     claim: &Arc<Claim>,
     state: &State,
     with_memory: bool,
+    lasting: Lasting,
 ) -> Result<u64, EngineError> {
     let (held, remains) = (claim.clone(), state.clone());
     // Remains of a server that was killed at this very point.
     blocking(move || remains.discard(&held.host)).await?;
-    let memory = if with_memory { Some(save_memory(sandbox, claim, state).await?) } else { None };
+    let memory = if with_memory { Some(save_memory(sandbox, claim, state, lasting).await?) } else { None };
     let (held, sandbox, state) = (claim.clone(), sandbox.clone(), state.clone());
     let finish = move || {
         let host = &held.host;
@@ -72,7 +74,7 @@ async fn save_parts(
             memory,
             compatibility: host.compatibility(),
         };
-        state.commit(&meta).map_err(EngineError::kernel("record the captured state"))
+        state.commit(&meta, lasting).map_err(EngineError::kernel("record the captured state"))
     };
     blocking(finish).await?;
     Ok(memory.map_or(0, |memory| memory.own_bytes))
@@ -82,6 +84,7 @@ async fn save_memory(
     sandbox: &Arc<MicrovmSandbox>,
     claim: &Arc<Claim>,
     state: &State,
+    lasting: Lasting,
 ) -> Result<Memory, EngineError> {
     let (held, volume) = (claim.clone(), state.memory.clone());
     blocking(move || {
@@ -90,7 +93,7 @@ async fn save_memory(
     })
     .await?;
     if !claim.host.streams_memory {
-        match save_pages(sandbox, claim, state).await {
+        match save_pages(sandbox, claim, state, lasting).await {
             Ok(own_bytes) => return Ok(Memory { own_bytes, is_stream: false }),
             Err(error) if is_no_room(&error) => return Err(error),
             Err(error) => {
@@ -98,7 +101,7 @@ async fn save_memory(
             }
         }
     }
-    let own_bytes = receive_stream(sandbox, &claim.host, state).await?;
+    let own_bytes = receive_stream(sandbox, &claim.host, state, lasting).await?;
     Ok(Memory { own_bytes, is_stream: true })
 }
 
@@ -110,16 +113,17 @@ async fn save_pages(
     sandbox: &Arc<MicrovmSandbox>,
     claim: &Arc<Claim>,
     state: &State,
+    lasting: Lasting,
 ) -> Result<u64, EngineError> {
     sandbox.machine.monitor.save_devices(&format!("/{OWN}/{DEVICES}")).await?;
     let (pid, devices) = (sandbox.pid, sandbox.private_dir().join(DEVICES));
     let folder = claim.host.volumes.path(&state.memory);
     let write = move || {
-        let own = memory::save(pid, &folder.join(GUEST_MEMORY))?;
+        let own = memory::save(pid, &folder.join(GUEST_MEMORY), lasting)?;
         let (mut from, mut to) = (fs::File::open(devices)?, fs::File::create(folder.join(DEVICES))?);
         io::copy(&mut from, &mut to)?;
-        to.sync_all()?;
-        show_to_machines(&folder, &[GUEST_MEMORY, DEVICES])?;
+        lasting.settle(&to)?;
+        show_to_machines(&folder, &[GUEST_MEMORY, DEVICES], lasting)?;
         io::Result::Ok(own)
     };
     blocking(move || write().map_err(EngineError::kernel("write the memory image"))).await
@@ -130,6 +134,7 @@ async fn receive_stream(
     sandbox: &Arc<MicrovmSandbox>,
     host: &Host,
     state: &State,
+    lasting: Lasting,
 ) -> Result<u64, EngineError> {
     let folder = host.volumes.path(&state.memory);
     let socket = sandbox.private_dir().join(STREAM);
@@ -147,7 +152,9 @@ async fn receive_stream(
         let mut limited = stream.take(memory_bytes + BESIDE_MEMORY);
         let length = tokio::io::copy(&mut limited, &mut file).await?;
         file.flush().await?;
-        file.sync_all().await?;
+        if lasting == Lasting::Durable {
+            file.sync_all().await?;
+        }
         io::Result::Ok(length)
     };
     let received = tokio::time::timeout(patience, receive).await;
@@ -156,18 +163,18 @@ async fn receive_stream(
         .map_err(|_| EngineError::Timeout("sending the memory"))?
         .map_err(EngineError::kernel("write the memory down"))?;
     sandbox.machine.monitor.was_everything_sent().await?;
-    let show = move || show_to_machines(&folder, &[DEVICES]);
+    let show = move || show_to_machines(&folder, &[DEVICES], lasting);
     blocking(move || show().map_err(EngineError::kernel("write the memory down"))).await?;
     Ok(length)
 }
 
-/// Machines run as users of their own and only read these. On disk when this returns.
-fn show_to_machines(folder: &Path, files: &[&str]) -> io::Result<()> {
+/// Machines run as users of their own and only read these.
+fn show_to_machines(folder: &Path, files: &[&str], lasting: Lasting) -> io::Result<()> {
     fs::set_permissions(folder, fs::Permissions::from_mode(0o711))?;
     files
         .iter()
         .try_for_each(|file| fs::set_permissions(folder.join(file), fs::Permissions::from_mode(0o444)))?;
-    fs::File::open(folder)?.sync_all()
+    lasting.settle(&fs::File::open(folder)?)
 }
 
 /// A memory image must not take the last of a disk that volumes lie on: no sandbox of this server would survive that.

@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use engine::{EngineError, SnapshotId};
-use engine_host::{state_volume, volume_error};
+use engine_host::{Lasting, state_volume, volume_error};
 use layers::VolumeName;
 use serde::{Deserialize, Serialize};
 
@@ -80,13 +80,13 @@ impl State {
         })
     }
 
-    /// Makes it one, now that all else is on disk.
-    pub(crate) fn commit(&self, meta: &Meta) -> io::Result<()> {
+    /// Makes it one, now that all else is written.
+    pub(crate) fn commit(&self, meta: &Meta, lasting: Lasting) -> io::Result<()> {
         let new = self.note.with_extension("new");
         fs::write(&new, serde_json::to_vec(meta)?)?;
-        File::open(&new)?.sync_all()?;
+        lasting.settle(&File::open(&new)?)?;
         fs::rename(new, &self.note)?;
-        self.note.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+        self.note.parent().map_or(Ok(()), |folder| lasting.settle(&File::open(folder)?))
     }
 
     /// Removes it, or what is there of it.

@@ -4,16 +4,15 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{EgressPolicy, EngineError, Sandbox, SandboxId, SnapshotId};
-use engine_host::{Group, state_volume, volume_error, volume_of};
+use engine_host::{Group, remove_groups, remove_others, state_volume, volume_error, volume_of};
 use layers::VolumeName;
 use net::{Gateway, Listeners};
 use sys::Namespace;
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::bases;
 use crate::claim::Claim;
@@ -78,22 +77,8 @@ pub(crate) async fn sweep(
 
 fn sweep_blocking(host: &Host, keep: &[SandboxId], snapshots: &[SnapshotId]) -> Result<usize, EngineError> {
     let kept: Vec<Record> = keep.iter().filter_map(|id| host.records.load(id).ok()).collect();
-    let mut removed = 0;
-    for name in host.hierarchies.groups().map_err(EngineError::kernel("list control groups"))? {
-        if kept.iter().any(|record| record.cgroup == name) {
-            continue;
-        }
-        info!(group = name, "removing a control group nobody owns");
-        let ended = Group::create(&host.hierarchies, &name).and_then(|group| {
-            group.kill()?;
-            group.remove()
-        });
-        match ended {
-            Ok(()) => removed += 1,
-            // One that cannot be ended must not keep the rest of the remains.
-            Err(error) => warn!(group = name, %error, "a control group nobody owns could not be removed"),
-        }
-    }
+    let is_kept = |name: &str| kept.iter().any(|record| record.cgroup == name);
+    let mut removed = remove_groups(&host.hierarchies, is_kept)?;
     let mut wanted_bases: Vec<String> = kept.iter().map(|record| record.build.base.clone()).collect();
     let warm = sweep_warm_starts(host, &mut wanted_bases)?;
     removed += sweep_volumes(host, keep, snapshots, &warm)?;
@@ -155,16 +140,4 @@ fn sweep_volumes(
         removed += usize::from(!volume.as_str().starts_with("m-"));
     }
     Ok(removed)
-}
-
-fn remove_others(folder: &Path, names: &[String]) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        let is_kept = path.file_name().is_some_and(|own| names.iter().any(|name| own == name.as_str()));
-        if is_kept {
-            continue;
-        }
-        if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }?;
-    }
-    Ok(())
 }

@@ -67,9 +67,13 @@ where
             "umask 022; setsid python3 -c \"{SERVER}\" >/dev/null 2>&1 </dev/null & until [ -S /tmp/socket ]; do :; done"
         );
         run(&*sandbox, &command).await;
-        for _ in 0..3 {
+        for generation in 0..3 {
             let state = SnapshotId::generate();
-            sandbox.capture(state, true).await.expect("is captured");
+            let captured = match generation {
+                0 => sandbox.capture_briefly(state).await,
+                _ => sandbox.capture(state, true).await,
+            };
+            captured.expect("is captured");
             sandbox.kill().await.expect("ends");
             sandbox = self.revive(&engine, state, Revival::Memory).await;
             let seen = run(&*sandbox, ASK_IT).await;
