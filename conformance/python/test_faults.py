@@ -154,8 +154,8 @@ def test_states_that_cannot_be_written():
 
 @pytest.fixture
 def unreliable_criu(tmp_path):
-    """CRIU, but it does what a file says: `fail`, `die` in the middle, `stop` there, `linger` there for two seconds, never say a
-    word (`mute`), or nothing special. Another file counts how often it was asked.
+    """CRIU, but it does what a file says: `fail`, `die` in the middle, `stop` there, `linger` there until a third file
+    says `go`, never say a word (`mute`), or nothing special. Another file counts how often it was asked.
     """
     real = pathlib.Path(os.environ["COFFERDAM_CRIU"])
     tree, mood = tmp_path / "criu", tmp_path / "mood"
@@ -172,7 +172,7 @@ case "$4 $(cat {mood})" in
   "swrk fail") exit 1 ;;
   "swrk die") {loader} "$@" & sleep 0.03; kill -9 $!; wait; exit 1 ;;
   "swrk stop") ( (sleep 0.03; kill -STOP $$) & ) ;;
-  "swrk linger") ( (sleep 0.03; kill -STOP $$; sleep 2; kill -CONT $$) & ) ;;
+  "swrk linger") ( (sleep 0.03; kill -STOP $$; until [ -e {mood}.go ]; do sleep 0.02; done; kill -CONT $$) & ) ;;
   "swrk mute") exec {sys.executable} -c "import time; time.sleep(1000)" swrk ;;
 esac
 exec {loader} "$@"
@@ -296,7 +296,7 @@ def a_dump_hangs(server, stopped):
 @pytest.mark.parametrize("call", ["pause", "create_snapshot"])
 def test_a_server_that_dies_while_a_dump_hangs(unreliable_criu, way, call):
     tree, mood = unreliable_criu
-    with a_server("--criu", str(tree), "--criu-patience", "5") as (server, options):
+    with a_server("--criu", str(tree), "--criu-patience", "8") as (server, options):
         sandbox, other = Sandbox.create(**options), Sandbox.create(**options)
         pid = sleeper_in(sandbox, 30)
         mood.write_text(way)
@@ -316,6 +316,7 @@ def test_a_server_that_dies_while_a_dump_hangs(unreliable_criu, way, call):
         assert listed == {sandbox.sandbox_id: "paused", other.sandbox_id: "running"}, "it stands still, and says so"
         assert remains.dumps(server.data), "all that took no time"
         # Whoever asks for it waits until it is known what has become of it.
+        mood.with_name(mood.name + ".go").touch()
         try:
             sandbox.connect()
             lives = True
