@@ -5,6 +5,7 @@
 
 mod connection;
 mod guard;
+mod half;
 mod headers;
 mod leftover;
 mod pages;

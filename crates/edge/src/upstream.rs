@@ -16,6 +16,7 @@ use ids::ExecutionId;
 use tokio::time::Instant;
 
 use crate::connection::H1_BUFFER;
+use crate::half::ToServer;
 
 /// How long an idle connection to an agent is kept: shorter than any server's own patience.
 const IDLE: Duration = Duration::from_secs(30);
@@ -120,7 +121,7 @@ pub(crate) async fn send(
     // Failing means the peer is gone, which the first write tells.
     let _ = stream.set_nodelay(true);
     let (mut sender, connection) =
-        Builder::new().max_buf_size(H1_BUFFER).handshake(TokioIo::new(stream)).await?;
+        Builder::new().max_buf_size(H1_BUFFER).handshake(TokioIo::new(ToServer::new(stream))).await?;
     tokio::spawn(async move {
         // Whoever waits for the answer is told of the failure; here it is only noise.
         let _ = connection.with_upgrades().await;

@@ -425,3 +425,37 @@ async fn shutdown_lets_answers_finish_and_then_cuts() {
     assert!(TcpStream::connect(server.address).await.is_err());
     assert!(server.fixture.control.find(&id).is_some(), "the sandbox lives on");
 }
+
+#[tokio::test]
+async fn a_server_that_refuses_an_upload_and_hangs_up_is_heard() {
+    const ROUNDS: usize = 20;
+    let server = Server::new().await;
+    let (id, guest) = server.sandbox(|_| {}).await;
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    guest.open_port(8080, listener.local_addr().unwrap());
+    let refusing = tokio::spawn(async move {
+        for _ in 0..ROUNDS {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.read_exact(&mut [0; 100]).await.unwrap();
+            let answer = b"HTTP/1.1 413 Payload Too Large\r\nContent-Length: 9\r\n\r\ntoo large";
+            stream.write_all(answer).await.unwrap();
+            // Closed with megabytes unread: the kernel says so with a reset.
+        }
+    });
+    let content = Bytes::from(vec![7; 16 << 20]);
+    for _ in 0..ROUNDS {
+        let request = Request::post("/upload").header("host", host(8080, &id));
+        let response = server.send(request.body(Full::new(content.clone())).unwrap()).await;
+        assert_eq!(response.status(), 413);
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "too large");
+    }
+    refusing.await.unwrap();
+
+    // One that hangs up without a word is still told from one that spoke.
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    guest.open_port(8081, listener.local_addr().unwrap());
+    tokio::spawn(async move { drop(listener.accept().await) });
+    let request = Request::post("/upload").header("host", host(8081, &id));
+    let response = server.send(request.body(Full::new(content)).unwrap()).await;
+    assert_eq!(response.status(), 502);
+}
