@@ -171,8 +171,8 @@ set -- --library-path {loader.parent} {real}/usr/sbin/criu $4 $5
 case "$4 $(cat {mood})" in
   "swrk fail") exit 1 ;;
   "swrk die") {loader} "$@" & sleep 0.03; kill -9 $!; wait; exit 1 ;;
-  "swrk stop") ( (sleep 0.03; kill -STOP $$) & ) ;;
-  "swrk linger") ( (sleep 0.03; kill -STOP $$; until [ -e {mood}.go ]; do sleep 0.02; done; kill -CONT $$) & ) ;;
+  "swrk stop") ( (for n in 1 2 3; do sleep 0.03; kill -STOP $$; done) & ) ;;
+  "swrk linger") ( (for n in 1 2 3; do sleep 0.03; kill -STOP $$; done; until [ -e {mood}.go ]; do sleep 0.02; done; kill -CONT $$) & ) ;;
   "swrk mute") exec {sys.executable} -c "import time; time.sleep(1000)" swrk ;;
 esac
 exec {loader} "$@"

@@ -49,10 +49,12 @@ async fn a_pause_is_listed_and_a_connect_ends_it() {
     assert_eq!((again.info.id.clone(), again.envd_token), (id.clone(), made.envd_token));
     assert_eq!(again.info.state, SandboxState::Running);
     assert!(!fixture.guest(id).frozen.load(Ordering::SeqCst));
-    assert_eq!(states(&fixture), 0, "the captured state is not needed any more");
     let (_, resumed) = fixture.control.connect(&fixture.team, id, 60, true).await.unwrap();
     assert!(!resumed);
     assert_eq!(fixture.store.sandbox(id).await.unwrap().unwrap().state, SandboxState::Running);
+    // Nobody has waited for that, but a server that goes down does.
+    fixture.control.shutdown().await;
+    assert_eq!(states(&fixture), 0, "the captured state is not needed any more");
 }
 
 #[tokio::test]
