@@ -13,7 +13,8 @@ use net::{Gateway, Listeners};
 use sys::Namespace;
 use tracing::warn;
 
-use crate::capture::{half_made_name, remove_folder};
+use crate::capture::{State, half_made_name, remove_folder};
+use crate::criu::remove_prepared;
 use crate::host::Host;
 use crate::record::Record;
 use crate::sandbox::ContainerSandbox;
@@ -153,6 +154,11 @@ fn sweep_blocking(host: &Host, keep: &[SandboxId], snapshots: &[SnapshotId]) -> 
     let names: Vec<String> = keep.iter().flat_map(of_sandbox).chain(states).collect();
     for folder in [host.records.folder(), &host.snapshots] {
         remove_others(folder, &names).map_err(EngineError::kernel("remove a stray file"))?;
+    }
+    for id in snapshots {
+        if let Err(error) = remove_prepared(&State::of(host, *id).memory()) {
+            warn!(state = %id, %error, "what restores of a state have left could not be removed");
+        }
     }
     Ok(removed)
 }

@@ -11,6 +11,8 @@ use prost::Message;
 use engine_host::uids::RANGE_SIZE;
 
 const HEADER: usize = 8;
+/// What folders of links are called, beside the image.
+const PREPARED: &str = "restore-";
 
 /// `userns_entry`.
 #[derive(Clone, PartialEq, Message)]
@@ -39,7 +41,7 @@ pub(super) struct Prepared(PathBuf);
 impl Prepared {
     /// Prepares `images` for the range of ids that begins at `base`.
     pub(super) fn new(images: &Path, base: u32) -> io::Result<Self> {
-        let folder = images.with_file_name(format!("restore-{}", ids::random_hex::<6>()));
+        let folder = images.with_file_name(format!("{PREPARED}{}", ids::random_hex::<6>()));
         fs::create_dir(&folder)?;
         let prepared = Self(folder);
         for entry in fs::read_dir(images)? {
@@ -65,6 +67,18 @@ impl Drop for Prepared {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
+}
+
+/// Removes what restores of `images` have left whose server was killed.
+pub(crate) fn remove_prepared(images: &Path) -> io::Result<()> {
+    let Some(beside) = images.parent().filter(|folder| folder.is_dir()) else { return Ok(()) };
+    for entry in fs::read_dir(beside)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(PREPARED) {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// The image of a user namespace, with another range of ids.
@@ -116,5 +130,12 @@ mod tests {
         assert!(prepared.path().join("pages-1.img").exists() && !prepared.path().join("dump.log").exists());
         drop(prepared);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        // A server that is killed drops nothing.
+        std::mem::forget(Prepared::new(&images, 1).unwrap());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+        remove_prepared(&images).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert!(images.join("pages-1.img").exists());
+        remove_prepared(Path::new("/nowhere/memory")).unwrap();
     }
 }

@@ -19,6 +19,7 @@ use engine::EngineError;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use images::Prepared;
+pub(crate) use images::remove_prepared;
 pub use locate::Criu;
 use process::{Place, Process};
 use rpc::{Kind, Options, Request};
