@@ -88,4 +88,39 @@ mod tests {
         std::os::unix::fs::symlink(dir.path().join("gone"), path.join("broken")).expect("linked");
         assert!(ensure(&path.join("broken"), &user).is_err());
     }
+
+    /// Whoever may replace a new directory by a link at the right moment must not be given what the link leads to.
+    #[test]
+    fn nothing_swapped_in_is_given_away() {
+        use std::os::unix::fs::MetadataExt;
+        use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+        let dir = tempfile::tempdir().expect("a directory");
+        let [victim, place, link] = ["victim", "place", "link"].map(|name| dir.path().join(name));
+        std::fs::create_dir(&victim).expect("made");
+        let before = std::fs::metadata(&victim).expect("there");
+        let user = User { name: "else".into(), uid: 54_321, gid: 54_321, home: "/".into() };
+        let (is_over, swaps) = (AtomicBool::new(false), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    let _ = std::os::unix::fs::symlink(&victim, &link);
+                    let exchange = rustix::fs::RenameFlags::EXCHANGE;
+                    // Succeeds as soon as there is a directory.
+                    if rustix::fs::renameat_with(CWD, &link, CWD, &place, exchange).is_ok() {
+                        swaps.fetch_add(1, Ordering::Relaxed);
+                        let _ = std::fs::remove_dir(&link);
+                        let _ = std::fs::remove_file(&place);
+                    }
+                }
+            });
+            for _ in 0..20_000 {
+                let _ = ensure(&place, &user);
+            }
+            is_over.store(true, Ordering::Relaxed);
+        });
+        assert!(swaps.into_inner() > 0, "it was there in time now and then");
+        let after = std::fs::metadata(&victim).expect("there");
+        assert_eq!((after.uid(), after.gid()), (before.uid(), before.gid()));
+    }
 }
