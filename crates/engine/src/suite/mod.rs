@@ -189,7 +189,8 @@ where
         let silent = tokio::time::timeout(Duration::from_millis(200), health(&*sandbox)).await;
         assert!(silent.is_err(), "a frozen sandbox answered");
         let after = sandbox.stats().await.expect("has statistics").cpu_usec;
-        assert_eq!(before, after, "a frozen sandbox used the processor");
+        // Being woken and frozen again counts, too: some hundred microseconds on a busy machine. Running would be 200,000.
+        assert!(after - before < 5_000, "a frozen sandbox used the processor: {} µs", after - before);
         sandbox.thaw().await.expect("thaws");
         tokio::time::timeout(PATIENCE, health(&*sandbox)).await.expect("envd answers again");
         sandbox.freeze().await.expect("freezes");
