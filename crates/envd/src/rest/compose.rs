@@ -61,14 +61,7 @@ pub fn compose(sources: &[PathBuf], destination: &Path, user: &User) -> Result<R
         return Err(RestError::bad_request(format!("path is a directory: {}", destination.display())));
     }
     let parent = destination.parent().unwrap_or(Path::new("/"));
-    dirs::ensure(parent, user).map_err(|error| {
-        let status = if error.is_full() {
-            StatusCode::INSUFFICIENT_STORAGE
-        } else {
-            StatusCode::INTERNAL_SERVER_ERROR
-        };
-        RestError::new(status, format!("error ensuring directories: {error}"))
-    })?;
+    dirs::ensure(parent, user)?;
     let mut random = [0u8; 8];
     getrandom::fill(&mut random).map_err(|error| RestError::internal(error.to_string()))?;
     let temporary = parent.join(format!(".compose-{:016x}", u64::from_ne_bytes(random)));

@@ -26,6 +26,7 @@ use http_body_util::{BodyExt, Full};
 use serde::Serialize;
 
 use crate::auth::AuthError;
+use crate::filesystem::dirs::DirsError;
 use crate::paths::PathError;
 use crate::state::NoUser;
 
@@ -68,6 +69,17 @@ impl RestError {
         let mut response = json(&Shape { code: self.status.as_u16(), message: &self.message });
         *response.status_mut() = self.status;
         response
+    }
+}
+
+impl From<DirsError> for RestError {
+    fn from(error: DirsError) -> Self {
+        let status = if error.is_full() {
+            StatusCode::INSUFFICIENT_STORAGE
+        } else {
+            StatusCode::INTERNAL_SERVER_ERROR
+        };
+        Self::new(status, format!("error ensuring directories: {error}"))
     }
 }
 

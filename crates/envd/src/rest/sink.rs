@@ -121,14 +121,7 @@ fn open(target: &Target) -> Result<Opened, RestError> {
         return Err(RestError::bad_request(format!("path is a directory: {}", path.display())));
     }
     if let Some(parent) = path.parent() {
-        dirs::ensure(parent, &target.user).map_err(|error| {
-            let status = if error.is_full() {
-                StatusCode::INSUFFICIENT_STORAGE
-            } else {
-                StatusCode::INTERNAL_SERVER_ERROR
-            };
-            RestError::new(status, format!("error ensuring directories: {error}"))
-        })?;
+        dirs::ensure(parent, &target.user)?;
     }
     // Before anything is lost: what cannot fit need not be tried.
     let old = before.as_ref().map_or(0, std::fs::Metadata::len);
