@@ -269,6 +269,22 @@ def test_a_sandbox_killed_in_mid_run_is_told(own):
     assert isinstance(failure, TimeoutException), failure
 
 
+def test_a_killed_interpreter_comes_back_and_leaves_no_kernels(own):
+    sandbox = own()
+    former = sandbox.commands.run("sudo ls /run/interpreter").stdout.split()
+    assert len(former) >= 3, "kernels of Python and JavaScript, and what Python's is forked from"
+    sandbox.commands.run("sudo pkill --signal KILL --exact interpreter")
+    sandbox.commands.run("until curl --silent --fail localhost:49999/health; do sleep 0.1; done", timeout=60)
+    assert sandbox.run_code("1 + 1").text == "2"
+    assert not set(former) & {str(process) for process in running(sandbox)}
+    assert len(sandbox.commands.run("sudo ls /run/interpreter").stdout.split()) == len(former)
+
+
+def running(sandbox):
+    """Numbers of all processes that are more than a number."""
+    return [int(line) for line in sandbox.commands.run("ps -e -o pid=,stat= | awk '$2 !~ /Z/ {print $1}'").stdout.split()]
+
+
 # ---- the sandbox's life
 
 

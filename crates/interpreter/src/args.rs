@@ -45,6 +45,9 @@ pub(crate) struct Serve {
     /// File that names the sandbox; a copy of a sandbox finds another name there.
     #[arg(long, default_value = "/run/e2b/.E2B_SANDBOX_ID")]
     pub(crate) identity: PathBuf,
+    /// Folder that says which kernels run, for the interpreter after one that was killed.
+    #[arg(long, default_value = "/run/interpreter")]
+    pub(crate) running: PathBuf,
     /// Modules that every Python context finds imported already.
     #[arg(
         long,

@@ -15,6 +15,7 @@ mod kernel;
 mod language;
 mod prepare;
 mod reaper;
+mod remains;
 mod run;
 
 use std::process::ExitCode;

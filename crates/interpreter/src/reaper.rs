@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::error::Error;
+use crate::remains::Remains;
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +37,7 @@ type Running = HashMap<Pid, watch::Sender<Option<Ended>>>;
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Reaper {
     running: Arc<Mutex<Running>>,
+    remains: Arc<Option<Remains>>,
 }
 
 /// A process, known by its group, which it leads.
@@ -46,11 +49,11 @@ pub(crate) struct Process {
 }
 
 impl Reaper {
-    /// Starts collecting; orphans come to us from here on.
-    pub(crate) fn start() -> Result<Self, Error> {
+    /// Starts collecting; orphans come to us from here on. Those of an interpreter before us, noted in `folder`, are ended.
+    pub(crate) fn start(folder: &Path) -> Result<Self, Error> {
         adopt_orphans();
         let mut children = signal(SignalKind::child()).map_err(Error::Runtime)?;
-        let reaper = Self::default();
+        let reaper = Self { remains: Arc::new(Remains::sweep(folder)), ..Self::default() };
         let own = reaper.clone();
         tokio::spawn(async move {
             while children.recv().await.is_some() {
@@ -78,24 +81,32 @@ impl Reaper {
 
     /// What the zygote said of a child of its own.
     pub(crate) fn report(&self, pid: Pid, ended: Ended) {
-        if let Some(sender) = self.lock().remove(&pid) {
-            sender.send_replace(Some(ended));
-        }
+        self.tell(&mut self.lock(), pid, ended);
     }
 
     fn note(&self, running: &mut Running, pid: Pid) -> Process {
         let (sender, ended) = watch::channel(None);
         running.insert(pid, sender);
+        if let Some(remains) = &*self.remains {
+            remains.note(pid);
+        }
         Process { pid, reaper: self.clone(), ended }
     }
 
     fn reap(&self) {
         let mut running = self.lock();
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
-            let Some(ended) = read(status) else { continue };
-            if let Some(sender) = running.remove(&pid) {
-                sender.send_replace(Some(ended));
+            if let Some(ended) = read(status) {
+                self.tell(&mut running, pid, ended);
             }
+        }
+    }
+
+    fn tell(&self, running: &mut Running, pid: Pid, ended: Ended) {
+        let Some(sender) = running.remove(&pid) else { return };
+        sender.send_replace(Some(ended));
+        if let Some(remains) = &*self.remains {
+            remains.forget(pid);
         }
     }
 

@@ -197,3 +197,32 @@ async fn a_zygote_that_is_not_kept_leaves_nothing_but_the_context() {
     assert_eq!(died.errors(), ["ContextRestarting"]);
     assert_eq!(server.run(json!({"context_id": context, "code": "1"})).await.count(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_kernels_of_a_killed_interpreter_go_when_the_next_one_starts() {
+    let server = Interpreter::start().await;
+    let envd = server.envd.address;
+    // One inside the other: the outer one is there to run this.
+    let code = format!(
+        r#"
+        serve() {{
+            rm -f /tmp/said; mkfifo /tmp/said
+            setsid interpreter serve --listen 127.0.0.1:0 --running /tmp/running --envd {envd} > /tmp/said 2>> /tmp/log &
+            inner=$!
+            read -r line < /tmp/said
+        }}
+        alive() {{ for pid in "$@"; do [ "$(ps -o stat= -p "$pid" | cut -c1)" != Z ] && kill -0 "$pid" 2> /dev/null && echo "$pid"; done | wc -l; }}
+        serve; before=$(ls /tmp/running)
+        echo "noted $(echo $before | wc -w), alive $(alive $before)"
+        kill -9 $inner; wait $inner 2> /dev/null
+        serve
+        echo "alive $(alive $before) of the former"
+        now=$(ls /tmp/running)
+        echo "noted $(echo $now | wc -w), alive $(alive $now)"
+        kill $inner
+        "#
+    );
+    let ran = server.code("bash", &code).await;
+    let said = "noted 3, alive 3\nalive 0 of the former\nnoted 3, alive 3\n";
+    assert_eq!(ran.stdout(), said, "{ran:?}");
+}

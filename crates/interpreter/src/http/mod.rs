@@ -47,7 +47,7 @@ struct App {
 /// Serves until a signal ends it.
 pub(crate) async fn serve(args: Serve) -> Result<(), Error> {
     files::write(&args.home)?;
-    let reaper = Reaper::start()?;
+    let reaper = Reaper::start(&args.running)?;
     let contexts = Arc::new(Contexts::new(&args, reaper));
     contexts.warm().await?;
     let app = App { contexts: Arc::clone(&contexts), envd: args.envd };

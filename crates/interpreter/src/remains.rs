@@ -1,0 +1,96 @@
+//! What a killed interpreter leaves behind: kernels that nobody speaks to any more, each of them with its memory.
+//! Processes are written down by number and start time, a file each, in a folder that is locked while its interpreter lives.
+//! The next one that gets the lock ends those of them that still run.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use rustix::process::{Pid, Signal, kill_process_group};
+
+/// The interpreter's own notes.
+#[derive(Debug)]
+pub(crate) struct Remains {
+    folder: PathBuf,
+    _lock: File,
+}
+
+impl Remains {
+    /// Ends what an interpreter before us has left, and takes notes from here on. None are taken where another interpreter uses the
+    /// folder, or where it cannot be made: everything else works without.
+    pub(crate) fn sweep(folder: &Path) -> Option<Self> {
+        let lock = fs::create_dir_all(folder).and_then(|()| File::open(folder));
+        let lock = lock
+            .inspect_err(|error| tracing::warn!(folder = %folder.display(), %error, "kernels are not noted"))
+            .ok()?;
+        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).ok()?;
+        for entry in fs::read_dir(folder).ok()?.flatten() {
+            let pid = entry.file_name().to_str().and_then(|name| Pid::from_raw(name.parse().ok()?));
+            let noted = fs::read_to_string(entry.path()).ok();
+            if let Some(pid) = pid
+                && noted.is_some()
+                && start_time(pid) == noted
+            {
+                tracing::info!(%pid, "ending a kernel of an interpreter that is gone");
+                // What it has started goes with it, as with every kernel that is ended.
+                let _ = kill_process_group(pid, Signal::KILL);
+            }
+            let _ = fs::remove_file(entry.path());
+        }
+        Some(Self { folder: folder.to_owned(), _lock: lock })
+    }
+
+    /// Notes a process that leads its group.
+    pub(crate) fn note(&self, pid: Pid) {
+        if let Some(start) = start_time(pid) {
+            // A note that is missing costs memory, at worst and later.
+            let _ = fs::write(self.path(pid), start);
+        }
+    }
+
+    pub(crate) fn forget(&self, pid: Pid) {
+        let _ = fs::remove_file(self.path(pid));
+    }
+
+    fn path(&self, pid: Pid) -> PathBuf {
+        self.folder.join(pid.to_string())
+    }
+}
+
+/// In ticks since the boot, as `/proc/<pid>/stat` has it (proc(5), field 22): with it, a number means one process only.
+fn start_time(pid: Pid) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may hold anything.
+    let fields = stat.rsplit_once(')')?.1;
+    fields.split_ascii_whitespace().nth(19).map(ToOwned::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::CommandExt as _;
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn only_what_was_noted_and_is_still_the_same_is_ended() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut sleepers: Vec<_> = (0..3)
+            .map(|_| Command::new("sleep").arg("1000").process_group(0).spawn().expect("sleep is everywhere"))
+            .collect();
+        let pids: Vec<_> = sleepers.iter().map(Pid::from_child).collect();
+        let notes = Remains::sweep(folder.path()).expect("notes");
+        assert!(Remains::sweep(folder.path()).is_none(), "its owner lives");
+        pids.iter().for_each(|pid| notes.note(*pid));
+        notes.forget(pids[1]);
+        fs::write(notes.path(pids[2]), "1").expect("a note of a process that had this number before");
+        drop(notes);
+        assert!(Remains::sweep(folder.path()).is_some());
+        assert_eq!(fs::read_dir(folder.path()).expect("the folder").count(), 0);
+        sleepers[0].wait().expect("it has ended");
+        for sleeper in &mut sleepers[1..] {
+            assert!(sleeper.try_wait().expect("a child").is_none(), "it was left alone");
+            sleeper.kill().and_then(|()| sleeper.wait()).expect("ours");
+        }
+    }
+}
