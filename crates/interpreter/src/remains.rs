@@ -1,8 +1,9 @@
 //! What a killed interpreter leaves behind: kernels that nobody speaks to any more, each of them with its memory.
-//! Processes are written down by number and start time, a file each, in a folder that is locked while its interpreter lives.
+//! Processes are written down by number and program, a link each, in a folder that is locked while its interpreter lives.
 //! The next one that gets the lock ends those of them that still run.
 
 use std::fs::{self, File};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
@@ -26,10 +27,10 @@ impl Remains {
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).ok()?;
         for entry in fs::read_dir(folder).ok()?.flatten() {
             let pid = entry.file_name().to_str().and_then(|name| Pid::from_raw(name.parse().ok()?));
-            let noted = fs::read_to_string(entry.path()).ok();
+            let noted = fs::read_link(entry.path()).ok();
             if let Some(pid) = pid
                 && noted.is_some()
-                && start_time(pid) == noted
+                && program(pid) == noted
             {
                 tracing::info!(%pid, "ending a kernel of an interpreter that is gone");
                 // What it has started goes with it, as with every kernel that is ended.
@@ -42,9 +43,9 @@ impl Remains {
 
     /// Notes a process that leads its group.
     pub(crate) fn note(&self, pid: Pid) {
-        if let Some(start) = start_time(pid) {
+        if let Some(program) = program(pid) {
             // A note that is missing costs memory, at worst and later.
-            let _ = fs::write(self.path(pid), start);
+            let _ = symlink(program, self.path(pid));
         }
     }
 
@@ -57,12 +58,9 @@ impl Remains {
     }
 }
 
-/// In ticks since the boot, as `/proc/<pid>/stat` has it (proc(5), field 22): with it, a number means one process only.
-fn start_time(pid: Pid) -> Option<String> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in parentheses, may hold anything.
-    let fields = stat.rsplit_once(')')?.1;
-    fields.split_ascii_whitespace().nth(19).map(ToOwned::to_owned)
+/// What it runs. Not since when: a process that a memory image brought back has begun anew, for its kernel.
+fn program(pid: Pid) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{pid}/exe")).ok()
 }
 
 #[cfg(test)]
@@ -83,7 +81,8 @@ mod tests {
         assert!(Remains::sweep(folder.path()).is_none(), "its owner lives");
         pids.iter().for_each(|pid| notes.note(*pid));
         notes.forget(pids[1]);
-        fs::write(notes.path(pids[2]), "1").expect("a note of a process that had this number before");
+        notes.forget(pids[2]);
+        symlink("/bin/other", notes.path(pids[2])).expect("a note of a process that had this number before");
         drop(notes);
         assert!(Remains::sweep(folder.path()).is_some());
         assert_eq!(fs::read_dir(folder.path()).expect("the folder").count(), 0);
