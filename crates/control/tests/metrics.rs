@@ -1,6 +1,7 @@
 //! Metrics over time: sampled while a sandbox runs, read while it runs and after it, by its team alone.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use control::testing::Fixture;
@@ -41,6 +42,23 @@ async fn history_outlives_the_sandbox_and_the_server() {
     control.shutdown().await;
     let again = self::fixture(&dir).await;
     assert_eq!(again.control.metrics_history(team, &id, None, None).await.unwrap(), after);
+}
+
+#[tokio::test]
+async fn what_was_used_before_a_run_is_not_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let fixture = fixture(&dir).await;
+    let (control, team) = (&fixture.control, fixture.team.id);
+    let processor = &fixture.engine.states.processor;
+    // As a guest has that was booted, or processes that were frozen and go on.
+    processor.store(60_000_000, Ordering::SeqCst);
+    let id = fixture.create().await.unwrap().info.id;
+    let latest = async || control.latest_metrics(team, std::slice::from_ref(&id)).await[0].1.cpu_used_pct;
+    assert_eq!(latest().await, 0.0);
+    processor.fetch_add(1_000_000, Ordering::SeqCst);
+    while latest().await == 0.0 {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]

@@ -32,6 +32,9 @@ pub(super) struct Meter {
 impl Control {
     /// Samples a sandbox to its end.
     pub(crate) async fn sample_metrics(self: &Arc<Self>, live: &Arc<Live>) {
+        if let Ok(stats) = live.engine.stats().await {
+            let _ = live.processor_before.set((Instant::now(), stats.cpu_usec));
+        }
         let mut meter = Meter::default();
         let mut ticks =
             interval_at(Instant::now() + FIRST.min(self.config.sample_every), self.config.sample_every);
@@ -56,6 +59,7 @@ impl Control {
         // Now: a busy agent may take seconds to answer, and samples would come unevenly.
         let at = time::OffsetDateTime::now_utc().unix_timestamp();
         let stats = live.engine.stats().await.ok()?;
+        let now = Instant::now();
         // Without a limit the engine does not account for it: then it is the agent's word.
         let accounted = stats.memory_limit_bytes > 0;
         if !accounted || meter.round.is_multiple_of(DISK_EVERY) {
@@ -81,14 +85,10 @@ impl Control {
         if !accounted {
             return Some(sample);
         }
-        let now = Instant::now();
-        // The first time it is the mean of its life so far.
-        let (elapsed, before) = meter.processor.map_or_else(
-            || (Duration::try_from(time::OffsetDateTime::now_utc() - live.started_at).unwrap_or_default(), 0),
-            |(at, before)| (now - at, before),
-        );
+        let first = || *live.processor_before.get_or_init(|| (now, stats.cpu_usec));
+        let (then, before) = meter.processor.unwrap_or_else(first);
         meter.processor = Some((now, stats.cpu_usec));
-        let used = Duration::from_micros(stats.cpu_usec.saturating_sub(before));
+        let (elapsed, used) = (now - then, Duration::from_micros(stats.cpu_usec.saturating_sub(before)));
         let there_was = elapsed.as_secs_f64() * f64::from(cpu_count.max(1));
         let share = if there_was > 0.0 { used.as_secs_f64() / there_was * 100.0 } else { 0.0 };
         #[expect(clippy::cast_possible_truncation, reason = "a percentage")]
