@@ -9,8 +9,9 @@ from server import ENGINE, Server
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if ENGINE != "container" and item.get_closest_marker("container"):
-            item.add_marker(pytest.mark.skip(reason="of the container engine"))
+        for engine in ("container", "microvm"):
+            if engine != ENGINE and item.get_closest_marker(engine):
+                item.add_marker(pytest.mark.skip(reason=f"of the {engine} engine"))
 
 
 @pytest.fixture(scope="session")

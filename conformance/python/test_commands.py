@@ -2,6 +2,7 @@
 
 import pytest
 from e2b import CommandExitException, InvalidArgumentException, NotFoundException, Sandbox, TimeoutException
+from server import ENGINE
 
 
 def test_streams_output_as_it_comes_and_reports_the_exit_code(sandbox):
@@ -82,6 +83,8 @@ def test_text_split_inside_a_character_is_put_together(sandbox):
 
 
 def test_languages_of_the_base_template(sandbox):
+    # Emulated, a virtual environment takes minutes.
+    patience = 60 if ENGINE == "container" else 900
     script = "python3 -c 'print(1+1)'; node -e 'console.log(2+2)'; echo 'int main(){return 7;}' > /tmp/a.c"
-    assert sandbox.commands.run(script + "; gcc -o /tmp/a /tmp/a.c && /tmp/a; echo $?").stdout == "2\n4\n7\n"
-    sandbox.commands.run("python3 -m venv /tmp/venv && git --version && npm --version && jq --version && curl --version")
+    assert sandbox.commands.run(script + "; gcc -o /tmp/a /tmp/a.c && /tmp/a; echo $?", timeout=patience).stdout == "2\n4\n7\n"
+    sandbox.commands.run("python3 -m venv /tmp/venv && git --version && npm --version && jq --version && curl --version", timeout=patience)

@@ -76,7 +76,7 @@ def test_crashes_in_the_middle_of_creates_lose_nothing_acknowledged_and_leave_no
     def create():
         while not stop.is_set():
             try:
-                status, _, body = own_server.call("POST", "/v2/sandboxes", {"templateID": "base"})
+                status, _, body = own_server.call("POST", "/v2/sandboxes", {"templateID": "base", "timeout": 3600})
             except OSError:
                 return
             if status == 201:

@@ -1,4 +1,6 @@
-"""What root in a sandbox is refused: the promises of docs/isolation.md, tried from inside."""
+"""What root in a sandbox is refused: the promises of docs/isolation.md, tried from inside. In a microVM root has a kernel of its own,
+and what it does to that is in `test_own_kernel`.
+"""
 
 import time
 
@@ -53,11 +55,13 @@ def cell(server):
     sandbox.kill()
 
 
+@pytest.mark.container
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_dangerous_call_is_refused(cell, name):
     assert cell.commands.run(f"sudo python3 /tmp/probe.py '{name}'").stdout.strip() == REFUSED[name]
 
 
+@pytest.mark.container
 def test_root_has_eleven_capabilities_and_no_way_to_more(cell):
     status = cell.commands.run("grep -E '^(CapEff|CapBnd|Seccomp):' /proc/self/status", user="root").stdout.split()
     assert bin(int(status[1], 16)).count("1") == 11
@@ -65,11 +69,13 @@ def test_root_has_eleven_capabilities_and_no_way_to_more(cell):
     assert status[5] == "2"
 
 
+@pytest.mark.container
 @pytest.mark.parametrize("path", ["/proc/kcore", "/proc/keys", "/proc/kallsyms", "/proc/timer_list", "/proc/sysrq-trigger"])
 def test_masked_files_are_empty(cell, path):
     assert cell.commands.run(f"sudo cat {path} 2>/dev/null | head -c 100; true").stdout == ""
 
 
+@pytest.mark.container
 @pytest.mark.parametrize(
     "path",
     ["/proc/sysrq-trigger", "/proc/sys/kernel/core_pattern", "/proc/sys/vm/drop_caches", "/proc/sys/kernel/hostname",
@@ -82,6 +88,7 @@ def test_kernel_switches_cannot_be_written(cell, path):
         assert cell.commands.run(f"cat {path} 2>/dev/null; true").stdout == before
 
 
+@pytest.mark.container
 def test_devices_are_the_harmless_six_and_no_more_can_be_made(cell):
     nodes = cell.commands.run("find /dev -xdev -type c -o -xdev -type b | sort").stdout.split()
     assert nodes == ["/dev/full", "/dev/null", "/dev/random", "/dev/tty", "/dev/urandom", "/dev/zero"]
@@ -108,6 +115,7 @@ def test_core_dumps_never_reach_the_host(cell):
     assert cell.commands.run("ulimit -Hc; ulimit -Sc", user="root").stdout.split() in (["0", "0"], ["1", "1"])
 
 
+@pytest.mark.container
 def test_a_set_user_id_root_program_reaches_the_sandboxes_root_only(cell):
     assert cell.commands.run("sudo cat /proc/self/uid_map").stdout.split()[1] != "0"
 
@@ -179,6 +187,7 @@ def test_devices_are_each_sandboxes_own(server):
         two.kill()
 
 
+@pytest.mark.container
 def test_the_core_limit_stays(cell):
     cell.commands.run("ulimit -c 0; prlimit --core=0 --pid 1; true", user="root")
     limits = cell.commands.run("grep core /proc/1/limits; ulimit -c 0; grep core /proc/self/limits", user="root").stdout.splitlines()

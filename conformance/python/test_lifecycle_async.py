@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from e2b import AsyncSandbox, SandboxQuery, SandboxState
+from e2b import AsyncSandbox, CommandExitException, SandboxQuery, SandboxState
 from e2b.exceptions import NotFoundException, TimeoutException
 
 SLEEP = "sleep 1000"
@@ -41,6 +41,8 @@ async def test_a_pause_cuts_streams_and_leaves_what_they_followed(cold):
     await sandbox.connect()
     late = await sandbox.commands.connect(followed.pid)
     assert await late.kill() is True
+    with pytest.raises(CommandExitException):
+        await late.wait()
     assert followed.pid not in await pids(sandbox)
     await sandbox.kill()
 
