@@ -142,7 +142,7 @@ def test_a_tree_of_any_depth_cannot_hurt_the_server(way):
     sandbox.files.write("/root/deep.py", DEEP, user="root")
     sandbox.commands.run("python3 /root/deep.py", user="root", timeout=60)
     sandbox.kill()
-    trash = server.data / "volumes/.trash"
+    trash = server.home / "volumes/.trash"
     deadline = time.monotonic() + 60
     while trash.exists() and list(trash.iterdir()):
         assert server.call("GET", "/health")[0] == 200

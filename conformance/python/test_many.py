@@ -48,6 +48,7 @@ async def test_500_processes_started_at_once(server):
         await sandbox.kill()
 
 
+@pytest.mark.container
 def test_events_that_did_not_fit_are_reported_lost(server):
     sandbox = Sandbox.create()
     try:
@@ -58,7 +59,7 @@ def test_events_that_did_not_fit_are_reported_lost(server):
         script = f"until [ -e go ]; do :; done; cd busy; for i in $(seq {FILES}); do : > $i; done; touch ../done"
         sandbox.commands.run(script, background=True, timeout=0)
         # envd is the sandbox's first process, and stands still while the files are made.
-        record = json.loads((server.data / "sandboxes" / f"{sandbox.sandbox_id}.json").read_text())
+        record = json.loads((server.home / "sandboxes" / f"{sandbox.sandbox_id}.json").read_text())
         sandbox.files.write("go", "")
         os.kill(record["pid"], signal.SIGSTOP)
         try:

@@ -115,7 +115,7 @@ def test_each_fork_has_an_answer_of_its_own():
         for count, status in [(0, 400), (101, 400), (5, 400)]:
             assert server.call("POST", f"/sandboxes/{source.sandbox_id}/fork", {"count": count})[0] == status
         assert source.commands.run("echo well").stdout == "well\n"
-        assert len(list((server.data / "snapshots").iterdir())) == 0, "the forks' common state is gone"
+        assert len(list((server.home / "snapshots").iterdir())) == 0, "the forks' common state is gone"
         for each in [source, *extra, *good]:
             each.kill()
     finally:

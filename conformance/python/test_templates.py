@@ -328,12 +328,12 @@ def test_a_build_that_a_crash_cut_short_has_failed_and_left_nothing(tmp_path):
         path = f"/templates/{requested['templateID']}/builds/{requested['buildID']}"
         steps = [{"type": "RUN", "args": ["touch /tmp/x; sleep 1000"]}]
         assert server.call("POST", f"/v2{path}", {"fromImage": "e2bdev/base", "steps": steps})[0] == 202
-        while not list((server.data / "sandboxes").glob("*.json")):
+        while not list((server.home / "sandboxes").glob("*.json")):
             time.sleep(0.02)
         server.crash()
         server.restart()
         report = server.call("GET", f"{path}/status")[2]
         assert report["status"] == "error" and "stopped" in report["reason"]["message"]
-        assert not server.sandboxes() and not list((server.data / "sandboxes").iterdir())
+        assert not server.sandboxes() and not list((server.home / "sandboxes").iterdir())
     finally:
         server.stop()

@@ -52,8 +52,7 @@ pub(crate) async fn capture(
     Ok(Captured { memory, memory_bytes, stopped })
 }
 
-/// Captures a booted guest that nobody has used yet as its template's warm start. Its user code does not go on here: it has to be
-/// made one of its own first, as the clones will be. Answers how long it took.
+/// Captures a booted guest, which is nobody's sandbox, as its template's warm start; it stays stopped. Answers how long it took.
 pub(crate) async fn keep_as_warm_start(
     sandbox: &Arc<MicrovmSandbox>,
     state: &State,
@@ -67,9 +66,8 @@ pub(crate) async fn keep_as_warm_start(
     settle(sandbox).await?;
     sandbox.machine.agent.still().await.map_err(EngineError::Capture)?;
     sandbox.machine.monitor.stop().await?;
-    let saved = save(sandbox, state, true, Lasting::Durable).await;
-    sandbox.machine.monitor.cont().await?;
-    saved.map(|_| begun.elapsed())
+    save(sandbox, state, true, Lasting::Durable).await?;
+    Ok(begun.elapsed())
 }
 
 /// Waits, for a limited time, until the guest has nothing to do: what a kernel puts off until after its boot would be done by every clone

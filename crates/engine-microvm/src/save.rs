@@ -40,7 +40,10 @@ pub(crate) async fn save(
     lasting: Lasting,
 ) -> Result<u64, EngineError> {
     let claim = sandbox.claim()?;
-    let saved = save_parts(sandbox, &claim, state, with_memory, lasting).await;
+    let saved = save_parts(sandbox, &claim, state, with_memory, lasting).await.map_err(|error| {
+        let words = "the disk has no room for the captured state; free some space or capture without memory";
+        if is_no_room(&error) { EngineError::Exhausted(words.into()) } else { error }
+    });
     if saved.is_err() {
         let state = state.clone();
         let _ = blocking(move || state.discard(&claim.host)).await;
@@ -106,7 +109,8 @@ async fn save_memory(
 }
 
 fn is_no_room(error: &EngineError) -> bool {
-    matches!(error, EngineError::Kernel { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+    let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+    matches!(error, EngineError::Kernel { source, .. } if full.contains(&source.kind()))
 }
 
 async fn save_pages(

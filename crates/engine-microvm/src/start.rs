@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use engine::{EngineError, Resources, Revival, Sandbox, SnapshotId, StartSpec};
+use engine::{EngineError, Resources, Revival, Sandbox, SandboxId, SnapshotId, StartSpec};
 use engine_host::{ProcessId, volume_of};
 use guest_api::{BootOptions, network};
 use layers::VolumeName;
@@ -103,12 +103,29 @@ async fn from_template(host: &Arc<Host>, spec: &StartSpec) -> Result<Arc<Microvm
     if let Some(clone) = from_warm_start(host, spec, &build, &state).await {
         return clone;
     }
-    let sandbox = boot_from_blank(host, spec, &build).await?;
-    match capture::keep_as_warm_start(&sandbox, &state).await {
+    make_warm_start(host, spec, &build, &state, &key).await?;
+    match from_warm_start(host, spec, &build, &state).await {
+        Some(clone) => clone,
+        None => named(boot_from_blank(host, spec, &build).await?, spec).await,
+    }
+}
+
+/// Boots a guest for nothing but its state. It is nobody's sandbox: a guest that has booted has touched all of its memory, of which its
+/// clones have next to nothing. If it boots but cannot be captured, sandboxes boot.
+async fn make_warm_start(
+    host: &Arc<Host>,
+    spec: &StartSpec,
+    build: &Build,
+    state: &State,
+    key: &str,
+) -> Result<(), EngineError> {
+    let spec = StartSpec { id: SandboxId::generate(), ..spec.clone() };
+    let sandbox = boot_from_blank(host, &spec, build).await?;
+    match capture::keep_as_warm_start(&sandbox, state).await {
         Ok(took) => info!(key, milliseconds = took.as_millis(), "a template's warm start is kept"),
         Err(error) => warn!(%error, "no warm start could be kept; sandboxes of this template boot"),
     }
-    named(sandbox, spec).await
+    sandbox.kill().await
 }
 
 /// A clone of the template's warm start, if it has one that can be loaded.
@@ -224,7 +241,6 @@ async fn boot_once(
 
 /// Gives a booted guest its name; what it has of randomness and time is its own already, but more does not hurt.
 async fn named(sandbox: Arc<MicrovmSandbox>, spec: &StartSpec) -> Result<Arc<MicrovmSandbox>, EngineError> {
-    // Whoever boots from a kept warm start went on as a clone of itself: it needs all that a clone needs.
     let named = sandbox.machine.agent.revive(&spec.hostname, None, spec.resources.pids).await;
     confirmed(sandbox, named, EngineError::Died).await
 }
