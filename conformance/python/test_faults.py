@@ -315,7 +315,7 @@ def a_dump_hangs(server, stopped):
 @pytest.mark.parametrize("call", ["pause", "create_snapshot"])
 def test_a_server_that_dies_while_a_dump_hangs(unreliable_criu, way, call):
     tree, mood = unreliable_criu
-    with a_server("--criu", str(tree), "--criu-patience", "8") as (server, options):
+    with a_server("--criu", str(tree), "--criu-patience", "20") as (server, options):
         sandbox, other = Sandbox.create(**options), Sandbox.create(**options)
         pid = sleeper_in(sandbox, 30)
         mood.write_text(way)

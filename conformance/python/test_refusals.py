@@ -1,5 +1,6 @@
 """Bad input gets the contract's status and JSON body, and does no harm."""
 
+import contextlib
 import json
 import socket
 
@@ -84,8 +85,10 @@ def test_a_client_that_speaks_nonsense_hurts_nobody(server, sandbox):
     host, port = server.url.removeprefix("http://").split(":")
     for garbage in [b"\x00" * 100, b"GET / HTTP/9.9\r\n\r\n", b"POST / HTTP/1.1\r\nContent-Length: -5\r\n\r\n", b"\x16\x03\x01"]:
         with socket.create_connection((host, int(port))) as connection:
-            connection.sendall(garbage)
-            connection.shutdown(socket.SHUT_WR)
-            while connection.recv(4096):
-                pass
+            # It may hang up before it has heard all.
+            with contextlib.suppress(OSError):
+                connection.sendall(garbage)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(4096):
+                    pass
     assert json.loads(json.dumps(sandbox.is_running())) is True
