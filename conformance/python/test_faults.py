@@ -18,6 +18,8 @@ from e2b import Sandbox
 from e2b.exceptions import SandboxException
 from server import ENGINE, Server
 
+# What a dump or a restore is at for so long that it can be stopped in the middle.
+LARGE = 200
 PAUSES = int(os.environ.get("COFFERDAM_MANY_PAUSES", "200" if ENGINE == "container" else "40"))
 HOLD = "import os, sys, time; x = os.urandom(int(sys.argv[1]) << 20); open('/tmp/held', 'w').close(); time.sleep(10 ** 6)"
 
@@ -264,7 +266,7 @@ def test_a_criu_that_hangs(unreliable_criu, way):
     tree, mood = unreliable_criu
     with a_server("--criu", str(tree), "--criu-patience", "2") as (server, options):
         sandbox, kept = Sandbox.create(**options), Sandbox.create(**options)
-        pid, other = sleeper_in(sandbox, 30), sleeper_in(kept, 30)
+        pid, other = sleeper_in(sandbox, LARGE), sleeper_in(kept, LARGE)
         assert kept.pause() is True
         mood.write_text(way)
         fails(sandbox.pause, "CRIU was silent")
@@ -317,7 +319,7 @@ def test_a_server_that_dies_while_a_dump_hangs(unreliable_criu, way, call):
     tree, mood = unreliable_criu
     with a_server("--criu", str(tree), "--criu-patience", "20") as (server, options):
         sandbox, other = Sandbox.create(**options), Sandbox.create(**options)
-        pid = sleeper_in(sandbox, 30)
+        pid = sleeper_in(sandbox, LARGE)
         mood.write_text(way)
         with asking(getattr(sandbox, call)):
             until = time.monotonic() + 20
