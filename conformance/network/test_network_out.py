@@ -6,6 +6,7 @@ import threading
 import pytest
 from e2b import Sandbox
 
+from server import ENGINE
 from services import serving
 from world import HOST, METADATA, NAME, PRIVATE, PUBLIC, PUBLIC6, REBINDING
 
@@ -123,6 +124,7 @@ def test_rules_change_while_it_runs(server, sandbox):
     assert curl(sandbox, f"http://{PUBLIC}/").startswith("hello")
 
 
+@pytest.mark.skipif(ENGINE != "container", reason="root in a microVM has a network of its own to break")
 def test_root_in_the_sandbox_cannot_change_its_network(sandbox):
     for attempt in ["ip route flush table local", "ip link set lo down", "ip link add name dummy0 type dummy", "ip addr add 10.0.0.1/8 dev lo"]:
         result = sandbox.commands.run(f"sudo {attempt} 2>&1; true").stdout
@@ -133,4 +135,4 @@ def test_root_in_the_sandbox_cannot_change_its_network(sandbox):
 def test_other_protocols_lead_nowhere(sandbox):
     code = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(2); s.connect(('%s', 443)); s.send(b'x'); s.recv(9)" % PUBLIC
     result = sandbox.commands.run(f'python3 -c "{code}" 2>&1 | tail -1').stdout
-    assert "refused" in result.lower(), result
+    assert ("refused" if ENGINE == "container" else "timed out") in result.lower(), result
