@@ -1,7 +1,6 @@
 // HTTP/2 without TLS, as a proxy in front of the server speaks it: API and sandboxes over one connection.
 
 import assert from 'node:assert/strict'
-import { once } from 'node:events'
 import http2 from 'node:http2'
 import { after, before, test } from 'node:test'
 import { Sandbox } from 'e2b'
@@ -24,12 +23,10 @@ let server, connection
 
 before(async () => {
   server = await Server.start()
-  connection = http2.connect(server.url)
-  await once(connection, 'connect')
 })
 
 after(async () => {
-  connection.close()
+  connection?.close()
   await server.stop()
 })
 
@@ -43,6 +40,8 @@ async function site() {
 }
 
 function open(headers, body) {
+  // Not sooner: the server does not keep those that ask nothing.
+  connection ??= http2.connect(server.url)
   const stream = connection.request(headers, { endStream: body === undefined })
   if (body !== undefined) stream.end(body)
   const data = new Collected()
