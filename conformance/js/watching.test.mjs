@@ -31,8 +31,8 @@ function admin(method, target, body) {
 }
 
 test('metrics have a range', async () => {
-  const begin = new Date()
   const sandbox = await Sandbox.create()
+  const begin = new Date()
   try {
     const [first] = await sandbox.getMetrics()
     assert.equal(first.memTotal, 1024 << 20)
