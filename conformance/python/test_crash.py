@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 import pytest
 from e2b import Sandbox
 
-from server import Server
+from server import ENGINE, Server
 from services import serving, started
 
 
@@ -82,7 +82,8 @@ def test_crashes_in_the_middle_of_creates_lose_nothing_acknowledged_and_leave_no
             if status == 201:
                 acknowledged.add(body["sandboxID"])
 
-    for round in range(8):
+    # Dozens of emulated guests take all of a processor by doing nothing.
+    for round in range(8 if ENGINE == "container" else 2):
         stop.clear()
         threads = [threading.Thread(target=create) for _ in range(4)]
         for thread in threads:
