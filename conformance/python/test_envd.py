@@ -1,5 +1,6 @@
 """The corners of the in-sandbox contract: full disks, odd names, huge files, many processes, full-screen programs."""
 
+import functools
 import re
 
 import pytest
@@ -82,31 +83,41 @@ def test_orphans_are_reaped(sandbox):
     sandbox.commands.run("while ps -eo stat= | grep -q '^Z'; do sleep 0.01; done", timeout=10)
 
 
-def screen(handle, until):
-    seen = ""
-    for _, _, data in handle:
-        seen += (data or b"").decode(errors="replace")
-        if until in seen:
-            return seen
-    raise AssertionError(f"{until!r} never came: {seen!r}")
+class Screen:
+    """What a terminal shows, read piece by piece: pieces end anywhere, and what comes after a found text may be in the same one."""
+
+    def __init__(self, handle):
+        self.handle, self.rest = handle, ""
+
+    def until(self, text):
+        while text not in self.rest:
+            _, _, data = next(self.pieces)
+            self.rest += (data or b"").decode(errors="replace")
+        seen, self.rest = self.rest.split(text, 1)
+        return seen + text
+
+    @functools.cached_property
+    def pieces(self):
+        return iter(self.handle)
 
 
 def test_full_screen_programs_and_colours(sandbox):
     handle = sandbox.pty.create(PtySize(rows=30, cols=100))
-    screen(handle, "$ ")
+    screen = Screen(handle)
+    screen.until("$ ")
     sandbox.pty.send_stdin(handle.pid, b"vi note.txt\n")
-    screen(handle, "note.txt")
+    screen.until("note.txt")
     sandbox.pty.send_stdin(handle.pid, b"ihello from vi\x1b:wq\n")
-    screen(handle, "written")
+    screen.until("written")
     # What is typed before the shell is back, a full-screen program on its way out throws away.
-    screen(handle, "$ ")
+    screen.until("$ ")
     assert sandbox.files.read("note.txt") == "hello from vi\n"
     sandbox.pty.send_stdin(handle.pid, b"top\n")
-    assert "load average" in screen(handle, "COMMAND")
+    assert "load average" in screen.until("COMMAND")
     sandbox.pty.send_stdin(handle.pid, b"q")
-    screen(handle, "$ ")
+    screen.until("$ ")
     sandbox.pty.send_stdin(handle.pid, b"ls --color=always -d /tmp; echo do''ne\n")
-    assert "\x1b[" in screen(handle, "done")
+    assert "\x1b[" in screen.until("done")
     sandbox.pty.kill(handle.pid)
 
 

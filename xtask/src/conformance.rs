@@ -36,6 +36,8 @@ pub(crate) fn run(rest: &[String]) -> Outcome<Tally> {
         command.env("COFFERDAM_ENGINE", "microvm").env("COFFERDAM_ACCELERATOR", "tcg");
         command.env("COFFERDAM_MICROVM", &microvm).env("COFFERDAM_ENVD", &guest_envd);
         command.env("COFFERDAM_GUEST_INIT", &guest_init);
+        // A server looks after what either engine has left, and the next one may not be given QEMU.
+        command.env("COFFERDAM_INTERPRETER_DATA", run::target().join("interpreter-data-of-machines"));
     };
     let give = |command: &mut run::Run| {
         command.env("COFFERDAM_BIN", &server).env("COFFERDAM_ENVD", &envd).env("COFFERDAM_LAYERS", &layers);
