@@ -52,30 +52,27 @@ pub(crate) fn run(rest: &[String]) -> Outcome<Tally> {
             machines(command);
         }
     };
+    let pytest = |command: &mut run::Run, suite: &str| {
+        command.args(["-m", "pytest", "-p", "no:cacheprovider", suite]);
+        // Whole messages in its summary, which is told again at the end.
+        command.env("CI", "true");
+        give(command);
+    };
     let mut tally = Tally::default();
-    let mut pytest = run::new(&python);
-    pytest.args(["-m", "pytest", "-p", "no:cacheprovider", "conformance/python"]).args(rest);
-    give(&mut pytest);
-    tally.add("python", pytest.tally());
+    let mut all = run::new(&python);
+    pytest(&mut all, "conformance/python");
+    tally.add("python", all.args(rest).tally());
     if rest.is_empty() && !on_machines {
         let mut part = run::new(&python);
-        part.args(["-m", "pytest", "-p", "no:cacheprovider", "conformance/python", "-m", "every_engine"]);
-        give(&mut part);
+        pytest(&mut part, "conformance/python");
         machines(&mut part);
-        part.env("COFFERDAM_CHAOS_ROUNDS", "12");
+        part.args(["-m", "every_engine"]).env("COFFERDAM_CHAOS_ROUNDS", "12");
         tally.add("python on microVMs", part.tally());
     }
     if rest.is_empty() {
         // In a network of its own, which plays the host's.
         let mut network = run::new("unshare");
-        network.arg("--net").arg(&python).args([
-            "-m",
-            "pytest",
-            "-p",
-            "no:cacheprovider",
-            "conformance/network",
-        ]);
-        give(&mut network);
+        pytest(network.arg("--net").arg(&python), "conformance/network");
         tally.add("network", network.tally());
         let mut node = run::new("node");
         node.args(["--test", "--test-concurrency=1", "--test-reporter=tap"])

@@ -93,6 +93,6 @@ fn test() -> Outcome {
     tally.step("lint", lint::all());
     tally.add("unit", unit(&[]));
     tally.add("conformance", conformance::run(&[]));
-    println!("\n{tally}");
+    println!("\n{}{tally}", tally.failures());
     if tally.failed == 0 { Ok(()) } else { Err("some tests failed".to_owned()) }
 }

@@ -1,4 +1,4 @@
-//! Adds up what nextest, pytest and node's runner report.
+//! Adds up what nextest, pytest and node's runner report, and keeps what they say of failures, to be told again at the end.
 //! A step that cannot run counts as a failure: it is never left out of the sum.
 //! The closing line is the plain `N passed, N failed`.
 
@@ -6,17 +6,25 @@ use std::fmt;
 
 use crate::run::Outcome;
 
+/// Most lines of one failure that are told again.
+const MOST_LINES: u32 = 12;
+
 /// Tests run so far.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) passed: u64,
     pub(crate) failed: u64,
+    /// What was said of failures, line by line.
+    told: Vec<String>,
+    /// So many of the lines that come next tell of a failure too.
+    listening: u32,
 }
 
 impl Tally {
     /// Reads one line of a test tool's output.
     pub(crate) fn read(&mut self, line: &str) {
         let line = strip_colours(line);
+        self.listen(&line);
         let words: Vec<&str> = line.split([' ', ',', '=']).filter(|word| !word.is_empty()).collect();
         let is_nextest = words.first() == Some(&"Summary");
         let is_pytest = line.starts_with('=') && words.contains(&"in");
@@ -29,15 +37,44 @@ impl Tally {
         }
     }
 
+    /// Keeps a line that tells of a failure.
+    fn listen(&mut self, line: &str) {
+        let line = line.trim_start();
+        let words = [
+            ("FAIL [", 1),
+            ("not ok ", 1),
+            ("FAILED ", MOST_LINES),
+            ("ERROR ", MOST_LINES),
+            ("error: ", MOST_LINES),
+            ("thread '", MOST_LINES),
+        ];
+        if let Some((_, lines)) = words.iter().find(|(word, _)| line.starts_with(word)) {
+            self.listening = *lines;
+        } else if line.starts_with("stack backtrace:") || line.starts_with("===") {
+            self.listening = 0;
+        }
+        if self.listening > 0 {
+            self.listening -= 1;
+            self.told.push(line.to_owned());
+        }
+    }
+
+    /// What was said of failures.
+    pub(crate) fn failures(&self) -> String {
+        self.told.iter().map(|line| format!("{line}\n")).collect()
+    }
+
     /// Adds a test run; one that could not start is a failure.
     pub(crate) fn add(&mut self, name: &str, outcome: Outcome<Self>) {
         match outcome {
             Ok(other) => {
                 self.passed += other.passed;
                 self.failed += other.failed;
+                self.told.extend(other.told);
             }
             Err(message) => {
                 eprintln!("{name}: {message}");
+                self.told.push(format!("{name}: {message}"));
                 self.failed += 1;
             }
         }
@@ -45,7 +82,7 @@ impl Tally {
 
     /// Adds a step that is right or wrong as a whole.
     pub(crate) fn step(&mut self, name: &str, outcome: Outcome) {
-        self.add(name, outcome.map(|()| Self { passed: 1, failed: 0 }));
+        self.add(name, outcome.map(|()| Self { passed: 1, ..Self::default() }));
     }
 }
 
@@ -86,5 +123,17 @@ mod tests {
         tally.read("ℹ fail 1");
         tally.read("3 passed something");
         assert_eq!(tally.to_string(), "23 passed, 4 failed");
+    }
+
+    #[test]
+    fn failures_are_told_again() {
+        let mut tally = Tally::default();
+        let lines = "test_a.py ..F.\n    FAIL [ 1.2s] (1/2) a::b c\nPASS [1s] a::b d\n    thread 'c' (1) panicked at src/a.rs:1:1:\n    \
+                     2 is not 3\n    stack backtrace:\n  0: main\nFAILED test_a.py::b - AssertionError: that\nassert 1 == 2\n\
+                     === 1 failed, 3 passed in 1s ===\nok 1 - e\nnot ok 2 - f\nok 3 - g";
+        lines.lines().for_each(|line| tally.read(line));
+        let told = "FAIL [ 1.2s] (1/2) a::b c\nthread 'c' (1) panicked at src/a.rs:1:1:\n2 is not 3\n\
+                    FAILED test_a.py::b - AssertionError: that\nassert 1 == 2\nnot ok 2 - f\n";
+        assert_eq!(tally.failures(), told);
     }
 }

@@ -2,7 +2,7 @@
 //! A sandbox leaves the table before anything of it is torn down, so whoever finds it may use it.
 //! `transition` is held across every change of state; `timing` only for a look.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use engine::{ExitReason, Sandbox as EngineSandbox};
 use ids::{BuildId, ExecutionId, SandboxId, TeamId, TemplateId};
@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::limits::Reservation;
+use crate::metrics::Meter;
 
 /// Why a sandbox is over.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,8 +96,8 @@ pub struct Live {
     pub started_at: OffsetDateTime,
     /// The engine's handle.
     pub(crate) engine: Arc<dyn EngineSandbox>,
-    /// When its processor time was first read, and how much it was, microseconds: it may have had a life before this run.
-    pub(crate) processor_before: OnceLock<(Instant, u64)>,
+    /// What its samples are measured from; held while one is taken.
+    pub(crate) meter: tokio::sync::Mutex<Meter>,
     /// Held across every change of state.
     pub(crate) transition: Transition,
     /// Its time limit; the timer follows it.
@@ -125,7 +126,7 @@ impl Live {
             execution: record.execution,
             started_at: record.started_at,
             engine,
-            processor_before: OnceLock::new(),
+            meter: tokio::sync::Mutex::default(),
             transition,
             timing: watch::Sender::new(timing),
             details: RwLock::new(record.details),

@@ -45,6 +45,27 @@ async fn history_outlives_the_sandbox_and_the_server() {
 }
 
 #[tokio::test]
+async fn one_that_is_looked_at_in_its_first_second_gets_no_second_sample_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_owned();
+    let fixture = Fixture::with(|config| config.metrics_dir = Some(path)).await;
+    let (control, team) = (&fixture.control, fixture.team.id);
+    let processor = &fixture.engine.states.processor;
+    processor.store(1, Ordering::SeqCst);
+    let id = fixture.create().await.unwrap().info.id;
+    let history = async || control.metrics_history(team, &id, None, None).await.unwrap();
+    let at_first = history().await;
+    assert_eq!(at_first.len(), 1);
+    // Another sample would tell of this.
+    processor.store(60_000_000, Ordering::SeqCst);
+    tokio::time::pause();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(history().await, at_first);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_ne!(history().await, at_first);
+}
+
+#[tokio::test]
 async fn what_was_used_before_a_run_is_not_of_it() {
     let dir = tempfile::tempdir().unwrap();
     let fixture = fixture(&dir).await;

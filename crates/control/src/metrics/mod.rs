@@ -16,6 +16,7 @@ use time::OffsetDateTime;
 use crate::{Control, ControlError};
 use series::{Record, check};
 
+pub(crate) use sampler::Meter;
 pub(crate) use series::Shelf;
 pub use team::{TeamMetric, TeamSample};
 
@@ -288,15 +289,10 @@ impl Control {
     /// A running sandbox's newest sample; taken now if there is none.
     async fn present(&self, team: TeamId, id: &SandboxId) -> Option<Sample> {
         let live = self.live(team, id).ok()?;
-        if let Some(sample) = self.metrics.latest(id) {
-            return Some(sample);
+        if self.metrics.latest(id).is_none() {
+            self.first_sample(&live).await;
         }
-        let sample = self.measure(&live, &mut sampler::Meter::default()).await?;
-        // Unless it ended meanwhile: nobody would forget it then.
-        if !live.has_ended() {
-            self.metrics.keep(team, id, sample);
-        }
-        Some(sample)
+        self.metrics.latest(id)
     }
 }
 

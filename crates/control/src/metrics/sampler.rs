@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What is remembered from one sample of a sandbox to the next.
 #[derive(Debug, Default)]
-pub(super) struct Meter {
+pub(crate) struct Meter {
     /// When processor time was last read, and how much it was, microseconds.
     processor: Option<(Instant, u64)>,
     /// The agent's last answer.
@@ -32,16 +32,19 @@ pub(super) struct Meter {
 impl Control {
     /// Samples a sandbox to its end.
     pub(crate) async fn sample_metrics(self: &Arc<Self>, live: &Arc<Live>) {
+        // It may have had a life before this run, whose processor time is none of its first sample's.
         if let Ok(stats) = live.engine.stats().await {
-            let _ = live.processor_before.set((Instant::now(), stats.cpu_usec));
+            live.meter.lock().await.processor.get_or_insert((Instant::now(), stats.cpu_usec));
         }
-        let mut meter = Meter::default();
         let mut ticks =
             interval_at(Instant::now() + FIRST.min(self.config.sample_every), self.config.sample_every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let sampling = async {
+            ticks.tick().await;
+            self.first_sample(live).await;
             loop {
                 ticks.tick().await;
+                let mut meter = live.meter.lock().await;
                 if let Some(sample) = self.measure(live, &mut meter).await {
                     self.metrics.keep(live.team, &live.id, sample);
                 }
@@ -54,8 +57,21 @@ impl Control {
         self.metrics.forget(&live.id);
     }
 
+    /// Takes one now unless there is one: two of the same second would make a series uneven.
+    pub(super) async fn first_sample(&self, live: &Live) {
+        let mut meter = live.meter.lock().await;
+        if self.metrics.latest(&live.id).is_some() {
+            return;
+        }
+        let sample = self.measure(live, &mut meter).await;
+        // Once it has ended nobody would forget it.
+        if let Some(sample) = sample.filter(|_| !live.has_ended()) {
+            self.metrics.keep(live.team, &live.id, sample);
+        }
+    }
+
     /// What it uses now. None when neither engine nor agent can say.
-    pub(super) async fn measure(&self, live: &Live, meter: &mut Meter) -> Option<Sample> {
+    async fn measure(&self, live: &Live, meter: &mut Meter) -> Option<Sample> {
         // Now: a busy agent may take seconds to answer, and samples would come unevenly.
         let at = time::OffsetDateTime::now_utc().unix_timestamp();
         let stats = live.engine.stats().await.ok()?;
@@ -85,9 +101,7 @@ impl Control {
         if !accounted {
             return Some(sample);
         }
-        let first = || *live.processor_before.get_or_init(|| (now, stats.cpu_usec));
-        let (then, before) = meter.processor.unwrap_or_else(first);
-        meter.processor = Some((now, stats.cpu_usec));
+        let (then, before) = meter.processor.replace((now, stats.cpu_usec)).unwrap_or((now, stats.cpu_usec));
         let (elapsed, used) = (now - then, Duration::from_micros(stats.cpu_usec.saturating_sub(before)));
         let there_was = elapsed.as_secs_f64() * f64::from(cpu_count.max(1));
         let share = if there_was > 0.0 { used.as_secs_f64() / there_was * 100.0 } else { 0.0 };
