@@ -49,6 +49,8 @@ fn raw_up_and_down() {
     let answer = envd.request("POST", &target, &[RAW], b"short");
     assert_eq!(answer.json(), json!([{"name": "c.bin", "path": path, "type": "file"}]));
     assert_eq!(std::fs::read(&path).expect("written"), b"short");
+    assert_eq!(envd.request("POST", &target, &[RAW], b"").status, 200);
+    assert_eq!(std::fs::read(&path).expect("written"), b"");
     let stat = envd.call("filesystem.Filesystem/Stat", &json!({"path": path})).json();
     assert_eq!(stat["entry"].get("metadata"), None, "{stat}");
 }

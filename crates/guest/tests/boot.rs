@@ -64,7 +64,10 @@ fn a_guest_becomes_a_sandbox() {
         ("cat /proc/1/comm; hostname; id -u", "envd\nsandbox\n0\n"),
         ("cat /proc/self/cgroup", "0::/\n"),
         // What runs here that is neither envd nor this.
-        ("for p in /proc/[0-9]*; do read name < $p/comm; echo $name; done > /tmp/names; sort -u /tmp/names", "bash\nenvd\n"),
+        (
+            "for p in /proc/[0-9]*; do read name < $p/comm; echo $name; done > /tmp/names; sort -u /tmp/names",
+            "bash\nenvd\n",
+        ),
         (
             "cut -d' ' -f19 /proc/1/stat; cat /proc/1/oom_score_adj; cut -d' ' -f19 /proc/$$/stat",
             "-10\n0\n0\n",

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, IoSlice, Write};
+use std::io::{self, IoSlice, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -87,11 +87,11 @@ impl Sink {
         self.writing = Some(tokio::task::spawn_blocking(move || {
             let mut opened = match opened {
                 Some(opened) => opened,
-                None => open(&target)?,
+                None => open(&target, gathered.iter().all(Bytes::is_empty))?,
             };
             match write_all(&mut opened.file, &gathered) {
                 Ok(()) => Ok(opened),
-                Err(error) => Err(write_error(&target, &opened, &error)),
+                Err(error) => Err(write_error(&target, &mut opened, &error)),
             }
         }));
         Ok(())
@@ -114,7 +114,8 @@ fn write_all(file: &mut File, pieces: &[Bytes]) -> io::Result<()> {
     Ok(())
 }
 
-fn open(target: &Target) -> Result<Opened, RestError> {
+/// Opens it, empty or about to be written to.
+fn open(target: &Target, stays_empty: bool) -> Result<Opened, RestError> {
     let path = &target.path;
     let before = std::fs::metadata(path).ok();
     if before.as_ref().is_some_and(std::fs::Metadata::is_dir) {
@@ -144,7 +145,9 @@ fn open(target: &Target) -> Result<Opened, RestError> {
     rustix::fs::fchown(&file, Some(uid), Some(gid))
         .map_err(|error| RestError::internal(format!("error changing file ownership: {error}")))?;
     if meta.len() > 0 {
-        file.set_len(0).map_err(failed)?;
+        // File systems take a file cut to nothing for one that is replaced and must not be lost: they write out all of it when it is
+        // closed. Its first byte comes at once.
+        file.set_len(u64::from(!stays_empty)).map_err(failed)?;
     }
     metadata::replace(&file, &target.metadata).map_err(|error| match error {
         Errno::NOSPC | Errno::DQUOT => no_space(None),
@@ -174,7 +177,11 @@ fn open_error(path: &Path, error: &io::Error) -> RestError {
     }
 }
 
-fn write_error(target: &Target, opened: &Opened, error: &io::Error) -> RestError {
+fn write_error(target: &Target, opened: &mut Opened, error: &io::Error) -> RestError {
+    if opened.file.stream_position().is_ok_and(|position| position == 0) {
+        // Nothing of it is the new one's. If this fails, the first failure is still the one to tell.
+        let _ = opened.file.set_len(0);
+    }
     if !matches!(Errno::from_io_error(error), Some(Errno::NOSPC | Errno::DQUOT)) {
         return RestError::internal(format!("error writing file: {}", words(error)));
     }
