@@ -80,8 +80,7 @@ async fn settle(sandbox: &MicrovmSandbox) -> Result<(), EngineError> {
     while Instant::now() < end {
         tokio::time::sleep(SETTLE_WINDOW).await;
         let now = used().map_err(EngineError::kernel("read statistics"))?;
-        // In emulation the clock alone takes an eighth of a processor.
-        if now.saturating_sub(before) < SETTLE_WINDOW / 6 {
+        if now.saturating_sub(before) < SETTLE_WINDOW / 20 {
             return Ok(());
         }
         before = now;
