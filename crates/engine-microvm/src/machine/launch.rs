@@ -19,8 +19,8 @@ use rustix::mount::{
 };
 use rustix::process::{Resource, Rlimit, fchdir, pivot_root, setrlimit, setsid};
 use rustix::thread::{
-    CapabilitySet, LinkNameSpaceType, UnshareFlags, move_into_link_name_space,
-    remove_capability_from_bounding_set, set_no_new_privs, unshare_unsafe,
+    CapabilitySet, LinkNameSpaceType, UnshareFlags, disable_transparent_huge_pages,
+    move_into_link_name_space, remove_capability_from_bounding_set, set_no_new_privs, unshare_unsafe,
 };
 use sys::{Namespace, seal_mount, syscall};
 
@@ -129,7 +129,9 @@ fn limit() -> io::Result<()> {
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     setrlimit(Resource::Core, none)?;
     let files = Rlimit { current: Some(1024), maximum: Some(1024) };
-    Ok(setrlimit(Resource::Nofile, files)?)
+    setrlimit(Resource::Nofile, files)?;
+    // The emulator asks for them for its translations, most of which a short life never makes. A guest's memory is a file's: it has none.
+    Ok(disable_transparent_huge_pages(true)?)
 }
 
 fn drop_privileges(uid: u32) -> io::Result<()> {
