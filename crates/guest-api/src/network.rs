@@ -20,5 +20,5 @@ pub const PREFIX_V4: u8 = 30;
 pub const GUEST_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xcf, 0, 0, 0, 0, 0, 2);
 /// The host's end and the guest's way out.
 pub const HOST_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xcf, 0, 0, 0, 0, 0, 1);
-/// Bits of the link's network.
-pub const PREFIX_V6: u8 = 64;
+/// Bits of the link's network: the larger it is, the more senders a guest could invent, each of them a neighbour to the kernel.
+pub const PREFIX_V6: u8 = 126;

@@ -75,6 +75,8 @@ fn tune() -> io::Result<()> {
         ("ipv4/conf/cable/rp_filter", "0"),
         // Answers of the guest's loopback come from 127.0.0.1.
         ("ipv4/conf/cable/route_localnet", "1"),
+        // The guest's end is known, and every sender that asks for ours would get an entry in a table that all namespaces share.
+        ("ipv4/conf/cable/arp_ignore", "8"),
         ("ipv6/conf/all/forwarding", "0"),
         ("ipv6/conf/cable/accept_ra", "0"),
         // No address but ours.
@@ -176,7 +178,7 @@ mod tests {
         prefix_ipv4: 30,
         guest_ipv6: Ipv6Addr::new(0xfd00, 0xcf, 0, 0, 0, 0, 0, 2),
         host_ipv6: Ipv6Addr::new(0xfd00, 0xcf, 0, 0, 0, 0, 0, 1),
-        prefix_ipv6: 64,
+        prefix_ipv6: 126,
     };
 
     #[test]
@@ -190,8 +192,55 @@ mod tests {
         let route = show(&["route", "get", "127.0.0.1"]);
         assert!(route.contains("via 169.254.0.21 dev cable src 169.254.0.22"), "{route}");
         let addresses = show(&["-o", "addr"]);
-        assert!(addresses.contains("169.254.0.22/30") && addresses.contains("fd00:cf::1/64"), "{addresses}");
+        assert!(addresses.contains("169.254.0.22/30") && addresses.contains("fd00:cf::1/126"), "{addresses}");
         assert!(!addresses.contains("fe80") && !addresses.contains("127.0.0.1"), "{addresses}");
         crate::Listeners::open_for_machine(&network.namespace).unwrap();
+    }
+
+    /// What a guest may send to make the kernel remember it: a header of virtio, then a frame.
+    fn frame(kind: [u8; 2], rest: &[u8]) -> Vec<u8> {
+        const NO_OFFLOAD: [u8; 10] = [0; 10];
+        let stranger = [2, 0xcf, 0, 0, 9, 9];
+        [&NO_OFFLOAD[..], &CABLE.host_mac, &stranger, &kind, rest].concat()
+    }
+
+    fn arp_request(from: Ipv4Addr) -> Vec<u8> {
+        let head = [0, 1, 8, 0, 6, 4, 0, 1, 2, 0xcf, 0, 0, 9, 9];
+        frame([8, 6], &[&head[..], &from.octets(), &[0; 6], &CABLE.host_ipv4.octets()].concat())
+    }
+
+    fn neighbour_solicitation(from: Ipv6Addr) -> Vec<u8> {
+        let to = CABLE.host_ipv6;
+        let mut message =
+            [&[135, 0, 0, 0, 0, 0, 0, 0][..], &to.octets(), &[1, 1, 2, 0xcf, 0, 0, 9, 9]].concat();
+        let pseudo = [&from.octets()[..], &to.octets(), &[0, 0, 0, 32, 0, 0, 0, 58]].concat();
+        let words = pseudo.chunks(2).chain(message.chunks(2));
+        let mut sum: u32 = words.map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        let checksum = !u16::try_from(sum).unwrap();
+        message[2..4].copy_from_slice(&checksum.to_be_bytes());
+        let head = [&[0x60, 0, 0, 0, 0, 32, 58, 255][..], &from.octets(), &to.octets()].concat();
+        frame([0x86, 0xdd], &[head, message].concat())
+    }
+
+    #[test]
+    fn a_guest_cannot_fill_the_table_of_neighbours() {
+        let network = plug_in(&CABLE).unwrap();
+        // One end in use, as by QEMU, is what makes the link a running one.
+        let send = |frame: &[u8]| assert_eq!(rustix::io::write(&network.tap, frame).unwrap(), frame.len());
+        for last in [20, 23] {
+            send(&arp_request(Ipv4Addr::new(169, 254, 0, last)));
+        }
+        for last in 3..20 {
+            send(&neighbour_solicitation(Ipv6Addr::new(0xfd00, 0xcf, 0, 0, 0, 0, 0, last)));
+        }
+        let known = in_network_namespace(&network.namespace, || Command::new("ip").arg("neigh").output());
+        let known = String::from_utf8(known.unwrap().stdout).unwrap();
+        assert!(
+            known.lines().all(|line| line.contains("PERMANENT")) && known.lines().count() == 2,
+            "{known}"
+        );
     }
 }

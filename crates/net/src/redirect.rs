@@ -11,6 +11,7 @@ use sys::netlink::{APPEND, Batch, CREATE, REQUEST_ACK};
 
 const TABLE: &str = "cofferdam";
 const CHAIN: &str = "egress";
+const DISCOVERY: &str = "discovery";
 
 const SUBSYSTEM: u16 = 10 << 8;
 const NEW_TABLE: u16 = SUBSYSTEM;
@@ -31,6 +32,13 @@ const TRANSPORT_HEADER: u32 = 2;
 const REGISTER: u32 = 1;
 const VERDICT_REGISTER: u32 = 0;
 const RETURN: i32 = -5;
+const DROP: i32 = 0;
+const EQUAL: u32 = 0;
+const AT_MOST: u32 = 3;
+const AT_LEAST: u32 = 5;
+/// Priorities of chains.
+const DESTINATION_NAT: i32 = -100;
+const BEFORE_ALL: i32 = -300;
 
 /// Where packets are caught.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,47 +54,69 @@ pub(crate) fn install(hook: Hook) -> io::Result<()> {
     let mut batch = Batch::default();
     batch.begin(BATCH_BEGIN, REQUEST, &BATCH).finish();
     batch.begin(NEW_TABLE, REQUEST_ACK | CREATE, &INET).text(1, TABLE).be32(2, 0).finish();
-    batch
-        .begin(NEW_CHAIN, REQUEST_ACK | CREATE, &INET)
-        .text(1, TABLE)
-        .text(3, CHAIN)
-        .nested(4, |place| {
-            const DESTINATION_NAT: i32 = -100;
-            place.be32(1, hook as u32).attribute(2, &DESTINATION_NAT.to_be_bytes());
-        })
-        .be32(5, 1)
-        .text(7, "nat")
-        .finish();
-    rule(&mut batch, |rule| {
+    chain(&mut batch, CHAIN, "nat", hook, DESTINATION_NAT);
+    rule(&mut batch, CHAIN, |rule| {
         meta_is(rule, META_NFPROTO, 2);
         payload_is(rule, NETWORK_HEADER, 16, &[127]);
         verdict(rule, RETURN);
     });
-    rule(&mut batch, |rule| {
+    rule(&mut batch, CHAIN, |rule| {
         meta_is(rule, META_NFPROTO, 10);
         payload_is(rule, NETWORK_HEADER, 24, &std::net::Ipv6Addr::LOCALHOST.octets());
         verdict(rule, RETURN);
     });
-    rule(&mut batch, |rule| {
+    rule(&mut batch, CHAIN, |rule| {
         const UDP: u8 = 17;
         meta_is(rule, META_L4PROTO, UDP);
         payload_is(rule, TRANSPORT_HEADER, 2, &53u16.to_be_bytes());
         redirect(rule, DNS_PORT);
     });
-    rule(&mut batch, |rule| {
+    rule(&mut batch, CHAIN, |rule| {
         const TCP: u8 = 6;
         meta_is(rule, META_L4PROTO, TCP);
         redirect(rule, EGRESS_PORT);
     });
+    if hook == Hook::PreRouting {
+        refuse_discovery(&mut batch);
+    }
     batch.begin(BATCH_END, REQUEST, &BATCH).finish();
     batch.exchange(Some(netlink::NETFILTER))
 }
 
-fn rule(batch: &mut Batch, expressions: impl FnOnce(&mut Batch)) {
+/// Drops what a machine has to say of neighbours and routers in IPv6. Both ends know each other; but each sender that asks becomes an
+/// entry of a table which the kernel has one of, for all namespaces: full of them, it would have no room for the host's own neighbours.
+fn refuse_discovery(batch: &mut Batch) {
+    const ICMPV6: u8 = 58;
+    /// Solicitations and advertisements of routers and neighbours, and redirects.
+    const TYPES: [u8; 2] = [133, 137];
+    chain(batch, DISCOVERY, "filter", Hook::PreRouting, BEFORE_ALL);
+    rule(batch, DISCOVERY, |rule| {
+        meta_is(rule, META_L4PROTO, ICMPV6);
+        payload(rule, TRANSPORT_HEADER, 0, 1);
+        register(rule, AT_LEAST, &TYPES[..1]);
+        register(rule, AT_MOST, &TYPES[1..]);
+        verdict(rule, DROP);
+    });
+}
+
+fn chain(batch: &mut Batch, name: &str, kind: &str, hook: Hook, priority: i32) {
+    batch
+        .begin(NEW_CHAIN, REQUEST_ACK | CREATE, &INET)
+        .text(1, TABLE)
+        .text(3, name)
+        .nested(4, |place| {
+            place.be32(1, hook as u32).attribute(2, &priority.to_be_bytes());
+        })
+        .be32(5, 1)
+        .text(7, kind)
+        .finish();
+}
+
+fn rule(batch: &mut Batch, chain: &str, expressions: impl FnOnce(&mut Batch)) {
     batch
         .begin(NEW_RULE, REQUEST_ACK | CREATE | APPEND, &INET)
         .text(1, TABLE)
-        .text(2, CHAIN)
+        .text(2, chain)
         .nested(4, expressions)
         .finish();
 }
@@ -105,17 +135,23 @@ fn meta_is(rule: &mut Batch, key: u32, value: u8) {
 }
 
 fn payload_is(rule: &mut Batch, header: u32, offset: u32, value: &[u8]) {
-    let length = u32::try_from(value.len()).expect("an address at most");
-    expression(rule, "payload", |data| {
-        data.be32(1, REGISTER).be32(2, header).be32(3, offset).be32(4, length);
-    });
+    payload(rule, header, offset, u32::try_from(value.len()).expect("an address at most"));
     register_is(rule, value);
 }
 
+fn payload(rule: &mut Batch, header: u32, offset: u32, length: u32) {
+    expression(rule, "payload", |data| {
+        data.be32(1, REGISTER).be32(2, header).be32(3, offset).be32(4, length);
+    });
+}
+
 fn register_is(rule: &mut Batch, value: &[u8]) {
-    const EQUAL: u32 = 0;
+    register(rule, EQUAL, value);
+}
+
+fn register(rule: &mut Batch, comparison: u32, value: &[u8]) {
     expression(rule, "cmp", |data| {
-        data.be32(1, REGISTER).be32(2, EQUAL).nested(3, |wanted| {
+        data.be32(1, REGISTER).be32(2, comparison).nested(3, |wanted| {
             wanted.attribute(1, value);
         });
     });
