@@ -2,12 +2,13 @@
 //! Times are left out, so that a rebuild of the same content is the same layer.
 //! Links are never followed.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
 
 use sha2::{Digest, Sha256};
@@ -49,17 +50,22 @@ impl FromStr for LayerDigest {
 /// Something in it cannot be read.
 pub fn digest_tree(root: &Path) -> Result<LayerDigest, LayerError> {
     let mut hash = Sha256::new();
-    // A list and no recursion: a sandbox can nest folders deeper than a thread's stack goes.
-    let mut todo = vec![root.to_owned()];
-    while let Some(path) = todo.pop() {
-        let entries = add(root, &path, &mut hash)?;
-        todo.extend(entries.into_iter().rev());
+    // A list and no recursion: a sandbox can nest folders deeper than a thread's stack goes. Names and no paths: it can make millions.
+    let mut open = vec![(root.to_owned(), add(root, root, &mut hash)?.into_iter())];
+    while let Some((folder, names)) = open.last_mut() {
+        let Some(name) = names.next() else {
+            open.pop();
+            continue;
+        };
+        let path = folder.join(name);
+        let names = add(root, &path, &mut hash)?.into_iter();
+        open.push((path, names));
     }
     Ok(LayerDigest(hex::encode(hash.finalize())))
 }
 
-/// Adds one entry; answers what is in it, in order.
-fn add(root: &Path, path: &Path, hash: &mut Sha256) -> Result<Vec<PathBuf>, LayerError> {
+/// Adds one entry; answers the names in it, in order.
+fn add(root: &Path, path: &Path, hash: &mut Sha256) -> Result<Vec<OsString>, LayerError> {
     let metadata = fs::symlink_metadata(path).map_err(LayerError::at(path))?;
     let name = path.strip_prefix(root).unwrap_or(path).as_os_str().as_bytes();
     field(hash, name);
@@ -76,7 +82,7 @@ fn add(root: &Path, path: &Path, hash: &mut Sha256) -> Result<Vec<PathBuf>, Laye
             .map_err(LayerError::at(path))?;
     } else if metadata.is_dir() {
         let entries: io::Result<Vec<_>> =
-            fs::read_dir(path).and_then(|list| list.map(|entry| Ok(entry?.path())).collect());
+            fs::read_dir(path).and_then(|list| list.map(|entry| Ok(entry?.file_name())).collect());
         let mut entries = entries.map_err(LayerError::at(path))?;
         entries.sort_unstable();
         return Ok(entries);

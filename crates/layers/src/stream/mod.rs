@@ -18,6 +18,8 @@ const LONGEST_TARGET: usize = 4095;
 const LARGEST_XATTR: usize = 64 << 10;
 /// Most attributes of one file: more than any file system holds.
 const MOST_XATTRS: usize = 4096;
+/// Most bytes of one file's attributes together, which are in memory at once.
+const MOST_XATTR_BYTES: usize = 1 << 20;
 /// Largest piece of a file's content, bytes.
 const LARGEST_PIECE: usize = 256 << 10;
 

@@ -15,7 +15,8 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::{
-    LARGEST_PIECE, LARGEST_XATTR, LONGEST_NAME, LONGEST_TARGET, MAGIC, MOST_XATTRS, Meta, is_kept, tag,
+    LARGEST_PIECE, LARGEST_XATTR, LONGEST_NAME, LONGEST_TARGET, MAGIC, MOST_XATTR_BYTES, MOST_XATTRS, Meta,
+    is_kept, tag,
 };
 use crate::LayerError;
 use crate::janitor::remove_tree;
@@ -255,10 +256,14 @@ impl<R: Read> Input<R> {
         if usize::from(count) > MOST_XATTRS {
             return Err(refused("has a file with too many attributes"));
         }
-        let mut xattrs = Vec::new();
+        let (mut xattrs, mut sum) = (Vec::new(), 0);
         for _ in 0..count {
             let name = self.bytes16(LONGEST_NAME)?;
             let length = u32::from_le_bytes(self.array()?) as usize;
+            sum += name.len() + length;
+            if sum > MOST_XATTR_BYTES {
+                return Err(refused("has a file with too many attributes"));
+            }
             self.spend(length.max(1) as u64)?;
             if name.contains(&0) {
                 return Err(refused("has an attribute whose name is none"));
