@@ -20,6 +20,8 @@ const WARM_PATIENCE: Duration = Duration::from_secs(30);
 /// Most time for a freshly booted guest to come to rest, and how long it must have done next to nothing.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(5);
 const SETTLE_WINDOW: Duration = Duration::from_millis(500);
+const RESTLESS: &str = "not all processes could be stopped in time, and a copy of them would run before it has randomness of its own; \
+                        try again, or without memory";
 const ENVD_PORT: u16 = guest_api::ENVD_PORT;
 
 /// Captures a sandbox as `state`.
@@ -38,7 +40,11 @@ pub(crate) async fn capture(
     } else {
         sandbox.halt().await?;
     }
-    let saved = save(sandbox, state, memory, lasting).await;
+    let saved = if memory && !sandbox.is_still() {
+        Err(EngineError::Capture(RESTLESS.into()))
+    } else {
+        save(sandbox, state, memory, lasting).await
+    };
     let stopped = begun.elapsed();
     if *frozen {
         claim.group.set_frozen(true).await.map_err(EngineError::kernel("freeze"))?;

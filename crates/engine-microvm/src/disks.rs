@@ -15,13 +15,17 @@ use crate::machine::command::{DEVICES, DISK};
 use crate::machine::make_hole;
 
 /// Room in a sandbox's volume besides its disk, MiB: the state of its devices.
-const BESIDE_DISK_MIB: u32 = 64;
+pub(crate) const BESIDE_DISK_MIB: u32 = 64;
 
 /// The volume with an empty, formatted disk of this size, made when it is first wanted.
 pub(crate) fn blank(host: &Host, disk_mib: u32) -> Result<VolumeName, EngineError> {
-    let _one_at_a_time = host.templates.making_blanks();
     let name: VolumeName = format!("blank-{disk_mib}").parse().map_err(volume_error("name a volume"))?;
     let path = host.volumes.path(&name);
+    // Nobody waits for another size that is being formatted.
+    if path.join(DISK).exists() {
+        return Ok(name);
+    }
+    let _one_at_a_time = host.templates.making_blanks();
     if path.join(DISK).exists() {
         return Ok(name);
     }
@@ -36,6 +40,8 @@ pub(crate) fn blank(host: &Host, disk_mib: u32) -> Result<VolumeName, EngineErro
 
 /// The size of a disk that is to have no limit, MiB: disks have a size.
 pub(crate) const UNLIMITED_MIB: u32 = 64 << 10;
+/// Largest disk, MiB, whatever was asked for: formatting costs time and room for each group of its blocks.
+pub(crate) const LARGEST_MIB: u32 = 1 << 20;
 
 /// Makes a sandbox's volume from another one, for the machine with this user; answers where it is.
 pub(crate) fn take(

@@ -32,15 +32,22 @@ struct Region {
     offset: u64,
 }
 
-/// Writes the memory of the stopped machine run by process `pid` as a new image. Answers how many bytes were the machine's own.
+/// Writes the memory, `size` bytes, of the stopped machine run by process `pid` as a new image. Answers how many bytes were the
+/// machine's own.
 ///
 /// # Errors
-/// The process is gone, or the disk is full.
-pub(crate) fn save(pid: i32, image: &Path, lasting: Lasting) -> io::Result<u64> {
+/// The process is gone or does not have such a memory, or the disk is full.
+pub(crate) fn save(pid: i32, size: u64, image: &Path, lasting: Lasting) -> io::Result<u64> {
     let regions = regions(&fs::read_to_string(format!("/proc/{pid}/maps"))?);
     let first = regions.first().ok_or(io::ErrorKind::NotFound)?;
+    if !are_all_of(&regions, size) {
+        return Err(odd_memory());
+    }
     // The very file, whatever has become of its name.
     let origin = File::open(format!("/proc/{pid}/map_files/{:x}-{:x}", first.start, first.end))?;
+    if origin.metadata()?.len() != size {
+        return Err(odd_memory());
+    }
     let target = File::options().read(true).write(true).create_new(true).open(image)?;
     copy_image(&origin, &target)?;
     let memory = File::open(format!("/proc/{pid}/mem"))?;
@@ -68,6 +75,20 @@ fn regions(maps: &str) -> Vec<Region> {
     maps.lines().filter_map(parse).collect()
 }
 
+/// Whether these are a memory of `size` bytes, each of them once. Whoever has taken QEMU over maps what it likes.
+fn are_all_of(regions: &[Region], size: u64) -> bool {
+    let mut sorted: Vec<Region> = regions.to_vec();
+    sorted.sort_unstable_by_key(|region| region.offset);
+    let end = sorted.iter().try_fold(0, |at, region| {
+        (region.offset == at && region.start < region.end).then_some(at + (region.end - region.start))
+    });
+    end == Some(size)
+}
+
+fn odd_memory() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "the machine's memory is not mapped as it should be")
+}
+
 fn save_region(
     region: Region,
     pagemap: &File,
@@ -85,6 +106,7 @@ fn save_region(
             bits & (PRESENT | SWAPPED) != 0 && bits & OF_FILE == 0
         })
         .collect();
+    let (mut now, mut before) = (Vec::new(), Vec::new());
     let mut own = 0;
     let mut page = 0;
     while page < pages {
@@ -94,10 +116,11 @@ fn save_region(
         }
         let run = is_own[index(page)..].iter().take(index(RUN)).take_while(|own| **own).count() as u64;
         let offset = region.offset + page * PAGE;
-        let mut now = vec![0; index(run * PAGE)];
+        now.resize(index(run * PAGE), 0);
         memory.read_exact_at(&mut now, region.start + page * PAGE)?;
-        let mut before = vec![0; now.len()];
-        read_as_far(origin, &mut before, offset)?;
+        before.clear();
+        before.resize(now.len(), 0);
+        read_data(origin, &mut before, offset)?;
         write_changes(target, offset, &now, &before)?;
         own += run * PAGE;
         page += run;
@@ -155,13 +178,30 @@ enum Change {
     Data,
 }
 
-fn read_as_far(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-    let mut done = 0;
-    while done < buffer.len() {
-        match file.read_at(&mut buffer[done..], offset + done as u64)? {
-            0 => break,
-            length => done += length,
-        }
+/// Reads what is there into a buffer of zeros. Holes, which most of a warm start is, need not be read.
+fn read_data(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    let end = offset + buffer.len() as u64;
+    each_piece(file, offset, end, |from, to| {
+        file.read_exact_at(&mut buffer[index(from - offset)..index(to - offset)], from)
+    })
+}
+
+/// Calls `take` with the bounds of each piece of data between two positions.
+fn each_piece(
+    file: &File,
+    from: u64,
+    to: u64,
+    mut take: impl FnMut(u64, u64) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut at = from;
+    while at < to {
+        let first = match seek(file, SeekFrom::Data(at)) {
+            Ok(first) if first < to => first,
+            Ok(_) | Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        at = seek(file, SeekFrom::Hole(first))?.min(to);
+        take(first, at)?;
     }
     Ok(())
 }
@@ -175,24 +215,19 @@ fn copy_image(origin: &File, target: &File) -> io::Result<()> {
         Err(error) => return Err(error.into()),
     }
     target.set_len(size)?;
-    let mut at = 0;
-    while at < size {
-        at = match seek(origin, SeekFrom::Data(at)) {
-            Ok(at) => at,
-            Err(Errno::NXIO) => break,
-            Err(error) => return Err(error.into()),
-        };
-        let end = seek(origin, SeekFrom::Hole(at))?;
-        while at < end {
-            let (mut from, mut to) = (at, at);
-            let length = index(end - at);
-            match copy_file_range(origin.as_fd(), Some(&mut from), target.as_fd(), Some(&mut to), length)? {
+    each_piece(origin, 0, size, |from, to| {
+        let mut at = from;
+        while at < to {
+            let (mut source, mut sink) = (at, at);
+            let length = index(to - at);
+            match copy_file_range(origin.as_fd(), Some(&mut source), target.as_fd(), Some(&mut sink), length)?
+            {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 length => at += length as u64,
             }
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 #[cfg(test)]
@@ -208,6 +243,10 @@ mod tests {
         let found = regions(maps);
         assert_eq!(found.len(), 2);
         assert_eq!(found[1], Region { start: 0x7f00_1000_0000, end: 0x7f00_2000_0000, offset: 0x1000_0000 });
+        assert!(are_all_of(&found, 0x2000_0000));
+        assert!(!are_all_of(&found, 0x1000_0000), "more than there is");
+        assert!(!are_all_of(&found[1..], 0x1000_0000), "a hole");
+        assert!(!are_all_of(&[found[0], found[0]], 0x2000_0000), "the same twice");
     }
 
     #[test]
@@ -224,7 +263,8 @@ mod tests {
         let mut now = vec![0; 4 * 4096];
         now[3 * 4096..].fill(9);
         let mut before = vec![0; now.len()];
-        read_as_far(&origin, &mut before, 8 * PAGE).unwrap();
+        read_data(&origin, &mut before, 8 * PAGE).unwrap();
+        assert!(before[..4096] == [7; 4096] && before[4096..].iter().all(|byte| *byte == 0));
         write_changes(&target, 8 * PAGE, &now, &before).unwrap();
         let mut seen = vec![1; now.len()];
         target.read_exact_at(&mut seen, 8 * PAGE).unwrap();

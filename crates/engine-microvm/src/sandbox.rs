@@ -7,6 +7,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use async_trait::async_trait;
@@ -39,6 +40,7 @@ pub(crate) struct MicrovmSandbox {
     pub(crate) build: Build,
     /// Whether it is frozen. Held by whoever stops it or lets it go on.
     pub(crate) frozen: tokio::sync::Mutex<bool>,
+    is_still: AtomicBool,
     private: PathBuf,
     life: Life,
     network: Namespace,
@@ -81,6 +83,7 @@ impl MicrovmSandbox {
             machine,
             build,
             frozen: tokio::sync::Mutex::new(false),
+            is_still: AtomicBool::new(false),
             life,
             network,
             held: Mutex::new(Some(Held { gateway, claim: Arc::new(claim), base })),
@@ -164,10 +167,18 @@ impl MicrovmSandbox {
 
     /// Stops user code, then the virtual processors.
     pub(crate) async fn halt(&self) -> Result<(), EngineError> {
-        if let Err(reason) = self.machine.agent.still().await {
+        let still = self.machine.agent.still().await;
+        if let Err(reason) = &still {
             warn!(sandbox = %self.id, reason, "a guest does not stop by itself; what it has not written to its disk is in its memory only");
         }
+        self.is_still.store(still.is_ok(), Ordering::SeqCst);
         self.machine.monitor.stop().await
+    }
+
+    /// Whether user code stood still, as the guest says, when the processors were stopped. A copy of its memory goes on at that very
+    /// point, before it has been given anything of its own.
+    pub(crate) fn is_still(&self) -> bool {
+        self.is_still.load(Ordering::SeqCst)
     }
 
     /// Lets both go on.

@@ -4,7 +4,7 @@
 //! What was written of a state that could not be finished is removed.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use tokio::net::UnixListener;
 use tracing::warn;
 
 use crate::claim::Claim;
+use crate::disks::BESIDE_DISK_MIB;
 use crate::host::Host;
 use crate::machine::command::{DEVICES, GUEST_MEMORY, OWN};
 use crate::memory;
@@ -29,6 +30,8 @@ use crate::state::{Memory, Meta, State};
 const STREAM: &str = "stream";
 /// Time for all of a machine's memory to arrive, for each GiB of it.
 const STREAM_PATIENCE: Duration = Duration::from_secs(60);
+/// What the state of devices takes at most, bytes; it is some hundred kilobytes.
+const MOST_DEVICES: u64 = (BESIDE_DISK_MIB as u64) << 20;
 /// What a stream may have beyond the machine's memory, bytes: devices, and a frame around every page.
 const BESIDE_MEMORY: u64 = 256 << 20;
 
@@ -122,10 +125,14 @@ async fn save_pages(
     sandbox.machine.monitor.save_devices(&format!("/{OWN}/{DEVICES}")).await?;
     let (pid, devices) = (sandbox.pid, sandbox.private_dir().join(DEVICES));
     let folder = claim.host.volumes.path(&state.memory);
+    let memory_bytes = u64::from(sandbox.build.shape.memory_mib) << 20;
     let write = move || {
-        let own = memory::save(pid, &folder.join(GUEST_MEMORY), lasting)?;
-        let (mut from, mut to) = (fs::File::open(devices)?, fs::File::create(folder.join(DEVICES))?);
-        io::copy(&mut from, &mut to)?;
+        let own = memory::save(pid, memory_bytes, &folder.join(GUEST_MEMORY), lasting)?;
+        let (from, mut to) = (fs::File::open(devices)?, fs::File::create(folder.join(DEVICES))?);
+        // The file is QEMU's, which may have been taken over.
+        if io::copy(&mut from.take(MOST_DEVICES), &mut to)? == MOST_DEVICES {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
         lasting.settle(&to)?;
         show_to_machines(&folder, &[GUEST_MEMORY, DEVICES], lasting)?;
         io::Result::Ok(own)

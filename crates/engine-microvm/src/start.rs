@@ -184,7 +184,7 @@ async fn from_state(
 fn build(base: String, spec: &StartSpec) -> Build {
     let Resources { cpu_count, memory_mib, disk_mib, .. } = spec.resources;
     let shape = Shape { cpus: cpu_count.max(1), memory_mib };
-    let disk_mib = if disk_mib == 0 { disks::UNLIMITED_MIB } else { disk_mib };
+    let disk_mib = if disk_mib == 0 { disks::UNLIMITED_MIB } else { disk_mib.min(disks::LARGEST_MIB) };
     Build { base, layers: spec.template.layers.clone(), shape, disk_mib }
 }
 

@@ -118,7 +118,7 @@ impl Agent {
         let outcome = tokio::time::timeout(PATIENCE, self.exchange(call)).await;
         match outcome.unwrap_or_else(|_| Err("the guest's agent does not answer".into()))? {
             Outcome::Done => Ok(()),
-            Outcome::Failed { reason } => Err(format!("the guest's agent failed: {reason}")),
+            Outcome::Failed { reason } => Err(format!("the guest's agent failed: {}", brief(&reason))),
         }
     }
 
@@ -134,6 +134,12 @@ impl Agent {
         }
         receiver.await.map_err(|_| "the machine ended".into())
     }
+}
+
+/// As much of a guest's words as a log needs: it may say a megabyte.
+fn brief(reason: &str) -> String {
+    const MOST: usize = 500;
+    reason.chars().take(MOST).collect()
 }
 
 fn realtime_ns() -> u64 {
@@ -161,7 +167,7 @@ async fn read_all(mut half: OwnedReadHalf, waiting: Waiting, progress: watch::Se
                 Item::Message(_) if !is_synced => {}
                 Item::Message(Message::Ready {}) => drop(progress.send_replace(Progress::Ready)),
                 Item::Message(Message::Broken { reason }) => {
-                    drop(progress.send_replace(Progress::Broken(reason)));
+                    drop(progress.send_replace(Progress::Broken(brief(&reason))));
                 }
                 Item::Message(Message::Answer { id, outcome }) => {
                     let waiter = lock(&waiting).remove(&id);

@@ -97,6 +97,7 @@ pub(crate) fn launch(launch: Launch<'_>) -> io::Result<Child> {
             fcntl_setfd(unsafe { std::os::fd::BorrowedFd::borrow_raw(*fd) }, FdFlags::empty())?;
         }
         limit()?;
+        leave_keys()?;
         drop_privileges(uid)
     };
     // SAFETY: the closure makes system calls only, as is right between fork and exec.
@@ -132,6 +133,17 @@ fn limit() -> io::Result<()> {
     setrlimit(Resource::Nofile, files)?;
     // The emulator asks for them for its translations, most of which a short life never makes. A guest's memory is a file's: it has none.
     Ok(disable_transparent_huge_pages(true)?)
+}
+
+/// All machines would share the server's session keyring, and could read and write there.
+fn leave_keys() -> io::Result<()> {
+    const JOIN_SESSION_KEYRING: usize = 1;
+    // SAFETY: a raw call that changes this process's credentials only; the name is null.
+    match unsafe { syscall(libc::SYS_keyctl, [JOIN_SESSION_KEYRING, 0, 0, 0, 0, 0]) } {
+        // A kernel without keys.
+        Err(error) if error.0 == libc::ENOSYS => Ok(()),
+        answer => Ok(answer.map(drop)?),
+    }
 }
 
 fn drop_privileges(uid: u32) -> io::Result<()> {
