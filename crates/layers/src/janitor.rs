@@ -7,9 +7,10 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, FileType, renameat, seek, unlinkat};
 use rustix::io::Errno;
@@ -19,6 +20,8 @@ use crate::tree::{for_each_entry, open_folder};
 
 /// Entries looked at before any is removed.
 const BATCH: usize = 4096;
+/// Until what could not be removed is tried again.
+const AGAIN: Duration = Duration::from_secs(60);
 
 /// The remover.
 #[derive(Debug)]
@@ -39,9 +42,15 @@ impl Janitor {
             let _ = queue.send(entry?.path());
         }
         let work = move || {
-            while let Ok(path) = todo.recv() {
-                if let Err(error) = remove_tree(&path) {
-                    warn!(path = %path.display(), %error, "trash could not be removed; the next start tries again");
+            // Somebody may still have been writing in them.
+            let mut stubborn = Vec::new();
+            loop {
+                match todo.recv_timeout(AGAIN) {
+                    Ok(path) => stubborn.extend(remove(path)),
+                    Err(RecvTimeoutError::Timeout) => {
+                        stubborn = stubborn.into_iter().filter_map(remove).collect();
+                    }
+                    Err(RecvTimeoutError::Disconnected) => return,
                 }
             }
         };
@@ -72,6 +81,19 @@ impl Drop for Janitor {
         *self.queue.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
+        }
+    }
+}
+
+/// Answers what could not be removed.
+fn remove(path: PathBuf) -> Option<PathBuf> {
+    match remove_tree(&path) {
+        Ok(()) => None,
+        // Another server of the same store was faster.
+        Err(_) if fs::symlink_metadata(&path).is_err() => None,
+        Err(error) => {
+            warn!(path = %path.display(), %error, "trash could not be removed; it is tried again");
+            Some(path)
         }
     }
 }

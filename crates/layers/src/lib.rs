@@ -6,6 +6,7 @@
 mod digest;
 mod export;
 mod janitor;
+mod staging;
 mod stream;
 mod tree;
 mod volumes;
@@ -16,15 +17,24 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use digest::{LayerDigest, digest_tree};
 pub use export::{export_upper, is_empty_layer, tree_size};
 pub use janitor::Janitor;
+pub use staging::Staging;
 pub use stream::{StreamLimits, read_layer, write_layer};
 pub use tree::TreeSize;
 pub use volumes::{VolumeName, VolumeUsage, Volumes, VolumesBackend, VolumesConfig, room_beside};
 pub use work::renew_overlay_work;
+
+/// What is being built.
+const STAGING: &str = "staging";
+/// Which layer a recipe produced.
+const RECIPES: &str = "recipes";
+/// What is being removed.
+const TRASH: &str = "trash";
 
 /// What can go wrong with layers and volumes.
 #[derive(Debug, thiserror::Error)]
@@ -104,43 +114,26 @@ impl LayerError {
 #[derive(Debug, Clone)]
 pub struct LayerStore {
     root: PathBuf,
-}
-
-/// A folder to build a layer in; removed when dropped without being added.
-#[derive(Debug)]
-pub struct Staging {
-    path: PathBuf,
-}
-
-impl Staging {
-    /// Where to build. Does not exist yet.
-    #[must_use]
-    pub fn path(&self) -> PathBuf {
-        self.path.join("root")
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        // What is in it may have come out of a sandbox, as deep as that liked.
-        let _ = janitor::remove_tree(&self.path);
-    }
+    janitor: Arc<Janitor>,
 }
 
 impl LayerStore {
-    /// Opens the store, making its folders.
+    /// Opens the store, making its folders, and has removed what was staged by servers that are gone.
     ///
     /// # Errors
-    /// The folder cannot be made.
+    /// A folder cannot be made or read.
     pub fn open(root: &Path) -> Result<Self, LayerError> {
-        for folder in ["staging", "recipes"] {
+        for folder in [STAGING, RECIPES, TRASH] {
             let path = root.join(folder);
             fs::create_dir_all(&path).map_err(LayerError::at(&path))?;
         }
         let root = fs::canonicalize(root).map_err(LayerError::at(root))?;
         // Layers hold set-user-id programs that are the host's root to whoever could run them from here.
         fs::set_permissions(&root, fs::Permissions::from_mode(0o700)).map_err(LayerError::at(&root))?;
-        Ok(Self { root })
+        let (staging, trash) = (root.join(STAGING), root.join(TRASH));
+        let janitor = Janitor::start(trash.clone()).map_err(LayerError::at(&trash))?;
+        staging::sweep(&staging, &janitor).map_err(LayerError::at(&staging))?;
+        Ok(Self { root, janitor: Arc::new(janitor) })
     }
 
     /// Where a layer is, present or not.
@@ -160,9 +153,8 @@ impl LayerStore {
     /// # Errors
     /// The folder cannot be made.
     pub fn stage(&self) -> Result<Staging, LayerError> {
-        let path = self.root.join("staging").join(ids::random_hex::<8>());
-        fs::create_dir(&path).map_err(LayerError::at(&path))?;
-        Ok(Staging { path })
+        let folder = self.root.join(STAGING);
+        Staging::begin(&folder, self.janitor.clone()).map_err(LayerError::at(&folder))
     }
 
     /// Takes a staged tree in. A layer that is here already is kept, and the new copy dropped.
@@ -202,7 +194,7 @@ impl LayerStore {
     /// The layer that a recipe produced earlier, by the recipe's own fingerprint, if both are still here.
     #[must_use]
     pub fn by_recipe(&self, fingerprint: &str) -> Option<LayerDigest> {
-        let text = fs::read_to_string(self.root.join("recipes").join(fingerprint)).ok()?;
+        let text = fs::read_to_string(self.root.join(RECIPES).join(fingerprint)).ok()?;
         text.trim().parse().ok().filter(|digest| self.contains(digest))
     }
 
@@ -212,7 +204,7 @@ impl LayerStore {
     /// # Errors
     /// The store cannot be read, or a layer not removed.
     pub fn remove_unused(&self, used: &HashSet<String>, age: Duration) -> Result<usize, LayerError> {
-        let recipes = self.root.join("recipes");
+        let recipes = self.root.join(RECIPES);
         let notes = fs::read_dir(&recipes).map_err(LayerError::at(&recipes))?.flatten();
         let remembered: HashSet<String> =
             notes.filter_map(|note| Some(fs::read_to_string(note.path()).ok()?.trim().to_owned())).collect();
@@ -242,7 +234,7 @@ impl LayerStore {
     /// # Errors
     /// The note cannot be written.
     pub fn remember_recipe(&self, fingerprint: &str, digest: &LayerDigest) -> Result<(), LayerError> {
-        let path = self.root.join("recipes").join(fingerprint);
+        let path = self.root.join(RECIPES).join(fingerprint);
         fs::write(&path, digest.as_str()).map_err(LayerError::at(&path))
     }
 }
@@ -290,7 +282,7 @@ mod tests {
         assert!(store.remove_unused(&HashSet::from([used.clone()]), Duration::ZERO).unwrap() > 0);
         let is_here = |digest: &str| store.contains(&digest.parse().unwrap());
         assert!(is_here(&used) && is_here(first.as_str()) && !is_here(&unused));
-        assert_eq!(fs::read_dir(dir.path().join("staging")).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(dir.path().join(STAGING)).unwrap().count(), 0);
         assert_eq!(
             fs::metadata(dir.path()).unwrap().permissions().mode() & 0o077,
             0,
