@@ -4,7 +4,7 @@ import pathlib
 import time
 
 import pytest
-from e2b import Sandbox
+from e2b import Sandbox, SandboxException
 
 pytestmark = [pytest.mark.microvm, pytest.mark.every_engine]
 
@@ -36,3 +36,34 @@ def test_a_kernel_that_ends_is_the_end_of_its_sandbox_alone(server, sandbox, way
     assert doomed.is_running() is False
     assert doomed.kill() is False
     assert sandbox.commands.run("echo well").stdout == "well\n"
+
+
+# A read into memory whose faults nobody handles (userfaultfd): it waits in the kernel, where no freezer stops it.
+UNSTOPPABLE = """
+import ctypes, mmap, struct
+libc = ctypes.CDLL(None, use_errno=True)
+faults = libc.syscall(323, 0)
+assert faults >= 0, ctypes.get_errno()
+assert libc.ioctl(faults, ctypes.c_ulong(0xC018AA3F), struct.pack("QQQ", 0xAA, 0, 0)) == 0, ctypes.get_errno()
+memory = mmap.mmap(-1, 4096)
+place = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+assert libc.ioctl(faults, ctypes.c_ulong(0xC020AA00), struct.pack("QQQQ", place, 4096, 1, 0)) == 0, ctypes.get_errno()
+print("waits", flush=True)
+with open("/dev/zero", "rb") as zeros:
+    libc.read(zeros.fileno(), ctypes.c_void_p(place), 4096)
+print("went on", flush=True)
+"""
+
+
+def test_what_cannot_be_stopped_is_not_captured_with_its_memory_and_runs_on(sandbox):
+    sandbox.files.write("/root/unstoppable.py", UNSTOPPABLE, user="root")
+    process = sandbox.commands.run("python3 /root/unstoppable.py", user="root", background=True, timeout=0)
+    assert next(iter(process))[0] == "waits\n"
+    with pytest.raises(SandboxException, match="could be stopped"):
+        sandbox.pause()
+    assert sandbox.commands.run("echo well").stdout == "well\n"
+    with pytest.raises(SandboxException, match="could be stopped"):
+        sandbox.create_snapshot()
+    process.kill()
+    sandbox.pause()
+    assert Sandbox.connect(sandbox.sandbox_id).commands.run("echo well").stdout == "well\n"

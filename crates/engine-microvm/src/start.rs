@@ -396,6 +396,7 @@ impl Plan {
                 network: &wires.namespace,
                 groups: claim.group.gates(),
                 uid: claim.uid_base,
+                largest_file: u64::from(build.disk_mib.max(disks::BESIDE_DISK_MIB)) << 20,
                 inherited,
                 log: complaints.writer()?,
             })

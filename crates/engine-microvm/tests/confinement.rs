@@ -44,6 +44,11 @@ async fn qemu_is_nobody_and_sees_nothing() {
     }
     assert_eq!((field(&status, "NoNewPrivs"), field(&status, "Seccomp")), ("1", "2"));
 
+    let limits = fs::read_to_string(process.join("limits")).expect("limits");
+    let line = limits.lines().find(|line| line.starts_with("Max file size")).expect("a limit");
+    let disk = fs::metadata(process.join("root/vm/disk.raw")).expect("a disk").len();
+    assert_eq!(line.split_whitespace().nth(3), Some(disk.to_string().as_str()), "{line}");
+
     let mut seen = fs::read_dir(process.join("root"))
         .expect("a root")
         .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())

@@ -59,6 +59,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) groups: Vec<std::path::PathBuf>,
     /// User and group id it runs with; nobody else has it.
     pub(crate) uid: u32,
+    /// How large a file of its may become, bytes.
+    pub(crate) largest_file: u64,
     /// Descriptors it inherits, under the numbers they have here.
     pub(crate) inherited: Vec<RawFd>,
     /// What it complains about.
@@ -70,8 +72,8 @@ pub(crate) struct Launch<'a> {
 /// # Errors
 /// The kernel refuses something; the step is not told, as the child can only hand a number over.
 pub(crate) fn launch(launch: Launch<'_>) -> io::Result<Child> {
-    let Launch { program, arguments, root, root_target, views, network, groups, uid, inherited, log } =
-        launch;
+    let Launch { program, arguments, root, root_target, views, network, groups, uid, .. } = launch;
+    let Launch { largest_file, inherited, log, .. } = launch;
     let root_target = CString::new(root_target.as_os_str().as_bytes())?;
     let groups: Vec<CString> =
         groups.iter().map(|path| CString::new(path.as_os_str().as_bytes())).collect::<Result<_, _>>()?;
@@ -96,7 +98,7 @@ pub(crate) fn launch(launch: Launch<'_>) -> io::Result<Child> {
             // SAFETY: as above.
             fcntl_setfd(unsafe { std::os::fd::BorrowedFd::borrow_raw(*fd) }, FdFlags::empty())?;
         }
-        limit()?;
+        limit(largest_file)?;
         leave_keys()?;
         drop_privileges(uid)
     };
@@ -126,7 +128,10 @@ fn change_root(root: &View, target: &CStr, views: &[View]) -> io::Result<()> {
     Ok(rustix::process::chdir(c"/")?)
 }
 
-fn limit() -> io::Result<()> {
+fn limit(largest_file: u64) -> io::Result<()> {
+    // Its volume has a limit too, where the disk of volumes knows limits.
+    let size = Rlimit { current: Some(largest_file), maximum: Some(largest_file) };
+    setrlimit(Resource::Fsize, size)?;
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     setrlimit(Resource::Core, none)?;
     let files = Rlimit { current: Some(1024), maximum: Some(1024) };
