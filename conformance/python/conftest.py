@@ -26,9 +26,11 @@ def server():
 def one_interpreter_server():
     """Keeps its data between runs: the template takes minutes to build, and seconds to be found again."""
     server = Server(data=os.environ["COFFERDAM_INTERPRETER_DATA"], trusting=True, kept=True)
-    server.build("code-interpreter-v1")
-    yield server
-    server.stop()
+    try:
+        server.build("code-interpreter-v1")
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture(scope="module")

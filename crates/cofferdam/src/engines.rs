@@ -20,6 +20,8 @@ use crate::paths::{self, CriuFolder, DataDir, MicrovmFolder};
 
 /// Time for a guest to boot.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the memory of a paused microVM, or of a snapshot of one, lies before it is compressed.
+const COMPRESS_AFTER: Duration = Duration::from_secs(60);
 /// Time for the guest that proves that KVM works.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -172,6 +174,7 @@ pub(crate) fn parts(
         gateway: GatewayConfig::default(),
         boot_timeout: BOOT_TIMEOUT,
         streams_memory: false,
+        compress_after: COMPRESS_AFTER,
     })
 }
 

@@ -9,12 +9,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::body::Body;
-use hyper::Request;
-use hyper::body::Incoming;
+use axum::body::Body as AnyBody;
+use hyper::body::{Body, Incoming};
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::service::service_fn;
+use hyper::{Request, Response, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
+use leftover::Bounds;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -22,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use crate::target::{Target, target};
-use crate::{Edge, leftover, pages, proxy};
+use crate::{Edge, pages, proxy};
 
 /// Longest wait for a request's head, idle time between requests included. Clients keep connections for 300 s:
 /// ours must be the longer wait, or a request meets a closing socket.
@@ -35,6 +37,8 @@ pub(crate) const H1_BUFFER: usize = 256 << 10;
 const H2_STREAM_WINDOW: u32 = 4 << 20;
 const H2_CONNECTION_WINDOW: u32 = 16 << 20;
 const H2_STREAMS: u32 = 1000;
+/// What is read of a body that the answer did not wait for; beyond that the answer says that the connection ends.
+const UNREAD: Bounds = Bounds { bytes: 64 << 20, time: Duration::MAX };
 
 /// Resets a connection.
 #[derive(Debug, Clone, Default)]
@@ -102,9 +106,16 @@ async fn answer(
     request: Request<Incoming>,
     edge: Arc<Edge>,
     resetter: Resetter,
-) -> Result<hyper::Response<Body>, Infallible> {
+) -> Result<Response<AnyBody>, Infallible> {
     let target = target(&request, &edge.config.domain);
-    let (request, slot) = leftover::lend(request);
+    // A stream of HTTP/2 ends alone.
+    let is_lent = request.version() != Version::HTTP_2 && !request.body().is_end_stream();
+    let (request, leftover) = if is_lent {
+        let (request, leftover) = leftover::lend(request);
+        (request.map(AnyBody::new), Some(leftover))
+    } else {
+        (request.map(AnyBody::new), None)
+    };
     let mut response = match target {
         Target::Api => edge.api.clone().oneshot(request).await?,
         Target::Sandbox(address) => proxy::forward(request, address, &edge, &resetter).await,
@@ -113,7 +124,11 @@ async fn answer(
             pages::invalid_host(text)
         }
     };
-    leftover::settle(slot, &mut response).await;
+    if let Some(leftover) = leftover
+        && !leftover.discard(UNREAD).await
+    {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     Ok(response)
 }
 

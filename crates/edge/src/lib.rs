@@ -7,7 +7,6 @@ mod connection;
 mod guard;
 mod half;
 mod headers;
-mod leftover;
 mod pages;
 mod proxy;
 mod target;

@@ -51,6 +51,9 @@ pub(crate) async fn capture(
     } else {
         sandbox.go_on().await?;
     }
+    if saved.is_ok() && lasting == Lasting::Durable {
+        claim.host.compressor.later(state.image(&claim.host));
+    }
     let memory_bytes = saved.map_err(|error| match error {
         EngineError::Capture(_) => error,
         other => EngineError::Capture(other.to_string()),

@@ -19,6 +19,7 @@ use net::GatewayConfig;
 use crate::MicrovmConfig;
 use crate::accelerator::Accelerator;
 use crate::bases::Bases;
+use crate::compressor::Compressor;
 use crate::machine::Sockets;
 use crate::machine::command::{BASE, BOOT, INITRAMFS, KERNEL, MEMORY, MachineType, OWN, STATE};
 use crate::sandbox::MicrovmSandbox;
@@ -35,6 +36,8 @@ pub(crate) struct Host {
     pub(crate) machine: MachineType,
     /// Records of running sandboxes.
     pub(crate) records: Records,
+    /// Before the volumes, as it works in them.
+    pub(crate) compressor: Compressor,
     /// Disks and memory images, of sandboxes and of captured states.
     pub(crate) volumes: Volumes,
     /// What is known of captured states.
@@ -73,6 +76,8 @@ impl Host {
             accelerator: config.accelerator.clone(),
             machine: config.machine,
             records: Records::new(make_private_folder(&data_dir.join("sandboxes"))?),
+            compressor: Compressor::start(config.compress_after)
+                .map_err(EngineError::kernel("start a thread"))?,
             volumes: Volumes::open(&data_dir, config.volumes).map_err(|error| EngineError::Host {
                 what: format!("sandboxes' volumes cannot be opened: {error}"),
                 remedy: "see `cofferdam doctor`; --volumes chooses another way to keep them".into(),

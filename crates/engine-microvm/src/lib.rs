@@ -1,11 +1,13 @@
 //! The microVM engine: every sandbox is a virtual machine with a kernel of its own, run by a confined QEMU.
-//! Read `machine/` for one QEMU, `start` for boots and clones, `capture`, `save` and `memory` for states, `templates` for warm starts, `sweep`
+//! Read `machine/` for one QEMU, `start` for boots and clones, `capture`, `save` and `memory` for states, `compressor` for what
+//! becomes of them, `templates` for warm starts, `sweep`
 //! for crashes. x86-64, Linux 6.15 and root; the machines themselves never run with an id of the host.
 
 mod accelerator;
 mod bases;
 mod capture;
 mod claim;
+mod compressor;
 mod disks;
 mod host;
 mod machine;
@@ -64,6 +66,8 @@ pub struct MicrovmConfig {
     pub boot_timeout: Duration,
     /// Captures memory as the stream that QEMU sends. Otherwise that is done only where its pages cannot be looked at.
     pub streams_memory: bool,
+    /// How long a captured memory lies before it is compressed.
+    pub compress_after: Duration,
 }
 
 /// The engine.

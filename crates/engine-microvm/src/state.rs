@@ -12,7 +12,7 @@ use layers::VolumeName;
 use serde::{Deserialize, Serialize};
 
 use crate::host::Host;
-use crate::machine::command::Shape;
+use crate::machine::command::{GUEST_MEMORY, Shape};
 
 /// The memory in a state.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -70,6 +70,11 @@ impl State {
     /// Whether it is there, whole.
     pub(crate) fn exists(&self) -> bool {
         self.note.exists()
+    }
+
+    /// The file with its memory, if it has one and that is no stream.
+    pub(crate) fn image(&self, host: &Host) -> PathBuf {
+        host.volumes.path(&self.memory).join(GUEST_MEMORY)
     }
 
     /// Reads what is known about it.

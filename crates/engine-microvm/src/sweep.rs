@@ -90,6 +90,9 @@ fn sweep_blocking(host: &Host, keep: &[SandboxId], snapshots: &[SnapshotId]) -> 
     for folder in [host.records.folder(), &host.snapshots] {
         remove_others(folder, &names).map_err(EngineError::kernel("remove a stray file"))?;
     }
+    for snapshot in snapshots {
+        host.compressor.later(State::of_snapshot(host, *snapshot).image(host));
+    }
     bases::sweep(&host.bases, &wanted_bases).map_err(EngineError::kernel("remove a stray image"))?;
     let mut sockets: Vec<String> = keep.iter().map(ToString::to_string).collect();
     sockets.push("root".into());

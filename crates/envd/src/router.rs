@@ -2,6 +2,7 @@
 //! A preflight needs no token, and neither do health, `/init` and file links, which have their own rules.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use connectrpc::dispatcher::Chain;
 use connectrpc::{ConnectError, ConnectRpcService, DeadlinePolicy, Limits, RequestContext};
@@ -15,13 +16,13 @@ use http::header::{
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use leftover::{Bounds, Lent};
 use tower::Service;
 
 use crate::auth::{self, Link};
 use crate::filesystem::service::Files;
 use crate::logs::Level;
 use crate::process::service::Processes;
-use crate::rest::leftover::{self, Lent};
 use crate::rest::query::Query;
 use crate::rest::{Body, RestError, compose, files_get, files_post, init, json, metrics, no_content, reader};
 use crate::state::Envd;
@@ -30,6 +31,8 @@ use crate::{clock, logs, paths};
 
 /// The largest message: input to a process comes in one.
 const MAX_MESSAGE: usize = 64 << 20;
+/// What is read of an upload that was answered already: all of it, if it comes in time.
+const UNREAD: Bounds = Bounds { bytes: u64::MAX, time: Duration::from_secs(60) };
 
 type Rpc = ConnectRpcService<Chain<ProcessServer<Processes>, FilesystemServer<Files>>>;
 
@@ -64,7 +67,7 @@ impl Router {
         }
         let (request, leftover) = leftover::lend(request);
         let mut response = self.route(request).await.unwrap_or_else(|error| error.response());
-        leftover.discard().await;
+        leftover.discard(UNREAD).await;
         if cross_origin {
             allow_origin(response.headers_mut());
         }

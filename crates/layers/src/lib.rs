@@ -3,6 +3,7 @@
 //! the store. Templates list layers; engines mount them under a volume's `upper`.
 #![forbid(unsafe_code)]
 
+mod compress;
 mod digest;
 mod export;
 mod janitor;
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub use compress::compress;
 pub use digest::{LayerDigest, digest_tree};
 pub use export::{export_upper, is_empty_layer, tree_size};
 pub use janitor::Janitor;

@@ -16,6 +16,7 @@ const QGROUP_LIMIT: usize = 0x8030_942b;
 const FS_INFO: usize = 0x8400_941f;
 const GET_SUBVOL_INFO: usize = 0x81f8_943c;
 const TREE_SEARCH: usize = 0xd000_9411;
+const DEFRAG_RANGE: usize = 0x4030_9410;
 const RESIZE: usize = 0x5000_9403;
 
 const SUBVOL_READ_ONLY: u64 = 1 << 1;
@@ -222,6 +223,31 @@ pub fn nested_subvolumes(at: BorrowedFd<'_>, id: u64) -> io::Result<Vec<u64>> {
         rest = items.get(length as usize..).unwrap_or_default();
     }
     Ok(ids)
+}
+
+/// Has a part of a file written anew, compressed (zstd) where that makes it smaller. What it says stays the same for every reader, at any
+/// moment; blocks that it shared are its own then. Blocks until it is compressed and on its way to the disk.
+///
+/// # Errors
+/// Not btrfs, no room, or the file is not open for writing.
+pub fn compress(file: BorrowedFd<'_>, start: u64, length: u64) -> io::Result<()> {
+    const COMPRESS: u64 = 1;
+    const START_IO: u64 = 2;
+    const ZSTD: u32 = 3;
+    /// `struct btrfs_ioctl_defrag_range_args`.
+    #[repr(C)]
+    struct Range {
+        start: u64,
+        length: u64,
+        flags: u64,
+        threshold: u32,
+        compression: u32,
+        unused: [u32; 4],
+    }
+    let flags = COMPRESS | START_IO;
+    let mut range = Range { start, length, flags, threshold: 0, compression: ZSTD, unused: [0; 4] };
+    // SAFETY: the structure is the kernel's.
+    unsafe { ioctl(file, DEFRAG_RANGE, &raw mut range) }.map(drop)
 }
 
 /// Which subvolume the open file or folder is in.

@@ -33,6 +33,7 @@ pub fn config(data_dir: PathBuf) -> MicrovmConfig {
         gateway: GatewayConfig::default(),
         boot_timeout: Duration::from_secs(90),
         streams_memory: false,
+        compress_after: Duration::from_millis(100),
     }
 }
 

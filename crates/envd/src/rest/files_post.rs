@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, Response};
+use leftover::Lent;
 use serde::Serialize;
 
 use crate::alloc;
 use crate::filesystem::metadata;
 use crate::paths;
-use crate::rest::leftover::Lent;
 use crate::rest::multipart::Multipart;
 use crate::rest::reader::Reader;
 use crate::rest::sink::{Sink, Target};

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use leftover::Lent;
 use serde::Deserialize;
 
-use crate::rest::leftover::Lent;
 use crate::rest::metrics::Given;
 use crate::rest::{Body, RestError, no_content, reader, system};
 use crate::state::{Envd, Settings};

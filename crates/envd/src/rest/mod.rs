@@ -8,7 +8,6 @@ pub mod conditions;
 pub mod files_get;
 pub mod files_post;
 pub mod init;
-pub mod leftover;
 pub mod metrics;
 pub mod multipart;
 pub mod query;

@@ -7,9 +7,9 @@ use flate2::write::MultiGzDecoder;
 use http::HeaderMap;
 use http::header::CONTENT_ENCODING;
 use http_body_util::BodyExt;
+use leftover::Lent;
 
 use crate::rest::RestError;
-use crate::rest::leftover::Lent;
 
 /// Compressed bytes taken at a time: a thousandfold of them must still be little.
 const SLICE: usize = 4096;

@@ -28,7 +28,7 @@ mod image;
 mod name;
 mod subvolumes;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -42,6 +42,7 @@ use guard::Guard;
 pub use guard::room_beside;
 use image::Image;
 use subvolumes::Subvolumes;
+pub(crate) use subvolumes::is_btrfs;
 
 const MIB: u64 = 1 << 20;
 
@@ -170,7 +171,7 @@ impl Volumes {
         image_path: &Path,
         image_size: Option<u64>,
     ) -> Result<Self, LayerError> {
-        if subvolumes::is_btrfs(&make_private(folder)?)? {
+        if lies_on_btrfs(&make_private(folder)?)? {
             return Self::in_btrfs(folder);
         }
         if can_reflink(folder)? {
@@ -196,7 +197,7 @@ impl Volumes {
 
     fn in_btrfs(folder: &Path) -> Result<Self, LayerError> {
         let root = make_private(folder)?;
-        if !subvolumes::is_btrfs(&root)? {
+        if !lies_on_btrfs(&root)? {
             return Err(LayerError::Backend {
                 what: format!("{} is not on btrfs", folder.display()),
                 remedy: "choose loop for a btrfs image of our own".into(),
@@ -369,6 +370,10 @@ impl Volumes {
         };
         names_in(root).map_err(LayerError::at(root))
     }
+}
+
+fn lies_on_btrfs(folder: &Path) -> Result<bool, LayerError> {
+    File::open(folder).and_then(is_btrfs).map_err(LayerError::at(folder))
 }
 
 fn bytes(mib: Option<u32>) -> Option<u64> {

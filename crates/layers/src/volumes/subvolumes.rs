@@ -29,12 +29,11 @@ pub(super) struct Subvolumes {
     group: Option<QuotaGroup>,
 }
 
-/// Whether the folder lies on btrfs.
-pub(super) fn is_btrfs(folder: &Path) -> Result<bool, LayerError> {
+/// Whether the open file or folder lies on btrfs.
+pub(crate) fn is_btrfs(file: impl AsFd) -> io::Result<bool> {
     const MAGIC: u64 = 0x9123_683e;
-    let root = File::open(folder).map_err(LayerError::at(folder))?;
     // The type's width and sign differ between architectures.
-    Ok(fstatfs(root).map_err(LayerError::at(folder))?.f_type as u64 == MAGIC)
+    Ok(fstatfs(file)?.f_type as u64 == MAGIC)
 }
 
 /// Has a file system of our own count and limit what is written.

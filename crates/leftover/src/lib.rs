@@ -1,24 +1,21 @@
 //! Request bodies that an answer did not wait for: refused uploads, for the most part.
-//! A connection closed with unread bytes is reset, and whoever is still sending loses the answer with it: what is left
-//! is read and thrown away before the answer goes out, unless it pauses, for then the other side may be waiting for us.
+//! A connection closed with unread bytes is reset, and whoever is still sending loses the answer with it, or trips over a connection it
+//! thought was idle. So what is left is read and thrown away before the answer goes out, within bounds.
+#![forbid(unsafe_code)]
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Request;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
+use hyper::Request;
 use hyper::body::Incoming;
 
-use crate::state::lock;
-
-/// Longest pause between two pieces.
+/// Longest wait for the next piece: whoever sends nothing may be waiting for us.
 const PAUSE: Duration = Duration::from_millis(250);
-/// Longest time in all.
-const LIMIT: Duration = Duration::from_secs(60);
 
 /// Where an unread body comes back to.
 #[derive(Debug, Default, Clone)]
@@ -32,6 +29,15 @@ pub struct Lent {
     leftover: Leftover,
 }
 
+/// How much of a body is read for nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Most bytes.
+    pub bytes: u64,
+    /// Longest time in all.
+    pub time: Duration,
+}
+
 /// Lends a request's body to whoever answers it.
 pub fn lend(request: Request<Incoming>) -> (Request<Lent>, Leftover) {
     let leftover = Leftover::default();
@@ -40,13 +46,27 @@ pub fn lend(request: Request<Incoming>) -> (Request<Lent>, Leftover) {
 }
 
 impl Leftover {
-    /// Reads what has come back to its end, within limits.
-    pub async fn discard(self) {
-        let Some(mut body) = lock(&self.0).take() else { return };
-        let rest = async { while let Ok(Some(Ok(_))) = tokio::time::timeout(PAUSE, body.frame()).await {} };
-        // What is left after that, its sender has to see to.
-        let _ = tokio::time::timeout(LIMIT, rest).await;
+    /// Reads what has come back. Answers whether nothing is left; the rest, its sender has to see to.
+    pub async fn discard(self, bounds: Bounds) -> bool {
+        let Some(body) = self.take() else { return true };
+        tokio::time::timeout(bounds.time, read(body, bounds.bytes)).await.unwrap_or(false)
     }
+
+    fn take(&self) -> Option<Incoming> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+async fn read(mut body: Incoming, most: u64) -> bool {
+    let mut discarded = 0;
+    while discarded < most {
+        match tokio::time::timeout(PAUSE, body.frame()).await {
+            Ok(None) => return true,
+            Ok(Some(Ok(frame))) => discarded += frame.data_ref().map_or(0, |data| data.len() as u64),
+            Ok(Some(Err(_))) | Err(_) => return false,
+        }
+    }
+    false
 }
 
 impl Body for Lent {
@@ -58,7 +78,7 @@ impl Body for Lent {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let Some(inner) = self.inner.as_mut() else { return Poll::Ready(None) };
-        let frame = std::task::ready!(Pin::new(inner).poll_frame(cx));
+        let frame = ready!(Pin::new(inner).poll_frame(cx));
         if !matches!(frame, Some(Ok(_))) {
             self.inner = None;
         }
@@ -77,7 +97,7 @@ impl Body for Lent {
 impl Drop for Lent {
     fn drop(&mut self) {
         if let Some(inner) = self.inner.take().filter(|inner| !inner.is_end_stream()) {
-            *lock(&self.leftover.0) = Some(inner);
+            *self.leftover.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(inner);
         }
     }
 }
