@@ -2,26 +2,22 @@
 //! now is a copy of the old one (shared blocks where the disk can) with those pages written over it. So every image is whole, none
 //! depends on another, and a machine started from it is a machine started from any.
 
+mod image;
+mod own;
+
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
 
 use engine_host::Lasting;
-use rustix::fs::{FallocateFlags, SeekFrom, copy_file_range, fallocate, ioctl_ficlone, seek};
-use rustix::io::Errno;
 
 use crate::machine::command::GUEST_MEMORY;
 
 const PAGE: u64 = 4096;
-/// Pages read at once.
-const RUN: u64 = 256;
-
-/// Bits of `/proc/<pid>/pagemap` (`Documentation/admin-guide/mm/pagemap.rst`).
-const PRESENT: u64 = 1 << 63;
-const SWAPPED: u64 = 1 << 62;
-const OF_FILE: u64 = 1 << 61;
+/// Batches that are read before they are written.
+const AHEAD: usize = 2;
 
 /// Where a machine's memory is in its monitor's address space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,15 +45,31 @@ pub(crate) fn save(pid: i32, size: u64, image: &Path, lasting: Lasting) -> io::R
         return Err(odd_memory());
     }
     let target = File::options().read(true).write(true).create_new(true).open(image)?;
-    copy_image(&origin, &target)?;
-    let memory = File::open(format!("/proc/{pid}/mem"))?;
-    let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
-    let mut own = 0;
-    for region in &regions {
-        own += save_region(*region, &pagemap, &memory, &origin, &target)?;
-    }
+    image::copy_image(&origin, &target)?;
+    let own = write_own(pid, &regions, &origin, &target)?;
     lasting.settle(&target)?;
     Ok(own)
+}
+
+/// One thread reads, this one writes. Answers how many bytes there were.
+fn write_own(pid: i32, regions: &[Region], origin: &File, target: &File) -> io::Result<u64> {
+    thread::scope(|scope| {
+        let (send, batches) = mpsc::sync_channel(AHEAD);
+        let (give_back, used) = mpsc::channel();
+        let reader = scope.spawn(move || {
+            let take = |batch| send.send(batch).ok().map(|()| used.try_recv().unwrap_or_default());
+            own::read_own(pid, regions, take)
+        });
+        let mut own = 0;
+        for batch in batches {
+            batch.runs().try_for_each(|(offset, now)| image::write_changes(target, origin, offset, now))?;
+            own += batch.length() as u64;
+            // Fresh memory costs as much as reading it.
+            let _ = give_back.send(batch);
+        }
+        reader.join().expect("the reader does not panic")?;
+        Ok(own)
+    })
 }
 
 /// Lines of `/proc/<pid>/maps` that are the guest's memory.
@@ -89,145 +101,10 @@ fn odd_memory() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "the machine's memory is not mapped as it should be")
 }
 
-fn save_region(
-    region: Region,
-    pagemap: &File,
-    memory: &File,
-    origin: &File,
-    target: &File,
-) -> io::Result<u64> {
-    let pages = (region.end - region.start) / PAGE;
-    let mut entries = vec![0; usize::try_from(pages * 8).map_err(io::Error::other)?];
-    pagemap.read_exact_at(&mut entries, region.start / PAGE * 8)?;
-    let is_own: Vec<bool> = entries
-        .chunks_exact(8)
-        .map(|entry| {
-            let bits = u64::from_ne_bytes(entry.try_into().expect("chunks of eight"));
-            bits & (PRESENT | SWAPPED) != 0 && bits & OF_FILE == 0
-        })
-        .collect();
-    let (mut now, mut before) = (Vec::new(), Vec::new());
-    let mut own = 0;
-    let mut page = 0;
-    while page < pages {
-        if !is_own[index(page)] {
-            page += 1;
-            continue;
-        }
-        let run = is_own[index(page)..].iter().take(index(RUN)).take_while(|own| **own).count() as u64;
-        let offset = region.offset + page * PAGE;
-        now.resize(index(run * PAGE), 0);
-        memory.read_exact_at(&mut now, region.start + page * PAGE)?;
-        before.clear();
-        before.resize(now.len(), 0);
-        read_data(origin, &mut before, offset)?;
-        write_changes(target, offset, &now, &before)?;
-        own += run * PAGE;
-        page += run;
-    }
-    Ok(own)
-}
-
 /// Pages within one region are fewer than memory has bytes.
 #[expect(clippy::cast_possible_truncation, reason = "64-bit machines only")]
 fn index(number: u64) -> usize {
     number as usize
-}
-
-/// Writes the pages that differ, as few writes as there are runs of them. Zeros become holes again.
-fn write_changes(target: &File, offset: u64, now: &[u8], before: &[u8]) -> io::Result<()> {
-    let page = index(PAGE);
-    let kind = |at: usize| {
-        let bytes = &now[at..at + page];
-        if bytes == &before[at..at + page] {
-            Change::None
-        } else if bytes.iter().all(|byte| *byte == 0) {
-            Change::Zero
-        } else {
-            Change::Data
-        }
-    };
-    let mut at = 0;
-    while at < now.len() {
-        let first = kind(at);
-        let mut end = at + page;
-        while end < now.len() && kind(end) == first {
-            end += page;
-        }
-        let position = offset + at as u64;
-        match first {
-            Change::None => {}
-            Change::Data => target.write_all_at(&now[at..end], position)?,
-            Change::Zero => {
-                let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                match fallocate(target, flags, position, (end - at) as u64) {
-                    Err(Errno::OPNOTSUPP) => target.write_all_at(&now[at..end], position)?,
-                    answer => answer?,
-                }
-            }
-        }
-        at = end;
-    }
-    Ok(())
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Change {
-    None,
-    Zero,
-    Data,
-}
-
-/// Reads what is there into a buffer of zeros. Holes, which most of a warm start is, need not be read.
-fn read_data(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-    let end = offset + buffer.len() as u64;
-    each_piece(file, offset, end, |from, to| {
-        file.read_exact_at(&mut buffer[index(from - offset)..index(to - offset)], from)
-    })
-}
-
-/// Calls `take` with the bounds of each piece of data between two positions.
-fn each_piece(
-    file: &File,
-    from: u64,
-    to: u64,
-    mut take: impl FnMut(u64, u64) -> io::Result<()>,
-) -> io::Result<()> {
-    let mut at = from;
-    while at < to {
-        let first = match seek(file, SeekFrom::Data(at)) {
-            Ok(first) if first < to => first,
-            Ok(_) | Err(Errno::NXIO) => break,
-            Err(error) => return Err(error.into()),
-        };
-        at = seek(file, SeekFrom::Hole(first))?.min(to);
-        take(first, at)?;
-    }
-    Ok(())
-}
-
-/// Makes `target` equal to `origin`: with shared blocks, or byte by byte without the holes.
-fn copy_image(origin: &File, target: &File) -> io::Result<()> {
-    let size = origin.metadata()?.len();
-    match ioctl_ficlone(target, origin) {
-        Ok(()) => return Ok(()),
-        Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOTTY) => {}
-        Err(error) => return Err(error.into()),
-    }
-    target.set_len(size)?;
-    each_piece(origin, 0, size, |from, to| {
-        let mut at = from;
-        while at < to {
-            let (mut source, mut sink) = (at, at);
-            let length = index(to - at);
-            match copy_file_range(origin.as_fd(), Some(&mut source), target.as_fd(), Some(&mut sink), length)?
-            {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                length => at += length as u64,
-            }
-        }
-        Ok(())
-    })
 }
 
 #[cfg(test)]
@@ -247,27 +124,5 @@ mod tests {
         assert!(!are_all_of(&found, 0x1000_0000), "more than there is");
         assert!(!are_all_of(&found[1..], 0x1000_0000), "a hole");
         assert!(!are_all_of(&[found[0], found[0]], 0x2000_0000), "the same twice");
-    }
-
-    #[test]
-    fn an_image_is_copied_and_changed_where_it_changed() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("origin");
-        let origin = File::options().create_new(true).read(true).write(true).open(&path).unwrap();
-        origin.set_len(64 * PAGE).unwrap();
-        origin.write_all_at(&[7; 4096], 8 * PAGE).unwrap();
-        let target =
-            File::options().create_new(true).read(true).write(true).open(dir.path().join("new")).unwrap();
-        copy_image(&origin, &target).unwrap();
-        assert_eq!(fs::read(&path).unwrap(), fs::read(dir.path().join("new")).unwrap());
-        let mut now = vec![0; 4 * 4096];
-        now[3 * 4096..].fill(9);
-        let mut before = vec![0; now.len()];
-        read_data(&origin, &mut before, 8 * PAGE).unwrap();
-        assert!(before[..4096] == [7; 4096] && before[4096..].iter().all(|byte| *byte == 0));
-        write_changes(&target, 8 * PAGE, &now, &before).unwrap();
-        let mut seen = vec![1; now.len()];
-        target.read_exact_at(&mut seen, 8 * PAGE).unwrap();
-        assert!(seen == now);
     }
 }

@@ -1,0 +1,161 @@
+//! Images of memory as files: copying one without its holes, writing what is different over it.
+//! What is zero is a hole, also in what was captured.
+//! Where the disk can, copies share their blocks.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{FallocateFlags, SeekFrom, copy_file_range, fallocate, ioctl_ficlone, seek};
+use rustix::io::Errno;
+
+use super::{PAGE, index};
+
+/// What a page that is zero looks like.
+static ZERO: [u8; 4096] = [0; 4096];
+
+/// Writes a run of pages, which lies at `offset`, over `target`, a copy of `origin`, where they differ. Zeros become holes again.
+pub(super) fn write_changes(target: &File, origin: &File, offset: u64, now: &[u8]) -> io::Result<()> {
+    let end = offset + now.len() as u64;
+    let within = |from: u64, to: u64| &now[index(from - offset)..index(to - offset)];
+    let mut at = offset;
+    let mut before = Vec::new();
+    // Holes, which most of a warm start is, need not be read.
+    each_piece(origin, offset, end, |from, to| {
+        let (from, to) = ((from & !(PAGE - 1)).max(at), to.next_multiple_of(PAGE).min(end));
+        if from >= to {
+            return Ok(());
+        }
+        write_pages(target, at, within(at, from), |_| &ZERO)?;
+        before.resize(index(to - from), 0);
+        origin.read_exact_at(&mut before, from)?;
+        write_pages(target, from, within(from, to), |page| &before[page..page + ZERO.len()])?;
+        at = to;
+        Ok(())
+    })?;
+    write_pages(target, at, within(at, end), |_| &ZERO)
+}
+
+/// As few writes as there are runs of pages that become something else. `before` answers what was there.
+fn write_pages<'a>(
+    target: &File,
+    offset: u64,
+    now: &[u8],
+    before: impl Fn(usize) -> &'a [u8],
+) -> io::Result<()> {
+    let kinds = now.chunks_exact(ZERO.len()).enumerate().map(|(number, page)| {
+        if page == before(number * ZERO.len()) {
+            Change::None
+        } else if *page == ZERO {
+            Change::Zero
+        } else {
+            Change::Data
+        }
+    });
+    let mut at = 0;
+    for run in kinds.collect::<Vec<Change>>().chunk_by(PartialEq::eq) {
+        let end = at + run.len() * ZERO.len();
+        let (position, bytes) = (offset + at as u64, &now[at..end]);
+        match run[0] {
+            Change::None => {}
+            Change::Data => target.write_all_at(bytes, position)?,
+            Change::Zero => {
+                let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                match fallocate(target, flags, position, bytes.len() as u64) {
+                    Err(Errno::OPNOTSUPP) => target.write_all_at(bytes, position)?,
+                    answer => answer?,
+                }
+            }
+        }
+        at = end;
+    }
+    Ok(())
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Change {
+    None,
+    Zero,
+    Data,
+}
+
+/// Calls `take` with the bounds of each piece of data between two positions.
+fn each_piece(
+    file: &File,
+    from: u64,
+    to: u64,
+    mut take: impl FnMut(u64, u64) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut at = from;
+    while at < to {
+        let first = match seek(file, SeekFrom::Data(at)) {
+            Ok(first) if first < to => first,
+            Ok(_) | Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        at = seek(file, SeekFrom::Hole(first))?.min(to);
+        take(first, at)?;
+    }
+    Ok(())
+}
+
+/// Makes `target` equal to `origin`: with shared blocks, or byte by byte without the holes.
+pub(super) fn copy_image(origin: &File, target: &File) -> io::Result<()> {
+    let size = origin.metadata()?.len();
+    match ioctl_ficlone(target, origin) {
+        Ok(()) => return Ok(()),
+        Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOTTY) => {}
+        Err(error) => return Err(error.into()),
+    }
+    target.set_len(size)?;
+    each_piece(origin, 0, size, |from, to| {
+        let mut at = from;
+        while at < to {
+            let (mut source, mut sink) = (at, at);
+            let length = index(to - at);
+            match copy_file_range(origin.as_fd(), Some(&mut source), target.as_fd(), Some(&mut sink), length)?
+            {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                length => at += length as u64,
+            }
+        }
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn an_image_is_copied_and_changed_where_it_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("origin");
+        let origin = File::options().create_new(true).read(true).write(true).open(&path).unwrap();
+        origin.set_len(64 * PAGE).unwrap();
+        origin.write_all_at(&[7; 4096], 8 * PAGE).unwrap();
+        let target =
+            File::options().create_new(true).read(true).write(true).open(dir.path().join("new")).unwrap();
+        copy_image(&origin, &target).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), fs::read(dir.path().join("new")).unwrap());
+        let mut now = vec![0; 4 * 4096];
+        now[3 * 4096..].fill(9);
+        write_changes(&target, &origin, 8 * PAGE, &now).unwrap();
+        let mut seen = vec![1; now.len()];
+        target.read_exact_at(&mut seen, 8 * PAGE).unwrap();
+        assert!(seen == now);
+        let data = |file: &File| seek(file, SeekFrom::Data(0)).unwrap();
+        assert_eq!((data(&origin), data(&target)), (8 * PAGE, 11 * PAGE), "zeros are a hole");
+        write_changes(&target, &origin, 7 * PAGE, &[7; 3 * 4096]).unwrap();
+        target.read_exact_at(&mut seen[..3 * 4096], 7 * PAGE).unwrap();
+        // What was the same in the origin is not written.
+        assert!(
+            seen[..4096] == [7; 4096]
+                && seen[4096..2 * 4096] == ZERO
+                && seen[2 * 4096..3 * 4096] == [7; 4096]
+        );
+    }
+}

@@ -1,0 +1,117 @@
+//! The pages of a machine's memory that are its own, read batch after batch.
+//! What is its own the kernel knows: pages that are present or swapped out and are no file's.
+//! A guest decides how they are scattered: what is held of them here has bounds.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use sys::{MOST_PIECES, read_memory_of};
+
+use super::{PAGE, Region, index};
+
+/// Bits of `/proc/<pid>/pagemap` (`Documentation/admin-guide/mm/pagemap.rst`).
+const PRESENT: u64 = 1 << 63;
+const SWAPPED: u64 = 1 << 62;
+const OF_FILE: u64 = 1 << 61;
+
+/// Bytes in a batch at most.
+const MOST: usize = 512 << 10;
+/// Entries of the page map that are looked at together.
+const WINDOW: u64 = 8192;
+
+/// Pages next to each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Run {
+    address: u64,
+    /// In the image.
+    offset: u64,
+    length: usize,
+}
+
+/// Some pages and what is in them.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    runs: Vec<Run>,
+    /// Of all of them.
+    length: usize,
+    bytes: Vec<u8>,
+}
+
+impl Batch {
+    /// The runs of pages in it: where each is in the image, and its content.
+    pub(super) fn runs(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        let mut rest = &self.bytes[..self.length];
+        self.runs.iter().map(move |run| {
+            let (bytes, others) = rest.split_at(run.length);
+            rest = others;
+            (run.offset, bytes)
+        })
+    }
+
+    /// Bytes in it.
+    pub(super) fn length(&self) -> usize {
+        self.length
+    }
+
+    /// For other pages, in the same memory.
+    fn clear(&mut self) {
+        self.runs.clear();
+        self.length = 0;
+    }
+
+    fn push(&mut self, address: u64, offset: u64) {
+        self.length += index(PAGE);
+        match self.runs.last_mut() {
+            Some(last) if last.address + last.length as u64 == address => last.length += index(PAGE),
+            _ => self.runs.push(Run { address, offset, length: index(PAGE) }),
+        }
+    }
+
+    fn read(&mut self, pid: i32) -> io::Result<()> {
+        let pieces: Vec<(u64, usize)> = self.runs.iter().map(|run| (run.address, run.length)).collect();
+        if self.bytes.len() < self.length {
+            self.bytes.resize(MOST, 0);
+        }
+        read_memory_of(pid, &pieces, &mut self.bytes[..self.length])
+    }
+}
+
+/// Reads what is process `pid`'s own in these regions and gives it to `take`, which answers with a batch that is done with, or that it
+/// wants no more.
+pub(super) fn read_own(
+    pid: i32,
+    regions: &[Region],
+    mut take: impl FnMut(Batch) -> Option<Batch>,
+) -> io::Result<()> {
+    let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
+    let mut batch = Batch::default();
+    let mut entries = Vec::new();
+    for region in regions {
+        let mut at = region.start;
+        while at < region.end {
+            let count = ((region.end - at) / PAGE).min(WINDOW);
+            entries.resize(index(count * 8), 0);
+            pagemap.read_exact_at(&mut entries, at / PAGE * 8)?;
+            for (entry, address) in entries.chunks_exact(8).zip((at..).step_by(index(PAGE))) {
+                let bits = u64::from_ne_bytes(entry.try_into().expect("chunks of eight"));
+                if bits & (PRESENT | SWAPPED) == 0 || bits & OF_FILE != 0 {
+                    continue;
+                }
+                batch.push(address, region.offset + (address - region.start));
+                if batch.runs.len() == MOST_PIECES || batch.length >= MOST {
+                    batch.read(pid)?;
+                    let Some(next) = take(batch) else { return Ok(()) };
+                    batch = next;
+                    batch.clear();
+                }
+            }
+            at += count * PAGE;
+        }
+    }
+    if !batch.runs.is_empty() {
+        batch.read(pid)?;
+        take(batch);
+    }
+    Ok(())
+}
