@@ -7,6 +7,7 @@ mod own;
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
@@ -16,8 +17,8 @@ use engine_host::Lasting;
 use crate::machine::command::GUEST_MEMORY;
 
 const PAGE: u64 = 4096;
-/// Batches that are read before they are written.
-const AHEAD: usize = 2;
+/// How far apart the ends are of what is sent to the disk together, bytes.
+const TOGETHER: u64 = 8 << 20;
 
 /// Where a machine's memory is in its monitor's address space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,30 +47,47 @@ pub(crate) fn save(pid: i32, size: u64, image: &Path, lasting: Lasting) -> io::R
     }
     let target = File::options().read(true).write(true).create_new(true).open(image)?;
     image::copy_image(&origin, &target)?;
-    let own = write_own(pid, &regions, &origin, &target)?;
+    let own = write_own(pid, &regions, &origin, &target, lasting)?;
     lasting.settle(&target)?;
     Ok(own)
 }
 
-/// One thread reads, this one writes. Answers how many bytes there were.
-fn write_own(pid: i32, regions: &[Region], origin: &File, target: &File) -> io::Result<u64> {
+/// Answers how many bytes there were.
+fn write_own(
+    pid: i32,
+    regions: &[Region],
+    origin: &File,
+    target: &File,
+    lasting: Lasting,
+) -> io::Result<u64> {
     thread::scope(|scope| {
-        let (send, batches) = mpsc::sync_channel(AHEAD);
-        let (give_back, used) = mpsc::channel();
-        let reader = scope.spawn(move || {
-            let take = |batch| send.send(batch).ok().map(|()| used.try_recv().unwrap_or_default());
-            own::read_own(pid, regions, take)
-        });
+        let (send, written) = mpsc::channel();
+        if lasting == Lasting::Durable {
+            scope.spawn(move || start_writing(target, &written));
+        }
         let mut own = 0;
-        for batch in batches {
+        own::read_own(pid, regions, |batch| {
             batch.runs().try_for_each(|(offset, now)| image::write_changes(target, origin, offset, now))?;
             own += batch.length() as u64;
-            // Fresh memory costs as much as reading it.
-            let _ = give_back.send(batch);
-        }
-        reader.join().expect("the reader does not panic")?;
+            let _ = batch.bounds().map(|bounds| send.send(bounds));
+            Ok(())
+        })?;
         Ok(own)
     })
+}
+
+/// Sends to the disk what has been written, so that there is less to wait for in the end.
+fn start_writing(target: &File, written: &mpsc::Receiver<(u64, u64)>) {
+    let mut pending: Option<(u64, u64)> = None;
+    for (from, to) in written {
+        let (first, last) = pending.map_or((from, to), |(first, last)| (first.min(from), last.max(to)));
+        pending = Some((first, last));
+        if last - first >= TOGETHER {
+            // Where that cannot be done, the end takes longer.
+            let _ = sys::start_writing(target.as_fd(), first, last - first);
+            pending = None;
+        }
+    }
 }
 
 /// Lines of `/proc/<pid>/maps` that are the guest's memory.

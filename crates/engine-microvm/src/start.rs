@@ -2,42 +2,26 @@
 //! Runs to its end by itself; if the caller went away meanwhile, the sandbox is ended again.
 //! A clone's user code goes on only after its guest has confirmed that it has fresh randomness, the time and its own name.
 
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use engine::{EngineError, Resources, Revival, Sandbox, SandboxId, SnapshotId, StartSpec};
-use engine_host::{ProcessId, volume_of};
-use guest_api::{BootOptions, network};
+use engine_host::volume_of;
+use guest_api::BootOptions;
 use layers::VolumeName;
-use net::{Cable, Gateway, Listeners, plug_in};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use sys::Namespace;
+use net::Gateway;
 use tracing::{debug, info, warn};
 
-use crate::accelerator::Accelerator;
 use crate::bases;
 use crate::capture;
-use crate::claim::Claim;
 use crate::disks;
 use crate::host::Host;
-use crate::machine::command::{BASE, BOOT, Beginning, DEVICES, MEMORY, OWN, STATE, Shape, command_line};
-use crate::machine::{Complaints, Launch, Machine, View, launch, numbers};
-use crate::record::{Build, Record};
+use crate::machine::command::{Beginning, DEVICES, STATE, Shape};
+use crate::machine::{Complaints, Machine};
+use crate::plan::{Plan, Started};
+use crate::record::Build;
 use crate::sandbox::{MicrovmSandbox, Parts};
 use crate::state::State;
 use crate::templates::warm_key;
-
-const CABLE: Cable = Cable {
-    guest_mac: network::GUEST_MAC,
-    host_mac: network::HOST_MAC,
-    guest_ipv4: network::GUEST_V4,
-    host_ipv4: network::HOST_V4,
-    prefix_ipv4: network::PREFIX_V4,
-    guest_ipv6: network::GUEST_V6,
-    host_ipv6: network::HOST_V6,
-    prefix_ipv6: network::PREFIX_V6,
-};
 
 /// What a sandbox begins with.
 #[derive(Debug, Clone, Copy)]
@@ -328,104 +312,4 @@ async fn discard(host: &Arc<Host>, spec: &StartSpec) {
         }
     };
     let _ = tokio::task::spawn_blocking(remove).await;
-}
-
-/// All that a machine is made of.
-struct Plan {
-    spec: StartSpec,
-    build: Build,
-    disk: VolumeName,
-    /// Folder with what its memory begins with.
-    memory: PathBuf,
-    beginning: Beginning,
-    /// Folder with what is started: kernel and initramfs, or a state.
-    source: PathBuf,
-}
-
-/// A QEMU that runs and nobody has spoken with yet.
-struct Started {
-    complaints: Complaints,
-    pid: i32,
-    pidfd: OwnedFd,
-    network: Namespace,
-    listeners: Listeners,
-    claim: Claim,
-}
-
-impl Plan {
-    fn carry_out(self, host: &Arc<Host>) -> Result<Started, EngineError> {
-        let id = &self.spec.id;
-        let outcome = self.start(host);
-        if outcome.is_err() {
-            host.sockets(id.as_str()).remove();
-            let _ = host.records.remove(id);
-            let _ = host.volumes.discard(&volume_of(id));
-        }
-        outcome
-    }
-
-    fn start(&self, host: &Arc<Host>) -> Result<Started, EngineError> {
-        let Self { spec, build, disk, memory, beginning, source } = self;
-        let claim = Claim::take(host, &Resources { memory_mib: build.shape.memory_mib, ..spec.resources })?;
-        let wires = plug_in(&CABLE).map_err(EngineError::kernel("make a machine's network"))?;
-        let listeners =
-            Listeners::open_for_machine(&wires.namespace).map_err(EngineError::kernel("open the gateway"))?;
-        let private = disks::take(host, disk, &spec.id, build.disk_mib, claim.uid_base)?;
-        let sockets = host.sockets(spec.id.as_str()).listen();
-        let (monitor, agent) = sockets.map_err(EngineError::kernel("make a machine's sockets"))?;
-        let complaints = Complaints::new().map_err(EngineError::kernel("make a log"))?;
-        let kvm = open_kvm(&host.accelerator).map_err(EngineError::kernel("open /dev/kvm"))?;
-        let fds = numbers(&wires.tap, &monitor, &agent, kvm.as_ref());
-        let inherited = [Some(&wires.tap), Some(&monitor), Some(&agent), kvm.as_ref()];
-        let inherited = inherited.into_iter().flatten().map(AsRawFd::as_raw_fd).collect();
-        let (program, arguments) = command_line(&host.accelerator, host.machine, build.shape, beginning, fds);
-        let place = if matches!(beginning, Beginning::Boot(_)) { BOOT } else { STATE };
-        let views = [
-            View::new(&host.bases.folder_of(&build.base), BASE, true),
-            View::new(&private, OWN, false),
-            View::new(memory, MEMORY, true),
-            View::new(source, place, true),
-        ];
-        let launched = views.into_iter().collect::<std::io::Result<Vec<View>>>().and_then(|views| {
-            launch(Launch {
-                program: &format!("/{program}"),
-                arguments,
-                root: View::new(&host.tools.root(), "", true)?,
-                root_target: &host.root_target,
-                views,
-                network: &wires.namespace,
-                groups: claim.group.gates(),
-                uid: claim.uid_base,
-                largest_file: u64::from(build.disk_mib.max(disks::BESIDE_DISK_MIB)) << 20,
-                inherited,
-                log: complaints.writer()?,
-            })
-        });
-        let child = launched.map_err(EngineError::kernel("start QEMU"))?;
-        let pid = i32::try_from(child.id()).expect("pids are positive and small");
-        let note = || -> std::io::Result<OwnedFd> {
-            let raw = Pid::from_raw(pid).ok_or(std::io::ErrorKind::NotFound)?;
-            let pidfd = pidfd_open(raw, PidfdFlags::empty())?;
-            let record = Record {
-                process: ProcessId::of(pid)?,
-                uid_base: claim.uid_base,
-                cgroup: claim.group.name().to_owned(),
-                build: build.clone(),
-            };
-            host.records.save(&spec.id, &record)?;
-            Ok(pidfd)
-        };
-        let pidfd = note().map_err(EngineError::kernel("record the sandbox"))?;
-        Ok(Started { complaints, pid, pidfd, network: wires.namespace, listeners, claim })
-    }
-}
-
-/// Opened here, because machines run as users that may not.
-fn open_kvm(accelerator: &Accelerator) -> std::io::Result<Option<OwnedFd>> {
-    match accelerator {
-        Accelerator::Kvm => {
-            Ok(Some(std::fs::File::options().read(true).write(true).open("/dev/kvm")?.into()))
-        }
-        Accelerator::Tcg { .. } => Ok(None),
-    }
 }

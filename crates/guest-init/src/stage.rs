@@ -2,24 +2,25 @@
 //! It sees the overlay as its root, a small `/dev`, and neither the agent nor the machine's disks and ports.
 //! Where something fails it says so on its output, which the agent reads; that closes by itself when envd is executed.
 
+use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use guest_api::ENVD_PORT;
-use rustix::fs::{CWD, Mode, OFlags, mkdirat, open, openat};
+use rustix::fs::{CWD, Mode, OFlags, open, openat};
 use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
-    OpenTreeFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_bind, mount_change,
-    mount_move, mount_remount, move_mount, open_tree,
+    MountAttrFlags, MountFlags, MountPropagationFlags, OpenTreeFlags, mount_bind, mount_change, mount_move,
+    mount_remount, open_tree,
 };
 use rustix::process::{Resource, Rlimit, chdir, chroot, fchdir, getrlimit, setpriority_process, setrlimit};
 use rustix::stdio::{dup2_stderr, dup2_stdout};
 use rustix::thread::UnshareFlags;
+use sys::{attach_mount, mount_new};
 
 use crate::error::GuestError;
 use crate::{boot, cgroup, devices};
@@ -97,46 +98,15 @@ fn mount_all(shm_mib: &str) -> Result<(), GuestError> {
 
 fn mount_dev(root: &OwnedFd, shm_mib: &str) -> Result<(), Errno> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    attach(&open_tree(CWD, devices::VIEW, flags)?, root, "dev")?;
+    attach_mount(open_tree(CWD, devices::VIEW, flags)?, root, "dev")?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let dev = openat(root, "dev", flags, Mode::empty())?;
     let none = MountAttrFlags::empty();
-    let options = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5"), ("max", "256")];
+    let options = [("ptmxmode", c"0666"), ("mode", c"0620"), ("gid", c"5"), ("max", c"256")];
+    let shm_size = CString::new(format!("{shm_mib}m")).expect("an argument has no zero in it");
     mount_new("devpts", &dev, "pts", &options, none)?;
-    mount_new("tmpfs", &dev, "shm", &[("mode", "1777"), ("size", &format!("{shm_mib}m"))], none)?;
+    mount_new("tmpfs", &dev, "shm", &[("mode", c"1777"), ("size", &shm_size)], none)?;
     mount_new("mqueue", &dev, "mqueue", &[], none)
-}
-
-/// Mounts a new file system on `root/name`, which must not be a link: templates are not trusted.
-fn mount_new(
-    kind: &str,
-    root: &OwnedFd,
-    name: &str,
-    options: &[(&str, &str)],
-    attributes: MountAttrFlags,
-) -> Result<(), Errno> {
-    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for (key, value) in options {
-        fsconfig_set_string(&context, *key, *value)?;
-    }
-    fsconfig_create(&context)?;
-    let safe = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    // Terminals are devices.
-    let devices = if kind == "devpts" { MountAttrFlags::empty() } else { MountAttrFlags::MOUNT_ATTR_NODEV };
-    attach(&fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, safe | devices | attributes)?, root, name)
-}
-
-fn attach(mount: &impl AsFd, root: &OwnedFd, name: &str) -> Result<(), Errno> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let target = match openat(root, name, flags, Mode::empty()) {
-        Err(Errno::NOENT) => {
-            mkdirat(root, name, Mode::from_raw_mode(0o755))?;
-            openat(root, name, flags, Mode::empty())?
-        }
-        answer => answer?,
-    };
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    move_mount(mount, c"", &target, c"", flags)
 }
 
 /// Not `pivot_root`, which the initramfs cannot: the new root covers the old one, as after every boot.

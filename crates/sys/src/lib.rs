@@ -7,6 +7,7 @@
     reason = "both targets have 64-bit words; error numbers are small"
 )]
 
+mod attach;
 pub mod btrfs;
 mod clone;
 mod creds;
@@ -19,7 +20,9 @@ mod namespace;
 pub mod netlink;
 mod raw;
 mod tap;
+mod writeback;
 
+pub use attach::{attach_mount, mount_new};
 pub use clone::{ChildStack, Clone3, Spawned, spawn_child};
 pub use creds::{with_effective_user, with_filesystem_ids};
 pub use entropy::reseed;
@@ -30,3 +33,4 @@ pub use mount::{seal_mount, set_idmap};
 pub use namespace::{Namespace, enter_new_namespaces, in_network_namespace, set_hostname_in};
 pub use raw::{Errno, syscall};
 pub use tap::make_tap;
+pub use writeback::start_writing;

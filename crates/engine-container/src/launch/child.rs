@@ -5,18 +5,17 @@
 use std::os::fd::{BorrowedFd, IntoRawFd, OwnedFd};
 use std::ptr;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdirat, open, openat, statat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, open, openat, statat};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_string, fsmount, fsopen, mount_bind, mount_remount, move_mount, unmount,
+    MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, mount_bind, mount_remount, move_mount, unmount,
 };
 use rustix::process::{Resource, Rlimit, fchdir, getrlimit, pivot_root, setrlimit, setsid};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, LinkNameSpaceType, UnshareFlags, move_into_link_name_space,
     remove_capability_from_bounding_set, set_capabilities, unshare_unsafe,
 };
-use sys::{Clone3, syscall};
+use sys::{Clone3, attach_mount, mount_new, syscall};
 
 use super::plan::{AGENT, LISTEN_FD, Outcome, Plan, Step, exit};
 
@@ -105,10 +104,13 @@ extern "C" fn become_init(plan: usize) -> ! {
     // SAFETY: changes this process's namespace only.
     plan.must(Step::CgroupNamespace, unsafe { unshare_unsafe(UnshareFlags::NEWCGROUP) }.map_err(number));
     let root = plan.must(Step::AttachRoot, attach_root(plan).map_err(number));
-    plan.must(Step::MountProc, mount_new("proc", &root, "proc", &[]).map_err(number));
+    plan.must(
+        Step::MountProc,
+        mount_new("proc", &root, "proc", &[], MountAttrFlags::empty()).map_err(number),
+    );
     plan.must(Step::MountDev, attach_dev(plan, &root).map_err(number));
     let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY;
-    plan.must(Step::MountSys, mount_new_with("sysfs", &root, "sys", &[], read_only).map_err(number));
+    plan.must(Step::MountSys, mount_new("sysfs", &root, "sys", &[], read_only).map_err(number));
     plan.must(Step::Hostname, rustix::system::sethostname(plan.hostname.as_bytes()).map_err(number));
     plan.must(Step::PivotRoot, change_root(&root).map_err(number));
     plan.must(Step::Limits, set_limits(plan).map_err(number));
@@ -169,61 +171,16 @@ fn attach_root(plan: &Plan) -> Result<OwnedFd, Errno> {
     open(target, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Mounts a new file system on `root/name`, which must not be a link: images are not trusted.
-fn mount_new(
-    kind: &str,
-    root: &OwnedFd,
-    name: &str,
-    options: &[(&str, &core::ffi::CStr)],
-) -> Result<(), Errno> {
-    mount_new_with(kind, root, name, options, MountAttrFlags::empty())
-}
-
-fn mount_new_with(
-    kind: &str,
-    root: &OwnedFd,
-    name: &str,
-    options: &[(&str, &core::ffi::CStr)],
-    attributes: MountAttrFlags,
-) -> Result<(), Errno> {
-    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for (key, value) in options {
-        fsconfig_set_string(&context, *key, *value)?;
-    }
-    fsconfig_create(&context)?;
-    let safe = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    // Terminals are devices.
-    let devices = if kind == "devpts" { MountAttrFlags::empty() } else { MountAttrFlags::MOUNT_ATTR_NODEV };
-    let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, safe | devices | attributes)?;
-    attach(&mount, root, name)
-}
-
-fn attach(mount: &impl std::os::fd::AsFd, root: &OwnedFd, name: &str) -> Result<(), Errno> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let target = match openat(root, name, flags, Mode::empty()) {
-        Err(Errno::NOENT) => {
-            mkdirat(root, name, Mode::from_raw_mode(0o755))?;
-            openat(root, name, flags, Mode::empty())?
-        }
-        answer => answer?,
-    };
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    move_mount(mount, c"", &target, c"", flags)
-}
-
 fn attach_dev(plan: &Plan, root: &OwnedFd) -> Result<(), Errno> {
     // SAFETY: the plan's descriptor.
-    attach(&unsafe { BorrowedFd::borrow_raw(plan.dev) }, root, "dev")?;
+    attach_mount(unsafe { BorrowedFd::borrow_raw(plan.dev) }, root, "dev")?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let dev = openat(root, c"dev", flags, Mode::empty())?;
-    mount_new(
-        "devpts",
-        &dev,
-        "pts",
-        &[("ptmxmode", c"0666"), ("mode", c"0620"), ("gid", c"5"), ("max", c"256")],
-    )?;
-    mount_new("tmpfs", &dev, "shm", &[("mode", c"1777"), ("size", plan.shm_size.as_c_str())])?;
-    mount_new("mqueue", &dev, "mqueue", &[])
+    let none = MountAttrFlags::empty();
+    let options = [("ptmxmode", c"0666"), ("mode", c"0620"), ("gid", c"5"), ("max", c"256")];
+    mount_new("devpts", &dev, "pts", &options, none)?;
+    mount_new("tmpfs", &dev, "shm", &[("mode", c"1777"), ("size", plan.shm_size.as_c_str())], none)?;
+    mount_new("mqueue", &dev, "mqueue", &[], none)
 }
 
 fn change_root(root: &OwnedFd) -> Result<(), Errno> {

@@ -36,12 +36,15 @@ pub(super) struct Batch {
     /// Of all of them.
     length: usize,
     bytes: Vec<u8>,
+    /// Where in `bytes` they begin: at a page. Processors copy to a place that is, within its page, a few bytes after the one they copy from, at
+    /// a third of their speed, and large allocations begin 16 bytes after a page.
+    start: usize,
 }
 
 impl Batch {
     /// The runs of pages in it: where each is in the image, and its content.
     pub(super) fn runs(&self) -> impl Iterator<Item = (u64, &[u8])> {
-        let mut rest = &self.bytes[..self.length];
+        let mut rest = self.bytes.get(self.start..self.start + self.length).unwrap_or_default();
         self.runs.iter().map(move |run| {
             let (bytes, others) = rest.split_at(run.length);
             rest = others;
@@ -52,6 +55,12 @@ impl Batch {
     /// Bytes in it.
     pub(super) fn length(&self) -> usize {
         self.length
+    }
+
+    /// Where in the image they begin and end.
+    pub(super) fn bounds(&self) -> Option<(u64, u64)> {
+        let (first, last) = (self.runs.first()?, self.runs.last()?);
+        Some((first.offset, last.offset + last.length as u64))
     }
 
     /// For other pages, in the same memory.
@@ -70,19 +79,19 @@ impl Batch {
 
     fn read(&mut self, pid: i32) -> io::Result<()> {
         let pieces: Vec<(u64, usize)> = self.runs.iter().map(|run| (run.address, run.length)).collect();
-        if self.bytes.len() < self.length {
-            self.bytes.resize(MOST, 0);
+        if self.bytes.is_empty() {
+            self.bytes.resize(MOST + index(PAGE), 0);
+            self.start = self.bytes.as_ptr().align_offset(index(PAGE));
         }
-        read_memory_of(pid, &pieces, &mut self.bytes[..self.length])
+        read_memory_of(pid, &pieces, &mut self.bytes[self.start..][..self.length])
     }
 }
 
-/// Reads what is process `pid`'s own in these regions and gives it to `take`, which answers with a batch that is done with, or that it
-/// wants no more.
+/// Reads what is process `pid`'s own in these regions and gives it to `take`, batch after batch.
 pub(super) fn read_own(
     pid: i32,
     regions: &[Region],
-    mut take: impl FnMut(Batch) -> Option<Batch>,
+    mut take: impl FnMut(&Batch) -> io::Result<()>,
 ) -> io::Result<()> {
     let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
     let mut batch = Batch::default();
@@ -101,17 +110,16 @@ pub(super) fn read_own(
                 batch.push(address, region.offset + (address - region.start));
                 if batch.runs.len() == MOST_PIECES || batch.length >= MOST {
                     batch.read(pid)?;
-                    let Some(next) = take(batch) else { return Ok(()) };
-                    batch = next;
+                    take(&batch)?;
                     batch.clear();
                 }
             }
             at += count * PAGE;
         }
     }
-    if !batch.runs.is_empty() {
-        batch.read(pid)?;
-        take(batch);
+    if batch.runs.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    batch.read(pid)?;
+    take(&batch)
 }
