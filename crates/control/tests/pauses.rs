@@ -2,6 +2,7 @@
 //! What the memory of a real sandbox does is tested with the engines.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -301,4 +302,29 @@ async fn frozen_processes_go_when_there_are_too_many_or_memory_is_scarce() {
     for id in &ids {
         assert!(fixture.control.connect(&fixture.team, id, 60, true).await.unwrap().1);
     }
+}
+
+#[tokio::test]
+async fn a_resume_waits_for_frozen_processes_that_are_being_let_go() {
+    let fixture = Fixture::with(|config| config.most_hot = 1).await;
+    let ids = [fixture.create().await.unwrap().info.id, fixture.create().await.unwrap().info.id];
+    let states = Arc::clone(&fixture.engine.states);
+    let held = states.ends.lock().await;
+    for id in &ids {
+        pause(&fixture, id).await.unwrap();
+    }
+    states.at_end.notified().await;
+    let resume = fixture.control.connect(&fixture.team, &ids[0], 60, true);
+    let mut resume = std::pin::pin!(resume);
+    for _ in 0..100 {
+        // It gets as far as it can.
+        tokio::select! {
+            biased;
+            answer = &mut resume => panic!("while the former one is there: {:?}", answer.map(|_| ())),
+            () = tokio::task::yield_now() => {}
+        }
+    }
+    drop(held);
+    assert!(resume.await.unwrap().1, "it was resumed");
+    assert_eq!(fixture.engine.alive(), 2);
 }

@@ -69,7 +69,7 @@ impl Control {
             let surplus = hot.len().saturating_sub(self.config.most_hot);
             let due = hot.iter().take_while(|(until, _)| *until <= Instant::now()).count();
             for (_, paused) in hot.drain(..surplus.max(due)) {
-                evict(&paused).await;
+                self.evict(paused);
             }
             let next = hot.first().map(|(until, _)| *until);
             tokio::select! {
@@ -77,19 +77,23 @@ impl Control {
                 () = sleep_until(next) => {}
                 () = self.engine.memory_scarce(), if !hot.is_empty() => {
                     tracing::info!(kept = hot.len(), "memory is scarce: paused sandboxes are no longer kept in it");
-                    for (_, paused) in &hot {
-                        evict(paused).await;
+                    for (_, paused) in hot {
+                        self.evict(paused);
                     }
                 }
             }
         }
     }
-}
 
-async fn evict(paused: &Paused) {
-    let Some(sandbox) = paused.take_hot() else { return };
-    if let Err(error) = sandbox.kill().await {
-        tracing::error!(sandbox_id = %paused.record.id, %error, "frozen processes could not be ended cleanly");
+    fn evict(&self, paused: Arc<Paused>) {
+        self.tasks.spawn(async move {
+            // Whoever resumes it meanwhile waits: what is restored has the same id, and the files of that.
+            let _changing = Self::turn(&paused.transition).await;
+            let Some(sandbox) = paused.take_hot() else { return };
+            if let Err(error) = sandbox.kill().await {
+                tracing::error!(sandbox_id = %paused.record.id, %error, "frozen processes could not be ended cleanly");
+            }
+        });
     }
 }
 

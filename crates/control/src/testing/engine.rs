@@ -69,6 +69,10 @@ pub struct States {
     pub kept: Mutex<HashMap<SnapshotId, bool>>,
     /// Answered by the next capture instead.
     pub fail_next: Mutex<Option<EngineError>>,
+    /// Ends wait for it.
+    pub ends: tokio::sync::Mutex<()>,
+    /// Told when an end begins.
+    pub at_end: Notify,
     /// Processor time that each sandbox has used, microseconds; nothing is accounted for while it is 0.
     pub processor: AtomicU64,
 }
@@ -152,6 +156,10 @@ impl Engine for TestEngine {
         self.gate.acquire().await.expect("the gate is never closed").forget();
         if let Some(error) = self.fail_next.lock().expect("no test panicked").take() {
             return Err(error);
+        }
+        // Two would have the same files.
+        if self.sandbox(&spec.id).is_some_and(|former| former.exit.borrow().is_none()) {
+            return Err(EngineError::Restore("there is one with this id".to_owned()));
         }
         let sandbox =
             TestSandbox::start(spec, self.silent_agents.load(Ordering::SeqCst), Arc::clone(&self.states))
@@ -334,6 +342,8 @@ impl Sandbox for TestSandbox {
     }
 
     async fn kill(&self) -> Result<(), EngineError> {
+        self.states.at_end.notify_one();
+        let _turn = self.states.ends.lock().await;
         self.die(ExitReason::Signalled(9));
         Ok(())
     }

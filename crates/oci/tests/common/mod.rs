@@ -234,7 +234,8 @@ impl Store {
 
     /// Layers there are.
     pub fn count(&self) -> usize {
-        fs::read_dir(self.dir.path()).unwrap().count() - 2
+        let names = fs::read_dir(self.dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter(|name| name.to_string_lossy().parse::<LayerDigest>().is_ok()).count()
     }
 
     pub fn mount(&self, layers: &[LayerDigest]) -> Overlay {
