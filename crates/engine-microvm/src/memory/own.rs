@@ -29,6 +29,13 @@ struct Run {
     length: usize,
 }
 
+impl Run {
+    /// Address and place in the image of what comes behind it.
+    fn end(&self) -> (u64, u64) {
+        (self.address + self.length as u64, self.offset + self.length as u64)
+    }
+}
+
 /// Some pages and what is in them.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
@@ -57,10 +64,11 @@ impl Batch {
         self.length
     }
 
-    /// Where in the image they begin and end.
+    /// Where in the image the first of them begins and the last one ends.
     pub(super) fn bounds(&self) -> Option<(u64, u64)> {
-        let (first, last) = (self.runs.first()?, self.runs.last()?);
-        Some((first.offset, last.offset + last.length as u64))
+        let first = self.runs.iter().map(|run| run.offset).min()?;
+        let last = self.runs.iter().map(|run| run.end().1).max()?;
+        Some((first, last))
     }
 
     /// For other pages, in the same memory.
@@ -72,7 +80,8 @@ impl Batch {
     fn push(&mut self, address: u64, offset: u64) {
         self.length += index(PAGE);
         match self.runs.last_mut() {
-            Some(last) if last.address + last.length as u64 == address => last.length += index(PAGE),
+            // In both: whoever has taken QEMU over maps what it likes next to each other.
+            Some(last) if last.end() == (address, offset) => last.length += index(PAGE),
             _ => self.runs.push(Run { address, offset, length: index(PAGE) }),
         }
     }
@@ -122,4 +131,20 @@ pub(super) fn read_own(
     }
     batch.read(pid)?;
     take(&batch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_one_run_only_where_they_are_in_the_image_too() {
+        let mut batch = Batch::default();
+        for (address, offset) in [(10, 5), (11, 6), (12, 1), (20, 2)] {
+            batch.push(address * PAGE, offset * PAGE);
+        }
+        let lengths: Vec<usize> = batch.runs.iter().map(|run| run.length / index(PAGE)).collect();
+        assert_eq!((lengths, batch.length()), (vec![2, 1, 1], 4 * index(PAGE)));
+        assert_eq!(batch.bounds(), Some((PAGE, 7 * PAGE)));
+    }
 }
