@@ -4,7 +4,9 @@ import pathlib
 import time
 
 import pytest
+from conftest import options_of
 from e2b import Sandbox, SandboxException
+from server import Server
 
 pytestmark = [pytest.mark.microvm, pytest.mark.every_engine]
 
@@ -67,3 +69,41 @@ def test_what_cannot_be_stopped_is_not_captured_with_its_memory_and_runs_on(sand
     process.kill()
     sandbox.pause()
     assert Sandbox.connect(sandbox.sandbox_id).commands.run("echo well").stdout == "well\n"
+
+
+# Holds memory that nothing compresses, and says what it is: once at first, and whenever it is asked.
+HOLDER = """
+import hashlib, os, signal
+held = os.urandom(120 << 20)
+def tell(*_):
+    with open("/tmp/told", "a") as told:
+        print(hashlib.sha256(held).hexdigest(), file=told)
+signal.signal(signal.SIGUSR1, tell)
+tell()
+while True:
+    signal.pause()
+"""
+
+
+def test_a_pause_that_was_answered_outlives_a_server_that_is_killed_at_once():
+    server = Server("--most-hot", "0", "--pool", "2", "--warm", "0")
+    try:
+        options = options_of(server)
+        sandbox = Sandbox.create(timeout=600, **options)
+        sandbox.files.write("/tmp/holder.py", HOLDER)
+        handle = sandbox.commands.run("exec python3 /tmp/holder.py", background=True, timeout=0)
+        handle.disconnect()
+        sandbox.commands.run("until [ -s /tmp/told ]; do sleep 0.1; done", timeout=60)
+        for asked in (2, 3):
+            # What was its own is in a journal, and on its way into the image of its memory.
+            assert sandbox.pause() is True
+            server.crash()
+            server.restart()
+            sandbox.connect(timeout=600)
+            sandbox.commands.run(f"kill -USR1 {handle.pid}; until [ $(wc -l < /tmp/told) -ge {asked} ]; do sleep 0.1; done", timeout=60)
+            told = sandbox.files.read("/tmp/told").split()
+            assert len(told) == asked and len(set(told)) == 1
+        assert not list((server.home / "snapshots").glob("*.pages")), "nobody needs a journal any more"
+        assert sandbox.kill() is True
+    finally:
+        server.stop()

@@ -52,7 +52,7 @@ pub(crate) async fn capture(
         sandbox.go_on().await?;
     }
     if saved.is_ok() && lasting == Lasting::Durable {
-        claim.host.compressor.later(state.image(&claim.host));
+        claim.host.replayer.add(state, state.image(&claim.host));
     }
     let memory_bytes = saved.map_err(|error| match error {
         EngineError::Capture(_) => error,

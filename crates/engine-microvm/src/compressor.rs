@@ -5,19 +5,20 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::thread::{self, JoinHandle};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 
-/// The thread that compresses, and what it is to do.
+use crate::background::Background;
+
+/// The thread that compresses.
 #[derive(Debug)]
 pub(crate) struct Compressor {
     after: Duration,
-    /// Both none only while it is dropped.
-    work: Option<(Sender<Work>, Sender<()>)>,
-    thread: Option<JoinHandle<()>>,
+    /// Gone before the thread is waited for, which wakes it.
+    _until: Sender<()>,
+    background: Background<Work>,
 }
 
 #[derive(Debug)]
@@ -29,45 +30,28 @@ struct Work {
 impl Compressor {
     /// Compresses what has lain for this long.
     pub(crate) fn start(after: Duration) -> io::Result<Self> {
-        let (send, queue) = mpsc::channel();
         let (until, ended) = mpsc::channel();
-        let thread =
-            thread::Builder::new().name("compressor".into()).spawn(move || work_off(&queue, &ended))?;
-        Ok(Self { after, work: Some((send, until)), thread: Some(thread) })
+        // True unless the engine was closed meanwhile.
+        let wait = move |time: Duration| ended.recv_timeout(time) == Err(RecvTimeoutError::Timeout);
+        let work = move |Work { image, due }: Work, _: &dyn Fn() -> bool| {
+            if !wait(due.saturating_duration_since(Instant::now())) {
+                return;
+            }
+            match compress(&image, &wait) {
+                // Resumed or removed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    warn!(image = %image.display(), %error, "a captured memory stays as large as it is");
+                }
+                Ok(()) => debug!(image = %image.display(), "compressed"),
+            }
+        };
+        Ok(Self { after, _until: until, background: Background::start("compressor", work)? })
     }
 
     /// Has an image compressed that nobody writes to any more, if it is still there then.
     pub(crate) fn later(&self, image: PathBuf) {
-        if let Some((queue, _)) = &self.work {
-            let _ = queue.send(Work { image, due: Instant::now() + self.after });
-        }
-    }
-}
-
-impl Drop for Compressor {
-    fn drop(&mut self) {
-        self.work = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-fn work_off(queue: &Receiver<Work>, ended: &Receiver<()>) {
-    // True unless the engine was closed meanwhile.
-    let wait = |time: Duration| ended.recv_timeout(time) == Err(RecvTimeoutError::Timeout);
-    while let Ok(Work { image, due }) = queue.recv() {
-        if !wait(due.saturating_duration_since(Instant::now())) {
-            return;
-        }
-        match compress(&image, wait) {
-            // Resumed or removed.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => {
-                warn!(image = %image.display(), %error, "a captured memory stays as large as it is");
-            }
-            Ok(()) => debug!(image = %image.display(), "compressed"),
-        }
+        self.background.add(Work { image, due: Instant::now() + self.after });
     }
 }
 

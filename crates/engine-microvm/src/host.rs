@@ -19,9 +19,9 @@ use net::GatewayConfig;
 use crate::MicrovmConfig;
 use crate::accelerator::Accelerator;
 use crate::bases::Bases;
-use crate::compressor::Compressor;
 use crate::machine::Sockets;
 use crate::machine::command::{BASE, BOOT, INITRAMFS, KERNEL, MEMORY, MachineType, OWN, STATE};
+use crate::replayer::Replayer;
 use crate::sandbox::MicrovmSandbox;
 use crate::templates::Templates;
 
@@ -37,7 +37,7 @@ pub(crate) struct Host {
     /// Records of running sandboxes.
     pub(crate) records: Records,
     /// Before the volumes, as it works in them.
-    pub(crate) compressor: Compressor,
+    pub(crate) replayer: Replayer,
     /// Disks and memory images, of sandboxes and of captured states.
     pub(crate) volumes: Volumes,
     /// What is known of captured states.
@@ -76,7 +76,7 @@ impl Host {
             accelerator: config.accelerator.clone(),
             machine: config.machine,
             records: Records::new(make_private_folder(&data_dir.join("sandboxes"))?),
-            compressor: Compressor::start(config.compress_after)
+            replayer: Replayer::start(config.compress_after)
                 .map_err(EngineError::kernel("start a thread"))?,
             volumes: Volumes::open(&data_dir, config.volumes).map_err(|error| EngineError::Host {
                 what: format!("sandboxes' volumes cannot be opened: {error}"),

@@ -1,8 +1,9 @@
 //! The microVM engine: every sandbox is a virtual machine with a kernel of its own, run by a confined QEMU.
-//! Read `machine/` for one QEMU, `start` and `plan` for boots and clones, `capture`, `save` and `memory` for states, `compressor` for what
-//! becomes of them, `templates` for warm starts, `sweep` for crashes. x86-64, Linux 6.15 and root; machines never run with an id of the host.
+//! Read `machine/` for one QEMU, `start` and `plan` for boots and clones, `capture`, `save` and `memory` for states, `replayer` and `compressor` for
+//! what becomes of them, `templates` for warm starts, `sweep` for crashes. x86-64, Linux 6.15 and root; machines never run with an id of the host.
 
 mod accelerator;
+mod background;
 mod bases;
 mod capture;
 mod claim;
@@ -14,6 +15,7 @@ mod memory;
 mod plan;
 mod probe;
 mod record;
+mod replayer;
 mod sandbox;
 mod save;
 mod start;

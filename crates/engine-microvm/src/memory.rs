@@ -1,24 +1,23 @@
 //! A guest's memory on disk. QEMU maps an image privately; what the guest wrote since are the pages that are its own, and an image of
 //! now is a copy of the old one (shared blocks where the disk can) with those pages written over it. So every image is whole, none
-//! depends on another, and a machine started from it is a machine started from any.
+//! depends on another, and a machine started from it is a machine started from any. What must last is quicker in a journal first.
 
+mod flush;
 mod image;
+mod journal;
 mod own;
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::mpsc;
-use std::thread;
 
 use engine_host::Lasting;
 
 use crate::machine::command::GUEST_MEMORY;
 
+pub(crate) use journal::replay;
+
 const PAGE: u64 = 4096;
-/// How far apart the ends are of what is sent to the disk together, bytes.
-const TOGETHER: u64 = 8 << 20;
 
 /// Where a machine's memory is in its monitor's address space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,11 +29,17 @@ struct Region {
 }
 
 /// Writes the memory, `size` bytes, of the stopped machine run by process `pid` as a new image. Answers how many bytes were the
-/// machine's own.
+/// machine's own. With a journal they are in there, for good, and the image is one of now once that has been replayed.
 ///
 /// # Errors
 /// The process is gone or does not have such a memory, or the disk is full.
-pub(crate) fn save(pid: i32, size: u64, image: &Path, lasting: Lasting) -> io::Result<u64> {
+pub(crate) fn save(
+    pid: i32,
+    size: u64,
+    image: &Path,
+    journal: Option<&Path>,
+    lasting: Lasting,
+) -> io::Result<u64> {
     let regions = regions(&fs::read_to_string(format!("/proc/{pid}/maps"))?);
     let first = regions.first().ok_or(io::ErrorKind::NotFound)?;
     if !are_all_of(&regions, size) {
@@ -47,7 +52,10 @@ pub(crate) fn save(pid: i32, size: u64, image: &Path, lasting: Lasting) -> io::R
     }
     let target = File::options().read(true).write(true).create_new(true).open(image)?;
     image::copy_image(&origin, &target)?;
-    let own = write_own(pid, &regions, &origin, &target, lasting)?;
+    let own = match journal {
+        Some(journal) => journal::write(pid, &regions, journal)?,
+        None => write_own(pid, &regions, &origin, &target, lasting)?,
+    };
     lasting.settle(&target)?;
     Ok(own)
 }
@@ -60,34 +68,18 @@ fn write_own(
     target: &File,
     lasting: Lasting,
 ) -> io::Result<u64> {
-    thread::scope(|scope| {
-        let (send, written) = mpsc::channel();
-        if lasting == Lasting::Durable {
-            scope.spawn(move || start_writing(target, &written));
-        }
-        let mut own = 0;
+    let mut own = 0;
+    flush::beside(target, lasting, |flush| {
         own::read_own(pid, regions, |batch| {
             batch.runs().try_for_each(|(offset, now)| image::write_changes(target, origin, offset, now))?;
-            own += batch.length() as u64;
-            let _ = batch.bounds().map(|bounds| send.send(bounds));
+            own += batch.bytes().len() as u64;
+            if let Some((from, to)) = batch.bounds() {
+                flush.wrote(from, to);
+            }
             Ok(())
-        })?;
-        Ok(own)
-    })
-}
-
-/// Sends to the disk what has been written, so that there is less to wait for in the end.
-fn start_writing(target: &File, written: &mpsc::Receiver<(u64, u64)>) {
-    let mut pending: Option<(u64, u64)> = None;
-    for (from, to) in written {
-        let (first, last) = pending.map_or((from, to), |(first, last)| (first.min(from), last.max(to)));
-        pending = Some((first, last));
-        if last - first >= TOGETHER {
-            // Where that cannot be done, the end takes longer.
-            let _ = sys::start_writing(target.as_fd(), first, last - first);
-            pending = None;
-        }
-    }
+        })
+    })?;
+    Ok(own)
 }
 
 /// Lines of `/proc/<pid>/maps` that are the guest's memory.

@@ -93,13 +93,14 @@ async fn save_memory(
     lasting: Lasting,
 ) -> Result<Memory, EngineError> {
     let (held, volume) = (claim.clone(), state.memory.clone());
-    blocking(move || {
-        check_room(&held)?;
-        held.host.volumes.create(&volume, None).map_err(volume_error("make a volume for the memory"))
+    let room = blocking(move || {
+        let room = check_room(&held)?;
+        held.host.volumes.create(&volume, None).map_err(volume_error("make a volume for the memory"))?;
+        Ok(room)
     })
     .await?;
     if !claim.host.streams_memory {
-        match save_pages(sandbox, claim, state, lasting).await {
+        match save_pages(sandbox, claim, state, room, lasting).await {
             Ok(own_bytes) => return Ok(Memory { own_bytes, is_stream: false }),
             Err(error) if is_no_room(&error) => return Err(error),
             Err(error) => {
@@ -120,14 +121,17 @@ async fn save_pages(
     sandbox: &Arc<MicrovmSandbox>,
     claim: &Arc<Claim>,
     state: &State,
+    room: Room,
     lasting: Lasting,
 ) -> Result<u64, EngineError> {
     sandbox.machine.monitor.save_devices(&format!("/{OWN}/{DEVICES}")).await?;
     let (pid, devices) = (sandbox.pid, sandbox.private_dir().join(DEVICES));
     let folder = claim.host.volumes.path(&state.memory);
     let memory_bytes = u64::from(sandbox.build.shape.memory_mib) << 20;
+    let is_soon_enough = lasting == Lasting::Brief || room == Room::ForImage;
+    let journal = state.journal.clone().filter(|_| !is_soon_enough);
     let write = move || {
-        let own = memory::save(pid, memory_bytes, &folder.join(GUEST_MEMORY), lasting)?;
+        let own = memory::save(pid, memory_bytes, &folder.join(GUEST_MEMORY), journal.as_deref(), lasting)?;
         let (from, mut to) = (fs::File::open(devices)?, fs::File::create(folder.join(DEVICES))?);
         // The file is QEMU's, which may have been taken over.
         if io::copy(&mut from.take(MOST_DEVICES), &mut to)? == MOST_DEVICES {
@@ -188,13 +192,21 @@ fn show_to_machines(folder: &Path, files: &[&str], lasting: Lasting) -> io::Resu
     lasting.settle(&fs::File::open(folder)?)
 }
 
+/// What there is room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Room {
+    ForImage,
+    /// For pages that are in both for a while.
+    ForJournalAndImage,
+}
+
 /// A memory image must not take the last of a disk that volumes lie on: no sandbox of this server would survive that.
-fn check_room(claim: &Claim) -> Result<(), EngineError> {
+fn check_room(claim: &Claim) -> Result<Room, EngineError> {
     let used = claim.group.stats().map_err(EngineError::kernel("read statistics"))?.memory_bytes;
     let room = room_beside(&claim.host.snapshots)
         .map_err(EngineError::kernel("look for room for the memory image"))?;
     if used <= room {
-        return Ok(());
+        return Ok(if used <= room / 2 { Room::ForJournalAndImage } else { Room::ForImage });
     }
     Err(EngineError::Exhausted(format!(
         "its memory takes up to {} MiB and the disk of captured states has {} to give; free some space or capture without memory",

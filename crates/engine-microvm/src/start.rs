@@ -159,6 +159,9 @@ async fn from_state(
             "its memory was captured with another QEMU, machine, accelerator or processor; its files can still be brought back".into(),
         )),
         Revival::Memory => {
+            let (replay_host, replayed) = (host.clone(), state.clone());
+            let replay = tokio::task::spawn_blocking(move || replayed.replay(&replay_host)).await;
+            replay.map_err(|_| EngineError::Died("the start was interrupted".into()))??;
             let build = Build { base, layers: meta.layers, shape: meta.shape, disk_mib: meta.disk_mib };
             load(host, spec, &build, state, None).await
         }

@@ -1,6 +1,7 @@
 //! Captured states: a disk, the memory if it was wanted, and a note on what they belong to. A template's warm start is one, too.
 //! The note is written last and removed first, so half a state is none.
-//! States are whole: none depends on another, and any number of machines can be started from one.
+//! States are whole: none depends on another, and any number of machines can be started from one. What its memory's image does not have yet
+//! is in its journal.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::Host;
 use crate::machine::command::{GUEST_MEMORY, Shape};
+use crate::memory;
 
 /// The memory in a state.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -44,6 +46,8 @@ pub(crate) struct Meta {
 #[derive(Debug, Clone)]
 pub(crate) struct State {
     note: PathBuf,
+    /// Where pages of its memory may be that its image does not have yet. Nobody waits for a warm start: it has none.
+    pub(crate) journal: Option<PathBuf>,
     /// The volume with the disk.
     pub(crate) disk: VolumeName,
     /// The volume with memory and devices.
@@ -53,7 +57,8 @@ pub(crate) struct State {
 impl State {
     /// A sandbox's, under the id it was captured as.
     pub(crate) fn of_snapshot(host: &Host, id: SnapshotId) -> Self {
-        Self::at(host.snapshots.join(format!("{id}.json")), state_volume(id))
+        let [note, journal] = files_of(id).map(|name| host.snapshots.join(name));
+        Self { journal: Some(journal), ..Self::at(note, state_volume(id)) }
     }
 
     /// A template's warm start.
@@ -64,7 +69,7 @@ impl State {
 
     fn at(note: PathBuf, disk: VolumeName) -> Self {
         let memory = memory_volume(&disk);
-        Self { note, disk, memory }
+        Self { note, journal: None, disk, memory }
     }
 
     /// Whether it is there, whole.
@@ -75,6 +80,20 @@ impl State {
     /// The file with its memory, if it has one and that is no stream.
     pub(crate) fn image(&self, host: &Host) -> PathBuf {
         host.volumes.path(&self.memory).join(GUEST_MEMORY)
+    }
+
+    /// Has its image be all of its memory.
+    ///
+    /// # Errors
+    /// The disk is full, or the journal is damaged.
+    pub(crate) fn replay(&self, host: &Host) -> Result<(), EngineError> {
+        let Some(journal) = &self.journal else { return Ok(()) };
+        memory::replay(journal, &self.image(host), &|| true).map_err(|error| match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => EngineError::Exhausted(
+                "the disk has no room for the image of its memory; free some space or start it without memory".into(),
+            ),
+            _ => EngineError::Restore(format!("its memory cannot be put together: {error}")),
+        })
     }
 
     /// Reads what is known about it.
@@ -96,17 +115,24 @@ impl State {
 
     /// Removes it, or what is there of it.
     pub(crate) fn discard(&self, host: &Host) -> Result<(), EngineError> {
-        match fs::remove_file(&self.note) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(EngineError::Kernel { step: "remove a captured state", source: error });
+        for file in [Some(&self.note), self.journal.as_ref()].into_iter().flatten() {
+            match fs::remove_file(file) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(EngineError::Kernel { step: "remove a captured state", source: error });
+                }
+                _ => {}
             }
-            _ => {}
         }
         for volume in [&self.memory, &self.disk] {
             host.volumes.discard(volume).map_err(volume_error("discard a captured state"))?;
         }
         Ok(())
     }
+}
+
+/// Names of the files that a captured state may have besides its volumes.
+pub(crate) fn files_of(id: SnapshotId) -> [String; 2] {
+    [format!("{id}.json"), format!("{id}.pages")]
 }
 
 /// The volume with the memory that belongs to the disk in volume `disk`.

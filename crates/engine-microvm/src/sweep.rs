@@ -20,7 +20,7 @@ use crate::host::Host;
 use crate::machine::Machine;
 use crate::record::Record;
 use crate::sandbox::{MicrovmSandbox, Parts};
-use crate::state::{State, memory_volume, read_meta};
+use crate::state::{State, files_of, memory_volume, read_meta};
 
 /// Time for a guest to answer a new server; one that does not is its owner's all the same.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -82,8 +82,8 @@ fn sweep_blocking(host: &Host, keep: &[SandboxId], snapshots: &[SnapshotId]) -> 
     let mut wanted_bases: Vec<String> = kept.iter().map(|record| record.build.base.clone()).collect();
     let warm = sweep_warm_starts(host, &mut wanted_bases)?;
     removed += sweep_volumes(host, keep, snapshots, &warm)?;
-    let kept_states = snapshots.iter().map(|id| format!("{id}.json"));
-    for name in kept_states.clone() {
+    let kept_states: Vec<String> = snapshots.iter().copied().flat_map(files_of).collect();
+    for name in &kept_states {
         wanted_bases.extend(read_meta(&host.snapshots.join(name)).map(|meta| meta.base));
     }
     let names: Vec<String> = keep.iter().map(|id| format!("{id}.json")).chain(kept_states).collect();
@@ -91,7 +91,8 @@ fn sweep_blocking(host: &Host, keep: &[SandboxId], snapshots: &[SnapshotId]) -> 
         remove_others(folder, &names).map_err(EngineError::kernel("remove a stray file"))?;
     }
     for snapshot in snapshots {
-        host.compressor.later(State::of_snapshot(host, *snapshot).image(host));
+        let state = State::of_snapshot(host, *snapshot);
+        host.replayer.add(&state, state.image(host));
     }
     bases::sweep(&host.bases, &wanted_bases).map_err(EngineError::kernel("remove a stray image"))?;
     let mut sockets: Vec<String> = keep.iter().map(ToString::to_string).collect();

@@ -16,7 +16,7 @@ const SWAPPED: u64 = 1 << 62;
 const OF_FILE: u64 = 1 << 61;
 
 /// Bytes in a batch at most.
-const MOST: usize = 512 << 10;
+pub(super) const MOST: usize = 512 << 10;
 /// Entries of the page map that are looked at together.
 const WINDOW: u64 = 8192;
 
@@ -51,7 +51,7 @@ pub(super) struct Batch {
 impl Batch {
     /// The runs of pages in it: where each is in the image, and its content.
     pub(super) fn runs(&self) -> impl Iterator<Item = (u64, &[u8])> {
-        let mut rest = self.bytes.get(self.start..self.start + self.length).unwrap_or_default();
+        let mut rest = self.bytes();
         self.runs.iter().map(move |run| {
             let (bytes, others) = rest.split_at(run.length);
             rest = others;
@@ -59,9 +59,9 @@ impl Batch {
         })
     }
 
-    /// Bytes in it.
-    pub(super) fn length(&self) -> usize {
-        self.length
+    /// Their content, run after run.
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.bytes.get(self.start..self.start + self.length).unwrap_or_default()
     }
 
     /// Where in the image the first of them begins and the last one ends.
@@ -144,7 +144,7 @@ mod tests {
             batch.push(address * PAGE, offset * PAGE);
         }
         let lengths: Vec<usize> = batch.runs.iter().map(|run| run.length / index(PAGE)).collect();
-        assert_eq!((lengths, batch.length()), (vec![2, 1, 1], 4 * index(PAGE)));
+        assert_eq!((lengths, batch.length), (vec![2, 1, 1], 4 * index(PAGE)));
         assert_eq!(batch.bounds(), Some((PAGE, 7 * PAGE)));
     }
 }

@@ -1,0 +1,54 @@
+//! Sending to the disk what has been written of a file while there is more to write.
+//! A thread of its own does that, as it waits for the disk when that is behind.
+//! Promises nothing: there is only less to wait for in the end.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
+
+use engine_host::Lasting;
+
+/// How far apart the ends are of what is sent to the disk together, bytes.
+const TOGETHER: u64 = 8 << 20;
+
+/// Where to tell what has been written.
+pub(super) struct Flush(Sender<(u64, u64)>);
+
+impl Flush {
+    /// Something between these two positions was written.
+    pub(super) fn wrote(&self, from: u64, to: u64) {
+        let _ = self.0.send((from, to));
+    }
+}
+
+/// Does `work`, which writes to `file`; nothing is sent to the disk if it need not last.
+pub(super) fn beside<T>(
+    file: &File,
+    lasting: Lasting,
+    work: impl FnOnce(&Flush) -> io::Result<T>,
+) -> io::Result<T> {
+    thread::scope(|scope| {
+        let (send, written) = mpsc::channel();
+        if lasting == Lasting::Durable {
+            scope.spawn(move || start_writing(file, &written));
+        }
+        // Dropped with its end of the channel before the scope waits.
+        let flush = Flush(send);
+        work(&flush)
+    })
+}
+
+fn start_writing(file: &File, written: &Receiver<(u64, u64)>) {
+    let mut pending: Option<(u64, u64)> = None;
+    for (from, to) in written {
+        let (first, last) = pending.map_or((from, to), |(first, last)| (first.min(from), last.max(to)));
+        pending = Some((first, last));
+        if last - first >= TOGETHER {
+            // Where that cannot be done, the end takes longer.
+            let _ = sys::start_writing(file.as_fd(), first, last - first);
+            pending = None;
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! A machine's own pages, one after the other in a plain file: there sooner than in an image, whose disk shares blocks and has to look after
+//! each page. A state with its journal is whole and on disk; whoever wants its image replays the journal first.
+//! Replaying can be cut off anywhere and done again: it writes the same pages to the same places.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use engine_host::Lasting;
+use rustix::fs::{FlockOperation, flock};
+use sys::MOST_PIECES;
+
+use super::flush;
+use super::own::{self, Batch, MOST};
+use super::{PAGE, Region, image, index};
+
+/// What each batch begins with.
+const MAGIC: [u8; 8] = *b"pages\0\0\x01";
+/// Of magic and number of runs; of each run's place in the image and its length. All little endian, 8 bytes each.
+const HEAD: usize = 16;
+const ENTRY: usize = 16;
+
+/// Writes what is process `pid`'s own in these regions, for good except for the file's name. Answers how many bytes that were.
+pub(super) fn write(pid: i32, regions: &[Region], path: &Path) -> io::Result<u64> {
+    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let (mut own, mut at) = (0, 0);
+    flush::beside(&file, Lasting::Durable, |flush| {
+        own::read_own(pid, regions, |batch| {
+            let head = head(batch);
+            (&file).write_all(&head)?;
+            (&file).write_all(batch.bytes())?;
+            let end = at + (head.len() + batch.bytes().len()) as u64;
+            flush.wrote(at, end);
+            at = end;
+            own += batch.bytes().len() as u64;
+            Ok(())
+        })
+    })?;
+    file.sync_data()?;
+    Ok(own)
+}
+
+/// Whole pages, so that the batch's bytes, which begin at a page in memory, begin at one in the file.
+fn head(batch: &Batch) -> Vec<u8> {
+    let mut head = MAGIC.to_vec();
+    head.extend((batch.runs().count() as u64).to_le_bytes());
+    for (offset, bytes) in batch.runs() {
+        head.extend(offset.to_le_bytes());
+        head.extend((bytes.len() as u64).to_le_bytes());
+    }
+    head.resize(head.len().next_multiple_of(index(PAGE)), 0);
+    head
+}
+
+/// Writes what is in a journal into its image, for good, and removes it. Nothing is done if it is not there, or not any more; who else is at
+/// it is waited for.
+///
+/// # Errors
+/// The disk is full, the journal is damaged, or this need not go on any more; it stays.
+pub(crate) fn replay(journal: &Path, image: &Path, goes_on: &dyn Fn() -> bool) -> io::Result<()> {
+    let file = match File::open(journal) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        file => file?,
+    };
+    flock(&file, FlockOperation::LockExclusive)?;
+    if is_removed(&file)? {
+        return Ok(());
+    }
+    match write_into(&file, image, goes_on) {
+        // With its state, in the middle of this.
+        _ if is_removed(&file)? => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => fs::remove_file(journal),
+    }
+}
+
+fn is_removed(file: &File) -> io::Result<bool> {
+    Ok(file.metadata()?.nlink() == 0)
+}
+
+fn write_into(journal: &File, image: &Path, goes_on: &dyn Fn() -> bool) -> io::Result<()> {
+    let target = File::options().read(true).write(true).open(image)?;
+    let size = target.metadata()?.len();
+    let (mut bytes, mut start) = (vec![0; MOST + index(PAGE)], 0);
+    start += bytes[start..].as_ptr().align_offset(index(PAGE));
+    flush::beside(&target, Lasting::Durable, |flush| {
+        while let Some(runs) = read_head(journal, size)? {
+            if is_removed(journal)? || !goes_on() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let length: usize = runs.iter().map(|(_, length)| length).sum();
+            let mut rest = &mut bytes[start..][..length];
+            (&mut &*journal).read_exact(rest)?;
+            for (offset, length) in runs {
+                let (now, others) = rest.split_at_mut(length);
+                image::write_changes(&target, &target, offset, now)?;
+                flush.wrote(offset, offset + length as u64);
+                rest = others;
+            }
+        }
+        Ok(())
+    })?;
+    target.sync_data()
+}
+
+/// The runs of the next batch, where in an image of `size` bytes and how long; none at the end.
+fn read_head(mut journal: &File, size: u64) -> io::Result<Option<Vec<(u64, usize)>>> {
+    let damaged =
+        || io::Error::new(io::ErrorKind::InvalidData, "the journal of a captured memory is damaged");
+    let mut page = vec![0; index(PAGE)];
+    match journal.read(&mut page)? {
+        0 => return Ok(None),
+        some => journal.read_exact(&mut page[some..])?,
+    }
+    let number = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("eight of them"));
+    let count = usize::try_from(number(&page[8..HEAD])).map_err(|_| damaged())?;
+    if page[..8] != MAGIC || count > MOST_PIECES {
+        return Err(damaged());
+    }
+    page.resize((HEAD + count * ENTRY).next_multiple_of(index(PAGE)), 0);
+    journal.read_exact(&mut page[index(PAGE)..])?;
+    let entries = page[HEAD..].chunks_exact(ENTRY).take(count);
+    let runs = entries.map(|entry| (number(&entry[..8]), number(&entry[8..])));
+    let is_inside = |(offset, length): &(u64, u64)| {
+        offset % PAGE == 0 && length % PAGE == 0 && offset.checked_add(*length).is_some_and(|end| end <= size)
+    };
+    let runs: Vec<(u64, u64)> = runs.collect();
+    let length = runs.iter().try_fold(0_u64, |sum, (_, length)| sum.checked_add(*length));
+    if !runs.iter().all(is_inside) || length.is_none_or(|length| length > MOST as u64) {
+        return Err(damaged());
+    }
+    Ok(Some(runs.into_iter().map(|(offset, length)| (offset, index(length))).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    const PAGES: usize = 700;
+
+    /// Some memory of this process, which begins at a page, as a region of an image.
+    fn memory(bytes: &mut Vec<u8>) -> (usize, Region) {
+        bytes.resize((PAGES + 1) * index(PAGE), 0);
+        let start = bytes.as_ptr().align_offset(index(PAGE));
+        for (page, bytes) in bytes[start..].chunks_exact_mut(index(PAGE)).enumerate() {
+            bytes.fill(u8::try_from(page % 251).unwrap());
+        }
+        let address = bytes[start..].as_ptr() as u64;
+        (start, Region { start: address, end: address + PAGES as u64 * PAGE, offset: 3 * PAGE })
+    }
+
+    #[test]
+    fn a_journal_is_replayed_as_often_as_it_takes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, image) = (dir.path().join("journal"), dir.path().join("image"));
+        let mut bytes = Vec::new();
+        let (start, region) = memory(&mut bytes);
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let length = PAGES * index(PAGE);
+        assert_eq!(write(pid, &[region], &journal).unwrap(), length as u64);
+        let whole = fs::read(&journal).unwrap();
+        let fresh = || {
+            let file = File::create(&image).unwrap();
+            file.set_len((PAGES as u64 + 10) * PAGE).unwrap();
+            file.write_all_at(&[9; 4096], 0).unwrap();
+        };
+        let is_replayed = || {
+            let now = fs::read(&image).unwrap();
+            now[..4096] == [9; 4096]
+                && now[3 * 4096..][..length] == bytes[start..][..length]
+                && now[3 * 4096 + length..].iter().all(|byte| *byte == 0)
+        };
+        fresh();
+        // As if it had been cut off: what is missing is an error, and nothing is removed.
+        fs::write(&journal, &whole[..whole.len() / 2]).unwrap();
+        assert!(replay(&journal, &image, &|| true).is_err());
+        assert!(journal.exists() && !is_replayed());
+        fs::write(&journal, &whole).unwrap();
+        assert!(replay(&journal, &image, &|| false).is_err(), "nobody waits for it any more");
+        assert!(journal.exists());
+        replay(&journal, &image, &|| true).unwrap();
+        assert!(is_replayed() && !journal.exists());
+        replay(&journal, &image, &|| true).unwrap();
+        fs::write(&journal, &whole).unwrap();
+        replay(&journal, &image, &|| true).unwrap();
+        assert!(is_replayed(), "once more is no different");
+    }
+
+    #[test]
+    fn what_would_write_elsewhere_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, image) = (dir.path().join("journal"), dir.path().join("image"));
+        File::create(&image).unwrap().set_len(4 * PAGE).unwrap();
+        let with = |count: u64, offset: u64, length: u64| {
+            let mut head = MAGIC.to_vec();
+            [count, offset, length].iter().for_each(|number| head.extend(number.to_le_bytes()));
+            head.resize(3 * index(PAGE), 7);
+            fs::write(&journal, head).unwrap();
+            replay(&journal, &image, &|| true).map_err(|error| error.kind())
+        };
+        for (count, offset, length) in [
+            (1, 4 * PAGE, PAGE),
+            (1, u64::MAX - PAGE + 1, PAGE),
+            (1, 1, PAGE),
+            (1, 0, 1),
+            (u64::MAX, 0, PAGE),
+        ] {
+            assert_eq!(
+                with(count, offset, length),
+                Err(io::ErrorKind::InvalidData),
+                "{count} {offset} {length}"
+            );
+        }
+        assert_eq!(fs::metadata(&image).unwrap().len(), 4 * PAGE);
+        assert_eq!(with(1, 2 * PAGE, 2 * PAGE), Ok(()));
+    }
+}
