@@ -56,6 +56,13 @@ def loop_devices(data):
     return [file.parent.parent.name for file in files if read(file).startswith(str(data))]
 
 
+def states(server):
+    """Names of captured states: each is a folder, or a note and for a moment a journal beside it. What is half of one has a dot in its name."""
+    files = {path.name for path in (server.home / "snapshots").iterdir()}
+    journals = {name for name in files if name.endswith(".pages") and name.replace(".pages", ".json") in files}
+    return [name.removesuffix(".json") for name in files - journals]
+
+
 def folder_of_volumes(server):
     """They are mounted where no path leads, but the server's own descriptors do."""
     found = []

@@ -172,7 +172,7 @@ class Model:
 
     def wrong_states(self, listed):
         """Each paused sandbox and each snapshot has one, and nobody else."""
-        states = [path.name.removesuffix(".json") for path in (self.server.home / "snapshots").iterdir()]
+        states = remains.states(self.server)
         half_made = [f"half-made state {name}" for name in states if "." in name]
         wanted = sum(state == "paused" for state in listed.values()) + len(self.listed_snapshots())
         return half_made or [f"{len(states)} states instead of {wanted}"] * (len(states) != wanted)
@@ -181,7 +181,7 @@ class Model:
         """Whatever exists belongs to a sandbox that is listed, to a snapshot, or to what the server keeps ready."""
         data = self.server.home
         running = {id for id, state in listed.items() if state == "running"}
-        states = [path.name.removesuffix(".json") for path in (data / "snapshots").iterdir()]
+        states = remains.states(self.server)
 
         def strays():
             """Of no record; what is being made ready at the moment gets one."""
