@@ -82,17 +82,15 @@ fn sweep_blocking(host: &Host, keep: &[SandboxId], snapshots: &[SnapshotId]) -> 
     let mut wanted_bases: Vec<String> = kept.iter().map(|record| record.build.base.clone()).collect();
     let warm = sweep_warm_starts(host, &mut wanted_bases)?;
     removed += sweep_volumes(host, keep, snapshots, &warm)?;
-    let kept_states: Vec<String> = snapshots.iter().copied().flat_map(files_of).collect();
-    for name in &kept_states {
-        wanted_bases.extend(read_meta(&host.snapshots.join(name)).map(|meta| meta.base));
-    }
-    let names: Vec<String> = keep.iter().map(|id| format!("{id}.json")).chain(kept_states).collect();
+    let states: Vec<State> = snapshots.iter().map(|id| State::of_snapshot(host, *id)).collect();
+    wanted_bases.extend(states.iter().filter_map(|state| state.meta().ok()).map(|meta| meta.base));
+    let files_of_states = snapshots.iter().copied().flat_map(files_of);
+    let names: Vec<String> = keep.iter().map(|id| format!("{id}.json")).chain(files_of_states).collect();
     for folder in [host.records.folder(), &host.snapshots] {
         remove_others(folder, &names).map_err(EngineError::kernel("remove a stray file"))?;
     }
-    for snapshot in snapshots {
-        let state = State::of_snapshot(host, *snapshot);
-        host.replayer.add(&state, state.image(host));
+    for state in &states {
+        host.replayer.add(state, state.image(host));
     }
     bases::sweep(&host.bases, &wanted_bases).map_err(EngineError::kernel("remove a stray image"))?;
     let mut sockets: Vec<String> = keep.iter().map(ToString::to_string).collect();
