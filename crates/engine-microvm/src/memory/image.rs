@@ -44,20 +44,18 @@ fn write_pages<'a>(
     now: &[u8],
     before: impl Fn(usize) -> &'a [u8],
 ) -> io::Result<()> {
-    let kinds = now.chunks_exact(ZERO.len()).enumerate().map(|(number, page)| {
-        if page == before(number * ZERO.len()) {
+    let change = |at: usize, page: &[u8]| {
+        if page == before(at) {
             Change::None
-        } else if *page == ZERO {
+        } else if is_zero(page) {
             Change::Zero
         } else {
             Change::Data
         }
-    });
-    let mut at = 0;
-    for run in kinds.collect::<Vec<Change>>().chunk_by(PartialEq::eq) {
-        let end = at + run.len() * ZERO.len();
-        let (position, bytes) = (offset + at as u64, &now[at..end]);
-        match run[0] {
+    };
+    for (at, bytes, change) in runs_of(now, change) {
+        let position = offset + at as u64;
+        match change {
             Change::None => {}
             Change::Data => target.write_all_at(bytes, position)?,
             Change::Zero => {
@@ -68,9 +66,30 @@ fn write_pages<'a>(
                 }
             }
         }
-        at = end;
     }
     Ok(())
+}
+
+/// Whether there is nothing in a page.
+pub(super) fn is_zero(page: &[u8]) -> bool {
+    *page == ZERO
+}
+
+/// Pages next to each other that are of the same kind: where they begin, what is in them, what they are.
+pub(super) fn runs_of<K: PartialEq + Copy>(
+    pages: &[u8],
+    kind: impl Fn(usize, &[u8]) -> K,
+) -> impl Iterator<Item = (usize, &[u8], K)> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let start = at;
+        let page = |at: usize| pages.get(at..at + ZERO.len());
+        let first = kind(start, page(start)?);
+        while page(at).is_some_and(|page| kind(at, page) == first) {
+            at += ZERO.len();
+        }
+        Some((start, &pages[start..at], first))
+    })
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -20,6 +20,8 @@ const MAGIC: [u8; 8] = *b"pages\0\0\x01";
 /// Of magic and number of runs; of each run's place in the image and its length. All little endian, 8 bytes each.
 const HEAD: usize = 16;
 const ENTRY: usize = 16;
+/// In a length, whose last bits are free: nothing is in these pages, and the journal has none of them. A guest zeroes what it frees.
+const ZEROS: u64 = 1;
 
 /// Writes what is process `pid`'s own in these regions, for good except for the file's name. Answers how many bytes that were.
 pub(super) fn write(pid: i32, regions: &[Region], path: &Path) -> io::Result<u64> {
@@ -27,10 +29,14 @@ pub(super) fn write(pid: i32, regions: &[Region], path: &Path) -> io::Result<u64
     let (mut own, mut at) = (0, 0);
     flush::beside(&file, Lasting::Durable, |flush| {
         own::read_own(pid, regions, |batch| {
-            let head = head(batch);
+            let runs: Vec<(u64, &[u8], bool)> = runs(batch).collect();
+            let head = head(&runs);
             (&file).write_all(&head)?;
-            (&file).write_all(batch.bytes())?;
-            let end = at + (head.len() + batch.bytes().len()) as u64;
+            let mut end = at + head.len() as u64;
+            for (_, bytes, _) in runs.iter().filter(|(_, _, is_zero)| !is_zero) {
+                (&file).write_all(bytes)?;
+                end += bytes.len() as u64;
+            }
             flush.wrote(at, end);
             at = end;
             own += batch.bytes().len() as u64;
@@ -41,13 +47,21 @@ pub(super) fn write(pid: i32, regions: &[Region], path: &Path) -> io::Result<u64
     Ok(own)
 }
 
+/// The runs of pages in a batch that are all zero or all not: where each is in the image, its content, whether it is zero.
+fn runs(batch: &Batch) -> impl Iterator<Item = (u64, &[u8], bool)> {
+    batch.runs().flat_map(|(offset, bytes)| {
+        let runs = image::runs_of(bytes, |_, page| image::is_zero(page));
+        runs.map(move |(at, bytes, is_zero)| (offset + at as u64, bytes, is_zero))
+    })
+}
+
 /// Whole pages, so that the batch's bytes, which begin at a page in memory, begin at one in the file.
-fn head(batch: &Batch) -> Vec<u8> {
+fn head(runs: &[(u64, &[u8], bool)]) -> Vec<u8> {
     let mut head = MAGIC.to_vec();
-    head.extend((batch.runs().count() as u64).to_le_bytes());
-    for (offset, bytes) in batch.runs() {
+    head.extend((runs.len() as u64).to_le_bytes());
+    for (offset, bytes, is_zero) in runs {
         head.extend(offset.to_le_bytes());
-        head.extend((bytes.len() as u64).to_le_bytes());
+        head.extend((bytes.len() as u64 | if *is_zero { ZEROS } else { 0 }).to_le_bytes());
     }
     head.resize(head.len().next_multiple_of(index(PAGE)), 0);
     head
@@ -82,21 +96,23 @@ fn is_removed(file: &File) -> io::Result<bool> {
 fn write_into(journal: &File, image: &Path, goes_on: &dyn Fn() -> bool) -> io::Result<()> {
     let target = File::options().read(true).write(true).open(image)?;
     let size = target.metadata()?.len();
-    let (mut bytes, mut start) = (vec![0; MOST + index(PAGE)], 0);
-    start += bytes[start..].as_ptr().align_offset(index(PAGE));
+    let (zeros, mut bytes) = (vec![0; MOST], vec![0; MOST + index(PAGE)]);
+    let start = bytes.as_ptr().align_offset(index(PAGE));
     flush::beside(&target, Lasting::Durable, |flush| {
         while let Some(runs) = read_head(journal, size)? {
             if is_removed(journal)? || !goes_on() {
                 return Err(io::ErrorKind::Interrupted.into());
             }
-            let length: usize = runs.iter().map(|(_, length)| length).sum();
-            let mut rest = &mut bytes[start..][..length];
-            (&mut &*journal).read_exact(rest)?;
-            for (offset, length) in runs {
-                let (now, others) = rest.split_at_mut(length);
+            for (offset, length, is_zero) in runs {
+                let now = if is_zero {
+                    &zeros[..length]
+                } else {
+                    let now = &mut bytes[start..][..length];
+                    (&mut &*journal).read_exact(now)?;
+                    now
+                };
                 image::write_changes(&target, &target, offset, now)?;
                 flush.wrote(offset, offset + length as u64);
-                rest = others;
             }
         }
         Ok(())
@@ -104,8 +120,8 @@ fn write_into(journal: &File, image: &Path, goes_on: &dyn Fn() -> bool) -> io::R
     target.sync_data()
 }
 
-/// The runs of the next batch, where in an image of `size` bytes and how long; none at the end.
-fn read_head(mut journal: &File, size: u64) -> io::Result<Option<Vec<(u64, usize)>>> {
+/// The runs of the next batch, where in an image of `size` bytes, how long and whether of zeros; none at the end.
+fn read_head(mut journal: &File, size: u64) -> io::Result<Option<Vec<(u64, usize, bool)>>> {
     let damaged =
         || io::Error::new(io::ErrorKind::InvalidData, "the journal of a captured memory is damaged");
     let mut page = vec![0; index(PAGE)];
@@ -121,16 +137,14 @@ fn read_head(mut journal: &File, size: u64) -> io::Result<Option<Vec<(u64, usize
     page.resize((HEAD + count * ENTRY).next_multiple_of(index(PAGE)), 0);
     journal.read_exact(&mut page[index(PAGE)..])?;
     let entries = page[HEAD..].chunks_exact(ENTRY).take(count);
-    let runs = entries.map(|entry| (number(&entry[..8]), number(&entry[8..])));
-    let is_inside = |(offset, length): &(u64, u64)| {
-        offset % PAGE == 0 && length % PAGE == 0 && offset.checked_add(*length).is_some_and(|end| end <= size)
-    };
-    let runs: Vec<(u64, u64)> = runs.collect();
-    let length = runs.iter().try_fold(0_u64, |sum, (_, length)| sum.checked_add(*length));
-    if !runs.iter().all(is_inside) || length.is_none_or(|length| length > MOST as u64) {
-        return Err(damaged());
-    }
-    Ok(Some(runs.into_iter().map(|(offset, length)| (offset, index(length))).collect()))
+    let runs = entries.map(|entry| {
+        let (offset, length) = (number(&entry[..8]), number(&entry[8..]));
+        let (length, is_zero) = (length & !ZEROS, length & ZEROS != 0);
+        let is_inside = offset.checked_add(length).is_some_and(|end| end <= size);
+        let is_sound = is_inside && offset % PAGE == 0 && length % PAGE == 0 && length <= MOST as u64;
+        if is_sound { Ok((offset, index(length), is_zero)) } else { Err(damaged()) }
+    });
+    runs.collect::<io::Result<_>>().map(Some)
 }
 
 #[cfg(test)]
@@ -145,8 +159,9 @@ mod tests {
     fn memory(bytes: &mut Vec<u8>) -> (usize, Region) {
         bytes.resize((PAGES + 1) * index(PAGE), 0);
         let start = bytes.as_ptr().align_offset(index(PAGE));
+        // Every seventh has nothing in it.
         for (page, bytes) in bytes[start..].chunks_exact_mut(index(PAGE)).enumerate() {
-            bytes.fill(u8::try_from(page % 251).unwrap());
+            bytes.fill(u8::try_from(page % 7).unwrap());
         }
         let address = bytes[start..].as_ptr() as u64;
         (start, Region { start: address, end: address + PAGES as u64 * PAGE, offset: 3 * PAGE })
@@ -162,10 +177,12 @@ mod tests {
         let length = PAGES * index(PAGE);
         assert_eq!(write(pid, &[region], &journal).unwrap(), length as u64);
         let whole = fs::read(&journal).unwrap();
+        assert!(whole.len() < length, "what is zero is not in it");
         let fresh = || {
             let file = File::create(&image).unwrap();
             file.set_len((PAGES as u64 + 10) * PAGE).unwrap();
             file.write_all_at(&[9; 4096], 0).unwrap();
+            file.write_all_at(&[9; 4096], 10 * PAGE).unwrap();
         };
         let is_replayed = || {
             let now = fs::read(&image).unwrap();
