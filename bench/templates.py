@@ -1,8 +1,8 @@
 """Templates and the code interpreter, measured through the official SDKs against a server that is told by E2B's variables.
 
-    E2B_API_KEY=… E2B_API_URL=… E2B_SANDBOX_URL=… python bench/templates.py [data folder of the server]
+    E2B_API_KEY=… E2B_API_URL=… E2B_SANDBOX_URL=… python bench/templates.py [data directory of the server]
 
-`httpbin` and `code-interpreter-v1` must be built. With the data folder (and the server's own command line in COFFERDAM_BIN) it also
+`httpbin` and `code-interpreter-v1` must be built. With the data directory (and the server's own command line in COFFERDAM_BIN) it also
 turns the pool off and on. Prints rows for docs/performance.md: medians, 90th percentiles, worst.
 """
 

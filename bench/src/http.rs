@@ -96,7 +96,7 @@ impl Http {
         if status == StatusCode::NO_CONTENT { Ok(()) } else { Err(status.to_string().into()) }
     }
 
-    /// Runs a program to its end; answers its standard output.
+    /// Runs a program to its end; returns its standard output.
     pub(crate) async fn run(&self, sandbox: &Sandbox, program: &str, args: &[&str]) -> Outcome<Vec<u8>> {
         let message = json!({ "process": { "cmd": program, "args": args }, "stdin": false }).to_string();
         let mut envelope = vec![0];
@@ -130,7 +130,7 @@ impl Http {
         Ok(())
     }
 
-    /// Reads a file, dropping its content; answers its size.
+    /// Reads a file, dropping its content; returns its size.
     pub(crate) async fn download(&self, sandbox: &Sandbox, path: &str) -> Outcome<usize> {
         let request =
             self.to_envd(sandbox, Method::GET, &format!("/files?path={path}")).body(Full::default())?;

@@ -1,5 +1,5 @@
-//! A server of our own for the measurements: fresh data folder, free port, ended at the end.
-//! The data folder lies beside the build, on a real disk, as a user's would.
+//! A server of our own for the measurements: fresh data directory, free port, ended at the end.
+//! The data directory lies beside the build, on a real disk, as a user's would.
 //! The first key is made through the admin interface.
 
 use std::path::Path;
@@ -71,7 +71,7 @@ impl Server {
         ))
     }
 
-    /// Its data folder.
+    /// Its data directory.
     pub(crate) fn data(&self) -> &Path {
         self.data.path()
     }

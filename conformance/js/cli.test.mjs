@@ -19,7 +19,7 @@ let server, environment
 before(async () => {
   server = await Server.start()
   // A home of its own: nothing of the developer's login is read or written.
-  environment = { ...process.env, HOME: server.folder, NO_UPDATE_NOTIFIER: '1', NO_COLOR: '1' }
+  environment = { ...process.env, HOME: server.dir, NO_UPDATE_NOTIFIER: '1', NO_COLOR: '1' }
 })
 
 after(async () => {

@@ -60,7 +60,7 @@ test('output is streamed while the command runs, and the exit code is told', asy
   })
 })
 
-test('a command has its environment, folder and user', () =>
+test('a command has its environment, directory and user', () =>
   own(
     async (sandbox) => {
       const print = 'echo $SHARED $KEPT $PWD $(whoami)'
@@ -150,7 +150,7 @@ test('files are listed, described, moved and removed', async () => {
   await assert.rejects(files.read('tree/b'), FileNotFoundError)
 })
 
-test('a watched folder tells what happens in it, as it happens', async () => {
+test('a watched directory tells what happens in it, as it happens', async () => {
   const events = new Collected()
   const ended = new Collected()
   await sandbox.files.makeDir('watched')

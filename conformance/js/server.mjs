@@ -1,4 +1,4 @@
-// A real server for tests: its own data folder, a free port, everything gone afterwards.
+// A real server for tests: its own data directory, a free port, everything gone afterwards.
 // The binary, envd and the layer store come from `cargo xtask conformance` by environment variables.
 
 import assert from 'node:assert/strict'
@@ -15,10 +15,10 @@ export class Server {
   /** `trusting` has sandboxes trust what this machine does, so that package managers work in them. */
   static async start({ data, trusting = false, options: more = [] } = {}) {
     const server = new Server()
-    server.folder = fs.mkdtempSync(path.join(os.tmpdir(), 'cofferdam-test-'))
-    server.data = data ?? path.join(server.folder, 'data')
+    server.dir = fs.mkdtempSync(path.join(os.tmpdir(), 'cofferdam-test-'))
+    server.data = data ?? path.join(server.dir, 'data')
     const trust = trusting && process.env.COFFERDAM_SANDBOX_CA
-    const log = fs.openSync(path.join(server.folder, 'log'), 'a')
+    const log = fs.openSync(path.join(server.dir, 'log'), 'a')
     const { COFFERDAM_BIN, COFFERDAM_ENVD, COFFERDAM_LAYERS } = process.env
     const options = ['--data-dir', server.data, '--listen', '127.0.0.1:0', '--layers-dir', COFFERDAM_LAYERS]
     if (trust) options.push('--sandbox-ca', trust)
@@ -56,7 +56,7 @@ export class Server {
   }
 
   tail() {
-    return fs.readFileSync(path.join(this.folder, 'log'), 'utf8').slice(-4000)
+    return fs.readFileSync(path.join(this.dir, 'log'), 'utf8').slice(-4000)
   }
 
   environment() {
@@ -100,7 +100,7 @@ export class Server {
     const mounts = fs.readFileSync('/proc/self/mountinfo', 'utf8').split('\n')
     assert.deepEqual(mounts.filter((line) => line.includes(this.data)), [])
     assert.deepEqual(fs.readdirSync(path.join(this.data, 'sandboxes')), [])
-    fs.rmSync(this.folder, { recursive: true })
+    fs.rmSync(this.dir, { recursive: true })
   }
 }
 

@@ -36,7 +36,7 @@ async function within(template, body) {
 }
 
 test('a template with files, steps and a service is built, cached and started', async () => {
-  const context = fs.mkdtempSync(path.join(server.folder, 'context-'))
+  const context = fs.mkdtempSync(path.join(server.dir, 'context-'))
   fs.mkdirSync(path.join(context, 'site'))
   fs.writeFileSync(path.join(context, 'site', 'index.html'), 'hello from a template')
   const template = () =>
@@ -84,15 +84,15 @@ test('names and tags are asked for, assigned and removed', async () => {
 })
 
 test('the command line client creates, lists, publishes and deletes a template', async () => {
-  const folder = fs.mkdtempSync(path.join(server.folder, 'cli-'))
-  fs.writeFileSync(path.join(folder, 'data.txt'), 'from a file')
+  const dir = fs.mkdtempSync(path.join(server.dir, 'cli-'))
+  fs.writeFileSync(path.join(dir, 'data.txt'), 'from a file')
   fs.writeFileSync(
-    path.join(folder, 'e2b.Dockerfile'),
+    path.join(dir, 'e2b.Dockerfile'),
     'FROM e2bdev/base\nENV WORD=hi\nCOPY data.txt /data.txt\nRUN echo $WORD > /word\n'
   )
-  const environment = { ...process.env, HOME: server.folder, NO_UPDATE_NOTIFIER: '1', NO_COLOR: '1' }
+  const environment = { ...process.env, HOME: server.dir, NO_UPDATE_NOTIFIER: '1', NO_COLOR: '1' }
   const e2b = async (...words) => {
-    const options = { env: environment, cwd: folder, maxBuffer: 16 << 20 }
+    const options = { env: environment, cwd: dir, maxBuffer: 16 << 20 }
     return (await promisify(execFile)(process.execPath, [CLI, 'template', ...words], options)).stdout
   }
   const name = fresh('cli')

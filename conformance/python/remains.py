@@ -9,7 +9,7 @@ GROUPS = pathlib.Path("/sys/fs/cgroup")
 
 
 def instance(data):
-    """The name that everything of this data folder's server carries."""
+    """The name that everything of this data directory's server carries."""
     return "cofferdam-" + hashlib.sha256(os.fsencode(pathlib.Path(data).resolve())).hexdigest()[:12]
 
 
@@ -31,9 +31,9 @@ def processes(data):
 
 
 def dumps(data):
-    """CRIUs at work for it, in whatever group: they have its folders open. Once one is asked something it changes its command
+    """CRIUs at work for it, in whatever group: they have its directories open. Once one is asked something it changes its command
     line, but not the loader that it runs from."""
-    folder, found = os.path.realpath(data), set()
+    dir, found = os.path.realpath(data), set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             is_loader = os.path.basename(os.readlink(f"/proc/{pid}/exe")).startswith("ld-linux")
@@ -42,7 +42,7 @@ def dumps(data):
             files = {os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")}
         except OSError:
             continue
-        if any(file.startswith(folder) for file in files):
+        if any(file.startswith(dir) for file in files):
             found.add(int(pid))
     return found
 
@@ -57,13 +57,13 @@ def loop_devices(data):
 
 
 def states(server):
-    """Names of captured states: each is a folder, or a note and for a moment a journal beside it. What is half of one has a dot in its name."""
+    """Names of captured states: each is a directory, or a note and for a moment a journal beside it. What is half of one has a dot in its name."""
     files = {path.name for path in (server.home / "snapshots").iterdir()}
     journals = {name for name in files if name.endswith(".pages") and name.replace(".pages", ".json") in files}
     return [name.removesuffix(".json") for name in files - journals]
 
 
-def folder_of_volumes(server):
+def dir_of_volumes(server):
     """They are mounted where no path leads, but the server's own descriptors do."""
     found = []
     for entry in os.scandir(f"/proc/{server.process.pid}/fd"):
@@ -81,11 +81,11 @@ def folder_of_volumes(server):
 
 def volumes(server):
     """Names of its volumes."""
-    return {name for name in os.listdir(folder_of_volumes(server)) if not name.startswith(".")}
+    return {name for name in os.listdir(dir_of_volumes(server)) if not name.startswith(".")}
 
 
 def bytes_in_volumes(server):
-    disk = os.statvfs(folder_of_volumes(server))
+    disk = os.statvfs(dir_of_volumes(server))
     return (disk.f_blocks - disk.f_bfree) * disk.f_frsize
 
 

@@ -1,4 +1,4 @@
-"""A real server for tests: its own data folder, a free port, everything gone afterwards.
+"""A real server for tests: its own data directory, a free port, everything gone afterwards.
 
 The binary, envd and the layer store come from `cargo xtask conformance` by environment variables.
 """
@@ -23,8 +23,8 @@ class Server:
         """`trusting` has sandboxes trust what this machine does, so that package managers work in them; a `kept` server's
         templates are there at the next run."""
         self.kept = kept
-        self.folder = tempfile.TemporaryDirectory(prefix="cofferdam-test-")
-        self.data = pathlib.Path(data or pathlib.Path(self.folder.name) / "data")
+        self.dir = tempfile.TemporaryDirectory(prefix="cofferdam-test-")
+        self.data = pathlib.Path(data or pathlib.Path(self.dir.name) / "data")
         self.options = options
         if trusting and os.environ.get("COFFERDAM_SANDBOX_CA"):
             self.options = (*options, "--sandbox-ca", os.environ["COFFERDAM_SANDBOX_CA"])
@@ -39,7 +39,7 @@ class Server:
             *self.prefix, os.environ["COFFERDAM_BIN"], "serve", "--data-dir", str(self.data), "--listen", listen,
             "--layers-dir", os.environ["COFFERDAM_LAYERS"], "--envd", os.environ["COFFERDAM_ENVD"], *self.options,
         ]
-        self.log = open(pathlib.Path(self.folder.name) / "log", "ab")
+        self.log = open(pathlib.Path(self.dir.name) / "log", "ab")
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True)
         line = self.process.stdout.readline()
         assert line.startswith("listening on "), self.tail()
@@ -48,7 +48,7 @@ class Server:
             self.key = self.make_key("tests")
 
     def tail(self):
-        return (pathlib.Path(self.folder.name) / "log").read_text()[-4000:]
+        return (pathlib.Path(self.dir.name) / "log").read_text()[-4000:]
 
     @property
     def admin_token(self):
@@ -142,7 +142,7 @@ class Server:
         self.process.stdout.close()
         self.log.close()
         self.assert_nothing_left()
-        self.folder.cleanup()
+        self.dir.cleanup()
 
     @property
     def home(self):

@@ -57,7 +57,7 @@ async def test_output_is_told_while_the_command_runs(async_sandbox):
     assert (failed.value.exit_code, failed.value.stdout, failed.value.stderr) == (3, "one\nthree\n", "two\n")
 
 
-async def test_environment_folder_and_user_of_a_command(server):
+async def test_environment_dir_and_user_of_a_command(server):
     async with await AsyncSandbox.create(envs={"A": "sandbox", "B": "kept"}) as sandbox:
         result = await sandbox.commands.run("echo $A $B $PWD $(whoami)", envs={"A": "own"}, cwd="/tmp", user="root")
         assert result.stdout == "own kept /tmp root\n"
@@ -163,7 +163,7 @@ async def test_watching_a_tree_tells_events_as_they_happen(async_sandbox):
     await watch.stop()
     assert await ended.until(len) == [None]
     with pytest.raises(NotFoundException):
-        await async_sandbox.files.watch_dir("no-such-folder", on_event=events)
+        await async_sandbox.files.watch_dir("no-such-directory", on_event=events)
 
 
 async def test_a_terminal_takes_input_size_and_a_second_viewer(async_sandbox):

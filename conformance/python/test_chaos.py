@@ -16,7 +16,7 @@ from server import Server
 
 ROUNDS = int(os.environ.get("COFFERDAM_CHAOS_ROUNDS", "60"))
 SEED = int(os.environ.get("COFFERDAM_CHAOS_SEED", str(random.randrange(1 << 32))))
-MOST_SANDBOXES = 8
+MAX_SANDBOXES = 8
 WORKERS = 3
 # Sandboxes that wait for a creator, and slots that wait for a sandbox.
 WAITING = 2
@@ -74,7 +74,7 @@ class Model:
             return body
 
     def create(self, template="base"):
-        if len(self.states) >= MOST_SANDBOXES:
+        if len(self.states) >= MAX_SANDBOXES:
             return
         answer = self.call("POST", "/v2/sandboxes", {"templateID": template, "timeout": 3000})
         if answer:
@@ -108,7 +108,7 @@ class Model:
         assert answer is None or answer[0] == 204, answer
 
     def fork(self):
-        if len(self.states) >= MOST_SANDBOXES:
+        if len(self.states) >= MAX_SANDBOXES:
             return
         body = self.on("running", "fork", "POST", "/sandboxes/{}/fork", {"timeout": 3000, "count": 2}, "running")
         with self.lock:

@@ -27,9 +27,9 @@ def test_runs_as_the_default_user_in_its_home(sandbox):
     assert sandbox.commands.run("pwd", cwd="/tmp").stdout == "/tmp\n"
 
 
-def test_a_missing_folder_is_named(sandbox):
-    with pytest.raises(InvalidArgumentException, match="/no/such/folder"):
-        sandbox.commands.run("pwd", cwd="/no/such/folder")
+def test_a_missing_dir_is_named(sandbox):
+    with pytest.raises(InvalidArgumentException, match="/no/such/directory"):
+        sandbox.commands.run("pwd", cwd="/no/such/directory")
 
 
 def test_environment_of_the_sandbox_and_of_a_command(server):

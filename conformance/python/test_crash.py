@@ -98,8 +98,8 @@ def test_crashes_in_the_middle_of_creates_lose_nothing_acknowledged_and_leave_no
         own_server.restart()
         alive = {sandbox["sandboxID"] for sandbox in own_server.sandboxes()}
         assert acknowledged <= alive, "an acknowledged sandbox was lost"
-        folders = {path.stem for path in (own_server.home / "sandboxes").iterdir()}
-        assert folders == alive, "something lives that nobody knows of"
+        dirs = {path.stem for path in (own_server.home / "sandboxes").iterdir()}
+        assert dirs == alive, "something lives that nobody knows of"
     for sandbox in alive:
         route = {"E2b-Sandbox-Id": sandbox, "E2b-Sandbox-Port": "49983"}
         assert own_server.call("GET", "/health", headers=route)[0] == 204

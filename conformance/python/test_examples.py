@@ -34,7 +34,7 @@ def test_csv_to_plot(interpreter_server, tmp_path):
 
 
 def test_csv_to_plot_in_javascript(interpreter_server, tmp_path):
-    # Node looks for modules above the program's own folder.
+    # Node looks for modules above the program's own directory.
     modules = pathlib.Path(os.environ["COFFERDAM_NODE_MODULES"])
     program = modules / "csv_to_plot.mjs"
     program.write_text((EXAMPLES / program.name).read_text())

@@ -1,4 +1,4 @@
-"""A full disk, a folder that cannot be written, a CRIU that fails, a process that does not die: the sandbox is in one honest
+"""A full disk, a directory that cannot be written, a CRIU that fails, a process that does not die: the sandbox is in one honest
 state, the error says why, deleting works, and nothing is left.
 """
 
@@ -148,9 +148,9 @@ def test_states_that_cannot_be_written():
         sandbox, paused = Sandbox.create(**options), Sandbox.create(**options)
         pid = sleeper_in(sandbox)
         paused.pause()
-        folder = str(server.home / "snapshots")
-        run("mount", "--bind", folder, folder)
-        run("mount", "-o", "remount,ro,bind", folder)
+        dir = str(server.home / "snapshots")
+        run("mount", "--bind", dir, dir)
+        run("mount", "-o", "remount,ro,bind", dir)
         try:
             for call in (sandbox.pause, sandbox.create_snapshot, sandbox.fork):
                 fails(call, "Read-only file system", "read-only")
@@ -160,7 +160,7 @@ def test_states_that_cannot_be_written():
             assert sandbox.kill() is True
             assert server.sandboxes() == []
         finally:
-            run("umount", folder)
+            run("umount", dir)
         server.crash()
         server.restart()
         assert not states(server), "a start sweeps what could not be removed"
@@ -194,8 +194,8 @@ exec {loader} "$@"
 """
     )
     place.chmod(0o755)
-    for folder in [tmp_path, *tmp_path.parents][:3]:
-        folder.chmod(folder.stat().st_mode | 0o055)
+    for dir in [tmp_path, *tmp_path.parents][:3]:
+        dir.chmod(dir.stat().st_mode | 0o055)
     mood.write_text("well")
     return tree, mood
 

@@ -42,16 +42,16 @@ def test_listing_has_types_and_depth(sandbox):
 
 def test_move_remove_exists_and_info(sandbox):
     sandbox.files.write("old", "content")
-    assert sandbox.files.make_dir("folder") is True
-    assert sandbox.files.make_dir("folder") is False
-    assert sandbox.files.rename("old", "folder/new").path == "/home/user/folder/new"
+    assert sandbox.files.make_dir("directory") is True
+    assert sandbox.files.make_dir("directory") is False
+    assert sandbox.files.rename("old", "directory/new").path == "/home/user/directory/new"
     assert not sandbox.files.exists("old")
-    info = sandbox.files.get_info("folder/new")
+    info = sandbox.files.get_info("directory/new")
     assert (info.size, info.permissions, info.owner) == (7, "-rw-r--r--", "user")
-    sandbox.files.remove("folder")
-    assert not sandbox.files.exists("folder")
+    sandbox.files.remove("directory")
+    assert not sandbox.files.exists("directory")
     with pytest.raises(NotFoundException):
-        sandbox.files.read("folder/new")
+        sandbox.files.read("directory/new")
 
 
 def test_proc_files_are_read_to_their_end(sandbox):
@@ -103,7 +103,7 @@ def test_signed_urls_serve_curl_both_ways(sandbox, tmp_path):
     assert not sandbox.files.exists("curl/other")
 
 
-def test_watching_a_folder_tells_what_happens_in_order(sandbox):
+def test_watching_a_dir_tells_what_happens_in_order(sandbox):
     sandbox.files.make_dir("watched")
     with_events = sandbox.files.watch_dir("watched", recursive=True)
     sandbox.files.write("watched/new.txt", "x")

@@ -16,23 +16,23 @@ from test_templates import build, fresh, read
 
 CONFIG = """
 version: 0.1
-storage: {{filesystem: {{rootdirectory: {folder}/data}}, delete: {{enabled: true}}}}
+storage: {{filesystem: {{rootdirectory: {dir}/data}}, delete: {{enabled: true}}}}
 http: {{addr: "127.0.0.1:{port}"}}
-auth: {{htpasswd: {{realm: tests, path: {folder}/htpasswd}}}}
+auth: {{htpasswd: {{realm: tests, path: {dir}/htpasswd}}}}
 """
 
 
 class Registry:
-    def __init__(self, folder):
-        self.folder = folder
+    def __init__(self, dir):
+        self.dir = dir
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.address = f"127.0.0.1:{port}"
-        subprocess.run(["htpasswd", "-Bbc", folder / "htpasswd", "me", "secret"], check=True, capture_output=True)
-        (folder / "config.yml").write_text(CONFIG.format(folder=folder, port=port))
-        log = open(folder / "log", "wb")
-        command = ["docker-registry", "serve", folder / "config.yml"]
+        subprocess.run(["htpasswd", "-Bbc", dir / "htpasswd", "me", "secret"], check=True, capture_output=True)
+        (dir / "config.yml").write_text(CONFIG.format(dir=dir, port=port))
+        log = open(dir / "log", "wb")
+        command = ["docker-registry", "serve", dir / "config.yml"]
         self.process = subprocess.Popen(command, stdout=log, stderr=log)
         deadline = time.monotonic() + 20
         while True:
@@ -41,7 +41,7 @@ class Registry:
             except urllib.error.HTTPError:
                 return
             except OSError:
-                assert time.monotonic() < deadline and self.process.poll() is None, (folder / "log").read_text()
+                assert time.monotonic() < deadline and self.process.poll() is None, (dir / "log").read_text()
                 time.sleep(0.05)
 
     def push(self, layout, name):
@@ -92,14 +92,14 @@ def debian(images):
 @pytest.fixture(scope="module")
 def layout(debian, images, tmp_path_factory):
     """An image with two layers, the second one with a whiteout, made by umoci from what Debian's packages gave."""
-    folder = tmp_path_factory.mktemp("image")
-    exported, layout, bundle = folder / "template.tar", folder / "oci", folder / "bundle"
+    dir = tmp_path_factory.mktemp("image")
+    exported, layout, bundle = dir / "template.tar", dir / "oci", dir / "bundle"
     images.cli("template", "export", debian[0], "--output", str(exported))
     run("umoci", "init", "--layout", layout)
     run("umoci", "new", "--image", f"{layout}:v1")
     run("umoci", "unpack", "--image", f"{layout}:v1", bundle)
     rootfs = pathlib.Path(bundle) / "rootfs"
-    largest = max(image_layers(exported, folder), key=lambda path: path.stat().st_size)
+    largest = max(image_layers(exported, dir), key=lambda path: path.stat().st_size)
     run("tar", "--zstd", "-xpf", largest, "-C", rootfs)
     (rootfs / "etc" / "gone").write_text("first layer")
     run("umoci", "repack", "--image", f"{layout}:v1", bundle)
@@ -112,8 +112,8 @@ def layout(debian, images, tmp_path_factory):
     return f"{layout}:v1"
 
 
-def image_layers(archive, folder):
-    target = folder / "exported"
+def image_layers(archive, dir):
+    target = dir / "exported"
     target.mkdir()
     run("tar", "-xf", archive, "-C", target)
     return [path for path in (target / "blobs" / "sha256").iterdir() if path.stat().st_size > 1 << 20]

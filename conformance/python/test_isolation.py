@@ -194,5 +194,5 @@ def test_the_core_limit_stays(cell):
     assert [line.split()[4:6] for line in limits] == [["1", "1"]] * 2
 
 
-def test_the_servers_folder_is_closed_to_other_users(server):
+def test_the_servers_dir_is_closed_to_other_users(server):
     assert server.data.stat().st_mode & 0o077 == 0

@@ -36,7 +36,7 @@ def build(template, name=None, **options):
 
 @pytest.fixture
 def context(tmp_path):
-    """A folder of files in every shape that COPY meets."""
+    """A directory of files in every shape that COPY meets."""
     (tmp_path / "app" / "nested").mkdir(parents=True)
     (tmp_path / "app" / "main.py").write_text("print('main')")
     (tmp_path / "app" / ".hidden").write_text("hidden")

@@ -1,6 +1,6 @@
 //! The official SDKs and CLI against a real server: Python (pytest) and JavaScript (node's own runner).
-//! Packages are the newest of their registries; their folders are kept under `target/`.
-//! Each suite starts its servers itself, on port 0 with data folders of their own.
+//! Packages are the newest of their registries; their directories are kept under `target/`.
+//! Each suite starts its servers itself, on port 0 with data directories of their own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -96,7 +96,7 @@ fn python(suites: &Path) -> Outcome<PathBuf> {
     Ok(home.join("bin/python"))
 }
 
-/// Node looks for modules above the test's own folder, so the tests are copied beside them.
+/// Node looks for modules above the test's own directory, so the tests are copied beside them.
 fn javascript(suites: &Path) -> Outcome<PathBuf> {
     let home = run::target().join("conformance/js");
     let tests = home.join("tests");
@@ -105,15 +105,15 @@ fn javascript(suites: &Path) -> Outcome<PathBuf> {
     for entry in fs::read_dir(suites.join("js")).map_err(|error| error.to_string())? {
         let path = entry.map_err(|error| error.to_string())?.path();
         let name = path.file_name().unwrap_or_default().to_owned();
-        let folder = if name == "package.json" { &home } else { &tests };
-        fs::copy(&path, folder.join(name)).map_err(|error| format!("{}: {error}", path.display()))?;
+        let dir = if name == "package.json" { &home } else { &tests };
+        fs::copy(&path, dir.join(name)).map_err(|error| format!("{}: {error}", path.display()))?;
     }
     run::new("npm").args(["install", "--silent", "--no-audit", "--no-fund", "--prefix"]).arg(&home).run()?;
     Ok(home)
 }
 
-fn tests(folder: &Path) -> Outcome<Vec<PathBuf>> {
-    let entries = fs::read_dir(folder).map_err(|error| error.to_string())?;
+fn tests(dir: &Path) -> Outcome<Vec<PathBuf>> {
+    let entries = fs::read_dir(dir).map_err(|error| error.to_string())?;
     let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
     Ok(paths.filter(|path| path.to_string_lossy().ends_with(".test.mjs")).collect())
 }

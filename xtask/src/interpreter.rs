@@ -18,10 +18,10 @@ pip install --quiet --no-cache-dir --requirement /root/requirements-kernel.txt p
 python3 -c 'import matplotlib.pyplot'
 ";
 
-/// Makes it if it is missing or out of date; answers its path.
+/// Makes it if it is missing or out of date; returns its path.
 pub(crate) fn root() -> Outcome<PathBuf> {
-    let folder = run::target().join("interpreter");
-    let (root, stamp) = (folder.join("root"), folder.join("stamp"));
+    let dir = run::target().join("interpreter");
+    let (root, stamp) = (dir.join("root"), dir.join("stamp"));
     let template = run::root().join("templates/code-interpreter-v1");
     let read =
         |name: &str| fs::read_to_string(template.join(name)).map_err(|error| format!("{name}: {error}"));
@@ -30,8 +30,8 @@ pub(crate) fn root() -> Outcome<PathBuf> {
     if fs::read_to_string(&stamp).is_ok_and(|made| made == wanted) {
         return Ok(root);
     }
-    let failed = |error: std::io::Error| format!("{}: {error}", folder.display());
-    fs::create_dir_all(&folder).map_err(failed)?;
+    let failed = |error: std::io::Error| format!("{}: {error}", dir.display());
+    fs::create_dir_all(&dir).map_err(failed)?;
     if root.exists() {
         fs::remove_dir_all(&root).map_err(failed)?;
     }

@@ -80,7 +80,7 @@ impl Run {
         Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
-    /// Runs it and answers what it prints.
+    /// Runs it and returns what it prints.
     pub(crate) fn output(&mut self) -> Outcome<String> {
         let shown = self.shown();
         let output = self.0.stderr(Stdio::inherit()).output().map_err(|error| format!("{shown}: {error}"))?;

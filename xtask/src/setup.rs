@@ -71,8 +71,8 @@ fn registry() -> Outcome {
         return Ok(());
     }
     if fs::symlink_metadata(MASK).is_err() {
-        let folder = fs::create_dir_all("/etc/systemd/system");
-        let mask = folder.and_then(|()| std::os::unix::fs::symlink("/dev/null", MASK));
+        let dir = fs::create_dir_all("/etc/systemd/system");
+        let mask = dir.and_then(|()| std::os::unix::fs::symlink("/dev/null", MASK));
         mask.map_err(|error| format!("{MASK}: {error}"))?;
     }
     packages(&[PACKAGE])

@@ -7,7 +7,7 @@ use std::fmt;
 use crate::run::Outcome;
 
 /// Most lines of one failure that are told again.
-const MOST_LINES: u32 = 12;
+const MAX_LINES: u32 = 12;
 
 /// Tests run so far.
 #[derive(Debug, Default)]
@@ -43,10 +43,10 @@ impl Tally {
         let words = [
             ("FAIL [", 1),
             ("not ok ", 1),
-            ("FAILED ", MOST_LINES),
-            ("ERROR ", MOST_LINES),
-            ("error: ", MOST_LINES),
-            ("thread '", MOST_LINES),
+            ("FAILED ", MAX_LINES),
+            ("ERROR ", MAX_LINES),
+            ("error: ", MAX_LINES),
+            ("thread '", MAX_LINES),
         ];
         if let Some((_, lines)) = words.iter().find(|(word, _)| line.starts_with(word)) {
             self.listening = *lines;

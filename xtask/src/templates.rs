@@ -1,4 +1,4 @@
-//! Recipes in `templates/` that are built by a server: a folder with all that their Dockerfile copies, made under `target/`.
+//! Recipes in `templates/` that are built by a server: a directory with all that their Dockerfile copies, made under `target/`.
 //! The code interpreter's has a binary of ours in it; the others are as they lie in the repository.
 //! What this machine trusts beyond its distribution is handed to sandboxes too, or package managers in them would fail behind a proxy.
 
@@ -11,22 +11,22 @@ use crate::run::{self, Outcome};
 
 const INTERPRETER: &str = "code-interpreter-v1";
 
-/// A recipe's folder, complete; answers its path.
+/// A recipe's directory, complete; returns its path.
 pub(crate) fn staged(name: &str) -> Outcome<PathBuf> {
     let recipe = run::root().join("templates").join(name);
-    let folder = run::target().join("templates").join(name);
-    let failed = |error: std::io::Error| format!("{}: {error}", folder.display());
-    fs::create_dir_all(&folder).map_err(failed)?;
+    let dir = run::target().join("templates").join(name);
+    let failed = |error: std::io::Error| format!("{}: {error}", dir.display());
+    fs::create_dir_all(&dir).map_err(failed)?;
     let entries = fs::read_dir(&recipe).map_err(|error| format!("{}: {error}", recipe.display()))?;
     for entry in entries {
         let path = entry.map_err(failed)?.path();
-        fs::copy(&path, folder.join(path.file_name().unwrap_or_default())).map_err(failed)?;
+        fs::copy(&path, dir.join(path.file_name().unwrap_or_default())).map_err(failed)?;
     }
     if name == INTERPRETER {
         let binary = interpreter()?;
-        fs::copy(binary, folder.join("interpreter")).map_err(failed)?;
+        fs::copy(binary, dir.join("interpreter")).map_err(failed)?;
     }
-    Ok(folder)
+    Ok(dir)
 }
 
 fn interpreter() -> Outcome<PathBuf> {
@@ -38,7 +38,7 @@ fn interpreter() -> Outcome<PathBuf> {
 /// `cargo xtask template <name>`: builds a recipe on the server that runs on this machine.
 pub(crate) fn build(words: &[String]) -> Outcome {
     let Some((name, rest)) = words.split_first() else {
-        return Err("usage: cargo xtask template <name of a folder in templates/> [words for cofferdam template build]".to_owned());
+        return Err("usage: cargo xtask template <name of a directory in templates/> [words for cofferdam template build]".to_owned());
     };
     let server = crate::build::release()?;
     run::new(server).args(["template", "build"]).arg(staged(name)?).args(rest).run()
@@ -58,8 +58,8 @@ pub(crate) fn own_authorities() -> Outcome<Option<PathBuf>> {
     Ok(Some(path))
 }
 
-fn distribution(folder: &Path, known: &mut BTreeSet<String>) {
-    for path in fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()) {
+fn distribution(dir: &Path, known: &mut BTreeSet<String>) {
+    for path in fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()) {
         if path.is_dir() {
             distribution(&path, known);
         } else {

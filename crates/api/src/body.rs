@@ -11,9 +11,9 @@ use serde::de::DeserializeOwned;
 use crate::ApiError;
 
 /// Most bytes of a request body.
-pub const LARGEST_BODY: usize = 16 << 20;
+pub const MAX_BODY: usize = 16 << 20;
 /// Most bytes that are thrown away before the connection is given up.
-const MOST_DISCARDED: usize = 256 << 20;
+const MAX_DISCARDED: usize = 256 << 20;
 
 /// A JSON body.
 pub(crate) struct Json<T>(pub(crate) T);
@@ -66,11 +66,11 @@ async fn read(request: Request) -> Result<Bytes, ApiError> {
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| ApiError::bad_request("the request body broke off"))?;
         let Ok(data) = frame.into_data() else { continue };
-        if bytes.len() + data.len() > LARGEST_BODY {
+        if bytes.len() + data.len() > MAX_BODY {
             discard(body).await;
             return Err(ApiError::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
-                format!("the request body is larger than {LARGEST_BODY} bytes"),
+                format!("the request body is larger than {MAX_BODY} bytes"),
             ));
         }
         bytes.extend_from_slice(&data);
@@ -80,7 +80,7 @@ async fn read(request: Request) -> Result<Bytes, ApiError> {
 
 async fn discard(mut body: Body) {
     let mut discarded = 0;
-    while discarded < MOST_DISCARDED
+    while discarded < MAX_DISCARDED
         && let Some(Ok(frame)) = body.frame().await
     {
         discarded += frame.data_ref().map_or(0, Bytes::len);

@@ -19,7 +19,7 @@ use axum::http::StatusCode;
 use axum::middleware;
 use control::Control;
 
-pub use body::LARGEST_BODY;
+pub use body::MAX_BODY;
 pub use error::ApiError;
 pub use rates::{RateLimit, RateLimitError};
 pub use routes::nodes::{Host, HostDisk, HostProbe, Processor};

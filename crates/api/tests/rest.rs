@@ -289,7 +289,7 @@ async fn bad_requests_get_the_contracts_answers() {
 #[tokio::test]
 async fn oversize_bodies_are_refused_with_and_without_a_length() {
     let server = Server::new().await;
-    let large = vec![b' '; api::LARGEST_BODY + 1];
+    let large = vec![b' '; api::MAX_BODY + 1];
     let answer = server.call("POST", "/v2/sandboxes", large.clone()).await;
     answer.assert_error(413, "the request body is larger than 16777216 bytes");
     let pieces =

@@ -25,7 +25,7 @@ use crate::{Error, Result};
 type Rpc = ServiceTransport<legacy::Client<HttpsConnector<HttpConnector>, connectrpc::client::ClientBody>>;
 
 /// Most bytes of one message: a listing of a large tree is one.
-const LARGEST_MESSAGE: usize = 64 << 20;
+const MAX_MESSAGE: usize = 64 << 20;
 /// Seconds between signs of life on a silent stream.
 const KEEPALIVE: &str = "50";
 /// How long a sandbox may take to say whether it lives.
@@ -60,7 +60,7 @@ impl Envd {
         }
         let config = RpcConfig::new(base.clone())
             .with_default_headers(headers.clone())
-            .with_default_max_message_size(LARGEST_MESSAGE);
+            .with_default_max_message_size(MAX_MESSAGE);
         Ok(Self {
             process: ProcessClient::new(transport.for_rpc(), config.clone()),
             filesystem: FilesystemClient::new(transport.for_rpc(), config),

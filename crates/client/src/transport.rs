@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use crate::{ClientConfig, Error, Result};
 
 /// Largest answer that is held in memory whole, unless it is a file.
-const LARGEST_ANSWER: usize = 16 << 20;
+const MAX_ANSWER: usize = 16 << 20;
 
 pub(crate) const USER_AGENT: &str = concat!("cofferdam-rust-sdk/", env!("CARGO_PKG_VERSION"));
 
@@ -68,7 +68,7 @@ impl Transport {
         let limit = self.timeout;
         let exchange = async {
             let (head, body) = self.send(request).await?.into_parts();
-            let body = Limited::new(body, LARGEST_ANSWER).collect().await;
+            let body = Limited::new(body, MAX_ANSWER).collect().await;
             let body = body.map_err(|error| unreachable(address.clone(), error.as_ref()))?;
             Ok(Response::from_parts(head, body.to_bytes()))
         };

@@ -17,7 +17,7 @@ use crate::transport::{self, address, check, unreachable};
 use crate::{Client, Error, Result};
 
 /// Attempts in a row that bring the upload no further.
-const MOST_ATTEMPTS: u32 = 8;
+const MAX_ATTEMPTS: u32 = 8;
 /// Wait after the first of them; it doubles with each.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 
@@ -65,7 +65,7 @@ impl Client {
                 Err(error) => return Err(error),
             };
             let progress = loop {
-                if vain == MOST_ATTEMPTS {
+                if vain == MAX_ATTEMPTS {
                     return Err(cause);
                 }
                 tokio::time::sleep(FIRST_WAIT * 2_u32.pow(vain)).await;

@@ -40,11 +40,11 @@ pub(crate) fn team_client(data: &DataDir) -> Result<Client, Failure> {
     Ok(Client::new(config)?)
 }
 
-/// The server that runs on this machine's data folder.
+/// The server that runs on this machine's data directory.
 pub(crate) fn local_server(data: &DataDir) -> Result<ServerNote, Failure> {
     ServerNote::read(&data.server_note()).ok_or_else(|| {
         Failure::new(format!(
-            "no server runs on {}; start one with `cofferdam serve`, name its data folder with --data-dir, \
+            "no server runs on {}; start one with `cofferdam serve`, name its data directory with --data-dir, \
              or another server with E2B_API_URL",
             data.data_dir.display()
         ))
@@ -56,7 +56,7 @@ pub(crate) fn operator_client(url: &str, token: &str) -> Result<Client, Failure>
     Ok(Client::new(ClientConfig::at(url).with_admin_token(token))?)
 }
 
-/// The operator's token of a data folder.
+/// The operator's token of a data directory.
 pub(crate) fn admin_token(data: &DataDir) -> Result<String, Failure> {
     let path = data.admin_token();
     let text = fs::read_to_string(&path).map_err(|error| {

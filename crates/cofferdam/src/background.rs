@@ -1,4 +1,4 @@
-//! The server as a background process: whether one runs on a data folder, and starting one.
+//! The server as a background process: whether one runs on a data directory, and starting one.
 //! It gets a process group of its own, so that an interrupt at the terminal ends only who is in front.
 //! It says that it is ready by its one line of output; ending without one is a failure, and its log says why.
 
@@ -31,7 +31,7 @@ pub(crate) struct Launch<'a> {
     pub(crate) criu: PathBuf,
 }
 
-/// The server that runs on a data folder, if it answers. A note may be left over from a crash.
+/// The server that runs on a data directory, if it answers. A note may be left over from a crash.
 pub(crate) async fn running(data: &DataDir) -> Option<ServerNote> {
     let note = ServerNote::read(&data.server_note())?;
     if !Path::new("/proc").join(note.pid.to_string()).exists() {

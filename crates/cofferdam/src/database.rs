@@ -1,5 +1,5 @@
-//! Which database the server's records are in: a file in the data folder, or PostgreSQL elsewhere.
-//! Records and the folder's files belong together: a server that finds files without a record takes them for waste. So a folder
+//! Which database the server's records are in: a file in the data directory, or PostgreSQL elsewhere.
+//! Records and the directory's files belong together: a server that finds files without a record takes them for waste. So a directory
 //! and a PostgreSQL database know each other, and neither is used with another.
 
 use std::fs;
@@ -11,13 +11,13 @@ use store::{PostgresStore, SqliteStore, Store};
 use crate::failure::Failure;
 use crate::paths::DataDir;
 
-/// Opens the data folder's own database, or the one at `url`.
+/// Opens the data directory's own database, or the one at `url`.
 pub(crate) async fn open(data: &DataDir, url: Option<&str>) -> Result<Arc<dyn Store>, Failure> {
     let (own, note) = (data.database(), data.database_id());
     let Some(url) = url else {
         if note.exists() {
             return Err(Failure::new(format!(
-                "the records of {} are in a PostgreSQL database; start with --database, or choose another folder with \
+                "the records of {} are in a PostgreSQL database; start with --database, or choose another directory with \
                  --data-dir",
                 data.data_dir.display()
             )));
@@ -26,7 +26,7 @@ pub(crate) async fn open(data: &DataDir, url: Option<&str>) -> Result<Arc<dyn St
     };
     if own.exists() {
         return Err(Failure::new(format!(
-            "there are records in {}, and PostgreSQL does not have them; choose another folder with --data-dir, or move \
+            "there are records in {}, and PostgreSQL does not have them; choose another directory with --data-dir, or move \
              this file away if its sandboxes, templates and keys shall be forgotten",
             own.display()
         )));
@@ -41,9 +41,9 @@ pub(crate) async fn open(data: &DataDir, url: Option<&str>) -> Result<Arc<dyn St
         Ok(_) | Err(_) => {
             store.close().await;
             return Err(Failure::new(format!(
-                "this database belongs to another data folder than {folder}: name its own with --data-dir, or give this \
-                 one a database of its own; only if the folder is the right one: echo {id} > {note}",
-                folder = data.data_dir.display(),
+                "this database belongs to another data directory than {dir}: name its own with --data-dir, or give this \
+                 one a database of its own; only if the directory is the right one: echo {id} > {note}",
+                dir = data.data_dir.display(),
                 note = note.display()
             )));
         }

@@ -1,6 +1,6 @@
 //! Which engines a server runs, and which of them is taken where a template names none.
 //! `auto` is honest: hardware isolation only where a guest has really been booted, and emulation only for whoever asks for it.
-//! What an engine has left in the data folder is looked after whatever is chosen.
+//! What an engine has left in the data directory is looked after whatever is chosen.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use net::GatewayConfig;
 use tracing::{info, warn};
 
 use crate::failure::Failure;
-use crate::paths::{self, CriuFolder, DataDir, MicrovmFolder};
+use crate::paths::{self, CriuDirectory, DataDir, MicrovmDirectory};
 
 /// Time for a guest to boot.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -41,7 +41,7 @@ pub(crate) struct EngineArguments {
     /// The machine that QEMU plays for them. Without it `microvm`, and `q35` where KVM boots guests on that only.
     #[arg(long, env = "COFFERDAM_MACHINE", value_enum)]
     machine: Option<MachineChoice>,
-    /// Folder for locks, sockets and mounts that do not outlive the machine's uptime.
+    /// Directory for locks, sockets and mounts that do not outlive the machine's uptime.
     #[arg(long, default_value = "/run/cofferdam", value_name = "DIR")]
     run_dir: PathBuf,
     /// The envd binary, if not beside this one.
@@ -51,13 +51,13 @@ pub(crate) struct EngineArguments {
     #[arg(long, env = "COFFERDAM_GUEST_INIT", value_name = "FILE")]
     guest_init: Option<PathBuf>,
     #[command(flatten)]
-    criu: CriuFolder,
+    criu: CriuDirectory,
     /// Seconds that CRIU may be silent, besides what the size of the memory explains (20 ms a MiB). Then it hangs, and is ended.
     #[arg(long, default_value_t = 120, value_name = "SECONDS")]
     criu_patience: u64,
     #[command(flatten)]
-    microvm: MicrovmFolder,
-    /// How what sandboxes write is kept: `auto`, or `btrfs` (the data folder is on one), `loop` (a btrfs image),
+    microvm: MicrovmDirectory,
+    /// How what sandboxes write is kept: `auto`, or `btrfs` (the data directory is on one), `loop` (a btrfs image),
     /// `reflink` (XFS), `copy`. Copies are instant and disk limits enforced on btrfs only.
     #[arg(long, default_value_t, value_name = "WAY")]
     volumes: VolumesBackend,
@@ -218,7 +218,7 @@ pub(crate) async fn open(
     Ok(Arc::new(engines))
 }
 
-/// The microVM engine if it was asked for, if KVM works, or if it has left something in the data folder.
+/// The microVM engine if it was asked for, if KVM works, or if it has left something in the data directory.
 async fn open_microvm(
     arguments: &EngineArguments,
     data: &DataDir,
@@ -300,8 +300,8 @@ async fn kvm_boots(config: &MicrovmConfig, scratch: &Path) -> Result<(), String>
         Some("works") => return Ok(()),
         Some(reason) => return Err(reason.to_owned()),
         None => {
-            let folder = scratch.join(format!("kvm-probe-{}", std::process::id()));
-            engine_microvm::probe(config, &folder).await.map_err(|error| error.to_string())
+            let dir = scratch.join(format!("kvm-probe-{}", std::process::id()));
+            engine_microvm::probe(config, &dir).await.map_err(|error| error.to_string())
         }
     };
     let text = outcome.as_ref().err().map_or("works", String::as_str);

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use api::{Host, HostDisk, HostProbe, Processor};
 
-/// A probe for the machine, and the disk this folder is on.
+/// A probe for the machine, and the disk this directory is on.
 pub(crate) fn probe(data_dir: &Path) -> HostProbe {
     let data_dir = fs::canonicalize(data_dir).unwrap_or_else(|_| data_dir.to_owned());
     let last = Mutex::new(processor_time());
@@ -78,9 +78,9 @@ fn processor() -> Processor {
     }
 }
 
-/// The file system a folder is on.
-fn disk(folder: &Path) -> Option<HostDisk> {
-    let usage = rustix::fs::statvfs(folder).ok()?;
+/// The file system a directory is on.
+fn disk(dir: &Path) -> Option<HostDisk> {
+    let usage = rustix::fs::statvfs(dir).ok()?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
     let (mount_point, device, filesystem_type) = mounts
         .lines()
@@ -89,7 +89,7 @@ fn disk(folder: &Path) -> Option<HostDisk> {
             let mount_point = PathBuf::from(head.split(' ').nth(4)?);
             let mut tail = tail.split(' ');
             let (kind, device) = (tail.next()?, tail.next()?);
-            folder.starts_with(&mount_point).then(|| (mount_point, device.to_owned(), kind.to_owned()))
+            dir.starts_with(&mount_point).then(|| (mount_point, device.to_owned(), kind.to_owned()))
         })
         // The innermost, and of several on one place the last.
         .max_by_key(|(mount_point, ..)| mount_point.components().count())?;

@@ -1,5 +1,5 @@
 //! Where things are on disk, for the server and for commands that look after it.
-//! One data folder holds everything durable; layers may be shared between servers.
+//! One data directory holds everything durable; layers may be shared between servers.
 //! envd is found beside the binary.
 
 use std::fs;
@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 
-/// The data folder.
+/// The data directory.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DataDir {
-    /// Folder for everything durable.
+    /// Directory for everything durable.
     #[arg(long, env = "COFFERDAM_DATA_DIR", default_value = "/var/lib/cofferdam", value_name = "DIR")]
     pub(crate) data_dir: PathBuf,
 }
@@ -28,7 +28,7 @@ impl DataDir {
         self.data_dir.join("cofferdam.db")
     }
 
-    /// Which PostgreSQL database the folder's records are in, if they are in one.
+    /// Which PostgreSQL database the directory's records are in, if they are in one.
     pub(crate) fn database_id(&self) -> PathBuf {
         self.data_dir.join("database-id")
     }
@@ -55,14 +55,14 @@ impl DataDir {
 
 /// Where CRIU is.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct CriuFolder {
+pub(crate) struct CriuDirectory {
     /// CRIU 4.2 or newer as an unpacked Debian tree, for memory snapshots. Without it only files can be captured. [default:
-    /// tools/criu in the data folder]
+    /// tools/criu in the data directory]
     #[arg(long, env = "COFFERDAM_CRIU", value_name = "DIR")]
     criu: Option<PathBuf>,
 }
 
-impl CriuFolder {
+impl CriuDirectory {
     /// As the operator says, or where `cofferdam setup criu` puts it.
     pub(crate) fn path(&self, data: &DataDir) -> PathBuf {
         self.criu.clone().unwrap_or_else(|| data.data_dir.join("tools/criu"))
@@ -71,20 +71,20 @@ impl CriuFolder {
 
 /// Where QEMU and the guests' kernel are.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct MicrovmFolder {
-    /// QEMU and a guest kernel from Debian packages, for the microVM engine. [default: tools/microvm in the data folder]
+pub(crate) struct MicrovmDirectory {
+    /// QEMU and a guest kernel from Debian packages, for the microVM engine. [default: tools/microvm in the data directory]
     #[arg(long, env = "COFFERDAM_MICROVM", value_name = "DIR")]
     microvm: Option<PathBuf>,
 }
 
-impl MicrovmFolder {
+impl MicrovmDirectory {
     /// As the operator says, or where `cofferdam setup microvm` puts it.
     pub(crate) fn path(&self, data: &DataDir) -> PathBuf {
         self.microvm.clone().unwrap_or_else(|| data.data_dir.join("tools/microvm"))
     }
 }
 
-/// What a running server says of itself in the data folder.
+/// What a running server says of itself in the data directory.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct ServerNote {
     /// Where it answers.

@@ -15,7 +15,7 @@ use common::{Server, text};
 const BOOT: &str = "cat /proc/sys/kernel/random/boot_id";
 
 impl Server {
-    /// Runs a command line that must work, and answers its words.
+    /// Runs a command line that must work, and returns its words.
     fn ids(&self, arguments: &[&str]) -> Vec<String> {
         let output = self.cli(arguments);
         assert!(output.status.success(), "{arguments:?}: {output:?}");

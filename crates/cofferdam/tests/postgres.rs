@@ -28,10 +28,10 @@ async fn records_are_in_the_database() {
     let output = again.commands().run("echo still", RunOptions::default()).await.expect("it answers");
     assert_eq!(output.stdout_text(), "still\n");
 
-    // Neither the folder without its database, nor the database with another folder, nor a second server.
+    // Neither the directory without its database, nor the database with another directory, nor a second server.
     let refused = serve(server.data.path(), &[]);
     assert!(refused.contains("another server uses"), "{refused}");
-    let other = tempfile::tempdir().expect("a folder");
+    let other = tempfile::tempdir().expect("a directory");
     let refused = serve(other.path(), &options);
     assert!(refused.contains("another server uses this database"), "{refused}");
     assert!(!other.path().join("database-id").exists());
@@ -39,33 +39,33 @@ async fn records_are_in_the_database() {
 }
 
 #[test]
-fn a_folder_and_a_database_stay_together() {
+fn a_dir_and_a_database_stay_together() {
     let database = postgresql::Server::start();
     let (first, second) = (database.create("first"), database.create("second"));
     let with = |url: &str| ["--database".to_owned(), url.to_owned()];
     let server = Server::start_with(&with(&first).each_ref().map(String::as_str));
-    let folder = server.data.path().to_owned();
-    let copy = tempfile::tempdir().expect("a folder");
-    std::fs::copy(folder.join("database-id"), copy.path().join("database-id")).expect("it is there");
+    let dir = server.data.path().to_owned();
+    let copy = tempfile::tempdir().expect("a directory");
+    std::fs::copy(dir.join("database-id"), copy.path().join("database-id")).expect("it is there");
     drop(server);
     let refused = serve(copy.path(), &[]);
     assert!(refused.contains("start with --database"), "{refused}");
     let refused = serve(copy.path(), &["--database", &second]);
-    assert!(refused.contains("belongs to another data folder"), "{refused}");
-    let other = tempfile::tempdir().expect("a folder");
+    assert!(refused.contains("belongs to another data directory"), "{refused}");
+    let other = tempfile::tempdir().expect("a directory");
     let refused = serve(other.path(), &["--database", &first]);
-    assert!(refused.contains("belongs to another data folder"), "{refused}");
+    assert!(refused.contains("belongs to another data directory"), "{refused}");
     std::fs::write(other.path().join("cofferdam.db"), "").expect("a file");
     let refused = serve(other.path(), &["--database", &first]);
     assert!(refused.contains("move this file away"), "{refused}");
-    [copy, other].iter().for_each(|folder| common::assert_nothing_left(folder.path()));
+    [copy, other].iter().for_each(|dir| common::assert_nothing_left(dir.path()));
 }
 
 /// What a server says that must not start.
-fn serve(folder: &std::path::Path, options: &[&str]) -> String {
+fn serve(dir: &std::path::Path, options: &[&str]) -> String {
     let output = Command::new(BINARY)
         .args(["serve", "--listen", "127.0.0.1:0", "--pool", "0", "--data-dir"])
-        .arg(folder)
+        .arg(dir)
         .arg("--layers-dir")
         .arg(variable("COFFERDAM_LAYERS"))
         .arg("--envd")

@@ -14,13 +14,13 @@ use store::TeamLimits;
 /// Version of envd's protocol that sandboxes speak, as clients are told.
 pub const ENVD_VERSION: &str = "0.6.13";
 
-/// Finds the folder of a layer by its digest.
+/// Finds the directory of a layer by its digest.
 pub type LayerPath = Arc<dyn Fn(&str) -> PathBuf + Send + Sync>;
 
 /// Settings of the control plane.
 #[derive(Clone)]
 pub struct Config {
-    /// Where the folder of a layer is.
+    /// Where the directory of a layer is.
     pub layer_path: LayerPath,
     /// Most sandboxes started at the same time; the others wait in order.
     pub parallel_starts: usize,
@@ -73,7 +73,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// The defaults. `layer_path` answers the folder of a layer by its digest.
+    /// The defaults. `layer_path` answers the directory of a layer by its digest.
     #[must_use]
     pub fn new(layer_path: impl Fn(&str) -> PathBuf + Send + Sync + 'static) -> Self {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);

@@ -16,9 +16,9 @@ use crate::table::Entry;
 use crate::{Access, Control, ControlError};
 
 /// A refresh adds at least this, seconds.
-const SHORTEST_REFRESH: i64 = 15;
+const MIN_REFRESH: i64 = 15;
 /// A refresh may ask for at most this, seconds.
-const LONGEST_REFRESH: i64 = 3600;
+const MAX_REFRESH: i64 = 3600;
 
 /// New rules for outgoing traffic; what is not given is cleared.
 #[derive(Debug, Clone, Default)]
@@ -94,15 +94,13 @@ impl Control {
         id: &SandboxId,
         duration: Option<i64>,
     ) -> Result<(), ControlError> {
-        let duration = duration.unwrap_or(SHORTEST_REFRESH);
-        if !(0..=LONGEST_REFRESH).contains(&duration) {
-            return Err(ControlError::Invalid(format!(
-                "duration must be from 0 to {LONGEST_REFRESH} seconds"
-            )));
+        let duration = duration.unwrap_or(MIN_REFRESH);
+        if !(0..=MAX_REFRESH).contains(&duration) {
+            return Err(ControlError::Invalid(format!("duration must be from 0 to {MAX_REFRESH} seconds")));
         }
         let live = self.live(team.id, id)?;
         let _changing = hold(&live).await?;
-        self.extend(team, &live, duration.max(SHORTEST_REFRESH)).await
+        self.extend(team, &live, duration.max(MIN_REFRESH)).await
     }
 
     /// Ends a sandbox `timeout` seconds from now, sooner or later than it would have. Zero ends it before this returns.

@@ -25,7 +25,7 @@ use crate::templates::Resolved;
 use crate::{Control, ControlError, ENVD_VERSION, IdempotencyKey, LogLevel, TemplateRef};
 
 /// A sandbox woken by traffic lives at least this long, seconds.
-const SHORTEST_AFTER_WAKING: i64 = 300;
+const MIN_AFTER_WAKING: i64 = 300;
 
 /// What a caller may ask of a new sandbox. `timeout` is in seconds and has been given its default.
 #[derive(Debug, Clone, Default)]
@@ -93,8 +93,7 @@ impl Control {
         check_resources(team, &resolved.build)?;
         self.check_lifecycle(request.lifecycle)?;
         let mut request = request;
-        request.lifecycle.resume_timeout =
-            request.timeout.max(SHORTEST_AFTER_WAKING).min(longest_seconds(team));
+        request.lifecycle.resume_timeout = request.timeout.max(MIN_AFTER_WAKING).min(longest_seconds(team));
         let policy = egress_policy(request.network.as_ref(), request.allow_internet_access)?;
         self.node.admit()?;
         let reservation = self.places.reserve(team.id, team.limits.concurrent_sandboxes)?;

@@ -11,7 +11,7 @@ use store::Store;
 use crate::ControlError;
 
 /// Longest key a client may choose.
-const LONGEST_KEY: usize = 255;
+const MAX_KEY: usize = 255;
 
 /// What a client sent along to make its call repeatable.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,10 +51,9 @@ impl InFlight {
         team: TeamId,
         key: IdempotencyKey,
     ) -> Result<Begun, ControlError> {
-        if key.key.is_empty() || key.key.len() > LONGEST_KEY || !key.key.bytes().all(|b| b.is_ascii_graphic())
-        {
+        if key.key.is_empty() || key.key.len() > MAX_KEY || !key.key.bytes().all(|b| b.is_ascii_graphic()) {
             return Err(ControlError::Invalid(format!(
-                "Idempotency-Key must be 1 to {LONGEST_KEY} printable characters"
+                "Idempotency-Key must be 1 to {MAX_KEY} printable characters"
             )));
         }
         // Claimed before the store is asked: between the two nobody can finish unseen.

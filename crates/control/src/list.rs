@@ -17,7 +17,7 @@ use crate::live::SandboxInfo;
 use crate::{Control, ControlError};
 
 /// Most sandboxes on one page.
-pub const LONGEST_PAGE: usize = 100;
+pub const MAX_PAGE: usize = 100;
 
 /// What to list.
 #[derive(Debug, Clone, Default)]
@@ -92,11 +92,11 @@ impl Control {
     /// A filter, the limit or the token is malformed.
     pub async fn list(&self, team: &Team, query: &ListQuery) -> Result<Page, ControlError> {
         let limit = match query.limit {
-            None => LONGEST_PAGE,
+            None => MAX_PAGE,
             Some(limit) => usize::try_from(limit)
                 .ok()
-                .filter(|limit| (1..=LONGEST_PAGE).contains(limit))
-                .ok_or_else(|| ControlError::Invalid(format!("limit must be from 1 to {LONGEST_PAGE}")))?,
+                .filter(|limit| (1..=MAX_PAGE).contains(limit))
+                .ok_or_else(|| ControlError::Invalid(format!("limit must be from 1 to {MAX_PAGE}")))?,
         };
         let cursor = match query.next_token.as_deref().filter(|token| !token.is_empty()) {
             None => None,

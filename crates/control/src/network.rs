@@ -11,7 +11,7 @@ use crate::ControlError;
 
 /// The name server let through when names are allowed and none is named.
 const DEFAULT_DNS: &str = "8.8.8.8";
-const MOST_DNS_SERVERS: usize = 10;
+const MAX_DNS_SERVERS: usize = 10;
 
 /// The rules for outgoing traffic that a request asks for.
 ///
@@ -73,8 +73,8 @@ fn specified_cidr(entry: &str) -> Option<Cidr> {
 
 fn dns_servers(network: &NetworkConfig) -> Result<Vec<Cidr>, ControlError> {
     let named = network.dns_servers.as_deref();
-    if named.is_some_and(|named| named.len() > MOST_DNS_SERVERS) {
-        return Err(ControlError::Invalid(format!("at most {MOST_DNS_SERVERS} DNS servers can be given")));
+    if named.is_some_and(|named| named.len() > MAX_DNS_SERVERS) {
+        return Err(ControlError::Invalid(format!("at most {MAX_DNS_SERVERS} DNS servers can be given")));
     }
     let default = [DEFAULT_DNS.to_owned()];
     named

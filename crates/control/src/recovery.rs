@@ -80,7 +80,7 @@ impl Control {
         Ok(())
     }
 
-    /// Answers what is there of the sandbox, if it lives on.
+    /// Returns what is there of the sandbox, if it lives on.
     async fn adopt(self: Arc<Self>, record: Sandbox) -> Option<Found> {
         match self.engine.adopt(&record.id).await {
             Err(EngineError::Capturing) => Some(Found::Captured(Box::new(record))),
@@ -129,7 +129,7 @@ impl Control {
         }
     }
 
-    /// Answers the sandbox if it lives on and may.
+    /// Returns the sandbox if it lives on and may.
     async fn settle_adopted(
         &self,
         adopted: Result<Arc<dyn engine::Sandbox>, EngineError>,

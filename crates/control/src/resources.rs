@@ -8,9 +8,9 @@ use crate::limits::Reservation;
 use crate::{Control, ControlError};
 
 /// Most processors of a template.
-const MOST_CPUS: u32 = 32;
+const MAX_CPUS: u32 = 32;
 /// Least memory of a template, MiB.
-const LEAST_MEMORY: u32 = 128;
+const MIN_MEMORY: u32 = 128;
 
 /// The right to one template build; given back when dropped.
 #[derive(Debug)]
@@ -56,11 +56,11 @@ pub fn check_template_size(team: &Team, cpu_count: u32, memory_mib: u32) -> Resu
     if cpu_count != 1 && (cpu_count == 0 || !cpu_count.is_multiple_of(2)) {
         return invalid("CPU count must be 1 or an even number".to_owned());
     }
-    if cpu_count > MOST_CPUS {
-        return invalid(format!("CPU count must be at most {MOST_CPUS}"));
+    if cpu_count > MAX_CPUS {
+        return invalid(format!("CPU count must be at most {MAX_CPUS}"));
     }
-    if memory_mib < LEAST_MEMORY {
-        return invalid(format!("Memory must be at least {LEAST_MEMORY} MiB"));
+    if memory_mib < MIN_MEMORY {
+        return invalid(format!("Memory must be at least {MIN_MEMORY} MiB"));
     }
     if !memory_mib.is_multiple_of(2) {
         return invalid("Memory must be divisible by 2".to_owned());

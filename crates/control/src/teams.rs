@@ -15,7 +15,7 @@ use crate::{Control, ControlError};
 
 /// Sandboxes ended at the same time when a whole team's are.
 const ENDS_AT_ONCE: usize = 10;
-const LONGEST_NAME: usize = 255;
+const MAX_NAME: usize = 255;
 
 /// New limits; what is not given stays. Zero is no limit.
 #[derive(Debug, Clone, Copy, Default)]
@@ -165,8 +165,8 @@ impl Control {
 }
 
 fn checked_name(name: String) -> Result<String, ControlError> {
-    if name.trim().is_empty() || name.len() > LONGEST_NAME {
-        return Err(ControlError::Invalid(format!("name must be from 1 to {LONGEST_NAME} bytes")));
+    if name.trim().is_empty() || name.len() > MAX_NAME {
+        return Err(ControlError::Invalid(format!("name must be from 1 to {MAX_NAME} bytes")));
     }
     Ok(name)
 }

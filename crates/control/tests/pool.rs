@@ -94,8 +94,8 @@ async fn demand_makes_them_wait_and_a_limit_holds() {
 
 #[tokio::test]
 async fn a_wish_is_kept_across_restarts_and_checked() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("pool.json");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pool.json");
     let fixture = Fixture::with(|config| config.pool_file = Some(file.clone())).await;
     assert!(matches!(
         fixture.control.set_pool("none", Some(1)).await,

@@ -20,7 +20,7 @@ use crate::{Edge, headers, pages, tunnel};
 /// How long the notice of a sandbox's end may lag behind the end of its sockets.
 const NOTICE: Duration = Duration::from_millis(100);
 
-/// Answers a request to a port of a sandbox.
+/// Returns a request to a port of a sandbox.
 pub(crate) async fn forward(
     mut request: Request<Body>,
     address: Address,

@@ -21,7 +21,7 @@ use crate::half::ToServer;
 /// How long an idle connection to an agent is kept: shorter than any server's own patience.
 const IDLE: Duration = Duration::from_secs(30);
 /// Most idle connections to one agent.
-const MOST_IDLE: usize = 4;
+const MAX_IDLE: usize = 4;
 
 pub(crate) type Sender = SendRequest<Body>;
 
@@ -68,7 +68,7 @@ impl Pools {
             let mut pools = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
             let first = !pools.contains_key(&live.execution);
             let pool = pools.entry(live.execution).or_default();
-            if pool.len() < MOST_IDLE {
+            if pool.len() < MAX_IDLE {
                 pool.push(idle);
             }
             first

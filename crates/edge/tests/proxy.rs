@@ -86,7 +86,7 @@ impl Server {
     }
 }
 
-/// Reads an answer's head and answers its status line.
+/// Reads an answer's head and returns its status line.
 async fn head(stream: &mut BufReader<TcpStream>) -> String {
     let mut status = String::new();
     stream.read_line(&mut status).await.unwrap();

@@ -36,33 +36,33 @@ pub(crate) struct Meta {
 #[derive(Debug)]
 pub(crate) struct State {
     id: SnapshotId,
-    folder: PathBuf,
+    dir: PathBuf,
 }
 
 impl State {
     pub(crate) fn of(host: &Host, id: SnapshotId) -> Self {
-        Self { id, folder: host.snapshots.join(id.to_string()) }
+        Self { id, dir: host.snapshots.join(id.to_string()) }
     }
 
     /// The state that is being made of a sandbox: it has one capture at a time, and what a killed server leaves is known by its
     /// name.
     pub(crate) fn half_made(host: &Host, sandbox: &SandboxId, id: SnapshotId) -> Self {
-        Self { id, folder: host.snapshots.join(half_made_name(sandbox)) }
+        Self { id, dir: host.snapshots.join(half_made_name(sandbox)) }
     }
 
     /// The memory image.
     pub(crate) fn memory(&self) -> PathBuf {
-        self.folder.join("memory")
+        self.dir.join("memory")
     }
 
     /// Whether it has been removed.
     pub(crate) fn is_gone(&self) -> bool {
-        !self.folder.exists()
+        !self.dir.exists()
     }
 
     /// Reads what is known about it.
     pub(crate) fn meta(&self) -> Result<Meta, EngineError> {
-        let bytes = fs::read(self.folder.join("meta.json")).map_err(|error| match error.kind() {
+        let bytes = fs::read(self.dir.join("meta.json")).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => EngineError::NotFound,
             _ => EngineError::Kernel { step: "read a captured state", source: error },
         })?;
@@ -72,19 +72,19 @@ impl State {
 
     /// Removes it. From the first step on it is no state any more, so that a crash in between leaves remains and no half.
     pub(crate) fn discard(&self, host: &Host) -> Result<(), EngineError> {
-        let aside = self.folder.with_extension("old");
-        match fs::rename(&self.folder, &aside) {
+        let aside = self.dir.with_extension("old");
+        match fs::rename(&self.dir, &aside) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(EngineError::Kernel { step: "move a captured state aside", source: error });
             }
             _ => {}
         }
         host.volumes.discard(&state_volume(self.id)).map_err(volume_error("discard captured files"))?;
-        remove_folder(&aside).map_err(EngineError::kernel("remove a memory image"))
+        remove_dir(&aside).map_err(EngineError::kernel("remove a memory image"))
     }
 }
 
-/// Name of the folder of a state while it is made.
+/// Name of the directory of a state while it is made.
 pub(crate) fn half_made_name(sandbox: &SandboxId) -> String {
     format!("{sandbox}.new")
 }
@@ -149,7 +149,7 @@ impl Drop for Thaw {
     }
 }
 
-/// Answers the size of the memory image.
+/// Returns the size of the memory image.
 fn write(
     claim: &Claim,
     sandbox: &SandboxId,
@@ -164,7 +164,7 @@ fn write(
     let lock = host.records.lock(sandbox).map_err(|_| EngineError::NotFound)?;
     let work = || -> Result<u64, EngineError> {
         fs::create_dir_all(new.memory())
-            .map_err(EngineError::kernel("make a folder for the captured state"))?;
+            .map_err(EngineError::kernel("make a directory for the captured state"))?;
         let mut size = 0;
         if memory {
             let size_mib = u32::try_from(check_room(claim)? >> 20).unwrap_or(u32::MAX);
@@ -186,22 +186,22 @@ fn write(
             .map_err(volume_error("capture the files"))?;
         let (agent, inner_boot) = (record.agent.clone(), record.inner_boot.clone());
         let meta = Meta { agent, inner_boot, memory, memory_bytes: size };
-        save(&new.folder.join("meta.json"), &meta, lasting)
+        save(&new.dir.join("meta.json"), &meta, lasting)
             .map_err(EngineError::kernel("record the captured state"))?;
-        fs::rename(&new.folder, &state.folder)
+        fs::rename(&new.dir, &state.dir)
             .and_then(|()| lasting.settle(&File::open(&host.snapshots)?))
             .map_err(EngineError::kernel("keep the captured state"))?;
         Ok(size)
     };
     work().map_err(|error| {
         let _ = host.volumes.discard(&state_volume(id));
-        let _ = remove_folder(&new.folder);
+        let _ = remove_dir(&new.dir);
         EngineError::Capture(describe(&error))
     })
 }
 
 /// A memory image must not take the last of a disk that volumes may lie on: no sandbox of this server would survive that.
-/// Answers how much memory there is to write, bytes.
+/// Returns how much memory there is to write, bytes.
 fn check_room(claim: &Claim) -> Result<u64, EngineError> {
     let stats = claim.group.stats().map_err(EngineError::kernel("read statistics"))?;
     let room = room_beside(&claim.host.snapshots)
@@ -225,9 +225,9 @@ fn describe(error: &EngineError) -> String {
     }
 }
 
-/// Removes a folder with all that is in it; one that is not there is a success.
-pub(crate) fn remove_folder(folder: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(folder) {
+/// Removes a directory with all that is in it; one that is not there is a success.
+pub(crate) fn remove_dir(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
@@ -238,19 +238,19 @@ fn save(path: &Path, meta: &Meta, lasting: Lasting) -> io::Result<()> {
     lasting.settle(&File::open(path)?)
 }
 
-/// Size of all files of a flat folder, bytes.
-fn size_of(folder: &Path) -> io::Result<u64> {
-    fs::read_dir(folder)?.map(|entry| Ok(entry?.metadata()?.len())).sum()
+/// Size of all files of a flat directory, bytes.
+fn size_of(dir: &Path) -> io::Result<u64> {
+    fs::read_dir(dir)?.map(|entry| Ok(entry?.metadata()?.len())).sum()
 }
 
 /// Threads that put files on disk at once. Each wait for a file is one for the file system's journal, and those that wait together
 /// wait once.
 const SYNCERS: usize = 8;
 
-/// Puts every file of a flat folder on disk.
-fn make_durable(folder: &Path) -> io::Result<()> {
+/// Puts every file of a flat directory on disk.
+fn make_durable(dir: &Path) -> io::Result<()> {
     let open = |entry: io::Result<fs::DirEntry>| File::open(entry?.path());
-    let files = fs::read_dir(folder)?.map(open).collect::<io::Result<Vec<File>>>()?;
+    let files = fs::read_dir(dir)?.map(open).collect::<io::Result<Vec<File>>>()?;
     let share = files.len().div_ceil(SYNCERS).max(1);
     std::thread::scope(|scope| {
         let sync = |files: &[File]| files.iter().try_for_each(File::sync_all);
@@ -259,5 +259,5 @@ fn make_durable(folder: &Path) -> io::Result<()> {
             syncer.join().unwrap_or_else(|_| Err(io::Error::other("a file's sync was interrupted")))
         })
     })?;
-    File::open(folder)?.sync_all()
+    File::open(dir)?.sync_all()
 }

@@ -1,4 +1,4 @@
-//! A sandbox's `/dev`: six harmless device nodes, the usual links, and empty folders to mount on.
+//! A sandbox's `/dev`: six harmless device nodes, the usual links, and empty directories to mount on.
 //! Each sandbox has its own: nodes that two sandboxes shared could be watched and locked across the wall between them.
 //! Sandboxes cannot make device nodes and their root file system ignores any, so these are all there are.
 
@@ -23,8 +23,8 @@ const LINKS: [(&str, &str); 5] = [
 ];
 /// Covers the id of the host's boot: a restored sandbox goes on in its own boot, a cold start is a new one.
 pub(crate) const BOOT_ID: &str = ".boot_id";
-/// `empty` covers folders of /proc and /sys that a sandbox has no business in.
-const FOLDERS: [&str; 4] = ["pts", "shm", "mqueue", "empty"];
+/// `empty` covers directories of /proc and /sys that a sandbox has no business in.
+const DIRS: [&str; 4] = ["pts", "shm", "mqueue", "empty"];
 
 /// Makes the tree as a read-only mount that is attached nowhere, owned by the sandbox's root.
 pub(crate) fn make(user_namespace: BorrowedFd<'_>, boot_id: &str) -> io::Result<OwnedFd> {
@@ -45,7 +45,7 @@ pub(crate) fn make(user_namespace: BorrowedFd<'_>, boot_id: &str) -> io::Result<
     Ok(dev)
 }
 
-/// Puts nodes, links, folders and the boot's id into an empty tree.
+/// Puts nodes, links, directories and the boot's id into an empty tree.
 fn fill(dev: BorrowedFd<'_>, boot_id: &str) -> io::Result<()> {
     let everyone = Mode::from_raw_mode(0o666);
     for (name, major, minor) in NODES {
@@ -54,7 +54,7 @@ fn fill(dev: BorrowedFd<'_>, boot_id: &str) -> io::Result<()> {
         chmodat(dev, name, everyone, AtFlags::empty())?;
     }
     LINKS.iter().try_for_each(|(name, target)| symlinkat(*target, dev, *name))?;
-    FOLDERS.iter().try_for_each(|name| mkdirat(dev, *name, Mode::from_raw_mode(0o755)))?;
+    DIRS.iter().try_for_each(|name| mkdirat(dev, *name, Mode::from_raw_mode(0o755)))?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
     let file = openat(dev, BOOT_ID, flags, Mode::from_raw_mode(0o444))?;
     rustix::io::write(&file, format!("{boot_id}\n").as_bytes())?;

@@ -1,6 +1,6 @@
-//! What all sandboxes of this server share on the host: folders, id ranges, control groups, the filter and envd.
+//! What all sandboxes of this server share on the host: directories, id ranges, control groups, the filter and envd.
 //! Opened once; refuses with a remedy where the host cannot run sandboxes.
-//! Names contain the data folder's fingerprint, so two servers never touch each other's objects.
+//! Names contain the data directory's fingerprint, so two servers never touch each other's objects.
 
 use std::fs;
 use std::io;
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use engine::EngineError;
 use engine_host::{
     Hierarchies, Records, RunDir, Running, UidRanges, check_kernel, check_root, fingerprint, instance_name,
-    make_folder, make_private_folder, raise_open_files,
+    make_dir, make_private_dir, raise_open_files,
 };
 use layers::Volumes;
 use libc::sock_filter;
@@ -30,7 +30,7 @@ pub(crate) struct Host {
     pub(crate) records: Records,
     /// What sandboxes write, and captured states of it.
     pub(crate) volumes: Volumes,
-    /// An empty folder that PID 1 attaches its root to, in its own mount namespace.
+    /// An empty directory that PID 1 attaches its root to, in its own mount namespace.
     pub(crate) root_target: PathBuf,
     /// The layer on top of every template: envd and nothing else.
     pub(crate) agent_layer: PathBuf,
@@ -52,19 +52,19 @@ impl Host {
         check_kernel("the container engine", MINIMUM_KERNEL)?;
         check_root("the container engine makes namespaces for other user ids")?;
         raise_open_files().map_err(EngineError::kernel("raise the limit of open files"))?;
-        let data_dir = make_folder(&config.data_dir)?;
+        let data_dir = make_dir(&config.data_dir)?;
         let instance = instance_name(&data_dir).map_err(EngineError::kernel("name this server"))?;
-        let run_dir = make_folder(&config.run_dir.join(&instance))?;
+        let run_dir = make_dir(&config.run_dir.join(&instance))?;
         let host = Self {
-            records: Records::new(make_private_folder(&data_dir.join("sandboxes"))?),
+            records: Records::new(make_private_dir(&data_dir.join("sandboxes"))?),
             volumes: Volumes::open(&data_dir, config.volumes).map_err(|error| EngineError::Host {
                 what: format!("sandboxes' volumes cannot be opened: {error}"),
                 remedy: "see `cofferdam doctor`; --volumes chooses another way to keep them".into(),
             })?,
-            root_target: make_folder(&run_dir.join("root"))?,
-            snapshots: make_private_folder(&data_dir.join("snapshots"))?,
+            root_target: make_dir(&run_dir.join("root"))?,
+            snapshots: make_private_dir(&data_dir.join("snapshots"))?,
             memory: open_memory(config.criu.as_ref(), &run_dir)?,
-            agent_layer: install_agent(&config.agent, &make_private_folder(&data_dir.join("agent"))?)?,
+            agent_layer: install_agent(&config.agent, &make_private_dir(&data_dir.join("agent"))?)?,
             gateway: config.gateway.clone(),
             uids: UidRanges::open(&config.run_dir.join("uids"), &data_dir)
                 .map_err(EngineError::kernel("take uids"))?,

@@ -29,9 +29,9 @@ impl ReadyVolume {
         host.volumes.create(&name, None)?;
         let path = host.volumes.path(&name);
         let ready = Self { host: host.clone(), name: Some(name) };
-        for folder in ["upper", "work"] {
-            let folder = path.join(folder);
-            fs::create_dir(&folder).map_err(|source| LayerError::Io { path: folder, source })?;
+        for dir in ["upper", "work"] {
+            let dir = path.join(dir);
+            fs::create_dir(&dir).map_err(|source| LayerError::Io { path: dir, source })?;
         }
         Ok(ready)
     }

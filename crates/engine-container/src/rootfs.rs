@@ -1,4 +1,4 @@
-//! A sandbox's root: an overlay of shared read-only layers under one private writable folder, owners shifted by idmapped mounts.
+//! A sandbox's root: an overlay of shared read-only layers under one private writable directory, owners shifted by idmapped mounts.
 //! Built in the server, handed over as a mount that is attached nowhere, so no path in it is ever followed on the host.
 //! Files on disk keep the owners seen inside; only the mounts shift them.
 
@@ -23,9 +23,9 @@ pub(crate) fn assemble(
     let lowers: Vec<OwnedFd> =
         layers.iter().map(|layer| shifted(layer, user_namespace, true)).collect::<io::Result<_>>()?;
     let writable = shifted(private, user_namespace, false)?;
-    let folder = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let upper = openat(&writable, "upper", folder, Mode::empty())?;
-    let work = openat(&writable, "work", folder, Mode::empty())?;
+    let dir = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let upper = openat(&writable, "upper", dir, Mode::empty())?;
+    let work = openat(&writable, "work", dir, Mode::empty())?;
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     let fd = context.as_fd();
     fsconfig_set_string(fd, "source", "cofferdam")?;
@@ -37,9 +37,9 @@ pub(crate) fn assemble(
     // inotify watches need file handles to survive a memory snapshot, and handles need the index.
     fsconfig_set_string(fd, "index", "on")?;
     fsconfig_set_string(fd, "nfs_export", "on")?;
-    // Renaming a folder of the template must work as on any other file system.
+    // Renaming a directory of the template must work as on any other file system.
     fsconfig_set_string(fd, "redirect_dir", "on")?;
-    // The kernel makes the work folder in the caller's name, which must lie inside the map; otherwise the
+    // The kernel makes the work directory in the caller's name, which must lie inside the map; otherwise the
     // mount succeeds read-only.
     with_filesystem_ids(base, || fsconfig_create(fd))??;
     // Device nodes in an image must stay dead files. Set-user-id programs work: sudo is one, and their

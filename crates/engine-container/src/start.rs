@@ -133,7 +133,7 @@ fn run(host: &Host, slot: &mut Slot, spec: &StartSpec, origin: Origin) -> Result
     Ok(running)
 }
 
-/// Starts envd; answers the layer it comes from, too.
+/// Starts envd; returns the layer it comes from, too.
 fn begin(
     host: &Host,
     slot: &Slot,

@@ -13,7 +13,7 @@ use net::{Gateway, Listeners};
 use sys::Namespace;
 use tracing::warn;
 
-use crate::capture::{State, half_made_name, remove_folder};
+use crate::capture::{State, half_made_name, remove_dir};
 use crate::criu::remove_prepared;
 use crate::host::Host;
 use crate::record::Record;
@@ -71,7 +71,7 @@ async fn take_over(
     record: &Record,
 ) -> Result<Arc<dyn Sandbox>, EngineError> {
     // Of a capture that the former server did not finish.
-    if let Err(error) = remove_folder(&host.snapshots.join(half_made_name(id))) {
+    if let Err(error) = remove_dir(&host.snapshots.join(half_made_name(id))) {
         warn!(sandbox = %id, %error, "a half-made state could not be removed");
     }
     let pidfd = record.process.open().map_err(|_| EngineError::NotFound)?;
@@ -103,7 +103,7 @@ fn clear(host: &Arc<Host>, id: &SandboxId, record: &Record) {
     if let Err(error) = host.volumes.discard(&volume_of(id)) {
         warn!(sandbox = %id, %error, "a lost sandbox's files could not be discarded");
     }
-    let kept = remove_folder(&host.snapshots.join(half_made_name(id))).and_then(|()| host.records.remove(id));
+    let kept = remove_dir(&host.snapshots.join(half_made_name(id))).and_then(|()| host.records.remove(id));
     if let Err(error) = kept {
         warn!(sandbox = %id, %error, "a lost sandbox's remains could not be removed");
     }
@@ -152,8 +152,8 @@ fn sweep_blocking(host: &Host, keep: &[SandboxId], snapshots: &[SnapshotId]) -> 
     let of_sandbox = |id: &SandboxId| [format!("{id}.json"), half_made_name(id)];
     let states = snapshots.iter().map(ToString::to_string);
     let names: Vec<String> = keep.iter().flat_map(of_sandbox).chain(states).collect();
-    for folder in [host.records.folder(), &host.snapshots] {
-        remove_others(folder, &names).map_err(EngineError::kernel("remove a stray file"))?;
+    for dir in [host.records.dir(), &host.snapshots] {
+        remove_others(dir, &names).map_err(EngineError::kernel("remove a stray file"))?;
     }
     for id in snapshots {
         if let Err(error) = remove_prepared(&State::of(host, *id).memory()) {

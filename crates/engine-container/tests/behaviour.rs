@@ -1,6 +1,6 @@
 //! The container engine against the behaviour suite of all engines.
 //! Needs root, `COFFERDAM_ENVD` (a static envd) and `COFFERDAM_LAYERS` (a store with the base template): `cargo xtask unit`.
-//! Every test has its own data folder and leaves no group, mount or process.
+//! Every test has its own data directory and leaves no group, mount or process.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -43,7 +43,7 @@ fn bench() -> Bench<fn(PathBuf) -> Opening> {
 }
 
 fn assert_nothing_left(data: &Path) {
-    engine::suite::assert_nothing_left(&engine_host::instance_name(data).expect("the folder is there"));
+    engine::suite::assert_nothing_left(&engine_host::instance_name(data).expect("the directory is there"));
 }
 
 engine::behaviours!(bench, assert_nothing_left);
@@ -51,7 +51,7 @@ engine::behaviours!(bench, assert_nothing_left);
 /// On disk a sandbox's root is the host's root: its set-user-id programs must be out of other users' reach.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn other_users_of_the_host_cannot_reach_a_sandboxes_files() {
-    let data = tempfile::tempdir().expect("a folder");
+    let data = tempfile::tempdir().expect("a directory");
     let engine = bench().engine(data.path()).await;
     let sandbox = bench().start(&engine).await;
     engine::suite::run(&*sandbox, "cp /bin/bash /root/shell && chmod 4755 /root/shell").await;

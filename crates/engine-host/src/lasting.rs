@@ -15,7 +15,7 @@ pub enum Lasting {
 }
 
 impl Lasting {
-    /// Waits until what is in the file, or the folder, is on disk, if that is wanted.
+    /// Waits until what is in the file, or the directory, is on disk, if that is wanted.
     ///
     /// # Errors
     /// It cannot be written.

@@ -1,9 +1,9 @@
 //! What any engine needs of the machine: control groups, ranges of user ids, names for kernel objects, proof that a process is
 //! still the same, news of scarce memory. An engine takes from here what it shares with the others and nothing more.
-//! Names contain the data folder's fingerprint, so two servers never touch each other's objects.
+//! Names contain the data directory's fingerprint, so two servers never touch each other's objects.
 
 pub mod cgroup;
-mod folders;
+mod dirs;
 mod holders;
 mod lasting;
 mod life;
@@ -16,8 +16,8 @@ pub mod uids;
 mod volumes;
 
 pub use cgroup::{Entrance, Group, Hierarchies};
-pub use folders::{
-    RunDir, check_kernel, check_root, fingerprint, instance_name, make_folder, make_private_folder,
+pub use dirs::{
+    RunDir, check_kernel, check_root, fingerprint, instance_name, make_dir, make_private_dir,
     raise_open_files,
 };
 pub use lasting::Lasting;

@@ -16,29 +16,29 @@ use serde::de::DeserializeOwned;
 use crate::holders::{end_within, holders, kill};
 
 /// How long a killed process may take to be dead.
-const LONGEST_DEATH: Duration = Duration::from_secs(20);
+const MAX_DEATH: Duration = Duration::from_secs(20);
 
-/// The folder of an engine's records.
+/// The directory of an engine's records.
 #[derive(Debug, Clone)]
 pub struct Records(PathBuf);
 
 impl Records {
-    /// Records in `folder`, which exists.
+    /// Records in `directory`, which exists.
     #[must_use]
-    pub fn new(folder: PathBuf) -> Self {
-        Self(folder)
+    pub fn new(dir: PathBuf) -> Self {
+        Self(dir)
     }
 
-    /// The folder.
+    /// The directory.
     #[must_use]
-    pub fn folder(&self) -> &Path {
+    pub fn dir(&self) -> &Path {
         &self.0
     }
 
     /// Writes a sandbox's record.
     ///
     /// # Errors
-    /// The folder cannot be written to.
+    /// The directory cannot be written to.
     pub fn save(&self, id: &SandboxId, record: &impl Serialize) -> io::Result<()> {
         let new = self.0.join(format!("{id}.new"));
         fs::write(&new, serde_json::to_vec(record)?)?;
@@ -95,7 +95,7 @@ impl Records {
             }
             kill(&held_by)?;
             was_ended = true;
-            if !end_within(&held_by, LONGEST_DEATH).await? {
+            if !end_within(&held_by, MAX_DEATH).await? {
                 return Err(io::Error::new(
                     io::ErrorKind::TimedOut,
                     "what captures the sandbox does not die",
@@ -118,7 +118,7 @@ impl Records {
     /// The sandboxes that have a record.
     ///
     /// # Errors
-    /// The folder cannot be read.
+    /// The directory cannot be read.
     pub fn list(&self) -> io::Result<Vec<SandboxId>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.0)? {
@@ -140,7 +140,7 @@ impl Records {
     /// Removes a record; one that is not there is a success.
     ///
     /// # Errors
-    /// The folder cannot be written to.
+    /// The directory cannot be written to.
     pub fn remove(&self, id: &SandboxId) -> io::Result<()> {
         match fs::remove_file(self.path(id)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

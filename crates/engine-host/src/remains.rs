@@ -1,4 +1,4 @@
-//! What an earlier server of the same data folder may have left: control groups that nobody owns, files that nobody names.
+//! What an earlier server of the same data directory may have left: control groups that nobody owns, files that nobody names.
 //! One that cannot be removed must not keep the rest.
 //! Which of them are somebody's, the caller says.
 
@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use crate::{Group, Hierarchies};
 
-/// Ends and removes this server's control groups that are not kept; answers how many.
+/// Ends and removes this server's control groups that are not kept; returns how many.
 ///
 /// # Errors
 /// They cannot be listed.
@@ -37,12 +37,12 @@ pub fn remove_groups(
     Ok(removed)
 }
 
-/// Removes everything in a folder that has none of these names.
+/// Removes everything in a directory that has none of these names.
 ///
 /// # Errors
-/// The folder cannot be listed, or something in it stays.
-pub fn remove_others(folder: &Path, names: &[String]) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
+/// The directory cannot be listed, or something in it stays.
+pub fn remove_others(dir: &Path, names: &[String]) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
         let entry = entry?;
         if names.iter().any(|name| entry.file_name() == name.as_str()) {
             continue;

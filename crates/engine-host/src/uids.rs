@@ -35,7 +35,7 @@ pub struct UidRanges {
 }
 
 impl UidRanges {
-    /// Locks a block, preferring the one this data folder had before: its sandboxes may be alive.
+    /// Locks a block, preferring the one this data directory had before: its sandboxes may be alive.
     pub fn open(lock_dir: &Path, data_dir: &Path) -> io::Result<Self> {
         fs::create_dir_all(lock_dir)?;
         let remembered = data_dir.join("uid-block");
@@ -51,7 +51,7 @@ impl UidRanges {
         Err(io::Error::other("every block of user ids is taken by another server on this machine"))
     }
 
-    /// Takes a free range; answers its first id on the host.
+    /// Takes a free range; returns its first id on the host.
     pub fn take(&self) -> Option<u32> {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         let index = (0..RANGES).find(|index| !used.contains(index))?;

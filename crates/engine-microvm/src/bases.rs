@@ -34,18 +34,18 @@ pub(crate) struct Base {
 /// The images of this server.
 #[derive(Debug)]
 pub(crate) struct Bases {
-    folder: PathBuf,
+    dir: PathBuf,
     held: Mutex<HashMap<String, Weak<()>>>,
 }
 
 impl Bases {
-    pub(crate) fn open(folder: PathBuf) -> Self {
-        Self { folder, held: Mutex::default() }
+    pub(crate) fn open(dir: PathBuf) -> Self {
+        Self { dir, held: Mutex::default() }
     }
 
-    /// The folder of the image with this name.
-    pub(crate) fn folder_of(&self, key: &str) -> PathBuf {
-        self.folder.join(key)
+    /// The directory of the image with this name.
+    pub(crate) fn dir_of(&self, key: &str) -> PathBuf {
+        self.dir.join(key)
     }
 
     /// Holds an image, there or not.
@@ -80,30 +80,30 @@ pub(crate) async fn prepare(
         return Err(EngineError::Template(format!("layer {} is missing", missing.display())));
     }
     let base = host.bases.hold(&key_of(&template.layers));
-    let folder = host.bases.folder_of(&base.key);
-    if !folder.join(BASE_IMAGE).exists() {
+    let dir = host.bases.dir_of(&base.key);
+    if !dir.join(BASE_IMAGE).exists() {
         let lock = host.templates.lock(&base.key);
         let _one_at_a_time = lock.lock().await;
-        let (folder, layers) = (folder.clone(), template.layers.clone());
-        let made = tokio::task::spawn_blocking(move || make(&folder, &layers)).await;
+        let (dir, layers) = (dir.clone(), template.layers.clone());
+        let made = tokio::task::spawn_blocking(move || make(&dir, &layers)).await;
         made.map_err(|_| EngineError::Died("making a template's image was interrupted".into()))??;
     }
     if recurring {
-        fs::write(folder.join(KEPT), "").map_err(EngineError::kernel("keep a template's image"))?;
+        fs::write(dir.join(KEPT), "").map_err(EngineError::kernel("keep a template's image"))?;
     }
     Ok(base)
 }
 
-fn make(folder: &Path, layers: &[PathBuf]) -> Result<(), EngineError> {
-    let image = folder.join(BASE_IMAGE);
+fn make(dir: &Path, layers: &[PathBuf]) -> Result<(), EngineError> {
+    let image = dir.join(BASE_IMAGE);
     if image.exists() {
         return Ok(());
     }
     let note = || -> io::Result<()> {
-        fs::create_dir_all(folder)?;
-        fs::write(folder.join(LAYERS), serde_json::to_vec(layers)?)
+        fs::create_dir_all(dir)?;
+        fs::write(dir.join(LAYERS), serde_json::to_vec(layers)?)
     };
-    note().map_err(EngineError::kernel("make a folder for a template's image"))?;
+    note().map_err(EngineError::kernel("make a directory for a template's image"))?;
     guest::base::make(layers, &image).map_err(|error| EngineError::Template(error.to_string()))?;
     // Every machine's user reads it.
     fs::set_permissions(&image, fs::Permissions::from_mode(0o444))
@@ -119,13 +119,13 @@ pub(crate) fn release(host: &Host, base: Base) {
         return;
     }
     held.remove(&key);
-    let folder = host.bases.folder_of(&key);
-    let states = [host.snapshots.as_path(), host.templates.folder()];
-    if folder.join(KEPT).exists() || states.iter().any(|states| is_named(states, &key)) {
+    let dir = host.bases.dir_of(&key);
+    let states = [host.snapshots.as_path(), host.templates.dir()];
+    if dir.join(KEPT).exists() || states.iter().any(|states| is_named(states, &key)) {
         return;
     }
     // Nobody can begin to hold it before it is gone.
-    match fs::remove_dir_all(&folder) {
+    match fs::remove_dir_all(&dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             warn!(key, %error, "the image of a build's step could not be removed");
         }
@@ -133,7 +133,7 @@ pub(crate) fn release(host: &Host, base: Base) {
     }
 }
 
-/// Whether a state in this folder belongs to the image.
+/// Whether a state in this directory belongs to the image.
 fn is_named(states: &Path, key: &str) -> bool {
     let Ok(entries) = fs::read_dir(states) else { return true };
     entries.flatten().any(|entry| read_meta(&entry.path()).is_ok_and(|meta| meta.base == key))
@@ -141,22 +141,21 @@ fn is_named(states: &Path, key: &str) -> bool {
 
 /// Removes every image that is not in `wanted` and whose template is gone.
 pub(crate) fn sweep(bases: &Bases, wanted: &[String]) -> io::Result<()> {
-    for entry in fs::read_dir(&bases.folder)? {
-        let folder = entry?.path();
+    for entry in fs::read_dir(&bases.dir)? {
+        let dir = entry?.path();
         let is_wanted =
-            folder.file_name().is_some_and(|name| wanted.iter().any(|wanted| name == wanted.as_str()));
-        if !is_wanted && !is_of_a_template(&folder) {
-            fs::remove_dir_all(folder)?;
+            dir.file_name().is_some_and(|name| wanted.iter().any(|wanted| name == wanted.as_str()));
+        if !is_wanted && !is_of_a_template(&dir) {
+            fs::remove_dir_all(dir)?;
         }
     }
     Ok(())
 }
 
-fn is_of_a_template(folder: &Path) -> bool {
-    let layers = fs::read(folder.join(LAYERS))
-        .ok()
-        .and_then(|text| serde_json::from_slice::<Vec<PathBuf>>(&text).ok());
-    folder.join(KEPT).exists() && layers.is_some_and(|layers| layers.iter().all(|layer| layer.is_dir()))
+fn is_of_a_template(dir: &Path) -> bool {
+    let layers =
+        fs::read(dir.join(LAYERS)).ok().and_then(|text| serde_json::from_slice::<Vec<PathBuf>>(&text).ok());
+    dir.join(KEPT).exists() && layers.is_some_and(|layers| layers.iter().all(|layer| layer.is_dir()))
 }
 
 #[cfg(test)]
@@ -181,15 +180,15 @@ mod tests {
             ("step", false, "[]"),
             ("gone", true, "[\"/nonexistent\"]"),
         ] {
-            let folder = bases.folder_of(key);
-            fs::create_dir(&folder).unwrap();
-            fs::write(folder.join(LAYERS), layers).unwrap();
+            let dir = bases.dir_of(key);
+            fs::create_dir(&dir).unwrap();
+            fs::write(dir.join(LAYERS), layers).unwrap();
             if kept {
-                fs::write(folder.join(KEPT), "").unwrap();
+                fs::write(dir.join(KEPT), "").unwrap();
             }
         }
         sweep(&bases, &["used".to_owned()]).unwrap();
-        let left = |key: &str| bases.folder_of(key).exists();
+        let left = |key: &str| bases.dir_of(key).exists();
         assert!(left("used") && left("template") && !left("step") && !left("gone"));
     }
 }

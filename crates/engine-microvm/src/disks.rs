@@ -41,7 +41,7 @@ pub(crate) fn blank(host: &Host, disk_mib: u32) -> Result<VolumeName, EngineErro
 /// The size of a disk that is to have no limit, MiB: disks have a size.
 pub(crate) const UNLIMITED_MIB: u32 = 64 << 10;
 /// Largest disk, MiB, whatever was asked for: formatting costs time and room for each group of its blocks.
-pub(crate) const LARGEST_MIB: u32 = 1 << 20;
+pub(crate) const MAX_MIB: u32 = 1 << 20;
 
 /// Makes a sandbox's volume from another one, for the machine with this user; answers where it is.
 pub(crate) fn take(
@@ -55,7 +55,7 @@ pub(crate) fn take(
     let limit = Some(disk_mib.saturating_add(BESIDE_DISK_MIB));
     host.volumes.copy(from, &own, false, limit).map_err(volume_error("copy a disk"))?;
     let path = host.volumes.path(&own);
-    // The folder stays root's: whoever takes QEMU over can write into these two files and make no others.
+    // The directory stays root's: whoever takes QEMU over can write into these two files and make no others.
     let furnish = || {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o711))?;
         fs::write(path.join(DEVICES), "")?;
@@ -70,15 +70,15 @@ fn own_by(path: &Path, uid: u32) -> std::io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))
 }
 
-/// A folder with a hole of this size: what the memory of a booting guest begins with.
+/// A directory with a hole of this size: what the memory of a booting guest begins with.
 pub(crate) fn hole(host: &Host, memory_mib: u32) -> Result<PathBuf, EngineError> {
-    let folder = host.holes.join(memory_mib.to_string());
-    let file = folder.join(crate::machine::command::GUEST_MEMORY);
+    let dir = host.holes.join(memory_mib.to_string());
+    let file = dir.join(crate::machine::command::GUEST_MEMORY);
     if !file.exists() {
         let _one_at_a_time = host.templates.making_blanks();
-        fs::create_dir_all(&folder)
+        fs::create_dir_all(&dir)
             .and_then(|()| make_hole(&file, u64::from(memory_mib) << 20))
             .map_err(EngineError::kernel("make room for a guest's memory"))?;
     }
-    Ok(folder)
+    Ok(dir)
 }

@@ -1,6 +1,6 @@
-//! What all machines of this server share on the host: folders, QEMU, the guest's kernel and initramfs, id ranges, control groups.
+//! What all machines of this server share on the host: directories, QEMU, the guest's kernel and initramfs, id ranges, control groups.
 //! Opened once; refuses with a remedy where the host cannot run machines.
-//! Everything is below the data folder's `microvm`, so this engine and the container engine never meet.
+//! Everything is below the data directory's `microvm`, so this engine and the container engine never meet.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use engine::EngineError;
 use engine_host::{
     Hierarchies, Records, RunDir, Running, UidRanges, check_kernel, check_root, fingerprint, instance_name,
-    make_folder, make_private_folder, raise_open_files,
+    make_dir, make_private_dir, raise_open_files,
 };
 use guest::Tools;
 use layers::Volumes;
@@ -55,7 +55,7 @@ pub(crate) struct Host {
     pub(crate) boot_timeout: Duration,
     pub(crate) streams_memory: bool,
     pub(crate) running: Running<MicrovmSandbox>,
-    /// An empty folder that QEMU's root is attached to, in its own mount namespace.
+    /// An empty directory that QEMU's root is attached to, in its own mount namespace.
     pub(crate) root_target: PathBuf,
     run_dir: RunDir,
 }
@@ -66,26 +66,26 @@ impl Host {
         check_kernel("the microvm engine", MINIMUM_KERNEL)?;
         check_root("the microvm engine makes network namespaces and confines QEMU")?;
         raise_open_files().map_err(EngineError::kernel("raise the limit of open files"))?;
-        let data_dir = make_private_folder(&config.data_dir.join("microvm"))?;
+        let data_dir = make_private_dir(&config.data_dir.join("microvm"))?;
         let instance = instance_name(&data_dir).map_err(EngineError::kernel("name this server"))?;
-        let run_dir = make_folder(&config.run_dir.join(&instance))?;
+        let run_dir = make_dir(&config.run_dir.join(&instance))?;
         make_mount_points(&config.tools.root())?;
-        let boot = install_boot(config, &make_folder(&data_dir.join("boot"))?)?;
+        let boot = install_boot(config, &make_dir(&data_dir.join("boot"))?)?;
         Ok(Self {
             tools: config.tools.clone(),
             accelerator: config.accelerator.clone(),
             machine: config.machine,
-            records: Records::new(make_private_folder(&data_dir.join("sandboxes"))?),
+            records: Records::new(make_private_dir(&data_dir.join("sandboxes"))?),
             replayer: Replayer::start(config.compress_after)
                 .map_err(EngineError::kernel("start a thread"))?,
             volumes: Volumes::open(&data_dir, config.volumes).map_err(|error| EngineError::Host {
                 what: format!("sandboxes' volumes cannot be opened: {error}"),
                 remedy: "see `cofferdam doctor`; --volumes chooses another way to keep them".into(),
             })?,
-            snapshots: make_private_folder(&data_dir.join("snapshots"))?,
-            bases: Bases::open(make_folder(&data_dir.join("bases"))?),
-            holes: make_folder(&data_dir.join("holes"))?,
-            templates: Templates::open(make_folder(&data_dir.join("templates"))?),
+            snapshots: make_private_dir(&data_dir.join("snapshots"))?,
+            bases: Bases::open(make_dir(&data_dir.join("bases"))?),
+            holes: make_dir(&data_dir.join("holes"))?,
+            templates: Templates::open(make_dir(&data_dir.join("templates"))?),
             boot,
             gateway: config.gateway.clone(),
             uids: UidRanges::open(&config.run_dir.join("uids"), &data_dir)
@@ -95,7 +95,7 @@ impl Host {
             boot_timeout: config.boot_timeout,
             streams_memory: config.streams_memory,
             running: Running::default(),
-            root_target: make_folder(&run_dir.join("root"))?,
+            root_target: make_dir(&run_dir.join("root"))?,
             run_dir: RunDir(run_dir),
         })
     }
@@ -130,8 +130,8 @@ fn make_mount_points(root: &Path) -> Result<(), EngineError> {
     make().map_err(EngineError::kernel("make QEMU's mount points"))
 }
 
-/// Puts kernel and initramfs into a folder named by what is in them: guests that were started with others go on.
-fn install_boot(config: &MicrovmConfig, folder: &Path) -> Result<PathBuf, EngineError> {
+/// Puts kernel and initramfs into a directory named by what is in them: guests that were started with others go on.
+fn install_boot(config: &MicrovmConfig, dir: &Path) -> Result<PathBuf, EngineError> {
     let read = |path: &Path, remedy: &str| {
         fs::read(path).map_err(|error| EngineError::Host {
             what: format!("{} cannot be read: {error}", path.display()),
@@ -145,11 +145,11 @@ fn install_boot(config: &MicrovmConfig, folder: &Path) -> Result<PathBuf, Engine
         config.tools.kernel_version().as_bytes().to_vec(),
     ];
     let prints: Vec<String> = parts.iter().map(|part| fingerprint(part)).collect();
-    let boot = folder.join(fingerprint(prints.concat().as_bytes()));
+    let boot = dir.join(fingerprint(prints.concat().as_bytes()));
     if boot.is_dir() {
         return Ok(boot);
     }
-    let new = folder.join("new");
+    let new = dir.join("new");
     let _ = fs::remove_dir_all(&new);
     let install = || -> Result<(), String> {
         fs::create_dir(&new).map_err(|error| error.to_string())?;

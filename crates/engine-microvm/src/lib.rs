@@ -46,7 +46,7 @@ use crate::state::State;
 /// How the engine is set up.
 #[derive(Debug, Clone)]
 pub struct MicrovmConfig {
-    /// The server's data folder; what is this engine's is in `microvm` below it.
+    /// The server's data directory; what is this engine's is in `microvm` below it.
     pub data_dir: PathBuf,
     /// Where sockets and locks go; shared by all servers of the machine. Usually `/run/cofferdam`.
     pub run_dir: PathBuf,

@@ -60,7 +60,7 @@ pub(crate) fn save(
     Ok(own)
 }
 
-/// Answers how many bytes there were.
+/// Returns how many bytes there were.
 fn write_own(
     pid: i32,
     regions: &[Region],

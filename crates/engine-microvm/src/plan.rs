@@ -38,10 +38,10 @@ pub(crate) struct Plan {
     pub(crate) spec: StartSpec,
     pub(crate) build: Build,
     pub(crate) disk: VolumeName,
-    /// Folder with what its memory begins with.
+    /// Directory with what its memory begins with.
     pub(crate) memory: PathBuf,
     pub(crate) beginning: Beginning,
-    /// Folder with what is started: kernel and initramfs, or a state.
+    /// Directory with what is started: kernel and initramfs, or a state.
     pub(crate) source: PathBuf,
 }
 
@@ -85,7 +85,7 @@ impl Plan {
         let (program, arguments) = command_line(&host.accelerator, host.machine, build.shape, beginning, fds);
         let place = if matches!(beginning, Beginning::Boot(_)) { BOOT } else { STATE };
         let views = [
-            View::new(&host.bases.folder_of(&build.base), BASE, true),
+            View::new(&host.bases.dir_of(&build.base), BASE, true),
             View::new(&private, OWN, false),
             View::new(memory, MEMORY, true),
             View::new(source, place, true),

@@ -1,6 +1,6 @@
 //! Whether guests really run here: one is booted, and answers. A device that can be opened proves nothing.
-//! It has a data folder of its own, so it disturbs no server and leaves nothing.
-//! Its files are an empty folder: the agent and envd come with the guest.
+//! It has a data directory of its own, so it disturbs no server and leaves nothing.
+//! Its files are an empty directory: the agent and envd come with the guest.
 
 use std::fs;
 use std::path::Path;
@@ -10,25 +10,25 @@ use engine::{EgressPolicy, Engine, EngineError, Resources, SandboxId, StartSpec,
 
 use crate::{MicrovmConfig, MicrovmEngine};
 
-/// Boots a guest and ends it again; answers how long the boot took. Disks and sockets are below `folder`, which is made and removed.
+/// Boots a guest and ends it again; answers how long the boot took. Disks and sockets are below `directory`, which is made and removed.
 ///
 /// # Errors
 /// What the guest or QEMU said.
-pub async fn probe(config: &MicrovmConfig, folder: &Path) -> Result<Duration, EngineError> {
-    let outcome = boot(config, folder).await;
-    let run_dir = engine_host::instance_name(&folder.join("microvm")).map(|name| config.run_dir.join(name));
-    let _ = fs::remove_dir_all(folder);
+pub async fn probe(config: &MicrovmConfig, dir: &Path) -> Result<Duration, EngineError> {
+    let outcome = boot(config, dir).await;
+    let run_dir = engine_host::instance_name(&dir.join("microvm")).map(|name| config.run_dir.join(name));
+    let _ = fs::remove_dir_all(dir);
     if let Ok(run_dir) = run_dir {
         let _ = fs::remove_dir_all(run_dir);
     }
     outcome
 }
 
-async fn boot(config: &MicrovmConfig, folder: &Path) -> Result<Duration, EngineError> {
-    let layer = folder.join("layer");
-    fs::create_dir_all(&layer).map_err(EngineError::kernel("make a folder for the probe"))?;
+async fn boot(config: &MicrovmConfig, dir: &Path) -> Result<Duration, EngineError> {
+    let layer = dir.join("layer");
+    fs::create_dir_all(&layer).map_err(EngineError::kernel("make a directory for the probe"))?;
     let volumes = layers::VolumesConfig::default();
-    let config = MicrovmConfig { data_dir: folder.to_owned(), volumes, ..config.clone() };
+    let config = MicrovmConfig { data_dir: dir.to_owned(), volumes, ..config.clone() };
     let engine = MicrovmEngine::open(&config)?;
     engine.sweep(&[], &[]).await?;
     let begun = Instant::now();

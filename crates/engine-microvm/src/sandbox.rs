@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use engine::{Captured, EgressPolicy, EngineError, ExitReason, Sandbox, SandboxId, SnapshotId, Stats};
 use engine_host::{Lasting, Life, volume_of};
 use guest_api::network::GUEST_V4;
-use guest_api::relay::{self, LONGEST_LINE, RELAY_PORT, Wish};
+use guest_api::relay::{self, MAX_LINE, RELAY_PORT, Wish};
 use net::Gateway;
 use sys::Namespace;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -201,7 +201,7 @@ impl MicrovmSandbox {
     async fn dial_ipv6(&self, port: u16) -> io::Result<TcpStream> {
         let mut stream = self.relay(Wish::Connect(port)).await?;
         let mut answer = Vec::new();
-        while !answer.ends_with(b"\n") && answer.len() < LONGEST_LINE {
+        while !answer.ends_with(b"\n") && answer.len() < MAX_LINE {
             answer.push(stream.read_u8().await?);
         }
         if answer == relay::OK.as_bytes() { Ok(stream) } else { Err(io::ErrorKind::ConnectionRefused.into()) }

@@ -26,16 +26,16 @@ use crate::memory;
 use crate::sandbox::MicrovmSandbox;
 use crate::state::{Memory, Meta, State};
 
-/// The socket that QEMU sends its memory to, in the sandbox's own folder.
+/// The socket that QEMU sends its memory to, in the sandbox's own directory.
 const STREAM: &str = "stream";
 /// Time for all of a machine's memory to arrive, for each GiB of it.
 const STREAM_PATIENCE: Duration = Duration::from_secs(60);
 /// What the state of devices takes at most, bytes; it is some hundred kilobytes.
-const MOST_DEVICES: u64 = (BESIDE_DISK_MIB as u64) << 20;
+const MAX_DEVICES: u64 = (BESIDE_DISK_MIB as u64) << 20;
 /// What a stream may have beyond the machine's memory, bytes: devices, and a frame around every page.
 const BESIDE_MEMORY: u64 = 256 << 20;
 
-/// Writes the state of a stopped machine; answers how much of the memory was its own, in bytes.
+/// Writes the state of a stopped machine; returns how much of the memory was its own, in bytes.
 pub(crate) async fn save(
     sandbox: &Arc<MicrovmSandbox>,
     state: &State,
@@ -126,32 +126,32 @@ async fn save_pages(
 ) -> Result<u64, EngineError> {
     sandbox.machine.monitor.save_devices(&format!("/{OWN}/{DEVICES}")).await?;
     let (pid, devices) = (sandbox.pid, sandbox.private_dir().join(DEVICES));
-    let folder = claim.host.volumes.path(&state.memory);
+    let dir = claim.host.volumes.path(&state.memory);
     let memory_bytes = u64::from(sandbox.build.shape.memory_mib) << 20;
     let is_soon_enough = lasting == Lasting::Brief || room == Room::ForImage;
     let journal = state.journal.clone().filter(|_| !is_soon_enough);
     let write = move || {
-        let own = memory::save(pid, memory_bytes, &folder.join(GUEST_MEMORY), journal.as_deref(), lasting)?;
-        let (from, mut to) = (fs::File::open(devices)?, fs::File::create(folder.join(DEVICES))?);
+        let own = memory::save(pid, memory_bytes, &dir.join(GUEST_MEMORY), journal.as_deref(), lasting)?;
+        let (from, mut to) = (fs::File::open(devices)?, fs::File::create(dir.join(DEVICES))?);
         // The file is QEMU's, which may have been taken over.
-        if io::copy(&mut from.take(MOST_DEVICES), &mut to)? == MOST_DEVICES {
+        if io::copy(&mut from.take(MAX_DEVICES), &mut to)? == MAX_DEVICES {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
         lasting.settle(&to)?;
-        show_to_machines(&folder, &[GUEST_MEMORY, DEVICES], lasting)?;
+        show_to_machines(&dir, &[GUEST_MEMORY, DEVICES], lasting)?;
         io::Result::Ok(own)
     };
     blocking(move || write().map_err(EngineError::kernel("write the memory image"))).await
 }
 
-/// Answers how many bytes came.
+/// Returns how many bytes came.
 async fn receive_stream(
     sandbox: &Arc<MicrovmSandbox>,
     host: &Host,
     state: &State,
     lasting: Lasting,
 ) -> Result<u64, EngineError> {
-    let folder = host.volumes.path(&state.memory);
+    let dir = host.volumes.path(&state.memory);
     let socket = sandbox.private_dir().join(STREAM);
     let _ = fs::remove_file(&socket);
     let memory_bytes = u64::from(sandbox.build.shape.memory_mib) << 20;
@@ -163,7 +163,7 @@ async fn receive_stream(
         let place = format!("/{OWN}/{STREAM}");
         sandbox.machine.monitor.send_everything(&place).await.map_err(io::Error::other)?;
         let (stream, _) = listener.accept().await?;
-        let mut file = File::create(folder.join(DEVICES)).await?;
+        let mut file = File::create(dir.join(DEVICES)).await?;
         let mut limited = stream.take(memory_bytes + BESIDE_MEMORY);
         let length = tokio::io::copy(&mut limited, &mut file).await?;
         file.flush().await?;
@@ -178,18 +178,18 @@ async fn receive_stream(
         .map_err(|_| EngineError::Timeout("sending the memory"))?
         .map_err(EngineError::kernel("write the memory down"))?;
     sandbox.machine.monitor.was_everything_sent().await?;
-    let show = move || show_to_machines(&folder, &[DEVICES], lasting);
+    let show = move || show_to_machines(&dir, &[DEVICES], lasting);
     blocking(move || show().map_err(EngineError::kernel("write the memory down"))).await?;
     Ok(length)
 }
 
 /// Machines run as users of their own and only read these.
-fn show_to_machines(folder: &Path, files: &[&str], lasting: Lasting) -> io::Result<()> {
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o711))?;
+fn show_to_machines(dir: &Path, files: &[&str], lasting: Lasting) -> io::Result<()> {
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o711))?;
     files
         .iter()
-        .try_for_each(|file| fs::set_permissions(folder.join(file), fs::Permissions::from_mode(0o444)))?;
-    lasting.settle(&fs::File::open(folder)?)
+        .try_for_each(|file| fs::set_permissions(dir.join(file), fs::Permissions::from_mode(0o444)))?;
+    lasting.settle(&fs::File::open(dir)?)
 }
 
 /// What there is room for.

@@ -42,7 +42,7 @@ pub(crate) async fn start(
     let (answer, receiver) = tokio::sync::oneshot::channel();
     tokio::spawn(async move {
         let outcome = begin(&host, &spec, origin).await;
-        // Whoever gets the answer may close the engine next, and its folders go with the last hold on them.
+        // Whoever gets the answer may close the engine next, and its directories go with the last hold on them.
         drop(host);
         if let Err(Ok(unwanted)) = answer.send(outcome)
             && let Err(error) = unwanted.kill().await
@@ -171,7 +171,7 @@ async fn from_state(
 fn build(base: String, spec: &StartSpec) -> Build {
     let Resources { cpu_count, memory_mib, disk_mib, .. } = spec.resources;
     let shape = Shape { cpus: cpu_count.max(1), memory_mib };
-    let disk_mib = if disk_mib == 0 { disks::UNLIMITED_MIB } else { disk_mib.min(disks::LARGEST_MIB) };
+    let disk_mib = if disk_mib == 0 { disks::UNLIMITED_MIB } else { disk_mib.min(disks::MAX_MIB) };
     Build { base, layers: spec.template.layers.clone(), shape, disk_mib }
 }
 

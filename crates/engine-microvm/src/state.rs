@@ -64,7 +64,7 @@ impl State {
     /// A template's warm start.
     pub(crate) fn of_template(host: &Host, key: &str) -> Self {
         let disk = format!("t-{key}").parse().expect("keys are hexadecimal digits");
-        Self::at(host.templates.folder().join(format!("{key}.json")), disk)
+        Self::at(host.templates.dir().join(format!("{key}.json")), disk)
     }
 
     fn at(note: PathBuf, disk: VolumeName) -> Self {
@@ -110,7 +110,7 @@ impl State {
         fs::write(&new, serde_json::to_vec(meta)?)?;
         lasting.settle(&File::open(&new)?)?;
         fs::rename(new, &self.note)?;
-        self.note.parent().map_or(Ok(()), |folder| lasting.settle(&File::open(folder)?))
+        self.note.parent().map_or(Ok(()), |dir| lasting.settle(&File::open(dir)?))
     }
 
     /// Removes it, or what is there of it.

@@ -86,8 +86,8 @@ fn sweep_blocking(host: &Host, keep: &[SandboxId], snapshots: &[SnapshotId]) -> 
     wanted_bases.extend(states.iter().filter_map(|state| state.meta().ok()).map(|meta| meta.base));
     let files_of_states = snapshots.iter().copied().flat_map(files_of);
     let names: Vec<String> = keep.iter().map(|id| format!("{id}.json")).chain(files_of_states).collect();
-    for folder in [host.records.folder(), &host.snapshots] {
-        remove_others(folder, &names).map_err(EngineError::kernel("remove a stray file"))?;
+    for dir in [host.records.dir(), &host.snapshots] {
+        remove_others(dir, &names).map_err(EngineError::kernel("remove a stray file"))?;
     }
     for state in &states {
         host.replayer.add(state, state.image(host));
@@ -100,10 +100,10 @@ fn sweep_blocking(host: &Host, keep: &[SandboxId], snapshots: &[SnapshotId]) -> 
     Ok(removed)
 }
 
-/// Removes warm starts whose template is gone or that cannot be loaded any more; answers the volumes of the others.
+/// Removes warm starts whose template is gone or that cannot be loaded any more; returns the volumes of the others.
 fn sweep_warm_starts(host: &Host, bases: &mut Vec<String>) -> Result<Vec<VolumeName>, EngineError> {
     let mut volumes = Vec::new();
-    let entries = fs::read_dir(host.templates.folder()).map_err(EngineError::kernel("list warm starts"))?;
+    let entries = fs::read_dir(host.templates.dir()).map_err(EngineError::kernel("list warm starts"))?;
     for entry in entries {
         let path = entry.map_err(EngineError::kernel("list warm starts"))?.path();
         let key = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -122,7 +122,7 @@ fn sweep_warm_starts(host: &Host, bases: &mut Vec<String>) -> Result<Vec<VolumeN
     Ok(volumes)
 }
 
-/// Answers how many things a user would call one were removed: a state is one, with its disk and memory.
+/// Returns how many things a user would call one were removed: a state is one, with its disk and memory.
 fn sweep_volumes(
     host: &Host,
     keep: &[SandboxId],

@@ -16,19 +16,19 @@ type Locks = Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>;
 /// See the module's text.
 #[derive(Debug)]
 pub(crate) struct Templates {
-    folder: PathBuf,
+    dir: PathBuf,
     locks: Locks,
     blanks: Mutex<()>,
 }
 
 impl Templates {
-    pub(crate) fn open(folder: PathBuf) -> Self {
-        Self { folder, locks: Locks::default(), blanks: Mutex::default() }
+    pub(crate) fn open(dir: PathBuf) -> Self {
+        Self { dir, locks: Locks::default(), blanks: Mutex::default() }
     }
 
     /// Where the notes on warm starts are.
-    pub(crate) fn folder(&self) -> &Path {
-        &self.folder
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// For whoever makes the thing with this name: one at a time.

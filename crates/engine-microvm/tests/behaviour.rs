@@ -1,5 +1,5 @@
 //! The microVM engine against the behaviour suite of all engines, in emulation: it works on every machine.
-//! Every test has its own data folder and leaves no group, mount or process.
+//! Every test has its own data directory and leaves no group, mount or process.
 //! What only this engine promises is tested beside this.
 
 mod common;
@@ -12,8 +12,8 @@ engine::behaviours!(bench, assert_nothing_left);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_probe_boots_a_guest_and_leaves_nothing() {
-    let data = tempfile::tempdir().expect("a folder");
-    let folder = data.path().join("probe");
-    engine_microvm::probe(&config(PathBuf::new()), &folder).await.expect("a guest boots");
-    assert!(!folder.exists());
+    let data = tempfile::tempdir().expect("a directory");
+    let dir = data.path().join("probe");
+    engine_microvm::probe(&config(PathBuf::new()), &dir).await.expect("a guest boots");
+    assert!(!dir.exists());
 }

@@ -22,7 +22,7 @@ fn now() -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clones_are_sandboxes_of_their_own() {
-    let data = tempfile::tempdir().expect("a folder");
+    let data = tempfile::tempdir().expect("a directory");
     let engine = bench().engine(data.path()).await;
     bench().start(&engine).await.kill().await.expect("the first one makes the warm start");
     let starts = (0..4).map(|number| {
@@ -58,11 +58,11 @@ async fn clones_are_sandboxes_of_their_own() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broken_warm_start_is_replaced() {
-    let data = tempfile::tempdir().expect("a folder");
+    let data = tempfile::tempdir().expect("a directory");
     let engine = bench().engine(data.path()).await;
     let first = bench().start(&engine).await;
-    // Volumes may be nowhere in the host's tree; a sandbox's folder is beside its template's.
-    let volumes = first.private_dir().parent().expect("a folder of volumes").to_owned();
+    // Volumes may be nowhere in the host's tree; a sandbox's directory is beside its template's.
+    let volumes = first.private_dir().parent().expect("a directory of volumes").to_owned();
     let memory = fs::read_dir(&volumes).expect("volumes").flatten().map(|entry| entry.path());
     let memory: Vec<_> = memory
         .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("m-t-")))
@@ -84,7 +84,7 @@ async fn a_broken_warm_start_is_replaced() {
 /// A name that no kernel takes stands for all that can go wrong before user code may run.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_that_does_not_confirm_is_ended() {
-    let data = tempfile::tempdir().expect("a folder");
+    let data = tempfile::tempdir().expect("a directory");
     let engine = bench().engine(data.path()).await;
     let source = bench().start(&engine).await;
     let state = SnapshotId::generate();

@@ -25,7 +25,7 @@ fn field<'a>(status: &'a str, name: &str) -> &'a str {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn qemu_is_nobody_and_sees_nothing() {
-    let data = tempfile::tempdir().expect("a folder");
+    let data = tempfile::tempdir().expect("a directory");
     let engine = bench().engine(data.path()).await;
     let (one, two) = (bench().start(&engine).await, bench().start(&engine).await);
     let process = monitor(data.path(), &*two);
@@ -60,7 +60,11 @@ async fn qemu_is_nobody_and_sees_nothing() {
     ];
     assert!(seen.iter().all(|name| known.contains(&name.as_str())), "{seen:?}");
     for empty in ["proc", "dev", "tmp"] {
-        assert_eq!(fs::read_dir(process.join("root").join(empty)).expect("a folder").count(), 0, "{empty}");
+        assert_eq!(
+            fs::read_dir(process.join("root").join(empty)).expect("a directory").count(),
+            0,
+            "{empty}"
+        );
     }
     let mounts = fs::read_to_string(process.join("mountinfo")).expect("mounts");
     for mount in mounts.lines() {
@@ -72,7 +76,7 @@ async fn qemu_is_nobody_and_sees_nothing() {
         assert!(options.contains("nosuid") && options.contains("nodev"), "{mount}");
     }
     let own: Vec<_> = fs::read_dir(process.join("root/vm"))
-        .expect("its folder")
+        .expect("its directory")
         .flatten()
         .map(|entry| entry.file_name())
         .collect();

@@ -21,7 +21,7 @@ async fn clone_of(engine: &Arc<dyn Engine>) -> Arc<dyn Sandbox> {
     bench().start(engine).await
 }
 
-/// Captures it twice, the second time what came out of the first, and answers what was brought back last.
+/// Captures it twice, the second time what came out of the first, and returns what was brought back last.
 async fn through_captures(engine: &Arc<dyn Engine>, mut sandbox: Arc<dyn Sandbox>) -> Arc<dyn Sandbox> {
     run(&*sandbox, WRITE).await;
     for _ in 0..2 {
@@ -43,13 +43,13 @@ async fn open(data: &Path, change: impl FnOnce(&mut MicrovmConfig)) -> Arc<dyn E
     let mut config = config(data.to_owned());
     change(&mut config);
     let engine = MicrovmEngine::open(&config).expect("this host can emulate it");
-    engine.sweep(&[], &[]).await.expect("a fresh folder sweeps");
+    engine.sweep(&[], &[]).await.expect("a fresh directory sweeps");
     Arc::new(engine)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pc_is_a_machine_too() {
-    let data = tempfile::tempdir().expect("a folder");
+    let data = tempfile::tempdir().expect("a directory");
     let engine = open(data.path(), |config| config.machine = MachineType::Q35).await;
     let sandbox = clone_of(&engine).await;
     let devices = run(&*sandbox, "ls /sys/bus/pci/devices | wc -l").await.stdout;
@@ -62,7 +62,7 @@ async fn a_pc_is_a_machine_too() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_comes_as_a_stream_too() {
-    let data = tempfile::tempdir().expect("a folder");
+    let data = tempfile::tempdir().expect("a directory");
     let engine = open(data.path(), |config| config.streams_memory = true).await;
     let sandbox = clone_of(&engine).await;
     through_captures(&engine, sandbox).await.kill().await.expect("ends");

@@ -91,7 +91,7 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Ends and removes every trace of sandboxes of this server that are not in `keep`: processes, cgroups,
     /// mounts, files; and captured states that are not in `snapshots`. Called once at start, after the adoptions.
-    /// Answers how many were removed.
+    /// Returns how many were removed.
     ///
     /// # Errors
     /// Something could not be removed; it is named in the error.
@@ -166,6 +166,6 @@ pub trait Sandbox: Send + Sync + 'static {
     /// Becomes `Some` once PID 1 has ended, whoever ended it.
     fn exit(&self) -> watch::Receiver<Option<ExitReason>>;
 
-    /// Folder of the sandbox's private files on the host, for accounting. Never to be walked by path.
+    /// Directory of the sandbox's private files on the host, for accounting. Never to be walked by path.
     fn private_dir(&self) -> PathBuf;
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 /// A template as an engine sees it: read-only layers, and who shall run them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TemplateImage {
-    /// Layer folders, uppermost first. Owners are stored as inside the sandbox: root is 0.
+    /// Layer directories, uppermost first. Owners are stored as inside the sandbox: root is 0.
     pub layers: Vec<PathBuf>,
     /// Name of the engine that runs its sandboxes; none leaves it to the server.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -21,9 +21,9 @@ pub enum PathError {
 }
 
 /// Most bytes of a path, the final NUL included.
-const LONGEST_PATH: usize = 4096;
+const MAX_PATH: usize = 4096;
 /// Most bytes of a name.
-const LONGEST_NAME: usize = 255;
+const MAX_NAME: usize = 255;
 
 /// Resolves `path` for a user with that home. `workdir` is where an empty path leads, if set.
 pub fn resolve(path: &str, home: &Path, workdir: Option<&str>) -> Result<PathBuf, PathError> {
@@ -31,7 +31,7 @@ pub fn resolve(path: &str, home: &Path, workdir: Option<&str>) -> Result<PathBuf
         return Err(PathError::Nul);
     }
     let whole = path.len() + home.as_os_str().len() + 1;
-    if whole >= LONGEST_PATH || path.split('/').any(|name| name.len() > LONGEST_NAME) {
+    if whole >= MAX_PATH || path.split('/').any(|name| name.len() > MAX_NAME) {
         return Err(PathError::TooLong);
     }
     if path.is_empty() {

@@ -59,7 +59,7 @@ impl Router {
         Self { envd, rpc }
     }
 
-    /// Answers a request.
+    /// Returns a request.
     pub async fn handle(&mut self, request: Request<Incoming>) -> Response<Body> {
         let cross_origin = request.headers().contains_key(ORIGIN);
         if request.method() == Method::OPTIONS {

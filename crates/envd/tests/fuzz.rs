@@ -63,7 +63,7 @@ fn outcome(form: &[u8], piece: usize) -> String {
 #[test]
 fn forms_of_the_corpus_are_read_as_before() {
     let expected = corpus::lines("forms.tsv");
-    let forms = corpus::folder("multipart");
+    let forms = corpus::dir("multipart");
     assert_eq!(forms.len(), expected.len(), "a line of forms.tsv for each form");
     for ((name, form), expected) in forms.iter().zip(expected) {
         for piece in [form.len(), 7, 1] {
@@ -74,7 +74,7 @@ fn forms_of_the_corpus_are_read_as_before() {
 
 #[test]
 fn forms_mean_the_same_in_any_pieces() {
-    let seeds = corpus::folder("multipart").into_iter().map(|(_, form)| form);
+    let seeds = corpus::dir("multipart").into_iter().map(|(_, form)| form);
     let seeds = corpus::bred(seeds.filter(|form| form.len() < 10_000).collect());
     corpus::throw(2000, (seeds, 1usize..100), |(form, piece)| {
         let (whole, error) = parts(&form, form.len().max(1));

@@ -39,7 +39,7 @@ fn assert_well(envd: &Envd) {
 #[test]
 fn the_corpus_is_answered_and_does_no_harm() {
     let envd = Envd::start();
-    for (name, request) in corpus::folder("http") {
+    for (name, request) in corpus::dir("http") {
         let answer = send(&envd, &request);
         let status = answer.get(9..12).unwrap_or_default();
         assert!(status != b"500", "{name}: {}", answer.escape_ascii());
@@ -235,8 +235,8 @@ fn assert_stream(envd: &Envd, method: &str, body: &[u8]) {
     assert!(ended && rest.is_empty(), "{}", shown());
 }
 
-fn contents(folder: &str) -> Vec<Vec<u8>> {
-    corpus::folder(folder).into_iter().map(|(_, content)| content).collect()
+fn contents(dir: &str) -> Vec<Vec<u8>> {
+    corpus::dir(dir).into_iter().map(|(_, content)| content).collect()
 }
 
 #[test]
@@ -283,7 +283,7 @@ fn changed_envelopes_get_proper_answers() {
 
 #[test]
 fn introductions_of_the_corpus_and_changed_ones_do_no_harm() {
-    // It may take on a token: then it refuses the next, so each is a first one. Its own folder is its system.
+    // It may take on a token: then it refuses the next, so each is a first one. Its own directory is its system.
     let introduce = |message: &[u8]| {
         let envd = Envd::start();
         let answer = envd.request("POST", "/init", &[], message);
@@ -294,7 +294,7 @@ fn introductions_of_the_corpus_and_changed_ones_do_no_harm() {
             answer.body.escape_ascii()
         );
         assert_well(&envd);
-        let outside: Vec<_> = std::fs::read_dir(envd.dir.path()).expect("its folder").flatten().collect();
+        let outside: Vec<_> = std::fs::read_dir(envd.dir.path()).expect("its directory").flatten().collect();
         assert!(outside.iter().all(|entry| entry.file_name() == "system"), "{outside:?}");
     };
     let seeds = contents("init");

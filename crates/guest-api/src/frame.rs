@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Most bytes of a frame without its length.
-pub const LARGEST_FRAME: usize = 1 << 20;
+pub const MAX_FRAME: usize = 1 << 20;
 
 /// Whoever connects to a guest sends this first; the guest answers with the same and, if it is ready, says so again. What came
 /// before the mark belongs to an earlier conversation. Lengths begin with a zero byte and JSON has no byte 255, so four
@@ -19,7 +19,7 @@ pub const SYNC: [u8; 4] = [0xff; 4];
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
     /// A length that cannot be.
-    #[error("a frame of {0} bytes; the most are {LARGEST_FRAME}: synchronise and ask again")]
+    #[error("a frame of {0} bytes; the most are {MAX_FRAME}: synchronise and ask again")]
     TooLong(usize),
     /// Not the expected JSON.
     #[error("a frame is not understood: {0}; both sides must be of one version")]
@@ -35,7 +35,7 @@ pub fn encode(message: &impl Serialize) -> Result<Vec<u8>, FrameError> {
     serde_json::to_writer(&mut frame, message)?;
     let length = frame.len() - 4;
     match u32::try_from(length) {
-        Ok(number) if length <= LARGEST_FRAME => frame[..4].copy_from_slice(&number.to_be_bytes()),
+        Ok(number) if length <= MAX_FRAME => frame[..4].copy_from_slice(&number.to_be_bytes()),
         _ => return Err(FrameError::TooLong(length)),
     }
     Ok(frame)
@@ -96,7 +96,7 @@ impl Decoder {
         let bytes = &self.buffer.make_contiguous()[..certain];
         let Some((length, rest)) = bytes.split_first_chunk() else { return Ok(None) };
         let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
-        if length > LARGEST_FRAME {
+        if length > MAX_FRAME {
             return Err(FrameError::TooLong(length));
         }
         let Some(frame) = rest.get(..length) else { return Ok(None) };
@@ -153,7 +153,7 @@ mod tests {
         decoder.push(&encode(&7).unwrap());
         assert_eq!(decoder.pop::<String>().unwrap(), Some(Item::Sync));
         assert!(matches!(decoder.pop::<String>(), Err(FrameError::Json(_))));
-        let long = "x".repeat(LARGEST_FRAME);
+        let long = "x".repeat(MAX_FRAME);
         assert!(matches!(encode(&long), Err(FrameError::TooLong(_))));
         assert!(encode(&&long[2..]).is_ok());
     }

@@ -10,7 +10,7 @@ pub mod network;
 pub mod relay;
 
 pub use boot::{BootError, BootOptions};
-pub use frame::{Decoder, FrameError, Item, LARGEST_FRAME, SYNC, encode};
+pub use frame::{Decoder, FrameError, Item, MAX_FRAME, SYNC, encode};
 pub use message::{Call, Message, Outcome, Request, Revive, Seed, ShortSeed};
 
 /// Name of the virtio-serial port that the control channel is.

@@ -5,7 +5,7 @@
 /// Where the agent listens, on the guest's IPv4 address. Above the ports that Linux gives to clients by itself.
 pub const RELAY_PORT: u16 = 61_983;
 /// Most bytes of a line with its end.
-pub const LONGEST_LINE: usize = 64;
+pub const MAX_LINE: usize = 64;
 /// Answer to a `connect` that was accepted; from here on bytes are passed on.
 pub const OK: &str = "ok\n";
 /// Answer to a `connect` to a port where nothing listens; the connection is then closed.
@@ -50,7 +50,7 @@ mod tests {
     fn lines_come_back() {
         for wish in [Wish::Export, Wish::Connect(1), Wish::Connect(65_535)] {
             assert_eq!(Wish::parse(&wish.to_line()), Some(wish));
-            assert!(wish.to_line().len() <= LONGEST_LINE);
+            assert!(wish.to_line().len() <= MAX_LINE);
         }
         for line in ["", "connect", "connect x", "connect 0", "connect 65536", "exports", " export"] {
             assert_eq!(Wish::parse(line), None, "{line}");

@@ -91,7 +91,7 @@ fn spawn(shm_mib: u32) -> Result<Child, GuestError> {
     started.map_err(GuestError::kernel("start what becomes envd"))
 }
 
-/// Answers the host until envd ends.
+/// Returns the host until envd ends.
 fn serve(channel: &mut Channel, started: &Started) -> Result<(), GuestError> {
     let kernel = |error: rustix::io::Errno| GuestError::kernel("wait for the host")(error);
     let queue = epoll::create(CreateFlags::CLOEXEC).map_err(kernel)?;

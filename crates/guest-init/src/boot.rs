@@ -20,7 +20,7 @@ use crate::{cgroup, devices, network};
 const BASE: &str = "/base";
 /// Where the sandbox's own disk is mounted.
 const PRIVATE: &str = "/private";
-/// What the sandbox has written, a folder of [`PRIVATE`].
+/// What the sandbox has written, a directory of [`PRIVATE`].
 pub(crate) const UPPER: &str = "/private/upper";
 const WORK: &str = "/private/work";
 /// The layer with envd.
@@ -28,7 +28,7 @@ const AGENT_LAYER: &str = "/agent";
 /// Where the sandbox's root is put together.
 pub(crate) const ROOT: &str = "/root";
 /// Mount points and the like; the initramfs may have some of them.
-const FOLDERS: [&str; 10] = [
+const DIRS: [&str; 10] = [
     "/dev",
     "/proc",
     "/sys",
@@ -50,10 +50,10 @@ pub(crate) struct Machine {
     pub(crate) private: File,
 }
 
-/// Mounts the kernel's own file systems and loads modules; answers the control channel, which everything else can be told on.
+/// Mounts the kernel's own file systems and loads modules; returns the control channel, which everything else can be told on.
 pub(crate) fn first_steps(events: &mut Option<DeviceEvents>) -> Result<Channel, GuestError> {
     let kernel = |what: &'static str| GuestError::kernel::<io::Error>(what);
-    FOLDERS.iter().try_for_each(fs::create_dir_all).map_err(kernel("make folders"))?;
+    DIRS.iter().try_for_each(fs::create_dir_all).map_err(kernel("make directories"))?;
     let nothing = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     for (kind, path, flags) in
         [("proc", "/proc", nothing), ("sysfs", "/sys", nothing), ("devtmpfs", "/dev", MountFlags::NOSUID)]
@@ -79,14 +79,14 @@ pub(crate) fn rest(events: &DeviceEvents) -> Result<Machine, GuestError> {
 }
 
 fn load_modules() -> Result<(), GuestError> {
-    let folder = Path::new("/modules");
-    let order = match fs::read_to_string(folder.join("order")) {
+    let dir = Path::new("/modules");
+    let order = match fs::read_to_string(dir.join("order")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         order => order.map_err(GuestError::kernel("read the order of modules"))?,
     };
     for name in order.lines() {
         let load = || -> io::Result<()> {
-            let file = File::open(folder.join(name))?;
+            let file = File::open(dir.join(name))?;
             match rustix::system::finit_module(&file, c"", 0) {
                 Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
                 Err(error) => Err(error.into()),
@@ -95,7 +95,7 @@ fn load_modules() -> Result<(), GuestError> {
         load().map_err(GuestError::kernel(format!("load the module {name}")))?;
     }
     // The kernel has what it needs of them; they would take memory from user code.
-    fs::remove_dir_all(folder).map_err(GuestError::kernel("remove loaded modules"))
+    fs::remove_dir_all(dir).map_err(GuestError::kernel("remove loaded modules"))
 }
 
 fn mount_disks(events: &DeviceEvents) -> Result<File, GuestError> {
@@ -133,9 +133,9 @@ fn mount_root() -> Result<(), GuestError> {
         fs::create_dir_all(UPPER)?;
         fs::create_dir_all(WORK)
     };
-    prepare().map_err(GuestError::kernel("make the folders of the overlay"))?;
+    prepare().map_err(GuestError::kernel("make the directories of the overlay"))?;
     layers::renew_overlay_work(Path::new(WORK), false)
-        .map_err(|error| GuestError::kernel("renew the overlay's work folder")(io::Error::other(error)))?;
+        .map_err(|error| GuestError::kernel("renew the overlay's work directory")(io::Error::other(error)))?;
     // `volatile`: what is durable comes from explicit captures, which write the disk below. `index` off: a base that was made
     // anew has other inode numbers, and is refused with it.
     let options =

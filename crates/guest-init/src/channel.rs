@@ -8,13 +8,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use guest_api::{Decoder, Item, LARGEST_FRAME, Message, PORT_NAME, Request, SYNC, encode};
+use guest_api::{Decoder, Item, MAX_FRAME, Message, PORT_NAME, Request, SYNC, encode};
 use rustix::fs::OFlags;
 
 use crate::error::GuestError;
 
 /// Most bytes that wait for a host.
-const MOST_WAITING: usize = 2 * LARGEST_FRAME;
+const MAX_WAITING: usize = 2 * MAX_FRAME;
 
 /// The port, what was read of a frame, and what waits to be sent.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ impl Channel {
     /// Sends a message now or when that is possible.
     pub(crate) fn send(&mut self, message: &Message) {
         match encode(message) {
-            Ok(frame) if self.waiting.len() + frame.len() <= MOST_WAITING => self.waiting.extend(frame),
+            Ok(frame) if self.waiting.len() + frame.len() <= MAX_WAITING => self.waiting.extend(frame),
             Ok(_) => complain(&"nobody reads the control channel"),
             Err(error) => complain(&error),
         }

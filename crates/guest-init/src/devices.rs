@@ -1,4 +1,4 @@
-//! The sandbox's `/dev`: six harmless device nodes, the usual links, and empty folders to mount on; the same as in containers.
+//! The sandbox's `/dev`: six harmless device nodes, the usual links, and empty directories to mount on; the same as in containers.
 //! The agent has it under a name of its own too, where it can change what covers the id of the boot.
 //! The machine's real devices are in the agent's `/dev` only.
 
@@ -21,7 +21,7 @@ const LINKS: [(&str, &str); 5] = [
     ("stdout", "/proc/self/fd/1"),
     ("stderr", "/proc/self/fd/2"),
 ];
-const FOLDERS: [&str; 3] = ["pts", "shm", "mqueue"];
+const DIRS: [&str; 3] = ["pts", "shm", "mqueue"];
 /// Where the agent can write it.
 const DRAFT: &str = "/sandbox-dev";
 /// The same as the sandbox gets it, read-only.
@@ -51,7 +51,7 @@ fn fill() -> io::Result<File> {
         chmod(&path, everyone)?;
     }
     LINKS.iter().try_for_each(|(name, target)| symlink(target, format!("{DRAFT}/{name}")))?;
-    FOLDERS.iter().try_for_each(|name| fs::create_dir(format!("{DRAFT}/{name}")))?;
+    DIRS.iter().try_for_each(|name| fs::create_dir(format!("{DRAFT}/{name}")))?;
     let own = fs::read_to_string(KERNELS_BOOT_ID)?;
     let boot_id = File::create_new(format!("{DRAFT}/{BOOT_ID}"))?;
     boot_id.write_all_at(own.as_bytes(), 0)?;

@@ -1,5 +1,5 @@
 //! The first process of a microVM's guest. It makes the machine a sandbox (`boot`, `network`), starts envd in namespaces of its own
-//! (`stage`), and answers the host (`agent`) for as long as envd lives; then the machine is switched off.
+//! (`stage`), and returns the host (`agent`) for as long as envd lives; then the machine is switched off.
 //! User code is root of this kernel and could take the agent over, so the host believes nothing that comes from here.
 #![forbid(unsafe_code)]
 

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use guest_api::network::{GUEST_V4, HOST_V4};
-use guest_api::relay::{LONGEST_LINE, OK, REFUSED, RELAY_PORT, Wish};
+use guest_api::relay::{MAX_LINE, OK, REFUSED, RELAY_PORT, Wish};
 
 use crate::boot::UPPER;
 use crate::error::GuestError;
@@ -76,7 +76,7 @@ fn serve(mut host: TcpStream) -> io::Result<()> {
 /// Byte by byte: what follows the line is not ours.
 fn read_wish(host: &mut TcpStream) -> io::Result<Wish> {
     let mut line = Vec::new();
-    while line.last() != Some(&b'\n') && line.len() < LONGEST_LINE {
+    while line.last() != Some(&b'\n') && line.len() < MAX_LINE {
         let mut byte = [0];
         host.read_exact(&mut byte)?;
         line.push(byte[0]);

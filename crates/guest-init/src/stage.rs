@@ -130,7 +130,7 @@ fn set_limits() -> io::Result<()> {
     Ok(setrlimit(Resource::Core, limit(1))?)
 }
 
-/// 0–2 become the sandbox's `/dev/null`; the listener stays open for envd; answers the old output.
+/// 0–2 become the sandbox's `/dev/null`; the listener stays open for envd; returns the old output.
 fn arrange_descriptors(listener: &TcpListener) -> Result<OwnedFd, Errno> {
     let report = fcntl_dupfd_cloexec(rustix::stdio::stdout(), 0)?;
     let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;

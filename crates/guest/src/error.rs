@@ -9,7 +9,7 @@ use layers::LayerError;
 /// Why a guest's files could not be made, or its layer not be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
-    /// A file or folder could not be used.
+    /// A file or directory could not be used.
     #[error("{}: {source}", path.display())]
     Io {
         /// Which one.

@@ -13,7 +13,7 @@ const MIB: u64 = 1 << 20;
 /// A file system of this kind has room for a file in 16 KiB of disk; names of the same file cost less.
 const ENTRY: u64 = 16 << 10;
 
-/// Makes the folder `target`, which must not exist, of what the relay answers to `export`: the same as `layers::export_upper`
+/// Makes the directory `target`, which must not exist, of what the relay answers to `export`: the same as `layers::export_upper`
 /// makes of an upper that is at hand. `disk_mib` is the size of the guest's own disk; no layer from it is much larger. Blocks;
 /// a time limit is the stream's business.
 ///

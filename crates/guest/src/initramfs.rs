@@ -13,7 +13,7 @@ use crate::{GuestError, Tools};
 
 /// Some firmware does not boot with lengths that are no multiple of a page.
 const PAGE: usize = 4096;
-const FOLDER: u32 = 0o040_755;
+const DIR: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 const FILE: u32 = 0o100_644;
 const NODE: u32 = 0o020_600;
@@ -23,20 +23,20 @@ const NODE: u32 = 0o020_600;
 /// # Errors
 /// One of the files cannot be read, or there is no room.
 pub fn write(tools: &Tools, init: &Path, envd: &Path, target: &Path) -> Result<(), GuestError> {
-    let folder = target.parent().unwrap_or(Path::new("/"));
-    let new = NamedTempFile::new_in(folder).map_err(GuestError::at(folder))?;
+    let dir = target.parent().unwrap_or(Path::new("/"));
+    let new = NamedTempFile::new_in(dir).map_err(GuestError::at(dir))?;
     let read = |path: &Path| fs::read(path).map_err(GuestError::at(path));
     let mut entries = vec![
-        Entry::new("dev", FOLDER),
+        Entry::new("dev", DIR),
         // For the agent's own output, and so that it has one where there is no console.
         Entry { device: (5, 1), ..Entry::new("dev/console", NODE) },
         Entry { device: (1, 3), ..Entry::new("dev/null", NODE) },
         Entry { content: read(init)?, ..Entry::new("init", PROGRAM) },
-        Entry::new("agent", FOLDER),
-        Entry::new("agent/usr", FOLDER),
-        Entry::new("agent/usr/bin", FOLDER),
+        Entry::new("agent", DIR),
+        Entry::new("agent/usr", DIR),
+        Entry::new("agent/usr/bin", DIR),
         Entry { content: read(envd)?, ..Entry::new("agent/usr/bin/envd", PROGRAM) },
-        Entry::new("modules", FOLDER),
+        Entry::new("modules", DIR),
     ];
     let mut order = String::new();
     for module in tools.modules() {
@@ -71,7 +71,7 @@ fn archive(entries: &[Entry], to: impl Write) -> io::Result<()> {
     let end = Entry::new("TRAILER!!!", 0);
     for (number, entry) in entries.iter().chain([&end]).enumerate() {
         let size = u32::try_from(entry.content.len()).map_err(io::Error::other)?;
-        let links = if entry.mode == FOLDER { 2 } else { 1 };
+        let links = if entry.mode == DIR { 2 } else { 1 };
         let (major, minor) = entry.device;
         let number = u32::try_from(number + 1).map_err(io::Error::other)?;
         let name_size = u32::try_from(entry.name.len() + 1).map_err(io::Error::other)?;
@@ -123,7 +123,7 @@ mod tests {
     fn is_an_archive_like_any_other() {
         let dir = tempfile::tempdir().unwrap();
         let entries = [
-            Entry::new("dev", FOLDER),
+            Entry::new("dev", DIR),
             Entry { device: (5, 1), ..Entry::new("dev/console", NODE) },
             Entry { content: vec![7; 5001], ..Entry::new("dev/odd", PROGRAM) },
             Entry { content: b"x".to_vec(), ..Entry::new("small", FILE) },

@@ -1,5 +1,5 @@
-//! Where QEMU and the guest's kernel are, and of which versions: what `template::install_microvm` put into a folder.
-//! The folder is believed as far as its manifest goes; each file that is used later is looked for once, here.
+//! Where QEMU and the guest's kernel are, and of which versions: what `template::install_microvm` put into a directory.
+//! The directory is believed as far as its manifest goes; each file that is used later is looked for once, here.
 //! Nothing is run.
 
 use std::fs;
@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-/// The arrangement of the folder that this code knows.
+/// The arrangement of the directory that this code knows.
 const FORMAT: u32 = 1;
 
-/// A set-up folder.
+/// A set-up directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tools {
-    folder: PathBuf,
+    dir: PathBuf,
     qemu_version: String,
     kernel_version: String,
     modules: Vec<PathBuf>,
@@ -27,24 +27,24 @@ struct Manifest {
 }
 
 impl Tools {
-    /// Looks at what is in `folder`.
+    /// Looks at what is in `directory`.
     ///
     /// # Errors
     /// What is missing, as a sentence for the operator.
-    pub fn find(folder: &Path) -> Result<Self, String> {
-        let shown = folder.display();
+    pub fn find(dir: &Path) -> Result<Self, String> {
+        let shown = dir.display();
         let remedy = "`cofferdam setup microvm` brings it";
-        let manifest = fs::read(folder.join("manifest.json"))
+        let manifest = fs::read(dir.join("manifest.json"))
             .map_err(|_| format!("no QEMU and guest kernel in {shown}; {remedy}"))?;
         let manifest: Manifest = serde_json::from_slice(&manifest)
             .map_err(|error| format!("the manifest in {shown} is not understood ({error}); {remedy}"))?;
         if manifest.format != FORMAT {
             return Err(format!("{shown} was set up by another version; {remedy}"));
         }
-        let order = fs::read_to_string(folder.join("modules/order")).unwrap_or_default();
-        let modules = order.lines().map(|name| folder.join("modules").join(name)).collect();
+        let order = fs::read_to_string(dir.join("modules/order")).unwrap_or_default();
+        let modules = order.lines().map(|name| dir.join("modules").join(name)).collect();
         let tools = Self {
-            folder: fs::canonicalize(folder).map_err(|error| format!("{shown}: {error}"))?,
+            dir: fs::canonicalize(dir).map_err(|error| format!("{shown}: {error}"))?,
             qemu_version: manifest.qemu,
             kernel_version: manifest.kernel,
             modules,
@@ -68,17 +68,17 @@ impl Tools {
     /// Where firmware is, inside [`Tools::root`]: for QEMU's `-L`, where the root was not changed.
     pub const FIRMWARE: [&'static str; 2] = ["usr/share/qemu", "usr/share/seabios"];
 
-    /// A file system tree with QEMU and all that it needs, and empty folders `dev`, `proc`, `template`, `tmp` and `vm` to
+    /// A file system tree with QEMU and all that it needs, and empty directories `dev`, `proc`, `template`, `tmp` and `vm` to
     /// mount on.
     #[must_use]
     pub fn root(&self) -> PathBuf {
-        self.folder.join("root")
+        self.dir.join("root")
     }
 
     /// The guest's kernel, an ELF file.
     #[must_use]
     pub fn kernel(&self) -> PathBuf {
-        self.folder.join("vmlinux")
+        self.dir.join("vmlinux")
     }
 
     /// The kernel's modules, in the order in which they must be loaded.
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_is_complete_or_refused() {
+    fn a_dir_is_complete_or_refused() {
         let dir = tempfile::tempdir().unwrap();
         let put = |path: &str, content: &str| {
             let path = dir.path().join(path);

@@ -44,8 +44,8 @@ fn value(path: &Path, name: &str) -> Option<Vec<u8>> {
 const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 fn lower(layer: &Path) {
-    for folder in ["etc", "hidden", "replaced", "renamed/below"] {
-        fs::create_dir_all(layer.join(folder)).unwrap();
+    for dir in ["etc", "hidden", "replaced", "renamed/below"] {
+        fs::create_dir_all(layer.join(dir)).unwrap();
     }
     for file in ["etc/kept", "etc/gone", "hidden/x", "replaced/old", "renamed/below/file"] {
         fs::write(layer.join(file), file).unwrap();
@@ -64,8 +64,8 @@ fn lower(layer: &Path) {
 }
 
 fn upper(layer: &Path) {
-    for folder in ["etc", "replaced", "elsewhere"] {
-        fs::create_dir_all(layer.join(folder)).unwrap();
+    for dir in ["etc", "replaced", "elsewhere"] {
+        fs::create_dir_all(layer.join(dir)).unwrap();
     }
     for gone in ["etc/gone", "hidden", "renamed"] {
         mknodat(CWD, layer.join(gone), FileType::CharacterDevice, Mode::empty(), 0).unwrap();
@@ -101,11 +101,11 @@ fn a_base_is_the_layers_as_one() {
     assert_eq!(value(&at("etc/kept"), "user.note").unwrap(), b"kept");
     assert_eq!(value(&at("etc/kept"), "user.large").unwrap(), [7; 3000]);
     assert!(FileType::from_raw_mode(fs::symlink_metadata(at("pipe")).unwrap().mode()) == FileType::Fifo);
-    for folder in ["etc", "replaced", "elsewhere", ""] {
+    for dir in ["etc", "replaced", "elsewhere", ""] {
         let mut names = vec![0; 4096];
-        let length = llistxattr(at(folder), &mut names[..]).unwrap();
+        let length = llistxattr(at(dir), &mut names[..]).unwrap();
         let names = String::from_utf8_lossy(&names[..length]).into_owned();
-        assert!(!names.contains("overlay"), "{folder}: {names:?}");
+        assert!(!names.contains("overlay"), "{dir}: {names:?}");
     }
     let checked = Command::new("e2fsck").args(["-f", "-n"]).arg(&image).output().unwrap();
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));

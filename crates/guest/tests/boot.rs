@@ -44,7 +44,7 @@ for child in children:
     os.waitpid(child, 0)
 '";
 
-/// Hears of a file that is made in a folder of the template.
+/// Hears of a file that is made in a directory of the template.
 const WATCH: &str = "python3 -c '
 import ctypes, os
 libc = ctypes.CDLL(None)

@@ -27,7 +27,7 @@ pub(crate) struct Serve {
     /// Address to listen on; it is opened once Python and JavaScript are ready.
     #[arg(long, default_value = "0.0.0.0:49999")]
     pub(crate) listen: SocketAddr,
-    /// Folder with the prepared drivers and their npm modules.
+    /// Directory with the prepared drivers and their npm modules.
     #[arg(long, default_value = files::HOME)]
     pub(crate) home: PathBuf,
     /// Python that has ipykernel.
@@ -36,7 +36,7 @@ pub(crate) struct Serve {
     /// envd: who may run code, and with which environment.
     #[arg(long, default_value = "127.0.0.1:49983")]
     pub(crate) envd: SocketAddr,
-    /// Where contexts start that name no folder.
+    /// Where contexts start that name no directory.
     #[arg(long, default_value = "/home/user")]
     pub(crate) cwd: PathBuf,
     /// Lets Python's zygote go after each fork: a memory image is a third smaller, a new context takes a second longer.
@@ -45,7 +45,7 @@ pub(crate) struct Serve {
     /// File that names the sandbox; a copy of a sandbox finds another name there.
     #[arg(long, default_value = "/run/e2b/.E2B_SANDBOX_ID")]
     pub(crate) identity: PathBuf,
-    /// Folder that says which kernels run, for the interpreter after one that was killed.
+    /// Directory that says which kernels run, for the interpreter after one that was killed.
     #[arg(long, default_value = "/run/interpreter")]
     pub(crate) running: PathBuf,
     /// Modules that every Python context finds imported already.
@@ -59,7 +59,7 @@ pub(crate) struct Serve {
 
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Prepare {
-    /// Folder to write to.
+    /// Directory to write to.
     #[arg(long, default_value = files::HOME)]
     pub(crate) home: PathBuf,
 }

@@ -1,6 +1,6 @@
 //! The contexts of this sandbox: made at the start, on demand, or by a client; listed in the order they were made.
 //! Each has one kernel and one session, which whoever runs code holds; the lock gives turns in the order of asking.
-//! A context outlives its kernel: a new one gets the same folder and variables.
+//! A context outlives its kernel: a new one gets the same directory and variables.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -28,7 +28,7 @@ const DEFAULT: &str = "default";
 pub(crate) struct Context {
     pub(crate) id: String,
     pub(crate) language: Language,
-    /// As the client gave it, whether there is such a folder or not.
+    /// As the client gave it, whether there is such a directory or not.
     pub(crate) cwd: String,
     pub(crate) session: Mutex<Session>,
     /// Cancelled when the context is restarted or removed: whatever was asked of it before ends.

@@ -1,5 +1,5 @@
 //! The drivers, compiled in, and how they get to where interpreters can read them.
-//! `prepare` does it once, in the template's build; serving then only reads. A folder of another version is written anew.
+//! `prepare` does it once, in the template's build; serving then only reads. A directory of another version is written anew.
 //! The npm modules beside them come from the template's `package.json`.
 
 use std::path::Path;
@@ -37,8 +37,8 @@ pub(crate) fn write(home: &Path) -> Result<(), Error> {
         if std::fs::read_to_string(&path).is_ok_and(|present| present == *content) {
             continue;
         }
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(Error::file(folder))?;
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir).map_err(Error::file(dir))?;
         }
         std::fs::write(&path, content).map_err(Error::file(&path))?;
     }
@@ -47,14 +47,14 @@ pub(crate) fn write(home: &Path) -> Result<(), Error> {
 
 /// Compiles the Java driver unless that has been done.
 pub(crate) fn compile(home: &Path) -> Result<(), Error> {
-    let folder = home.join("java");
-    let (source, class) = (folder.join("Driver.java"), folder.join("Driver.class"));
+    let dir = home.join("java");
+    let (source, class) = (dir.join("Driver.java"), dir.join("Driver.class"));
     let changed = |path: &Path| path.metadata().and_then(|data| data.modified());
     if matches!((changed(&class), changed(&source)), (Ok(class), Ok(source)) if class >= source) {
         return Ok(());
     }
     let mut javac = Command::new("javac");
-    javac.args(["-nowarn", "-encoding", "UTF-8", "-d"]).arg(&folder).arg(&source);
+    javac.args(["-nowarn", "-encoding", "UTF-8", "-d"]).arg(&dir).arg(&source);
     let done = javac.output().map_err(|source| Error::Start { program: "javac".to_owned(), source })?;
     if done.status.success() {
         return Ok(());

@@ -68,8 +68,8 @@ mod tests {
 
     #[test]
     fn a_new_name_is_a_copy_and_the_same_name_is_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("id");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("id");
         std::fs::write(&path, "one").unwrap();
         let mut watch = Watch::new(path.clone());
         assert_eq!((watch.copies(), watch.copies()), (0, 0));

@@ -1,4 +1,4 @@
-//! What a kernel is told before a run: variables, folder, a new seed. Never by touching the user's code.
+//! What a kernel is told before a run: variables, directory, a new seed. Never by touching the user's code.
 //! Everything that comes from a client is quoted; a name that a shell could not have is left out there.
 //! Java has no way to change its environment: variables are system properties there, as clients expect.
 

@@ -49,11 +49,11 @@ pub(crate) struct Process {
 }
 
 impl Reaper {
-    /// Starts collecting; orphans come to us from here on. Those of an interpreter before us, noted in `folder`, are ended.
-    pub(crate) fn start(folder: &Path) -> Result<Self, Error> {
+    /// Starts collecting; orphans come to us from here on. Those of an interpreter before us, noted in `directory`, are ended.
+    pub(crate) fn start(dir: &Path) -> Result<Self, Error> {
         adopt_orphans();
         let mut children = signal(SignalKind::child()).map_err(Error::Runtime)?;
-        let reaper = Self { remains: Arc::new(Remains::sweep(folder)), ..Self::default() };
+        let reaper = Self { remains: Arc::new(Remains::sweep(dir)), ..Self::default() };
         let own = reaper.clone();
         tokio::spawn(async move {
             while children.recv().await.is_some() {

@@ -106,7 +106,7 @@ async fn variables_of_the_sandbox_and_of_a_run_reach_every_language() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn contexts_of_every_language_start_in_their_folder() {
+async fn contexts_of_every_language_start_in_their_dir() {
     let server = Interpreter::start().await;
     for (language, show, expected) in [
         ("python", "import os; os.getcwd()", "/opt"),
@@ -353,7 +353,7 @@ async fn every_chart_is_told_apart() {
 #[tokio::test(flavor = "multi_thread")]
 async fn new_contexts_see_what_was_installed_since() {
     let server = Interpreter::start().await;
-    // As pip does: a file beside the packages, which changes their folder.
+    // As pip does: a file beside the packages, which changes their directory.
     let code = "import sysconfig, pathlib\n(pathlib.Path(sysconfig.get_path('purelib')) / 'fresh.py').write_text('value = 5')";
     server.code("python", code).await;
     let id = server.context(json!({})).await;

@@ -50,21 +50,21 @@ impl FromStr for LayerDigest {
 /// Something in it cannot be read.
 pub fn digest_tree(root: &Path) -> Result<LayerDigest, LayerError> {
     let mut hash = Sha256::new();
-    // A list and no recursion: a sandbox can nest folders deeper than a thread's stack goes. Names and no paths: it can make millions.
+    // A list and no recursion: a sandbox can nest directories deeper than a thread's stack goes. Names and no paths: it can make millions.
     let mut open = vec![(root.to_owned(), add(root, root, &mut hash)?.into_iter())];
-    while let Some((folder, names)) = open.last_mut() {
+    while let Some((dir, names)) = open.last_mut() {
         let Some(name) = names.next() else {
             open.pop();
             continue;
         };
-        let path = folder.join(name);
+        let path = dir.join(name);
         let names = add(root, &path, &mut hash)?.into_iter();
         open.push((path, names));
     }
     Ok(LayerDigest(hex::encode(hash.finalize())))
 }
 
-/// Adds one entry; answers the names in it, in order.
+/// Adds one entry; returns the names in it, in order.
 fn add(root: &Path, path: &Path, hash: &mut Sha256) -> Result<Vec<OsString>, LayerError> {
     let metadata = fs::symlink_metadata(path).map_err(LayerError::at(path))?;
     let name = path.strip_prefix(root).unwrap_or(path).as_os_str().as_bytes();

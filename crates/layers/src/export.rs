@@ -10,9 +10,9 @@ use rustix::fs::CWD;
 
 use crate::LayerError;
 use crate::janitor::remove_tree;
-use crate::tree::{Attributes, Sharing, TreeSize, copy_tree, measure, open_folder};
+use crate::tree::{Attributes, Sharing, TreeSize, copy_tree, measure, open_dir};
 
-/// Copies an overlay's upper folder to `target`, which is made, as a layer for other overlays.
+/// Copies an overlay's upper directory to `target`, which is made, as a layer for other overlays.
 ///
 /// # Errors
 /// The upper cannot be read, or there is no room for the copy; nothing is left of it then.
@@ -20,8 +20,8 @@ pub fn export_upper(upper: &Path, target: &Path) -> Result<(), LayerError> {
     let links = target.with_extension("links");
     let make = || -> io::Result<()> {
         [target, &links].into_iter().try_for_each(fs::create_dir)?;
-        let (to, names) = (open_folder(CWD, target)?, open_folder(CWD, &links)?);
-        copy_tree(open_folder(CWD, upper)?, to, &names, Sharing::Copy, Attributes::OfALayer)
+        let (to, names) = (open_dir(CWD, target)?, open_dir(CWD, &links)?);
+        copy_tree(open_dir(CWD, upper)?, to, &names, Sharing::Copy, Attributes::OfALayer)
     };
     let made = make();
     let left = remove_tree(&links);
@@ -46,6 +46,6 @@ pub fn is_empty_layer(tree: &Path) -> Result<bool, LayerError> {
 /// It cannot be read, or changes meanwhile.
 pub fn tree_size(tree: &Path) -> Result<TreeSize, LayerError> {
     // A path that may be a link itself, such as one to a descriptor.
-    let top = open_folder(CWD, tree.join(".")).map_err(LayerError::at(tree))?;
+    let top = open_dir(CWD, tree.join(".")).map_err(LayerError::at(tree))?;
     measure(top).map_err(LayerError::at(tree))
 }

@@ -1,5 +1,5 @@
 //! Removes what ended sandboxes leave on disk, away from everybody's way.
-//! A folder is first moved aside, which is instant and survives a crash, and then taken apart on a thread of its own.
+//! A directory is first moved aside, which is instant and survives a crash, and then taken apart on a thread of its own.
 //! The trees are hostile: any depth, any number of entries. Memory, stack and descriptors used do not depend on them.
 
 use std::ffi::CString;
@@ -16,7 +16,7 @@ use rustix::fs::{AtFlags, CWD, FileType, renameat, seek, unlinkat};
 use rustix::io::Errno;
 use tracing::warn;
 
-use crate::tree::{for_each_entry, open_folder};
+use crate::tree::{for_each_entry, open_dir};
 
 /// Entries looked at before any is removed.
 const BATCH: usize = 4096;
@@ -35,7 +35,7 @@ impl Janitor {
     /// Starts with whatever is in `trash`.
     ///
     /// # Errors
-    /// The folder cannot be read.
+    /// The directory cannot be read.
     pub fn start(trash: PathBuf) -> io::Result<Self> {
         let (queue, todo) = mpsc::channel::<PathBuf>();
         for entry in fs::read_dir(&trash)? {
@@ -58,14 +58,14 @@ impl Janitor {
         Ok(Self { trash, queue: Mutex::new(Some(queue)), thread: Some(thread) })
     }
 
-    /// Moves a folder out of the way and has it removed. A folder that is not there is a success.
+    /// Moves a directory out of the way and has it removed. A directory that is not there is a success.
     ///
     /// # Errors
     /// It cannot be moved.
-    pub fn discard(&self, folder: &Path) -> io::Result<()> {
-        let name = format!("{}-{}", folder.file_name().unwrap_or_default().display(), ids::random_hex::<4>());
+    pub fn discard(&self, dir: &Path) -> io::Result<()> {
+        let name = format!("{}-{}", dir.file_name().unwrap_or_default().display(), ids::random_hex::<4>());
         let aside = self.trash.join(name);
-        match fs::rename(folder, &aside) {
+        match fs::rename(dir, &aside) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             answer => answer?,
         }
@@ -85,7 +85,7 @@ impl Drop for Janitor {
     }
 }
 
-/// Answers what could not be removed.
+/// Returns what could not be removed.
 fn remove(path: PathBuf) -> Option<PathBuf> {
     match remove_tree(&path) {
         Ok(()) => None,
@@ -98,27 +98,27 @@ fn remove(path: PathBuf) -> Option<PathBuf> {
     }
 }
 
-/// Removes a tree without descending into it: the folders of a folder are moved up to the top, which is then
-/// one level deep again. Every folder is moved once, and two are open at a time.
+/// Removes a tree without descending into it: the directories of a directory are moved up to the top, which is then
+/// one level deep again. Every directory is moved once, and two are open at a time.
 pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
-    let top = open_folder(CWD, path)?;
+    let top = open_dir(CWD, path)?;
     let mut moved = 0u64;
     // What is moved up gets a name that cannot be there.
     let prefix = ids::random_hex::<8>();
-    empty(&top, |name, is_folder| {
-        if !is_folder {
+    empty(&top, |name, is_dir| {
+        if !is_dir {
             return unlinkat(&top, name, AtFlags::empty());
         }
-        let folder = open_folder(&top, name)?;
-        empty(&folder, |inner, is_folder| {
-            if !is_folder {
-                return unlinkat(&folder, inner, AtFlags::empty());
+        let dir = open_dir(&top, name)?;
+        empty(&dir, |inner, is_dir| {
+            if !is_dir {
+                return unlinkat(&dir, inner, AtFlags::empty());
             }
-            if unlinkat(&folder, inner, AtFlags::REMOVEDIR).is_ok() {
+            if unlinkat(&dir, inner, AtFlags::REMOVEDIR).is_ok() {
                 return Ok(());
             }
             moved += 1;
-            renameat(&folder, inner, &top, format!("{prefix}-{moved}"))
+            renameat(&dir, inner, &top, format!("{prefix}-{moved}"))
         })?;
         unlinkat(&top, name, AtFlags::REMOVEDIR)
     })?;
@@ -127,18 +127,18 @@ pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
 }
 
 /// Calls `act` for every entry until none is left; `act` must take the entry away.
-fn empty(folder: &OwnedFd, mut act: impl FnMut(&CString, bool) -> Result<(), Errno>) -> Result<(), Errno> {
+fn empty(dir: &OwnedFd, mut act: impl FnMut(&CString, bool) -> Result<(), Errno>) -> Result<(), Errno> {
     loop {
-        seek(folder, rustix::fs::SeekFrom::Start(0))?;
+        seek(dir, rustix::fs::SeekFrom::Start(0))?;
         let mut batch = Vec::new();
-        for_each_entry(folder, |name, kind| {
+        for_each_entry(dir, |name, kind| {
             batch.push((name, kind == FileType::Directory));
             Result::<_, Errno>::Ok(batch.len() < BATCH)
         })?;
         if batch.is_empty() {
             return Ok(());
         }
-        batch.iter().try_for_each(|(name, is_folder)| act(name, *is_folder))?;
+        batch.iter().try_for_each(|(name, is_dir)| act(name, *is_dir))?;
     }
 }
 
@@ -153,21 +153,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let tree = dir.path().join("tree");
         fs::create_dir(&tree).unwrap();
-        let mut folder = open_folder(CWD, &tree).unwrap();
+        let mut deepest = open_dir(CWD, &tree).unwrap();
         for level in 0..20_000 {
-            mkdirat(&folder, "d", Mode::from_raw_mode(0o700)).unwrap();
+            mkdirat(&deepest, "d", Mode::from_raw_mode(0o700)).unwrap();
             if level % 1000 == 0 {
-                mkdirat(&folder, "side", Mode::from_raw_mode(0)).unwrap();
-                openat(&folder, "file", OFlags::CREATE | OFlags::WRONLY, Mode::from_raw_mode(0)).unwrap();
-                rustix::fs::symlinkat("/etc", &folder, "link").unwrap();
+                mkdirat(&deepest, "side", Mode::from_raw_mode(0)).unwrap();
+                openat(&deepest, "file", OFlags::CREATE | OFlags::WRONLY, Mode::from_raw_mode(0)).unwrap();
+                rustix::fs::symlinkat("/etc", &deepest, "link").unwrap();
             }
-            folder = open_folder(&folder, "d").unwrap();
+            deepest = open_dir(&deepest, "d").unwrap();
         }
         for number in 0..2 * BATCH {
-            openat(&folder, number.to_string(), OFlags::CREATE | OFlags::WRONLY, Mode::from_raw_mode(0o600))
+            openat(&deepest, number.to_string(), OFlags::CREATE | OFlags::WRONLY, Mode::from_raw_mode(0o600))
                 .unwrap();
         }
-        drop(folder);
+        drop(deepest);
         remove_tree(&tree).unwrap();
         assert!(!tree.exists() && Path::new("/etc/passwd").exists());
     }

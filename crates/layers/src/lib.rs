@@ -1,5 +1,5 @@
 //! What sandboxes' file systems are made of: read-only layers named by what they contain, and writable volumes.
-//! Both are folder trees as sandboxes see them: owners are stored as inside, root is 0. A layer never changes once it is in
+//! Both are directory trees as sandboxes see them: owners are stored as inside, root is 0. A layer never changes once it is in
 //! the store. Templates list layers; engines mount them under a volume's `upper`.
 #![forbid(unsafe_code)]
 
@@ -41,7 +41,7 @@ const TRASH: &str = "trash";
 /// What can go wrong with layers and volumes.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
-    /// A folder or file could not be used.
+    /// A directory or file could not be used.
     #[error("{}: {source}", path.display())]
     Io {
         /// Which one.
@@ -65,7 +65,7 @@ pub enum LayerError {
     VolumeTaken(VolumeName),
     /// No space for a volume.
     #[error(
-        "no room for volume {0}: free space on the data folder's disk, end sandboxes or delete snapshots"
+        "no room for volume {0}: free space on the data directory's disk, end sandboxes or delete snapshots"
     )]
     Full(VolumeName),
     /// Something failed with a volume.
@@ -120,13 +120,13 @@ pub struct LayerStore {
 }
 
 impl LayerStore {
-    /// Opens the store, making its folders, and has removed what was staged by servers that are gone.
+    /// Opens the store, making its directories, and has removed what was staged by servers that are gone.
     ///
     /// # Errors
-    /// A folder cannot be made or read.
+    /// A directory cannot be made or read.
     pub fn open(root: &Path) -> Result<Self, LayerError> {
-        for folder in [STAGING, RECIPES, TRASH] {
-            let path = root.join(folder);
+        for dir in [STAGING, RECIPES, TRASH] {
+            let path = root.join(dir);
             fs::create_dir_all(&path).map_err(LayerError::at(&path))?;
         }
         let root = fs::canonicalize(root).map_err(LayerError::at(root))?;
@@ -153,10 +153,10 @@ impl LayerStore {
     /// A fresh place on the same file system to build a layer in.
     ///
     /// # Errors
-    /// The folder cannot be made.
+    /// The directory cannot be made.
     pub fn stage(&self) -> Result<Staging, LayerError> {
-        let folder = self.root.join(STAGING);
-        Staging::begin(&folder, self.janitor.clone()).map_err(LayerError::at(&folder))
+        let dir = self.root.join(STAGING);
+        Staging::begin(&dir, self.janitor.clone()).map_err(LayerError::at(&dir))
     }
 
     /// Takes a staged tree in. A layer that is here already is kept, and the new copy dropped.
@@ -173,7 +173,7 @@ impl LayerStore {
         }
     }
 
-    /// Takes a staged tree in that is to be mounted over the layers `below`. Overlays refuse a folder that is in them twice, so one
+    /// Takes a staged tree in that is to be mounted over the layers `below`. Overlays refuse a directory that is in them twice, so one
     /// whose content is down there already becomes a layer of its own by a mark on its root.
     ///
     /// # Errors

@@ -13,9 +13,9 @@ use rustix::io::Errno;
 use tracing::warn;
 
 use crate::janitor::Janitor;
-use crate::tree::open_folder;
+use crate::tree::open_dir;
 
-/// A folder to build a layer in; removed when dropped without being added. That does not block.
+/// A directory to build a layer in; removed when dropped without being added. That does not block.
 #[derive(Debug)]
 pub struct Staging {
     path: PathBuf,
@@ -24,9 +24,9 @@ pub struct Staging {
 }
 
 impl Staging {
-    pub(crate) fn begin(folder: &Path, janitor: Arc<Janitor>) -> io::Result<Self> {
+    pub(crate) fn begin(dir: &Path, janitor: Arc<Janitor>) -> io::Result<Self> {
         loop {
-            let path = folder.join(ids::random_hex::<8>());
+            let path = dir.join(ids::random_hex::<8>());
             fs::create_dir(&path)?;
             // A server that starts just now may take it for somebody's remains before it is locked.
             match lock(&path) {
@@ -52,8 +52,8 @@ impl Drop for Staging {
 }
 
 /// Discards what nobody builds in any more.
-pub(crate) fn sweep(folder: &Path, janitor: &Janitor) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
+pub(crate) fn sweep(dir: &Path, janitor: &Janitor) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         match lock(&path) {
             Err(Errno::NOENT | Errno::WOULDBLOCK) => {}
@@ -65,9 +65,9 @@ pub(crate) fn sweep(folder: &Path, janitor: &Janitor) -> io::Result<()> {
 }
 
 fn lock(path: &Path) -> Result<OwnedFd, Errno> {
-    let folder = open_folder(CWD, path)?;
-    flock(&folder, FlockOperation::NonBlockingLockExclusive)?;
-    Ok(folder)
+    let dir = open_dir(CWD, path)?;
+    flock(&dir, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(dir)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! overlayfs' work folder, made fit for another mount of an upper that was mounted before, or copied.
+//! overlayfs' work directory, made fit for another mount of an upper that was mounted before, or copied.
 //! `volatile` mounts leave a mark that forbids a second one; and the index, which keeps hard links of template files together,
 //! says which upper it belongs to, so that it is refused beside a copy.
 
@@ -10,27 +10,27 @@ use rustix::io::Errno;
 
 use crate::LayerError;
 use crate::janitor::remove_tree;
-use crate::tree::{for_each_entry, open_folder};
+use crate::tree::{for_each_entry, open_dir};
 
-/// Has the overlay whose work folder is `work` mountable once more, with the options the container engine uses. `copied` says
-/// that the volume it is in was copied since it was last mounted; what the index knows of folders is dropped then, which
-/// costs nothing but handles (inotify across memory snapshots) of template folders that were renamed.
+/// Has the overlay whose work directory is `work` mountable once more, with the options the container engine uses. `copied` says
+/// that the volume it is in was copied since it was last mounted; what the index knows of directories is dropped then, which
+/// costs nothing but handles (inotify across memory snapshots) of template directories that were renamed.
 ///
-/// The sandbox must not run; it never sees this folder.
+/// The sandbox must not run; it never sees this directory.
 ///
 /// # Errors
-/// The folder is missing or cannot be changed.
+/// The directory is missing or cannot be changed.
 pub fn renew_overlay_work(work: &Path, copied: bool) -> Result<(), LayerError> {
     renew(work, copied).map_err(LayerError::at(work))
 }
 
 fn renew(work: &Path, copied: bool) -> io::Result<()> {
-    let folder = open_folder(CWD, work)?;
+    let dir = open_dir(CWD, work)?;
     match remove_tree(&work.join("work")) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let index = match open_folder(&folder, "index") {
+    let index = match open_dir(&dir, "index") {
         Ok(index) if copied => index,
         Ok(_) | Err(Errno::NOENT) => return Ok(()),
         Err(error) => return Err(error.into()),
@@ -39,13 +39,13 @@ fn renew(work: &Path, copied: bool) -> io::Result<()> {
         Ok(()) | Err(Errno::NODATA) => {}
         Err(error) => return Err(error.into()),
     }
-    let mut folders = Vec::new();
+    let mut dirs = Vec::new();
     for_each_entry(&index, |name, kind| {
         if kind == FileType::Directory {
-            folders.push(name);
+            dirs.push(name);
         }
         io::Result::Ok(true)
     })?;
     // They hold nothing; what they say is in an attribute, and of no use in another place.
-    Ok(folders.iter().try_for_each(|name| unlinkat(&index, name, AtFlags::REMOVEDIR))?)
+    Ok(dirs.iter().try_for_each(|name| unlinkat(&index, name, AtFlags::REMOVEDIR))?)
 }

@@ -32,8 +32,8 @@ fn what_is_shared_stays_so_and_the_rest_gets_smaller() {
     let disk = Disk::host();
     let volumes = disk.open(VolumesBackend::Loop);
     volumes.create(&name("a"), None).unwrap();
-    let folder = volumes.path(&name("a"));
-    let (origin, image) = (new(&folder.join("origin")), new(&folder.join("image")));
+    let dir = volumes.path(&name("a"));
+    let (origin, image) = (new(&dir.join("origin")), new(&dir.join("image")));
     origin.set_len(64 * MIB).unwrap();
     let text: Vec<u8> = b"over and over ".iter().copied().cycle().take(PIECE).collect();
     origin.write_all_at(&text, 8 * MIB).unwrap();
@@ -43,7 +43,7 @@ fn what_is_shared_stays_so_and_the_rest_gets_smaller() {
     image.write_all_at(&text[..4096], 2 * MIB).unwrap();
     (20..33).for_each(|at| image.write_all_at(&text, at * MIB).unwrap());
     assert!(plain(&image).iter().map(|extent| extent.length).sum::<u64>() >= 13 * MIB);
-    let before = std::fs::read(folder.join("image")).unwrap();
+    let before = std::fs::read(dir.join("image")).unwrap();
 
     let mut steps = 0;
     let ends_early = |took: Duration| {
@@ -58,12 +58,12 @@ fn what_is_shared_stays_so_and_the_rest_gets_smaller() {
     })
     .unwrap();
     assert!(steps >= 3, "{steps}");
-    assert!(std::fs::read(folder.join("image")).unwrap() == before);
+    assert!(std::fs::read(dir.join("image")).unwrap() == before);
     let left: Vec<Extent> = plain(&image);
     assert!(matches!(left[..], [Extent { start, length: 4096, .. }] if start == 2 * MIB), "{left:?}");
     assert_eq!(plain(&origin), [], "it is shared as before");
     compress(&image, |_| panic!("it is done")).unwrap();
-    assert!(std::fs::read(folder.join("image")).unwrap() == before);
+    assert!(std::fs::read(dir.join("image")).unwrap() == before);
 }
 
 #[test]

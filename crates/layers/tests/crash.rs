@@ -17,13 +17,13 @@ use layers::VolumesBackend;
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
-const FOLDER: &str = "COFFERDAM_TEST_FOLDER";
+const DIR: &str = "COFFERDAM_TEST_DIR";
 
 /// The other side: opens, makes a volume, tells its path, and waits to be killed.
 #[test]
 fn server() {
-    let Some(folder) = std::env::var_os(FOLDER) else { return };
-    let disk = Disk::at(folder.into());
+    let Some(dir) = std::env::var_os(DIR) else { return };
+    let disk = Disk::at(dir.into());
     let volumes = disk.open(VolumesBackend::Loop);
     let volume = name("one");
     volumes.discard(&volume).unwrap();
@@ -37,7 +37,7 @@ fn server() {
 fn start(disk: &Disk) -> (Child, PathBuf) {
     let mut server = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "server", "--nocapture"])
-        .env(FOLDER, &disk.folder)
+        .env(DIR, &disk.dir)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

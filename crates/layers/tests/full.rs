@@ -35,7 +35,7 @@ fn a_full_host_disk_is_an_error_and_no_loss() {
     assert_eq!(error.kind(), std::io::ErrorKind::QuotaExceeded, "{error}");
     // How much exactly depends on when the guard looks at the disk.
     assert!(written > 200, "only {written} MiB fit");
-    let host = rustix::fs::statvfs(&disk.folder).unwrap();
+    let host = rustix::fs::statvfs(&disk.dir).unwrap();
     assert!(host.f_bavail * host.f_frsize > 64 << 20, "the host's disk is full");
 
     // Nobody else can write now, but what is there can be kept and given up.

@@ -1,5 +1,5 @@
 //! Overlays as the container engine mounts them, with their upper in a volume, and in copies of it.
-//! Proves what an engine may do with a copy: which part of the work folder goes, and that overlayfs' own marks survive.
+//! Proves what an engine may do with a copy: which part of the work directory goes, and that overlayfs' own marks survive.
 //! Needs root.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
@@ -80,8 +80,7 @@ fn mount(lower: &Path, volume: &Path, namespace: &Namespace) -> Result<Overlay, 
     let lower = shifted(lower, namespace, true);
     let writable = shifted(volume, namespace, false);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let [upper, work] =
-        ["upper", "work"].map(|folder| openat(&writable, folder, flags, Mode::empty()).unwrap());
+    let [upper, work] = ["upper", "work"].map(|dir| openat(&writable, dir, flags, Mode::empty()).unwrap());
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     let fd = context.as_fd();
     fsconfig_set_fd(fd, "lowerdir+", lower.as_fd())?;
@@ -96,14 +95,14 @@ fn mount(lower: &Path, volume: &Path, namespace: &Namespace) -> Result<Overlay, 
 }
 
 /// A template with something to hide, replace, rename and link.
-fn template(folder: &Path) {
+fn template(dir: &Path) {
     for sub in ["hidden", "replaced", "renamed/below"] {
-        fs::create_dir_all(folder.join(sub)).unwrap();
+        fs::create_dir_all(dir.join(sub)).unwrap();
     }
     for file in ["hidden/x", "replaced/old", "renamed/below/file", "gone", "one"] {
-        fs::write(folder.join(file), file).unwrap();
+        fs::write(dir.join(file), file).unwrap();
     }
-    fs::hard_link(folder.join("one"), folder.join("two")).unwrap();
+    fs::hard_link(dir.join("one"), dir.join("two")).unwrap();
 }
 
 fn change(overlay: &Overlay) {
@@ -136,8 +135,8 @@ fn check(overlay: &Overlay) {
 
 fn prepare(volumes: &Volumes, volume: &VolumeName) {
     volumes.create(volume, Some(200)).unwrap();
-    for folder in ["upper", "work"] {
-        fs::create_dir(volumes.path(volume).join(folder)).unwrap();
+    for dir in ["upper", "work"] {
+        fs::create_dir(volumes.path(volume).join(dir)).unwrap();
     }
 }
 
@@ -181,7 +180,7 @@ fn an_upper_lives_in_copies(volumes: &Volumes, lower: &Path) {
 fn in_an_image() {
     let disk = Disk::host();
     let volumes = disk.open(VolumesBackend::Loop);
-    let lower = disk.folder.join("lower");
+    let lower = disk.dir.join("lower");
     template(&lower);
     an_upper_lives_in_copies(&volumes, &lower);
 }
@@ -190,7 +189,7 @@ fn in_an_image() {
 fn by_copying() {
     let disk = Disk::host();
     let volumes = disk.open(VolumesBackend::Copy);
-    let lower = disk.folder.join("lower");
+    let lower = disk.dir.join("lower");
     template(&lower);
     an_upper_lives_in_copies(&volumes, &lower);
 }
@@ -199,7 +198,7 @@ fn by_copying() {
 fn by_reflink() {
     let disk = Disk::fresh("xfs", 512);
     let volumes = disk.open(VolumesBackend::Auto);
-    let lower = disk.folder.join("lower");
+    let lower = disk.dir.join("lower");
     template(&lower);
     an_upper_lives_in_copies(&volumes, &lower);
 }

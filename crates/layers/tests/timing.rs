@@ -28,9 +28,9 @@ fn measure(what: &str, volumes: &Volumes, copies: usize) {
     let numbered = |kind: &str, number: usize| name(&format!("{kind}-{number}"));
     let create = median(100, |n| volumes.create(&numbered("new", n), Some(512)).unwrap());
     let rename = median(100, |n| volumes.rename(&numbered("new", n), &numbered("used", n)).unwrap());
-    let folders = median(100, |n| {
-        for folder in ["upper", "work"] {
-            fs::create_dir(volumes.path(&numbered("used", n)).join(folder)).unwrap();
+    let dirs = median(100, |n| {
+        for dir in ["upper", "work"] {
+            fs::create_dir(volumes.path(&numbered("used", n)).join(dir)).unwrap();
         }
     });
     let small = median(copies, |n| {
@@ -41,10 +41,10 @@ fn measure(what: &str, volumes: &Volumes, copies: usize) {
     let big = name("big");
     volumes.create(&big, Some(2048)).unwrap();
     let noise = common::noise();
-    for folder in 0..100 {
-        let folder = volumes.path(&big).join(format!("upper/{folder}"));
-        fs::create_dir_all(&folder).unwrap();
-        (0..100).for_each(|file| fs::write(folder.join(file.to_string()), &noise[..10 << 10]).unwrap());
+    for dir in 0..100 {
+        let dir = volumes.path(&big).join(format!("upper/{dir}"));
+        fs::create_dir_all(&dir).unwrap();
+        (0..100).for_each(|file| fs::write(dir.join(file.to_string()), &noise[..10 << 10]).unwrap());
     }
     let first = median(1, |_| volumes.copy(&big, &name("big-first"), true, None).unwrap());
     let again = median(copies.min(10), |n| {
@@ -54,7 +54,7 @@ fn measure(what: &str, volumes: &Volumes, copies: usize) {
     let usage = median(10, |_| assert!(volumes.usage(&big).unwrap().used > 0));
     let gone = median(copies.min(10), |n| volumes.discard(&numbered("big", n)).unwrap());
     println!(
-        "{what:8} create {create:?}, rename {rename:?}, two folders {folders:?}, copy small {small:?}, discard {discard:?}; \
+        "{what:8} create {create:?}, rename {rename:?}, two directories {dirs:?}, copy small {small:?}, discard {discard:?}; \
          10k files 100 MiB: first copy {first:?}, copy {again:?}, discard {gone:?}, usage {usage:?}"
     );
 }

@@ -109,18 +109,18 @@ fn deep_trees_are_copied(volumes: &Volumes) {
     let (from, to) = (name("deep"), name("deep-copy"));
     volumes.create(&from, None).unwrap();
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-    let mut folder = openat(CWD, volumes.path(&from), flags, Mode::empty()).unwrap();
+    let mut dir = openat(CWD, volumes.path(&from), flags, Mode::empty()).unwrap();
     for _ in 0..5000 {
-        mkdirat(&folder, "d", Mode::from_raw_mode(0)).unwrap();
-        folder = openat(&folder, "d", flags, Mode::empty()).unwrap();
+        mkdirat(&dir, "d", Mode::from_raw_mode(0)).unwrap();
+        dir = openat(&dir, "d", flags, Mode::empty()).unwrap();
     }
-    openat(&folder, "bottom", OFlags::CREATE | OFlags::WRONLY, Mode::from_raw_mode(0o600)).unwrap();
+    openat(&dir, "bottom", OFlags::CREATE | OFlags::WRONLY, Mode::from_raw_mode(0o600)).unwrap();
     volumes.copy(&from, &to, false, None).unwrap();
-    let mut folder = openat(CWD, volumes.path(&to), flags, Mode::empty()).unwrap();
+    let mut dir = openat(CWD, volumes.path(&to), flags, Mode::empty()).unwrap();
     for _ in 0..5000 {
-        folder = openat(&folder, "d", flags, Mode::empty()).unwrap();
+        dir = openat(&dir, "d", flags, Mode::empty()).unwrap();
     }
-    openat(&folder, "bottom", OFlags::RDONLY, Mode::empty()).unwrap();
+    openat(&dir, "bottom", OFlags::RDONLY, Mode::empty()).unwrap();
     [&from, &to].into_iter().for_each(|name| volumes.discard(name).unwrap());
 }
 
@@ -171,15 +171,15 @@ fn what_people_put_in_goes_too() {
     let volumes = disk.open(VolumesBackend::Loop);
     let (outer, plain) = (name("outer"), name("plain"));
     volumes.create(&outer, None).unwrap();
-    let mut folder = File::open(volumes.path(&outer)).unwrap();
+    let mut dir = File::open(volumes.path(&outer)).unwrap();
     for level in 0..30 {
-        create_subvolume(folder.as_fd(), "inner", Quota::default()).unwrap();
-        create_subvolume(folder.as_fd(), "side", Quota { limit: Some(MIB), group: None }).unwrap();
+        create_subvolume(dir.as_fd(), "inner", Quota::default()).unwrap();
+        create_subvolume(dir.as_fd(), "side", Quota { limit: Some(MIB), group: None }).unwrap();
         let path = volumes.path(&outer).join("inner/".repeat(level + 1));
         fs::write(path.join("file"), "x").unwrap();
-        folder = File::open(path).unwrap();
+        dir = File::open(path).unwrap();
     }
-    drop(folder);
+    drop(dir);
     volumes.discard(&outer).unwrap();
     assert!(!volumes.path(&outer).exists());
     fs::create_dir_all(volumes.path(&plain).join("not/a/subvolume")).unwrap();
@@ -193,7 +193,7 @@ fn half_a_copy_is_removed_at_the_next_start() {
     let volumes = disk.open(VolumesBackend::Copy);
     volumes.create(&name("a"), None).unwrap();
     drop(volumes);
-    let half = disk.folder.join("volumes/.making/b-0123/tree/upper");
+    let half = disk.dir.join("volumes/.making/b-0123/tree/upper");
     fs::create_dir_all(&half).unwrap();
     fs::write(half.join("file"), "x").unwrap();
     let volumes = disk.open(VolumesBackend::Auto);
@@ -201,7 +201,7 @@ fn half_a_copy_is_removed_at_the_next_start() {
     assert_eq!(volumes.list().unwrap(), [name("a")]);
     drop(volumes);
     for hidden in [".making", ".trash"] {
-        assert_eq!(fs::read_dir(disk.folder.join("volumes").join(hidden)).unwrap().count(), 0, "{hidden}");
+        assert_eq!(fs::read_dir(disk.dir.join("volumes").join(hidden)).unwrap().count(), 0, "{hidden}");
     }
 }
 
@@ -209,14 +209,14 @@ fn half_a_copy_is_removed_at_the_next_start() {
 fn volumes_are_never_left_behind_by_a_change_of_mind() {
     let disk = Disk::host();
     drop(disk.open(VolumesBackend::Loop));
-    let refused = Volumes::open(&disk.folder, config(VolumesBackend::Copy)).unwrap_err().to_string();
+    let refused = Volumes::open(&disk.dir, config(VolumesBackend::Copy)).unwrap_err().to_string();
     assert!(refused.contains("volumes.btrfs holds volumes"), "{refused}");
     let other = Disk::host();
     let volumes = other.open(VolumesBackend::Copy);
     volumes.create(&name("a"), None).unwrap();
-    let refused = Volumes::open(&other.folder, config(VolumesBackend::Loop)).unwrap_err().to_string();
+    let refused = Volumes::open(&other.dir, config(VolumesBackend::Loop)).unwrap_err().to_string();
     assert!(refused.contains("holds volumes"), "{refused}");
-    let refused = Volumes::open(&other.folder, config(VolumesBackend::Btrfs)).unwrap_err().to_string();
+    let refused = Volumes::open(&other.dir, config(VolumesBackend::Btrfs)).unwrap_err().to_string();
     assert!(refused.contains("choose loop"), "{refused}");
 }
 
@@ -228,10 +228,10 @@ fn what_cannot_be_used_is_not_left_in_the_way() {
     let volumes = disk.open(VolumesBackend::Auto);
     assert_eq!(volumes.kind(), VolumesBackend::Copy);
     assert!(volumes.describe().contains("modprobe loop"), "{}", volumes.describe());
-    assert!(!disk.folder.join("volumes.btrfs").exists());
-    let refused = Volumes::open(&disk.folder.join("other"), config(VolumesBackend::Loop)).unwrap_err();
+    assert!(!disk.dir.join("volumes.btrfs").exists());
+    let refused = Volumes::open(&disk.dir.join("other"), config(VolumesBackend::Loop)).unwrap_err();
     assert!(refused.to_string().contains("modprobe loop"), "{refused}");
-    assert!(!disk.folder.join("other/volumes.btrfs").exists());
+    assert!(!disk.dir.join("other/volumes.btrfs").exists());
 
     volumes.create(&name("a"), None).unwrap();
     drop(volumes);
@@ -248,7 +248,7 @@ fn an_image_grows_when_its_disk_did() {
     let disk = Disk::host();
     let open = |gib: u64| {
         let config = VolumesConfig { backend: VolumesBackend::Loop, image_size: Some(gib << 30) };
-        Volumes::open(&disk.folder, config).unwrap()
+        Volumes::open(&disk.dir, config).unwrap()
     };
     let size = |volumes: &Volumes| {
         volumes.create(&name("a"), None).unwrap();

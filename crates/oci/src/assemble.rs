@@ -13,11 +13,11 @@ use rustix::fs::CWD;
 use sha2::{Digest as _, Sha256};
 
 use crate::OciError;
-use crate::budget::{Budget, FOLDER, Metered};
+use crate::budget::{Budget, DIR, Metered};
 use crate::compression::decompressed;
 use crate::digest::{Digest, HashReader};
 use crate::unpack::attributes::is_opaque;
-use crate::unpack::lower::open_folder;
+use crate::unpack::lower::open_dir;
 use crate::unpack::{Source, Warnings, unpack};
 
 /// Changes whenever the same stream would become another tree.
@@ -98,7 +98,7 @@ fn visible(store: &LayerStore, layers: &[LayerDigest]) -> Result<Vec<LayerDigest
         }
         kept.push(layer.clone());
         let path = store.path(layer);
-        let is_opaque = open_folder(CWD, &path).and_then(|folder| is_opaque(&folder));
+        let is_opaque = open_dir(CWD, &path).and_then(|dir| is_opaque(&dir));
         if is_opaque.map_err(OciError::at(&path))? {
             break;
         }
@@ -142,16 +142,16 @@ fn note(parts: &[&str]) -> String {
 /// Counts a layer that need not be unpacked, so that the limits hold all the same.
 fn measure(root: &Path, budget: &Budget) -> Result<(), OciError> {
     let mut seen = HashSet::new();
-    let mut folders = vec![root.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).map_err(OciError::at(&folder))? {
-            let entry = entry.map_err(OciError::at(&folder))?;
-            let metadata = entry.metadata().map_err(OciError::at(&folder))?;
+    let mut dirs = vec![root.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(&dir).map_err(OciError::at(&dir))? {
+            let entry = entry.map_err(OciError::at(&dir))?;
+            let metadata = entry.metadata().map_err(OciError::at(&dir))?;
             budget.add_entries(1)?;
             budget.add_bytes(512)?;
             if metadata.is_dir() {
-                budget.add_bytes(FOLDER)?;
-                folders.push(entry.path());
+                budget.add_bytes(DIR)?;
+                dirs.push(entry.path());
             } else if metadata.is_file()
                 && (metadata.nlink() == 1 || seen.insert((metadata.dev(), metadata.ino())))
             {

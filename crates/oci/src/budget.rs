@@ -14,7 +14,7 @@ use crate::OciError;
 pub struct Limits {
     /// Uncompressed, all layers together, bytes.
     pub size: u64,
-    /// Files, folders and links, all layers together.
+    /// Files, directories and links, all layers together.
     pub entries: u64,
 }
 
@@ -25,8 +25,8 @@ impl Default for Limits {
     }
 }
 
-/// What a folder costs on disk at least, bytes, however little an archive says of it.
-pub(crate) const FOLDER: u64 = 4096;
+/// What a directory costs on disk at least, bytes, however little an archive says of it.
+pub(crate) const DIR: u64 = 4096;
 
 /// What is left of the limits.
 #[derive(Debug)]
@@ -58,10 +58,10 @@ impl Budget {
         Ok(())
     }
 
-    /// For a folder that no entry of an archive stands for.
-    pub(crate) fn add_folder(&self) -> Result<(), OciError> {
+    /// For a directory that no entry of an archive stands for.
+    pub(crate) fn add_dir(&self) -> Result<(), OciError> {
         self.add_entries(1)?;
-        self.add_bytes(FOLDER)
+        self.add_bytes(DIR)
     }
 
     pub(crate) fn add_entries(&self, count: u64) -> Result<(), OciError> {

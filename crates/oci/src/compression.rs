@@ -9,7 +9,7 @@ use flate2::bufread::MultiGzDecoder;
 use crate::OciError;
 
 /// The largest zstd window accepted, as a power of two of bytes: 128 MiB, what `zstd --ultra` makes.
-const LARGEST_WINDOW: u32 = 27;
+const MAX_WINDOW: u32 = 27;
 
 /// A reader of the plain content.
 pub(crate) fn decompressed<'a>(compressed: impl Read + 'a) -> Result<Box<dyn Read + 'a>, OciError> {
@@ -20,7 +20,7 @@ pub(crate) fn decompressed<'a>(compressed: impl Read + 'a) -> Result<Box<dyn Rea
         [0x1f, 0x8b, ..] => Ok(Box::new(MultiGzDecoder::new(reader))),
         [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
             let mut decoder = zstd::Decoder::with_buffer(reader).map_err(fail)?;
-            decoder.window_log_max(LARGEST_WINDOW).map_err(fail)?;
+            decoder.window_log_max(MAX_WINDOW).map_err(fail)?;
             Ok(Box::new(decoder))
         }
         [b'B', b'Z', b'h', ..] | [0xfd, b'7', b'z', b'X', b'Z', ..] => {

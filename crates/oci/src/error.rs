@@ -130,7 +130,7 @@ pub enum OciError {
         limit: u64,
     },
     /// The image has more files than it may.
-    #[error("the image has more than {0} files and folders. Please reduce their number.")]
+    #[error("the image has more than {0} files and directories. Please reduce their number.")]
     TooManyEntries(u64),
     /// A layer holds something that no proper image holds.
     #[error("the image's layer cannot be unpacked: entry {entry:?} {why}")]
@@ -202,7 +202,7 @@ pub enum OciError {
     /// The pull or import was given up.
     #[error("unpacking was cancelled")]
     Cancelled,
-    /// A file or folder could not be used.
+    /// A file or directory could not be used.
     #[error("{}: {source}", path.display())]
     Io {
         /// Which one.

@@ -14,9 +14,9 @@ pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 pub(crate) const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 /// Most bytes of a manifest, index or configuration.
-pub(crate) const LARGEST_DOCUMENT: u64 = 8 << 20;
+pub(crate) const MAX_DOCUMENT: u64 = 8 << 20;
 /// Most layers of an image. Overlayfs takes 500, and templates add theirs.
-const MOST_LAYERS: usize = 256;
+const MAX_LAYERS: usize = 256;
 
 /// What a blob is, how long, and its digest.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -79,7 +79,7 @@ pub(crate) fn choice(text: &[u8]) -> Result<Choice, OciError> {
         )),
         Document { manifests: Some(list), .. } => Ok(Choice::Index(list)),
         Document { config: Some(config), layers: Some(layers), .. } => {
-            if layers.len() > MOST_LAYERS {
+            if layers.len() > MAX_LAYERS {
                 return Err(OciError::malformed("the image's manifest", &"it has more than 256 layers"));
             }
             Ok(Choice::Manifest(Manifest { config, layers }))

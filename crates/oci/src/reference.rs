@@ -11,9 +11,9 @@ use crate::digest::Digest;
 /// Docker Hub's name in references.
 const DOCKER_HUB: &str = "docker.io";
 /// Most characters of a repository with its host.
-const LONGEST_NAME: usize = 255;
+const MAX_NAME: usize = 255;
 /// Most characters of a tag.
-const LONGEST_TAG: usize = 128;
+const MAX_TAG: usize = 128;
 
 /// Where an image is: registry, repository, and a tag or digest.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -127,7 +127,7 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
     } else {
         path.to_owned()
     };
-    if registry.len() + 1 + repository.len() > LONGEST_NAME {
+    if registry.len() + 1 + repository.len() > MAX_NAME {
         return Err("it is longer than 255 characters");
     }
     let tag = match (tag, &digest) {
@@ -139,7 +139,7 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
 
 fn is_tag(tag: &str) -> bool {
     let is_word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
-    (1..=LONGEST_TAG).contains(&tag.len())
+    (1..=MAX_TAG).contains(&tag.len())
         && tag.bytes().enumerate().all(|(i, b)| is_word(b) || (i > 0 && matches!(b, b'.' | b'-')))
 }
 

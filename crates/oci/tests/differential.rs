@@ -19,7 +19,7 @@ use proptest::prelude::*;
 #[derive(Debug, Clone)]
 enum Change {
     File(String, u8),
-    Folder(String),
+    Directory(String),
     Link(String, String),
     Remove(String),
     Mode(String, u32),
@@ -34,7 +34,7 @@ fn path() -> impl Strategy<Value = String> {
 fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
         3 => (path(), any::<u8>()).prop_map(|(path, byte)| Change::File(path, byte)),
-        3 => path().prop_map(Change::Folder),
+        3 => path().prop_map(Change::Directory),
         1 => (path(), "[a-c]{1}|nowhere").prop_map(|(path, target)| Change::Link(path, target)),
         3 => path().prop_map(Change::Remove),
         1 => (path(), prop_oneof![Just(0o700), Just(0o4755), Just(0o1777)]).prop_map(|(path, mode)| Change::Mode(path, mode)),
@@ -60,7 +60,7 @@ fn remove(path: &Path) {
 
 fn apply(root: &Path, change: &Change) {
     let (Change::File(path, _)
-    | Change::Folder(path)
+    | Change::Directory(path)
     | Change::Link(path, _)
     | Change::Remove(path)
     | Change::Mode(path, _)
@@ -75,7 +75,7 @@ fn apply(root: &Path, change: &Change) {
             remove(&full);
             fs::write(&full, vec![*byte; usize::from(*byte)]).unwrap();
         }
-        Change::Folder(_) if !is_there || !full.is_dir() => {
+        Change::Directory(_) if !is_there || !full.is_dir() => {
             remove(&full);
             fs::create_dir(&full).unwrap();
         }
@@ -90,7 +90,7 @@ fn apply(root: &Path, change: &Change) {
     }
 }
 
-/// Without times: umoci keeps no fractions, and a folder's own is not in a layer when only what is in it changed.
+/// Without times: umoci keeps no fractions, and a directory's own is not in a layer when only what is in it changed.
 fn timeless(tree: BTreeMap<String, String>) -> BTreeMap<String, String> {
     let strip = |text: String| {
         let mut words: Vec<&str> = text.split(' ').collect();

@@ -139,7 +139,7 @@ fn oci_tools_carry_templates_to_a_registry_and_back() {
 struct Unpacked(tempfile::TempDir);
 
 impl Unpacked {
-    /// An exported template as a folder, to be changed.
+    /// An exported template as a directory, to be changed.
     fn new() -> Self {
         let store = Store::new();
         let layers = [
@@ -148,10 +148,10 @@ impl Unpacked {
         ];
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("a.tar"), export(&store, &layers).unwrap()).unwrap();
-        let folder = dir.path().join("layout");
-        fs::create_dir(&folder).unwrap();
+        let layout = dir.path().join("layout");
+        fs::create_dir(&layout).unwrap();
         let tar = dir.path().join("a.tar");
-        run("tar", ["--extract", "--file", tar.to_str().unwrap(), "--directory", folder.to_str().unwrap()]);
+        run("tar", ["--extract", "--file", tar.to_str().unwrap(), "--directory", layout.to_str().unwrap()]);
         Self(dir)
     }
 

@@ -146,7 +146,7 @@ pub trait EventStore: Send + Sync + 'static {
     async fn insert_event(&self, event: &Event, deliveries: &[Delivery]) -> Result<bool, StoreError>;
     /// The wanted events.
     async fn events(&self, query: &EventQuery) -> Result<Vec<Event>, StoreError>;
-    /// Forgets events older than this, and deliveries of them; answers how many.
+    /// Forgets events older than this, and deliveries of them; returns how many.
     async fn prune_events(&self, before: OffsetDateTime) -> Result<u64, StoreError>;
 
     /// Adds a webhook, or replaces the one with its id.

@@ -81,7 +81,7 @@ pub trait Store: EventStore + IdentityStore + Send + Sync + 'static {
     async fn put_build(&self, build: &Build) -> Result<bool, StoreError>;
     /// Adds tags to builds.
     async fn assign_tags(&self, tags: &[TagAssignment]) -> Result<(), StoreError>;
-    /// Takes tags away from a template; answers how many there were.
+    /// Takes tags away from a template; returns how many there were.
     async fn remove_tags(&self, template: &TemplateId, tags: &[String]) -> Result<u64, StoreError>;
     /// Adds to templates' spawn counts.
     async fn count_spawns(&self, spawns: &[(TemplateId, u64, OffsetDateTime)]) -> Result<(), StoreError>;
@@ -116,7 +116,7 @@ pub trait Store: EventStore + IdentityStore + Send + Sync + 'static {
     ) -> Result<(), StoreError>;
     /// What was created under a team's idempotency key.
     async fn idempotency(&self, team: TeamId, key: &str) -> Result<Option<Idempotency>, StoreError>;
-    /// Forgets ended sandboxes and idempotency keys older than this; answers how many sandboxes.
+    /// Forgets ended sandboxes and idempotency keys older than this; returns how many sandboxes.
     async fn prune(&self, before: OffsetDateTime) -> Result<u64, StoreError>;
 
     /// Waits for running calls and closes the files.

@@ -186,7 +186,7 @@ impl BuildStatus {
 pub struct BuildConfig {
     /// User of commands that name none.
     pub default_user: Option<String>,
-    /// Folder of commands that name none.
+    /// Directory of commands that name none.
     pub default_workdir: Option<String>,
     /// Environment of every process.
     pub env: BTreeMap<String, String>,

@@ -12,10 +12,10 @@ use rustix::mount::{
     fsopen, move_mount,
 };
 
-/// Mounts a new file system on the folder `name` of the open folder `root`.
+/// Mounts a new file system on the directory `name` of the open directory `root`.
 ///
 /// # Errors
-/// The kernel's: no such file system, an option it does not know, `name` is no folder.
+/// The kernel's: no such file system, an option it does not know, `name` is no directory.
 pub fn mount_new(
     kind: &str,
     root: impl AsFd,
@@ -34,10 +34,10 @@ pub fn mount_new(
     attach_mount(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, safe | devices | attributes)?, root, name)
 }
 
-/// Attaches a mount that is attached nowhere to the folder `name` of the open folder `root`.
+/// Attaches a mount that is attached nowhere to the directory `name` of the open directory `root`.
 ///
 /// # Errors
-/// The kernel's: `name` is no folder.
+/// The kernel's: `name` is no directory.
 pub fn attach_mount(mount: impl AsFd, root: impl AsFd, name: &str) -> Result<(), Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let target = match openat(&root, name, flags, Mode::empty()) {

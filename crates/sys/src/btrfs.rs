@@ -1,5 +1,5 @@
 //! btrfs subvolumes and simple quotas, by ioctl: instant copies of whole trees, and a limit on each.
-//! Sizes are bytes. Names are single path components below an open folder, so no path is ever walked here.
+//! Sizes are bytes. Names are single path components below an open directory, so no path is ever walked here.
 //! The kernel's structures are spelled out as byte blocks where only a few fields of thousands matter.
 
 use std::io;
@@ -138,7 +138,7 @@ fn volume_ioctl(
     unsafe { ioctl(at, request, &raw mut args) }.map(drop)
 }
 
-/// Makes an empty subvolume `name` in the folder `at`.
+/// Makes an empty subvolume `name` in the directory `at`.
 ///
 /// # Errors
 /// Not btrfs, no room, or the name is taken.
@@ -146,7 +146,7 @@ pub fn create_subvolume(at: BorrowedFd<'_>, name: &str, quota: Quota) -> io::Res
     volume_ioctl(SUBVOL_CREATE_V2, at, 0, 0, name.as_bytes(), quota)
 }
 
-/// Makes `name` in the folder `at` a copy of the open subvolume `source`. On disk when it returns.
+/// Makes `name` in the directory `at` a copy of the open subvolume `source`. On disk when it returns.
 ///
 /// # Errors
 /// As [`create_subvolume`].
@@ -161,7 +161,7 @@ pub fn snapshot(
     volume_ioctl(SNAP_CREATE_V2, at, source.as_raw_fd().into(), flags, name.as_bytes(), quota)
 }
 
-/// Removes the subvolume `name` from the folder `at`; its content goes in the background.
+/// Removes the subvolume `name` from the directory `at`; its content goes in the background.
 ///
 /// # Errors
 /// Not a subvolume, or it holds others.
@@ -250,7 +250,7 @@ pub fn compress(file: BorrowedFd<'_>, start: u64, length: u64) -> io::Result<()>
     unsafe { ioctl(file, DEFRAG_RANGE, &raw mut range) }.map(drop)
 }
 
-/// Which subvolume the open file or folder is in.
+/// Which subvolume the open file or directory is in.
 ///
 /// # Errors
 /// Not btrfs.

@@ -28,7 +28,7 @@ pub use creds::{with_effective_user, with_filesystem_ids};
 pub use entropy::reseed;
 pub use extents::{Extent, extents};
 pub use loop_device::LoopDevice;
-pub use memory::{MOST_PIECES, read_memory_of};
+pub use memory::{MAX_PIECES, read_memory_of};
 pub use mount::{seal_mount, set_idmap};
 pub use namespace::{Namespace, enter_new_namespaces, in_network_namespace, set_hostname_in};
 pub use raw::{Errno, syscall};

@@ -5,15 +5,15 @@
 use std::io;
 
 /// Pieces that one call takes (`IOV_MAX`).
-pub const MOST_PIECES: usize = 1024;
+pub const MAX_PIECES: usize = 1024;
 
 /// Reads pieces of the memory of process `pid`, each an address and a length in bytes, one after another into `buffer`, which they fill.
 ///
 /// # Errors
-/// The process is gone or not ours to look at, or has not all of that; more than [`MOST_PIECES`], or not as much as `buffer` holds.
+/// The process is gone or not ours to look at, or has not all of that; more than [`MAX_PIECES`], or not as much as `buffer` holds.
 pub fn read_memory_of(pid: i32, pieces: &[(u64, usize)], buffer: &mut [u8]) -> io::Result<()> {
     let length: usize = pieces.iter().map(|(_, length)| length).sum();
-    if length != buffer.len() || pieces.len() > MOST_PIECES {
+    if length != buffer.len() || pieces.len() > MAX_PIECES {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let remote: Vec<libc::iovec> = pieces

@@ -1,4 +1,4 @@
-//! Brings CRIU into a folder of its own: Debian's package and the libraries it needs, and nothing else of theirs.
+//! Brings CRIU into a directory of its own: Debian's package and the libraries it needs, and nothing else of theirs.
 //! From the first Debian release that has CRIU 4.2.
 //! Whether what is there is fit is for the container engine to say.
 
@@ -14,12 +14,12 @@ use crate::packages::{self, Packages};
 const PACKAGES: Packages = Packages { name: "criu", suite: "forky", packages: &["criu"] };
 const PROGRAM: &str = "usr/sbin/criu";
 
-/// Unpacks CRIU into `folder`, instead of what may be there. Blocks for some seconds.
+/// Unpacks CRIU into `directory`, instead of what may be there. Blocks for some seconds.
 ///
 /// # Errors
 /// mmdebstrap is missing or fails; its last words are in the error.
-pub fn install_criu(folder: &Path, report: &mut dyn FnMut(Progress)) -> Result<(), TemplateError> {
-    packages::install(&PACKAGES, folder, report, pick)
+pub fn install_criu(dir: &Path, report: &mut dyn FnMut(Progress)) -> Result<(), TemplateError> {
+    packages::install(&PACKAGES, dir, report, pick)
 }
 
 /// Takes the program and the libraries out of an unpacked tree: a tenth of it.
@@ -30,9 +30,9 @@ fn pick(from: &Path, to: &Path) -> Result<(), TemplateError> {
         fs::create_dir_all(parent).and_then(|()| fs::rename(path, &target)).map_err(TemplateError::at(path))
     };
     move_file(&from.join(PROGRAM))?;
-    for folder in library_folders(from)? {
-        for entry in fs::read_dir(&folder).map_err(TemplateError::at(&folder))? {
-            let path = entry.map_err(TemplateError::at(&folder))?.path();
+    for dir in library_dirs(from)? {
+        for entry in fs::read_dir(&dir).map_err(TemplateError::at(&dir))? {
+            let path = entry.map_err(TemplateError::at(&dir))?.path();
             if path.file_name().is_some_and(|name| name.to_string_lossy().contains(".so")) {
                 move_file(&path)?;
             }
@@ -42,13 +42,13 @@ fn pick(from: &Path, to: &Path) -> Result<(), TemplateError> {
 }
 
 /// `usr/lib/<architecture>-linux-gnu`
-fn library_folders(tree: &Path) -> Result<Vec<PathBuf>, TemplateError> {
-    let folder = tree.join("usr/lib");
+fn library_dirs(tree: &Path) -> Result<Vec<PathBuf>, TemplateError> {
+    let dir = tree.join("usr/lib");
     let entries: io::Result<Vec<PathBuf>> =
-        fs::read_dir(&folder).and_then(|list| list.map(|entry| Ok(entry?.path())).collect());
-    let mut folders = entries.map_err(TemplateError::at(&folder))?;
-    folders.retain(|path| path.is_dir() && path.to_string_lossy().ends_with("-linux-gnu"));
-    Ok(folders)
+        fs::read_dir(&dir).and_then(|list| list.map(|entry| Ok(entry?.path())).collect());
+    let mut dirs = entries.map_err(TemplateError::at(&dir))?;
+    dirs.retain(|path| path.is_dir() && path.to_string_lossy().ends_with("-linux-gnu"));
+    Ok(dirs)
 }
 
 #[cfg(test)]

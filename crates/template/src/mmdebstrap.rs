@@ -1,4 +1,4 @@
-//! Runs mmdebstrap, which unpacks Debian packages into a folder.
+//! Runs mmdebstrap, which unpacks Debian packages into a directory.
 //! Progress is counted from what dpkg says it does, so a bar can show how far it really is.
 //! The host's own packages are neither used nor changed.
 

@@ -1,6 +1,6 @@
-//! Programs of Debian packages in folders of their own, with the libraries they need: nothing of the host is used or changed.
+//! Programs of Debian packages in directories of their own, with the libraries they need: nothing of the host is used or changed.
 //! The host's own release does not matter, as each copy has its own loader.
-//! A folder is there whole or not at all. What is taken out of the packages is up to whoever installs.
+//! A directory is there whole or not at all. What is taken out of the packages is up to whoever installs.
 
 use std::fs;
 use std::io;
@@ -22,45 +22,45 @@ pub(crate) struct Packages {
     pub(crate) packages: &'static [&'static str],
 }
 
-/// Unpacks the packages, has `pick` make a new folder of them, and puts that in `folder`'s place. Blocks for some seconds.
+/// Unpacks the packages, has `pick` make a new directory of them, and puts that in `directory`'s place. Blocks for some seconds.
 pub(crate) fn install(
     what: &Packages,
-    folder: &Path,
+    dir: &Path,
     report: &mut dyn FnMut(Progress),
     pick: impl FnOnce(&Path, &Path) -> Result<(), TemplateError>,
 ) -> Result<(), TemplateError> {
     let beside = |suffix: &str| {
-        let mut name = folder.file_name().unwrap_or_default().to_owned();
+        let mut name = dir.file_name().unwrap_or_default().to_owned();
         name.push(suffix);
-        folder.with_file_name(name)
+        dir.with_file_name(name)
     };
     let (unpacked, wanted, old) = (beside(".unpacked"), beside(".new"), beside(".old"));
     let work = [&unpacked, &wanted, &old];
-    if let Some(parent) = folder.parent() {
+    if let Some(parent) = dir.parent() {
         fs::create_dir_all(parent).map_err(TemplateError::at(parent))?;
     }
     work.iter().try_for_each(|left| remove(left))?;
     let outcome = unpack(what, &unpacked, report).and_then(|()| {
         pick(&unpacked, &wanted)?;
-        if folder.exists() {
-            fs::rename(folder, &old).map_err(TemplateError::at(folder))?;
+        if dir.exists() {
+            fs::rename(dir, &old).map_err(TemplateError::at(dir))?;
         }
-        fs::rename(&wanted, folder).map_err(TemplateError::at(folder))
+        fs::rename(&wanted, dir).map_err(TemplateError::at(dir))
     });
     work.iter().try_for_each(|left| remove(left))?;
     outcome
 }
 
-fn unpack(what: &Packages, folder: &Path, report: &mut dyn FnMut(Progress)) -> Result<(), TemplateError> {
+fn unpack(what: &Packages, dir: &Path, report: &mut dyn FnMut(Progress)) -> Result<(), TemplateError> {
     let mut command = mmdebstrap::command("extract", what.packages);
     // Signatures are checked as ever. Frozen copies of the archive, which offline sites have, outlive their date.
-    command.arg("--aptopt=Acquire::Check-Valid-Until \"false\"").arg(what.suite).arg(folder).arg(MIRROR);
+    command.arg("--aptopt=Acquire::Check-Valid-Until \"false\"").arg(what.suite).arg(dir).arg(MIRROR);
     mmdebstrap::run(command, what.name, report)
 }
 
-fn remove(folder: &Path) -> Result<(), TemplateError> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(TemplateError::at(folder)(error)),
+fn remove(dir: &Path) -> Result<(), TemplateError> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(TemplateError::at(dir)(error)),
         _ => Ok(()),
     }
 }

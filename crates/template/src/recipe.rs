@@ -105,13 +105,13 @@ impl Recipe {
         Self::parse(&DEBIAN_RECIPE.replace("SUITE", suite), DEBIAN_SETUP.to_owned()).ok()
     }
 
-    /// Reads `recipe.toml` and the script it names from a folder.
+    /// Reads `recipe.toml` and the script it names from a directory.
     ///
     /// # Errors
     /// A file is missing or the recipe is not valid.
-    pub fn load(folder: &Path) -> Result<Self, TemplateError> {
+    pub fn load(dir: &Path) -> Result<Self, TemplateError> {
         let read = |name: &str| {
-            let path = folder.join(name);
+            let path = dir.join(name);
             fs::read_to_string(&path).map_err(|source| TemplateError::Io { path, source })
         };
         let text = read("recipe.toml")?;
@@ -160,10 +160,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_compiled_in_recipe_is_the_one_in_the_folder() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../templates/base");
+    fn the_compiled_in_recipe_is_the_one_in_the_dir() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../templates/base");
         let recipe = Recipe::base().unwrap();
-        assert_eq!(Recipe::load(&folder).unwrap(), recipe);
+        assert_eq!(Recipe::load(&dir).unwrap(), recipe);
         assert_eq!(recipe.name(), "base");
         assert_eq!(recipe.config().user, "user");
     }

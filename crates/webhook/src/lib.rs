@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 use sha2::{Digest, Sha256};
 
 pub use courier::{Courier, DeliveryError, Letter};
-pub use target::{LONGEST_URL, Target, TargetError};
+pub use target::{MAX_URL, Target, TargetError};
 
 /// The signature of a body, as E2B's documentation has receivers compute it.
 #[must_use]

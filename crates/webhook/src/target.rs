@@ -9,7 +9,7 @@ use http::uri::Scheme;
 use net::{Cidr, is_never_public, is_of_this_host};
 
 /// Most characters of a URL.
-pub const LONGEST_URL: usize = 2048;
+pub const MAX_URL: usize = 2048;
 
 /// Why a URL is not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,7 +43,7 @@ impl Target {
     /// It is no `http` or `https` URL, or names an address that is not public.
     pub fn parse(url: &str, allowed: &[Cidr]) -> Result<Self, TargetError> {
         use TargetError::Malformed;
-        if url.len() > LONGEST_URL {
+        if url.len() > MAX_URL {
             return Err(Malformed("it is longer than 2048 characters"));
         }
         let uri: Uri = url.parse().map_err(|_| Malformed("it cannot be read"))?;
@@ -118,7 +118,7 @@ mod tests {
         ] {
             assert!(matches!(Target::parse(bad, &[]), Err(TargetError::Malformed(_))), "{bad}");
         }
-        assert!(Target::parse(&format!("https://example.com/{}", "x".repeat(LONGEST_URL)), &[]).is_err());
+        assert!(Target::parse(&format!("https://example.com/{}", "x".repeat(MAX_URL)), &[]).is_err());
     }
 
     #[test]

@@ -16,8 +16,8 @@ use crate::paths::{Params, SandboxPath};
 use crate::{Api, ApiError};
 
 const DEFAULT_LIMIT: i64 = 1000;
-const LARGEST_LIMIT: i64 = 1000;
-const LONGEST_SEARCH: usize = 256;
+const MAX_LIMIT: i64 = 1000;
+const MAX_SEARCH: usize = 256;
 /// A query without a cursor, or on the other side of one, looks this far.
 const WINDOW: time::Duration = time::Duration::days(7);
 
@@ -99,8 +99,8 @@ async fn logs_v2(
     SandboxPath(id): SandboxPath,
     Params(params): Params<ParamsV2>,
 ) -> Result<Json<LogsV2>, ApiError> {
-    if params.search.as_ref().is_some_and(|text| text.chars().count() > LONGEST_SEARCH) {
-        return Err(ApiError::bad_request(format!("search is at most {LONGEST_SEARCH} characters")));
+    if params.search.as_ref().is_some_and(|text| text.chars().count() > MAX_SEARCH) {
+        return Err(ApiError::bad_request(format!("search is at most {MAX_SEARCH} characters")));
     }
     let now = OffsetDateTime::now_utc();
     let newest_first = params.direction.unwrap_or_default() == Direction::Backward;
@@ -109,7 +109,7 @@ async fn logs_v2(
         (Some(cursor), false) => (cursor, cursor.saturating_add(WINDOW)),
         (Some(cursor), true) => (cursor.saturating_sub(WINDOW), cursor),
     };
-    let limit = limit(params.limit, LARGEST_LIMIT)?;
+    let limit = limit(params.limit, MAX_LIMIT)?;
     let query = LogQuery {
         newest_first,
         level: params.level.unwrap_or(LogLevel::Debug),

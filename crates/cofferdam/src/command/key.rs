@@ -1,5 +1,5 @@
 //! `cofferdam key`: API keys, for the operator.
-//! The local server's admin token is found in its data folder; another server's is named.
+//! The local server's admin token is found in its data directory; another server's is named.
 //! A key is printed once, when it is made: the server keeps only a hash.
 
 use std::process::ExitCode;
@@ -60,7 +60,7 @@ pub(crate) struct Operated {
     /// Server elsewhere; needs --admin-token.
     #[arg(long, value_name = "URL", requires = "admin_token")]
     url: Option<String>,
-    /// Its operator's token, if not the one in the data folder.
+    /// Its operator's token, if not the one in the data directory.
     #[arg(long, env = "COFFERDAM_ADMIN_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     admin_token: Option<String>,
 }

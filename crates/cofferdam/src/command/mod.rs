@@ -49,7 +49,7 @@ pub(crate) enum Command {
     /// Shows and sets how many sandboxes wait for their creators.
     #[command(subcommand)]
     Pool(pool::PoolCommand),
-    /// Brings programs that the server runs into its own folders.
+    /// Brings programs that the server runs into its own directories.
     #[command(subcommand)]
     Setup(setup::SetupCommand),
     /// Prints a shell's completions.

@@ -1,6 +1,6 @@
 //! `cofferdam pool`: sandboxes that wait for their creators, for the operator.
 //! Their number follows the demand unless it is set.
-//! The local server's admin token is found in its data folder; another server's is named.
+//! The local server's admin token is found in its data directory; another server's is named.
 
 use std::process::ExitCode;
 

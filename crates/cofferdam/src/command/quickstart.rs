@@ -20,7 +20,7 @@ use super::template::build_base;
 use crate::access::{self, block_on, read_secret};
 use crate::background::{self, Launch};
 use crate::failure::Failure;
-use crate::paths::{self, CriuFolder, DataDir, ServerNote};
+use crate::paths::{self, CriuDirectory, DataDir, ServerNote};
 use crate::show;
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:3000";
@@ -38,14 +38,14 @@ pub(crate) struct QuickstartArguments {
     /// Where the server listens.
     #[arg(long, env = "COFFERDAM_LISTEN", default_value = DEFAULT_LISTEN, value_name = "ADDRESS")]
     listen: SocketAddr,
-    /// Folder of template layers, if not in the data folder.
+    /// Directory of template layers, if not in the data directory.
     #[arg(long, env = "COFFERDAM_LAYERS_DIR", value_name = "DIR")]
     layers_dir: Option<PathBuf>,
     /// The envd binary, if not beside this one.
     #[arg(long, env = "COFFERDAM_ENVD", value_name = "FILE")]
     envd: Option<PathBuf>,
     #[command(flatten)]
-    criu: CriuFolder,
+    criu: CriuDirectory,
 }
 
 pub(crate) fn run(arguments: &QuickstartArguments) -> Result<ExitCode, Failure> {

@@ -38,7 +38,7 @@ use crate::paths::{DataDir, ServerNote};
 pub(crate) struct ServeArguments {
     #[command(flatten)]
     data: DataDir,
-    /// PostgreSQL database for the server's records, `postgres://user:password@host/name`, instead of a file in the data folder.
+    /// PostgreSQL database for the server's records, `postgres://user:password@host/name`, instead of a file in the data directory.
     /// It must exist and be used by no other server.
     #[arg(long, env = "COFFERDAM_DATABASE", hide_env_values = true, value_name = "URL")]
     database: Option<String>,
@@ -50,7 +50,7 @@ pub(crate) struct ServeArguments {
     domain: String,
     #[command(flatten)]
     engines: EngineArguments,
-    /// Folder of template layers, if not in the data folder. Servers may share one.
+    /// Directory of template layers, if not in the data directory. Servers may share one.
     #[arg(long, env = "COFFERDAM_LAYERS_DIR", value_name = "DIR")]
     layers_dir: Option<PathBuf>,
     /// How long the frozen processes of a paused sandbox are kept, so that resuming it is instant. Its state is on disk
@@ -108,7 +108,7 @@ pub(crate) fn run(arguments: &ServeArguments) -> Result<ExitCode, Failure> {
     start_log(arguments.log_json);
     let data_dir = &arguments.data.data_dir;
     fs::create_dir_all(data_dir).map_err(|error| {
-        Failure::new(format!("{}: {error}; choose another folder with --data-dir", data_dir.display()))
+        Failure::new(format!("{}: {error}; choose another directory with --data-dir", data_dir.display()))
     })?;
     // The store holds what every sandbox's token is derived from.
     fs::set_permissions(data_dir, fs::Permissions::from_mode(0o700))?;
@@ -148,7 +148,7 @@ fn start_log(json: bool) {
     }
 }
 
-/// Two servers on one data folder would take each other's sandboxes for strays.
+/// Two servers on one data directory would take each other's sandboxes for strays.
 fn lock(data_dir: &Path) -> Result<File, Failure> {
     let path = data_dir.join("lock");
     let file = File::options().create(true).append(true).open(&path)?;
@@ -160,7 +160,7 @@ fn lock(data_dir: &Path) -> Result<File, Failure> {
     });
     wait.recv_timeout(LOCK_PATIENCE).ok().and_then(Result::ok).ok_or_else(|| {
         Failure::new(format!(
-            "another server uses {}; stop it or choose another folder with --data-dir",
+            "another server uses {}; stop it or choose another directory with --data-dir",
             data_dir.display()
         ))
     })

@@ -1,4 +1,4 @@
-//! `cofferdam setup`: brings programs that the server runs into folders of their own; the host's `/usr` is not touched.
+//! `cofferdam setup`: brings programs that the server runs into directories of their own; the host's `/usr` is not touched.
 //! What is there and fit is kept, so running it again costs nothing.
 //! `quickstart` does the same by itself.
 
@@ -10,7 +10,7 @@ use engine_container::Criu;
 use guest::Tools;
 
 use crate::failure::Failure;
-use crate::paths::{CriuFolder, DataDir, MicrovmFolder};
+use crate::paths::{CriuDirectory, DataDir, MicrovmDirectory};
 use crate::progress::BuildBar;
 use crate::show;
 
@@ -22,14 +22,14 @@ pub(crate) enum SetupCommand {
         #[command(flatten)]
         data: DataDir,
         #[command(flatten)]
-        criu: CriuFolder,
+        criu: CriuDirectory,
     },
     /// QEMU with its libraries and a guest kernel, from Debian packages: for the microVM engine.
     Microvm {
         #[command(flatten)]
         data: DataDir,
         #[command(flatten)]
-        microvm: MicrovmFolder,
+        microvm: MicrovmDirectory,
     },
 }
 
@@ -50,31 +50,31 @@ pub(crate) fn run(command: &SetupCommand) -> Result<ExitCode, Failure> {
 }
 
 /// The CRIU that is there, or a fresh one with a progress bar.
-pub(crate) fn bring_criu(data: &DataDir, criu: &CriuFolder) -> Result<Criu, Failure> {
-    let folder = criu.path(data);
-    if let Ok(found) = Criu::find(&folder) {
+pub(crate) fn bring_criu(data: &DataDir, criu: &CriuDirectory) -> Result<Criu, Failure> {
+    let dir = criu.path(data);
+    if let Ok(found) = Criu::find(&dir) {
         return Ok(found);
     }
     let mut bar = BuildBar::new("criu");
     let begun = Instant::now();
-    template::install_criu(&folder, &mut |progress| bar.show(&progress))?;
+    template::install_criu(&dir, &mut |progress| bar.show(&progress))?;
     bar.finish();
-    let found = Criu::find(&folder).map_err(Failure::new)?;
+    let found = Criu::find(&dir).map_err(Failure::new)?;
     eprintln!("CRIU {} set up in {:.0} s", found.version(), begun.elapsed().as_secs_f64());
     Ok(found)
 }
 
 /// The QEMU and kernel that are there, or fresh ones with a progress bar.
-pub(crate) fn bring_microvm(data: &DataDir, microvm: &MicrovmFolder) -> Result<Tools, Failure> {
-    let folder = microvm.path(data);
-    if let Ok(found) = Tools::find(&folder) {
+pub(crate) fn bring_microvm(data: &DataDir, microvm: &MicrovmDirectory) -> Result<Tools, Failure> {
+    let dir = microvm.path(data);
+    if let Ok(found) = Tools::find(&dir) {
         return Ok(found);
     }
     let mut bar = BuildBar::new("microvm");
     let begun = Instant::now();
-    template::install_microvm(&folder, &mut |progress| bar.show(&progress))?;
+    template::install_microvm(&dir, &mut |progress| bar.show(&progress))?;
     bar.finish();
-    let found = Tools::find(&folder).map_err(Failure::new)?;
+    let found = Tools::find(&dir).map_err(Failure::new)?;
     eprintln!("QEMU {} set up in {:.0} s", found.qemu_version(), begun.elapsed().as_secs_f64());
     Ok(found)
 }

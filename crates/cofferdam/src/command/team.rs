@@ -1,5 +1,5 @@
 //! `cofferdam team`: teams and what they may use, for the operator.
-//! The local server's admin token is found in its data folder; another server's is named.
+//! The local server's admin token is found in its data directory; another server's is named.
 //! A limit of 0 is no limit.
 
 use std::process::ExitCode;

@@ -1,4 +1,4 @@
-//! A real server for a test: its own data folder, a free port, and nothing left when the test is over.
+//! A real server for a test: its own data directory, a free port, and nothing left when the test is over.
 //! Needs root, `COFFERDAM_ENVD` and `COFFERDAM_LAYERS`: `cargo xtask unit` sets both.
 //! It ends by id what it started, its sandboxes first.
 #![allow(dead_code, reason = "every test program uses a part of it")]
@@ -35,7 +35,7 @@ impl Server {
 
     /// With further options of `serve`.
     pub(crate) fn start_with(options: &[&str]) -> Self {
-        let data = tempfile::tempdir().expect("a folder");
+        let data = tempfile::tempdir().expect("a directory");
         let (process, url) = serve(data.path(), options);
         let mut server = Self { data, url, key: String::new(), process };
         let made = server.cli(&["key", "create", "--name", "test"]);
@@ -44,7 +44,7 @@ impl Server {
         server
     }
 
-    /// Kills its process and starts another on the same folder.
+    /// Kills its process and starts another on the same directory.
     pub(crate) fn crash(&mut self, options: &[&str]) {
         self.process.kill().expect("it is ours");
         self.process.wait().expect("it ends");
@@ -83,7 +83,7 @@ impl Server {
     }
 }
 
-/// Starts a server and answers its address, when it is ready.
+/// Starts a server and returns its address, when it is ready.
 fn serve(data: &Path, options: &[&str]) -> (Child, String) {
     let log = fs::File::create(data.join("server.log")).expect("a log");
     let mut process = Command::new(BINARY)
@@ -121,7 +121,7 @@ pub(crate) fn terminate(pid: u32) {
     }
 }
 
-/// No control group and no mount of this data folder's server is left.
+/// No control group and no mount of this data directory's server is left.
 pub(crate) fn assert_nothing_left(data: &Path) {
     let name = engine_host::instance_name(data).expect("a name");
     for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
@@ -130,7 +130,7 @@ pub(crate) fn assert_nothing_left(data: &Path) {
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("it is readable");
     assert!(!mounts.contains(&name), "a mount is left");
-    // The server's folder there is for its next start, which will not come.
+    // The server's directory there is for its next start, which will not come.
     let _ = fs::remove_dir_all(Path::new("/run/cofferdam").join(name));
 }
 

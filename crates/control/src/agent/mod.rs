@@ -20,7 +20,7 @@ pub(crate) use process::{Command, End, Output, run};
 /// Port of envd in every sandbox.
 pub const ENVD_PORT: u16 = 49983;
 /// Most bytes of an answer that are looked at.
-const LONGEST_ANSWER: usize = 64 * 1024;
+const MAX_ANSWER: usize = 64 * 1024;
 
 /// The body of `POST /init`.
 #[derive(Debug, Serialize)]
@@ -173,7 +173,7 @@ async fn call(
 /// Reads a short answer to its end.
 async fn whole(response: http::Response<Incoming>) -> Result<http::Response<Bytes>, AgentError> {
     let (head, body) = response.into_parts();
-    let body = Limited::new(body, LONGEST_ANSWER).collect().await.map_err(|_| AgentError::Answer)?.to_bytes();
+    let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|_| AgentError::Answer)?.to_bytes();
     Ok(http::Response::from_parts(head, body))
 }
 

@@ -56,8 +56,8 @@ impl Control {
     /// # Errors
     /// There is none, or it is a snapshot: its files are in no layer yet.
     pub async fn template_archive(&self, team: &Team, text: &str) -> Result<TemplateArchive, ControlError> {
-        self.build_folders()?;
-        let store = self.config.layers.clone().expect("builds have folders only where there are layers");
+        self.build_dirs()?;
+        let store = self.config.layers.clone().expect("builds have directories only where there are layers");
         let build = self.resolve(team, &TemplateRef::parse(text)?).await?.build;
         if build.is_snapshot() {
             return Err(ControlError::Invalid(format!(

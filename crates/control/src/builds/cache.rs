@@ -1,5 +1,5 @@
 //! What steps came to before: a key over everything that shapes a step leads to the layers and the context after it.
-//! One small file an entry, in its team's folder: no team profits from, or is fooled by, another's builds.
+//! One small file an entry, in its team's directory: no team profits from, or is fooled by, another's builds.
 //! An entry whose layers are gone is no entry. Entries that nobody used for long are forgotten.
 
 use std::fs;
@@ -23,17 +23,17 @@ pub(crate) struct Progress {
 /// A team's entries.
 #[derive(Debug, Clone)]
 pub(crate) struct Cache {
-    folder: PathBuf,
+    dir: PathBuf,
 }
 
 impl Cache {
     pub(crate) fn of(root: &Path, team: TeamId) -> Self {
-        Self { folder: root.join(team.to_string()) }
+        Self { dir: root.join(team.to_string()) }
     }
 
     /// What is known under a key, if its layers are still there.
     pub(crate) fn get(&self, key: &str, store: &LayerStore) -> Option<Progress> {
-        let path = self.folder.join(key);
+        let path = self.dir.join(key);
         let found: Progress = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
         let complete =
             found.layers.iter().all(|digest| digest.parse().is_ok_and(|digest| store.contains(&digest)));
@@ -50,10 +50,10 @@ impl Cache {
 
     /// Keeps an entry, whole or not at all.
     pub(crate) fn put(&self, key: &str, progress: &Progress) -> io::Result<()> {
-        fs::create_dir_all(&self.folder)?;
-        let new = self.folder.join(format!("{key}.{}.new", ids::random_hex::<4>()));
+        fs::create_dir_all(&self.dir)?;
+        let new = self.dir.join(format!("{key}.{}.new", ids::random_hex::<4>()));
         fs::write(&new, serde_json::to_vec(progress)?)?;
-        fs::rename(new, self.folder.join(key))
+        fs::rename(new, self.dir.join(key))
     }
 }
 
@@ -102,6 +102,6 @@ mod tests {
         fs::remove_dir(store.path(&layer)).unwrap();
         assert_eq!(cache.get("key", &store), None);
         forget(&dir.path().join("cache"), Duration::ZERO);
-        assert_eq!(fs::read_dir(&cache.folder).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(&cache.dir).unwrap().count(), 0);
     }
 }

@@ -14,7 +14,7 @@ use store::Team;
 use template::steps::is_files_hash;
 use time::OffsetDateTime;
 
-use super::Folders;
+use super::Directories;
 use super::start::ArchiveFile;
 use super::uploads::{self, GOOD_FOR, UploadError, UploadRange, UploadState};
 use crate::{Control, ControlError, same_secret};
@@ -46,7 +46,7 @@ pub struct UploadAddress {
     pub token: String,
 }
 
-impl Folders {
+impl Directories {
     /// Where a team's archive is.
     pub(super) fn file(&self, team: TeamId, hash: &str) -> PathBuf {
         self.files().join(team.to_string()).join(hash)
@@ -64,14 +64,14 @@ impl Control {
         template: &TemplateId,
         hash: &str,
     ) -> Result<FilesLink, ControlError> {
-        let folders = self.build_folders()?;
+        let dirs = self.build_dirs()?;
         if !is_files_hash(hash) {
             return Err(ControlError::Invalid("Invalid files hash".to_owned()));
         }
         if self.catalog.by_id(template).is_none_or(|known| known.team != Some(team.id)) {
             return Err(ControlError::TemplateNotFound(template.to_string()));
         }
-        let path = folders.file(team.id, hash);
+        let path = dirs.file(team.id, hash);
         let present = path.is_file();
         if present {
             touch(&path);
@@ -111,7 +111,7 @@ impl Control {
 
     /// Where the archive of a good address is, or will be.
     fn check_upload(&self, address: &UploadAddress) -> Result<PathBuf, UploadError> {
-        let folders = self.build_folders().map_err(|_| UploadError::Link)?;
+        let dirs = self.build_dirs().map_err(|_| UploadError::Link)?;
         let UploadAddress { team, hash, upload, expires, token } = address;
         let signed = self.tokens.upload(*team, hash, upload, *expires);
         let is_fresh = OffsetDateTime::now_utc().unix_timestamp() < *expires;
@@ -119,7 +119,7 @@ impl Control {
         if !is_ours || !is_fresh || !is_files_hash(hash) {
             return Err(UploadError::Link);
         }
-        Ok(folders.file(*team, hash))
+        Ok(dirs.file(*team, hash))
     }
 
     /// Takes the archive of a whole template or image. It is removed with the answer.
@@ -131,8 +131,8 @@ impl Control {
         team: TeamId,
         body: impl Stream<Item = Result<Bytes, E>> + Send,
     ) -> Result<Arc<ArchiveFile>, UploadError> {
-        let folders = self.build_folders().map_err(|_| UploadError::Link)?;
-        let path = folders.file(team, &format!("archive-{}.new", ids::random_hex::<8>()));
+        let dirs = self.build_dirs().map_err(|_| UploadError::Link)?;
+        let path = dirs.file(team, &format!("archive-{}.new", ids::random_hex::<8>()));
         tokio::fs::create_dir_all(path.parent().unwrap_or(Path::new("/"))).await?;
         let archive = ArchiveFile::new(path);
         uploads::receive_whole(archive.path(), body).await?;
@@ -146,7 +146,7 @@ fn touch(path: &Path) {
 }
 
 /// Removes what nobody has used for long.
-pub(super) fn forget(folders: &Folders) {
-    uploads::forget_parts(&folders.files(), SystemTime::now());
-    super::cache::forget(&folders.files(), UNUSED_FOR);
+pub(super) fn forget(dirs: &Directories) {
+    uploads::forget_parts(&dirs.files(), SystemTime::now());
+    super::cache::forget(&dirs.files(), UNUSED_FOR);
 }

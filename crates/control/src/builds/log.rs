@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use time::OffsetDateTime;
 
-use super::Folders;
+use super::Directories;
 use crate::logs::Book;
 use crate::{LogLevel, LogLine};
 
@@ -19,8 +19,8 @@ const LONGEST: usize = 16 << 10;
 pub(super) const STEP: &str = "step";
 
 /// Where logs of builds that have ended are.
-pub(super) fn book(folders: &Folders) -> Book {
-    Book::new(folders.logs())
+pub(super) fn book(dirs: &Directories) -> Book {
+    Book::new(dirs.logs())
 }
 
 /// The log of one build.

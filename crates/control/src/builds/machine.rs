@@ -109,7 +109,7 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Has commands trust the operator's authorities by variables, since files would stay in the template. They are in a folder
+    /// Has commands trust the operator's authorities by variables, since files would stay in the template. They are in a directory
     /// that is removed before a layer is made.
     async fn trust(&mut self, pem: &str) -> Result<(), ControlError> {
         const BUNDLE: &str = "/run/e2b/build-ca.crt";

@@ -43,13 +43,13 @@ use std::time::Duration;
 
 use crate::{Control, ControlError};
 
-/// Where builds keep their things below the configured folder.
+/// Where builds keep their things below the configured directory.
 #[derive(Debug, Clone)]
-pub(crate) struct Folders {
+pub(crate) struct Directories {
     root: PathBuf,
 }
 
-impl Folders {
+impl Directories {
     fn cache(&self) -> PathBuf {
         self.root.join("cache")
     }
@@ -76,7 +76,7 @@ const UNUSED_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
 impl Control {
     /// Drops logs, uploads and remembered steps that nobody has needed for long.
     pub(crate) async fn forget_builds(&self) {
-        let Ok(folders) = self.build_folders() else { return };
+        let Ok(dirs) = self.build_dirs() else { return };
         let retention = self.config.retention;
         let layers = self.config.layers.clone().filter(|_| self.config.owns_layers);
         let used = match layers {
@@ -85,12 +85,12 @@ impl Control {
             None => None,
         };
         let forget = move || {
-            log::book(&folders).forget(retention);
-            files::forget(&folders);
-            cache::forget(&folders.cache(), UNUSED_FOR);
-            cache::forget(&folders.plans(), YOUNG);
+            log::book(&dirs).forget(retention);
+            files::forget(&dirs);
+            cache::forget(&dirs.cache(), UNUSED_FOR);
+            cache::forget(&dirs.plans(), YOUNG);
             let (Some(store), Some(mut used)) = (layers, used) else { return };
-            used.extend(cache::layers(&folders.cache()));
+            used.extend(cache::layers(&dirs.cache()));
             match store.remove_unused(&used, YOUNG) {
                 Ok(0) => {}
                 Ok(removed) => tracing::info!(removed, "layers that nothing uses any more were removed"),
@@ -125,9 +125,9 @@ impl Control {
         up.map_err(|failure::Failure(reason)| ControlError::StartFailed(reason))
     }
 
-    fn build_folders(&self) -> Result<Folders, ControlError> {
+    fn build_dirs(&self) -> Result<Directories, ControlError> {
         let root = self.config.builds_dir.clone().filter(|_| self.config.layers.is_some());
-        root.map(|root| Folders { root })
+        root.map(|root| Directories { root })
             .ok_or_else(|| ControlError::Unsupported("this server does not build templates".to_owned()))
     }
 }

@@ -43,7 +43,7 @@ pub(crate) async fn perform(
         }
         Action::Copy { from, to, owner, mode, archive } => {
             let to = join(context.workdir.as_deref().unwrap_or("/"), &known(to));
-            let path = work.folders.file(work.team.id, archive);
+            let path = work.dirs.file(work.team.id, archive);
             if !path.is_file() {
                 return Err(Failure::new(format!("the files of COPY {from} were not uploaded")));
             }
@@ -77,12 +77,12 @@ pub(crate) async fn perform(
         }
         Action::Workdir(path) => {
             let joined = join(context.workdir.as_deref().unwrap_or("/"), &known(path));
-            let folder = if joined == "/" { "/" } else { joined.trim_end_matches('/') };
+            let dir = if joined == "/" { "/" } else { joined.trim_end_matches('/') };
             let machine = Machine::start(&work.control, work.plan(&before.layers)).await?;
             let owner = owner_of(&context.user);
-            let variables = [("DIR", folder), ("OWNER", &owner)];
+            let variables = [("DIR", dir), ("OWNER", &owner)];
             machine.script("/bin/bash", scripts::WORKDIR, &variables, |_| {}).await?;
-            let context = Context { workdir: Some(folder.to_owned()), ..context.clone() };
+            let context = Context { workdir: Some(dir.to_owned()), ..context.clone() };
             after(work, before, machine, context).await
         }
         Action::User { name, sudo } => {

@@ -12,7 +12,7 @@ use store::Team;
 use template::steps::Step;
 use template::{Dockerfile, Planned};
 
-use super::Folders;
+use super::Directories;
 use super::register::{NewBuild, Requested};
 use super::start::{BuildRules, BuildSource, BuildSpec};
 use crate::{Control, ControlError};
@@ -28,7 +28,7 @@ pub struct DockerfilePlan {
     pub ready_cmd: Option<String>,
 }
 
-impl Folders {
+impl Directories {
     fn plan(&self, team: TeamId, build: BuildId) -> PathBuf {
         self.plans().join(team.to_string()).join(build.to_string())
     }
@@ -41,7 +41,7 @@ impl DockerfilePlan {
         let step = |planned: &Planned| match planned {
             Planned::Step { kind, args } => Ok(Step::parse(kind, args, None, false)),
             Planned::Copy { from, to, .. } => Err(ControlError::Invalid(format!(
-                "COPY {} {to}: files cannot be sent with this call; build with `cofferdam template build <folder>`, or with an \
+                "COPY {} {to}: files cannot be sent with this call; build with `cofferdam template build <directory>`, or with an \
                  SDK's Template().fromDockerfile()",
                 from.join(" ")
             ))),
@@ -71,13 +71,13 @@ impl Control {
         wanted: &NewBuild,
         plan: &DockerfilePlan,
     ) -> Result<Requested, ControlError> {
-        let folders = self.build_folders()?;
+        let dirs = self.build_dirs()?;
         plan.spec()?;
         let requested = self.request_build(team, wanted).await?;
-        let path = folders.plan(team.id, requested.build.id);
+        let path = dirs.plan(team.id, requested.build.id);
         let text = serde_json::to_vec(plan).expect("plain data serialises");
         let written = tokio::task::spawn_blocking(move || {
-            std::fs::create_dir_all(path.parent().expect("it is below a folder"))?;
+            std::fs::create_dir_all(path.parent().expect("it is below a directory"))?;
             std::fs::write(path, text)
         });
         let written = written.await.unwrap_or_else(|error| Err(io::Error::other(error)));
@@ -95,7 +95,7 @@ impl Control {
         template: &TemplateId,
         id: BuildId,
     ) -> Result<(), ControlError> {
-        let path = self.build_folders()?.plan(team.id, id);
+        let path = self.build_dirs()?.plan(team.id, id);
         self.own_build(team, template, id)?;
         let plan = match tokio::fs::read(&path).await {
             Ok(text) => {

@@ -16,13 +16,13 @@ use crate::reference::DEFAULT_TAG;
 use crate::{Control, ControlError, ENVD_VERSION, TemplateRef, check_template_size};
 
 /// Longest wait for a build's start.
-const LONGEST_WAIT: Duration = Duration::from_secs(40 * 60);
+const MAX_WAIT: Duration = Duration::from_secs(40 * 60);
 /// Where nothing else is asked for.
 const DEFAULT_CPUS: u32 = 2;
 const DEFAULT_MEMORY: u32 = 1024;
 /// Writable disk of a template's sandboxes, MiB; grows to the free space that is asked for.
 const DEFAULT_DISK: u32 = 10_240;
-const MOST_TAGS: usize = 32;
+const MAX_TAGS: usize = 32;
 
 /// What a build is of.
 #[derive(Debug, Clone)]
@@ -72,7 +72,7 @@ impl Control {
         team: &Team,
         wanted: &NewBuild,
     ) -> Result<Requested, ControlError> {
-        self.build_folders()?;
+        self.build_dirs()?;
         let (reference, tag) = match &wanted.target {
             BuildTarget::Named(name) => {
                 let reference = own_name(team, name)?;
@@ -119,7 +119,7 @@ impl Control {
         let assignments: Vec<TagAssignment> = tags.iter().map(assign).collect();
         self.store.put_template(&template, Some(&build), &assignments).await?;
         self.catalog.load(&*self.store).await?;
-        self.expect_start(build.id, LONGEST_WAIT);
+        self.expect_start(build.id, MAX_WAIT);
         tracing::info!(template_id = %template.id, build_id = %build.id, team_id = %team.id, "build asked for");
         Ok(Requested { template, build, tags })
     }
@@ -219,7 +219,7 @@ impl Control {
                 BuildStatus::Waiting => {
                     let waited = OffsetDateTime::now_utc() - build.created_at;
                     let waited = Duration::try_from(waited).unwrap_or_default();
-                    self.expect_start(build.id, LONGEST_WAIT.saturating_sub(waited));
+                    self.expect_start(build.id, MAX_WAIT.saturating_sub(waited));
                 }
                 BuildStatus::Ready | BuildStatus::Error => {}
             }
@@ -252,8 +252,8 @@ fn tags(own: Option<String>, others: &[String]) -> Result<Vec<String>, ControlEr
             tags.push(tag);
         }
     }
-    if tags.len() > MOST_TAGS {
-        return Err(ControlError::Invalid(format!("a build has at most {MOST_TAGS} tags")));
+    if tags.len() > MAX_TAGS {
+        return Err(ControlError::Invalid(format!("a build has at most {MAX_TAGS} tags")));
     }
     if tags.is_empty() {
         tags.push(DEFAULT_TAG.to_owned());

@@ -13,7 +13,7 @@ use super::worker::{Work, work};
 use crate::{Control, ControlError};
 
 /// Most steps of a build.
-const MOST_STEPS: usize = 1000;
+const MAX_STEPS: usize = 1000;
 
 /// What a build is made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,10 +128,10 @@ impl Control {
         id: BuildId,
         spec: BuildSpec,
     ) -> Result<(), ControlError> {
-        let folders = self.build_folders()?;
-        let layers = self.config.layers.clone().expect("builds have folders only where there are layers");
-        if spec.steps.len() > MOST_STEPS {
-            return Err(ControlError::Invalid(format!("a build has at most {MOST_STEPS} steps")));
+        let dirs = self.build_dirs()?;
+        let layers = self.config.layers.clone().expect("builds have directories only where there are layers");
+        if spec.steps.len() > MAX_STEPS {
+            return Err(ControlError::Invalid(format!("a build has at most {MAX_STEPS} steps")));
         }
         self.check_engine(spec.engine.as_deref())?;
         let place = self.reserve_build(team)?;
@@ -161,7 +161,7 @@ impl Control {
             build,
             spec,
             job,
-            folders,
+            dirs,
             layers,
             _place: place,
         };

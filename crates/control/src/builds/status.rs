@@ -99,7 +99,7 @@ impl Control {
         id: BuildId,
         query: LogQuery,
     ) -> Result<Vec<LogLine>, ControlError> {
-        let (book, team) = (log::book(&self.build_folders()?), team.id);
+        let (book, team) = (log::book(&self.build_dirs()?), team.id);
         let read = tokio::task::spawn_blocking(move || book.read(team, &id.to_string(), &query));
         Ok(read.await.unwrap_or_default())
     }

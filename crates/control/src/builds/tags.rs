@@ -50,7 +50,7 @@ pub(super) fn normalised(tag: &str) -> Result<String, ControlError> {
 }
 
 impl Control {
-    /// Gives what `target` (`name[:tag]`) means more tags; answers the build and the tags.
+    /// Gives what `target` (`name[:tag]`) means more tags; returns the build and the tags.
     ///
     /// # Errors
     /// The target is not a ready build of the team's, or a tag is malformed.

@@ -20,9 +20,9 @@ pub(super) const GOOD_FOR: Duration = Duration::from_secs(30 * 60);
 /// Largest archive, bytes.
 const LARGEST: u64 = 16 << 30;
 /// What a team may keep in all, bytes. What has been unused for longest goes first.
-const MOST_BYTES: u64 = 64 << 30;
+const MAX_BYTES: u64 = 64 << 30;
 /// Parts that a team may keep.
-const MOST_PARTS: usize = 64;
+const MAX_PARTS: usize = 64;
 /// Parts' names end so.
 const PART: &str = "part";
 
@@ -169,9 +169,9 @@ pub(super) async fn receive<E>(
     let new = part(path, upload);
     let (turn, order) = uploads.join(&new);
     let _alone = order.lock().await;
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    tokio::fs::create_dir_all(folder).await?;
-    make_room(uploads, folder, [path, &new]);
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    tokio::fs::create_dir_all(dir).await?;
+    make_room(uploads, dir, [path, &new]);
     let first = range.map_or(0, |range| range.first);
     let mut file =
         tokio::fs::File::options().create(true).append(false).write(true).truncate(false).open(&new).await?;
@@ -245,8 +245,8 @@ struct Kept {
     is_part: bool,
 }
 
-fn kept(folder: &Path) -> Vec<Kept> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+fn kept(dir: &Path) -> Vec<Kept> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let describe = |entry: fs::DirEntry| {
         let data = entry.metadata().ok()?;
         let (path, used) = (entry.path(), data.modified().ok()?);
@@ -256,16 +256,16 @@ fn kept(folder: &Path) -> Vec<Kept> {
     entries.filter_map(describe).collect()
 }
 
-/// Keeps a team's folder within its limits, for what is about to come. What is being written stays.
-fn make_room(uploads: &Uploads, folder: &Path, needed: [&Path; 2]) {
-    let mut kept = kept(folder);
+/// Keeps a team's directory within its limits, for what is about to come. What is being written stays.
+fn make_room(uploads: &Uploads, dir: &Path, needed: [&Path; 2]) {
+    let mut kept = kept(dir);
     kept.sort_by_key(|kept| kept.used);
     let mut bytes: u64 = kept.iter().map(|kept| kept.size).sum();
     let mut parts = kept.iter().filter(|kept| kept.is_part).count();
     for Kept { path, size, is_part, .. } in kept {
-        let too_many = is_part && parts >= MOST_PARTS;
+        let too_many = is_part && parts >= MAX_PARTS;
         let is_idle = !needed.contains(&path.as_path()) && !uploads.is_written(&path);
-        if is_idle && (bytes > MOST_BYTES || too_many) && fs::remove_file(&path).is_ok() {
+        if is_idle && (bytes > MAX_BYTES || too_many) && fs::remove_file(&path).is_ok() {
             bytes -= size;
             parts -= usize::from(is_part);
         }
@@ -273,9 +273,9 @@ fn make_room(uploads: &Uploads, folder: &Path, needed: [&Path; 2]) {
 }
 
 /// Removes parts that nobody can go on with any more.
-pub(super) fn forget_parts(folder: &Path, now: SystemTime) {
+pub(super) fn forget_parts(dir: &Path, now: SystemTime) {
     let Some(before) = now.checked_sub(GOOD_FOR) else { return };
-    for team in fs::read_dir(folder).into_iter().flatten().flatten() {
+    for team in fs::read_dir(dir).into_iter().flatten().flatten() {
         for part in kept(&team.path()).into_iter().filter(|kept| kept.is_part && kept.used < before) {
             let _ = fs::remove_file(part.path);
         }
@@ -390,12 +390,12 @@ mod tests {
             file.set_modified(now - Duration::from_secs(age)).unwrap();
         };
         add("whole".to_owned(), 100_000);
-        for number in 0..MOST_PARTS as u64 + 3 {
+        for number in 0..MAX_PARTS as u64 + 3 {
             add(format!("x.{number}.{PART}"), number);
         }
         make_room(&uploads, &team, [&team.join("new"), &team.join("new.part")]);
         let parts = || kept(&team).into_iter().filter(|kept| kept.is_part).count();
-        assert_eq!(parts(), MOST_PARTS - 1, "there is room for one more");
+        assert_eq!(parts(), MAX_PARTS - 1, "there is room for one more");
         assert!(team.join("x.0.part").exists() && !team.join("x.66.part").exists(), "the oldest go");
         forget_parts(dir.path(), now + GOOD_FOR - Duration::from_secs(10));
         assert_eq!(parts(), 11);

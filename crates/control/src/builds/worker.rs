@@ -19,7 +19,7 @@ use super::jobs::Job;
 use super::machine::{Plan, Size};
 use super::perform::{Voice, perform};
 use super::start::{BuildRules, BuildSource, BuildSpec};
-use super::{Folders, log};
+use super::{Directories, log};
 use crate::boot::Origin;
 use crate::resources::BuildPlace;
 use crate::{Control, LogLevel};
@@ -34,7 +34,7 @@ pub(crate) struct Work {
     pub(crate) build: Build,
     pub(crate) spec: BuildSpec,
     pub(crate) job: Arc<Job>,
-    pub(crate) folders: Folders,
+    pub(crate) dirs: Directories,
     pub(crate) layers: LayerStore,
     /// Among the team's builds.
     pub(crate) _place: BuildPlace,
@@ -60,7 +60,7 @@ impl Work {
     }
 
     fn cache(&self) -> Cache {
-        Cache::of(&self.folders.cache(), self.team.id)
+        Cache::of(&self.dirs.cache(), self.team.id)
     }
 
     pub(crate) fn cached(&self, key: &str) -> Option<Progress> {
@@ -159,7 +159,7 @@ async fn steps(work: &Work, mut progress: Progress, mut key: String) -> Result<P
 }
 
 async fn record(work: Work, outcome: Result<Finished, BuildFailure>) {
-    let Work { control, team, mut build, job, folders, _place, .. } = work;
+    let Work { control, team, mut build, job, dirs, _place, .. } = work;
     let took = OffsetDateTime::now_utc() - build.created_at;
     build.finished_at = Some(truncate_to_micros(OffsetDateTime::now_utc()));
     let mut captured: Option<SnapshotId> = None;
@@ -171,7 +171,7 @@ async fn record(work: Work, outcome: Result<Finished, BuildFailure>) {
         Err(failure) => build = Build { status: BuildStatus::Error, failure: Some(failure), ..build },
     }
     let lines = job.log.lines();
-    let (book, id) = (log::book(&folders), build.id);
+    let (book, id) = (log::book(&dirs), build.id);
     let _ = tokio::task::spawn_blocking(move || book.append(team.id, &id.to_string(), &lines)).await;
     let recorded = match control.store.put_build(&build).await {
         Ok(true) => control.catalog.load(&*control.store).await.is_ok(),

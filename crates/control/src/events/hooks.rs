@@ -25,7 +25,7 @@ use crate::Control;
 /// Deliveries to one webhook at the same time.
 const AT_ONCE: u32 = 8;
 /// Deliveries that wait for one webhook, at most.
-const MOST_WAITING: u64 = 10_000;
+const MAX_WAITING: u64 = 10_000;
 /// Attempts after the first: as many as upstream makes.
 const RETRIES: u32 = 3;
 /// After a failure of the store.
@@ -88,7 +88,7 @@ impl Hooks {
                 return false;
             }
             let before = hook.waiting.fetch_add(1, Ordering::Relaxed);
-            if before >= MOST_WAITING {
+            if before >= MAX_WAITING {
                 hook.forget(1);
                 tracing::warn!(webhook_id = %record.id, waiting = before, "a webhook's queue is full: it misses an event");
                 return false;

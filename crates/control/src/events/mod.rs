@@ -20,7 +20,7 @@ pub(crate) use hooks::Hooks;
 pub use webhooks::{NewWebhook, WebhookChange};
 
 /// Most events in one answer.
-pub const MOST_EVENTS: u32 = 100;
+pub const MAX_EVENTS: u32 = 100;
 
 /// The sandbox an event is about.
 #[derive(Debug, Clone)]
@@ -208,8 +208,8 @@ impl Control {
     /// # Errors
     /// The limit is out of range, or the store failed.
     pub async fn events(&self, query: &EventQuery) -> Result<Vec<Event>, ControlError> {
-        if !(1..=MOST_EVENTS).contains(&query.limit) {
-            return Err(ControlError::Invalid(format!("limit must be from 1 to {MOST_EVENTS}")));
+        if !(1..=MAX_EVENTS).contains(&query.limit) {
+            return Err(ControlError::Invalid(format!("limit must be from 1 to {MAX_EVENTS}")));
         }
         Ok(self.store.events(query).await?)
     }

@@ -13,8 +13,8 @@ use crate::{Control, ControlError};
 
 /// Webhooks of one team, at most.
 const MOST: usize = 100;
-const LONGEST_NAME: usize = 255;
-const LONGEST_SECRET: usize = 1024;
+const MAX_NAME: usize = 255;
+const MAX_SECRET: usize = 1024;
 
 /// A webhook to be.
 #[derive(Clone)]
@@ -136,11 +136,11 @@ impl Control {
 
     fn check_webhook(&self, mut record: Webhook) -> Result<Webhook, ControlError> {
         let invalid = |text: String| Err(ControlError::Invalid(text));
-        if record.name.trim().is_empty() || record.name.len() > LONGEST_NAME {
-            return invalid(format!("name must be from 1 to {LONGEST_NAME} bytes"));
+        if record.name.trim().is_empty() || record.name.len() > MAX_NAME {
+            return invalid(format!("name must be from 1 to {MAX_NAME} bytes"));
         }
-        if record.secret.is_empty() || record.secret.len() > LONGEST_SECRET {
-            return invalid(format!("signatureSecret must be from 1 to {LONGEST_SECRET} bytes"));
+        if record.secret.is_empty() || record.secret.len() > MAX_SECRET {
+            return invalid(format!("signatureSecret must be from 1 to {MAX_SECRET} bytes"));
         }
         if record.events.is_empty() {
             return invalid("events must name at least one event".to_owned());

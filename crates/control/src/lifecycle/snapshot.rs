@@ -19,7 +19,7 @@ use time::format_description::well_known::Rfc3339;
 use crate::live::Live;
 use crate::reference::DEFAULT_TAG;
 use crate::table::Entry;
-use crate::{Control, ControlError, ENVD_VERSION, LONGEST_PAGE, LogLevel, TemplateRef};
+use crate::{Control, ControlError, ENVD_VERSION, LogLevel, MAX_PAGE, TemplateRef};
 
 /// A snapshot as its owner sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -201,11 +201,11 @@ impl Control {
     /// The name, the limit or the token is malformed.
     pub fn snapshots(&self, team: &Team, query: &SnapshotQuery) -> Result<SnapshotPage, ControlError> {
         let limit = match query.limit {
-            None => LONGEST_PAGE,
+            None => MAX_PAGE,
             Some(limit) => usize::try_from(limit)
                 .ok()
-                .filter(|limit| (1..=LONGEST_PAGE).contains(limit))
-                .ok_or_else(|| ControlError::Invalid(format!("limit must be from 1 to {LONGEST_PAGE}")))?,
+                .filter(|limit| (1..=MAX_PAGE).contains(limit))
+                .ok_or_else(|| ControlError::Invalid(format!("limit must be from 1 to {MAX_PAGE}")))?,
         };
         let cursor = match query.next_token.as_deref().filter(|token| !token.is_empty()) {
             None => None,

@@ -99,8 +99,8 @@ impl Book {
     /// Removes files that nobody has added to for so long.
     pub(crate) fn forget(&self, retention: Duration) {
         let Some(before) = SystemTime::now().checked_sub(retention) else { return };
-        let folders = fs::read_dir(&self.root).into_iter().flatten().flatten();
-        for file in folders.filter_map(|team| fs::read_dir(team.path()).ok()).flatten().flatten() {
+        let dirs = fs::read_dir(&self.root).into_iter().flatten().flatten();
+        for file in dirs.filter_map(|team| fs::read_dir(team.path()).ok()).flatten().flatten() {
             let is_old = file.metadata().and_then(|data| data.modified()).is_ok_and(|at| at < before);
             if is_old {
                 let _ = fs::remove_file(file.path());

@@ -18,7 +18,7 @@ use crate::live::Live;
 
 /// Longest line taken from an agent; longer ones are dropped.
 const LONGEST: usize = 192 << 10;
-const MOST_FIELDS: usize = 32;
+const MAX_FIELDS: usize = 32;
 /// Bytes a second that an agent may log for long; short bursts may be larger.
 const RATE: usize = 1 << 20;
 /// How long to leave an agent alone that has broken off.
@@ -82,7 +82,7 @@ fn accept(text: &[u8]) -> Option<LogLine> {
         return None;
     }
     let mut line: LogLine = serde_json::from_slice(text).ok()?;
-    while line.fields.len() > MOST_FIELDS {
+    while line.fields.len() > MAX_FIELDS {
         line.fields.pop_last();
     }
     Some(line)

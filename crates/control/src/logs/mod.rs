@@ -1,5 +1,5 @@
 //! Logs of sandboxes: lines from each sandbox's agent and of the control plane itself, kept for days and searched on request.
-//! One file a sandbox, in its team's folder, so no search ever sees another team's lines. Size is bounded: the older half goes.
+//! One file a sandbox, in its team's directory, so no search ever sees another team's lines. Size is bounded: the older half goes.
 //! What an agent says is data from inside a sandbox: length, fields and time are limited before anything is kept.
 
 mod book;

@@ -21,7 +21,7 @@ pub(crate) use series::Shelf;
 pub use team::{TeamMetric, TeamSample};
 
 /// Samples that wait to be written, at most: the disk may hang, memory must not grow.
-const MOST_WAITING: usize = 100_000;
+const MAX_WAITING: usize = 100_000;
 
 /// What a sandbox used at one moment. Sizes are bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -123,7 +123,7 @@ impl Metrics {
             return;
         }
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.len() < MOST_WAITING {
+        if waiting.len() < MAX_WAITING {
             waiting.push((team, id.clone(), sample));
         }
     }

@@ -34,7 +34,7 @@ pub(super) fn check(bytes: &[u8]) -> u16 {
     bytes.iter().fold(0x5eed, |sum: u16, byte| sum.rotate_left(3) ^ u16::from(*byte))
 }
 
-/// The folder of all series.
+/// The directory of all series.
 #[derive(Debug)]
 pub(crate) struct Shelf {
     root: PathBuf,

@@ -42,7 +42,7 @@ impl Fixture {
     /// # Panics
     /// When it cannot be set up.
     pub async fn with(configure: impl FnOnce(&mut Config)) -> Self {
-        let dir = tempfile::tempdir().expect("a temporary folder");
+        let dir = tempfile::tempdir().expect("a temporary directory");
         let store = SqliteStore::open(&dir.path().join("state.db")).await.expect("a fresh database");
         let store: Arc<dyn Store> = Arc::new(store);
         let engine = TestEngine::new();

@@ -1,5 +1,5 @@
 //! Editing a memory image: the user id range is the only thing in it that differs from one restore to the next.
-//! An image is never changed in place: a restore gets a folder of hard links with the edited files in it.
+//! An image is never changed in place: a restore gets a directory of hard links with the edited files in it.
 //! The file format is CRIU's: two magic words, then the length and content of one protobuf message.
 
 use std::fs;
@@ -11,7 +11,7 @@ use prost::Message;
 use engine_host::uids::RANGE_SIZE;
 
 const HEADER: usize = 8;
-/// What folders of links are called, beside the image.
+/// What directories of links are called, beside the image.
 const PREPARED: &str = "restore-";
 
 /// `userns_entry`.
@@ -34,16 +34,16 @@ struct Extent {
     count: u32,
 }
 
-/// A folder of links to an image, for one restore; removed when dropped.
+/// A directory of links to an image, for one restore; removed when dropped.
 #[derive(Debug)]
 pub(super) struct Prepared(PathBuf);
 
 impl Prepared {
     /// Prepares `images` for the range of ids that begins at `base`.
     pub(super) fn new(images: &Path, base: u32) -> io::Result<Self> {
-        let folder = images.with_file_name(format!("{PREPARED}{}", ids::random_hex::<6>()));
-        fs::create_dir(&folder)?;
-        let prepared = Self(folder);
+        let dir = images.with_file_name(format!("{PREPARED}{}", ids::random_hex::<6>()));
+        fs::create_dir(&dir)?;
+        let prepared = Self(dir);
         for entry in fs::read_dir(images)? {
             let entry = entry?;
             let target = prepared.0.join(entry.file_name());
@@ -71,7 +71,7 @@ impl Drop for Prepared {
 
 /// Removes what restores of `images` have left whose server was killed.
 pub(crate) fn remove_prepared(images: &Path) -> io::Result<()> {
-    let Some(beside) = images.parent().filter(|folder| folder.is_dir()) else { return Ok(()) };
+    let Some(beside) = images.parent().filter(|dir| dir.is_dir()) else { return Ok(()) };
     for entry in fs::read_dir(beside)? {
         let entry = entry?;
         if entry.file_name().to_string_lossy().starts_with(PREPARED) {

@@ -20,18 +20,18 @@ use super::rpc::{Kind, Options, Request};
 const CACHE: &str = "criu.kdat";
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Has CRIU look at the kernel and leaves what it found in `folder`.
-pub(super) fn learn(criu: &Criu, folder: &Path) -> io::Result<()> {
+/// Has CRIU look at the kernel and leaves what it found in `directory`.
+pub(super) fn learn(criu: &Criu, dir: &Path) -> io::Result<()> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_create(&context)?;
     let run = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
-    let images = File::open(folder)?;
+    let images = File::open(dir)?;
     let options = Options {
         images_dir_fd: images.as_raw_fd(),
         log_file: Some("check.log".to_owned()),
         ..Options::default()
     };
-    let process = Process::start(criu, folder, Place::Alone { run: run.as_fd() }, PATIENCE)?;
+    let process = Process::start(criu, dir, Place::Alone { run: run.as_fd() }, PATIENCE)?;
     let request = Request { kind: Kind::Check as i32, options: Some(options), notify_success: None };
     // Whether it is content with all it found does not matter here.
     let answer = process.ask(&request, |_, _| Ok(()));
@@ -42,7 +42,7 @@ pub(super) fn learn(criu: &Criu, folder: &Path) -> io::Result<()> {
         Ok(file) => File::from(file).read_to_end(&mut known)?,
         Err(error) => return Err(answer.err().unwrap_or_else(|| error.into())),
     };
-    let (new, cache) = (folder.join("criu.kdat.new"), folder.join(CACHE));
+    let (new, cache) = (dir.join("criu.kdat.new"), dir.join(CACHE));
     fs::write(&new, known)?;
     fs::rename(new, cache)
 }

@@ -33,7 +33,7 @@ impl Criu {
         } else {
             ("x86_64-linux-gnu", "ld-linux-x86-64.so.2")
         };
-        // It is run in another folder than this one.
+        // It is run in another directory than this one.
         let prefix =
             &std::path::absolute(prefix).map_err(|error| format!("{}: {error}", prefix.display()))?;
         let libraries = prefix.join("usr/lib").join(triplet);
@@ -89,11 +89,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_relative_folder_is_found_from_anywhere() {
-        let folder = std::env::var_os("COFFERDAM_CRIU").expect("is set by cargo xtask unit");
-        let here = std::env::current_dir().expect("a folder");
+    fn a_relative_dir_is_found_from_anywhere() {
+        let dir = std::env::var_os("COFFERDAM_CRIU").expect("is set by cargo xtask unit");
+        let here = std::env::current_dir().expect("a directory");
         let up: PathBuf = here.components().skip(1).map(|_| "..").collect();
-        let relative = up.join(Path::new(&folder).strip_prefix("/").expect("is absolute"));
+        let relative = up.join(Path::new(&dir).strip_prefix("/").expect("is absolute"));
         let criu = Criu::find(&relative).expect("is CRIU");
         let version = criu.command().arg("--version").current_dir("/").output().expect("runs there, too");
         assert!(version.status.success());

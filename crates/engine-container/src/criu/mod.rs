@@ -42,10 +42,10 @@ const PATIENCE_PER_MIB: Duration = Duration::from_millis(20);
 pub(crate) struct Memory {
     criu: Criu,
     /// What CRIU reads and keeps. A restore finds it at `/run`, in a mount namespace of its own.
-    folder: PathBuf,
+    dir: PathBuf,
 }
 
-/// Names in the folder; [`process`] says what the last three are for.
+/// Names in the directory; [`process`] says what the last three are for.
 const DUMP_FILE: &str = "dump";
 const RESTORE_FILE: &str = "restore";
 const ROOT: &str = "root";
@@ -64,27 +64,27 @@ pub(crate) struct RestorePlan<'a> {
     pub(crate) owner: u32,
     pub(crate) root: OwnedFd,
     pub(crate) dev: &'a OwnedFd,
-    /// Folder of the version 2 group to be born in.
+    /// Directory of the version 2 group to be born in.
     pub(crate) cgroup: &'a Path,
 }
 
 impl Memory {
     /// Writes what CRIU reads, in `run_dir`.
     pub(crate) fn open(criu: Criu, run_dir: &Path) -> io::Result<Self> {
-        let folder = run_dir.join("criu");
+        let dir = run_dir.join("criu");
         for name in [ROOT, DEV, SPARE_PROC] {
-            fs::create_dir_all(folder.join(name))?;
+            fs::create_dir_all(dir.join(name))?;
         }
-        fs::write(folder.join(DUMP_FILE), DUMP_OPTIONS)?;
-        fs::write(folder.join(RESTORE_FILE), RESTORE_OPTIONS)?;
-        fs::write(folder.join(SCRATCH), "")?;
-        kernel::learn(&criu, &folder)?;
-        Ok(Self { criu, folder })
+        fs::write(dir.join(DUMP_FILE), DUMP_OPTIONS)?;
+        fs::write(dir.join(RESTORE_FILE), RESTORE_OPTIONS)?;
+        fs::write(dir.join(SCRATCH), "")?;
+        kernel::learn(&criu, &dir)?;
+        Ok(Self { criu, dir })
     }
 
     /// Removes what [`Memory::open`] wrote.
     pub(crate) fn close(&self) {
-        let _ = fs::remove_dir_all(&self.folder);
+        let _ = fs::remove_dir_all(&self.dir);
     }
 
     /// Writes the memory of the processes under `pid`, so many MiB, into `images`. They stay as they were: frozen in `cgroup`.
@@ -105,7 +105,7 @@ impl Memory {
             tcp_skip_in_flight: Some(true),
             external: vec![format!("mnt[/dev]:{DEV_KEY}")],
             log_file: Some("dump.log".to_owned()),
-            config_file: Some(self.folder.join(DUMP_FILE).to_string_lossy().into_owned()),
+            config_file: Some(self.dir.join(DUMP_FILE).to_string_lossy().into_owned()),
             ..self.options()
         };
         let patience = self.patience(size_mib);
@@ -175,9 +175,9 @@ impl Memory {
         let log = images.join(options.log_file.as_deref().unwrap_or_default());
         let talk = || -> io::Result<rpc::Response> {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let folder = openat(CWD, images, flags, Mode::empty())?;
-            let options = Options { images_dir_fd: folder.as_raw_fd(), ..options };
-            let mut process = Process::start(&self.criu, &self.folder, place, patience)?;
+            let dir = openat(CWD, images, flags, Mode::empty())?;
+            let options = Options { images_dir_fd: dir.as_raw_fd(), ..options };
+            let mut process = Process::start(&self.criu, &self.dir, place, patience)?;
             let request = Request { kind: kind as i32, options: Some(options), notify_success: None };
             let criu = process.pid();
             let answer = process.ask(&request, |script, pid| on_notify(script, criu, pid));
@@ -215,7 +215,7 @@ impl Memory {
 
 /// CRIU's own words are in its log; the protocol rarely carries them.
 fn why(log: &Path, otherwise: String) -> String {
-    const MOST_LINES: usize = 4;
+    const MAX_LINES: usize = 4;
     let text = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let errors: Vec<&str> = text
@@ -223,7 +223,7 @@ fn why(log: &Path, otherwise: String) -> String {
         .filter_map(|line| line.split_once("Error (").map(|(_, rest)| rest))
         .filter(|line| !line.contains("RLIMIT_NOFILE for self"))
         .filter_map(|line| line.split_once("): ").map(|(_, message)| message.trim()))
-        .take(MOST_LINES)
+        .take(MAX_LINES)
         .collect();
     if errors.is_empty() { otherwise } else { errors.join("; ") }
 }

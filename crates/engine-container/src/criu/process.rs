@@ -45,12 +45,12 @@ pub(super) enum Place<'a> {
 /// What the new process needs for its place.
 enum Entry {
     Owner(u32, i32),
-    Sandbox { group: OwnedFd, folder: PathBuf, root: i32, dev: i32 },
+    Sandbox { group: OwnedFd, dir: PathBuf, root: i32, dev: i32 },
     Alone(i32),
 }
 
 /// How long it may take to end once nobody talks to it any more.
-const LONGEST_END: Duration = Duration::from_secs(30);
+const MAX_END: Duration = Duration::from_secs(30);
 
 /// A running CRIU. Waits for its end when dropped, and brings it about if it does not come.
 pub(super) struct Process {
@@ -62,20 +62,15 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Starts it with `folder` for its own files.
-    pub(super) fn start(
-        criu: &Criu,
-        folder: &Path,
-        place: Place<'_>,
-        patience: Duration,
-    ) -> io::Result<Self> {
+    /// Starts it with `directory` for its own files.
+    pub(super) fn start(criu: &Criu, dir: &Path, place: Place<'_>, patience: Duration) -> io::Result<Self> {
         let (conversation, socket) = Conversation::pair(patience)?;
         let mut command = criu.command();
         command
             .args(["swrk", &SOCKET_FD.to_string()])
             .env_clear()
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-            .env("XDG_RUNTIME_DIR", folder)
+            .env("XDG_RUNTIME_DIR", dir)
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -84,7 +79,7 @@ impl Process {
             Place::Beside { owner, lock } => Entry::Owner(owner, lock.as_raw_fd()),
             Place::Sandbox { cgroup, root, dev } => Entry::Sandbox {
                 group: open(cgroup.join("cgroup.procs"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?,
-                folder: folder.to_owned(),
+                dir: dir.to_owned(),
                 root: root.as_raw_fd(),
                 dev: dev.as_raw_fd(),
             },
@@ -104,7 +99,7 @@ impl Process {
                     keep_open(*lock)?;
                     become_owner(*owner)?;
                 }
-                Entry::Sandbox { group, folder, root, dev } => enter(group, folder, *root, *dev)?,
+                Entry::Sandbox { group, dir, root, dev } => enter(group, dir, *root, *dev)?,
                 Entry::Alone(run) => {
                     // SAFETY: this is a process of one thread; its own namespace changes.
                     unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
@@ -154,7 +149,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.conversation = None;
-        if !self.ends_within(LONGEST_END) {
+        if !self.ends_within(MAX_END) {
             self.kill();
         }
         // Before it is waited for: until then its pid, and with it the group's, cannot come to mean another.
@@ -166,13 +161,13 @@ impl Drop for Process {
 }
 
 /// Moves into the sandbox's place. The version 1 groups are the calling thread's already.
-fn enter(group: &OwnedFd, folder: &Path, root: i32, dev: i32) -> io::Result<()> {
+fn enter(group: &OwnedFd, dir: &Path, root: i32, dev: i32) -> io::Result<()> {
     rustix::io::write(group, b"0")?;
     // SAFETY: this is a process of one thread; its own namespaces change.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP) }?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     // CRIU keeps what it knows about the kernel in /run.
-    mount_bind(folder, "/run")?;
+    mount_bind(dir, "/run")?;
     attach(root, "/run/root")?;
     attach(dev, "/run/dev")?;
     // A new /proc may only be mounted where an untouched one can be seen, and ours is touched next.

@@ -12,7 +12,7 @@ use rustix::net::{
 };
 
 /// CRIU's own answers are short; error texts are cut by it.
-const LONGEST_ANSWER: usize = 64 * 1024;
+const MAX_ANSWER: usize = 64 * 1024;
 
 /// `CRIU_REQ_TYPE`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, prost::Enumeration)]
@@ -152,7 +152,7 @@ impl Conversation {
     }
 
     fn receive(&self) -> io::Result<Response> {
-        let mut packet = vec![0u8; LONGEST_ANSWER];
+        let mut packet = vec![0u8; MAX_ANSWER];
         let (len, _) = recv(&self.0, packet.as_mut_slice(), RecvFlags::empty())?;
         if len == 0 {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "CRIU ended without an answer"));

@@ -41,8 +41,8 @@ const MASKED_FILES: [&str; 6] = [
     "/proc/timer_list",
     "/proc/kallsyms",
 ];
-/// Covered with an empty folder.
-const MASKED_FOLDERS: [&str; 4] = ["/proc/acpi", "/proc/scsi", "/sys/firmware", "/sys/kernel/security"];
+/// Covered with an empty directory.
+const MASKED_DIRS: [&str; 4] = ["/proc/acpi", "/proc/scsi", "/sys/firmware", "/sys/kernel/security"];
 /// Shown, but not writable even where the kernel would allow it.
 const READ_ONLY: [&str; 4] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys"];
 
@@ -162,7 +162,7 @@ fn become_root() -> Result<(), i32> {
     Ok(())
 }
 
-/// Attaches the root over an empty host folder and answers it, opened.
+/// Attaches the root over an empty host directory and answers it, opened.
 fn attach_root(plan: &Plan) -> Result<OwnedFd, Errno> {
     // SAFETY: the plan's descriptor.
     let root = unsafe { BorrowedFd::borrow_raw(plan.root) };
@@ -195,8 +195,8 @@ fn mask() -> Result<(), Errno> {
     for file in MASKED_FILES {
         ignore_missing(mount_bind("/dev/null", file))?;
     }
-    for folder in MASKED_FOLDERS {
-        ignore_missing(mount_bind("/dev/empty", folder))?;
+    for dir in MASKED_DIRS {
+        ignore_missing(mount_bind("/dev/empty", dir))?;
     }
     let flags =
         MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;

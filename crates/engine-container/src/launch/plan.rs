@@ -78,7 +78,7 @@ pub(crate) struct Plan {
     pub(crate) stack_size: u64,
     /// The assembled root, attached nowhere.
     pub(crate) root: i32,
-    /// An empty folder on the host to attach it to, in the child's mount namespace only.
+    /// An empty directory on the host to attach it to, in the child's mount namespace only.
     pub(crate) root_target: CString,
     /// The sandbox's `/dev`, attached nowhere.
     pub(crate) dev: i32,

@@ -1,4 +1,4 @@
-//! Finds out which cgroup hierarchies this host has, and owns one folder in each for this server.
+//! Finds out which cgroup hierarchies this host has, and owns one directory in each for this server.
 //! Production hosts have version 2 with all controllers; development machines may keep them on version 1.
 //! Where version 2 is not mounted at all, the engine mounts it for itself: freezing and killing need it.
 
@@ -10,7 +10,7 @@ use rustix::mount::{MountFlags, mount};
 
 use super::v1::Controller;
 
-/// This server's folder in each hierarchy in use.
+/// This server's directory in each hierarchy in use.
 #[derive(Debug)]
 pub struct Hierarchies {
     /// In version 2.
@@ -20,7 +20,7 @@ pub struct Hierarchies {
 }
 
 impl Hierarchies {
-    /// Detects the layout and makes the folders named `instance`.
+    /// Detects the layout and makes the directories named `instance`.
     pub fn open(instance: &str, run_dir: &Path) -> io::Result<Self> {
         let mounts = fs::read_to_string("/proc/self/mountinfo")?;
         let unified_root = match find_mount(&mounts, "cgroup2", None) {
@@ -31,8 +31,8 @@ impl Hierarchies {
         fs::create_dir_all(&unified)?;
         let available = fs::read_to_string(unified_root.join("cgroup.controllers"))?;
         let v1 = if available.split_whitespace().any(|name| name == "memory") {
-            for folder in [&unified_root, &unified] {
-                fs::write(folder.join("cgroup.subtree_control"), "+cpu +memory +pids")?;
+            for dir in [&unified_root, &unified] {
+                fs::write(dir.join("cgroup.subtree_control"), "+cpu +memory +pids")?;
             }
             Vec::new()
         } else {
@@ -43,7 +43,7 @@ impl Hierarchies {
                 })
                 .collect()
         };
-        v1.iter().try_for_each(|(_, folder)| fs::create_dir_all(folder))?;
+        v1.iter().try_for_each(|(_, dir)| fs::create_dir_all(dir))?;
         Ok(Self { unified, v1 })
     }
 
@@ -53,7 +53,7 @@ impl Hierarchies {
             || Controller::LIMITING.iter().all(|kind| self.v1.iter().any(|(have, _)| have == kind))
     }
 
-    /// The folders themselves.
+    /// The directories themselves.
     pub fn instance_roots(&self) -> impl Iterator<Item = &PathBuf> {
         self.v1.iter().map(|(_, path)| path).chain([&self.unified])
     }
@@ -74,7 +74,7 @@ impl Hierarchies {
         Ok(names)
     }
 
-    /// Removes this server's folders if nothing is left in them.
+    /// Removes this server's directories if nothing is left in them.
     pub fn remove_if_empty(&self) {
         for root in self.instance_roots() {
             let _ = fs::remove_dir(root);

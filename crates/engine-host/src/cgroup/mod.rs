@@ -27,7 +27,7 @@ pub struct Group {
 }
 
 impl Group {
-    /// Makes the group's folders.
+    /// Makes the group's directories.
     pub fn create(hierarchies: &Hierarchies, name: &str) -> io::Result<Self> {
         for root in hierarchies.instance_roots() {
             match fs::create_dir(root.join(name)) {
@@ -51,7 +51,7 @@ impl Group {
         &self.name
     }
 
-    /// The folder in version 2.
+    /// The directory in version 2.
     pub fn unified_path(&self) -> &Path {
         &self.unified
     }
@@ -113,8 +113,8 @@ impl Group {
 
     /// Removes the empty group.
     pub fn remove(&self) -> io::Result<()> {
-        let folders = self.v1.iter().map(|(_, path)| path).chain([&self.unified]);
-        folders.map(|path| remove_folder(path)).fold(Ok(()), io::Result::and)
+        let dirs = self.v1.iter().map(|(_, path)| path).chain([&self.unified]);
+        dirs.map(|path| remove_dir(path)).fold(Ok(()), io::Result::and)
     }
 }
 
@@ -132,7 +132,7 @@ impl Entrance {
 
 /// A thread is still counted for a moment after whoever joined it was told that it has ended, and the kernel has no
 /// event for the moment after: so a busy group is tried again, for a bounded time.
-fn remove_folder(path: &Path) -> io::Result<()> {
+fn remove_dir(path: &Path) -> io::Result<()> {
     const PAUSE: Duration = Duration::from_millis(1);
     let deadline = Instant::now() + Duration::from_secs(1);
     loop {

@@ -11,7 +11,7 @@ use crate::accelerator::Accelerator;
 
 /// Where QEMU sees what it uses.
 pub(crate) const BASE: &str = "base";
-/// The sandbox's own folder.
+/// The sandbox's own directory.
 pub(crate) const OWN: &str = "vm";
 /// What its memory begins with.
 pub(crate) const MEMORY: &str = "memory";
@@ -20,7 +20,7 @@ pub(crate) const STATE: &str = "state";
 /// Kernel and initramfs.
 pub(crate) const BOOT: &str = "boot";
 
-/// Names of files in those folders.
+/// Names of files in those directories.
 pub(crate) const BASE_IMAGE: &str = "base.ext4";
 pub(crate) const DISK: &str = "disk.raw";
 /// Found again by this name among a process's mappings.

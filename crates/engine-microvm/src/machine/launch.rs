@@ -24,7 +24,7 @@ use rustix::thread::{
 };
 use sys::{Namespace, seal_mount, syscall};
 
-/// A folder that QEMU sees.
+/// A directory that QEMU sees.
 #[derive(Debug)]
 pub(crate) struct View {
     mount: OwnedFd,
@@ -32,7 +32,7 @@ pub(crate) struct View {
 }
 
 impl View {
-    /// Shows the folder (or file) `path` as `target`, a path that exists in QEMU's root.
+    /// Shows the directory (or file) `path` as `target`, a path that exists in QEMU's root.
     ///
     /// # Errors
     /// It is not there.
@@ -51,7 +51,7 @@ pub(crate) struct Launch<'a> {
     pub(crate) arguments: Vec<OsString>,
     /// Its root: the program, its libraries and firmware.
     pub(crate) root: View,
-    /// An empty folder of the host that the root is attached to, in QEMU's own mount namespace.
+    /// An empty directory of the host that the root is attached to, in QEMU's own mount namespace.
     pub(crate) root_target: &'a Path,
     pub(crate) views: Vec<View>,
     pub(crate) network: &'a Namespace,

@@ -25,16 +25,16 @@ use qmp::Qmp;
 /// Time for QEMU to answer after its start.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 
-/// A folder with the sockets of one machine.
+/// A directory with the sockets of one machine.
 #[derive(Debug, Clone)]
 pub(crate) struct Sockets(PathBuf);
 
 impl Sockets {
-    pub(crate) fn of(folder: PathBuf) -> Self {
-        Self(folder)
+    pub(crate) fn of(dir: PathBuf) -> Self {
+        Self(dir)
     }
 
-    /// Makes the folder and listens on both: monitor, agent. What is there is of a sandbox that has ended.
+    /// Makes the directory and listens on both: monitor, agent. What is there is of a sandbox that has ended.
     pub(crate) fn listen(&self) -> io::Result<(OwnedFd, OwnedFd)> {
         self.remove();
         fs::create_dir(&self.0)?;

@@ -16,7 +16,7 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Longest line taken from QEMU, bytes.
-const LONGEST_LINE: u64 = 1 << 20;
+const MAX_LINE: u64 = 1 << 20;
 
 /// Time for a command that does nothing big.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -169,7 +169,7 @@ async fn read_all(half: OwnedReadHalf, waiting: Waiting, running: watch::Sender<
     let mut line = Vec::new();
     loop {
         line.clear();
-        match (&mut reader).take(LONGEST_LINE).read_until(b'\n', &mut line).await {
+        match (&mut reader).take(MAX_LINE).read_until(b'\n', &mut line).await {
             Ok(length) if length > 0 && line.ends_with(b"\n") => {}
             _ => break,
         }

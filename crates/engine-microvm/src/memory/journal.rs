@@ -9,7 +9,7 @@ use std::path::Path;
 
 use engine_host::Lasting;
 use rustix::fs::{FlockOperation, flock};
-use sys::MOST_PIECES;
+use sys::MAX_PIECES;
 
 use super::flush;
 use super::own::{self, Batch, MOST};
@@ -131,7 +131,7 @@ fn read_head(mut journal: &File, size: u64) -> io::Result<Option<Vec<(u64, usize
     }
     let number = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("eight of them"));
     let count = usize::try_from(number(&page[8..HEAD])).map_err(|_| damaged())?;
-    if page[..8] != MAGIC || count > MOST_PIECES {
+    if page[..8] != MAGIC || count > MAX_PIECES {
         return Err(damaged());
     }
     page.resize((HEAD + count * ENTRY).next_multiple_of(index(PAGE)), 0);

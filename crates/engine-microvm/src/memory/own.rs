@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use sys::{MOST_PIECES, read_memory_of};
+use sys::{MAX_PIECES, read_memory_of};
 
 use super::{PAGE, Region, index};
 
@@ -117,7 +117,7 @@ pub(super) fn read_own(
                     continue;
                 }
                 batch.push(address, region.offset + (address - region.start));
-                if batch.runs.len() == MOST_PIECES || batch.length >= MOST {
+                if batch.runs.len() == MAX_PIECES || batch.length >= MOST {
                     batch.read(pid)?;
                     take(&batch)?;
                     batch.clear();

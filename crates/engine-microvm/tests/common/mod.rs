@@ -1,4 +1,4 @@
-//! What tests of this engine begin with: the engine in emulation on a data folder, and the base template.
+//! What tests of this engine begin with: the engine in emulation on a data directory, and the base template.
 //! Needs root, `COFFERDAM_ENVD`, `COFFERDAM_GUEST_INIT`, `COFFERDAM_MICROVM` and `COFFERDAM_LAYERS`: `cargo xtask unit`.
 //! Every test program takes what it needs.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses its part")]
@@ -49,8 +49,8 @@ pub fn bench() -> Bench<fn(PathBuf) -> Opening> {
     Bench { open, layers: vec![store.path(&layer)] }
 }
 
-/// No mount and no control group of this data folder's engine may outlive it.
+/// No mount and no control group of this data directory's engine may outlive it.
 pub fn assert_nothing_left(data: &Path) {
-    let instance = engine_host::instance_name(&data.join("microvm")).expect("the folder is there");
+    let instance = engine_host::instance_name(&data.join("microvm")).expect("the directory is there");
     engine::suite::assert_nothing_left(&instance);
 }

@@ -1,5 +1,5 @@
 //! The behaviour every engine must show, written once.
-//! An engine's tests hand in a way to open it on a data folder; nothing here knows which engine it is.
+//! An engine's tests hand in a way to open it on a data directory; nothing here knows which engine it is.
 //! Each function panics on the first broken promise and ends the sandboxes it started.
 #![expect(clippy::missing_panics_doc, reason = "panicking is how a test reports")]
 
@@ -41,7 +41,7 @@ for child in children:
     os.waitpid(child, 0)
 ";
 
-/// Makes a test of every behaviour. `$bench` makes a [`Bench`](crate::suite::Bench), `$after` is given the data folder when all is over.
+/// Makes a test of every behaviour. `$bench` makes a [`Bench`](crate::suite::Bench), `$after` is given the data directory when all is over.
 #[macro_export]
 macro_rules! behaviours {
     ($bench:expr, $after:expr) => {
@@ -65,18 +65,18 @@ macro_rules! behaviours {
     (@each $bench:expr, $after:expr; $($name:ident)*) => {$(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $name() {
-            let data = tempfile::tempdir().expect("a folder");
+            let data = tempfile::tempdir().expect("a directory");
             $bench().$name(data.path()).await;
             $after(data.path());
         }
     )*};
 }
 
-/// No mount, run folder and control group with this server's name may outlive it.
+/// No mount, run directory and control group with this server's name may outlive it.
 pub fn assert_nothing_left(instance: &str) {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
     assert!(!mounts.contains(instance), "a mount of {instance} stayed");
-    assert!(!Path::new("/run/cofferdam").join(instance).exists(), "the run folder stayed");
+    assert!(!Path::new("/run/cofferdam").join(instance).exists(), "the run directory stayed");
     for hierarchy in std::fs::read_dir("/sys/fs/cgroup").expect("control groups").flatten() {
         let group = hierarchy.path().join(instance);
         assert!(!group.exists(), "{} stayed", group.display());
@@ -86,7 +86,7 @@ pub fn assert_nothing_left(instance: &str) {
 /// What the suite needs to know.
 #[derive(Debug, Clone)]
 pub struct Bench<F> {
-    /// Opens the engine on a data folder; called again to play a restarted server.
+    /// Opens the engine on a data directory; called again to play a restarted server.
     pub open: F,
     /// Layers of a template with a Debian userland.
     pub layers: Vec<PathBuf>,
@@ -97,10 +97,10 @@ where
     F: Fn(PathBuf) -> Fut,
     Fut: Future<Output = Arc<dyn Engine>>,
 {
-    /// An engine on a fresh folder, swept and ready.
+    /// An engine on a fresh directory, swept and ready.
     pub async fn engine(&self, data: &Path) -> Arc<dyn Engine> {
         let engine = (self.open)(data.to_owned()).await;
-        engine.sweep(&[], &[]).await.expect("a fresh folder sweeps");
+        engine.sweep(&[], &[]).await.expect("a fresh directory sweeps");
         engine.prepare(&self.image(), true).await.expect("the template prepares");
         engine
     }
@@ -252,7 +252,7 @@ where
         assert_eq!(
             second.sweep(std::slice::from_ref(&kept_id), &[]).await.expect("sweeps"),
             2,
-            "one group, one folder"
+            "one group, one directory"
         );
         assert!(!stray_private.exists());
         assert!(stray.dial(AGENT_PORT).await.is_err(), "the stray lives on");

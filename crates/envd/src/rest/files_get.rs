@@ -27,7 +27,7 @@ use crate::rest::{Body, RestError, full};
 const NAME: &AsciiSet =
     &CONTROLS.add(b' ').add(b'"').add(b'%').add(b'\'').add(b'(').add(b')').add(b'*').add(b';').add(b',');
 
-/// Answers with the file at `path`.
+/// Returns with the file at `path`.
 pub async fn get(path: PathBuf, headers: &HeaderMap) -> Result<Response<Body>, RestError> {
     let encoding = if conditions::any(headers) {
         if !accept::allows_identity(headers) {

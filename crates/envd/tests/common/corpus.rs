@@ -32,8 +32,8 @@ fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(name)
 }
 
-/// The files of a folder of the corpus, by name.
-pub fn folder(name: &str) -> Vec<(String, Vec<u8>)> {
+/// The files of a directory of the corpus, by name.
+pub fn dir(name: &str) -> Vec<(String, Vec<u8>)> {
     let read = |entry: std::fs::DirEntry| {
         let name = entry.path().file_stem().expect("a name").to_string_lossy().into_owned();
         (name, std::fs::read(entry.path()).expect("readable"))

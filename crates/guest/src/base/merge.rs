@@ -1,5 +1,5 @@
 //! A template's layers as one tree: an overlay that is mounted nowhere, so nothing of it is left when its descriptor is closed.
-//! What overlayfs writes in layers for itself (whiteouts, opaque folders, renames) is carried out and not to be seen.
+//! What overlayfs writes in layers for itself (whiteouts, opaque directories, renames) is carried out and not to be seen.
 //! Reading only.
 
 use std::io;
@@ -22,14 +22,14 @@ impl Merged {
     }
 }
 
-/// Mounts `layers`, uppermost first, over the empty folder `bottom`.
+/// Mounts `layers`, uppermost first, over the empty directory `bottom`.
 pub(super) fn mount(layers: &[PathBuf], bottom: &Path) -> io::Result<Merged> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     for layer in layers.iter().map(PathBuf::as_path).chain([bottom]) {
         // By descriptor, because a value has 255 bytes at most.
-        let folder = openat(CWD, layer, flags, Mode::empty())?;
-        fsconfig_set_string(&context, "lowerdir+", format!("/proc/self/fd/{}", folder.as_raw_fd()))?;
+        let dir = openat(CWD, layer, flags, Mode::empty())?;
+        fsconfig_set_string(&context, "lowerdir+", format!("/proc/self/fd/{}", dir.as_raw_fd()))?;
     }
     fsconfig_set_string(&context, "redirect_dir", "follow")?;
     fsconfig_set_string(&context, "metacopy", "off")?;

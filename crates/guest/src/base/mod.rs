@@ -19,7 +19,7 @@ const MIB: u64 = 1 << 20;
 const MARGIN: u64 = 32 * MIB;
 /// What a file takes beyond its content: its inode, its name, the rest of its last block.
 const ENTRY: u64 = 4096;
-/// The folder that mkfs.ext4 always makes.
+/// The directory that mkfs.ext4 always makes.
 const LOST: &str = "lost+found";
 /// Lets every base of the same layers be the same file.
 const UUID: &str = "c0fe0000-0000-4000-8000-000000000000";
@@ -33,16 +33,16 @@ pub fn make(layers: &[PathBuf], target: &Path) -> Result<(), GuestError> {
     if let Some(missing) = layers.iter().find(|layer| !layer.is_dir()) {
         return Err(GuestError::NoLayer { path: missing.clone() });
     }
-    let folder = target.parent().unwrap_or(Path::new("/"));
+    let dir = target.parent().unwrap_or(Path::new("/"));
     // overlayfs wants two layers at least.
-    let empty = TempDir::new_in(folder).map_err(GuestError::at(folder))?;
+    let empty = TempDir::new_in(dir).map_err(GuestError::at(dir))?;
     let merged = merge::mount(layers, empty.path()).map_err(GuestError::Merge)?;
     let size = layers::tree_size(&merged.path())?;
     let bytes = size.bytes + size.entries * ENTRY;
     let bytes = (bytes + bytes / 8 + MARGIN).next_multiple_of(MIB);
     let inodes = (size.entries + size.entries / 16 + 64).to_string();
     let source = merged.path();
-    let file = new_file(folder, bytes)?;
+    let file = new_file(dir, bytes)?;
     let mut mkfs = mkfs();
     mkfs.args(["-O", "^has_journal,^resize_inode,ea_inode", "-I", "256", "-N", &inodes])
         .args(["-U", UUID, "-E"])
@@ -56,7 +56,7 @@ pub fn make(layers: &[PathBuf], target: &Path) -> Result<(), GuestError> {
         remove.args(["-w", "-R", &format!("rmdir {LOST}")]);
         run("debugfs", remove, file.path())?;
     }
-    // Readable by a QEMU of any user; who reaches it is up to the folder.
+    // Readable by a QEMU of any user; who reaches it is up to the directory.
     finish(file, target, 0o444)
 }
 
@@ -65,8 +65,8 @@ pub fn make(layers: &[PathBuf], target: &Path) -> Result<(), GuestError> {
 /// # Errors
 /// mkfs.ext4 (1.47 or newer) is missing or fails, or there is no room.
 pub fn make_empty(size_mib: u32, target: &Path) -> Result<(), GuestError> {
-    let folder = target.parent().unwrap_or(Path::new("/"));
-    let file = new_file(folder, u64::from(size_mib) * MIB)?;
+    let dir = target.parent().unwrap_or(Path::new("/"));
+    let file = new_file(dir, u64::from(size_mib) * MIB)?;
     let mut mkfs = mkfs();
     // Nothing is left to be zeroed by the guest's kernel in the background, and a large journal would be copied each time.
     mkfs.args(["-O", "ea_inode", "-J", "size=8", "-E", "assume_storage_prezeroed=1"]);
@@ -74,8 +74,8 @@ pub fn make_empty(size_mib: u32, target: &Path) -> Result<(), GuestError> {
     finish(file, target, 0o600)
 }
 
-fn new_file(folder: &Path, bytes: u64) -> Result<NamedTempFile, GuestError> {
-    let file = NamedTempFile::new_in(folder).map_err(GuestError::at(folder))?;
+fn new_file(dir: &Path, bytes: u64) -> Result<NamedTempFile, GuestError> {
+    let file = NamedTempFile::new_in(dir).map_err(GuestError::at(dir))?;
     file.as_file().set_len(bytes).map_err(GuestError::at(file.path()))?;
     Ok(file)
 }

@@ -47,7 +47,7 @@ pub(crate) fn base_layer() -> PathBuf {
 
 /// The files of one guest.
 pub(crate) struct Files {
-    pub(crate) folder: tempfile::TempDir,
+    pub(crate) dir: tempfile::TempDir,
     tools: Tools,
 }
 
@@ -64,17 +64,17 @@ impl Files {
     }
 
     fn with(layers: &[PathBuf], envd: &Path) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().unwrap();
         let tools = tools();
-        let at = |name: &str| folder.path().join(name);
+        let at = |name: &str| dir.path().join(name);
         initramfs::write(&tools, &variable("COFFERDAM_GUEST_INIT"), envd, &at("initramfs")).unwrap();
         base::make(layers, &at("base.ext4")).unwrap();
         base::make_empty(1024, &at("private.ext4")).unwrap();
-        Self { folder, tools }
+        Self { dir, tools }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.dir.path().join(name)
     }
 
     /// Starts a guest; `more` are further words for QEMU.
@@ -89,8 +89,8 @@ impl Files {
         let root = self.tools.root();
         let mut command = Command::new(root.join(Tools::LOADER));
         command.arg("--library-path").arg(root.join(Tools::LIBRARIES)).arg(root.join(Tools::QEMU));
-        for folder in Tools::FIRMWARE {
-            command.arg("-L").arg(root.join(folder));
+        for dir in Tools::FIRMWARE {
+            command.arg("-L").arg(root.join(dir));
         }
         let drive = |name: &str, read_only: bool| {
             let file = self.path(&format!("{name}.ext4"));
@@ -229,7 +229,7 @@ impl Guest {
         stream.read(&mut [0]).is_err()
     }
 
-    /// Runs a shell command inside, as root, and answers what it printed.
+    /// Runs a shell command inside, as root, and returns what it printed.
     pub(crate) fn run(&self, command: &str) -> String {
         envd::run(self.dial_envd(), command)
     }
@@ -354,7 +354,7 @@ pub(crate) mod envd {
         Ok(answer.lines().next().unwrap_or_default().to_owned())
     }
 
-    /// Runs a shell command and answers what it printed, without what it complained.
+    /// Runs a shell command and returns what it printed, without what it complained.
     pub(crate) fn run(mut stream: TcpStream, command: &str) -> String {
         let command = serde_json::json!({ "cmd": "/bin/bash", "args": ["-c", command], "cwd": "/" });
         let body = serde_json::json!({ "process": command, "stdin": false }).to_string();

@@ -121,7 +121,7 @@ def show_pictures():
 
 
 def prepare(encoded):
-    """The interpreter's silent request before a run: variables, folder, randomness."""
+    """The interpreter's silent request before a run: variables, directory, randomness."""
     wanted = json.loads(base64.b64decode(encoded))
     for name in wanted["unset"]:
         os.environ.pop(name, None)

@@ -33,7 +33,7 @@ use crate::reaper::Reaper;
 use crate::run::{Run, run};
 
 /// Code may bring its data along.
-const LARGEST_BODY: usize = 256 << 20;
+const MAX_BODY: usize = 256 << 20;
 
 /// Lines that may wait for a client.
 const LINES: usize = 64;
@@ -80,7 +80,7 @@ fn router(app: App) -> Router {
             json_response(StatusCode::METHOD_NOT_ALLOWED, &json!({"detail": "Method Not Allowed"}))
         })
         .layer(axum::middleware::from_fn(cors::layer))
-        .layer(DefaultBodyLimit::max(LARGEST_BODY))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(app)
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::envd::Env;
 
 /// Longer than any sandbox lives.
-const LONGEST_RUN: f64 = 365.0 * 24.0 * 3600.0;
+const MAX_RUN: f64 = 365.0 * 24.0 * 3600.0;
 
 #[derive(Debug, PartialEq)]
 pub(super) struct Execute {
@@ -105,7 +105,7 @@ fn timeout(body: &Map<String, Value>) -> Result<Option<Duration>, Value> {
     };
     match value.as_f64() {
         Some(0.0) => Ok(None),
-        Some(seconds) if seconds > 0.0 => Ok(Some(Duration::from_secs_f64(seconds.min(LONGEST_RUN)))),
+        Some(seconds) if seconds > 0.0 => Ok(Some(Duration::from_secs_f64(seconds.min(MAX_RUN)))),
         _ => {
             let message = "Input should be a number of seconds, 0 for no limit";
             Err(wrong("float_type", &["body", "timeout"], message, value.clone()))

@@ -24,7 +24,7 @@ pub(crate) enum Dialect {
 }
 
 /// A child in the background may write for ever; what it writes after this comes later.
-const MOST_READS: usize = 64;
+const MAX_READS: usize = 64;
 
 /// Where bash answers; user code uses the low numbers.
 const BASH_ANSWERS: u8 = 61;
@@ -236,7 +236,7 @@ impl Output {
     /// Passes on what is there now. Asks the kernel, as tokio may not have heard of it yet.
     async fn flush(&mut self, said: &mpsc::Sender<Said>) -> io::Result<()> {
         let mut buffer = vec![0; 1 << 14];
-        for _ in 0..MOST_READS {
+        for _ in 0..MAX_READS {
             if self.closed {
                 break;
             }

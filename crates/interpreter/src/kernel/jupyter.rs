@@ -34,20 +34,20 @@ const PORTS: &[(&str, u16)] =
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     /// Holds the connection file, which only we may read; it goes once the kernel is connected.
-    folder: tempfile::TempDir,
+    dir: tempfile::TempDir,
     name: String,
     key: String,
 }
 
 impl Endpoint {
     pub(crate) fn new() -> Result<Self, Error> {
-        let folder = tempfile::Builder::new()
+        let dir = tempfile::Builder::new()
             .prefix("kernel-")
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
             .tempdir()
             .map_err(Error::file(std::env::temp_dir()))?;
         let [name, key] = [(); 2].map(|()| uuid::Uuid::new_v4().to_string());
-        let endpoint = Self { folder, name, key };
+        let endpoint = Self { dir, name, key };
         let mut file = json!({
             "transport": "ipc", "ip": format!("@{}", endpoint.name), "key": endpoint.key,
             "signature_scheme": "hmac-sha256", "kernel_name": "",
@@ -61,7 +61,7 @@ impl Endpoint {
     }
 
     pub(crate) fn connection_file(&self) -> PathBuf {
-        self.folder.path().join("connection.json")
+        self.dir.path().join("connection.json")
     }
 
     fn socket(&self, port: u16) -> String {

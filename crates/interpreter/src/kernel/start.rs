@@ -1,6 +1,6 @@
 //! How a kernel of each language is started, and with what around it.
 //! All run as the user that the interpreter runs as; for root, home is root's, as in E2B's template.
-//! A folder that is not there is no error: the context starts in the default one.
+//! A directory that is not there is no error: the context starts in the default one.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;

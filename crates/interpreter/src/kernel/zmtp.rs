@@ -18,7 +18,7 @@ const LONG: u8 = 2;
 const COMMAND: u8 = 4;
 
 /// A figure in a notebook has some megabytes; what is larger than this is not meant for a client.
-const LARGEST_FRAME: u64 = 1 << 30;
+const MAX_FRAME: u64 = 1 << 30;
 
 /// The side that receives.
 #[derive(Debug)]
@@ -129,7 +129,7 @@ impl Receiver {
             0 => u64::from(self.stream.read_u8().await?),
             _ => self.stream.read_u64().await?,
         };
-        if length > LARGEST_FRAME {
+        if length > MAX_FRAME {
             return Err(invalid("a message is too large"));
         }
         // Grows with what really comes, not with what was announced.

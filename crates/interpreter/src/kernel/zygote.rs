@@ -36,7 +36,7 @@ pub(crate) struct Zygote {
     forks: Forks,
     next: u64,
     process: Process,
-    /// Folders of packages, and when they were last changed.
+    /// Directories of packages, and when they were last changed.
     packages: Vec<(PathBuf, Option<SystemTime>)>,
 }
 

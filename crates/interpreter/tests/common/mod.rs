@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 /// Longer than any start of a language on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
-/// Words: binary, root, folder of its own, address of envd, further options.
+/// Words: binary, root, directory of its own, address of envd, further options.
 const START: &str = r#"
 set -eu
 mkdir -p "$2/upper" "$2/work" "$2/root"
@@ -43,7 +43,7 @@ exec chroot . env -i PATH=/usr/local/bin:/usr/bin:/bin INTERPRETER_LOG=debug sh 
 pub(crate) struct Interpreter {
     pub(crate) address: SocketAddr,
     pub(crate) envd: Envd,
-    folder: tempfile::TempDir,
+    dir: tempfile::TempDir,
     process: Child,
 }
 
@@ -54,26 +54,26 @@ impl Interpreter {
 
     pub(crate) async fn start_with(options: &[&str]) -> Self {
         let envd = Envd::start().await;
-        let folder = tempfile::Builder::new().prefix("interpreter-").tempdir().unwrap();
-        fs::create_dir(folder.path().join("shared")).unwrap();
-        fs::write(folder.path().join("shared/id"), "one").unwrap();
+        let dir = tempfile::Builder::new().prefix("interpreter-").tempdir().unwrap();
+        fs::create_dir(dir.path().join("shared")).unwrap();
+        fs::write(dir.path().join("shared/id"), "one").unwrap();
         let mut command = Command::new("unshare");
         command.args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-c", START]);
-        command.arg(env!("CARGO_BIN_EXE_interpreter")).arg(languages()).arg(folder.path());
+        command.arg(env!("CARGO_BIN_EXE_interpreter")).arg(languages()).arg(dir.path());
         command.arg(envd.address.to_string()).args(options);
-        let log = fs::File::create(folder.path().join("log")).unwrap();
+        let log = fs::File::create(dir.path().join("log")).unwrap();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         let mut process = command.spawn().expect("unshare is of util-linux");
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let log = || fs::read_to_string(folder.path().join("log")).unwrap_or_default();
+        let log = || fs::read_to_string(dir.path().join("log")).unwrap_or_default();
         let address = line.trim().strip_prefix("listening on ").unwrap_or_else(|| panic!("{}", log()));
-        Self { address: address.parse().unwrap(), envd, process, folder }
+        Self { address: address.parse().unwrap(), envd, process, dir }
     }
 
     /// A file that it sees as `/mnt/<name>`.
     pub(crate) fn shared(&self, name: &str) -> PathBuf {
-        self.folder.path().join("shared").join(name)
+        self.dir.path().join("shared").join(name)
     }
 
     pub(crate) async fn send(
@@ -134,7 +134,7 @@ impl Drop for Interpreter {
         let _ = self.process.kill();
         let _ = self.process.wait();
         if std::thread::panicking() {
-            let log = fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+            let log = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
             eprintln!("the interpreter's log:\n{}", &log[log.len().saturating_sub(4000)..]);
         }
     }

@@ -1,6 +1,6 @@
 //! A layer as a stream, for uppers on disks that only their own machine can read.
 //! Not a tar: there an entry is a path, which limits how deep a tree may be and has to be looked up again by whoever unpacks it.
-//! Here folders are entered and left, so a name is one part, nothing can lead elsewhere, and depth costs nothing.
+//! Here directories are entered and left, so a name is one part, nothing can lead elsewhere, and depth costs nothing.
 
 mod read;
 mod write;
@@ -11,17 +11,17 @@ pub use write::write_layer;
 /// What every stream begins with; changes when its form does.
 const MAGIC: &[u8; 16] = b"cofferdam-layer1";
 /// Longest name, bytes: the kernel's limit.
-const LONGEST_NAME: usize = 255;
+const MAX_NAME: usize = 255;
 /// Longest target of a symlink, bytes: the kernel's limit.
-const LONGEST_TARGET: usize = 4095;
+const MAX_TARGET: usize = 4095;
 /// Largest attribute, bytes: the kernel's limit.
-const LARGEST_XATTR: usize = 64 << 10;
+const MAX_XATTR: usize = 64 << 10;
 /// Most attributes of one file: more than any file system holds.
-const MOST_XATTRS: usize = 4096;
+const MAX_XATTRS: usize = 4096;
 /// Most bytes of one file's attributes together, which are in memory at once.
-const MOST_XATTR_BYTES: usize = 1 << 20;
+const MAX_XATTR_BYTES: usize = 1 << 20;
 /// Largest piece of a file's content, bytes.
-const LARGEST_PIECE: usize = 256 << 10;
+const MAX_PIECE: usize = 256 << 10;
 
 /// First byte of each record. Numbers are little-endian.
 mod tag {
@@ -37,7 +37,7 @@ mod tag {
     pub(super) const LINK: u8 = b'l';
     /// Name.
     pub(super) const ENTER: u8 = b'd';
-    /// Meta of the folder that is left. The last one is the layer's root.
+    /// Meta of the directory that is left. The last one is the layer's root.
     pub(super) const LEAVE: u8 = b'u';
     /// Nothing follows.
     pub(super) const END: u8 = b'e';
@@ -71,7 +71,7 @@ fn is_redirect(value: &[u8]) -> bool {
     let parts = value.strip_prefix(b"/").unwrap_or(value);
     let is_part = |part: &[u8]| !matches!(part, b"" | b"." | b"..") && !part.contains(&0);
     let is_path = value.starts_with(b"/") || !value.contains(&b'/');
-    is_path && value.len() <= LONGEST_TARGET && parts.split(|byte| *byte == b'/').all(is_part)
+    is_path && value.len() <= MAX_TARGET && parts.split(|byte| *byte == b'/').all(is_part)
 }
 
 #[cfg(test)]

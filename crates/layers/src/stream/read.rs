@@ -1,4 +1,4 @@
-//! Makes a layer of a stream that comes from a hostile machine. Every step is relative to an open folder that was made here, names
+//! Makes a layer of a stream that comes from a hostile machine. Every step is relative to an open directory that was made here, names
 //! are one part, nothing is followed or replaced, lengths have limits before memory is taken, and all together has a budget.
 //! A stream that ends before its end leaves nothing.
 
@@ -15,15 +15,14 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::{
-    LARGEST_PIECE, LARGEST_XATTR, LONGEST_NAME, LONGEST_TARGET, MAGIC, MOST_XATTR_BYTES, MOST_XATTRS, Meta,
-    is_kept, tag,
+    MAGIC, MAX_NAME, MAX_PIECE, MAX_TARGET, MAX_XATTR, MAX_XATTR_BYTES, MAX_XATTRS, Meta, is_kept, tag,
 };
 use crate::LayerError;
 use crate::janitor::remove_tree;
-use crate::tree::{Id, climb, entry_path, id_of, open_folder};
+use crate::tree::{Id, climb, entry_path, id_of, open_dir};
 
 /// The largest id a sandbox has, and what is shown for others.
-const LARGEST_ID: u32 = 65_535;
+const MAX_ID: u32 = 65_535;
 const NOBODY: u32 = 65_534;
 
 /// What a stream may come to.
@@ -31,7 +30,7 @@ const NOBODY: u32 = 65_534;
 pub struct StreamLimits {
     /// All files' lengths and attributes together, bytes. Holes count: whoever hashes or copies the layer reads them.
     pub bytes: u64,
-    /// Files, folders, links and whiteouts.
+    /// Files, directories, links and whiteouts.
     pub entries: u64,
 }
 
@@ -43,9 +42,9 @@ pub fn read_layer(from: impl Read, target: &Path, limits: StreamLimits) -> Resul
     let links = target.with_extension("links");
     let make = || -> io::Result<()> {
         [target, &links].into_iter().try_for_each(fs::create_dir)?;
-        let here = open_folder(CWD, target)?;
-        let links = open_folder(CWD, &links)?;
-        let buffer = vec![0; LARGEST_PIECE];
+        let here = open_dir(CWD, target)?;
+        let links = open_dir(CWD, &links)?;
+        let buffer = vec![0; MAX_PIECE];
         Reader { from: Input { from, left: limits }, here, above: Vec::new(), links, buffer }.all()
     };
     let made = make();
@@ -62,11 +61,11 @@ fn refused(why: &str) -> io::Error {
 
 struct Reader<R> {
     from: Input<R>,
-    /// The folder being filled.
+    /// The directory being filled.
     here: OwnedFd,
-    /// The folders it lies in, from the top.
+    /// The directories it lies in, from the top.
     above: Vec<Id>,
-    /// An empty folder that keeps a name for each file that has several.
+    /// An empty directory that keeps a name for each file that has several.
     links: OwnedFd,
     buffer: Vec<u8>,
 }
@@ -96,13 +95,13 @@ impl<R: Read> Reader<R> {
     fn enter(&mut self) -> io::Result<()> {
         let name = self.from.name()?;
         mkdirat(&self.here, &*name, Mode::from_raw_mode(0o700))?;
-        let next = open_folder(&self.here, &*name)?;
+        let next = open_dir(&self.here, &*name)?;
         self.above.push(id_of(&fstat(&self.here)?));
         self.here = next;
         Ok(())
     }
 
-    /// Answers whether it was the root.
+    /// Returns whether it was the root.
     fn leave(&mut self) -> io::Result<bool> {
         let meta = self.from.meta()?;
         self.dress(b".", &meta, false)?;
@@ -129,7 +128,7 @@ impl<R: Read> Reader<R> {
         match tag {
             tag::FILE => self.regular(&name)?,
             tag::SYMLINK => {
-                let target = self.from.bytes16(LONGEST_TARGET)?;
+                let target = self.from.bytes16(MAX_TARGET)?;
                 if target.is_empty() || target.contains(&0) {
                     return Err(refused("has a symlink to something that is no path"));
                 }
@@ -165,7 +164,7 @@ impl<R: Read> Reader<R> {
             let offset = u64::from_le_bytes(self.from.array()?);
             let end = offset.checked_add(length as u64);
             // In order, so that nothing is written twice.
-            if length > LARGEST_PIECE || offset < written || end.is_none_or(|end| end > size) {
+            if length > MAX_PIECE || offset < written || end.is_none_or(|end| end > size) {
                 return Err(refused("has content beyond a file's end"));
             }
             let piece = &mut self.buffer[..length];
@@ -178,7 +177,7 @@ impl<R: Read> Reader<R> {
     /// Owner, mode, attributes and time of what was just made here, and which nobody else can change.
     fn dress(&self, name: &[u8], meta: &Meta, is_symlink: bool) -> io::Result<()> {
         let name = &*std::ffi::CString::new(name).map_err(io::Error::other)?;
-        let id = |id: u32| if id > LARGEST_ID { NOBODY } else { id };
+        let id = |id: u32| if id > MAX_ID { NOBODY } else { id };
         let (user, group) = (Uid::from_raw(id(meta.user)), Gid::from_raw(id(meta.group)));
         chownat(&self.here, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
         if !is_symlink {
@@ -240,7 +239,7 @@ impl<R: Read> Input<R> {
     }
 
     fn name(&mut self) -> io::Result<Vec<u8>> {
-        let name = self.bytes16(LONGEST_NAME)?;
+        let name = self.bytes16(MAX_NAME)?;
         if matches!(&*name, b"" | b"." | b"..") || name.iter().any(|byte| matches!(byte, 0 | b'/')) {
             return Err(refused("has a name that is none"));
         }
@@ -253,22 +252,22 @@ impl<R: Read> Input<R> {
         let seconds = i64::from_le_bytes(self.array()?);
         let nanoseconds = u32::from_le_bytes(self.array()?).min(999_999_999);
         let count = u16::from_le_bytes(self.array()?);
-        if usize::from(count) > MOST_XATTRS {
+        if usize::from(count) > MAX_XATTRS {
             return Err(refused("has a file with too many attributes"));
         }
         let (mut xattrs, mut sum) = (Vec::new(), 0);
         for _ in 0..count {
-            let name = self.bytes16(LONGEST_NAME)?;
+            let name = self.bytes16(MAX_NAME)?;
             let length = u32::from_le_bytes(self.array()?) as usize;
             sum += name.len() + length;
-            if sum > MOST_XATTR_BYTES {
+            if sum > MAX_XATTR_BYTES {
                 return Err(refused("has a file with too many attributes"));
             }
             self.spend(length.max(1) as u64)?;
             if name.contains(&0) {
                 return Err(refused("has an attribute whose name is none"));
             }
-            xattrs.push((name, self.bytes(length, LARGEST_XATTR)?));
+            xattrs.push((name, self.bytes(length, MAX_XATTR)?));
         }
         Ok(Meta { mode, user, group, modified: (seconds, nanoseconds), xattrs })
     }

@@ -9,26 +9,26 @@ use std::path::Path;
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, lgetxattr, lsetxattr, mkdirat, mknodat};
 
 use super::*;
-use crate::tree::open_folder;
+use crate::tree::open_dir;
 use crate::{digest_tree, export_upper};
 
 const PLENTY: StreamLimits = StreamLimits { bytes: 1 << 30, entries: 100_000 };
 
 fn stream_of(tree: &Path) -> Vec<u8> {
     let mut stream = Vec::new();
-    write_layer(open_folder(CWD, tree).unwrap(), &mut stream).unwrap();
+    write_layer(open_dir(CWD, tree).unwrap(), &mut stream).unwrap();
     stream
 }
 
 /// Everything that an overlay's upper can hold.
 fn fill(upper: &Path) {
-    fs::create_dir_all(upper.join("folder/empty")).unwrap();
-    fs::write(upper.join("folder/file"), "content").unwrap();
-    chown(upper.join("folder/file"), Some(1000), Some(1001)).unwrap();
-    fs::set_permissions(upper.join("folder/file"), fs::Permissions::from_mode(0o6755)).unwrap();
-    fs::hard_link(upper.join("folder/file"), upper.join("same")).unwrap();
-    symlink("../else where", upper.join("folder/link")).unwrap();
-    fs::hard_link(upper.join("folder/link"), upper.join("same link")).unwrap();
+    fs::create_dir_all(upper.join("directory/empty")).unwrap();
+    fs::write(upper.join("directory/file"), "content").unwrap();
+    chown(upper.join("directory/file"), Some(1000), Some(1001)).unwrap();
+    fs::set_permissions(upper.join("directory/file"), fs::Permissions::from_mode(0o6755)).unwrap();
+    fs::hard_link(upper.join("directory/file"), upper.join("same")).unwrap();
+    symlink("../else where", upper.join("directory/link")).unwrap();
+    fs::hard_link(upper.join("directory/link"), upper.join("same link")).unwrap();
     mknodat(CWD, upper.join("pipe"), FileType::Fifo, Mode::from_raw_mode(0o640), 0).unwrap();
     for gone in ["gone", "gone too"] {
         mknodat(CWD, upper.join(gone), FileType::CharacterDevice, Mode::empty(), 0).unwrap();
@@ -40,23 +40,23 @@ fn fill(upper: &Path) {
     let attribute = |path: &str, name: &str, value: &[u8]| {
         lsetxattr(upper.join(path), name, value, XattrFlags::empty()).unwrap();
     };
-    attribute("folder/file", "user.note", b"kept");
+    attribute("directory/file", "user.note", b"kept");
     attribute(
-        "folder/file",
+        "directory/file",
         "security.capability",
         &[1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
     );
-    attribute("folder", "trusted.overlay.opaque", b"y");
-    attribute("folder/empty", "trusted.overlay.redirect", b"/usr/share/zone info");
+    attribute("directory", "trusted.overlay.opaque", b"y");
+    attribute("directory/empty", "trusted.overlay.redirect", b"/usr/share/zone info");
     attribute("", "user.root", b"kept");
 }
 
-/// Folders in folders, so many that the last has no path that any call would take.
+/// Directories in directories, so many that the last has no path that any call would take.
 fn dig(upper: &Path, depth: usize) {
-    let mut here = open_folder(CWD, upper).unwrap();
+    let mut here = open_dir(CWD, upper).unwrap();
     for _ in 0..depth {
         mkdirat(&here, "deeper", Mode::from_raw_mode(0o755)).unwrap();
-        here = open_folder(&here, "deeper").unwrap();
+        here = open_dir(&here, "deeper").unwrap();
     }
     mknodat(&here, "bottom", FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
 }
@@ -70,8 +70,8 @@ fn depth_does_not_matter() {
     let stream = stream_of(&upper);
     read_layer(&*stream, &target, PLENTY).unwrap();
     assert!(stream_of(&target) == stream, "it is another tree");
-    for folder in [upper, target] {
-        crate::janitor::remove_tree(&folder).unwrap();
+    for dir in [upper, target] {
+        crate::janitor::remove_tree(&dir).unwrap();
     }
 }
 
@@ -86,7 +86,7 @@ fn a_layer_comes_back_as_it_was() {
     let note = |path: &str, name: &str, value: &[u8]| {
         lsetxattr(upper.join(path), name, value, XattrFlags::empty()).unwrap();
     };
-    note("folder", "trusted.overlay.origin", b"of the old stack");
+    note("directory", "trusted.overlay.origin", b"of the old stack");
     export_upper(&upper, &copied).unwrap();
     read_layer(&*stream_of(&upper), &streamed, PLENTY).unwrap();
     assert_eq!(
@@ -95,14 +95,14 @@ fn a_layer_comes_back_as_it_was() {
         "it differs from a copied layer"
     );
     let mut value = [0; 20];
-    assert!(lgetxattr(streamed.join("folder"), "trusted.overlay.origin", &mut value).is_err());
+    assert!(lgetxattr(streamed.join("directory"), "trusted.overlay.origin", &mut value).is_err());
     assert!(fs::metadata(streamed.join("sparse")).unwrap().blocks() < 100, "holes were filled");
     assert_eq!(
         fs::metadata(streamed.join("same")).unwrap().ino(),
-        fs::metadata(streamed.join("folder/file")).unwrap().ino()
+        fs::metadata(streamed.join("directory/file")).unwrap().ino()
     );
-    for folder in [upper, copied, streamed] {
-        crate::janitor::remove_tree(&folder).unwrap();
+    for dir in [upper, copied, streamed] {
+        crate::janitor::remove_tree(&dir).unwrap();
     }
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "something was left behind");
 }
@@ -140,8 +140,8 @@ fn refused(stream: &[u8], limits: StreamLimits) -> String {
 #[test]
 fn a_cut_stream_is_no_layer() {
     let dir = tempfile::tempdir().unwrap();
-    fs::create_dir(dir.path().join("folder")).unwrap();
-    fs::write(dir.path().join("folder/file"), "content").unwrap();
+    fs::create_dir(dir.path().join("directory")).unwrap();
+    fs::write(dir.path().join("directory/file"), "content").unwrap();
     let stream = stream_of(dir.path());
     for length in 0..stream.len() {
         refused(&stream[..length], PLENTY);
@@ -174,7 +174,7 @@ fn names_lead_nowhere_else() {
             assert!(why.contains("a name that is none") || why.contains("longer"), "{why}");
         }
     }
-    // A symlink, and then a file or folder "in" it.
+    // A symlink, and then a file or directory "in" it.
     let link = [&named(tag::SYMLINK, b"out")[..], &PLAIN, &4u16.to_le_bytes(), b"/tmp"].concat();
     for second in [named(tag::ENTER, b"out"), [&named(tag::FILE, b"out")[..], &PLAIN, &[0; 12]].concat()] {
         assert!(refused(&hostile(&[&link, &second]), PLENTY).contains("exists"));
@@ -198,8 +198,8 @@ fn lies_are_found_out() {
     assert!(refused(&hostile(&[&link]), PLENTY).contains("link to nothing"));
     assert!(refused(&hostile(&[b"?"]), PLENTY).contains("a record that is none"));
     let few = StreamLimits { entries: 5, ..PLENTY };
-    let folders = named(tag::ENTER, b"d").repeat(6);
-    assert!(refused(&hostile(&[&folders]), few).contains("more files"));
+    let dirs = named(tag::ENTER, b"d").repeat(6);
+    assert!(refused(&hostile(&[&dirs]), few).contains("more files"));
     let root = [&[tag::LEAVE][..], &PLAIN[..26]].concat();
     assert!(refused(&hostile(&[&root, &root]), PLENTY).contains("after its end"));
     let read = read_layer(std::io::empty().chain(&b"x"[..]), Path::new("/nonexistent/x"), PLENTY);

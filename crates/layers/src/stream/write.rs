@@ -12,16 +12,16 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, major, minor, openat, readlinkat, seek};
 use rustix::io::Errno;
 
-use super::{LARGEST_PIECE, MAGIC, is_kept, tag};
+use super::{MAGIC, MAX_PIECE, is_kept, tag};
 use crate::tree::{Id, Visit, changed, entry_path, id_of, walk, xattrs_of};
 
-/// Writes what is below the open folder `upper`, and the folder's own attributes, without anything that only the overlay it
+/// Writes what is below the open directory `upper`, and the directory's own attributes, without anything that only the overlay it
 /// belongs to would understand.
 ///
 /// # Errors
 /// The tree cannot be read, or changes meanwhile, or the writer fails.
 pub fn write_layer(upper: OwnedFd, to: impl Write) -> io::Result<()> {
-    let mut writer = Writer { to, links: HashMap::new(), buffer: vec![0; LARGEST_PIECE] };
+    let mut writer = Writer { to, links: HashMap::new(), buffer: vec![0; MAX_PIECE] };
     writer.to.write_all(MAGIC)?;
     walk(upper, &mut writer)?;
     writer.to.write_all(&[tag::END])
@@ -35,14 +35,14 @@ struct Writer<W> {
 }
 
 impl<W: Write> Visit for Writer<W> {
-    fn file(&mut self, folder: &OwnedFd, name: &CStr, stat: &Stat) -> io::Result<()> {
+    fn file(&mut self, dir: &OwnedFd, name: &CStr, stat: &Stat) -> io::Result<()> {
         let kind = FileType::from_raw_mode(stat.st_mode);
         let is_whiteout =
             kind == FileType::CharacterDevice && (major(stat.st_rdev), minor(stat.st_rdev)) == (0, 0);
         if is_whiteout {
             // Overlays make one file of many of them; each is written as one of its own.
             self.name(tag::WHITEOUT, name)?;
-            return self.meta(folder, name, stat);
+            return self.meta(dir, name, stat);
         }
         let kind = match kind {
             FileType::RegularFile => tag::FILE,
@@ -61,11 +61,11 @@ impl<W: Write> Visit for Writer<W> {
         }
         self.name(kind, name)?;
         self.to.write_all(&number.to_le_bytes())?;
-        self.meta(folder, name, stat)?;
+        self.meta(dir, name, stat)?;
         match kind {
-            tag::FILE => self.content(folder, name, stat),
+            tag::FILE => self.content(dir, name, stat),
             tag::SYMLINK => {
-                let target = readlinkat(folder, name, Vec::new())?;
+                let target = readlinkat(dir, name, Vec::new())?;
                 self.bytes16(target.to_bytes())
             }
             _ => Ok(()),
@@ -76,9 +76,9 @@ impl<W: Write> Visit for Writer<W> {
         self.name(tag::ENTER, name)
     }
 
-    fn leave(&mut self, folder: &OwnedFd) -> io::Result<()> {
+    fn leave(&mut self, dir: &OwnedFd) -> io::Result<()> {
         self.to.write_all(&[tag::LEAVE])?;
-        self.meta(folder, c".", &fstat(folder)?)
+        self.meta(dir, c".", &fstat(dir)?)
     }
 }
 
@@ -94,14 +94,14 @@ impl<W: Write> Writer<W> {
         self.to.write_all(bytes)
     }
 
-    fn meta(&mut self, folder: &OwnedFd, name: &CStr, stat: &Stat) -> io::Result<()> {
+    fn meta(&mut self, dir: &OwnedFd, name: &CStr, stat: &Stat) -> io::Result<()> {
         for number in [stat.st_mode & 0o7777, stat.st_uid, stat.st_gid] {
             self.to.write_all(&number.to_le_bytes())?;
         }
         self.to.write_all(&stat.st_mtime.to_le_bytes())?;
         let nanoseconds = u32::try_from(stat.st_mtime_nsec).unwrap_or(0);
         self.to.write_all(&nanoseconds.to_le_bytes())?;
-        let mut xattrs = xattrs_of(&entry_path(folder, name))?;
+        let mut xattrs = xattrs_of(&entry_path(dir, name))?;
         xattrs.retain(|(name, value)| is_kept(name, value));
         xattrs.sort_unstable();
         let count = u16::try_from(xattrs.len()).map_err(io::Error::other)?;
@@ -115,9 +115,9 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    fn content(&mut self, folder: &OwnedFd, name: &CStr, stat: &Stat) -> io::Result<()> {
+    fn content(&mut self, dir: &OwnedFd, name: &CStr, stat: &Stat) -> io::Result<()> {
         let flags = OFlags::RDONLY | OFlags::NOATIME | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let file = File::from(openat(folder, name, flags, Mode::empty())?);
+        let file = File::from(openat(dir, name, flags, Mode::empty())?);
         let opened = fstat(&file)?;
         if id_of(&opened) != id_of(stat) || opened.st_size != stat.st_size {
             return Err(changed());
@@ -134,7 +134,7 @@ impl<W: Write> Writer<W> {
             let end = seek(&file, rustix::fs::SeekFrom::Hole(start))?.min(size);
             position = start;
             while position < end {
-                let most = usize::try_from(end - position).unwrap_or(LARGEST_PIECE).min(LARGEST_PIECE);
+                let most = usize::try_from(end - position).unwrap_or(MAX_PIECE).min(MAX_PIECE);
                 let count = file.read_at(&mut self.buffer[..most], position)?;
                 if count == 0 {
                     return Err(changed());

@@ -15,7 +15,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::open_folder;
+use super::open_dir;
 use super::walk::{Id, Visit, changed, climb, id_of, walk};
 use super::xattrs::{Attributes, copy_xattrs, entry_path};
 
@@ -31,8 +31,8 @@ pub(crate) enum Sharing {
     Copy,
 }
 
-/// Copies what is below `from` into the empty folder `to`, and `from`'s own owner, mode and so on. `links` is an
-/// empty folder on the same file system; it keeps a name for each file that has several.
+/// Copies what is below `from` into the empty directory `to`, and `from`'s own owner, mode and so on. `links` is an
+/// empty directory on the same file system; it keeps a name for each file that has several.
 pub(crate) fn copy_tree(
     from: OwnedFd,
     to: OwnedFd,
@@ -46,9 +46,9 @@ pub(crate) fn copy_tree(
 }
 
 struct Copier<'a> {
-    /// The folder being filled.
+    /// The directory being filled.
     here: OwnedFd,
-    /// The folders it lies in, from the top.
+    /// The directories it lies in, from the top.
     above: Vec<Id>,
     links: &'a OwnedFd,
     /// Files with several names: their number in `links`.
@@ -60,7 +60,7 @@ struct Copier<'a> {
 }
 
 impl Visit for Copier<'_> {
-    fn file(&mut self, folder: &OwnedFd, name: &CStr, stat: &Stat) -> io::Result<()> {
+    fn file(&mut self, dir: &OwnedFd, name: &CStr, stat: &Stat) -> io::Result<()> {
         if stat.st_nlink > 1
             && let Some(number) = self.known.get(&id_of(stat))
         {
@@ -71,14 +71,14 @@ impl Visit for Copier<'_> {
             }
         }
         match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => self.regular(folder, name, stat)?,
+            FileType::RegularFile => self.regular(dir, name, stat)?,
             FileType::Symlink => {
-                symlinkat(readlinkat(folder, name, Vec::new())?, &self.here, name)?;
-                self.dress(folder, name, stat)?;
+                symlinkat(readlinkat(dir, name, Vec::new())?, &self.here, name)?;
+                self.dress(dir, name, stat)?;
             }
             kind => {
                 mknodat(&self.here, name, kind, Mode::from_raw_mode(0o600), stat.st_rdev)?;
-                self.dress(folder, name, stat)?;
+                self.dress(dir, name, stat)?;
             }
         }
         if stat.st_nlink > 1 {
@@ -91,16 +91,16 @@ impl Visit for Copier<'_> {
 
     fn enter(&mut self, name: &CStr) -> io::Result<()> {
         mkdirat(&self.here, name, Mode::from_raw_mode(0o700))?;
-        let next = open_folder(&self.here, name)?;
+        let next = open_dir(&self.here, name)?;
         self.above.push(id_of(&fstat(&self.here)?));
         self.here = next;
         Ok(())
     }
 
-    fn leave(&mut self, folder: &OwnedFd) -> io::Result<()> {
-        let stat = fstat(folder)?;
+    fn leave(&mut self, dir: &OwnedFd) -> io::Result<()> {
+        let stat = fstat(dir)?;
         own(&self.here, &stat)?;
-        copy_xattrs(&entry_path(folder, c"."), &entry_path(&self.here, c"."), self.attributes)?;
+        copy_xattrs(&entry_path(dir, c"."), &entry_path(&self.here, c"."), self.attributes)?;
         futimens(&self.here, &times(&stat))?;
         if let Some(above) = self.above.pop() {
             self.here = climb(&self.here, above)?;
@@ -110,10 +110,9 @@ impl Visit for Copier<'_> {
 }
 
 impl Copier<'_> {
-    fn regular(&self, folder: &OwnedFd, name: &CStr, stat: &Stat) -> io::Result<()> {
+    fn regular(&self, dir: &OwnedFd, name: &CStr, stat: &Stat) -> io::Result<()> {
         let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let from: File =
-            openat(folder, name, OFlags::RDONLY | OFlags::NOATIME | flags, Mode::empty())?.into();
+        let from: File = openat(dir, name, OFlags::RDONLY | OFlags::NOATIME | flags, Mode::empty())?.into();
         let opened = fstat(&from)?;
         if id_of(&opened) != id_of(stat) || FileType::from_raw_mode(opened.st_mode) != FileType::RegularFile {
             return Err(changed());
@@ -123,7 +122,7 @@ impl Copier<'_> {
         self.content(&from, &to, u64::try_from(opened.st_size).unwrap_or(0))?;
         own(&to, &opened)?;
         // After the owner, whose change takes capabilities away.
-        copy_xattrs(&entry_path(folder, name), &entry_path(&self.here, name), self.attributes)?;
+        copy_xattrs(&entry_path(dir, name), &entry_path(&self.here, name), self.attributes)?;
         Ok(futimens(&to, &times(&opened))?)
     }
 
@@ -150,14 +149,14 @@ impl Copier<'_> {
     }
 
     /// Owner, mode, attributes and times of something that cannot be opened.
-    fn dress(&self, folder: &OwnedFd, name: &CStr, stat: &Stat) -> io::Result<()> {
+    fn dress(&self, dir: &OwnedFd, name: &CStr, stat: &Stat) -> io::Result<()> {
         let (user, group) = owners(stat);
         chownat(&self.here, name, user, group, AtFlags::SYMLINK_NOFOLLOW)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
             // Just made by us and no link, so there is nothing to follow.
             chmodat(&self.here, name, Mode::from_raw_mode(stat.st_mode & 0o7777), AtFlags::empty())?;
         }
-        copy_xattrs(&entry_path(folder, name), &entry_path(&self.here, name), self.attributes)?;
+        copy_xattrs(&entry_path(dir, name), &entry_path(&self.here, name), self.attributes)?;
         Ok(utimensat(&self.here, name, &times(stat), AtFlags::SYMLINK_NOFOLLOW)?)
     }
 }

@@ -1,4 +1,4 @@
-//! Visits a whole tree with two open folders at a time.
+//! Visits a whole tree with two open directories at a time.
 //! The way back up is `..`, checked against what was seen on the way down.
 //! Used for copying and for measuring.
 
@@ -9,16 +9,16 @@ use std::os::fd::OwnedFd;
 
 use rustix::fs::{AtFlags, FileType, Stat, fstat, statat};
 
-use super::{for_each_entry, open_folder};
+use super::{for_each_entry, open_dir};
 
 /// What is done along the way.
 pub(crate) trait Visit {
-    /// Something that is not a folder.
-    fn file(&mut self, folder: &OwnedFd, name: &CStr, stat: &Stat) -> io::Result<()>;
-    /// A folder, before anything in it.
+    /// Something that is not a directory.
+    fn file(&mut self, dir: &OwnedFd, name: &CStr, stat: &Stat) -> io::Result<()>;
+    /// A directory, before anything in it.
     fn enter(&mut self, name: &CStr) -> io::Result<()>;
-    /// The folder entered last and not yet left, after everything in it. The top is left too.
-    fn leave(&mut self, folder: &OwnedFd) -> io::Result<()>;
+    /// The directory entered last and not yet left, after everything in it. The top is left too.
+    fn leave(&mut self, dir: &OwnedFd) -> io::Result<()>;
 }
 
 /// A file's identity.
@@ -28,9 +28,9 @@ pub(crate) fn id_of(stat: &Stat) -> Id {
     (stat.st_dev, stat.st_ino)
 }
 
-/// Opens the folder above, which must be the one that was come from.
+/// Opens the directory above, which must be the one that was come from.
 pub(crate) fn climb(from: &OwnedFd, expected: Id) -> io::Result<OwnedFd> {
-    let above = open_folder(from, c"..")?;
+    let above = open_dir(from, c"..")?;
     if id_of(&fstat(&above)?) == expected { Ok(above) } else { Err(changed()) }
 }
 
@@ -39,20 +39,20 @@ pub(crate) fn changed() -> io::Error {
     io::Error::other("the tree changed while it was read; freeze the sandbox first")
 }
 
-/// A folder that is being visited.
+/// A directory that is being visited.
 struct Level {
     id: Id,
-    /// Folders in it not yet entered.
+    /// Directories in it not yet entered.
     pending: Vec<CString>,
 }
 
-/// Visits everything below `top`, folders before what is in them.
+/// Visits everything below `top`, directories before what is in them.
 pub(crate) fn walk(top: OwnedFd, visit: &mut impl Visit) -> io::Result<()> {
     let mut here = top;
     let mut levels = vec![look_around(&here, visit)?];
     while let Some(level) = levels.last_mut() {
         if let Some(name) = level.pending.pop() {
-            let next = open_folder(&here, &name)?;
+            let next = open_dir(&here, &name)?;
             visit.enter(&name)?;
             here = next;
             levels.push(look_around(&here, visit)?);
@@ -67,17 +67,17 @@ pub(crate) fn walk(top: OwnedFd, visit: &mut impl Visit) -> io::Result<()> {
     Ok(())
 }
 
-fn look_around(folder: &OwnedFd, visit: &mut impl Visit) -> io::Result<Level> {
+fn look_around(dir: &OwnedFd, visit: &mut impl Visit) -> io::Result<Level> {
     let mut pending = Vec::new();
-    for_each_entry(folder, |name, kind| {
+    for_each_entry(dir, |name, kind| {
         if kind == FileType::Directory {
             pending.push(name);
         } else {
-            visit.file(folder, &name, &statat(folder, &name, AtFlags::SYMLINK_NOFOLLOW)?)?;
+            visit.file(dir, &name, &statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW)?)?;
         }
         io::Result::Ok(true)
     })?;
-    Ok(Level { id: id_of(&fstat(folder)?), pending })
+    Ok(Level { id: id_of(&fstat(dir)?), pending })
 }
 
 /// How much there is of a tree.
@@ -103,7 +103,7 @@ pub(crate) fn measure(top: OwnedFd) -> io::Result<TreeSize> {
         }
     }
     impl Visit for Sum {
-        fn file(&mut self, _folder: &OwnedFd, _name: &CStr, stat: &Stat) -> io::Result<()> {
+        fn file(&mut self, _dir: &OwnedFd, _name: &CStr, stat: &Stat) -> io::Result<()> {
             self.size.entries += 1;
             if stat.st_nlink == 1 || self.seen.insert(id_of(stat)) {
                 self.add(stat);
@@ -115,9 +115,9 @@ pub(crate) fn measure(top: OwnedFd) -> io::Result<TreeSize> {
             Ok(())
         }
 
-        fn leave(&mut self, folder: &OwnedFd) -> io::Result<()> {
+        fn leave(&mut self, dir: &OwnedFd) -> io::Result<()> {
             self.size.entries += 1;
-            self.add(&fstat(folder)?);
+            self.add(&fstat(dir)?);
             Ok(())
         }
     }

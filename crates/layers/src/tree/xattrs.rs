@@ -1,5 +1,5 @@
 //! Extended attributes from one file to another, all namespaces: overlay's own (`trusted.`) carry whiteouts and renames.
-//! Files are named through their open folder's entry under `/proc/self/fd`, because links and sockets cannot be opened.
+//! Files are named through their open directory's entry under `/proc/self/fd`, because links and sockets cannot be opened.
 //! The last component is never followed.
 
 use std::ffi::{CStr, OsStr};
@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{XattrFlags, lgetxattr, llistxattr, lsetxattr};
 use rustix::io::Errno;
 
-/// Where the entry `name` of an open folder can be named without following anything of the tree.
-pub(crate) fn entry_path(folder: impl AsFd, name: &CStr) -> PathBuf {
-    let number = folder.as_fd().as_raw_fd();
+/// Where the entry `name` of an open directory can be named without following anything of the tree.
+pub(crate) fn entry_path(dir: impl AsFd, name: &CStr) -> PathBuf {
+    let number = dir.as_fd().as_raw_fd();
     PathBuf::from(format!("/proc/self/fd/{number}")).join(OsStr::from_bytes(name.to_bytes()))
 }
 

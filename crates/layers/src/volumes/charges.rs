@@ -2,7 +2,7 @@
 //! The kernel charges every block to the subvolume that wrote it, for as long as *any* subvolume refers to it. So a fresh copy is
 //! charged for nothing, and a volume whose copy lives is charged for what it has replaced since. Neither is what a limit is about.
 //!
-//! Each volume with a limit therefore has a note (an attribute of its top folder, which sandboxes never see): its limit, and what
+//! Each volume with a limit therefore has a note (an attribute of its top directory, which sandboxes never see): its limit, and what
 //! it refers to beyond what it is charged for, which is more than nothing after being copied, and less after being copied *from*.
 //! The kernel's limit is the volume's minus that. A read-only copy cannot be written to, neither a note: the kernel's limit,
 //! which it cannot reach, says what it refers to.
@@ -18,7 +18,7 @@ use sys::btrfs::{self, QuotaGroup};
 use tracing::debug;
 
 use super::VolumeUsage;
-use crate::tree::{measure, open_folder};
+use crate::tree::{measure, open_dir};
 
 const NOTE: &str = "trusted.cofferdam.volume";
 
@@ -96,7 +96,7 @@ impl Charges {
     }
 
     /// Forgets the counters of volumes that are gone and have nothing left that others refer to; newer kernels do so by
-    /// themselves. A live one is charged for its top folder at least.
+    /// themselves. A live one is charged for its top directory at least.
     pub(super) fn sweep(&self, root: BorrowedFd<'_>) {
         let Ok(entries) = fs::read_dir(&self.counters) else { return };
         for entry in entries.flatten() {
@@ -122,7 +122,7 @@ impl Charges {
         let size = match self.estimate(from, note, charged) {
             // An estimate may be too high by what was replaced since the last copy; near a limit that would hurt.
             Some(size) if tightest.is_none_or(|limit| size < limit / 4 * 3) => size,
-            _ => measure(open_folder(copy, c".")?)?.bytes,
+            _ => measure(open_dir(copy, c".")?)?.bytes,
         };
         if to.read_only {
             btrfs::limit_subvolume(copy.as_fd(), to.id, Some(size))?;
@@ -162,8 +162,7 @@ impl Charges {
         let beyond = match note {
             Some(note) => note.beyond,
             None => {
-                signed(measure(open_folder(volume, c".")?)?.bytes)
-                    - signed(self.counter(own.id, "referenced")?)
+                signed(measure(open_dir(volume, c".")?)?.bytes) - signed(self.counter(own.id, "referenced")?)
             }
         };
         Note { id: own.id, limit, beyond }.apply(volume.as_fd())
@@ -175,7 +174,7 @@ impl Charges {
         let charged = self.counter(own.id, "referenced")?;
         let used = match self.estimate(own, note, charged) {
             Some(used) => used,
-            None => measure(open_folder(volume, c".")?)?.bytes,
+            None => measure(open_dir(volume, c".")?)?.bytes,
         };
         Ok(VolumeUsage { used, limit: note.and_then(|note| note.limit) })
     }

@@ -86,12 +86,12 @@ impl Keeper {
     }
 }
 
-/// Bytes that may be written beside an image into a folder of the disk it lies on: half of what volumes leave stays free.
+/// Bytes that may be written beside an image into a directory of the disk it lies on: half of what volumes leave stays free.
 ///
 /// # Errors
-/// The folder is not there.
-pub fn room_beside(folder: &Path) -> io::Result<u64> {
-    let disk = statvfs(folder)?;
+/// The directory is not there.
+pub fn room_beside(dir: &Path) -> io::Result<u64> {
+    let disk = statvfs(dir)?;
     Ok((disk.f_bavail * disk.f_frsize).saturating_sub(reserve(disk.f_blocks * disk.f_frsize) / 2))
 }
 

@@ -18,7 +18,7 @@ use rustix::mount::{
 use sys::{LoopDevice, btrfs};
 
 use crate::LayerError;
-use crate::tree::open_folder;
+use crate::tree::open_dir;
 
 /// btrfs is of no use in less.
 const SMALLEST: u64 = 1 << 30;
@@ -99,7 +99,7 @@ impl Image {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         open_tree(CWD, self.root(), flags).map(drop).map_err(|error| LayerError::Backend {
             what: format!("this kernel cannot clone parts of a detached mount ({error})"),
-            remedy: "boot Linux 6.15 or newer, or put the data folder on btrfs".into(),
+            remedy: "boot Linux 6.15 or newer, or put the data directory on btrfs".into(),
         })
     }
 }
@@ -125,9 +125,9 @@ fn make(path: &Path, size: u64) -> Result<(), LayerError> {
 
 fn format(file: &File, path: &Path, size: u64) -> Result<(), LayerError> {
     file.set_len(size).map_err(LayerError::at(path))?;
-    // Administrators' folders are not on every server's PATH.
+    // Administrators' directories are not on every server's PATH.
     let program = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"]
-        .map(|folder| Path::new(folder).join("mkfs.btrfs"))
+        .map(|dir| Path::new(dir).join("mkfs.btrfs"))
         .into_iter()
         .find(|program| program.exists())
         .unwrap_or_else(|| "mkfs.btrfs".into());
@@ -150,7 +150,7 @@ fn format(file: &File, path: &Path, size: u64) -> Result<(), LayerError> {
     }
 }
 
-/// Mounts the device, which serves `image`, without attaching the mount; answers the mount and its root, open.
+/// Mounts the device, which serves `image`, without attaching the mount; returns the mount and its root, open.
 fn mount(device: &Path, image: &Path) -> Result<(OwnedFd, OwnedFd), LayerError> {
     let attempt = || -> Result<(OwnedFd, OwnedFd), Errno> {
         let context = fsopen("btrfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
@@ -160,7 +160,7 @@ fn mount(device: &Path, image: &Path) -> Result<(OwnedFd, OwnedFd), LayerError> 
         fsconfig_create(context.as_fd())?;
         let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOATIME;
         let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
-        let root = open_folder(&mount, c".")?;
+        let root = open_dir(&mount, c".")?;
         Ok((mount, root))
     };
     attempt().map_err(|error| match error {

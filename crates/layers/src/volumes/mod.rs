@@ -1,6 +1,6 @@
-//! Writable volumes: the folder trees that hold what sandboxes write, with instant copies and limits where the disk can.
+//! Writable volumes: the directory trees that hold what sandboxes write, with instant copies and limits where the disk can.
 //! Four ways to keep them, chosen at [`Volumes::open`] and never changed while volumes exist:
-//! subvolumes of a btrfs data folder, of a btrfs image of our own, or plain folders copied by reflink or byte by byte.
+//! subvolumes of a btrfs data directory, of a btrfs image of our own, or plain directories copied by reflink or byte by byte.
 //!
 //! The image (`volumes.btrfs`, a sparse file) is served by a loop device and mounted *detached*: the mount is in nobody's
 //! mount table, only a descriptor of this process, and paths lead through `/proc/<pid>/fd/<n>`. So nothing is left when the
@@ -22,7 +22,7 @@
 //! from survives a loss of power; what `create` and `rename` did may not, as nothing runs on in a volume then.
 
 mod charges;
-mod folders;
+mod dirs;
 mod guard;
 mod image;
 mod name;
@@ -37,7 +37,7 @@ pub use name::VolumeName;
 
 use crate::LayerError;
 use crate::tree::Sharing;
-use folders::Folders;
+use dirs::Directories;
 use guard::Guard;
 pub use guard::room_beside;
 use image::Image;
@@ -52,13 +52,13 @@ pub enum VolumesBackend {
     /// The best that works here, or what the volumes that are here already need.
     #[default]
     Auto,
-    /// Subvolumes of the data folder's own btrfs.
+    /// Subvolumes of the data directory's own btrfs.
     Btrfs,
     /// A btrfs image on a loop device.
     Loop,
-    /// Folders whose copies share blocks (XFS).
+    /// Directories whose copies share blocks (XFS).
     Reflink,
-    /// Folders, copied byte by byte.
+    /// Directories, copied byte by byte.
     Copy,
 }
 
@@ -109,7 +109,7 @@ pub struct VolumeUsage {
     pub limit: Option<u64>,
 }
 
-/// The volumes below one data folder. One process at a time may have them open.
+/// The volumes below one data directory. One process at a time may have them open.
 #[derive(Debug)]
 pub struct Volumes {
     kind: VolumesBackend,
@@ -123,7 +123,7 @@ pub struct Volumes {
 #[derive(Debug)]
 enum Store {
     Subvolumes(Subvolumes),
-    Folders(Folders),
+    Directories(Directories),
 }
 
 impl Volumes {
@@ -135,9 +135,9 @@ impl Volumes {
     pub fn open(data_dir: &Path, config: VolumesConfig) -> Result<Self, LayerError> {
         fs::create_dir_all(data_dir).map_err(LayerError::at(data_dir))?;
         let image_path = data_dir.join("volumes.btrfs");
-        let folder = data_dir.join("volumes");
+        let dir = data_dir.join("volumes");
         let in_image = image_path.exists();
-        let in_folder = holds_volumes(&folder);
+        let in_dir = holds_volumes(&dir);
         let asked = config.backend;
         if in_image && !matches!(asked, VolumesBackend::Auto | VolumesBackend::Loop) {
             return Err(LayerError::Backend {
@@ -145,49 +145,49 @@ impl Volumes {
                 remedy: "choose loop, or remove the file and all it holds".into(),
             });
         }
-        if in_folder && asked == VolumesBackend::Loop {
+        if in_dir && asked == VolumesBackend::Loop {
             return Err(LayerError::Backend {
-                what: format!("{} holds volumes, so loop cannot be used", folder.display()),
-                remedy: "choose auto, or remove the folder and all it holds".into(),
+                what: format!("{} holds volumes, so loop cannot be used", dir.display()),
+                remedy: "choose auto, or remove the directory and all it holds".into(),
             });
         }
         match asked {
-            VolumesBackend::Btrfs => Self::in_btrfs(&folder),
+            VolumesBackend::Btrfs => Self::in_btrfs(&dir),
             VolumesBackend::Loop => Self::in_image(&image_path, config.image_size),
-            VolumesBackend::Reflink if !can_reflink(&make_private(&folder)?)? => Err(LayerError::Backend {
-                what: format!("the file system of {} cannot share blocks between files", folder.display()),
-                remedy: "choose auto, or put the data folder on XFS or btrfs".into(),
+            VolumesBackend::Reflink if !can_reflink(&make_private(&dir)?)? => Err(LayerError::Backend {
+                what: format!("the file system of {} cannot share blocks between files", dir.display()),
+                remedy: "choose auto, or put the data directory on XFS or btrfs".into(),
             }),
-            VolumesBackend::Reflink => Self::in_folders(&folder, Sharing::Reflink, "as asked for"),
-            VolumesBackend::Copy => Self::in_folders(&folder, Sharing::Copy, "as asked for"),
+            VolumesBackend::Reflink => Self::in_dirs(&dir, Sharing::Reflink, "as asked for"),
+            VolumesBackend::Copy => Self::in_dirs(&dir, Sharing::Copy, "as asked for"),
             VolumesBackend::Auto if in_image => Self::in_image(&image_path, config.image_size),
-            VolumesBackend::Auto => Self::best(&folder, in_folder, &image_path, config.image_size),
+            VolumesBackend::Auto => Self::best(&dir, in_dir, &image_path, config.image_size),
         }
     }
 
     fn best(
-        folder: &Path,
-        in_folder: bool,
+        dir: &Path,
+        in_dir: bool,
         image_path: &Path,
         image_size: Option<u64>,
     ) -> Result<Self, LayerError> {
-        if lies_on_btrfs(&make_private(folder)?)? {
-            return Self::in_btrfs(folder);
+        if lies_on_btrfs(&make_private(dir)?)? {
+            return Self::in_btrfs(dir);
         }
-        if can_reflink(folder)? {
-            let why = "the data folder's file system shares blocks; for limits choose loop before the first sandbox";
-            return Self::in_folders(folder, Sharing::Reflink, why);
+        if can_reflink(dir)? {
+            let why = "the data directory's file system shares blocks; for limits choose loop before the first sandbox";
+            return Self::in_dirs(dir, Sharing::Reflink, why);
         }
-        if in_folder {
+        if in_dir {
             let why = format!(
                 "{} holds volumes from before; with none left in it, the next start may do better",
-                folder.display()
+                dir.display()
             );
-            return Self::in_folders(folder, Sharing::Copy, &why);
+            return Self::in_dirs(dir, Sharing::Copy, &why);
         }
         match Self::in_image(image_path, image_size) {
-            Err(LayerError::Backend { what, remedy }) => Self::in_folders(
-                folder,
+            Err(LayerError::Backend { what, remedy }) => Self::in_dirs(
+                dir,
                 Sharing::Copy,
                 &format!("a btrfs image would be better, but {what}: {remedy}"),
             ),
@@ -195,11 +195,11 @@ impl Volumes {
         }
     }
 
-    fn in_btrfs(folder: &Path) -> Result<Self, LayerError> {
-        let root = make_private(folder)?;
+    fn in_btrfs(dir: &Path) -> Result<Self, LayerError> {
+        let root = make_private(dir)?;
         if !lies_on_btrfs(&root)? {
             return Err(LayerError::Backend {
-                what: format!("{} is not on btrfs", folder.display()),
+                what: format!("{} is not on btrfs", dir.display()),
                 remedy: "choose loop for a btrfs image of our own".into(),
             });
         }
@@ -244,14 +244,15 @@ impl Volumes {
         })
     }
 
-    fn in_folders(folder: &Path, sharing: Sharing, why: &str) -> Result<Self, LayerError> {
-        let store = Folders::open(make_private(folder)?, sharing)?;
+    fn in_dirs(dir: &Path, sharing: Sharing, why: &str) -> Result<Self, LayerError> {
+        let store = Directories::open(make_private(dir)?, sharing)?;
         let (kind, how) = match sharing {
             Sharing::Reflink => (VolumesBackend::Reflink, "copied by reflink, file by file"),
             Sharing::Copy => (VolumesBackend::Copy, "copied byte by byte"),
         };
-        let description = format!("plain folders in {}, {how}, without disk limits: {why}", folder.display());
-        Ok(Self { kind, store: Store::Folders(store), description, _guard: None, _image: None })
+        let description =
+            format!("plain directories in {}, {how}, without disk limits: {why}", dir.display());
+        Ok(Self { kind, store: Store::Directories(store), description, _guard: None, _image: None })
     }
 
     /// How volumes are kept; never `Auto`.
@@ -271,7 +272,7 @@ impl Volumes {
     pub fn enforces_limits(&self) -> bool {
         match &self.store {
             Store::Subvolumes(store) => store.enforces_limits(),
-            Store::Folders(_) => false,
+            Store::Directories(_) => false,
         }
     }
 
@@ -280,7 +281,7 @@ impl Volumes {
     pub fn path(&self, name: &VolumeName) -> PathBuf {
         match &self.store {
             Store::Subvolumes(store) => store.path(name),
-            Store::Folders(store) => store.path(name),
+            Store::Directories(store) => store.path(name),
         }
     }
 
@@ -291,7 +292,7 @@ impl Volumes {
     pub fn create(&self, name: &VolumeName, limit_mib: Option<u32>) -> Result<(), LayerError> {
         match &self.store {
             Store::Subvolumes(store) => store.create(name, bytes(limit_mib)),
-            Store::Folders(store) => store.create(name),
+            Store::Directories(store) => store.create(name),
         }
     }
 
@@ -302,7 +303,7 @@ impl Volumes {
     pub fn rename(&self, from: &VolumeName, to: &VolumeName) -> Result<(), LayerError> {
         match &self.store {
             Store::Subvolumes(store) => store.rename(from, to),
-            Store::Folders(store) => store.rename(from, to),
+            Store::Directories(store) => store.rename(from, to),
         }
     }
 
@@ -322,7 +323,7 @@ impl Volumes {
     ) -> Result<(), LayerError> {
         match &self.store {
             Store::Subvolumes(store) => store.copy(from, to, read_only, bytes(limit_mib)),
-            Store::Folders(store) => store.copy(from, to),
+            Store::Directories(store) => store.copy(from, to),
         }
     }
 
@@ -333,7 +334,7 @@ impl Volumes {
     pub fn discard(&self, name: &VolumeName) -> Result<(), LayerError> {
         match &self.store {
             Store::Subvolumes(store) => store.discard(name),
-            Store::Folders(store) => store.discard(name),
+            Store::Directories(store) => store.discard(name),
         }
     }
 
@@ -344,7 +345,7 @@ impl Volumes {
     pub fn set_limit(&self, name: &VolumeName, limit_mib: Option<u32>) -> Result<(), LayerError> {
         match &self.store {
             Store::Subvolumes(store) => store.set_limit(name, bytes(limit_mib)),
-            Store::Folders(store) => store.require(name),
+            Store::Directories(store) => store.require(name),
         }
     }
 
@@ -355,7 +356,7 @@ impl Volumes {
     pub fn usage(&self, name: &VolumeName) -> Result<VolumeUsage, LayerError> {
         match &self.store {
             Store::Subvolumes(store) => store.usage(name),
-            Store::Folders(store) => store.usage(name),
+            Store::Directories(store) => store.usage(name),
         }
     }
 
@@ -366,46 +367,46 @@ impl Volumes {
     pub fn list(&self) -> Result<Vec<VolumeName>, LayerError> {
         let root = match &self.store {
             Store::Subvolumes(store) => store.root(),
-            Store::Folders(store) => store.root(),
+            Store::Directories(store) => store.root(),
         };
         names_in(root).map_err(LayerError::at(root))
     }
 }
 
-fn lies_on_btrfs(folder: &Path) -> Result<bool, LayerError> {
-    File::open(folder).and_then(is_btrfs).map_err(LayerError::at(folder))
+fn lies_on_btrfs(dir: &Path) -> Result<bool, LayerError> {
+    File::open(dir).and_then(is_btrfs).map_err(LayerError::at(dir))
 }
 
 fn bytes(mib: Option<u32>) -> Option<u64> {
     mib.map(|mib| u64::from(mib) * MIB)
 }
 
-fn names_in(folder: &Path) -> io::Result<Vec<VolumeName>> {
+fn names_in(dir: &Path) -> io::Result<Vec<VolumeName>> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(folder)? {
+    for entry in fs::read_dir(dir)? {
         names.extend(entry?.file_name().to_str().and_then(|name| name.parse().ok()));
     }
     Ok(names)
 }
 
-fn holds_volumes(folder: &Path) -> bool {
-    names_in(folder).is_ok_and(|names| !names.is_empty())
+fn holds_volumes(dir: &Path) -> bool {
+    names_in(dir).is_ok_and(|names| !names.is_empty())
 }
 
-/// A folder that only root can enter: set-user-id files in volumes are real.
-fn make_private(folder: &Path) -> Result<PathBuf, LayerError> {
+/// A directory that only root can enter: set-user-id files in volumes are real.
+fn make_private(dir: &Path) -> Result<PathBuf, LayerError> {
     let make = || {
-        fs::create_dir_all(folder)?;
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
-        fs::canonicalize(folder)
+        fs::create_dir_all(dir)?;
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
+        fs::canonicalize(dir)
     };
-    make().map_err(LayerError::at(folder))
+    make().map_err(LayerError::at(dir))
 }
 
 /// Tries it.
-fn can_reflink(folder: &Path) -> Result<bool, LayerError> {
+fn can_reflink(dir: &Path) -> Result<bool, LayerError> {
     let probe = || -> io::Result<bool> {
-        let [one, two] = [".probe-1", ".probe-2"].map(|name| folder.join(name));
+        let [one, two] = [".probe-1", ".probe-2"].map(|name| dir.join(name));
         fs::write(&one, [1u8; 4096])?;
         let cloned =
             fs::File::create(&two).and_then(|to| Ok(rustix::fs::ioctl_ficlone(to, fs::File::open(&one)?)?));
@@ -413,5 +414,5 @@ fn can_reflink(folder: &Path) -> Result<bool, LayerError> {
         fs::remove_file(&two)?;
         Ok(cloned.is_ok())
     };
-    probe().map_err(LayerError::at(folder))
+    probe().map_err(LayerError::at(dir))
 }

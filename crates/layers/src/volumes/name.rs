@@ -1,6 +1,6 @@
 //! Names of volumes.
 //! One path component, never hidden, never another one's by case.
-//! What begins with a dot in a volumes folder is this crate's own.
+//! What begins with a dot in a volumes directory is this crate's own.
 
 use std::fmt;
 use std::str::FromStr;

@@ -11,9 +11,9 @@ use rustix::fs::fstatfs;
 use sys::btrfs::{self, Quota, QuotaGroup};
 
 use super::charges::{self, Charges};
-use super::folders::rename_exclusively;
+use super::dirs::rename_exclusively;
 use super::{VolumeName, VolumeUsage};
-use crate::tree::{measure, open_folder};
+use crate::tree::{measure, open_dir};
 use crate::{Janitor, LayerError};
 
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub(super) struct Subvolumes {
     group: Option<QuotaGroup>,
 }
 
-/// Whether the open file or folder lies on btrfs.
+/// Whether the open file or directory lies on btrfs.
 pub(crate) fn is_btrfs(file: impl AsFd) -> io::Result<bool> {
     const MAGIC: u64 = 0x9123_683e;
     // The type's width and sign differ between architectures.
@@ -146,7 +146,7 @@ impl Subvolumes {
     }
 
     fn open_volume(&self, name: &VolumeName) -> io::Result<OwnedFd> {
-        Ok(open_folder(&self.root, name.as_str())?)
+        Ok(open_dir(&self.root, name.as_str())?)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Data folders on file systems of every kind, each test with its own.
+//! Data directories on file systems of every kind, each test with its own.
 //! Mounts are made in a mount namespace of the test's own thread, loop devices clear themselves: nothing can be left.
 //! Needs root, btrfs-progs and xfsprogs (`cargo xtask unit` installs them).
 
@@ -19,9 +19,9 @@ use rustix::mount::{
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use sys::LoopDevice;
 
-/// A data folder and the disk it lies on.
+/// A data directory and the disk it lies on.
 pub(crate) struct Disk {
-    pub(crate) folder: PathBuf,
+    pub(crate) dir: PathBuf,
     device: Option<LoopDevice>,
     _place: Option<tempfile::TempDir>,
 }
@@ -30,12 +30,12 @@ impl Disk {
     /// On the machine's own disk.
     pub(crate) fn host() -> Self {
         let place = tempfile::tempdir().unwrap();
-        Self { folder: place.path().join("data"), device: None, _place: Some(place) }
+        Self { dir: place.path().join("data"), device: None, _place: Some(place) }
     }
 
     /// Another test's.
-    pub(crate) fn at(folder: PathBuf) -> Self {
-        Self { folder, device: None, _place: None }
+    pub(crate) fn at(dir: PathBuf) -> Self {
+        Self { dir, device: None, _place: None }
     }
 
     /// On a fresh file system of `kind`, `mib` large, which only this thread and its children see.
@@ -52,19 +52,19 @@ impl Disk {
         fsconfig_set_string(context.as_fd(), "source", device.path()).unwrap();
         fsconfig_create(context.as_fd()).unwrap();
         let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).unwrap();
-        let folder = place.path().join("mounted");
-        fs::create_dir(&folder).unwrap();
-        move_mount(&mount, "", CWD, &folder, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).unwrap();
-        Self { folder: folder.join("data"), device: Some(device), _place: Some(place) }
+        let dir = place.path().join("mounted");
+        fs::create_dir(&dir).unwrap();
+        move_mount(&mount, "", CWD, &dir, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).unwrap();
+        Self { dir: dir.join("data"), device: Some(device), _place: Some(place) }
     }
 
     pub(crate) fn open(&self, backend: VolumesBackend) -> Volumes {
-        Volumes::open(&self.folder, VolumesConfig { backend, image_size: Some(4 << 30) }).unwrap()
+        Volumes::open(&self.dir, VolumesConfig { backend, image_size: Some(4 << 30) }).unwrap()
     }
 
     /// The loop device that serves our image, if any does.
     pub(crate) fn image_device(&self) -> Option<PathBuf> {
-        let image = File::open(self.folder.join("volumes.btrfs")).unwrap();
+        let image = File::open(self.dir.join("volumes.btrfs")).unwrap();
         LoopDevice::find(&image).unwrap().map(|device| device.path().to_owned())
     }
 
@@ -81,7 +81,7 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         if self.device.is_some() {
-            let mounted = self.folder.parent().unwrap();
+            let mounted = self.dir.parent().unwrap();
             rustix::mount::unmount(mounted, rustix::mount::UnmountFlags::DETACH).unwrap();
         }
     }

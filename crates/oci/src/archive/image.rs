@@ -44,7 +44,7 @@ impl Default for ImportOptions {
     }
 }
 
-/// Imports an image from an OCI layout (a folder, a tar, a compressed tar) or from what `docker save` wrote. `name` chooses
+/// Imports an image from an OCI layout (a directory, a tar, a compressed tar) or from what `docker save` wrote. `name` chooses
 /// among several. Blocks.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! Archives on disk: a folder, a tar, or a compressed tar, as a set of named files.
+//! Archives on disk: a directory, a tar, or a compressed tar, as a set of named files.
 //! A tar is looked through once; content is then read where it is. Names and links in it are data, never paths of this machine.
 //! What the files mean is decided in `image` and in `template`.
 
@@ -17,16 +17,16 @@ use crate::OciError;
 use crate::budget::{Budget, Metered};
 use crate::compression::decompressed;
 use crate::digest::{Digest, HashReader};
-use crate::media::{Descriptor, LARGEST_DOCUMENT};
+use crate::media::{Descriptor, MAX_DOCUMENT};
 use crate::tarball::{Kind, TarReader};
-use crate::unpack::lower::open_folder;
+use crate::unpack::lower::open_dir;
 
 /// Most files in an archive.
-const MOST_FILES: usize = 100_000;
+const MAX_FILES: usize = 100_000;
 /// Most bytes of a name and what it links to.
-const LONGEST_NAMES: usize = 4096;
+const MAX_NAMES: usize = 4096;
 /// Most links from one name to the file.
-const MOST_LINKS: usize = 8;
+const MAX_LINKS: usize = 8;
 
 /// An archive's files by name.
 pub(crate) struct Archive {
@@ -38,7 +38,7 @@ pub(crate) struct Archive {
 pub(crate) type Content<'a> = (Box<dyn Read + 'a>, u64);
 
 enum Form {
-    Folder(std::os::fd::OwnedFd),
+    Directory(std::os::fd::OwnedFd),
     Tar {
         file: File,
         files: HashMap<Vec<u8>, Item>,
@@ -59,8 +59,8 @@ impl Archive {
     pub(crate) fn open(path: &Path, store: &LayerStore, budget: &Budget) -> Result<Self, OciError> {
         let file = File::open(path).map_err(OciError::at(path))?;
         if file.metadata().map_err(OciError::at(path))?.is_dir() {
-            let folder = open_folder(CWD, path).map_err(OciError::at(path))?;
-            return Ok(Self { path: path.to_owned(), form: Form::Folder(folder) });
+            let dir = open_dir(CWD, path).map_err(OciError::at(path))?;
+            return Ok(Self { path: path.to_owned(), form: Form::Directory(dir) });
         }
         let (file, plain) = if is_compressed(&file) {
             let staging = store.stage()?;
@@ -84,10 +84,10 @@ impl Archive {
     /// A file's content and length; nothing if there is no such file.
     pub(crate) fn file(&self, name: &str) -> Result<Option<Content<'_>>, OciError> {
         match &self.form {
-            Form::Folder(folder) => {
+            Form::Directory(dir) => {
                 let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
                 let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-                let file = match openat2(folder, name, flags, Mode::empty(), resolve) {
+                let file = match openat2(dir, name, flags, Mode::empty(), resolve) {
                     Err(rustix::io::Errno::NOENT) => return Ok(None),
                     answer => answer.map_err(OciError::at(&self.path.join(name)))?,
                 };
@@ -99,7 +99,7 @@ impl Archive {
             }
             Form::Tar { file, files, .. } => {
                 let mut name = clean(name.as_bytes());
-                for _ in 0..MOST_LINKS {
+                for _ in 0..MAX_LINKS {
                     match files.get(&name) {
                         None => return Ok(None),
                         Some(Item::Link(target)) => name.clone_from(target),
@@ -117,11 +117,11 @@ impl Archive {
     /// A small file, whole.
     pub(crate) fn document(&self, name: &str) -> Result<Option<Vec<u8>>, OciError> {
         let Some((content, size)) = self.file(name)? else { return Ok(None) };
-        if size > LARGEST_DOCUMENT {
+        if size > MAX_DOCUMENT {
             return Err(self.malformed(&format!("{name} is longer than 8 MiB")));
         }
         let mut text = Vec::new();
-        content.take(LARGEST_DOCUMENT).read_to_end(&mut text).map_err(OciError::at(&self.path))?;
+        content.take(MAX_DOCUMENT).read_to_end(&mut text).map_err(OciError::at(&self.path))?;
         Ok(Some(text))
     }
 
@@ -133,7 +133,7 @@ impl Archive {
 
     /// A small blob, verified.
     pub(crate) fn blob_document(&self, descriptor: &Descriptor) -> Result<Vec<u8>, OciError> {
-        if descriptor.size > LARGEST_DOCUMENT {
+        if descriptor.size > MAX_DOCUMENT {
             return Err(self.malformed(&format!("blob {} is longer than 8 MiB", descriptor.digest)));
         }
         self.verify(descriptor)?;
@@ -195,12 +195,12 @@ fn look_through(file: &File) -> Result<HashMap<Vec<u8>, Item>, OciError> {
             Kind::Link => Item::Link(clean(&entry.target)),
             // Relative to where the link is.
             Kind::Symlink => {
-                let folder = entry.name.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
-                Item::Link(clean(&[&entry.name[..folder], b"/", &entry.target].concat()))
+                let dir = entry.name.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+                Item::Link(clean(&[&entry.name[..dir], b"/", &entry.target].concat()))
             }
             _ => continue,
         };
-        if files.len() == MOST_FILES || entry.name.len() + entry.target.len() > LONGEST_NAMES {
+        if files.len() == MAX_FILES || entry.name.len() + entry.target.len() > MAX_NAMES {
             let why = "it has more than 100,000 files, or a name longer than 4096 bytes";
             return Err(OciError::malformed("the archive", &why));
         }

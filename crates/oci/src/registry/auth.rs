@@ -15,7 +15,7 @@ use super::http::{Ask, Http, origin_of, protocol};
 use crate::OciError;
 
 /// Most bytes of a token server's answer.
-const LARGEST_ANSWER: u64 = 1 << 20;
+const MAX_ANSWER: u64 = 1 << 20;
 
 /// Name and password.
 pub(super) type Login = Option<(String, String)>;
@@ -96,7 +96,7 @@ async fn token(
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Ok(None),
         status => return Err(protocol(&realm, &format!("asked for a token, it answered {status}"))),
     }
-    let content = answer.bytes(LARGEST_ANSWER).await?;
+    let content = answer.bytes(MAX_ANSWER).await?;
     let token: Token =
         serde_json::from_slice(&content).map_err(|_| protocol(&realm, "its token cannot be read"))?;
     let token = token.token.or(token.access_token).filter(|token| !token.is_empty());

@@ -18,7 +18,7 @@ use crate::OciError;
 const TARGET: &str = "AmazonEC2ContainerRegistry_V20150921.GetAuthorizationToken";
 const CONTENT_TYPE: &str = "application/x-amz-json-1.1";
 /// Most bytes of AWS' answer.
-const LARGEST_ANSWER: u64 = 1 << 20;
+const MAX_ANSWER: u64 = 1 << 20;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -74,7 +74,7 @@ pub(super) async fn login(
     let ask = Ask { method: Method::POST, uri, headers, body: Bytes::from_static(body) };
     let answer = http.ask(ask).await?;
     let status = answer.status;
-    let content = answer.bytes(LARGEST_ANSWER).await?;
+    let content = answer.bytes(MAX_ANSWER).await?;
     if !status.is_success() {
         return Err(fail(format!("AWS answered {status}: {}", reason(&content))));
     }

@@ -24,7 +24,7 @@ use crate::OciError;
 
 const USER_AGENT: &str = concat!("cofferdam/", env!("CARGO_PKG_VERSION"));
 /// Most redirects of one request.
-const MOST_REDIRECTS: usize = 5;
+const MAX_REDIRECTS: usize = 5;
 /// For one address to accept, and for TLS.
 const CONNECT: Duration = Duration::from_secs(10);
 /// For an answer to begin, and for the next piece of it.
@@ -86,7 +86,7 @@ impl Http {
 
     /// Asks, and follows where it is sent.
     pub(crate) async fn ask(&self, mut ask: Ask) -> Result<Answer, OciError> {
-        for _ in 0..=MOST_REDIRECTS {
+        for _ in 0..=MAX_REDIRECTS {
             let origin = origin_of(&ask.uri)?;
             let answer = self.exchange(&origin, &ask).await?;
             if !answer.status.is_redirection() || answer.status == StatusCode::NOT_MODIFIED {

@@ -20,7 +20,7 @@ use tokio::sync::Mutex;
 
 use crate::OciError;
 use crate::digest::Digest;
-use crate::media::{DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, LARGEST_DOCUMENT, OCI_INDEX, OCI_MANIFEST};
+use crate::media::{DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, MAX_DOCUMENT, OCI_INDEX, OCI_MANIFEST};
 use crate::reference::Reference;
 use config::Origin;
 pub use config::{Credentials, Mirror, Registries};
@@ -103,7 +103,7 @@ impl Repository {
 
     /// A small blob.
     pub(crate) async fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>, OciError> {
-        if descriptor.size > LARGEST_DOCUMENT {
+        if descriptor.size > MAX_DOCUMENT {
             return Err(OciError::malformed("the image's configuration", &"it is longer than 8 MiB"));
         }
         let mut attempts = Attempts::default();
@@ -170,7 +170,7 @@ impl Repository {
     }
 
     async fn get_bytes(&self, path: &str, headers: &HeaderMap) -> Result<Vec<u8>, OciError> {
-        self.get(path, headers).await?.bytes(LARGEST_DOCUMENT).await
+        self.get(path, headers).await?.bytes(MAX_DOCUMENT).await
     }
 
     async fn get(&self, path: &str, headers: &HeaderMap) -> Result<Answer, OciError> {
@@ -218,7 +218,7 @@ impl Repository {
     /// By the registry's own code, else by the status.
     async fn refusal(&self, answer: Answer) -> OciError {
         let status = answer.status;
-        let content = answer.bytes(LARGEST_DOCUMENT).await.unwrap_or_default();
+        let content = answer.bytes(MAX_DOCUMENT).await.unwrap_or_default();
         let errors: Vec<ErrorCode> =
             serde_json::from_slice::<Errors>(&content).map(|body| body.errors).unwrap_or_default();
         let image = self.image.clone();
@@ -270,7 +270,7 @@ impl Repository {
 struct Attempts(u32);
 
 impl Attempts {
-    /// Waits a while if another attempt may go better, and answers whether it may.
+    /// Waits a while if another attempt may go better, and returns whether it may.
     async fn wait_for_another(&mut self, error: &OciError) -> bool {
         self.0 += 1;
         if self.0 >= ATTEMPTS || !is_passing(error) {

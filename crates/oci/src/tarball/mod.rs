@@ -16,13 +16,13 @@ pub(crate) use sparse::Segment;
 
 const BLOCK: usize = 512;
 /// Most bytes of a header's extension: names, and attributes of 64 KiB each.
-const LARGEST_EXTENSION: u64 = 1 << 20;
+const MAX_EXTENSION: u64 = 1 << 20;
 
 /// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     File,
-    Folder,
+    Directory,
     Symlink,
     /// Another name of a file.
     Link,
@@ -80,7 +80,7 @@ impl<R: Read> TarReader<R> {
         self.position
     }
 
-    /// For whoever passes over the entry's content by other means than reading; answers its length.
+    /// For whoever passes over the entry's content by other means than reading; returns its length.
     pub(crate) fn take_left(&mut self) -> u64 {
         let left = std::mem::take(&mut self.left);
         self.position += left;
@@ -121,15 +121,20 @@ impl<R: Read> TarReader<R> {
         let target =
             extended.target.unwrap_or_else(|| header.link_name_bytes().map(Into::into).unwrap_or_default());
         let kind = match kind {
-            // Before there was a type for folders.
-            EntryType::Regular if name.ends_with(b"/") => Kind::Folder,
+            // Before there was a type for directories.
+            EntryType::Regular if name.ends_with(b"/") => Kind::Directory,
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Kind::File,
-            EntryType::Directory => Kind::Folder,
+            EntryType::Directory => Kind::Directory,
             EntryType::Symlink => Kind::Symlink,
             EntryType::Link => Kind::Link,
             EntryType::Fifo => Kind::Fifo,
             EntryType::Char | EntryType::Block => Kind::Device,
-            _ => return Err(refused(&name, "is of a kind that is none of files, folders, links and pipes")),
+            _ => {
+                return Err(refused(
+                    &name,
+                    "is of a kind that is none of files, directories, links and pipes",
+                ));
+            }
         };
         if let Some(size) = extended.size {
             self.set_content(size);
@@ -234,7 +239,7 @@ impl<R: Read> TarReader<R> {
 
     /// This entry's content, which describes the next entry.
     fn extension(&mut self, finish: fn(Vec<u8>) -> Vec<u8>) -> Result<Vec<u8>, OciError> {
-        if self.left > LARGEST_EXTENSION {
+        if self.left > MAX_EXTENSION {
             return Err(broken("a header's extension is longer than 1 MiB"));
         }
         let mut content = Vec::new();

@@ -11,7 +11,7 @@ use super::{BLOCK, TarReader, broken, refused};
 use crate::OciError;
 
 /// Most segments of a file.
-const MOST_SEGMENTS: usize = 1 << 16;
+const MAX_SEGMENTS: usize = 1 << 16;
 
 /// A run of content in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +60,7 @@ fn add_gnu(segments: &mut Vec<Segment>, list: &[GnuSparseHeader]) -> Result<(), 
 }
 
 fn push(segments: &mut Vec<Segment>, segment: Segment) -> Result<(), OciError> {
-    if segments.len() == MOST_SEGMENTS {
+    if segments.len() == MAX_SEGMENTS {
         return Err(broken("a sparse file has more than 65,536 segments"));
     }
     segments.push(segment);
@@ -110,7 +110,7 @@ impl PaxSparse {
 fn leading_map<R: Read>(content: &mut TarReader<R>) -> Result<Vec<u64>, OciError> {
     let mut lines = Lines { content, block: [0; BLOCK], next: BLOCK };
     let count = lines.number()?;
-    if count > MOST_SEGMENTS as u64 {
+    if count > MAX_SEGMENTS as u64 {
         return Err(broken("a sparse file has more than 65,536 segments"));
     }
     (0..count * 2).map(|_| lines.number()).collect()

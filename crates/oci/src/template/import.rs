@@ -39,7 +39,7 @@ struct Kind {
     artifact_type: String,
 }
 
-/// Imports a template that [`super::export_template`] wrote, from a tar or a folder. Of the options, architecture and scope
+/// Imports a template that [`super::export_template`] wrote, from a tar or a directory. Of the options, architecture and scope
 /// do not matter. Blocks.
 ///
 /// # Errors

@@ -1,6 +1,6 @@
 //! Templates as archives: an OCI layout in one tar, its layers as tar with zstd, its configuration as the caller gives it.
 //! The same template gives the same bytes; importing it elsewhere gives the same layers, or an error.
-//! The layers carry what OCI images cannot (sockets, renamed folders) in records of our own.
+//! The layers carry what OCI images cannot (sockets, renamed directories) in records of our own.
 
 mod export;
 mod import;

@@ -11,9 +11,9 @@ use rustix::io::Errno;
 use crate::OciError;
 use crate::unpack::DEEPEST;
 use crate::unpack::attributes::{entry_path, xattrs_of};
-use crate::unpack::lower::open_folder;
+use crate::unpack::lower::open_dir;
 
-/// Overlayfs' notes; whiteouts, opaque folders and renames are not among them.
+/// Overlayfs' notes; whiteouts, opaque directories and renames are not among them.
 const NOTES: [&[u8]; 5] = [
     b"trusted.overlay.origin",
     b"trusted.overlay.impure",
@@ -25,16 +25,16 @@ const NOTES: [&[u8]; 5] = [
 /// Removes overlayfs' own notes from a tree that nobody uses, such as a copy of an upper in a `layers::Staging`. Blocks.
 ///
 /// # Errors
-/// Something in it cannot be changed, it is more than 200 folders deep, or a file's content is not in it (`metacopy`).
+/// Something in it cannot be changed, it is more than 200 directories deep, or a file's content is not in it (`metacopy`).
 pub fn make_portable(root: &Path) -> Result<(), OciError> {
-    let top = open_folder(CWD, root).map_err(OciError::at(root))?;
+    let top = open_dir(CWD, root).map_err(OciError::at(root))?;
     strip(root, &top, b".")?;
-    folder(root, &top, 0)
+    dir(root, &top, 0)
 }
 
-fn folder(path: &Path, at: &OwnedFd, depth: usize) -> Result<(), OciError> {
+fn dir(path: &Path, at: &OwnedFd, depth: usize) -> Result<(), OciError> {
     if depth > DEEPEST {
-        return Err(not_portable(path, "is more than 200 folders deep"));
+        return Err(not_portable(path, "is more than 200 directories deep"));
     }
     for entry in Dir::read_from(at).map_err(OciError::at(path))? {
         let entry = entry.map_err(OciError::at(path))?;
@@ -45,8 +45,8 @@ fn folder(path: &Path, at: &OwnedFd, depth: usize) -> Result<(), OciError> {
         strip(path, at, name)?;
         let stat = statat(at, name, AtFlags::SYMLINK_NOFOLLOW).map_err(OciError::at(path))?;
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-            let next = open_folder(at, name).map_err(OciError::at(path))?;
-            folder(&path.join(&*String::from_utf8_lossy(name)), &next, depth + 1)?;
+            let next = open_dir(at, name).map_err(OciError::at(path))?;
+            dir(&path.join(&*String::from_utf8_lossy(name)), &next, depth + 1)?;
         }
     }
     Ok(())

@@ -1,5 +1,5 @@
 //! Writes a layer as a tar stream: the reverse of unpacking. Always the same bytes for the same layer.
-//! The tree may hold anything a sandbox could make, so it is walked through open folders and nothing is followed.
+//! The tree may hold anything a sandbox could make, so it is walked through open directories and nothing is followed.
 //! What could not be read back as the same layer is an error, told with its name.
 
 use std::collections::HashMap;
@@ -18,15 +18,15 @@ use tar::{Builder, EntryType, Header};
 use crate::OciError;
 use crate::tarball::{LITERAL, SOCKET, XATTR};
 use crate::unpack::attributes::{OPAQUE, is_opaque, kept_xattr, xattrs_of};
-use crate::unpack::lower::{is_whiteout, open_folder};
-use crate::unpack::{DEEPEST, LARGEST_ID, LONGEST_PART};
+use crate::unpack::lower::{is_whiteout, open_dir};
+use crate::unpack::{DEEPEST, MAX_ID, MAX_PART};
 
 /// Writes the layer at `root`.
 pub(super) fn write_layer(layer: &LayerDigest, root: &Path, to: impl Write) -> Result<(), OciError> {
-    let top = open_folder(CWD, root).map_err(OciError::at(root))?;
+    let top = open_dir(CWD, root).map_err(OciError::at(root))?;
     let mut writer = Writer { layer, tar: Builder::new(to), links: HashMap::new() };
     let stat = fstat(&top).map_err(OciError::at(root))?;
-    writer.folder(b"", &top, &stat, 0)?;
+    writer.dir(b"", &top, &stat, 0)?;
     writer.tar.into_inner().and_then(|mut to| to.flush()).map_err(OciError::at(root))
 }
 
@@ -41,15 +41,15 @@ struct Writer<'a, W: Write> {
 type Records = Vec<(String, Vec<u8>)>;
 
 impl<W: Write> Writer<'_, W> {
-    fn folder(&mut self, path: &[u8], folder: &OwnedFd, stat: &Stat, depth: usize) -> Result<(), OciError> {
+    fn dir(&mut self, path: &[u8], dir: &OwnedFd, stat: &Stat, depth: usize) -> Result<(), OciError> {
         if depth > DEEPEST {
-            return Err(self.not_portable(path, "is more than 200 folders deep"));
+            return Err(self.not_portable(path, "is more than 200 directories deep"));
         }
         let fail = |error: Errno| self.failed(path, error);
-        let records = self.records(path, folder, b".", stat)?;
-        let is_opaque = is_opaque(folder).map_err(fail)?;
+        let records = self.records(path, dir, b".", stat)?;
+        let is_opaque = is_opaque(dir).map_err(fail)?;
         let mut names = Vec::new();
-        for entry in Dir::read_from(folder).map_err(fail)? {
+        for entry in Dir::read_from(dir).map_err(fail)? {
             let entry = entry.map_err(fail)?;
             if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
                 names.push(entry.file_name().to_bytes().to_vec());
@@ -64,23 +64,23 @@ impl<W: Write> Writer<'_, W> {
         }
         for name in names {
             let path = below(path, &name);
-            let stat = statat(folder, &*name, AtFlags::SYMLINK_NOFOLLOW)
-                .map_err(|error| self.failed(&path, error))?;
+            let stat =
+                statat(dir, &*name, AtFlags::SYMLINK_NOFOLLOW).map_err(|error| self.failed(&path, error))?;
             if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                let next = open_folder(folder, &*name).map_err(|error| self.failed(&path, error))?;
-                self.folder(&path, &next, &stat, depth + 1)?;
+                let next = open_dir(dir, &*name).map_err(|error| self.failed(&path, error))?;
+                self.dir(&path, &next, &stat, depth + 1)?;
             } else {
-                self.file(&path, folder, &name, &stat)?;
+                self.file(&path, dir, &name, &stat)?;
             }
         }
         Ok(())
     }
 
-    fn file(&mut self, path: &[u8], folder: &OwnedFd, name: &[u8], stat: &Stat) -> Result<(), OciError> {
-        let mut records = self.records(path, folder, name, stat)?;
+    fn file(&mut self, path: &[u8], dir: &OwnedFd, name: &[u8], stat: &Stat) -> Result<(), OciError> {
+        let mut records = self.records(path, dir, name, stat)?;
         if is_whiteout(stat) {
             let marked = [b".wh.", name].concat();
-            if marked.len() > LONGEST_PART {
+            if marked.len() > MAX_PART {
                 return Err(self.not_portable(path, "has a name too long for a whiteout"));
             }
             let path = [&path[..path.len() - name.len()], &marked].concat();
@@ -95,10 +95,9 @@ impl<W: Write> Writer<'_, W> {
             self.links.insert((stat.st_dev, stat.st_ino), path.to_vec());
         }
         let kind = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => return self.regular(path, folder, name, records),
+            FileType::RegularFile => return self.regular(path, dir, name, records),
             FileType::Symlink => {
-                let target =
-                    readlinkat(folder, name, Vec::new()).map_err(|error| self.failed(path, error))?;
+                let target = readlinkat(dir, name, Vec::new()).map_err(|error| self.failed(path, error))?;
                 let target = target.to_bytes();
                 return self.entry(EntryType::Symlink, path, target, stat, records, 0, io::empty());
             }
@@ -113,15 +112,9 @@ impl<W: Write> Writer<'_, W> {
         self.entry(kind, path, b"", stat, records, 0, io::empty())
     }
 
-    fn regular(
-        &mut self,
-        path: &[u8],
-        folder: &OwnedFd,
-        name: &[u8],
-        records: Records,
-    ) -> Result<(), OciError> {
+    fn regular(&mut self, path: &[u8], dir: &OwnedFd, name: &[u8], records: Records) -> Result<(), OciError> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOATIME;
-        let file = openat(folder, name, flags, Mode::empty()).map_err(|error| self.failed(path, error))?;
+        let file = openat(dir, name, flags, Mode::empty()).map_err(|error| self.failed(path, error))?;
         let stat = fstat(&file).map_err(|error| self.failed(path, error))?;
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         let mut content = Counted { inner: File::from(file).take(size), count: 0 };
@@ -130,8 +123,8 @@ impl<W: Write> Writer<'_, W> {
     }
 
     /// What the header has no room for, and what must come back as it is.
-    fn records(&self, path: &[u8], folder: &OwnedFd, name: &[u8], stat: &Stat) -> Result<Records, OciError> {
-        if u64::from(stat.st_uid.max(stat.st_gid)) > LARGEST_ID {
+    fn records(&self, path: &[u8], dir: &OwnedFd, name: &[u8], stat: &Stat) -> Result<Records, OciError> {
+        if u64::from(stat.st_uid.max(stat.st_gid)) > MAX_ID {
             return Err(self.not_portable(path, "has an owner beyond 65535"));
         }
         let mut records = Records::new();
@@ -139,7 +132,7 @@ impl<W: Write> Writer<'_, W> {
         if last.starts_with(b".wh.") {
             records.push((LITERAL.to_owned(), b"1".to_vec()));
         }
-        for (key, value) in xattrs_of(folder, name).map_err(|error| self.failed(path, error))? {
+        for (key, value) in xattrs_of(dir, name).map_err(|error| self.failed(path, error))? {
             if key == OPAQUE && value == b"y" && name == b"." {
                 continue;
             }
@@ -230,7 +223,7 @@ fn fill(field: &mut [u8], text: &[u8]) -> bool {
     count == text.len()
 }
 
-/// A mark's own owner and mode do not matter; its time is the folder's.
+/// A mark's own owner and mode do not matter; its time is the directory's.
 fn of_nobody(stat: &Stat) -> Stat {
     let mut stat = *stat;
     (stat.st_uid, stat.st_gid, stat.st_mode) = (0, 0, 0);

@@ -16,19 +16,19 @@ use rustix::io::Errno;
 use crate::tarball::Entry;
 
 /// The largest id a sandbox has.
-pub(crate) const LARGEST_ID: u64 = 65_535;
+pub(crate) const MAX_ID: u64 = 65_535;
 /// What other ids are shown as, and so what they become.
 const NOBODY: u32 = 65_534;
 /// An extended attribute's name and value.
 pub(crate) type Xattr = (Vec<u8>, Vec<u8>);
 /// Most warnings kept.
-const MOST_WARNINGS: usize = 20;
+const MAX_WARNINGS: usize = 20;
 
-/// Whether a folder hides what layers below have in it.
+/// Whether a directory hides what layers below have in it.
 pub(crate) const OPAQUE: &[u8] = b"trusted.overlay.opaque";
 const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
-/// Where a renamed folder's content comes from in the layers below.
+/// Where a renamed directory's content comes from in the layers below.
 pub(crate) const REDIRECT: &[u8] = b"trusted.overlay.redirect";
 
 /// What was changed while unpacking.
@@ -37,7 +37,7 @@ pub(crate) struct Warnings(Vec<String>);
 
 impl Warnings {
     pub(crate) fn add(&mut self, entry: &[u8], what: &str) {
-        if self.0.len() < MOST_WARNINGS {
+        if self.0.len() < MAX_WARNINGS {
             let shown = &entry[..entry.len().min(200)];
             self.0.push(format!("{}: {what}", String::from_utf8_lossy(shown)));
         }
@@ -48,7 +48,7 @@ impl Warnings {
     }
 }
 
-/// What a file or folder is given.
+/// What a file or directory is given.
 #[derive(Debug, Clone)]
 pub(super) struct Attributes {
     pub(super) user: u32,
@@ -62,7 +62,7 @@ impl Attributes {
     /// From an entry, as far as a sandbox can have them.
     pub(super) fn of(entry: &Entry, is_template: bool, warnings: &mut Warnings) -> Self {
         let mut id = |id: u64| {
-            if id > LARGEST_ID {
+            if id > MAX_ID {
                 warnings.add(&entry.name, &format!("owner {id} is beyond 65535 and became nobody"));
                 return NOBODY;
             }
@@ -83,21 +83,21 @@ impl Attributes {
         Self { user, group, mode: entry.mode, modified, xattrs }
     }
 
-    /// Of a folder that no entry describes.
-    pub(super) fn plain_folder(modified: Timespec) -> Self {
+    /// Of a directory that no entry describes.
+    pub(super) fn plain_dir(modified: Timespec) -> Self {
         Self { user: 0, group: 0, mode: 0o755, modified, xattrs: Vec::new() }
     }
 
-    /// Gives it all to an entry of an open folder, which is not followed.
-    pub(super) fn give(&self, folder: &OwnedFd, name: &[u8], is_symlink: bool) -> Result<(), Errno> {
+    /// Gives it all to an entry of an open directory, which is not followed.
+    pub(super) fn give(&self, dir: &OwnedFd, name: &[u8], is_symlink: bool) -> Result<(), Errno> {
         let (user, group) = (Some(Uid::from_raw(self.user)), Some(Gid::from_raw(self.group)));
-        chownat(folder, name, user, group, AtFlags::SYMLINK_NOFOLLOW)?;
+        chownat(dir, name, user, group, AtFlags::SYMLINK_NOFOLLOW)?;
         if is_symlink {
-            return set_time(folder, name, self.modified);
+            return set_time(dir, name, self.modified);
         }
         // Just made by us and no link, so there is nothing to follow. After the owner, whose change takes bits away.
-        chmodat(folder, name, Mode::from_raw_mode(self.mode), AtFlags::empty())?;
-        let path = entry_path(folder, name);
+        chmodat(dir, name, Mode::from_raw_mode(self.mode), AtFlags::empty())?;
+        let path = entry_path(dir, name);
         for (key, value) in &self.xattrs {
             match lsetxattr(&path, &**key, value, XattrFlags::empty()) {
                 // Not on this kind of file, or not on this file system, or not a proper value.
@@ -105,28 +105,28 @@ impl Attributes {
                 answer => answer?,
             }
         }
-        set_time(folder, name, self.modified)
+        set_time(dir, name, self.modified)
     }
 }
 
-pub(super) fn set_time(folder: &OwnedFd, name: &[u8], modified: Timespec) -> Result<(), Errno> {
+pub(super) fn set_time(dir: &OwnedFd, name: &[u8], modified: Timespec) -> Result<(), Errno> {
     let times = Timestamps { last_access: modified, last_modification: modified };
-    utimensat(folder, name, &times, AtFlags::SYMLINK_NOFOLLOW)
+    utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)
 }
 
-/// Whether the open folder passes permissions on to what is made in it.
-pub(super) fn passes_on(folder: &OwnedFd) -> Result<bool, Errno> {
-    match lgetxattr(entry_path(folder, b"."), DEFAULT_ACL, &mut [0u8; 0]) {
+/// Whether the open directory passes permissions on to what is made in it.
+pub(super) fn passes_on(dir: &OwnedFd) -> Result<bool, Errno> {
+    match lgetxattr(entry_path(dir, b"."), DEFAULT_ACL, &mut [0u8; 0]) {
         Ok(_) | Err(Errno::RANGE) => Ok(true),
         Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-/// Takes away what something new got from its folder.
-pub(super) fn disinherit(folder: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
+/// Takes away what something new got from its directory.
+pub(super) fn disinherit(dir: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
     for acl in [ACCESS_ACL, DEFAULT_ACL] {
-        match lremovexattr(entry_path(folder, name), acl) {
+        match lremovexattr(entry_path(dir, name), acl) {
             Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
             Err(error) => return Err(error),
         }
@@ -134,9 +134,9 @@ pub(super) fn disinherit(folder: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Where an entry of an open folder can be named without following anything of the tree.
-pub(crate) fn entry_path(folder: &OwnedFd, name: &[u8]) -> PathBuf {
-    let number = folder.as_raw_fd();
+/// Where an entry of an open directory can be named without following anything of the tree.
+pub(crate) fn entry_path(dir: &OwnedFd, name: &[u8]) -> PathBuf {
+    let number = dir.as_raw_fd();
     PathBuf::from(format!("/proc/self/fd/{number}")).join(OsStr::from_bytes(name))
 }
 
@@ -178,7 +178,7 @@ fn capability(value: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// A name in the same folder, or a path from the root of the layers.
+/// A name in the same directory, or a path from the root of the layers.
 pub(crate) fn is_redirect(value: &[u8]) -> bool {
     let is_part = |part: &[u8]| !matches!(part, b"" | b"." | b"..");
     let is_path = match value.strip_prefix(b"/") {
@@ -189,8 +189,8 @@ pub(crate) fn is_redirect(value: &[u8]) -> bool {
 }
 
 /// Names and values of all attributes, in order of their names. Nothing is followed.
-pub(crate) fn xattrs_of(folder: &OwnedFd, name: &[u8]) -> Result<Vec<Xattr>, Errno> {
-    let path = entry_path(folder, name);
+pub(crate) fn xattrs_of(dir: &OwnedFd, name: &[u8]) -> Result<Vec<Xattr>, Errno> {
+    let path = entry_path(dir, name);
     let names = match read(|buffer| llistxattr(&path, buffer)) {
         Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
         answer => answer?,
@@ -201,18 +201,18 @@ pub(crate) fn xattrs_of(folder: &OwnedFd, name: &[u8]) -> Result<Vec<Xattr>, Err
     names.into_iter().map(pair).collect()
 }
 
-/// Whether the open folder hides what layers below have in it.
-pub(crate) fn is_opaque(folder: &OwnedFd) -> Result<bool, Errno> {
+/// Whether the open directory hides what layers below have in it.
+pub(crate) fn is_opaque(dir: &OwnedFd) -> Result<bool, Errno> {
     let mut value = [0; 2];
-    match lgetxattr(entry_path(folder, b"."), OPAQUE, &mut value) {
+    match lgetxattr(entry_path(dir, b"."), OPAQUE, &mut value) {
         Ok(length) => Ok(&value[..length] == b"y"),
         Err(Errno::RANGE | Errno::NODATA | Errno::OPNOTSUPP) => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-pub(super) fn make_opaque(folder: &OwnedFd) -> Result<(), Errno> {
-    lsetxattr(entry_path(folder, b"."), OPAQUE, b"y", XattrFlags::empty())
+pub(super) fn make_opaque(dir: &OwnedFd) -> Result<(), Errno> {
+    lsetxattr(entry_path(dir, b"."), OPAQUE, b"y", XattrFlags::empty())
 }
 
 /// Reads what rarely is long and never longer than the kernel's limit.

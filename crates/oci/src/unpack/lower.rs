@@ -1,5 +1,5 @@
-//! What the layers below show at a path, seen as overlayfs would: whiteouts, opaque folders, files in the way.
-//! Needed where a layer does not say itself what its parent folders are, or links to a file below.
+//! What the layers below show at a path, seen as overlayfs would: whiteouts, opaque directories, files in the way.
+//! Needed where a layer does not say itself what its parent directories are, or links to a file below.
 //! The layers were unpacked from images, so nothing in them is followed.
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,8 +11,8 @@ use rustix::io::Errno;
 use super::attributes::is_opaque;
 use crate::OciError;
 
-/// Opens the folder `name`, and only a folder.
-pub(crate) fn open_folder<P: rustix::path::Arg>(at: impl AsFd, name: P) -> Result<OwnedFd, Errno> {
+/// Opens the directory `name`, and only a directory.
+pub(crate) fn open_dir<P: rustix::path::Arg>(at: impl AsFd, name: P) -> Result<OwnedFd, Errno> {
     openat(at, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
@@ -26,7 +26,7 @@ pub(super) struct Lowers(Vec<OwnedFd>);
 
 /// Something in a layer below.
 pub(super) struct Found {
-    pub(super) folder: OwnedFd,
+    pub(super) dir: OwnedFd,
     pub(super) name: Vec<u8>,
     pub(super) stat: Stat,
 }
@@ -47,7 +47,7 @@ enum Look {
 
 impl Lowers {
     pub(super) fn open(paths: &[PathBuf]) -> Result<Self, OciError> {
-        let open = |path: &PathBuf| open_folder(CWD, path).map_err(OciError::at(path));
+        let open = |path: &PathBuf| open_dir(CWD, path).map_err(OciError::at(path));
         paths.iter().map(open).collect::<Result<_, _>>().map(Self)
     }
 
@@ -66,24 +66,24 @@ impl Lowers {
 
 fn look<P: AsRef<[u8]>>(layer: &OwnedFd, path: &[P]) -> Result<Look, Errno> {
     let Some((last, above)) = path.split_last() else { return Ok(Look::Gone) };
-    let mut folder = open_folder(layer, c".")?;
-    let mut hides = is_opaque(&folder)?;
+    let mut dir = open_dir(layer, c".")?;
+    let mut hides = is_opaque(&dir)?;
     let missing = |hides| if hides { Look::Gone } else { Look::Further };
     for part in above {
-        let stat = match statat(&folder, part.as_ref(), AtFlags::SYMLINK_NOFOLLOW) {
+        let stat = match statat(&dir, part.as_ref(), AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => return Ok(missing(hides)),
             answer => answer?,
         };
         if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
             return Ok(Look::Gone);
         }
-        folder = open_folder(&folder, part.as_ref())?;
-        hides |= is_opaque(&folder)?;
+        dir = open_dir(&dir, part.as_ref())?;
+        hides |= is_opaque(&dir)?;
     }
-    match statat(&folder, last.as_ref(), AtFlags::SYMLINK_NOFOLLOW) {
+    match statat(&dir, last.as_ref(), AtFlags::SYMLINK_NOFOLLOW) {
         Err(Errno::NOENT) => Ok(missing(hides)),
         Err(error) => Err(error),
         Ok(stat) if is_whiteout(&stat) => Ok(Look::Gone),
-        Ok(stat) => Ok(Look::Found(Found { folder, name: last.as_ref().to_owned(), stat })),
+        Ok(stat) => Ok(Look::Found(Found { dir, name: last.as_ref().to_owned(), stat })),
     }
 }

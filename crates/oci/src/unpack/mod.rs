@@ -1,6 +1,6 @@
-//! Turns a layer's tar stream into a folder tree in overlay form, under the assumption that the stream is hostile.
-//! Whiteouts become character devices 0:0, opaque folders an attribute; an archive's own such things are never taken.
-//! Nothing is read or written outside the layer's folder, and nothing costs more than the budget has.
+//! Turns a layer's tar stream into a directory tree in overlay form, under the assumption that the stream is hostile.
+//! Whiteouts become character devices 0:0, opaque directories an attribute; an archive's own such things are never taken.
+//! Nothing is read or written outside the layer's directory, and nothing costs more than the budget has.
 
 pub(crate) mod attributes;
 pub(crate) mod lower;
@@ -20,12 +20,12 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::OciError;
-use crate::budget::{Budget, FOLDER};
+use crate::budget::{Budget, DIR};
 use crate::tarball::{Entry, Kind, TarReader, refused};
 use attributes::{Attributes, entry_path, make_opaque, set_time};
-pub(crate) use attributes::{LARGEST_ID, Warnings};
-use lower::{Lowers, is_whiteout, open_folder};
-pub(crate) use names::{DEEPEST, LONGEST_PART};
+pub(crate) use attributes::{MAX_ID, Warnings};
+use lower::{Lowers, is_whiteout, open_dir};
+pub(crate) use names::{DEEPEST, MAX_PART};
 use names::{Meaning, meaning, parts};
 use place::{Place, Tree, failed, of_found};
 
@@ -34,11 +34,11 @@ use place::{Place, Tree, failed, of_found};
 pub(crate) enum Source {
     /// An image.
     Image,
-    /// A template's archive, which may also hold renamed folders, sockets, dead device nodes and any names.
+    /// A template's archive, which may also hold renamed directories, sockets, dead device nodes and any names.
     Template,
 }
 
-/// Unpacks into the new folder `root`. `below` are the layers below, uppermost first. Answers whether they had a say
+/// Unpacks into the new directory `root`. `below` are the layers below, uppermost first. Answers whether they had a say
 /// in the result. Blocks.
 pub(crate) fn unpack(
     archive: impl Read,
@@ -49,7 +49,7 @@ pub(crate) fn unpack(
     warnings: &mut Warnings,
 ) -> Result<bool, OciError> {
     fs::create_dir(root).map_err(OciError::at(root))?;
-    let top = open_folder(CWD, root).map_err(OciError::at(root))?;
+    let top = open_dir(CWD, root).map_err(OciError::at(root))?;
     let tree = Tree::new(top, Lowers::open(below)?, budget);
     tree.root_is_plain().map_err(OciError::at(root))?;
     let archive = TarReader::new(archive);
@@ -65,7 +65,7 @@ pub(crate) fn unpack(
 
 impl Tree<'_> {
     fn root_is_plain(&self) -> Result<(), Errno> {
-        Attributes::plain_folder(Timespec { tv_sec: 0, tv_nsec: 0 }).give(self.root(), b".", false)
+        Attributes::plain_dir(Timespec { tv_sec: 0, tv_nsec: 0 }).give(self.root(), b".", false)
     }
 }
 
@@ -95,11 +95,11 @@ impl<R: Read> Unpacker<'_, R> {
         let place = match self.last.take() {
             Some((known, place)) if known == key => place,
             _ if meaning != Meaning::Plain && !self.tree.can_hide(&entry.name, above)? => return Ok(()),
-            _ => self.tree.folder(&entry.name, above, attributes.modified)?,
+            _ => self.tree.dir(&entry.name, above, attributes.modified)?,
         };
         let keeps = match meaning {
             Meaning::Opaque => {
-                make_opaque(&place.folder).map(|()| true).map_err(|error| failed(&entry.name, error))
+                make_opaque(&place.dir).map(|()| true).map_err(|error| failed(&entry.name, error))
             }
             Meaning::Whiteout(gone) => self.whiteout(entry, &attributes, &place, gone),
             _ => self.place(entry, &attributes, &place, name),
@@ -112,8 +112,8 @@ impl<R: Read> Unpacker<'_, R> {
     }
 
     fn root(&mut self, entry: &Entry, attributes: &Attributes) -> Result<(), OciError> {
-        if entry.kind != Kind::Folder {
-            return Err(refused(&entry.name, "would replace the root folder"));
+        if entry.kind != Kind::Directory {
+            return Err(refused(&entry.name, "would replace the root directory"));
         }
         // It may be what was noted, with what it had.
         self.last = None;
@@ -129,23 +129,23 @@ impl<R: Read> Unpacker<'_, R> {
         gone: &[u8],
     ) -> Result<bool, OciError> {
         let fail = |error: Errno| failed(&entry.name, error);
-        match statat(&place.folder, gone, AtFlags::SYMLINK_NOFOLLOW) {
+        match statat(&place.dir, gone, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(_) if self.tree.holds_only_marks(place, gone).map_err(fail)? => {
-                fs::remove_dir_all(entry_path(&place.folder, gone))
+                fs::remove_dir_all(entry_path(&place.dir, gone))
                     .map_err(|error| failed(&entry.name, error))?;
                 self.whiteout(entry, attributes, place, gone)?;
                 return Ok(false);
             }
             Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
-                make_opaque(&open_folder(&place.folder, gone).map_err(fail)?).map_err(fail)?;
+                make_opaque(&open_dir(&place.dir, gone).map_err(fail)?).map_err(fail)?;
             }
             Ok(_) => {}
             Err(Errno::NOENT) => {
-                mknodat(&place.folder, gone, FileType::CharacterDevice, Mode::empty(), 0).map_err(fail)?;
+                mknodat(&place.dir, gone, FileType::CharacterDevice, Mode::empty(), 0).map_err(fail)?;
                 place.got(gone).map_err(fail)?;
-                set_time(&place.folder, gone, attributes.modified).map_err(fail)?;
+                set_time(&place.dir, gone, attributes.modified).map_err(fail)?;
                 if self.source == Source::Template {
-                    attributes.give(&place.folder, gone, false).map_err(fail)?;
+                    attributes.give(&place.dir, gone, false).map_err(fail)?;
                 }
             }
             Err(error) => return Err(fail(error)),
@@ -153,7 +153,7 @@ impl<R: Read> Unpacker<'_, R> {
         Ok(true)
     }
 
-    /// Puts an entry where it belongs. Answers whether the last entry's folder can be trusted to be the same still.
+    /// Puts an entry where it belongs. Answers whether the last entry's directory can be trusted to be the same still.
     fn place(
         &mut self,
         entry: &Entry,
@@ -162,18 +162,18 @@ impl<R: Read> Unpacker<'_, R> {
         name: &[u8],
     ) -> Result<bool, OciError> {
         let fail = |error: Errno| failed(&entry.name, error);
-        let there = match statat(&place.folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+        let there = match statat(&place.dir, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Some(stat),
             Err(Errno::NOENT) => None,
             Err(error) => return Err(fail(error)),
         };
-        if entry.kind == Kind::Folder {
-            return self.folder(entry, attributes, place, name, there.as_ref());
+        if entry.kind == Kind::Directory {
+            return self.dir(entry, attributes, place, name, there.as_ref());
         }
         // Looked for before anything is removed: it may be what is in the way.
         let origin = if entry.kind == Kind::Link { Some(self.origin(entry)?) } else { None };
-        if let (Some((folder, target)), Some(there)) = (&origin, &there) {
-            let stat = statat(&folder.folder, &**target, AtFlags::SYMLINK_NOFOLLOW).map_err(fail)?;
+        if let (Some((dir, target)), Some(there)) = (&origin, &there) {
+            let stat = statat(&dir.dir, &**target, AtFlags::SYMLINK_NOFOLLOW).map_err(fail)?;
             if (stat.st_dev, stat.st_ino) == (there.st_dev, there.st_ino) {
                 return Ok(true);
             }
@@ -185,16 +185,16 @@ impl<R: Read> Unpacker<'_, R> {
             (Kind::File, _) => self.file(entry, attributes, place, name)?,
             (Kind::Symlink, _) => {
                 if entry.target.is_empty()
-                    || entry.target.len() > names::LONGEST_PATH
+                    || entry.target.len() > names::MAX_PATH
                     || entry.target.contains(&0)
                 {
                     return Err(refused(&entry.name, "is a symlink to something that is no path"));
                 }
-                symlinkat(&*entry.target, &place.folder, name).map_err(fail)?;
-                attributes.give(&place.folder, name, true).map_err(fail)?;
+                symlinkat(&*entry.target, &place.dir, name).map_err(fail)?;
+                attributes.give(&place.dir, name, true).map_err(fail)?;
             }
             (Kind::Link, Some((origin, target))) => {
-                linkat(&origin.folder, &*target, &place.folder, name, AtFlags::empty()).map_err(fail)?;
+                linkat(&origin.dir, &*target, &place.dir, name, AtFlags::empty()).map_err(fail)?;
             }
             (Kind::Device, _) if self.source == Source::Image || entry.device == (0, 0) => {
                 self.warnings.add(&entry.name, "device nodes do not work in sandboxes; it was left out");
@@ -207,15 +207,15 @@ impl<R: Read> Unpacker<'_, R> {
                     _ if self.source == Source::Template && entry.is_socket => (FileType::Socket, 0),
                     _ => (FileType::Fifo, 0),
                 };
-                mknodat(&place.folder, name, kind, Mode::from_raw_mode(0o600), device).map_err(fail)?;
+                mknodat(&place.dir, name, kind, Mode::from_raw_mode(0o600), device).map_err(fail)?;
                 place.got(name).map_err(fail)?;
-                attributes.give(&place.folder, name, false).map_err(fail)?;
+                attributes.give(&place.dir, name, false).map_err(fail)?;
             }
         }
         Ok(there.is_none_or(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile))
     }
 
-    fn folder(
+    fn dir(
         &mut self,
         entry: &Entry,
         attributes: &Attributes,
@@ -224,20 +224,20 @@ impl<R: Read> Unpacker<'_, R> {
         there: Option<&Stat>,
     ) -> Result<bool, OciError> {
         let fail = |error: Errno| failed(&entry.name, error);
-        let is_folder = |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-        let is_new = !there.is_some_and(is_folder);
+        let is_dir = |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        let is_new = !there.is_some_and(is_dir);
         if is_new {
             if there.is_some() {
-                unlinkat(&place.folder, name, AtFlags::empty()).map_err(fail)?;
+                unlinkat(&place.dir, name, AtFlags::empty()).map_err(fail)?;
             }
-            self.budget.add_bytes(FOLDER)?;
-            mkdirat(&place.folder, name, Mode::from_raw_mode(0o700)).map_err(fail)?;
+            self.budget.add_bytes(DIR)?;
+            mkdirat(&place.dir, name, Mode::from_raw_mode(0o700)).map_err(fail)?;
             place.got(name).map_err(fail)?;
         }
-        attributes.give(&place.folder, name, false).map_err(fail)?;
+        attributes.give(&place.dir, name, false).map_err(fail)?;
         if is_new && there.is_some() {
             // What this layer had there before, or said was gone, hid what is below; so does this.
-            make_opaque(&open_folder(&place.folder, name).map_err(fail)?).map_err(fail)?;
+            make_opaque(&open_dir(&place.dir, name).map_err(fail)?).map_err(fail)?;
         }
         self.tree.described(&place.path_of(name));
         Ok(!is_new || there.is_none())
@@ -252,7 +252,7 @@ impl<R: Read> Unpacker<'_, R> {
     ) -> Result<(), OciError> {
         let fail = |error: Errno| failed(&entry.name, error);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(&place.folder, name, flags, Mode::from_raw_mode(0o600)).map_err(fail)?;
+        let file = openat(&place.dir, name, flags, Mode::from_raw_mode(0o600)).map_err(fail)?;
         let mut file = File::from(file);
         match &entry.segments {
             None => self.copy(&mut file, entry.size, &entry.name)?,
@@ -269,7 +269,7 @@ impl<R: Read> Unpacker<'_, R> {
         }
         drop(file);
         place.got(name).map_err(fail)?;
-        attributes.give(&place.folder, name, false).map_err(fail)
+        attributes.give(&place.dir, name, false).map_err(fail)
     }
 
     fn copy(&mut self, file: &mut File, mut length: u64, entry: &[u8]) -> Result<(), OciError> {
@@ -285,20 +285,19 @@ impl<R: Read> Unpacker<'_, R> {
         Ok(())
     }
 
-    /// The file that a hard link names: its folder and name. A file of a layer below is brought into this one.
+    /// The file that a hard link names: its directory and name. A file of a layer below is brought into this one.
     fn origin(&mut self, entry: &Entry) -> Result<(Place, Vec<u8>), OciError> {
         let fail = |error: Errno| failed(&entry.name, error);
         let target = parts(&entry.target)
             .map_err(|_| refused(&entry.name, "is a hard link to a name that cannot be"))?;
         let Some((name, above)) = target.split_last() else {
-            return Err(refused(&entry.name, "is a hard link to the root folder"));
+            return Err(refused(&entry.name, "is a hard link to the root directory"));
         };
-        let place =
-            self.tree.folder(&entry.name, above, Timespec { tv_sec: entry.modified.0, tv_nsec: 0 })?;
-        match statat(&place.folder, *name, AtFlags::SYMLINK_NOFOLLOW) {
+        let place = self.tree.dir(&entry.name, above, Timespec { tv_sec: entry.modified.0, tv_nsec: 0 })?;
+        match statat(&place.dir, *name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) if is_whiteout(&stat) => Err(refused(&entry.name, "is a hard link to nothing")),
             Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
-                Err(refused(&entry.name, "is a hard link to a folder"))
+                Err(refused(&entry.name, "is a hard link to a directory"))
             }
             Ok(_) => Ok((place, name.to_vec())),
             Err(Errno::NOENT) => {
@@ -316,15 +315,15 @@ impl<R: Read> Unpacker<'_, R> {
         };
         match found.kind() {
             FileType::Symlink => {
-                let target = readlinkat(&found.folder, &*found.name, Vec::new()).map_err(fail)?;
-                symlinkat(&target, &place.folder, name).map_err(fail)?;
+                let target = readlinkat(&found.dir, &*found.name, Vec::new()).map_err(fail)?;
+                symlinkat(&target, &place.dir, name).map_err(fail)?;
             }
             FileType::RegularFile => {
                 self.budget.add_bytes(u64::try_from(found.stat.st_size).unwrap_or(0))?;
                 let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let from = openat(&found.folder, &*found.name, OFlags::RDONLY | flags, Mode::empty());
+                let from = openat(&found.dir, &*found.name, OFlags::RDONLY | flags, Mode::empty());
                 let create = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | flags;
-                let to = openat(&place.folder, name, create, Mode::from_raw_mode(0o600)).map_err(fail)?;
+                let to = openat(&place.dir, name, create, Mode::from_raw_mode(0o600)).map_err(fail)?;
                 io::copy(&mut File::from(from.map_err(fail)?), &mut File::from(to))
                     .map_err(|error| failed(&entry.name, error))?;
             }
@@ -332,7 +331,7 @@ impl<R: Read> Unpacker<'_, R> {
         }
         place.got(name).map_err(fail)?;
         let attributes = of_found(&found).map_err(fail)?;
-        attributes.give(&place.folder, name, found.kind() == FileType::Symlink).map_err(fail)?;
+        attributes.give(&place.dir, name, found.kind() == FileType::Symlink).map_err(fail)?;
         place.settle().map_err(fail)
     }
 }
@@ -340,7 +339,7 @@ impl<R: Read> Unpacker<'_, R> {
 /// Removes what an earlier entry of the same layer put there.
 fn remove(place: &Place, name: &[u8], there: &Stat) -> io::Result<()> {
     if FileType::from_raw_mode(there.st_mode) == FileType::Directory {
-        return fs::remove_dir_all(entry_path(&place.folder, name));
+        return fs::remove_dir_all(entry_path(&place.dir, name));
     }
-    Ok(unlinkat(&place.folder, name, AtFlags::empty())?)
+    Ok(unlinkat(&place.dir, name, AtFlags::empty())?)
 }

@@ -5,15 +5,15 @@
 use crate::OciError;
 use crate::tarball::refused;
 
-/// Most folders one in another. Trees are walked with a descriptor or a stack frame a level elsewhere.
+/// Most directories one in another. Trees are walked with a descriptor or a stack frame a level elsewhere.
 pub(crate) const DEEPEST: usize = 200;
 /// The kernel's limits, bytes.
-pub(crate) const LONGEST_PART: usize = 255;
-pub(super) const LONGEST_PATH: usize = 4095;
+pub(crate) const MAX_PART: usize = 255;
+pub(super) const MAX_PATH: usize = 4095;
 
 /// The parts of a name; none for the root itself. `/` in front and `.` mean nothing.
 pub(super) fn parts(name: &[u8]) -> Result<Vec<&[u8]>, OciError> {
-    if name.len() > LONGEST_PATH {
+    if name.len() > MAX_PATH {
         return Err(refused(name, "has a name longer than 4095 bytes"));
     }
     if name.contains(&0) {
@@ -24,11 +24,11 @@ pub(super) fn parts(name: &[u8]) -> Result<Vec<&[u8]>, OciError> {
     if parts.contains(&&b".."[..]) {
         return Err(refused(name, "has .. in its name"));
     }
-    if parts.iter().any(|part| part.len() > LONGEST_PART) {
+    if parts.iter().any(|part| part.len() > MAX_PART) {
         return Err(refused(name, "has a part longer than 255 bytes in its name"));
     }
     if parts.len() > DEEPEST {
-        return Err(refused(name, "is more than 200 folders deep"));
+        return Err(refused(name, "is more than 200 directories deep"));
     }
     Ok(parts)
 }
@@ -40,7 +40,7 @@ pub(super) enum Meaning<'a> {
     Plain,
     /// This name, of the layers below, is gone.
     Whiteout(&'a [u8]),
-    /// All that the layers below have in this folder is gone.
+    /// All that the layers below have in this directory is gone.
     Opaque,
     /// A note that the old AUFS driver left in images.
     Nothing,

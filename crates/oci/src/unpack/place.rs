@@ -1,6 +1,6 @@
-//! Finds and makes the folder an entry belongs into. Symlinks on the way mean what they mean inside the image.
-//! Every step is relative to an open folder and follows nothing: a link's target is walked by hand, from the layer's root.
-//! A folder that the layer does not describe is made as the layers below show it.
+//! Finds and makes the directory an entry belongs into. Symlinks on the way mean what they mean inside the image.
+//! Every step is relative to an open directory and follows nothing: a link's target is walked by hand, from the layer's root.
+//! A directory that the layer does not describe is made as the layers below show it.
 
 use std::collections::{HashSet, VecDeque};
 use std::os::fd::OwnedFd;
@@ -12,26 +12,26 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::attributes::{Attributes, disinherit, kept_xattr, make_opaque, passes_on, set_time, xattrs_of};
-use super::lower::{Found, Lowers, is_whiteout, open_folder};
-use super::names::{DEEPEST, LONGEST_PATH};
+use super::lower::{Found, Lowers, is_whiteout, open_dir};
+use super::names::{DEEPEST, MAX_PATH};
 use crate::OciError;
 use crate::budget::Budget;
 use crate::tarball::refused;
 
 /// Most symlinks on the way to one entry, as in the kernel.
-const MOST_LINKS: usize = 40;
+const MAX_LINKS: usize = 40;
 
-/// Most folders on the way to one entry, with all that links lead through.
-const MOST_STEPS: usize = 2000;
+/// Most directories on the way to one entry, with all that links lead through.
+const MAX_STEPS: usize = 2000;
 /// Most bytes of paths remembered for the sake of [`Tree::holds_only_marks`].
-const MOST_IMPLIED: usize = 16 << 20;
+const MAX_IMPLIED: usize = 16 << 20;
 
 /// The tree being made.
 pub(super) struct Tree<'a> {
     root: OwnedFd,
     lowers: Lowers,
     budget: &'a Budget,
-    /// Folders that no entry describes, by path.
+    /// Directories that no entry describes, by path.
     implied: HashSet<Vec<u8>>,
     /// Bytes that their paths may still take.
     room: usize,
@@ -39,9 +39,9 @@ pub(super) struct Tree<'a> {
     pub(super) asked_below: bool,
 }
 
-/// An open folder of the tree.
+/// An open directory of the tree.
 pub(super) struct Place {
-    pub(super) folder: OwnedFd,
+    pub(super) dir: OwnedFd,
     /// Its path without any symlinks.
     pub(super) path: Vec<Vec<u8>>,
     /// What it shall keep while it is filled.
@@ -51,20 +51,20 @@ pub(super) struct Place {
 }
 
 impl Place {
-    fn new(folder: OwnedFd, path: Vec<Vec<u8>>) -> Result<Self, Errno> {
-        let (stat, passes_on) = (fstat(&folder)?, passes_on(&folder)?);
+    fn new(dir: OwnedFd, path: Vec<Vec<u8>>) -> Result<Self, Errno> {
+        let (stat, passes_on) = (fstat(&dir)?, passes_on(&dir)?);
         let modified = Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec as _ };
-        Ok(Self { folder, path, modified, passes_on })
+        Ok(Self { dir, path, modified, passes_on })
     }
 
     /// To be called when something was put there, before it is given attributes.
     pub(super) fn got(&self, name: &[u8]) -> Result<(), Errno> {
-        if self.passes_on { disinherit(&self.folder, name) } else { Ok(()) }
+        if self.passes_on { disinherit(&self.dir, name) } else { Ok(()) }
     }
 
-    /// To be called when all is done: filling a folder changed its time.
+    /// To be called when all is done: filling a directory changed its time.
     pub(super) fn settle(&self) -> Result<(), Errno> {
-        set_time(&self.folder, b".", self.modified)
+        set_time(&self.dir, b".", self.modified)
     }
 
     pub(super) fn path_of(&self, name: &[u8]) -> Vec<u8> {
@@ -80,7 +80,7 @@ enum Step {
 
 impl<'a> Tree<'a> {
     pub(super) fn new(root: OwnedFd, lowers: Lowers, budget: &'a Budget) -> Self {
-        Self { root, lowers, budget, implied: HashSet::new(), room: MOST_IMPLIED, asked_below: false }
+        Self { root, lowers, budget, implied: HashSet::new(), room: MAX_IMPLIED, asked_below: false }
     }
 
     pub(super) fn root(&self) -> &OwnedFd {
@@ -94,8 +94,8 @@ impl<'a> Tree<'a> {
         self.lowers.find(&path)
     }
 
-    /// The folder of these parts, made where it is missing. `entry` is whose it is, for messages.
-    pub(super) fn folder(
+    /// The directory of these parts, made where it is missing. `entry` is whose it is, for messages.
+    pub(super) fn dir(
         &mut self,
         entry: &[u8],
         parts: &[&[u8]],
@@ -110,7 +110,7 @@ impl<'a> Tree<'a> {
         let mut ahead: VecDeque<Vec<u8>> = parts.iter().map(|part| part.to_vec()).collect();
         while let Some(part) = ahead.pop_front() {
             steps += 1;
-            if steps > MOST_STEPS {
+            if steps > MAX_STEPS {
                 return Err(refused(entry, "is behind symlinks that lead too far about"));
             }
             if part == b".." {
@@ -121,16 +121,16 @@ impl<'a> Tree<'a> {
             }
             match self.step(entry, &place, &part, modified)? {
                 Step::Enter => {
-                    let next = open_folder(&place.folder, &*part).map_err(fail)?;
+                    let next = open_dir(&place.dir, &*part).map_err(fail)?;
                     place.path.push(part);
                     place = Place::new(next, place.path).map_err(fail)?;
                     if place.path.len() > DEEPEST {
-                        return Err(refused(entry, "is more than 200 folders deep"));
+                        return Err(refused(entry, "is more than 200 directories deep"));
                     }
                 }
                 Step::Follow(target) => {
                     links += 1;
-                    if links > MOST_LINKS {
+                    if links > MAX_LINKS {
                         return Err(refused(entry, "is behind more than 40 symlinks"));
                     }
                     if target.starts_with(b"/") {
@@ -146,25 +146,25 @@ impl<'a> Tree<'a> {
     }
 
     fn root_place(&self) -> Result<Place, Errno> {
-        Place::new(open_folder(&self.root, c".")?, Vec::new())
+        Place::new(open_dir(&self.root, c".")?, Vec::new())
     }
 
-    /// The folder, if it is there and no symlink leads to it: one system call for nearly every entry.
+    /// The directory, if it is there and no symlink leads to it: one system call for nearly every entry.
     fn straight(&self, parts: &[&[u8]]) -> Result<Option<Place>, Errno> {
         match self.reopen(parts) {
-            Ok(folder) => Place::new(folder, parts.iter().map(|part| part.to_vec()).collect()).map(Some),
+            Ok(dir) => Place::new(dir, parts.iter().map(|part| part.to_vec()).collect()).map(Some),
             Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Opens a folder of the tree by its path without symlinks.
+    /// Opens a directory of the tree by its path without symlinks.
     pub(super) fn reopen<P: AsRef<[u8]>>(&self, path: &[P]) -> Result<OwnedFd, Errno> {
         if path.is_empty() {
-            return open_folder(&self.root, c".");
+            return open_dir(&self.root, c".");
         }
         let joined = path.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(&b'/');
-        if joined.len() > LONGEST_PATH {
+        if joined.len() > MAX_PATH {
             return Err(Errno::NAMETOOLONG);
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -182,18 +182,18 @@ impl<'a> Tree<'a> {
     ) -> Result<Step, OciError> {
         let fail = |error: Errno| failed(entry, error);
         let mut was_gone = false;
-        match statat(&place.folder, part, AtFlags::SYMLINK_NOFOLLOW) {
+        match statat(&place.dir, part, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => match FileType::from_raw_mode(stat.st_mode) {
                 FileType::Directory => return Ok(Step::Enter),
                 FileType::Symlink => {
-                    let target = readlinkat(&place.folder, part, Vec::new()).map_err(fail)?;
+                    let target = readlinkat(&place.dir, part, Vec::new()).map_err(fail)?;
                     return Ok(Step::Follow(target.into_bytes()));
                 }
                 _ if is_whiteout(&stat) => {
-                    unlinkat(&place.folder, part, AtFlags::empty()).map_err(fail)?;
+                    unlinkat(&place.dir, part, AtFlags::empty()).map_err(fail)?;
                     was_gone = true;
                 }
-                _ => return Err(refused(entry, "is inside something that is no folder")),
+                _ => return Err(refused(entry, "is inside something that is no directory")),
             },
             Err(Errno::NOENT) => {}
             Err(error) => return Err(fail(error)),
@@ -201,19 +201,19 @@ impl<'a> Tree<'a> {
         let below = if was_gone { None } else { self.below(place, part).map_err(fail)? };
         let attributes = match below {
             Some(found) if found.kind() == FileType::Symlink => {
-                let target = readlinkat(&found.folder, &*found.name, Vec::new()).map_err(fail)?;
+                let target = readlinkat(&found.dir, &*found.name, Vec::new()).map_err(fail)?;
                 return Ok(Step::Follow(target.into_bytes()));
             }
             Some(found) if found.kind() == FileType::Directory => of_found(&found).map_err(fail)?,
-            _ => Attributes::plain_folder(modified),
+            _ => Attributes::plain_dir(modified),
         };
-        self.budget.add_folder()?;
-        mkdirat(&place.folder, part, Mode::from_raw_mode(0o700)).map_err(fail)?;
+        self.budget.add_dir()?;
+        mkdirat(&place.dir, part, Mode::from_raw_mode(0o700)).map_err(fail)?;
         place.got(part).map_err(fail)?;
-        attributes.give(&place.folder, part, false).map_err(fail)?;
+        attributes.give(&place.dir, part, false).map_err(fail)?;
         place.settle().map_err(fail)?;
         if was_gone {
-            make_opaque(&open_folder(&place.folder, part).map_err(fail)?).map_err(fail)?;
+            make_opaque(&open_dir(&place.dir, part).map_err(fail)?).map_err(fail)?;
         }
         let path = place.path_of(part);
         if path.len() <= self.room {
@@ -223,22 +223,22 @@ impl<'a> Tree<'a> {
         Ok(Step::Enter)
     }
 
-    /// To be called when an entry describes a folder.
+    /// To be called when an entry describes a directory.
     pub(super) fn described(&mut self, path: &[u8]) {
         if self.implied.remove(path) {
             self.room += path.len();
         }
     }
 
-    /// Whether a whiteout in this folder says anything: some tools write them into folders that the same layer replaces by
+    /// Whether a whiteout in this directory says anything: some tools write them into directories that the same layer replaces by
     /// something else, and then there is nothing to hide.
     pub(super) fn can_hide(&mut self, entry: &[u8], parts: &[&[u8]]) -> Result<bool, OciError> {
         let fail = |error: Errno| failed(entry, error);
         let mut place = self.root_place().map_err(fail)?;
         for part in parts {
-            match statat(&place.folder, *part, AtFlags::SYMLINK_NOFOLLOW) {
+            match statat(&place.dir, *part, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
-                    let next = open_folder(&place.folder, *part).map_err(fail)?;
+                    let next = open_dir(&place.dir, *part).map_err(fail)?;
                     place.path.push(part.to_vec());
                     place = Place::new(next, place.path).map_err(fail)?;
                 }
@@ -255,8 +255,8 @@ impl<'a> Tree<'a> {
         Ok(true)
     }
 
-    /// Whether this is a folder that is here for whiteouts in it only. If not, that is remembered, so that nobody can have
-    /// a large folder looked through again and again.
+    /// Whether this is a directory that is here for whiteouts in it only. If not, that is remembered, so that nobody can have
+    /// a large directory looked through again and again.
     pub(super) fn holds_only_marks(&mut self, place: &Place, name: &[u8]) -> Result<bool, Errno> {
         let path = place.path_of(name);
         if !self.implied.contains(&path) {
@@ -270,26 +270,26 @@ impl<'a> Tree<'a> {
     }
 
     fn has_only_marks(&self, path: Vec<u8>) -> Result<bool, Errno> {
-        let mut folders = vec![path];
-        while let Some(path) = folders.pop() {
+        let mut dirs = vec![path];
+        while let Some(path) = dirs.pop() {
             let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
-            let folder = match self.reopen(&parts) {
-                // Not a folder any more.
+            let dir = match self.reopen(&parts) {
+                // Not a directory any more.
                 Err(Errno::NOTDIR | Errno::LOOP) => return Ok(false),
                 answer => answer?,
             };
-            for entry in Dir::read_from(&folder)? {
+            for entry in Dir::read_from(&dir)? {
                 let entry = entry?;
                 let name = entry.file_name().to_bytes();
                 if matches!(name, b"." | b"..") {
                     continue;
                 }
-                let stat = statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+                let stat = statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
                 let inner = [&path[..], b"/", name].concat();
                 if self.implied.contains(&inner)
                     && FileType::from_raw_mode(stat.st_mode) == FileType::Directory
                 {
-                    folders.push(inner);
+                    dirs.push(inner);
                 } else if !is_whiteout(&stat) {
                     return Ok(false);
                 }
@@ -301,7 +301,7 @@ impl<'a> Tree<'a> {
 
 /// What something in a layer below has, without overlayfs' own marks.
 pub(super) fn of_found(found: &Found) -> Result<Attributes, Errno> {
-    let xattrs = xattrs_of(&found.folder, &found.name)?;
+    let xattrs = xattrs_of(&found.dir, &found.name)?;
     let kept = xattrs.into_iter().filter_map(|(name, value)| {
         let value = kept_xattr(&name, &value, false)?;
         Some((name, value))

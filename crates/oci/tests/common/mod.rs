@@ -1,5 +1,5 @@
 //! Real tools: Debian's registry on a port of its own, images made with umoci and moved with skopeo.
-//! Everything is below one temporary folder; the registry ends with its value.
+//! Everything is below one temporary directory; the registry ends with its value.
 //! Overlays are detached mounts that end with their descriptor.
 
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used, reason = "each test uses a part")]
@@ -156,7 +156,7 @@ impl Layout {
         run("umoci", arguments);
     }
 
-    /// A new layer of what is changed in the folder.
+    /// A new layer of what is changed in the directory.
     pub fn layer(&self, change: impl FnOnce(&Path)) -> &Self {
         change(&self.dir.path().join("bundle/rootfs"));
         self.umoci(["repack", "--refresh-bundle", "--image", &self.image(), &self.bundle()]);
@@ -269,13 +269,13 @@ impl Overlay {
 pub fn describe(root: &Path) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let mut first_names = BTreeMap::new();
-    let mut folders = vec![PathBuf::new()];
-    while let Some(folder) = folders.pop() {
+    let mut dirs = vec![PathBuf::new()];
+    while let Some(dir) = dirs.pop() {
         let mut entries: Vec<_> =
-            fs::read_dir(root.join(&folder)).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            fs::read_dir(root.join(&dir)).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         entries.sort();
         for name in entries {
-            let path = folder.join(name);
+            let path = dir.join(name);
             let full = root.join(&path);
             let metadata = fs::symlink_metadata(&full).unwrap();
             let content = if metadata.is_symlink() {
@@ -286,7 +286,7 @@ pub fn describe(root: &Path) -> BTreeMap<String, String> {
                 String::new()
             };
             if metadata.is_dir() {
-                folders.push(path.clone());
+                dirs.push(path.clone());
             }
             let twin = if metadata.is_dir() {
                 path.clone()
@@ -332,8 +332,8 @@ pub fn set_xattr(path: &Path, name: &str, value: &[u8]) {
 pub fn eventful() -> Layout {
     let layout = Layout::new();
     layout.layer(|root| {
-        for folder in ["bin", "etc", "home/user", "var/cache/deep/er", "replaced/below", "tmp", "swap"] {
-            fs::create_dir_all(root.join(folder)).unwrap();
+        for dir in ["bin", "etc", "home/user", "var/cache/deep/er", "replaced/below", "tmp", "swap"] {
+            fs::create_dir_all(root.join(dir)).unwrap();
         }
         for file in
             ["etc/one", "etc/gone", "etc/kept", "var/cache/deep/er/file", "replaced/below/x", "swap/f"]
@@ -359,7 +359,7 @@ pub fn eventful() -> Layout {
     layout.layer(|root| {
         fs::remove_file(root.join("etc/gone")).unwrap();
         fs::remove_dir_all(root.join("var/cache/deep")).unwrap();
-        // A folder by a symlink, a file by a folder, a symlink by a folder.
+        // A directory by a symlink, a file by a directory, a symlink by a directory.
         fs::remove_dir_all(root.join("replaced")).unwrap();
         std::os::unix::fs::symlink("etc", root.join("replaced")).unwrap();
         fs::remove_file(root.join("etc/kept")).unwrap();
@@ -375,7 +375,7 @@ pub fn eventful() -> Layout {
         fs::write(root.join("var/cache/deep/new"), "new").unwrap();
         fs::remove_file(root.join("swap")).unwrap();
         fs::create_dir(root.join("swap")).unwrap();
-        fs::write(root.join("swap/g"), "again a folder").unwrap();
+        fs::write(root.join("swap/g"), "again a directory").unwrap();
         fs::write(root.join("home/user/.profile"), "x").unwrap();
     });
     layout.config(&["--config.env", "PATH=/bin", "--config.env", "EMPTY=", "--config.user", "1000"]);

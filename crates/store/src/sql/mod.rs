@@ -1,5 +1,5 @@
 //! The store in SQL that SQLite and PostgreSQL both understand, compiled once for each: `sqlite` and `postgres` include this
-//! folder and give it their own `Database`, `DbConnection`, `DbPool` and `DbRow`. What differs between them is not in here.
+//! directory and give it their own `Database`, `DbConnection`, `DbPool` and `DbRow`. What differs between them is not in here.
 //!
 //! Statements are written out in full, next to the record they fill. To be understood by both: parameters are `$1`, whole
 //! numbers are `i64`, no scalar `max`, no `COLLATE`; what a statement is ordered by has the "C" collation in PostgreSQL's schema.

@@ -160,7 +160,7 @@ mod tests {
     #[tokio::test]
     async fn passes_the_store_suite() {
         crate::suite::run(|| async {
-            let dir = tempfile::tempdir().expect("a temporary folder");
+            let dir = tempfile::tempdir().expect("a temporary directory");
             let store = SqliteStore::open(&dir.path().join("state.db")).await.expect("a fresh database");
             (store, dir)
         })

@@ -1,4 +1,4 @@
-//! A PostgreSQL of the test's own: fresh data folder, a socket in it instead of a port, gone with the value.
+//! A PostgreSQL of the test's own: fresh data directory, a socket in it instead of a port, gone with the value.
 //! It refuses to run as root, so it runs as `nobody`. It is a child like any other: a test runner that ends the test ends it too.
 //! Needs root and Debian's `postgresql` (`cargo xtask unit` installs it).
 
@@ -16,13 +16,13 @@ const NOBODY: u32 = 65534;
 /// A running server.
 pub(crate) struct Server {
     process: Child,
-    folder: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Server {
     pub(crate) fn start() -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let path = folder.path();
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path();
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("ours");
         chown(path, Some(NOBODY), Some(NOBODY)).expect("root");
         // Another order of text than the byte-wise one, as databases of people have.
@@ -50,7 +50,7 @@ impl Server {
             if ready {
                 // It goes on talking, and must not stop because nobody listens.
                 std::thread::spawn(move || lines.for_each(drop));
-                return Self { process, folder };
+                return Self { process, dir };
             }
         }
         let _ = process.kill();
@@ -60,14 +60,14 @@ impl Server {
 
     /// The address of a database on it, which may not exist.
     pub(crate) fn url(&self, database: &str) -> String {
-        format!("postgres://cofferdam@localhost/{database}?host={}", self.folder.path().display())
+        format!("postgres://cofferdam@localhost/{database}?host={}", self.dir.path().display())
     }
 
     /// Makes a database.
     pub(crate) fn create(&self, database: &str) -> String {
         let made = program("createdb")
             .args(["--username=cofferdam", "--host"])
-            .arg(self.folder.path())
+            .arg(self.dir.path())
             .arg(database)
             .status();
         assert!(made.expect("createdb can be run").success());

@@ -223,7 +223,7 @@ impl Reader<'_> {
                 _ => return self.error(at, "COPY cannot be read"),
             }
         }
-        // Several into one place make that a folder.
+        // Several into one place make that a directory.
         let to = if from.len() > 1 && !to.ends_with('/') { format!("{to}/") } else { to.to_owned() };
         if !from.is_empty() {
             self.steps.push(Planned::Copy { from, to, owner, mode });

@@ -1,5 +1,5 @@
 //! QEMU as a file system tree that is complete in itself: the programs, the libraries they name, and firmware.
-//! It can be the whole of a process's mount view, so `lib64` leads to the loader, and what is mounted there has its folder.
+//! It can be the whole of a process's mount view, so `lib64` leads to the loader, and what is mounted there has its directory.
 //! Debian builds TCG and all that we use into the programs; what they could load besides (sound, displays) stays out.
 
 use std::collections::{BTreeSet, HashMap};
@@ -16,7 +16,7 @@ use crate::TemplateError;
 const PROGRAMS: [&str; 2] = ["usr/bin/qemu-system-x86_64", "usr/bin/qemu-system-x86_64-microvm"];
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 const LOADER: &str = "ld-linux-x86-64.so.2";
-/// Folder and file: firmware for `microvm` and `q35`, and the option ROMs that load a kernel.
+/// Directory and file: firmware for `microvm` and `q35`, and the option ROMs that load a kernel.
 const FIRMWARE: [(&str, &str); 8] = [
     ("usr/share/qemu", "qboot.rom"),
     ("usr/share/qemu", "pvh.bin"),
@@ -32,8 +32,8 @@ const MOUNT_POINTS: [&str; 5] = ["dev", "proc", "template", "tmp", "vm"];
 
 /// Makes the tree; answers QEMU's version.
 pub(super) fn pick(from: &Path, root: &Path) -> Result<String, TemplateError> {
-    for folder in MOUNT_POINTS.into_iter().chain(["usr/bin", "usr/lib64", LIBRARIES]) {
-        let path = root.join(folder);
+    for dir in MOUNT_POINTS.into_iter().chain(["usr/bin", "usr/lib64", LIBRARIES]) {
+        let path = root.join(dir);
         fs::create_dir_all(&path).map_err(TemplateError::at(&path))?;
     }
     let available = libraries(from)?;
@@ -44,10 +44,10 @@ pub(super) fn pick(from: &Path, root: &Path) -> Result<String, TemplateError> {
         wanted.extend(needs(&target)?);
     }
     take_libraries(&available, wanted, &root.join(LIBRARIES))?;
-    for (folder, file) in FIRMWARE {
-        let target = root.join(folder);
+    for (dir, file) in FIRMWARE {
+        let target = root.join(dir);
         fs::create_dir_all(&target).map_err(TemplateError::at(&target))?;
-        take(&from.join(folder).join(file), &target.join(file))?;
+        take(&from.join(dir).join(file), &target.join(file))?;
     }
     let links = [
         ("usr/bin", "bin"),
@@ -65,13 +65,13 @@ pub(super) fn pick(from: &Path, root: &Path) -> Result<String, TemplateError> {
 /// Every library in the packages by its name; the real file, as names are links to it.
 fn libraries(from: &Path) -> Result<HashMap<String, PathBuf>, TemplateError> {
     let mut found = HashMap::new();
-    let mut folders = vec![from.join(LIBRARIES)];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).map_err(TemplateError::at(&folder))? {
-            let path = entry.map_err(TemplateError::at(&folder))?.path();
+    let mut dirs = vec![from.join(LIBRARIES)];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(&dir).map_err(TemplateError::at(&dir))? {
+            let path = entry.map_err(TemplateError::at(&dir))?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             if path.is_dir() && !path.is_symlink() {
-                folders.push(path);
+                dirs.push(path);
             } else if name.contains(".so")
                 && let Ok(real) = fs::canonicalize(&path)
                 && real.starts_with(fs::canonicalize(from).map_err(TemplateError::at(from))?)

@@ -16,9 +16,9 @@ use crate::TemplateError;
 const WANTED: [&str; 7] =
     ["virtio_mmio", "virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng", "overlay"];
 /// The largest kernel worth believing in, bytes.
-const LARGEST_KERNEL: u64 = 512 << 20;
+const MAX_KERNEL: u64 = 512 << 20;
 
-/// Writes `vmlinux` and `modules/`; answers the kernel's release.
+/// Writes `vmlinux` and `modules/`; returns the kernel's release.
 pub(super) fn pick(from: &Path, to: &Path) -> Result<String, TemplateError> {
     let all = from.join("usr/lib/modules");
     let mut releases = fs::read_dir(&all).map_err(TemplateError::at(&all))?;
@@ -60,7 +60,7 @@ fn vmlinux(image: &[u8]) -> io::Result<Vec<u8>> {
     let mut kernel = Vec::new();
     // After the one frame stands the length.
     let frame = zstd::stream::read::Decoder::with_buffer(payload)?.single_frame();
-    frame.take(LARGEST_KERNEL).read_to_end(&mut kernel)?;
+    frame.take(MAX_KERNEL).read_to_end(&mut kernel)?;
     if !kernel.starts_with(b"\x7fELF") {
         return Err(wrong("the kernel in it is no ELF file"));
     }
@@ -74,17 +74,17 @@ struct Modules {
 }
 
 impl Modules {
-    fn of(folder: &Path) -> Result<Self, TemplateError> {
-        let list = folder.join("modules.builtin");
+    fn of(dir: &Path) -> Result<Self, TemplateError> {
+        let list = dir.join("modules.builtin");
         let list = fs::read_to_string(&list).map_err(TemplateError::at(&list))?;
         let built_in = list.lines().map(|line| module_name(Path::new(line))).collect();
         let mut files = BTreeMap::new();
-        let mut folders = vec![folder.join("kernel")];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(&folder).map_err(TemplateError::at(&folder))? {
-                let path = entry.map_err(TemplateError::at(&folder))?.path();
+        let mut dirs = vec![dir.join("kernel")];
+        while let Some(dir) = dirs.pop() {
+            for entry in fs::read_dir(&dir).map_err(TemplateError::at(&dir))? {
+                let path = entry.map_err(TemplateError::at(&dir))?.path();
                 if path.is_dir() {
-                    folders.push(path);
+                    dirs.push(path);
                 } else {
                     files.insert(module_name(&path), path);
                 }
@@ -93,7 +93,7 @@ impl Modules {
         Ok(Self { files, built_in })
     }
 
-    /// Unpacks what is wanted into `target`; answers the file names in the order of loading.
+    /// Unpacks what is wanted into `target`; returns the file names in the order of loading.
     fn write(&self, target: &Path) -> Result<Vec<String>, TemplateError> {
         let mut order = Vec::new();
         let mut done = BTreeSet::new();
@@ -131,7 +131,7 @@ impl Modules {
             return Ok(packed);
         }
         let mut content = Vec::new();
-        let mut reader = XzReader::new(&*packed, false).take(LARGEST_KERNEL);
+        let mut reader = XzReader::new(&*packed, false).take(MAX_KERNEL);
         reader.read_to_end(&mut content).map_err(TemplateError::at(path))?;
         Ok(content)
     }

@@ -22,10 +22,10 @@ const PACKAGES: Packages = Packages {
     packages: &["qemu-system-x86", "qemu-system-data", "seabios", "linux-image-cloud-amd64"],
 };
 
-/// What the folder's files are, for whoever uses them: `manifest.json`.
+/// What the directory's files are, for whoever uses them: `manifest.json`.
 #[derive(Debug, Serialize)]
 struct Manifest {
-    /// Changes when the folder's arrangement does.
+    /// Changes when the directory's arrangement does.
     format: u32,
     /// QEMU's version, such as `10.0.2`.
     qemu: String,
@@ -33,21 +33,21 @@ struct Manifest {
     kernel: String,
 }
 
-/// Counts changes of the folder's arrangement.
+/// Counts changes of the directory's arrangement.
 const FORMAT: u32 = 1;
 
-/// Unpacks QEMU and a guest kernel into `folder`, instead of what may be there. Blocks for about half a minute.
+/// Unpacks QEMU and a guest kernel into `directory`, instead of what may be there. Blocks for about half a minute.
 ///
 /// # Errors
 /// mmdebstrap is missing or fails (its last words are in the error), a package is not as expected, or the machine is
 /// not x86-64.
-pub fn install_microvm(folder: &Path, report: &mut dyn FnMut(Progress)) -> Result<(), TemplateError> {
+pub fn install_microvm(dir: &Path, report: &mut dyn FnMut(Progress)) -> Result<(), TemplateError> {
     if cfg!(not(target_arch = "x86_64")) {
         return Err(TemplateError::Unsupported(
             "the microVM engine is x86-64 only for now; use the container engine",
         ));
     }
-    packages::install(&PACKAGES, folder, report, pick)
+    packages::install(&PACKAGES, dir, report, pick)
 }
 
 fn pick(from: &Path, to: &Path) -> Result<(), TemplateError> {

@@ -64,7 +64,7 @@ pub enum Action {
     },
     /// Sets variables, in order; values may refer to others.
     Env(Vec<(String, String)>),
-    /// Changes the folder, which is made if it is missing.
+    /// Changes the directory, which is made if it is missing.
     Workdir(String),
     /// Changes the user, who is made if there is none.
     User {
@@ -121,7 +121,7 @@ impl Step {
                     .to_owned(),
             },
             "ENV" | "ARG" => Action::Env(pairs(args).ok_or_else(|| bad("needs names and values in turn"))?),
-            "WORKDIR" => Action::Workdir(own(0).ok_or_else(|| bad("needs a folder"))?),
+            "WORKDIR" => Action::Workdir(own(0).ok_or_else(|| bad("needs a directory"))?),
             "USER" => Action::User {
                 name: own(0).ok_or_else(|| bad("needs a user's name"))?,
                 sudo: arg(1).is_some_and(|word| word == "true"),

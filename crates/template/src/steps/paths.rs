@@ -1,11 +1,11 @@
 //! Paths inside a build, as text: they are resolved by the sandbox, never by the host.
 //! Joining follows Docker: an absolute path replaces, a relative one is appended.
-//! A slash at the end means a folder and is kept.
+//! A slash at the end means a directory and is kept.
 
-/// `path` as seen from `folder`, which is absolute. `.` and `..` are resolved in the text.
+/// `path` as seen from `directory`, which is absolute. `.` and `..` are resolved in the text.
 #[must_use]
-pub fn join(folder: &str, path: &str) -> String {
-    let whole = if path.starts_with('/') { path.to_owned() } else { format!("{folder}/{path}") };
+pub fn join(dir: &str, path: &str) -> String {
+    let whole = if path.starts_with('/') { path.to_owned() } else { format!("{dir}/{path}") };
     let mut parts: Vec<&str> = Vec::new();
     for part in whole.split('/') {
         match part {
@@ -18,7 +18,7 @@ pub fn join(folder: &str, path: &str) -> String {
     if keeps_slash(path) && joined != "/" { format!("{joined}/") } else { joined }
 }
 
-/// Whether a destination can only be a folder.
+/// Whether a destination can only be a directory.
 #[must_use]
 pub fn keeps_slash(path: &str) -> bool {
     path.ends_with('/') || path == "." || path == ".." || path.ends_with("/.") || path.ends_with("/..")
@@ -30,7 +30,7 @@ mod tests {
 
     #[test]
     fn joins_as_docker_does() {
-        for (folder, path, wanted) in [
+        for (dir, path, wanted) in [
             ("/home/user", "app", "/home/user/app"),
             ("/home/user", "app/", "/home/user/app/"),
             ("/home/user", ".", "/home/user/"),
@@ -39,7 +39,7 @@ mod tests {
             ("/", "../..", "/"),
             ("/", "a", "/a"),
         ] {
-            assert_eq!(join(folder, path), wanted, "{folder} {path}");
+            assert_eq!(join(dir, path), wanted, "{dir} {path}");
         }
     }
 }

@@ -2,8 +2,8 @@
 //! They run as root. All but `PROVISION` are for bash; that one is for whatever shell a foreign image brings.
 //! They leave nothing behind but their result.
 
-/// Unpacks `ARCHIVE` and copies `FROM` of it to `TO` (absolute; ends with a slash if it must be a folder) for `OWNER`, with `MODE` if
-/// that is not empty. The rules are Docker's: contents of folders are merged, a single file may be renamed.
+/// Unpacks `ARCHIVE` and copies `FROM` of it to `TO` (absolute; ends with a slash if it must be a directory) for `OWNER`, with `MODE` if
+/// that is not empty. The rules are Docker's: contents of directories are merged, a single file may be renamed.
 pub const COPY: &str = r#"
 set -euo pipefail
 shopt -s dotglob nullglob
@@ -14,7 +14,7 @@ tar -x -o -f "$ARCHIVE" -C "$unpacked"
 chown -hR -- "$OWNER" "$unpacked"
 [[ -z $MODE ]] || chmod -R -- "$MODE" "$unpacked"
 
-make_folder() {
+make_directory() {
     local path=${1%/} missing=()
     while [[ -n $path && ! -d $path ]]; do missing+=("$path"); path=${path%/*}; done
     ((${#missing[@]})) || return 0
@@ -36,11 +36,11 @@ if ((${#found[@]} == 0)); then
     exit 1
 fi
 if ((${#found[@]} == 1)) && [[ ! -d ${found[0]} || -L ${found[0]} ]] && [[ $TO != */ && ! -d $TO ]]; then
-    make_folder "$(dirname -- "$TO")"
+    make_directory "$(dirname -- "$TO")"
     cp -a -- "${found[0]}" "$TO"
     exit
 fi
-make_folder "$TO"
+make_directory "$TO"
 for one in "${found[@]}"; do
     if [[ -d $one && ! -L $one ]]; then
         for entry in "$one"/*; do cp -a -- "$entry" "${TO%/}/"; done
@@ -50,7 +50,7 @@ for one in "${found[@]}"; do
 done
 "#;
 
-/// Makes the folder `DIR`, and what is missing above it, for `OWNER`.
+/// Makes the directory `DIR`, and what is missing above it, for `OWNER`.
 pub const WORKDIR: &str = r#"
 set -euo pipefail
 path=${DIR%/} missing=()

@@ -23,7 +23,7 @@ use crate::paths::Params;
 use crate::{Api, ApiError};
 
 /// Most lines of one answer.
-const MOST_LINES: usize = 100;
+const MAX_LINES: usize = 100;
 
 pub(crate) fn routes() -> Router<Api> {
     Router::new()
@@ -220,7 +220,7 @@ async fn status(
 ) -> Result<Json<Value>, ApiError> {
     let (template, id) = (template_id(&template)?, build_id(&build)?);
     let level = params.level.unwrap_or(LogLevel::Debug);
-    let limit = params.limit.unwrap_or(MOST_LINES);
+    let limit = params.limit.unwrap_or(MAX_LINES);
     let seen = params.logs_offset.unwrap_or(0);
     let report = api.control.build_report(&team, &template, id, level, seen, limit).await?;
     let BuildReport { status, lines, failure, failure_lines } = report;
@@ -269,7 +269,7 @@ async fn logs(
         newest_first,
         level: params.level.unwrap_or(LogLevel::Debug),
         search: None,
-        limit: params.limit.unwrap_or(MOST_LINES),
+        limit: params.limit.unwrap_or(MAX_LINES),
     };
     let lines = api.control.build_lines(&team, &template_id(&template)?, build_id(&build)?, query).await?;
     Ok(Json(json!({ "logs": entries(lines) })))

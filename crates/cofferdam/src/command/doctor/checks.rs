@@ -185,21 +185,21 @@ fn memory() -> Finding {
     )
 }
 
-/// The file system that the folder is or will be on.
-fn disk(folder: &Path, base_is_built: bool) -> Finding {
-    let existing = folder.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+/// The file system that the directory is or will be on.
+fn disk(dir: &Path, base_is_built: bool) -> Finding {
+    let existing = dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     let free = match rustix::fs::statvfs(existing) {
         Ok(stat) => stat.f_bavail * stat.f_frsize,
         Err(error) => {
             return Finding::failure(
                 "disk",
-                format!("{}: {error}", folder.display()),
+                format!("{}: {error}", dir.display()),
                 "choose another --data-dir",
             );
         }
     };
     let detail = format!("{:.1} GiB free in {}", (free / (1 << 20)) as f64 / 1024.0, existing.display());
-    let remedy = "free some, or choose another folder with --data-dir";
+    let remedy = "free some, or choose another directory with --data-dir";
     match free {
         free if free >= 10 * GIB => Finding::ok("disk", detail),
         free if free < 3 * GIB && !base_is_built => {
@@ -221,19 +221,19 @@ fn envd(arguments: &DoctorArguments) -> Finding {
 
 /// The base template's layer, if it is built.
 pub(super) fn base_layer(arguments: &DoctorArguments) -> Option<PathBuf> {
-    let folder = arguments.layers_dir.clone().unwrap_or_else(|| arguments.data.layers());
-    if !folder.is_dir() {
+    let dir = arguments.layers_dir.clone().unwrap_or_else(|| arguments.data.layers());
+    if !dir.is_dir() {
         // Opening the store would make it.
         return None;
     }
-    let store = LayerStore::open(&folder).ok()?;
+    let store = LayerStore::open(&dir).ok()?;
     let layer = store.by_recipe(Recipe::base().ok()?.fingerprint())?;
     Some(store.path(&layer))
 }
 
 fn mmdebstrap(base_is_built: bool) -> Finding {
     let paths = std::env::var_os("PATH").unwrap_or_default();
-    if std::env::split_paths(&paths).any(|folder| folder.join("mmdebstrap").is_file()) {
+    if std::env::split_paths(&paths).any(|dir| dir.join("mmdebstrap").is_file()) {
         return Finding::ok("mmdebstrap", "installed");
     }
     let remedy = "apt-get install mmdebstrap debian-archive-keyring";
@@ -255,9 +255,9 @@ fn base_template(layer: Option<PathBuf>) -> Finding {
 }
 
 fn criu(arguments: &DoctorArguments) -> Finding {
-    let folder = arguments.criu.path(&arguments.data);
-    match Criu::find(&folder) {
-        Ok(found) => Finding::ok("criu", format!("{} in {}", found.version(), folder.display())),
+    let dir = arguments.criu.path(&arguments.data);
+    match Criu::find(&dir) {
+        Ok(found) => Finding::ok("criu", format!("{} in {}", found.version(), dir.display())),
         Err(reason) => Finding::warning(
             "criu",
             format!("{reason}: pause and snapshots keep files only, not memory"),

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::access::block_on;
 use crate::failure::Failure;
-use crate::paths::{CriuFolder, DataDir, MicrovmFolder};
+use crate::paths::{CriuDirectory, DataDir, MicrovmDirectory};
 use crate::show;
 
 /// What to check.
@@ -27,22 +27,22 @@ pub(crate) struct DoctorArguments {
     /// Where the server listens or will.
     #[arg(long, env = "COFFERDAM_LISTEN", default_value = "127.0.0.1:3000", value_name = "ADDRESS")]
     listen: SocketAddr,
-    /// Folder of template layers, if not in the data folder.
+    /// Directory of template layers, if not in the data directory.
     #[arg(long, env = "COFFERDAM_LAYERS_DIR", value_name = "DIR")]
     layers_dir: Option<PathBuf>,
-    /// Folder for locks and mounts, as of the server.
+    /// Directory for locks and mounts, as of the server.
     #[arg(long, default_value = "/run/cofferdam", value_name = "DIR")]
     run_dir: PathBuf,
     /// The envd binary, if not beside this one.
     #[arg(long, env = "COFFERDAM_ENVD", value_name = "FILE")]
     envd: Option<PathBuf>,
     #[command(flatten)]
-    criu: CriuFolder,
+    criu: CriuDirectory,
     /// The first program of microVMs' guests, if not beside this one.
     #[arg(long, env = "COFFERDAM_GUEST_INIT", value_name = "FILE")]
     guest_init: Option<PathBuf>,
     #[command(flatten)]
-    microvm: MicrovmFolder,
+    microvm: MicrovmDirectory,
     /// Print JSON.
     #[arg(long)]
     json: bool,

@@ -1,5 +1,5 @@
 //! The functional probe: a real sandbox, started by the real engine, that answers.
-//! It has a data folder of its own, so it disturbs no server and leaves nothing.
+//! It has a data directory of its own, so it disturbs no server and leaves nothing.
 //! Needs root and a built template; says so where it cannot run.
 
 use std::fs;
@@ -35,7 +35,7 @@ pub(super) async fn run(arguments: &DoctorArguments) -> Finding {
         return Finding::warning(CHECK, "not run: there is no template to start from", remedy);
     };
     let begun = Instant::now();
-    match in_own_folder(arguments, layer).await {
+    match in_own_dir(arguments, layer).await {
         Ok(summary) => Finding::ok(
             CHECK,
             format!(
@@ -51,7 +51,7 @@ pub(super) async fn run(arguments: &DoctorArguments) -> Finding {
     }
 }
 
-async fn in_own_folder(arguments: &DoctorArguments, layer: PathBuf) -> Result<String, Failure> {
+async fn in_own_dir(arguments: &DoctorArguments, layer: PathBuf) -> Result<String, Failure> {
     let agent = paths::envd(arguments.envd.as_deref())?;
     let data_dir = std::env::temp_dir().join(format!("cofferdam-doctor-{}", std::process::id()));
     fs::create_dir(&data_dir)?;
@@ -66,16 +66,16 @@ async fn in_own_folder(arguments: &DoctorArguments, layer: PathBuf) -> Result<St
         gateway: GatewayConfig::default(),
     };
     let outcome = start(&config, layer).await;
-    for folder in [&data_dir, &run_dir] {
-        remove(folder);
+    for dir in [&data_dir, &run_dir] {
+        remove(dir);
     }
     outcome
 }
 
-fn remove(folder: &Path) {
-    match fs::remove_dir_all(folder) {
+fn remove(dir: &Path) {
+    match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
-            eprintln!("{} is left behind: {error}", folder.display());
+            eprintln!("{} is left behind: {error}", dir.display());
         }
         _ => {}
     }

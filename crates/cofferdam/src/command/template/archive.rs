@@ -56,8 +56,8 @@ pub(super) async fn export(arguments: &ExportArguments) -> Result<(), Failure> {
         .clone()
         .unwrap_or_else(|| PathBuf::from(format!("{}.tar", arguments.name.replace(['/', ':'], "-"))));
     let mut pieces = client.export_template(&arguments.name).await?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(".".as_ref());
-    let new = tempfile::Builder::new().prefix(".export-").tempfile_in(folder)?;
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(".".as_ref());
+    let new = tempfile::Builder::new().prefix(".export-").tempfile_in(dir)?;
     let mut file = tokio::fs::File::from_std(new.reopen()?);
     while let Some(piece) = pieces.next().await {
         file.write_all(&piece?).await?;

@@ -1,4 +1,4 @@
-//! `cofferdam template build`: a folder with a Dockerfile becomes a template on the server.
+//! `cofferdam template build`: a directory with a Dockerfile becomes a template on the server.
 //! A `template.toml` beside it may say what a Dockerfile cannot: name, start and ready command, size.
 //! Files that the server has already are not sent again; an upload that breaks off goes on where it was.
 
@@ -25,12 +25,12 @@ use crate::show;
 pub(crate) struct BuildArguments {
     #[command(flatten)]
     data: DataDir,
-    /// Folder with the Dockerfile and the files it copies.
-    folder: PathBuf,
+    /// Directory with the Dockerfile and the files it copies.
+    dir: PathBuf,
     /// Name of the template, with a tag if wanted (`name:tag`).
     #[arg(long)]
     name: Option<String>,
-    /// Another file than `Dockerfile` (or `e2b.Dockerfile`) in the folder.
+    /// Another file than `Dockerfile` (or `e2b.Dockerfile`) in the directory.
     #[arg(long, value_name = "FILE")]
     dockerfile: Option<PathBuf>,
     /// Further tag. May be repeated.
@@ -74,8 +74,8 @@ struct Settings {
 }
 
 impl Settings {
-    fn load(folder: &Path) -> Result<Self, Failure> {
-        let path = folder.join("template.toml");
+    fn load(dir: &Path) -> Result<Self, Failure> {
+        let path = dir.join("template.toml");
         match fs::read_to_string(&path) {
             Ok(text) => {
                 toml::from_str(&text).map_err(|error| Failure::new(format!("{}: {error}", path.display())))
@@ -88,12 +88,12 @@ impl Settings {
 
 /// Builds and follows; prints the template's id.
 pub(super) async fn run(arguments: &BuildArguments) -> Result<(), Failure> {
-    let folder = &arguments.folder;
-    let settings = Settings::load(folder)?;
+    let dir = &arguments.dir;
+    let settings = Settings::load(dir)?;
     let name = arguments.name.clone().or(settings.name).ok_or_else(|| {
         Failure::new("the template needs a name: give one with --name, or in template.toml")
     })?;
-    let path = dockerfile(folder, arguments.dockerfile.clone().or(settings.dockerfile))?;
+    let path = dockerfile(dir, arguments.dockerfile.clone().or(settings.dockerfile))?;
     let text =
         fs::read_to_string(&path).map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
     let file =
@@ -110,7 +110,7 @@ pub(super) async fn run(arguments: &BuildArguments) -> Result<(), Failure> {
         memory_mib: arguments.memory_mb.or(settings.memory_mb),
     };
     let build = client.request_build(&options).await?;
-    let ignored = Ignored::load(folder)?;
+    let ignored = Ignored::load(dir)?;
     let mut steps = Vec::new();
     for planned in file.steps {
         match planned {
@@ -119,7 +119,7 @@ pub(super) async fn run(arguments: &BuildArguments) -> Result<(), Failure> {
             }
             Planned::Copy { from, to, owner, mode } => {
                 for source in from {
-                    let hash = send(&client, &build, folder, &source, &ignored).await?;
+                    let hash = send(&client, &build, dir, &source, &ignored).await?;
                     let (owner, mode) = (owner.clone().unwrap_or_default(), mode.clone().unwrap_or_default());
                     let args = vec![source, to.clone(), owner, mode];
                     steps.push(BuildStep { kind: "COPY".to_owned(), args, files_hash: Some(hash) });
@@ -142,25 +142,25 @@ pub(super) async fn run(arguments: &BuildArguments) -> Result<(), Failure> {
     show::line(&build.template)
 }
 
-fn dockerfile(folder: &Path, named: Option<PathBuf>) -> Result<PathBuf, Failure> {
+fn dockerfile(dir: &Path, named: Option<PathBuf>) -> Result<PathBuf, Failure> {
     if let Some(named) = named {
-        return Ok(folder.join(named));
+        return Ok(dir.join(named));
     }
-    let usual = ["Dockerfile", "e2b.Dockerfile"].map(|name| folder.join(name));
+    let usual = ["Dockerfile", "e2b.Dockerfile"].map(|name| dir.join(name));
     usual.into_iter().find(|path| path.is_file()).ok_or_else(|| {
-        Failure::new(format!("{} has no Dockerfile; name another file with --dockerfile", folder.display()))
+        Failure::new(format!("{} has no Dockerfile; name another file with --dockerfile", dir.display()))
     })
 }
 
-/// Sends what a `COPY` needs, unless the server has it; answers its hash.
+/// Sends what a `COPY` needs, unless the server has it; returns its hash.
 async fn send(
     client: &Client,
     build: &BuildHandle,
-    folder: &Path,
+    dir: &Path,
     source: &str,
     ignored: &Ignored,
 ) -> Result<String, Failure> {
-    let packed = pack(folder, source, ignored)?;
+    let packed = pack(dir, source, ignored)?;
     let link = client.files_link(build, &packed.hash).await?;
     if !link.present {
         let length = packed.archive.as_file().metadata()?.len();

@@ -25,7 +25,7 @@ pub(super) struct Packed {
     pub(super) archive: tempfile::NamedTempFile,
 }
 
-/// Packs what `source`, a path or pattern, means in the folder `context`.
+/// Packs what `source`, a path or pattern, means in the directory `context`.
 pub(super) fn pack(context: &Path, source: &str, ignored: &Ignored) -> Result<Packed, Failure> {
     let relative = inside(source)?;
     let mut paths = Vec::new();
@@ -60,7 +60,7 @@ fn inside(source: &str) -> Result<PathBuf, Failure> {
             Component::RootDir | Component::CurDir => {}
             Component::ParentDir | Component::Prefix(_) => {
                 return Err(Failure::new(format!(
-                    "COPY {source}: only files in the build's folder can be copied"
+                    "COPY {source}: only files in the build's directory can be copied"
                 )));
             }
         }
@@ -76,15 +76,15 @@ fn matches(context: &Path, relative: &Path) -> Result<Vec<PathBuf>, Failure> {
     let glob = GlobBuilder::new(&text).literal_separator(true).build();
     let glob = glob.map_err(|error| Failure::new(format!("COPY {text}: {error}")))?.compile_matcher();
     let mut found = Vec::new();
-    let mut folders = vec![PathBuf::new()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(context.join(&folder))? {
+    let mut dirs = vec![PathBuf::new()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(context.join(&dir))? {
             let entry = entry?;
-            let path = folder.join(entry.file_name());
+            let path = dir.join(entry.file_name());
             if glob.is_match(&path) {
                 found.push(path);
             } else if entry.file_type()?.is_dir() {
-                folders.push(path);
+                dirs.push(path);
             }
         }
     }
@@ -94,14 +94,14 @@ fn matches(context: &Path, relative: &Path) -> Result<Vec<PathBuf>, Failure> {
 /// Adds a path and all below it that is not ignored.
 fn collect(context: &Path, path: &Path, ignored: &Ignored, paths: &mut Vec<PathBuf>) -> Result<(), Failure> {
     let is_left_out = path != Path::new("") && ignored.includes(path);
-    let is_folder = context.join(path).symlink_metadata()?.is_dir();
-    if is_left_out && !(is_folder && ignored.has_exceptions()) {
+    let is_dir = context.join(path).symlink_metadata()?.is_dir();
+    if is_left_out && !(is_dir && ignored.has_exceptions()) {
         return Ok(());
     }
     if !is_left_out && path != Path::new("") {
         paths.push(path.to_owned());
     }
-    if is_folder {
+    if is_dir {
         for entry in fs::read_dir(context.join(path))? {
             collect(context, &path.join(entry?.file_name()), ignored, paths)?;
         }
@@ -130,7 +130,7 @@ fn add<W: Write>(
         "f"
     };
     if !(data.is_dir() || data.is_symlink() || data.is_file()) {
-        return Err(Failure::new(format!("{}: neither a file nor a folder nor a link", whole.display())));
+        return Err(Failure::new(format!("{}: neither a file nor a directory nor a link", whole.display())));
     }
     field(kind.as_bytes());
     field(&(data.permissions().mode() & 0o777).to_le_bytes());

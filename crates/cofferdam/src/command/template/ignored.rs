@@ -1,5 +1,5 @@
 //! `.dockerignore`: which files of a build's context are not there.
-//! The last pattern that fits decides; `!` takes one back; a pattern that fits a folder fits all in it.
+//! The last pattern that fits decides; `!` takes one back; a pattern that fits a directory fits all in it.
 //! Source: Docker's reference for the file.
 
 use std::fs;
@@ -15,9 +15,9 @@ use crate::failure::Failure;
 pub(super) struct Ignored(Vec<(GlobMatcher, bool)>);
 
 impl Ignored {
-    /// Reads `.dockerignore` in a folder, if there is one.
-    pub(super) fn load(folder: &Path) -> Result<Self, Failure> {
-        let path = folder.join(".dockerignore");
+    /// Reads `.dockerignore` in a directory, if there is one.
+    pub(super) fn load(dir: &Path) -> Result<Self, Failure> {
+        let path = dir.join(".dockerignore");
         match fs::read_to_string(&path) {
             Ok(text) => Self::parse(&text),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
@@ -44,7 +44,7 @@ impl Ignored {
         self.0.iter().rev().find(|(glob, _)| fits(glob)).is_some_and(|(_, ignores)| *ignores)
     }
 
-    /// Whether something in an ignored folder may be taken back.
+    /// Whether something in an ignored directory may be taken back.
     pub(super) fn has_exceptions(&self) -> bool {
         self.0.iter().any(|(_, ignores)| !ignores)
     }

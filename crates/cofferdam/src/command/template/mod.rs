@@ -1,4 +1,4 @@
-//! `cofferdam template`: templates built from folders with a Dockerfile, listed, shown, published, deleted, and carried from
+//! `cofferdam template`: templates built from directories with a Dockerfile, listed, shown, published, deleted, and carried from
 //! server to server as archives. Everything goes through the server, as with the official tools;
 //! only `build-base` works without one.
 
@@ -24,7 +24,7 @@ use crate::show;
 /// What to do with templates.
 #[derive(Debug, Subcommand)]
 pub(crate) enum TemplateCommand {
-    /// Builds a template from a folder with a Dockerfile, and perhaps a template.toml.
+    /// Builds a template from a directory with a Dockerfile, and perhaps a template.toml.
     Build(build::BuildArguments),
     /// Lists templates.
     List {
@@ -54,7 +54,7 @@ pub(crate) enum TemplateCommand {
     BuildBase {
         #[command(flatten)]
         data: DataDir,
-        /// Where layers are kept, if not in the data folder.
+        /// Where layers are kept, if not in the data directory.
         #[arg(long, value_name = "DIR")]
         layers_dir: Option<PathBuf>,
     },

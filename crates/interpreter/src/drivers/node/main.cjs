@@ -98,9 +98,9 @@ const verbs = {
   run,
   set: (name, value) => void (process.env[name] = value),
   unset: (name) => void delete process.env[name],
-  cwd(folder) {
+  cwd(dir) {
     try {
-      process.chdir(folder)
+      process.chdir(dir)
     } catch {
       // As with the other languages: the context stays where it is.
     }

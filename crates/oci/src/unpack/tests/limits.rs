@@ -23,7 +23,7 @@ fn bombs_stop_at_the_limit() {
     let entries: Vec<_> = names.iter().map(|name| (F, name.as_str(), "")).collect();
     assert!(matches!(bench.unpack(&entries), Err(OciError::TooManyEntries(10))));
 
-    // Folders that nothing stands for are counted.
+    // Directories that nothing stands for are counted.
     for (limit, entries) in [(u64::MAX, 100), (100_000, 1000)] {
         let mut bench = Bench::new();
         bench.limits = Limits { size: limit, entries };
@@ -185,7 +185,7 @@ fn permissions_are_not_inherited() {
     }
     let mut bench = Bench::new();
     bench.unpack_upon("root", &tar.into_inner().unwrap(), &[]).unwrap();
-    let root = open_folder(CWD, bench.path("root")).unwrap();
+    let root = open_dir(CWD, bench.path("root")).unwrap();
     assert_eq!(xattrs_of(&root, b"d").unwrap(), [(b"system.posix_acl_default".to_vec(), acl)]);
     for name in ["d/f", "d/g", "d/implied", "d/p", "d/w"] {
         assert!(xattrs_of(&root, name.as_bytes()).unwrap().is_empty(), "{name}");

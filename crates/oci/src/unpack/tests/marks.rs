@@ -5,7 +5,7 @@
 use super::*;
 
 #[test]
-fn whiteouts_and_opaque_folders_take_overlay_form() {
+fn whiteouts_and_opaque_dirs_take_overlay_form() {
     let mut bench = Bench::new();
     bench
         .unpack(&[
@@ -29,8 +29,8 @@ fn whiteouts_and_opaque_folders_take_overlay_form() {
         ])
         .unwrap();
     assert!(bench.is_whiteout("root/gone"));
-    for folder in ["hidden", "first", "second", "implied"] {
-        assert!(bench.is_opaque(&format!("root/{folder}")), "{folder}");
+    for dir in ["hidden", "first", "second", "implied"] {
+        assert!(bench.is_opaque(&format!("root/{dir}")), "{dir}");
     }
     assert!(bench.path("root/hidden/new").exists() && bench.path("root/second/file").exists());
     assert_eq!(fs::read_to_string(bench.path("root/kept")).unwrap(), "x");
@@ -44,12 +44,12 @@ fn whiteouts_and_opaque_folders_take_overlay_form() {
 }
 
 #[test]
-fn whiteouts_in_what_is_no_folder_any_more_say_nothing() {
+fn whiteouts_in_what_is_no_dir_any_more_say_nothing() {
     let mut bench = Bench::new();
     let below = [(D, "d", ""), (D, "d/e", ""), (F, "d/e/f", ""), (D, "s", ""), (D, "t", ""), (F, "t/x", "")];
     bench.unpack_upon("a", &tar(&below), &[]).unwrap();
     let above = [
-        // The folder's whiteout after one in it, and before one in it.
+        // The directory's whiteout after one in it, and before one in it.
         (F, "d/e/.wh.f", ""),
         (F, "d/.wh.e", ""),
         (F, "d/e/.wh.g", ""),
@@ -91,7 +91,7 @@ fn an_archives_own_marks_are_not_taken() {
     add(&mut tar, EntryType::Fifo, b"pipe", b"");
     let mut bench = Bench::new();
     bench.unpack_upon("root", &tar.into_inner().unwrap(), &[]).unwrap();
-    let root = open_folder(CWD, bench.path("root")).unwrap();
+    let root = open_dir(CWD, bench.path("root")).unwrap();
     let names: Vec<_> = xattrs_of(&root, b"file").unwrap();
     let names: Vec<_> = names.iter().map(|(name, _)| name.as_slice()).collect();
     assert_eq!(names, [&b"security.capability"[..], b"user.note"]);
@@ -112,10 +112,10 @@ fn owners_modes_and_times_are_kept() {
     header.set_mode(0o6751);
     header.set_cksum();
     tar.append(&header, &[][..]).unwrap();
-    let mut folder = self::header(D, b"dir");
-    folder.set_mode(0o3777);
-    folder.set_cksum();
-    tar.append(&folder, &[][..]).unwrap();
+    let mut dir = self::header(D, b"dir");
+    dir.set_mode(0o3777);
+    dir.set_cksum();
+    tar.append(&dir, &[][..]).unwrap();
     tar.append_pax_extensions([("mtime", &b"5.25"[..])]).unwrap();
     add(&mut tar, F, b"dir/file", b"x");
     let mut bench = Bench::new();
@@ -125,8 +125,8 @@ fn owners_modes_and_times_are_kept() {
         (file.uid(), file.gid(), file.mode() & 0o7777, file.mtime()),
         (1000, 65_534, 0o6751, 1_000_000)
     );
-    let folder = fs::metadata(bench.path("root/dir")).unwrap();
-    assert_eq!((folder.mode() & 0o7777, folder.mtime()), (0o3777, 1_000_000));
+    let dir = fs::metadata(bench.path("root/dir")).unwrap();
+    assert_eq!((dir.mode() & 0o7777, dir.mtime()), (0o3777, 1_000_000));
     let file = fs::metadata(bench.path("root/dir/file")).unwrap();
     assert_eq!((file.mtime(), file.mtime_nsec()), (5, 250_000_000));
     assert_eq!(bench.warnings.into_vec(), ["file: owner 70000 is beyond 65535 and became nobody"]);
@@ -161,7 +161,7 @@ fn unmentioned_parents_look_as_below() {
 }
 
 #[test]
-fn an_opaque_folder_below_hides_what_is_further_below() {
+fn an_opaque_dir_below_hides_what_is_further_below() {
     let mut bench = Bench::new();
     bench.unpack_upon("a", &tar(&[(D, "d", ""), (F, "d/x", "old")]), &[]).unwrap();
     bench.unpack_upon("b", &tar(&[(D, "d", ""), (F, "d/.wh..wh..opq", "")]), &["a"]).unwrap();

@@ -16,7 +16,7 @@ use tar::{Builder, EntryType, Header};
 use tempfile::TempDir;
 
 use super::attributes::{is_opaque, xattrs_of};
-use super::lower::open_folder;
+use super::lower::open_dir;
 use super::*;
 use crate::Limits;
 
@@ -73,7 +73,7 @@ impl Bench {
         self.dir.path().join(name)
     }
 
-    /// Unpacks to the folder `name`, upon others.
+    /// Unpacks to the directory `name`, upon others.
     fn unpack_upon(&mut self, name: &str, tar: &[u8], below: &[&str]) -> Result<bool, OciError> {
         let budget = Budget::new(self.limits, Arc::default());
         let below: Vec<PathBuf> = below.iter().map(|name| self.path(name)).collect();
@@ -90,7 +90,7 @@ impl Bench {
     }
 
     fn is_opaque(&self, name: &str) -> bool {
-        is_opaque(&open_folder(CWD, self.path(name)).unwrap()).unwrap()
+        is_opaque(&open_dir(CWD, self.path(name)).unwrap()).unwrap()
     }
 
     fn is_whiteout(&self, name: &str) -> bool {

@@ -1,6 +1,6 @@
-//! Folders and names of one server on this machine, and the checks that every engine begins with.
+//! Directories and names of one server on this machine, and the checks that every engine begins with.
 //! What is refused is refused with its remedy.
-//! The name of a data folder's kernel objects is derived from its path.
+//! The name of a data directory's kernel objects is derived from its path.
 
 use std::fs;
 use std::io;
@@ -11,7 +11,7 @@ use engine::EngineError;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sha2::{Digest, Sha256};
 
-/// This server's folder for mounts; goes with it if nothing is left in there.
+/// This server's directory for mounts; goes with it if nothing is left in there.
 #[derive(Debug)]
 pub struct RunDir(pub PathBuf);
 
@@ -21,36 +21,36 @@ impl Drop for RunDir {
     }
 }
 
-/// The name that this data folder's kernel objects carry: the folders of its control groups and mounts.
+/// The name that this data directory's kernel objects carry: the directories of its control groups and mounts.
 ///
 /// # Errors
-/// The folder does not exist.
+/// The directory does not exist.
 pub fn instance_name(data_dir: &Path) -> io::Result<String> {
     let path = fs::canonicalize(data_dir)?;
     Ok(format!("cofferdam-{}", fingerprint(path.as_os_str().as_encoded_bytes())))
 }
 
-/// Makes a folder and answers its real path.
+/// Makes a directory and returns its real path.
 ///
 /// # Errors
 /// It cannot be made.
-pub fn make_folder(path: &Path) -> Result<PathBuf, EngineError> {
+pub fn make_dir(path: &Path) -> Result<PathBuf, EngineError> {
     fs::create_dir_all(path).and_then(|()| fs::canonicalize(path)).map_err(|error| EngineError::Host {
         what: format!("{} cannot be made: {error}", path.display()),
-        remedy: "choose another folder with --data-dir or make it writable".into(),
+        remedy: "choose another directory with --data-dir or make it writable".into(),
     })
 }
 
-/// A folder that only root can enter. On disk a sandbox's root is the host's root, so a set-user-id program that a
+/// A directory that only root can enter. On disk a sandbox's root is the host's root, so a set-user-id program that a
 /// sandbox makes would be one for every user of the host who could reach the file.
 ///
 /// # Errors
 /// It cannot be made or closed.
-pub fn make_private_folder(path: &Path) -> Result<PathBuf, EngineError> {
-    let folder = make_folder(path)?;
-    let closed = fs::set_permissions(&folder, fs::Permissions::from_mode(0o700));
-    closed.map_err(EngineError::kernel("close a folder to other users"))?;
-    Ok(folder)
+pub fn make_private_dir(path: &Path) -> Result<PathBuf, EngineError> {
+    let dir = make_dir(path)?;
+    let closed = fs::set_permissions(&dir, fs::Permissions::from_mode(0o700));
+    closed.map_err(EngineError::kernel("close a directory to other users"))?;
+    Ok(dir)
 }
 
 /// Refuses a kernel older than `minimum`.

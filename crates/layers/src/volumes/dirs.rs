@@ -1,6 +1,6 @@
-//! Volumes as plain folders, copied file by file.
-//! A copy is made in a hidden folder, brought to disk, and then renamed: it is there whole or not at all.
-//! No limits: ordinary file systems have none for folders.
+//! Volumes as plain directories, copied file by file.
+//! A copy is made in a hidden directory, brought to disk, and then renamed: it is there whole or not at all.
+//! No limits: ordinary file systems have none for directories.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,18 +9,18 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, RenameFlags, renameat_with, syncfs};
 
 use super::{VolumeName, VolumeUsage, make_private};
-use crate::tree::{Attributes, Sharing, copy_tree, measure, open_folder};
+use crate::tree::{Attributes, Sharing, copy_tree, measure, open_dir};
 use crate::{Janitor, LayerError};
 
 #[derive(Debug)]
-pub(super) struct Folders {
+pub(super) struct Directories {
     root: PathBuf,
     making: PathBuf,
     sharing: Sharing,
     janitor: Janitor,
 }
 
-impl Folders {
+impl Directories {
     pub(super) fn open(root: PathBuf, sharing: Sharing) -> Result<Self, LayerError> {
         let making = make_private(&root.join(".making"))?;
         let trash = make_private(&root.join(".trash"))?;
@@ -53,12 +53,12 @@ impl Folders {
         if self.path(to).exists() {
             return Err(LayerError::VolumeTaken(to.clone()));
         }
-        let source = open_folder(CWD, self.path(from)).map_err(LayerError::about(from))?;
+        let source = open_dir(CWD, self.path(from)).map_err(LayerError::about(from))?;
         let place = self.making.join(format!("{to}-{}", ids::random_hex::<4>()));
         let make = || -> io::Result<()> {
             let (tree, links) = (place.join("tree"), place.join("links"));
             [&place, &tree, &links].into_iter().try_for_each(fs::create_dir)?;
-            let (target, names) = (open_folder(CWD, &tree)?, open_folder(CWD, &links)?);
+            let (target, names) = (open_dir(CWD, &tree)?, open_dir(CWD, &links)?);
             copy_tree(source, target, &names, self.sharing, Attributes::All)?;
             // One call for all of it: a sync of each file would be a journal commit of each.
             syncfs(File::open(&self.root)?)?;
@@ -80,8 +80,8 @@ impl Folders {
     }
 
     pub(super) fn usage(&self, name: &VolumeName) -> Result<VolumeUsage, LayerError> {
-        let folder = open_folder(CWD, self.path(name)).map_err(LayerError::about(name))?;
-        let used = measure(folder).map_err(LayerError::about(name))?.bytes;
+        let dir = open_dir(CWD, self.path(name)).map_err(LayerError::about(name))?;
+        let used = measure(dir).map_err(LayerError::about(name))?.bytes;
         Ok(VolumeUsage { used, limit: None })
     }
 }
