@@ -9,6 +9,7 @@ mod cors;
 mod error;
 mod paths;
 mod rates;
+mod route_table;
 mod routes;
 mod wire;
 
@@ -18,10 +19,12 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::middleware;
 use control::Control;
+use route_table::RouteTable;
 
 pub use body::MAX_BODY;
 pub use error::ApiError;
 pub use rates::{RateLimit, RateLimitError};
+pub use route_table::Route;
 pub use routes::nodes::{Host, HostDisk, HostProbe, Processor};
 
 /// Settings of the REST interface.
@@ -49,7 +52,19 @@ pub(crate) struct Api {
 pub fn router(control: Arc<Control>, config: ApiConfig) -> Router {
     let rates = Arc::new(rates::Rates::new(&config.rate_limits));
     let api = Api { control, config: Arc::new(config), rates };
-    Router::new()
+    table()
+        .into_router()
+        .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "no such path"))
+        .method_not_allowed_fallback(async || {
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take that method")
+        })
+        .layer(middleware::from_fn(rates::headers))
+        .layer(middleware::from_fn(cors::cors))
+        .with_state(api)
+}
+
+fn table() -> RouteTable {
+    RouteTable::new()
         .merge(routes::sandboxes::routes())
         .merge(routes::lifecycle::routes())
         .merge(routes::logs::routes())
@@ -61,11 +76,9 @@ pub fn router(control: Arc<Control>, config: ApiConfig) -> Router {
         .merge(routes::nodes::routes())
         .merge(routes::pool::routes())
         .merge(routes::server::routes())
-        .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "no such path"))
-        .method_not_allowed_fallback(async || {
-            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take that method")
-        })
-        .layer(middleware::from_fn(rates::headers))
-        .layer(middleware::from_fn(cors::cors))
-        .with_state(api)
+}
+
+/// Method and pattern of every route that [`router`] has.
+pub fn routes() -> Vec<Route> {
+    table().into_routes()
 }

@@ -4,10 +4,9 @@
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
-use axum::routing::get;
-use axum::{Json, Router};
 use control::{NewWebhook, WebhookChange, event_label};
 use ids::{SandboxId, TeamId, WebhookId};
 use serde::{Deserialize, Serialize};
@@ -19,16 +18,20 @@ use time::format_description::well_known::Rfc3339;
 use crate::auth::Caller;
 use crate::body::Json as Body;
 use crate::paths::{SandboxPath, Segment};
+use crate::route_table::RouteTable;
 use crate::{Api, ApiError};
 
 const DEFAULT_LIMIT: u32 = 10;
 
-pub(crate) fn routes() -> Router<Api> {
-    Router::new()
-        .route("/events/sandboxes", get(of_team))
-        .route("/events/sandboxes/{sandboxID}", get(of_sandbox))
-        .route("/events/webhooks", get(list).post(create))
-        .route("/events/webhooks/{webhookID}", get(look).patch(change).delete(remove))
+pub(crate) fn routes() -> RouteTable {
+    RouteTable::new()
+        .get("/events/sandboxes", of_team)
+        .get("/events/sandboxes/{sandboxID}", of_sandbox)
+        .get("/events/webhooks", list)
+        .post("/events/webhooks", create)
+        .get("/events/webhooks/{webhookID}", look)
+        .patch("/events/webhooks/{webhookID}", change)
+        .delete("/events/webhooks/{webhookID}", remove)
 }
 
 /// The query's parameters; `types` may come several times, or as a list with commas.

@@ -2,25 +2,28 @@
 //! names it and is the operator's alone.
 //! A secret is shown once, in the answer to its creation; unknown ids are JSON 404s.
 
+use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use axum::routing::{delete, get};
-use axum::{Json, Router};
 use ids::{KeyId, TeamId};
 use serde::Deserialize;
 
 use crate::auth::{Admin, Manager};
 use crate::body::Json as Body;
 use crate::paths::Segment;
+use crate::route_table::RouteTable;
 use crate::wire::Key;
 use crate::{Api, ApiError};
 
-pub(crate) fn routes() -> Router<Api> {
-    Router::new()
-        .route("/api-keys", get(list).post(create))
-        .route("/api-keys/{apiKeyID}", delete(remove).patch(rename))
-        .route("/admin/teams/{teamID}/api-keys", get(list_for).post(create_for))
-        .route("/admin/teams/{teamID}/api-keys/{apiKeyID}", delete(remove_for))
+pub(crate) fn routes() -> RouteTable {
+    RouteTable::new()
+        .get("/api-keys", list)
+        .post("/api-keys", create)
+        .delete("/api-keys/{apiKeyID}", remove)
+        .patch("/api-keys/{apiKeyID}", rename)
+        .get("/admin/teams/{teamID}/api-keys", list_for)
+        .post("/admin/teams/{teamID}/api-keys", create_for)
+        .delete("/admin/teams/{teamID}/api-keys/{apiKeyID}", remove_for)
 }
 
 #[derive(Debug, Deserialize)]

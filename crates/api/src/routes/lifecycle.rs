@@ -4,11 +4,10 @@
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::IntoResponse;
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use control::{ForkRequest, PauseRequest, SnapshotQuery};
 use ids::SandboxId;
 use serde::Deserialize;
@@ -17,6 +16,7 @@ use store::Team;
 use crate::auth::Caller;
 use crate::body::{Json as Body, OptionalJson};
 use crate::paths::{Params, SandboxPath};
+use crate::route_table::RouteTable;
 use crate::wire::{Forked, Sandbox, Snapshot};
 use crate::{Api, ApiError};
 
@@ -26,18 +26,18 @@ const CONNECT_TIMEOUT: i64 = 300;
 const RESUME_TIMEOUT: i64 = 15;
 const FORK_TIMEOUT: i64 = 15;
 
-pub(crate) fn routes() -> Router<Api> {
-    Router::new()
-        .route("/sandboxes/{sandboxID}/connect", post(connect_v1))
-        .route("/v2/sandboxes/{sandboxID}/connect", post(connect_v2))
-        .route("/sandboxes/{sandboxID}/timeout", post(timeout))
-        .route("/sandboxes/{sandboxID}/refreshes", post(refresh))
-        .route("/sandboxes/{sandboxID}/resume", post(resume))
-        .route("/sandboxes/{sandboxID}/pause", post(pause))
-        .route("/sandboxes/{sandboxID}/snapshots", post(snapshot))
-        .route("/sandboxes/{sandboxID}/fork", post(fork))
-        .route("/sandboxes/{sandboxID}/rollback", post(rollback))
-        .route("/snapshots", get(snapshots))
+pub(crate) fn routes() -> RouteTable {
+    RouteTable::new()
+        .post("/sandboxes/{sandboxID}/connect", connect_v1)
+        .post("/v2/sandboxes/{sandboxID}/connect", connect_v2)
+        .post("/sandboxes/{sandboxID}/timeout", timeout)
+        .post("/sandboxes/{sandboxID}/refreshes", refresh)
+        .post("/sandboxes/{sandboxID}/resume", resume)
+        .post("/sandboxes/{sandboxID}/pause", pause)
+        .post("/sandboxes/{sandboxID}/snapshots", snapshot)
+        .post("/sandboxes/{sandboxID}/fork", fork)
+        .post("/sandboxes/{sandboxID}/rollback", rollback)
+        .get("/snapshots", snapshots)
 }
 
 #[derive(Debug, Deserialize)]

@@ -4,15 +4,15 @@
 
 use std::collections::BTreeMap;
 
+use axum::Json;
 use axum::extract::State;
-use axum::routing::get;
-use axum::{Json, Router};
 use control::{LogLevel, LogLine, LogQuery};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::auth::Caller;
 use crate::paths::{Params, SandboxPath};
+use crate::route_table::RouteTable;
 use crate::{Api, ApiError};
 
 const DEFAULT_LIMIT: i64 = 1000;
@@ -21,10 +21,10 @@ const MAX_SEARCH: usize = 256;
 /// A query without a cursor, or on the other side of one, looks this far.
 const WINDOW: time::Duration = time::Duration::days(7);
 
-pub(crate) fn routes() -> Router<Api> {
-    Router::new()
-        .route("/sandboxes/{sandboxID}/logs", get(logs_v1))
-        .route("/v2/sandboxes/{sandboxID}/logs", get(logs_v2))
+pub(crate) fn routes() -> RouteTable {
+    RouteTable::new()
+        .get("/sandboxes/{sandboxID}/logs", logs_v1)
+        .get("/v2/sandboxes/{sandboxID}/logs", logs_v2)
 }
 
 #[derive(Debug, Deserialize)]

@@ -4,10 +4,9 @@
 
 use std::collections::BTreeMap;
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::routing::get;
-use axum::{Json, Router};
 use control::{Sample, TeamMetric, TeamSample};
 use ids::{SandboxId, TeamId};
 use serde::{Deserialize, Serialize};
@@ -16,17 +15,18 @@ use time::OffsetDateTime;
 
 use crate::auth::Caller;
 use crate::paths::{Params, SandboxPath, Segment};
+use crate::route_table::RouteTable;
 use crate::{Api, ApiError};
 
 /// Most sandboxes whose metrics are asked for at once.
 const MOST: usize = 100;
 
-pub(crate) fn routes() -> Router<Api> {
-    Router::new()
-        .route("/sandboxes/metrics", get(latest))
-        .route("/sandboxes/{sandboxID}/metrics", get(history))
-        .route("/teams/{teamID}/metrics", get(team))
-        .route("/teams/{teamID}/metrics/max", get(team_max))
+pub(crate) fn routes() -> RouteTable {
+    RouteTable::new()
+        .get("/sandboxes/metrics", latest)
+        .get("/sandboxes/{sandboxID}/metrics", history)
+        .get("/teams/{teamID}/metrics", team)
+        .get("/teams/{teamID}/metrics/max", team_max)
 }
 
 #[derive(Debug, Deserialize)]

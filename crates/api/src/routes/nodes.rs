@@ -5,11 +5,10 @@
 use std::fmt;
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use axum::{Json, Router};
 use control::NodeStatus;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -18,6 +17,7 @@ use time::format_description::well_known::Rfc3339;
 use crate::auth::Admin;
 use crate::body::Json as Body;
 use crate::paths::Segment;
+use crate::route_table::RouteTable;
 use crate::{Api, ApiError};
 
 /// The one cluster there is.
@@ -105,8 +105,8 @@ impl fmt::Debug for HostProbe {
     }
 }
 
-pub(crate) fn routes() -> Router<Api> {
-    Router::new().route("/nodes", get(list)).route("/nodes/{nodeID}", get(look).post(set))
+pub(crate) fn routes() -> RouteTable {
+    RouteTable::new().get("/nodes", list).get("/nodes/{nodeID}", look).post("/nodes/{nodeID}", set)
 }
 
 /// The node as the contract has it.

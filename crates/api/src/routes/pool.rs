@@ -2,10 +2,9 @@
 //! Ours, not E2B's.
 //! A wish holds until it is taken back, across restarts too.
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::routing::{get, put};
-use axum::{Json, Router};
 use control::PoolReport;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -13,10 +12,11 @@ use serde_json::{Value, json};
 use crate::auth::Admin;
 use crate::body::Json as Body;
 use crate::paths::Segment;
+use crate::route_table::RouteTable;
 use crate::{Api, ApiError};
 
-pub(crate) fn routes() -> Router<Api> {
-    Router::new().route("/cofferdam/v1/pool", get(list)).route("/cofferdam/v1/pool/{template}", put(set))
+pub(crate) fn routes() -> RouteTable {
+    RouteTable::new().get("/cofferdam/v1/pool", list).put("/cofferdam/v1/pool/{template}", set)
 }
 
 async fn list(State(api): State<Api>, _: Admin) -> Json<Vec<Value>> {

@@ -4,11 +4,10 @@
 
 use std::collections::BTreeMap;
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::IntoResponse;
-use axum::routing::{get, post, put};
-use axum::{Json, Router};
 use control::{CreateRequest, IdempotencyKey, ListQuery, NetworkUpdate};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -20,6 +19,7 @@ use time::format_description::well_known::Rfc3339;
 use crate::auth::Caller;
 use crate::body::{Json as Body, RawJson};
 use crate::paths::{Params, SandboxPath};
+use crate::route_table::RouteTable;
 use crate::wire::{ListedSandbox, Sandbox, SandboxDetail};
 use crate::{Api, ApiError};
 
@@ -27,12 +27,15 @@ use crate::{Api, ApiError};
 const TIMEOUT_V1: i64 = 15;
 const TIMEOUT_V2: i64 = 300;
 
-pub(crate) fn routes() -> Router<Api> {
-    Router::new()
-        .route("/sandboxes", post(create_v1).get(list_v1))
-        .route("/v2/sandboxes", post(create_v2).get(list_v2))
-        .route("/sandboxes/{sandboxID}", get(detail).delete(kill))
-        .route("/sandboxes/{sandboxID}/network", put(network))
+pub(crate) fn routes() -> RouteTable {
+    RouteTable::new()
+        .post("/sandboxes", create_v1)
+        .get("/sandboxes", list_v1)
+        .post("/v2/sandboxes", create_v2)
+        .get("/v2/sandboxes", list_v2)
+        .get("/sandboxes/{sandboxID}", detail)
+        .delete("/sandboxes/{sandboxID}", kill)
+        .put("/sandboxes/{sandboxID}/network", network)
 }
 
 #[derive(Debug, Deserialize)]

@@ -2,18 +2,16 @@
 //! `/health` is for load balancers, the rest is ours and not E2B's.
 //! Nothing here changes anything.
 
+use axum::Json;
 use axum::extract::State;
-use axum::routing::get;
-use axum::{Json, Router};
 use serde_json::{Value, json};
 
 use crate::Api;
 use crate::auth::Caller;
+use crate::route_table::RouteTable;
 
-pub(crate) fn routes() -> Router<Api> {
-    Router::new()
-        .route("/health", get(async || "Health check successful"))
-        .route("/cofferdam/v1/engine", get(engine))
+pub(crate) fn routes() -> RouteTable {
+    RouteTable::new().get("/health", async || "Health check successful").get("/cofferdam/v1/engine", engine)
 }
 
 async fn engine(State(api): State<Api>, _: Caller) -> Json<Value> {

@@ -2,10 +2,9 @@
 //! Teams are made, limited and stopped under `/admin/teams`, people under `/admin/users`.
 //! Secrets are shown once, in the answer to their creation.
 
+use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use axum::routing::{delete, get, post, put};
-use axum::{Json, Router};
 use control::{LimitsChange, NewTeam, NewToken, TeamChange};
 use ids::{TeamId, TokenId, UserId};
 use serde::{Deserialize, Serialize};
@@ -16,20 +15,25 @@ use time::OffsetDateTime;
 use crate::auth::{Admin, PersonOrAdmin};
 use crate::body::Json as Body;
 use crate::paths::Segment;
+use crate::route_table::RouteTable;
 use crate::wire::MaskView;
 use crate::{Api, ApiError};
 
-pub(crate) fn routes() -> Router<Api> {
-    Router::new()
-        .route("/teams", get(mine))
-        .route("/access-tokens", post(create_token))
-        .route("/access-tokens/{accessTokenID}", delete(remove_token))
-        .route("/admin/teams", get(list).post(create))
-        .route("/admin/teams/{teamID}", get(look).patch(change))
-        .route("/admin/teams/{teamID}/sandboxes/kill", post(kill_all))
-        .route("/admin/teams/{teamID}/members/{userID}", put(add_member).delete(remove_member))
-        .route("/admin/sandboxes/running-counts", get(running))
-        .route("/admin/users", get(users).post(create_user))
+pub(crate) fn routes() -> RouteTable {
+    RouteTable::new()
+        .get("/teams", mine)
+        .post("/access-tokens", create_token)
+        .delete("/access-tokens/{accessTokenID}", remove_token)
+        .get("/admin/teams", list)
+        .post("/admin/teams", create)
+        .get("/admin/teams/{teamID}", look)
+        .patch("/admin/teams/{teamID}", change)
+        .post("/admin/teams/{teamID}/sandboxes/kill", kill_all)
+        .put("/admin/teams/{teamID}/members/{userID}", add_member)
+        .delete("/admin/teams/{teamID}/members/{userID}", remove_member)
+        .get("/admin/sandboxes/running-counts", running)
+        .get("/admin/users", users)
+        .post("/admin/users", create_user)
 }
 
 /// A person's teams, each with a key made now; to the operator all teams, without keys: they are hashed at rest.

@@ -2,11 +2,9 @@
 //! Ours, not E2B's. What is exported is a stream whose index comes last, so one that breaks off is no archive.
 //! An import is a build: it is followed, and fails, as any other.
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderName, StatusCode, header};
-use axum::routing::{get, post};
 use control::{BuildRules, BuildSource, BuildSpec};
 use tokio::io::duplex;
 use tokio_util::io::{ReaderStream, SyncIoBridge};
@@ -15,15 +13,16 @@ use super::builds::{build_id, template_id};
 use super::uploads::not_taken;
 use crate::auth::Caller;
 use crate::paths::Segment;
+use crate::route_table::RouteTable;
 use crate::{Api, ApiError};
 
 /// Bytes between the writer and the network.
 const BUFFER: usize = 1 << 20;
 
-pub(crate) fn routes() -> Router<Api> {
-    Router::new()
-        .route("/cofferdam/v1/templates/{templateID}/archive", get(export))
-        .route("/cofferdam/v1/templates/{templateID}/builds/{buildID}/archive", post(import))
+pub(crate) fn routes() -> RouteTable {
+    RouteTable::new()
+        .get("/cofferdam/v1/templates/{templateID}/archive", export)
+        .post("/cofferdam/v1/templates/{templateID}/builds/{buildID}/archive", import)
 }
 
 async fn export(

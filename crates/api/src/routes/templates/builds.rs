@@ -3,10 +3,8 @@
 //! Protocol: E2B's Build System 2.0 (`/v3/templates`, `/v2/templates/{id}/builds/{id}`); `legacy` has the older forms.
 
 use axum::Json;
-use axum::Router;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::routing::{get, post};
 use control::{
     BuildReport, BuildRules, BuildSource, BuildSpec, BuildTarget, LogLevel, LogLine, LogQuery, NewBuild,
     RegistryAuth, Requested,
@@ -20,17 +18,18 @@ use time::OffsetDateTime;
 use crate::auth::Caller;
 use crate::body::Json as Body;
 use crate::paths::Params;
+use crate::route_table::RouteTable;
 use crate::{Api, ApiError};
 
 /// Most lines of one answer.
 const MAX_LINES: usize = 100;
 
-pub(crate) fn routes() -> Router<Api> {
-    Router::new()
-        .route("/v3/templates", post(request))
-        .route("/v2/templates/{templateID}/builds/{buildID}", post(start))
-        .route("/templates/{templateID}/builds/{buildID}/status", get(status))
-        .route("/templates/{templateID}/builds/{buildID}/logs", get(logs))
+pub(crate) fn routes() -> RouteTable {
+    RouteTable::new()
+        .post("/v3/templates", request)
+        .post("/v2/templates/{templateID}/builds/{buildID}", start)
+        .get("/templates/{templateID}/builds/{buildID}/status", status)
+        .get("/templates/{templateID}/builds/{buildID}/logs", logs)
 }
 
 #[derive(Debug, Default, Deserialize)]

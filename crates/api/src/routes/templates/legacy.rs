@@ -2,10 +2,9 @@
 //! The server reads the Dockerfile; nothing is pushed to a registry in between.
 //! Protocol: E2B's deprecated `POST /templates`, `/templates/{id}`, `/templates/{id}/builds/{buildID}` and `/v2/templates`.
 
+use axum::Json;
 use axum::extract::{FromRequest, Path, Request, State};
 use axum::http::{StatusCode, header};
-use axum::routing::post;
-use axum::{Json, Router};
 use control::{BuildTarget, DockerfilePlan, Entry, NewBuild, Requested};
 use ids::TemplateId;
 use serde::Deserialize;
@@ -15,15 +14,16 @@ use super::builds::{RequestedBuild, build_id, template_id};
 use crate::auth::Caller;
 use crate::body::Json as Body;
 use crate::paths::Segment;
+use crate::route_table::RouteTable;
 use crate::wire::Template;
 use crate::{Api, ApiError};
 
-pub(super) fn routes() -> Router<Api> {
-    Router::new()
-        .route("/templates", post(create))
-        .route("/templates/{templateID}", post(rebuild))
-        .route("/templates/{templateID}/builds/{buildID}", post(start))
-        .route("/v2/templates", post(request))
+pub(super) fn routes() -> RouteTable {
+    RouteTable::new()
+        .post("/templates", create)
+        .post("/templates/{templateID}", rebuild)
+        .post("/templates/{templateID}/builds/{buildID}", start)
+        .post("/v2/templates", request)
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -8,27 +8,29 @@ mod legacy;
 mod tags;
 mod uploads;
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::routing::get;
-use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::auth::Caller;
 use crate::body::Json as Body;
 use crate::paths::{Params, Segment};
+use crate::route_table::RouteTable;
 use crate::wire::{Template, TemplateBuild};
 use crate::{Api, ApiError};
 
-pub(crate) fn routes() -> Router<Api> {
-    Router::new()
-        .route("/templates", get(list))
-        .route("/v2/templates", get(list))
-        .route("/default-templates", get(defaults))
-        .route("/templates/aliases/{alias}", get(alias))
-        .route("/templates/{templateID}", get(one).delete(delete).patch(publish))
-        .route("/v2/templates/{templateID}", axum::routing::patch(publish))
+pub(crate) fn routes() -> RouteTable {
+    RouteTable::new()
+        .get("/templates", list)
+        .get("/v2/templates", list)
+        .get("/default-templates", defaults)
+        .get("/templates/aliases/{alias}", alias)
+        .get("/templates/{templateID}", one)
+        .delete("/templates/{templateID}", delete)
+        .patch("/templates/{templateID}", publish)
+        .patch("/v2/templates/{templateID}", publish)
         .merge(archives::routes())
         .merge(builds::routes())
         .merge(legacy::routes())

@@ -2,10 +2,9 @@
 //! Only ready builds count. In the histories ids are written `buildId`, elsewhere `buildID`: that is the contract.
 //! Cursors are positions; a list that changes meanwhile may show an item twice or not at all.
 
+use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use control::{TagInfo, TagPage};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -16,16 +15,18 @@ use uuid::Uuid;
 use crate::auth::Caller;
 use crate::body::Json as Body;
 use crate::paths::{Params, Segment};
+use crate::route_table::RouteTable;
 use crate::{Api, ApiError};
 
-pub(crate) fn routes() -> Router<Api> {
-    Router::new()
-        .route("/templates/tags", post(assign).delete(remove))
-        .route("/templates/{templateID}/tags", get(list))
-        .route("/templates/{templateID}/tags/count", get(count))
-        .route("/templates/{templateID}/tags/exists", get(exists))
-        .route("/templates/{templateID}/tags/groups", get(groups))
-        .route("/templates/{templateID}/tags/{tag}/assignments", get(assignments))
+pub(crate) fn routes() -> RouteTable {
+    RouteTable::new()
+        .post("/templates/tags", assign)
+        .delete("/templates/tags", remove)
+        .get("/templates/{templateID}/tags", list)
+        .get("/templates/{templateID}/tags/count", count)
+        .get("/templates/{templateID}/tags/exists", exists)
+        .get("/templates/{templateID}/tags/groups", groups)
+        .get("/templates/{templateID}/tags/{tag}/assignments", assignments)
 }
 
 #[derive(Debug, Deserialize)]

@@ -2,12 +2,11 @@
 //! Uploads come without a key, to an address that this server has signed. One that broke off goes on with `Content-Range`.
 //! Protocol: E2B's link for a plain `PUT`; for the rest, resumable uploads as Google's object storage has them.
 
+use axum::Json;
 use axum::body::Body as RequestBody;
-use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use axum::{Json, Router};
 use control::{UploadAddress, UploadError, UploadRange, UploadState};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -15,13 +14,15 @@ use serde_json::{Value, json};
 use super::builds::template_id;
 use crate::auth::Caller;
 use crate::paths::Params;
+use crate::route_table::RouteTable;
 use crate::{Api, ApiError};
 
-pub(super) fn routes() -> Router<Api> {
-    Router::new()
-        .route("/templates/{templateID}/files/{hash}", get(link))
-        .route("/cofferdam/v1/build-files/{team}/{hash}", get(state).put(receive))
-        .layer(DefaultBodyLimit::disable())
+pub(super) fn routes() -> RouteTable {
+    RouteTable::new()
+        .get("/templates/{templateID}/files/{hash}", link)
+        .get("/cofferdam/v1/build-files/{team}/{hash}", state)
+        .put("/cofferdam/v1/build-files/{team}/{hash}", receive)
+        .without_body_limit()
 }
 
 async fn link(
