@@ -10,7 +10,7 @@ use engine::{EngineError, Resources, StartSpec};
 use engine_host::{ProcessId, volume_of};
 use guest_api::network;
 use layers::VolumeName;
-use net::{Cable, Listeners, plug_in};
+use net::{LinkAddresses, Listeners, create_tap_network};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use sys::Namespace;
 
@@ -22,7 +22,7 @@ use crate::machine::command::{BASE, BOOT, Beginning, MEMORY, OWN, STATE, command
 use crate::machine::{Complaints, Launch, View, launch, numbers};
 use crate::record::{Build, Record};
 
-const CABLE: Cable = Cable {
+const LINK_ADDRESSES: LinkAddresses = LinkAddresses {
     guest_mac: network::GUEST_MAC,
     host_mac: network::HOST_MAC,
     guest_ipv4: network::GUEST_V4,
@@ -71,16 +71,17 @@ impl Plan {
     fn start(&self, host: &Arc<Host>) -> Result<Started, EngineError> {
         let Self { spec, build, disk, memory, beginning, source } = self;
         let claim = Claim::take(host, &Resources { memory_mib: build.shape.memory_mib, ..spec.resources })?;
-        let wires = plug_in(&CABLE).map_err(EngineError::kernel("make a machine's network"))?;
-        let listeners =
-            Listeners::open_for_machine(&wires.namespace).map_err(EngineError::kernel("open the gateway"))?;
+        let tap_network =
+            create_tap_network(&LINK_ADDRESSES).map_err(EngineError::kernel("make a machine's network"))?;
+        let listeners = Listeners::open_for_tap(&tap_network.namespace)
+            .map_err(EngineError::kernel("open the gateway"))?;
         let private = disks::take(host, disk, &spec.id, build.disk_mib, claim.uid_base)?;
         let sockets = host.sockets(spec.id.as_str()).listen();
         let (monitor, agent) = sockets.map_err(EngineError::kernel("make a machine's sockets"))?;
         let complaints = Complaints::new().map_err(EngineError::kernel("make a log"))?;
         let kvm = open_kvm(&host.accelerator).map_err(EngineError::kernel("open /dev/kvm"))?;
-        let fds = numbers(&wires.tap, &monitor, &agent, kvm.as_ref());
-        let inherited = [Some(&wires.tap), Some(&monitor), Some(&agent), kvm.as_ref()];
+        let fds = numbers(&tap_network.tap, &monitor, &agent, kvm.as_ref());
+        let inherited = [Some(&tap_network.tap), Some(&monitor), Some(&agent), kvm.as_ref()];
         let inherited = inherited.into_iter().flatten().map(AsRawFd::as_raw_fd).collect();
         let (program, arguments) = command_line(&host.accelerator, host.machine, build.shape, beginning, fds);
         let place = if matches!(beginning, Beginning::Boot(_)) { BOOT } else { STATE };
@@ -97,7 +98,7 @@ impl Plan {
                 root: View::new(&host.tools.root(), "", true)?,
                 root_target: &host.root_target,
                 views,
-                network: &wires.namespace,
+                network: &tap_network.namespace,
                 groups: claim.group.gates(),
                 uid: claim.uid_base,
                 largest_file: u64::from(build.disk_mib.max(disks::BESIDE_DISK_MIB)) << 20,
@@ -120,7 +121,7 @@ impl Plan {
             Ok(pidfd)
         };
         let pidfd = note().map_err(EngineError::kernel("record the sandbox"))?;
-        Ok(Started { complaints, pid, pidfd, network: wires.namespace, listeners, claim })
+        Ok(Started { complaints, pid, pidfd, network: tap_network.namespace, listeners, claim })
     }
 }
 

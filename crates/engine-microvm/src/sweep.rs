@@ -44,7 +44,7 @@ pub(crate) async fn adopt(host: &Arc<Host>, id: &SandboxId) -> Result<Arc<dyn Sa
     let open = || -> io::Result<Arc<MicrovmSandbox>> {
         let network = Namespace::of_process(record.process.pid, "net")?;
         // Whatever happens here, the sandbox is its owner's: better without a way out than not at all.
-        let gateway = Listeners::open_for_machine(&network)
+        let gateway = Listeners::open_for_tap(&network)
             .and_then(|listeners| Gateway::start(listeners, EgressPolicy::deny_all(), host.gateway.clone()))
             .inspect_err(|error| warn!(sandbox = %id, %error, "adopted without network"))
             .ok();

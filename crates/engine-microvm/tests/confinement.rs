@@ -85,7 +85,7 @@ async fn qemu_is_nobody_and_sees_nothing() {
     let interfaces = fs::read_to_string(process.join("net/dev")).expect("interfaces");
     let names: Vec<&str> =
         interfaces.lines().skip(2).filter_map(|line| line.split(':').next()).map(str::trim).collect();
-    assert_eq!(names, ["lo", "cable"]);
+    assert_eq!(names, ["lo", "tap0"]);
     for sandbox in [one, two] {
         sandbox.kill().await.expect("ends");
     }

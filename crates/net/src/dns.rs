@@ -16,7 +16,7 @@ use tracing::debug;
 use crate::policy::EgressPolicy;
 
 /// Questions under way at once, per sandbox; more are dropped, as a busy resolver would.
-pub(crate) const MAX_QUESTIONS: usize = 128;
+pub(crate) const MAX_QUERIES: usize = 128;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a connection may ask nothing.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);

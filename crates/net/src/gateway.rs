@@ -18,7 +18,7 @@ use tracing::{debug, warn};
 use crate::dns::{self, Resolvers};
 use crate::listeners::Listeners;
 use crate::policy::{Cidr, EgressPolicy, is_never_public};
-use crate::sniff::{self, Name};
+use crate::sniff::{self, SniffedName};
 use crate::{DNS_PORT, EGRESS_PORT};
 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -40,13 +40,13 @@ pub struct GatewayConfig {
 /// The outgoing side of one sandbox's network. Dropping it cuts every connection.
 #[derive(Debug)]
 pub struct Gateway {
-    shared: Arc<Shared>,
+    state: Arc<GatewayState>,
     stop: CancellationToken,
     servers: TaskTracker,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct GatewayState {
     policy: RwLock<Arc<EgressPolicy>>,
     config: GatewayConfig,
     connections: Arc<Semaphore>,
@@ -61,27 +61,27 @@ impl Gateway {
     /// # Errors
     /// A socket cannot be registered with the runtime.
     pub fn start(listeners: Listeners, policy: EgressPolicy, config: GatewayConfig) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
+        let state = Arc::new(GatewayState {
             policy: RwLock::new(Arc::new(policy)),
             config,
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
-            questions: Arc::new(Semaphore::new(dns::MAX_QUESTIONS)),
+            questions: Arc::new(Semaphore::new(dns::MAX_QUERIES)),
             cut: Mutex::default(),
         });
         let stop = CancellationToken::new();
-        let gateway = Self { shared, stop, servers: TaskTracker::new() };
+        let gateway = Self { state, stop, servers: TaskTracker::new() };
         for listener in listeners.tcp {
             let listener = TcpListener::from_std(listener)?;
-            let (shared, stop) = (gateway.shared.clone(), gateway.stop.clone());
-            let serve = accept_loop(listener, shared, stop);
+            let (state, stop) = (gateway.state.clone(), gateway.stop.clone());
+            let serve = accept_loop(listener, state, stop);
             gateway.servers.spawn(gateway.stop.clone().run_until_cancelled_owned(serve));
         }
         for socket in listeners.dns {
             let socket = Arc::new(tokio::net::UdpSocket::from_std(socket)?);
-            let (shared, stop) = (gateway.shared.clone(), gateway.stop.clone());
+            let (state, stop) = (gateway.state.clone(), gateway.stop.clone());
             let serve = async move {
-                let policy = || shared.policy();
-                dns::serve(socket, &shared.config.resolvers, policy, &shared.questions, stop).await;
+                let policy = || state.policy();
+                dns::serve(socket, &state.config.resolvers, policy, &state.questions, stop).await;
             };
             gateway.servers.spawn(gateway.stop.clone().run_until_cancelled_owned(serve));
         }
@@ -97,13 +97,13 @@ impl Gateway {
 
     /// Resets every connection there is. New ones are served as before.
     pub fn cut(&self) {
-        let mut cut = self.shared.cut.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cut = self.state.cut.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut *cut).cancel();
     }
 
     /// Replaces the rules for connections still to come.
     pub fn set_policy(&self, policy: EgressPolicy) {
-        *self.shared.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+        *self.state.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
     }
 }
 
@@ -113,7 +113,7 @@ impl Drop for Gateway {
     }
 }
 
-impl Shared {
+impl GatewayState {
     fn policy(&self) -> Arc<EgressPolicy> {
         self.policy.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -123,13 +123,13 @@ impl Shared {
         if self.config.internal_allowed.iter().any(|cidr| cidr.contains(address.to_canonical())) {
             return true;
         }
-        !is_never_public(address) && !is_of_this_host(address)
+        !is_never_public(address) && !is_host_address(address)
     }
 }
 
 /// Whether the address is one of the host's own: its services are not the sandbox's business even when public.
 #[must_use]
-pub fn is_of_this_host(address: IpAddr) -> bool {
+pub fn is_host_address(address: IpAddr) -> bool {
     // Binding asks the kernel's present state. Only its clear "not mine" counts: any other trouble, such as a lack of
     // descriptors, must not open the host's own addresses.
     match std::net::UdpSocket::bind((address, 0)) {
@@ -138,9 +138,9 @@ pub fn is_of_this_host(address: IpAddr) -> bool {
     }
 }
 
-async fn accept_loop(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
+async fn accept_loop(listener: TcpListener, state: Arc<GatewayState>, stop: CancellationToken) {
     loop {
-        let Ok(permit) = shared.connections.clone().acquire_owned().await else { return };
+        let Ok(permit) = state.connections.clone().acquire_owned().await else { return };
         let client = match listener.accept().await {
             Ok((client, _)) => client,
             Err(error) => {
@@ -150,10 +150,10 @@ async fn accept_loop(listener: TcpListener, shared: Arc<Shared>, stop: Cancellat
                 continue;
             }
         };
-        let shared = shared.clone();
-        let cut = shared.cut.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let state = state.clone();
+        let cut = state.cut.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let forward = async move {
-            if let Err(error) = forward(client, &shared, &cut).await {
+            if let Err(error) = forward(client, &state, &cut).await {
                 debug!(%error, "outgoing connection ended");
             }
             drop(permit);
@@ -162,11 +162,11 @@ async fn accept_loop(listener: TcpListener, shared: Arc<Shared>, stop: Cancellat
     }
 }
 
-async fn forward(mut client: TcpStream, shared: &Shared, cut: &CancellationToken) -> io::Result<()> {
+async fn forward(mut client: TcpStream, state: &GatewayState, cut: &CancellationToken) -> io::Result<()> {
     let destination = original_destination(&client)?;
-    let target = match decide(&client, destination, shared).await {
-        Decision::Dial(target) => target,
-        Decision::Refuse(reason) => {
+    let target = match decide(&client, destination, state).await {
+        EgressDecision::Dial(target) => target,
+        EgressDecision::Refuse(reason) => {
             debug!(%destination, reason, "outgoing connection refused");
             return reset(&client);
         }
@@ -211,56 +211,56 @@ fn original_destination(client: &TcpStream) -> io::Result<SocketAddr> {
     if ours { Err(io::Error::other("not a redirected connection")) } else { Ok(destination) }
 }
 
-enum Decision {
+enum EgressDecision {
     Dial(SocketAddr),
     Refuse(&'static str),
 }
 
-async fn decide(client: &TcpStream, destination: SocketAddr, shared: &Shared) -> Decision {
-    let policy = shared.policy();
+async fn decide(client: &TcpStream, destination: SocketAddr, state: &GatewayState) -> EgressDecision {
+    let policy = state.policy();
     if destination.port() == DNS {
-        return match (policy.restricts_names(), shared.config.resolvers.first()) {
-            (false, Some(resolver)) => Decision::Dial(resolver),
-            (false, None) => Decision::Refuse("no DNS resolver is configured"),
-            (true, _) => Decision::Refuse("DNS over TCP is closed while names are restricted"),
+        return match (policy.restricts_names(), state.config.resolvers.first()) {
+            (false, Some(resolver)) => EgressDecision::Dial(resolver),
+            (false, None) => EgressDecision::Refuse("no DNS resolver is configured"),
+            (true, _) => EgressDecision::Refuse("DNS over TCP is closed while names are restricted"),
         };
     }
     if policy.permits_address(destination.ip()) {
-        return match shared.is_reachable(destination.ip()) {
-            true => Decision::Dial(destination),
-            false => Decision::Refuse("the address is private or the host's own"),
+        return match state.is_reachable(destination.ip()) {
+            true => EgressDecision::Dial(destination),
+            false => EgressDecision::Refuse("the address is private or the host's own"),
         };
     }
     let Some(name) = requested_name(client, destination.port()).await else {
-        return Decision::Refuse("the address is denied");
+        return EgressDecision::Refuse("the address is denied");
     };
     if !policy.permits_domain(&name) {
-        return Decision::Refuse("the name is denied");
+        return EgressDecision::Refuse("the name is denied");
     }
     // The name decides, so the name is dialled: an /etc/hosts entry in the sandbox cannot point it elsewhere.
-    match dns::lookup(&shared.config.resolvers, &name).await.into_iter().find(|ip| shared.is_reachable(*ip)) {
-        Some(address) => Decision::Dial(SocketAddr::new(address, destination.port())),
-        None => Decision::Refuse("the name has no reachable address"),
+    match dns::lookup(&state.config.resolvers, &name).await.into_iter().find(|ip| state.is_reachable(*ip)) {
+        Some(address) => EgressDecision::Dial(SocketAddr::new(address, destination.port())),
+        None => EgressDecision::Refuse("the name has no reachable address"),
     }
 }
 
 /// The host a client names in its first bytes, on the two ports where clients name one. Consumes nothing.
 async fn requested_name(client: &TcpStream, port: u16) -> Option<String> {
-    let read: fn(&[u8]) -> Name = match port {
+    let read: fn(&[u8]) -> SniffedName = match port {
         80 => sniff::http_host,
         443 => sniff::tls_server_name,
         _ => return None,
     };
-    let mut buffer = vec![0u8; sniff::ENOUGH + 5];
+    let mut buffer = vec![0u8; sniff::MAX_SNIFFED + 5];
     let sniffed = tokio::time::timeout(SNIFF_TIMEOUT, async {
         let mut seen = 0;
         loop {
             let length = client.peek(&mut buffer).await.ok()?;
             match read(&buffer[..length]) {
-                Name::Found(name) => return Some(name),
-                Name::Absent => return None,
-                Name::NeedMore if length == 0 || length == buffer.len() => return None,
-                Name::NeedMore => {}
+                SniffedName::Found(name) => return Some(name),
+                SniffedName::Absent => return None,
+                SniffedName::NeedMore if length == 0 || length == buffer.len() => return None,
+                SniffedName::NeedMore => {}
             }
             if length == seen {
                 // Peeking does not consume, so readiness stays set; wait for the next arrival by its edge.

@@ -7,19 +7,19 @@
 mod dial;
 mod dns;
 mod gateway;
-mod link;
 mod listeners;
-mod machine;
+mod loopback;
 mod policy;
 mod redirect;
 mod sniff;
+mod tap;
 
 pub use dial::{connect, dial};
 pub use dns::Resolvers;
-pub use gateway::{Gateway, GatewayConfig, is_of_this_host};
+pub use gateway::{Gateway, GatewayConfig, is_host_address};
 pub use listeners::{Listeners, TcpListener, listen_in};
-pub use machine::{Cable, MachineNetwork, plug_in};
 pub use policy::{Cidr, EgressPolicy, PolicyError, is_never_public};
+pub use tap::{LinkAddresses, TapNetwork, create_tap_network};
 
 use std::io;
 
@@ -36,7 +36,7 @@ pub const DNS_PORT: u16 = 15053;
 /// The kernel lacks nf_tables NAT, or the namespace is not fresh.
 pub fn configure(namespace: &Namespace) -> io::Result<()> {
     in_network_namespace(namespace, || {
-        link::bring_up_loopback()?;
+        loopback::bring_up()?;
         redirect::install(redirect::Hook::LocalOut)
     })
 }

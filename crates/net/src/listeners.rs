@@ -38,7 +38,7 @@ impl Listeners {
     ///
     /// # Errors
     /// A port is taken.
-    pub fn open_for_machine(namespace: &Namespace) -> io::Result<Self> {
+    pub fn open_for_tap(namespace: &Namespace) -> io::Result<Self> {
         Self::open_at(namespace, Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED)
     }
 

@@ -4,7 +4,7 @@
 
 /// What the first bytes say.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Name {
+pub(crate) enum SniffedName {
     /// The client asks for this host.
     Found(String),
     /// It names none, or speaks something else.
@@ -14,22 +14,22 @@ pub(crate) enum Name {
 }
 
 /// Longest prefix worth waiting for.
-pub(crate) const ENOUGH: usize = 16 * 1024;
+pub(crate) const MAX_SNIFFED: usize = 16 * 1024;
 
 /// The `Host` of an HTTP/1.x request.
-pub(crate) fn http_host(bytes: &[u8]) -> Name {
+pub(crate) fn http_host(bytes: &[u8]) -> SniffedName {
     let Some(end) = find(bytes, b"\r\n\r\n") else {
-        return if bytes.len() >= ENOUGH { Name::Absent } else { Name::NeedMore };
+        return if bytes.len() >= MAX_SNIFFED { SniffedName::Absent } else { SniffedName::NeedMore };
     };
-    let Ok(head) = std::str::from_utf8(&bytes[..end]) else { return Name::Absent };
+    let Ok(head) = std::str::from_utf8(&bytes[..end]) else { return SniffedName::Absent };
     let mut hosts = head.split("\r\n").skip(1).filter_map(|line| {
         let (name, value) = line.split_once(':')?;
         name.eq_ignore_ascii_case("host").then(|| value.trim())
     });
     // Two Host headers are an attempt to be read differently by two readers.
     match (hosts.next(), hosts.next()) {
-        (Some(host), None) => Name::Found(without_port(host).to_ascii_lowercase()),
-        _ => Name::Absent,
+        (Some(host), None) => SniffedName::Found(without_port(host).to_ascii_lowercase()),
+        _ => SniffedName::Absent,
     }
 }
 
@@ -45,23 +45,24 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
 }
 
 /// The server name of a TLS ClientHello that fits one record.
-pub(crate) fn tls_server_name(bytes: &[u8]) -> Name {
+pub(crate) fn tls_server_name(bytes: &[u8]) -> SniffedName {
     const HANDSHAKE: u8 = 22;
     if bytes.first().is_some_and(|kind| *kind != HANDSHAKE) {
-        return Name::Absent;
+        return SniffedName::Absent;
     }
-    let Some(&[_, _, _, high, low]) = bytes.get(..5) else { return Name::NeedMore };
+    let Some(&[_, _, _, high, low]) = bytes.get(..5) else { return SniffedName::NeedMore };
     let length = usize::from(u16::from_be_bytes([high, low]));
     let Some(record) = bytes.get(5..5 + length) else {
-        return if bytes.len() >= ENOUGH + 5 { Name::Absent } else { Name::NeedMore };
+        return if bytes.len() >= MAX_SNIFFED + 5 { SniffedName::Absent } else { SniffedName::NeedMore };
     };
-    client_hello_name(record).map_or(Name::Absent, |name| Name::Found(name.to_ascii_lowercase()))
+    client_hello_name(record)
+        .map_or(SniffedName::Absent, |name| SniffedName::Found(name.to_ascii_lowercase()))
 }
 
 fn client_hello_name(record: &[u8]) -> Option<&str> {
     const CLIENT_HELLO: u8 = 1;
     const SERVER_NAME: u16 = 0;
-    let mut hello = Reader(record);
+    let mut hello = ByteReader(record);
     if hello.u8()? != CLIENT_HELLO {
         return None;
     }
@@ -73,11 +74,11 @@ fn client_hello_name(record: &[u8]) -> Option<&str> {
     let compressions = usize::from(hello.u8()?);
     hello.take(compressions)?;
     let length = usize::from(hello.u16()?);
-    let mut extensions = Reader(hello.take(length)?);
+    let mut extensions = ByteReader(hello.take(length)?);
     loop {
         let kind = extensions.u16()?;
         let length = usize::from(extensions.u16()?);
-        let mut body = Reader(extensions.take(length)?);
+        let mut body = ByteReader(extensions.take(length)?);
         if kind != SERVER_NAME {
             continue;
         }
@@ -90,9 +91,9 @@ fn client_hello_name(record: &[u8]) -> Option<&str> {
     }
 }
 
-struct Reader<'a>(&'a [u8]);
+struct ByteReader<'a>(&'a [u8]);
 
-impl<'a> Reader<'a> {
+impl<'a> ByteReader<'a> {
     fn take(&mut self, length: usize) -> Option<&'a [u8]> {
         let (head, tail) = self.0.split_at_checked(length)?;
         self.0 = tail;
@@ -143,18 +144,21 @@ mod tests {
     fn finds_the_server_name_once_the_record_is_complete() {
         let hello = client_hello("Example.com");
         for cut in 1..hello.len() {
-            assert_eq!(tls_server_name(&hello[..cut]), Name::NeedMore, "{cut}");
+            assert_eq!(tls_server_name(&hello[..cut]), SniffedName::NeedMore, "{cut}");
         }
-        assert_eq!(tls_server_name(&hello), Name::Found("example.com".into()));
-        assert_eq!(tls_server_name(b"GET / HTTP/1.1\r\n"), Name::Absent);
+        assert_eq!(tls_server_name(&hello), SniffedName::Found("example.com".into()));
+        assert_eq!(tls_server_name(b"GET / HTTP/1.1\r\n"), SniffedName::Absent);
     }
 
     #[test]
     fn finds_one_host_header_and_no_second() {
-        assert_eq!(http_host(b"GET / HTTP/1.1\r\nhOst: A.b:80\r\n\r\n"), Name::Found("a.b".into()));
-        assert_eq!(http_host(b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"), Name::Absent);
-        assert_eq!(http_host(b"GET / HTTP/1.1\r\nHost: a\r\n"), Name::NeedMore);
-        assert_eq!(http_host(b"GET / HTTP/1.1\r\nHost: [::1]:80\r\n\r\n"), Name::Found("[::1]".into()));
+        assert_eq!(http_host(b"GET / HTTP/1.1\r\nhOst: A.b:80\r\n\r\n"), SniffedName::Found("a.b".into()));
+        assert_eq!(http_host(b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"), SniffedName::Absent);
+        assert_eq!(http_host(b"GET / HTTP/1.1\r\nHost: a\r\n"), SniffedName::NeedMore);
+        assert_eq!(
+            http_host(b"GET / HTTP/1.1\r\nHost: [::1]:80\r\n\r\n"),
+            SniffedName::Found("[::1]".into())
+        );
     }
 
     proptest! {

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use http::Uri;
 use http::uri::Scheme;
-use net::{Cidr, is_never_public, is_of_this_host};
+use net::{Cidr, is_host_address, is_never_public};
 
 /// Most characters of a URL.
 pub const MAX_URL: usize = 2048;
@@ -83,7 +83,7 @@ impl Target {
 /// Whether a delivery may go to this address.
 pub(crate) fn permit(address: IpAddr, allowed: &[Cidr]) -> Result<(), TargetError> {
     let address = address.to_canonical();
-    let inside = is_never_public(address) || is_of_this_host(address);
+    let inside = is_never_public(address) || is_host_address(address);
     if inside && !allowed.iter().any(|network| network.contains(address)) {
         return Err(TargetError::Internal(address));
     }

@@ -12,7 +12,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use net::{is_never_public, is_of_this_host};
+use net::{is_host_address, is_never_public};
 use rustls::RootCertStore;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -163,7 +163,7 @@ impl Http {
 
     fn is_permitted(&self, origin: &Origin, address: IpAddr) -> bool {
         let address = address.to_canonical();
-        !(is_never_public(address) || is_of_this_host(address))
+        !(is_never_public(address) || is_host_address(address))
             || self.registries.is_named(origin)
             || self.registries.allowed.iter().any(|network| network.contains(address))
     }

@@ -20,7 +20,7 @@ const RTN_LOCAL: u8 = 2;
 const RTA_OIF: u16 = 4;
 
 /// Brings `lo` up and adds `local 0.0.0.0/0` and `local ::/0`.
-pub(crate) fn bring_up_loopback() -> io::Result<()> {
+pub(crate) fn bring_up() -> io::Result<()> {
     let mut batch = Batch::default();
     // struct ifinfomsg: family, pad, type, index, flags, change
     let mut link = vec![0u8; 4];

@@ -12,7 +12,7 @@ use sys::{Namespace, in_network_namespace, make_tap};
 use crate::redirect;
 use sys::netlink::{Batch, CREATE, REQUEST_ACK};
 
-const NAME: &str = "cable";
+const TAP: &str = "tap0";
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
@@ -21,9 +21,9 @@ const RTM_NEWNEIGH: u16 = 28;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
-/// The addresses at both ends of a machine's cable.
+/// The addresses at both ends of a machine's addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cable {
+pub struct LinkAddresses {
     /// The guest's hardware address.
     pub guest_mac: [u8; 6],
     /// Ours.
@@ -44,7 +44,7 @@ pub struct Cable {
 
 /// A namespace with a cable in it.
 #[derive(Debug)]
-pub struct MachineNetwork {
+pub struct TapNetwork {
     /// Lives as long as a handle, a process or a socket in it.
     pub namespace: Namespace,
     /// The guest's end, for the machine monitor to inherit.
@@ -55,16 +55,16 @@ pub struct MachineNetwork {
 ///
 /// # Errors
 /// The kernel lacks TUN or nf_tables NAT.
-pub fn plug_in(cable: &Cable) -> io::Result<MachineNetwork> {
+pub fn create_tap_network(addresses: &LinkAddresses) -> io::Result<TapNetwork> {
     let namespace = Namespace::new_network()?;
     let tap = in_network_namespace(&namespace, || {
-        let tap = make_tap(NAME)?;
+        let tap = make_tap(TAP)?;
         tune()?;
-        configure(cable)?;
+        configure(addresses)?;
         redirect::install(redirect::Hook::PreRouting)?;
         Ok(tap)
     })?;
-    Ok(MachineNetwork { namespace, tap })
+    Ok(TapNetwork { namespace, tap })
 }
 
 /// `/proc/sys/net` shows the namespace of who looks. What the host sets for all its interfaces must not come in here.
@@ -72,15 +72,15 @@ fn tune() -> io::Result<()> {
     let settings = [
         ("ipv4/ip_forward", "0"),
         ("ipv4/conf/all/rp_filter", "0"),
-        ("ipv4/conf/cable/rp_filter", "0"),
+        ("ipv4/conf/tap0/rp_filter", "0"),
         // Answers of the guest's loopback come from 127.0.0.1.
-        ("ipv4/conf/cable/route_localnet", "1"),
+        ("ipv4/conf/tap0/route_localnet", "1"),
         // The guest's end is known, and every sender that asks for ours would get an entry in a table that all namespaces share.
-        ("ipv4/conf/cable/arp_ignore", "8"),
+        ("ipv4/conf/tap0/arp_ignore", "8"),
         ("ipv6/conf/all/forwarding", "0"),
-        ("ipv6/conf/cable/accept_ra", "0"),
+        ("ipv6/conf/tap0/accept_ra", "0"),
         // No address but ours.
-        ("ipv6/conf/cable/addr_gen_mode", "1"),
+        ("ipv6/conf/tap0/addr_gen_mode", "1"),
     ];
     for (name, value) in settings {
         match fs::write(format!("/proc/sys/net/{name}"), value) {
@@ -92,27 +92,27 @@ fn tune() -> io::Result<()> {
     Ok(())
 }
 
-fn configure(cable: &Cable) -> io::Result<()> {
-    let index = rustix::net::netdevice::name_to_index(&socket()?, NAME)?;
+fn configure(addresses: &LinkAddresses) -> io::Result<()> {
+    let index = rustix::net::netdevice::name_to_index(&socket()?, TAP)?;
     let mut batch = Batch::default();
     // struct ifinfomsg: family, pad, type, index, flags, change
     let mut link = vec![0u8; 4];
     link.extend_from_slice(&index.to_ne_bytes());
     link.extend_from_slice(&IFF_UP.to_ne_bytes());
     link.extend_from_slice(&IFF_UP.to_ne_bytes());
-    batch.begin(RTM_NEWLINK, REQUEST_ACK, &link).attribute(IFLA_ADDRESS, &cable.host_mac).finish();
-    address(&mut batch, index, AF_INET, cable.prefix_ipv4, &cable.host_ipv4.octets());
-    address(&mut batch, index, AF_INET6, cable.prefix_ipv6, &cable.host_ipv6.octets());
-    neighbour(&mut batch, index, AF_INET, &cable.guest_ipv4.octets(), cable.guest_mac);
-    neighbour(&mut batch, index, AF_INET6, &cable.guest_ipv6.octets(), cable.guest_mac);
+    batch.begin(RTM_NEWLINK, REQUEST_ACK, &link).attribute(IFLA_ADDRESS, &addresses.host_mac).finish();
+    address(&mut batch, index, AF_INET, addresses.prefix_ipv4, &addresses.host_ipv4.octets());
+    address(&mut batch, index, AF_INET6, addresses.prefix_ipv6, &addresses.host_ipv6.octets());
+    neighbour(&mut batch, index, AF_INET, &addresses.guest_ipv4.octets(), addresses.guest_mac);
+    neighbour(&mut batch, index, AF_INET6, &addresses.guest_ipv6.octets(), addresses.guest_mac);
     // struct rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags
     let route = [AF_INET, 8, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, 0, RTN_UNICAST, 0, 0, 0, 0];
     batch
         .begin(RTM_NEWROUTE, REQUEST_ACK | CREATE, &route)
         .attribute(RTA_DST, &[127, 0, 0, 0])
         .attribute(RTA_OIF, &index.to_ne_bytes())
-        .attribute(RTA_GATEWAY, &cable.guest_ipv4.octets())
-        .attribute(RTA_PREFSRC, &cable.host_ipv4.octets())
+        .attribute(RTA_GATEWAY, &addresses.guest_ipv4.octets())
+        .attribute(RTA_PREFSRC, &addresses.host_ipv4.octets())
         .finish();
     // NETLINK_ROUTE is protocol 0, the default.
     batch.exchange(None)
@@ -131,7 +131,7 @@ const RTA_PREFSRC: u16 = 7;
 fn address(batch: &mut Batch, index: u32, family: u8, prefix: u8, octets: &[u8]) {
     const LOCAL: u16 = 2;
     const ADDRESS: u16 = 1;
-    /// `IFA_F_NODAD`: nobody else is on the cable.
+    /// `IFA_F_NODAD`: nobody else is on the addresses.
     const UNIQUE: u8 = 2;
     // struct ifaddrmsg: family, prefixlen, flags, scope, index
     let mut header = vec![family, prefix, if family == AF_INET6 { UNIQUE } else { 0 }, 0];
@@ -170,7 +170,7 @@ mod tests {
 
     use super::*;
 
-    const CABLE: Cable = Cable {
+    const ADDRESSES: LinkAddresses = LinkAddresses {
         guest_mac: [2, 0xcf, 0, 0, 0, 1],
         host_mac: [2, 0xcf, 0, 0, 0, 2],
         guest_ipv4: Ipv4Addr::new(169, 254, 0, 21),
@@ -183,34 +183,34 @@ mod tests {
 
     #[test]
     fn the_guests_loopback_is_at_the_other_end() {
-        let network = plug_in(&CABLE).unwrap();
+        let network = create_tap_network(&ADDRESSES).unwrap();
         let show = |arguments: &[&str]| {
             let said =
                 in_network_namespace(&network.namespace, || Command::new("ip").args(arguments).output());
             String::from_utf8(said.unwrap().stdout).unwrap()
         };
         let route = show(&["route", "get", "127.0.0.1"]);
-        assert!(route.contains("via 169.254.0.21 dev cable src 169.254.0.22"), "{route}");
+        assert!(route.contains("via 169.254.0.21 dev tap0 src 169.254.0.22"), "{route}");
         let addresses = show(&["-o", "addr"]);
         assert!(addresses.contains("169.254.0.22/30") && addresses.contains("fd00:cf::1/126"), "{addresses}");
         assert!(!addresses.contains("fe80") && !addresses.contains("127.0.0.1"), "{addresses}");
-        crate::Listeners::open_for_machine(&network.namespace).unwrap();
+        crate::Listeners::open_for_tap(&network.namespace).unwrap();
     }
 
     /// What a guest may send to make the kernel remember it: a header of virtio, then a frame.
     fn frame(kind: [u8; 2], rest: &[u8]) -> Vec<u8> {
         const NO_OFFLOAD: [u8; 10] = [0; 10];
         let stranger = [2, 0xcf, 0, 0, 9, 9];
-        [&NO_OFFLOAD[..], &CABLE.host_mac, &stranger, &kind, rest].concat()
+        [&NO_OFFLOAD[..], &ADDRESSES.host_mac, &stranger, &kind, rest].concat()
     }
 
     fn arp_request(from: Ipv4Addr) -> Vec<u8> {
         let head = [0, 1, 8, 0, 6, 4, 0, 1, 2, 0xcf, 0, 0, 9, 9];
-        frame([8, 6], &[&head[..], &from.octets(), &[0; 6], &CABLE.host_ipv4.octets()].concat())
+        frame([8, 6], &[&head[..], &from.octets(), &[0; 6], &ADDRESSES.host_ipv4.octets()].concat())
     }
 
     fn neighbour_solicitation(from: Ipv6Addr) -> Vec<u8> {
-        let to = CABLE.host_ipv6;
+        let to = ADDRESSES.host_ipv6;
         let mut message =
             [&[135, 0, 0, 0, 0, 0, 0, 0][..], &to.octets(), &[1, 1, 2, 0xcf, 0, 0, 9, 9]].concat();
         let pseudo = [&from.octets()[..], &to.octets(), &[0, 0, 0, 32, 0, 0, 0, 58]].concat();
@@ -227,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_guest_cannot_fill_the_table_of_neighbours() {
-        let network = plug_in(&CABLE).unwrap();
+        let network = create_tap_network(&ADDRESSES).unwrap();
         // One end in use, as by QEMU, is what makes the link a running one.
         let send = |frame: &[u8]| assert_eq!(rustix::io::write(&network.tap, frame).unwrap(), frame.len());
         for last in [20, 23] {
