@@ -3,30 +3,20 @@
 //! `api` puts REST on it, `edge` takes traffic to the ports it can dial.
 #![forbid(unsafe_code)]
 
-mod agent;
-mod boot;
 mod builds;
 mod config;
-mod connect;
-mod create;
-mod end;
+mod envd;
 mod error;
 mod events;
-mod idempotency;
 mod keys;
-mod lifecycle;
 mod limits;
-mod list;
-mod live;
 mod logs;
 mod metrics;
-mod network;
 mod node;
 mod pool;
-mod recovery;
 mod reference;
 mod resources;
-mod table;
+mod sandboxes;
 mod teams;
 mod templates;
 #[cfg(feature = "testing")]
@@ -44,29 +34,26 @@ use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use agent::ENVD_PORT;
 pub use builds::{
     ArchiveFile, BuildReport, BuildRules, BuildSource, BuildSpec, BuildTarget, DockerfilePlan, FilesLink,
     NewBuild, RegistryAuth, Requested, TagInfo, TagPage, TemplateArchive, UploadAddress, UploadError,
     UploadRange, UploadState,
 };
 pub use config::{Config, ENVD_VERSION, LayerPath};
-pub use connect::NetworkUpdate;
-pub use create::{Access, CreateRequest};
+pub use envd::ENVD_PORT;
 pub use error::{AuthError, ControlError};
 pub use events::{MAX_EVENTS, NewWebhook, WebhookChange, event_label};
-pub use idempotency::IdempotencyKey;
 pub use keys::{KEY_PREFIX, NewKey};
-pub use lifecycle::{ForkRequest, PauseRequest, SnapshotEntry, SnapshotPage, SnapshotQuery, Waking};
-pub use list::{ListQuery, MAX_PAGE, Page};
-pub use live::{EndReason, Live, SandboxInfo};
 pub use logs::{LogLevel, LogLine, LogQuery};
 pub use metrics::{Sample, TeamMetric, TeamSample};
-pub use network::egress_policy;
 pub use node::{NodeReport, NodeStatus};
 pub use pool::PoolReport;
 pub use reference::{DEFAULT_TAG, TemplateRef};
 pub use resources::{BuildPlace, check_template_size};
+pub use sandboxes::{
+    Access, CreateRequest, EndReason, ForkRequest, IdempotencyKey, ListQuery, Live, MAX_PAGE, NetworkUpdate,
+    Page, PauseRequest, SandboxInfo, SnapshotEntry, SnapshotPage, SnapshotQuery, Waking, egress_policy,
+};
 pub use teams::{KillCount, LimitsChange, NewTeam, TeamChange};
 pub use templates::{Entry, Registration};
 pub use tokens::same_secret;
@@ -87,7 +74,7 @@ pub struct Control {
     catalog: templates::Catalog,
     /// Held while a template, team or webhook is changed: look-up and write belong together.
     registering: tokio::sync::Mutex<()>,
-    table: table::Table,
+    table: sandboxes::registry::Table,
     places: Arc<limits::Places>,
     /// Places for template builds.
     builds: Arc<limits::Places>,
@@ -95,7 +82,7 @@ pub struct Control {
     jobs: builds::Jobs,
     uploads: builds::Uploads,
     starts: limits::StartQueue,
-    in_flight: Arc<idempotency::InFlight>,
+    in_flight: Arc<sandboxes::idempotency::InFlight>,
     usage: usage::Usage,
     /// Told when a paused sandbox is kept in memory.
     cached: tokio::sync::Notify,
@@ -140,7 +127,7 @@ impl Control {
             accounts: keys::Accounts::default(),
             catalog: templates::Catalog::default(),
             registering: tokio::sync::Mutex::default(),
-            table: table::Table::default(),
+            table: sandboxes::registry::Table::default(),
             places: Arc::default(),
             builds: Arc::default(),
             jobs: builds::Jobs::default(),

@@ -10,7 +10,7 @@ use store::{Standing, StoreError, Team, TeamLimits, truncate_to_micros};
 use time::OffsetDateTime;
 use tokio::task::JoinSet;
 
-use crate::live::EndReason;
+use crate::sandboxes::running::EndReason;
 use crate::{Control, ControlError};
 
 /// Sandboxes ended at the same time when a whole team's are.

@@ -14,7 +14,7 @@ use super::failure::Failure;
 use super::machine::{Machine, Plan, Size};
 use super::start::{ArchiveFile, BuildSource};
 use super::worker::Work;
-use crate::boot::Origin;
+use crate::sandboxes::launch::Origin;
 use crate::{LogLevel, TemplateRef};
 
 /// Changes when what is made of the same base does.

@@ -7,7 +7,7 @@ use store::{BuildFailure, StoreError};
 use template::steps::StepError;
 
 use crate::ControlError;
-use crate::agent::AgentError;
+use crate::envd::EnvdError;
 
 /// A failure whose step is known to whoever carries it on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,10 +48,10 @@ impl From<StoreError> for Failure {
     }
 }
 
-impl From<AgentError> for Failure {
-    fn from(error: AgentError) -> Self {
+impl From<EnvdError> for Failure {
+    fn from(error: EnvdError) -> Self {
         match error {
-            AgentError::Refused { .. } => Self(format!("command failed: {error}")),
+            EnvdError::Refused { .. } => Self(format!("command failed: {error}")),
             _ => Self(format!("the build's sandbox failed: {error}")),
         }
     }

@@ -17,7 +17,7 @@ use super::perform::arguments;
 use super::start::{BuildRules, BuildSpec};
 use super::worker::Work;
 use crate::LogLevel;
-use crate::agent::Command;
+use crate::envd::Command;
 
 /// Longest wait for the ready command's success.
 const READY_LIMIT: Duration = Duration::from_secs(600);

@@ -15,8 +15,8 @@ use store::BuildConfig;
 
 use super::failure::Failure;
 use super::log::LineCutter;
-use crate::agent::{self, AgentError, Command, End, Output};
-use crate::boot::{Boot, DiscardOnDrop, Origin, start_error};
+use crate::envd::{self, Command, End, EnvdError, Output};
+use crate::sandboxes::launch::{Boot, DiscardOnDrop, Origin, start_error};
 use crate::{Control, ControlError};
 
 /// Size of a template's sandboxes.
@@ -62,9 +62,9 @@ impl Hands<'_> {
         self,
         command: &Command<'_>,
         mut line: impl FnMut(bool, &str) + Send,
-    ) -> Result<End, AgentError> {
+    ) -> Result<End, EnvdError> {
         let (mut out, mut err) = (LineCutter::default(), LineCutter::default());
-        let end = agent::run(self.sandbox, self.token, command, |output| match output {
+        let end = envd::run(self.sandbox, self.token, command, |output| match output {
             Output::Stdout(piece) => out.push(piece, |text| line(false, text)),
             Output::Stderr(piece) => err.push(piece, |text| line(true, text)),
         })
@@ -152,7 +152,7 @@ impl Machine {
         &self,
         command: &Command<'_>,
         line: impl FnMut(bool, &str) + Send,
-    ) -> Result<End, AgentError> {
+    ) -> Result<End, EnvdError> {
         self.hands().run(command, line).await
     }
 
@@ -190,8 +190,8 @@ impl Machine {
     }
 
     /// Copies a file of the host's into it, as root.
-    pub(crate) async fn upload(&self, from: &Path, to: &str) -> Result<(), AgentError> {
-        agent::upload(self.sandbox(), &self.token, "root", from, to).await
+    pub(crate) async fn upload(&self, from: &Path, to: &str) -> Result<(), EnvdError> {
+        envd::upload(self.sandbox(), &self.token, "root", from, to).await
     }
 
     /// The variables its processes have by themselves.
@@ -206,7 +206,7 @@ impl Machine {
             env: &env,
             limit: Some(OWN_LIMIT),
         };
-        agent::run(self.sandbox(), &self.token, &command, |output| {
+        envd::run(self.sandbox(), &self.token, &command, |output| {
             if let Output::Stdout(piece) = output {
                 printed.extend_from_slice(piece);
             }

@@ -11,7 +11,7 @@ use super::failure::Failure;
 use super::machine::Machine;
 use super::worker::Work;
 use crate::LogLevel;
-use crate::agent::Command;
+use crate::envd::Command;
 
 /// Longest run of one command.
 const COMMAND_LIMIT: Duration = Duration::from_secs(3600);

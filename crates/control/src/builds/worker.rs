@@ -20,8 +20,8 @@ use super::machine::{Plan, Size};
 use super::perform::{Voice, perform};
 use super::start::{BuildRules, BuildSource, BuildSpec};
 use super::{Directories, log};
-use crate::boot::Origin;
 use crate::resources::BuildPlace;
+use crate::sandboxes::launch::Origin;
 use crate::{Control, LogLevel};
 
 /// Longest build.

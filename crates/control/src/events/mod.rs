@@ -13,7 +13,7 @@ use store::{Delivery, Event, EventBody, EventKind, EventQuery, Sandbox, truncate
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::live::{EndReason, Live};
+use crate::sandboxes::running::{EndReason, Live};
 use crate::{Control, ControlError};
 
 pub(crate) use hooks::Hooks;

@@ -13,8 +13,8 @@ use tokio::time::Instant;
 
 use super::{Book, LogLine};
 use crate::Control;
-use crate::agent::{self, AgentError};
-use crate::live::Live;
+use crate::envd::{self, EnvdError};
+use crate::sandboxes::running::Live;
 
 /// Longest line taken from an agent; longer ones are dropped.
 const LONGEST: usize = 192 << 10;
@@ -32,7 +32,7 @@ impl Control {
             tokio::select! {
                 () = live.wait_ended() => return,
                 answer = self.follow_once(live, &book) => match answer {
-                    Err(AgentError::Status(StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED)) => return,
+                    Err(EnvdError::Status(StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED)) => return,
                     Err(error) => tracing::debug!(sandbox_id = %live.id, %error, "a log broke off"),
                     Ok(()) => {}
                 },
@@ -44,13 +44,13 @@ impl Control {
         }
     }
 
-    async fn follow_once(&self, live: &Arc<Live>, book: &Arc<Book>) -> Result<(), AgentError> {
+    async fn follow_once(&self, live: &Arc<Live>, book: &Arc<Book>) -> Result<(), EnvdError> {
         let token = self.envd_token(&live.id);
-        agent::stream(&*live.engine, "/logs", &token, |body| keep_lines(body, live, book)).await
+        envd::stream(&*live.engine, "/logs", &token, |body| keep_lines(body, live, book)).await
     }
 }
 
-async fn keep_lines(mut body: Incoming, live: &Arc<Live>, book: &Arc<Book>) -> Result<(), AgentError> {
+async fn keep_lines(mut body: Incoming, live: &Arc<Live>, book: &Arc<Book>) -> Result<(), EnvdError> {
     let mut pending = BytesMut::new();
     let (mut window, mut taken) = (Instant::now(), 0usize);
     while let Some(frame) = body.frame().await {

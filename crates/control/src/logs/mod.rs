@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::Control;
-use crate::live::Live;
+use crate::sandboxes::running::Live;
 
 pub(crate) use book::Book;
 

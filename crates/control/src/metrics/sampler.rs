@@ -9,8 +9,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, timeout};
 
 use super::Sample;
 use crate::Control;
-use crate::agent::{self, AgentMetrics};
-use crate::live::Live;
+use crate::envd::{self, EnvdMetrics};
+use crate::sandboxes::running::Live;
 
 /// From a start to its first sample.
 const FIRST: Duration = Duration::from_secs(1);
@@ -25,7 +25,7 @@ pub(crate) struct Meter {
     /// When processor time was last read, and how much it was, microseconds.
     processor: Option<(Instant, u64)>,
     /// The agent's last answer.
-    agent: AgentMetrics,
+    agent: EnvdMetrics,
     round: u32,
 }
 
@@ -80,7 +80,7 @@ impl Control {
         let accounted = stats.memory_limit_bytes > 0;
         if !accounted || meter.round.is_multiple_of(DISK_EVERY) {
             let token = self.tokens.envd(&live.id);
-            match timeout(PATIENCE, agent::metrics(&*live.engine, &token)).await {
+            match timeout(PATIENCE, envd::metrics(&*live.engine, &token)).await {
                 Ok(Ok(answer)) => meter.agent = answer,
                 _ if accounted => {}
                 _ => return None,

@@ -9,8 +9,8 @@ use store::{Build, BuildStatus};
 use tokio::time::Instant;
 
 use super::Ready;
-use crate::boot::DiscardOnDrop;
-use crate::create::boot_of;
+use crate::sandboxes::create::boot_of;
+use crate::sandboxes::launch::DiscardOnDrop;
 use crate::{Control, ControlError};
 
 /// After a sandbox of a build could not be made.

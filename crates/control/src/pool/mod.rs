@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use self::demand::Demand;
-use crate::boot::{Boot, DiscardOnDrop};
+use crate::sandboxes::launch::{Boot, DiscardOnDrop};
 use crate::{Control, ControlError};
 
 /// A sandbox that waits.

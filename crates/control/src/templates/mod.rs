@@ -338,7 +338,7 @@ impl Control {
         self.engine
             .prepare(&self.image(&build.layers, build.config.engine.as_deref()), true)
             .await
-            .map_err(crate::boot::start_error)?;
+            .map_err(crate::sandboxes::launch::start_error)?;
         self.catalog.prepared.lock().unwrap_or_else(PoisonError::into_inner).insert(build.id);
         Ok(())
     }

@@ -16,9 +16,9 @@ use store::{
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::live::Live;
 use crate::reference::DEFAULT_TAG;
-use crate::table::Entry;
+use crate::sandboxes::registry::Entry;
+use crate::sandboxes::running::Live;
 use crate::{Control, ControlError, ENVD_VERSION, LogLevel, MAX_PAGE, TemplateRef};
 
 /// A snapshot as its owner sees it.

@@ -10,9 +10,9 @@ use store::{BuildSnapshot, EventKind, Pause, Sandbox, SandboxState, Team, trunca
 use time::OffsetDateTime;
 
 use super::{Paused, boot_again, revival_of};
-use crate::boot::discard;
-use crate::live::{EndReason, Live, Timing};
-use crate::table::Entry;
+use crate::sandboxes::launch::discard;
+use crate::sandboxes::registry::Entry;
+use crate::sandboxes::running::{EndReason, Live, Timing};
 use crate::{Access, Control, ControlError, LogLevel, TemplateRef};
 
 impl Control {

@@ -7,8 +7,8 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use ids::{SandboxId, TeamId, TemplateId};
 
-use crate::lifecycle::Paused;
-use crate::live::{Live, SandboxInfo};
+use crate::sandboxes::Paused;
+use crate::sandboxes::running::{Live, SandboxInfo};
 
 /// A sandbox in either state.
 #[derive(Debug, Clone)]

@@ -11,10 +11,10 @@ use store::{Sandbox, SandboxState, StoreError};
 use time::OffsetDateTime;
 use tokio::task::JoinSet;
 
-use crate::lifecycle::Paused;
-use crate::live::{EndReason, Live, Timing, Transition, wait_for_exit};
-use crate::network::egress_policy;
-use crate::{Control, agent};
+use crate::sandboxes::Paused;
+use crate::sandboxes::egress::egress_policy;
+use crate::sandboxes::running::{EndReason, Live, Timing, Transition, wait_for_exit};
+use crate::{Control, envd};
 
 /// Adoptions at once.
 const PARALLEL: usize = 16;
@@ -120,7 +120,7 @@ impl Control {
         let mut exit = sandbox.exit();
         let first = async {
             tokio::select! {
-                answer = agent::health(sandbox) => answer.is_ok(),
+                answer = envd::health(sandbox) => answer.is_ok(),
                 _ = wait_for_exit(&mut exit) => true,
             }
         };

@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{AgentError, converse};
+use super::{EnvdError, converse};
 
 /// Flag of the last message of a stream.
 const END_OF_STREAM: u8 = 2;
@@ -91,7 +91,7 @@ pub(crate) async fn run(
     token: &str,
     command: &Command<'_>,
     mut output: impl FnMut(Output<'_>) + Send,
-) -> Result<End, AgentError> {
+) -> Result<End, EnvdError> {
     let start = json!({
         "process": {
             "cmd": command.program,
@@ -104,7 +104,7 @@ pub(crate) async fn run(
     let text = serde_json::to_vec(&start).expect("strings and string maps serialise");
     let mut body = Vec::with_capacity(text.len() + 5);
     body.push(0);
-    body.extend_from_slice(&u32::try_from(text.len()).map_err(|_| AgentError::Answer)?.to_be_bytes());
+    body.extend_from_slice(&u32::try_from(text.len()).map_err(|_| EnvdError::Answer)?.to_be_bytes());
     body.extend_from_slice(&text);
     let mut request = Request::post("/process.Process/Start");
     if let Some(limit) = command.limit {
@@ -117,15 +117,15 @@ pub(crate) async fn run(
         .header("x-access-token", token)
         .header(header::AUTHORIZATION, format!("Basic {}", STANDARD.encode(format!("{}:", command.user))))
         .body(Full::new(Bytes::from(body)))
-        .map_err(|_| AgentError::Answer)?;
+        .map_err(|_| EnvdError::Answer)?;
     converse(sandbox, request, async |response| match response.status() {
         StatusCode::OK => follow(response.into_body(), &mut output).await,
-        status => Err(AgentError::Status(status)),
+        status => Err(EnvdError::Status(status)),
     })
     .await
 }
 
-async fn follow(mut body: Incoming, output: &mut impl FnMut(Output<'_>)) -> Result<End, AgentError> {
+async fn follow(mut body: Incoming, output: &mut impl FnMut(Output<'_>)) -> Result<End, EnvdError> {
     let mut buffer = BytesMut::new();
     let mut end = None;
     while let Some(frame) = body.frame().await {
@@ -133,10 +133,10 @@ async fn follow(mut body: Incoming, output: &mut impl FnMut(Output<'_>)) -> Resu
             buffer.extend_from_slice(&data);
         }
         while let Some((flags, message)) = next_message(&mut buffer)? {
-            let message: Message = serde_json::from_slice(&message).map_err(|_| AgentError::Answer)?;
+            let message: Message = serde_json::from_slice(&message).map_err(|_| EnvdError::Answer)?;
             match message.event {
                 Some(Event::Data(data)) => {
-                    let decode = |text: &str| STANDARD.decode(text).map_err(|_| AgentError::Answer);
+                    let decode = |text: &str| STANDARD.decode(text).map_err(|_| EnvdError::Answer);
                     if !data.stdout.is_empty() {
                         output(Output::Stdout(&decode(&data.stdout)?));
                     }
@@ -149,25 +149,25 @@ async fn follow(mut body: Incoming, output: &mut impl FnMut(Output<'_>)) -> Resu
             }
             if flags & END_OF_STREAM != 0 {
                 return match (message.error, end) {
-                    (Some(Refusal { code, message }), _) => Err(AgentError::Refused { code, message }),
+                    (Some(Refusal { code, message }), _) => Err(EnvdError::Refused { code, message }),
                     (None, Some(end)) => Ok(end),
-                    (None, None) => Err(AgentError::Answer),
+                    (None, None) => Err(EnvdError::Answer),
                 };
             }
         }
     }
     // The sandbox went away in the middle.
-    Err(AgentError::Answer)
+    Err(EnvdError::Answer)
 }
 
-fn next_message(buffer: &mut BytesMut) -> Result<Option<(u8, BytesMut)>, AgentError> {
+fn next_message(buffer: &mut BytesMut) -> Result<Option<(u8, BytesMut)>, EnvdError> {
     let Some((&flags, length)) = buffer.split_first().and_then(|(flags, rest)| Some((flags, rest.get(..4)?)))
     else {
         return Ok(None);
     };
     let length = u32::from_be_bytes(length.try_into().expect("four bytes")) as usize;
     if length > LONGEST {
-        return Err(AgentError::Answer);
+        return Err(EnvdError::Answer);
     }
     if buffer.len() < 5 + length {
         return Ok(None);

@@ -11,11 +11,11 @@ use time::OffsetDateTime;
 use tokio::task::JoinSet;
 
 use super::boot_again;
-use crate::boot::discard;
-use crate::create::check_timeout;
 use crate::limits::Reservation;
-use crate::live::{Live, Timing};
-use crate::table::Entry;
+use crate::sandboxes::create::check_timeout;
+use crate::sandboxes::launch::discard;
+use crate::sandboxes::registry::Entry;
+use crate::sandboxes::running::{Live, Timing};
 use crate::{Access, Control, ControlError, LogLevel};
 
 /// Most forks of one call.

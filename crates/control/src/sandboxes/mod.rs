@@ -2,18 +2,34 @@
 //! All are made of two things the engine can do, capture and restore; the rules of when are here.
 //! Each runs in a task of its own under the sandbox's lock: once begun it is finished, whoever goes away.
 
+pub(crate) mod create;
+pub(crate) mod egress;
+mod end;
 mod fork;
+pub(crate) mod idempotency;
+pub(crate) mod launch;
+pub(crate) mod list;
 mod pause;
 mod paused;
+mod recovery;
+pub(crate) mod registry;
 mod resume;
 mod rollback;
+pub(crate) mod running;
+mod settings;
 mod snapshot;
 
+pub use create::{Access, CreateRequest};
+pub use egress::egress_policy;
 pub use fork::ForkRequest;
+pub use idempotency::IdempotencyKey;
+pub use list::{ListQuery, MAX_PAGE, Page};
 pub use pause::PauseRequest;
 pub(crate) use pause::RETRY_PAUSE;
 pub(crate) use paused::Paused;
 pub use resume::Waking;
+pub use running::{EndReason, Live, SandboxInfo};
+pub use settings::NetworkUpdate;
 pub use snapshot::{SnapshotEntry, SnapshotPage, SnapshotQuery};
 
 use std::sync::Arc;
@@ -23,9 +39,8 @@ use ids::{SandboxId, SnapshotId};
 use store::{Pause, Sandbox};
 use tokio::sync::OwnedMutexGuard;
 
-use crate::boot::{Boot, Origin};
-use crate::live::{Live, Transition};
-use crate::network::egress_policy;
+use crate::sandboxes::launch::{Boot, Origin};
+use crate::sandboxes::running::Transition;
 use crate::{Control, ControlError};
 
 impl Control {

@@ -16,8 +16,8 @@ use time::format_description::well_known::Rfc3339;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
-use crate::agent::{self, Init};
-use crate::live::wait_for_exit;
+use crate::envd::{self, Init};
+use crate::sandboxes::running::wait_for_exit;
 use crate::{Control, ControlError};
 
 /// Bytes of randomness an agent is given.
@@ -161,7 +161,7 @@ impl Control {
         let mut exit = sandbox.exit();
         tokio::select! {
             biased;
-            answer = agent::init(sandbox, &authority, &init) => answer.map_err(|error| {
+            answer = envd::init(sandbox, &authority, &init) => answer.map_err(|error| {
                 // A sandbox that ended explains more than the connection it took along.
                 let reason = exit.borrow().as_ref().map_or_else(|| error.to_string(), describe);
                 ControlError::StartFailed(reason)

@@ -9,9 +9,9 @@ use ids::{SandboxId, TeamId};
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
-use crate::lifecycle::{Paused, RETRY_PAUSE};
-use crate::live::{EndReason, Live, Timing, wait_for_exit};
-use crate::table::Entry;
+use crate::sandboxes::registry::Entry;
+use crate::sandboxes::running::{EndReason, Live, Timing, wait_for_exit};
+use crate::sandboxes::{Paused, RETRY_PAUSE};
 use crate::{Control, ControlError, LogLevel, PauseRequest};
 
 impl Control {

@@ -12,11 +12,11 @@ use store::{EventKind, Pause, Sandbox, SandboxState, Team, truncate_to_micros};
 use time::OffsetDateTime;
 
 use super::{Paused, boot_again, revival_of};
-use crate::boot::discard;
-use crate::create::{check_longest, longest_seconds};
-use crate::live::{Live, Timing};
 use crate::resources::check_good_standing;
-use crate::table::Entry;
+use crate::sandboxes::create::{check_longest, longest_seconds};
+use crate::sandboxes::launch::discard;
+use crate::sandboxes::registry::Entry;
+use crate::sandboxes::running::{Live, Timing};
 use crate::{Access, Control, ControlError, LogLevel};
 
 /// How long thawed processes may take to answer before they are given up for the captured state.

@@ -9,7 +9,7 @@ use store::{Lifecycle, Sandbox};
 use tokio::time::Instant;
 
 use crate::Control;
-use crate::live::Transition;
+use crate::sandboxes::running::Transition;
 
 /// A paused sandbox. While it is being paused its record has no `pause` yet.
 #[derive(Debug)]

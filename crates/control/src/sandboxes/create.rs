@@ -14,13 +14,13 @@ use store::{
 };
 use time::{Duration, OffsetDateTime};
 
-use crate::boot::{Boot, Origin, discard};
-use crate::idempotency::{Begun, Claim};
 use crate::limits::{Reservation, Ticket};
-use crate::live::{Live, SandboxInfo, Timing};
-use crate::network::egress_policy;
 use crate::pool::Claimed;
 use crate::resources::check_resources;
+use crate::sandboxes::egress::egress_policy;
+use crate::sandboxes::idempotency::{Begun, Claim};
+use crate::sandboxes::launch::{Boot, Origin, discard};
+use crate::sandboxes::running::{Live, SandboxInfo, Timing};
 use crate::templates::Resolved;
 use crate::{Control, ControlError, ENVD_VERSION, IdempotencyKey, LogLevel, TemplateRef};
 

@@ -13,7 +13,7 @@ use store::{SandboxState, Team, truncate_to_micros};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::live::SandboxInfo;
+use crate::sandboxes::running::SandboxInfo;
 use crate::{Control, ControlError};
 
 /// Most sandboxes on one page.

@@ -61,7 +61,7 @@ const RESEEDED: &str = "x-envd-reseeded";
 /// What envd says about its machine. Sizes are bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
 #[serde(default)]
-pub(crate) struct AgentMetrics {
+pub(crate) struct EnvdMetrics {
     /// Used since it was last asked, percent of all processors.
     pub(crate) cpu_used_pct: f32,
     /// Memory there is.
@@ -78,7 +78,7 @@ pub(crate) struct AgentMetrics {
 
 /// Why envd did not do as told.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum AgentError {
+pub(crate) enum EnvdError {
     #[error("the agent cannot be reached: {0}")]
     Dial(#[from] std::io::Error),
     #[error("the agent broke off: {0}")]
@@ -99,31 +99,31 @@ pub(crate) async fn init(
     sandbox: &dyn engine::Sandbox,
     authority: &str,
     init: &Init<'_>,
-) -> Result<(), AgentError> {
+) -> Result<(), EnvdError> {
     let body = serde_json::to_vec(init).expect("strings and string maps serialise");
     let answer = call(sandbox, Method::POST, "/init", authority, body).await?;
     if answer.status() != StatusCode::NO_CONTENT {
-        return Err(AgentError::Status(answer.status()));
+        return Err(EnvdError::Status(answer.status()));
     }
     if init.seed.is_some() && !answer.headers().contains_key(RESEEDED) {
-        return Err(AgentError::NotReseeded);
+        return Err(EnvdError::NotReseeded);
     }
     Ok(())
 }
 
 /// Whether it answers at all.
-pub(crate) async fn health(sandbox: &dyn engine::Sandbox) -> Result<(), AgentError> {
+pub(crate) async fn health(sandbox: &dyn engine::Sandbox) -> Result<(), EnvdError> {
     let answer = call(sandbox, Method::GET, "/health", "", Vec::new()).await?;
-    if answer.status().is_success() { Ok(()) } else { Err(AgentError::Status(answer.status())) }
+    if answer.status().is_success() { Ok(()) } else { Err(EnvdError::Status(answer.status())) }
 }
 
 /// Asks what the sandbox uses.
-pub(crate) async fn metrics(sandbox: &dyn engine::Sandbox, token: &str) -> Result<AgentMetrics, AgentError> {
+pub(crate) async fn metrics(sandbox: &dyn engine::Sandbox, token: &str) -> Result<EnvdMetrics, EnvdError> {
     let answer = call(sandbox, Method::GET, "/metrics", token, Vec::new()).await?;
     if answer.status() != StatusCode::OK {
-        return Err(AgentError::Status(answer.status()));
+        return Err(EnvdError::Status(answer.status()));
     }
-    serde_json::from_slice(answer.body()).map_err(|_| AgentError::Answer)
+    serde_json::from_slice(answer.body()).map_err(|_| EnvdError::Answer)
 }
 
 /// Asks for an answer without an end and hands its body on.
@@ -132,14 +132,14 @@ pub(crate) async fn stream<F>(
     path: &str,
     token: &str,
     read: impl FnOnce(Incoming) -> F,
-) -> Result<(), AgentError>
+) -> Result<(), EnvdError>
 where
-    F: Future<Output = Result<(), AgentError>>,
+    F: Future<Output = Result<(), EnvdError>>,
 {
     let request = request(Method::GET, path, token, Vec::new())?;
     converse(sandbox, request, async |response| match response.status() {
         StatusCode::OK => read(response.into_body()).await,
-        status => Err(AgentError::Status(status)),
+        status => Err(EnvdError::Status(status)),
     })
     .await
 }
@@ -149,7 +149,7 @@ fn request(
     path: &str,
     token: &str,
     body: Vec<u8>,
-) -> Result<Request<Full<Bytes>>, AgentError> {
+) -> Result<Request<Full<Bytes>>, EnvdError> {
     Request::builder()
         .method(method)
         .uri(path)
@@ -157,7 +157,7 @@ fn request(
         .header(header::CONTENT_TYPE, "application/json")
         .header("x-access-token", token)
         .body(Full::new(Bytes::from(body)))
-        .map_err(|_| AgentError::Answer)
+        .map_err(|_| EnvdError::Answer)
 }
 
 async fn call(
@@ -166,14 +166,14 @@ async fn call(
     path: &str,
     token: &str,
     body: Vec<u8>,
-) -> Result<http::Response<Bytes>, AgentError> {
+) -> Result<http::Response<Bytes>, EnvdError> {
     converse(sandbox, request(method, path, token, body)?, whole).await
 }
 
 /// Reads a short answer to its end.
-async fn whole(response: http::Response<Incoming>) -> Result<http::Response<Bytes>, AgentError> {
+async fn whole(response: http::Response<Incoming>) -> Result<http::Response<Bytes>, EnvdError> {
     let (head, body) = response.into_parts();
-    let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|_| AgentError::Answer)?.to_bytes();
+    let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|_| EnvdError::Answer)?.to_bytes();
     Ok(http::Response::from_parts(head, body))
 }
 
@@ -182,8 +182,8 @@ async fn whole(response: http::Response<Incoming>) -> Result<http::Response<Byte
 async fn converse<B, T>(
     sandbox: &dyn engine::Sandbox,
     request: Request<B>,
-    read: impl AsyncFnOnce(http::Response<Incoming>) -> Result<T, AgentError>,
-) -> Result<T, AgentError>
+    read: impl AsyncFnOnce(http::Response<Incoming>) -> Result<T, EnvdError>,
+) -> Result<T, EnvdError>
 where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,

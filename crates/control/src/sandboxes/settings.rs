@@ -9,10 +9,10 @@ use store::{NetworkConfig, Team};
 use time::{Duration, OffsetDateTime};
 use tokio::sync::MutexGuard;
 
-use crate::create::longest_seconds;
-use crate::live::{Live, Timing};
-use crate::network::{clear_egress, egress_policy};
-use crate::table::Entry;
+use crate::sandboxes::create::longest_seconds;
+use crate::sandboxes::egress::{clear_egress, egress_policy};
+use crate::sandboxes::registry::Entry;
+use crate::sandboxes::running::{Live, Timing};
 use crate::{Access, Control, ControlError};
 
 /// A refresh adds at least this, seconds.

@@ -13,7 +13,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use tokio_util::io::ReaderStream;
 
-use super::{AgentError, converse, whole};
+use super::{EnvdError, converse, whole};
 
 /// Bytes read at once.
 const CHUNK: usize = 256 << 10;
@@ -25,7 +25,7 @@ pub(crate) async fn upload(
     user: &str,
     from: &Path,
     to: &str,
-) -> Result<(), AgentError> {
+) -> Result<(), EnvdError> {
     #[derive(Deserialize)]
     struct Refusal {
         message: String,
@@ -40,13 +40,13 @@ pub(crate) async fn upload(
         .header(header::CONTENT_LENGTH, length)
         .header("x-access-token", token)
         .body(Box::pin(StreamBody::new(pieces)))
-        .map_err(|_| AgentError::Answer)?;
+        .map_err(|_| EnvdError::Answer)?;
     let answer = converse(sandbox, request, whole).await?;
     if answer.status().is_success() {
         return Ok(());
     }
     match serde_json::from_slice::<Refusal>(answer.body()) {
-        Ok(Refusal { message }) => Err(AgentError::Refused { code: answer.status().to_string(), message }),
-        Err(_) => Err(AgentError::Status(answer.status())),
+        Ok(Refusal { message }) => Err(EnvdError::Refused { code: answer.status().to_string(), message }),
+        Err(_) => Err(EnvdError::Status(answer.status())),
     }
 }

@@ -12,9 +12,9 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use super::{Paused, capture_error};
-use crate::live::{EndReason, Live, Timing};
-use crate::table::Entry;
-use crate::{Control, ControlError, LogLevel, agent};
+use crate::sandboxes::registry::Entry;
+use crate::sandboxes::running::{EndReason, Live, Timing};
+use crate::{Control, ControlError, LogLevel, envd};
 
 /// How long an agent may take to show that it is well.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
@@ -94,7 +94,7 @@ impl Control {
         live: &Arc<Live>,
         request: PauseRequest,
     ) -> Result<(), ControlError> {
-        let well = tokio::time::timeout(HEALTH_TIMEOUT, agent::health(&*live.engine)).await;
+        let well = tokio::time::timeout(HEALTH_TIMEOUT, envd::health(&*live.engine)).await;
         let unresponsive = !matches!(well, Ok(Ok(())));
         if unresponsive && (request.require_healthy || !request.memory) {
             return Err(ControlError::AgentSilent(format!(
