@@ -10,13 +10,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body as AnyBody;
+use body_drain::DrainLimits;
 use hyper::body::{Body, Incoming};
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Request, Response, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use leftover::Bounds;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -38,7 +38,7 @@ const H2_STREAM_WINDOW: u32 = 4 << 20;
 const H2_CONNECTION_WINDOW: u32 = 16 << 20;
 const H2_STREAMS: u32 = 1000;
 /// What is read of a body that the answer did not wait for; beyond that the answer says that the connection ends.
-const UNREAD: Bounds = Bounds { bytes: 64 << 20, time: Duration::MAX };
+const DRAIN_LIMITS: DrainLimits = DrainLimits { bytes: 64 << 20, time: Duration::MAX };
 
 /// Resets a connection.
 #[derive(Debug, Clone, Default)]
@@ -109,10 +109,10 @@ async fn answer(
 ) -> Result<Response<AnyBody>, Infallible> {
     let target = target(&request, &edge.config.domain);
     // A stream of HTTP/2 ends alone.
-    let is_lent = request.version() != Version::HTTP_2 && !request.body().is_end_stream();
-    let (request, leftover) = if is_lent {
-        let (request, leftover) = leftover::lend(request);
-        (request.map(AnyBody::new), Some(leftover))
+    let is_drainable = request.version() != Version::HTTP_2 && !request.body().is_end_stream();
+    let (request, drain) = if is_drainable {
+        let (request, drain) = body_drain::drainable(request);
+        (request.map(AnyBody::new), Some(drain))
     } else {
         (request.map(AnyBody::new), None)
     };
@@ -124,8 +124,8 @@ async fn answer(
             pages::invalid_host(text)
         }
     };
-    if let Some(leftover) = leftover
-        && !leftover.discard(UNREAD).await
+    if let Some(drain) = drain
+        && !drain.finish(DRAIN_LIMITS).await
     {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use body_drain::{DrainLimits, DrainableBody};
 use connectrpc::dispatcher::Chain;
 use connectrpc::{ConnectError, ConnectRpcService, DeadlinePolicy, Limits, RequestContext};
 use envd_api::filesystem::FilesystemServer;
@@ -16,7 +17,6 @@ use http::header::{
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use leftover::{Bounds, Lent};
 use tower::Service;
 
 use crate::auth::{self, Link};
@@ -32,7 +32,7 @@ use crate::{clock, logs, paths};
 /// The largest message: input to a process comes in one.
 const MAX_MESSAGE: usize = 64 << 20;
 /// What is read of an upload that was answered already: all of it, if it comes in time.
-const UNREAD: Bounds = Bounds { bytes: u64::MAX, time: Duration::from_secs(60) };
+const DRAIN_LIMITS: DrainLimits = DrainLimits { bytes: u64::MAX, time: Duration::from_secs(60) };
 
 type Rpc = ConnectRpcService<Chain<ProcessServer<Processes>, FilesystemServer<Files>>>;
 
@@ -65,16 +65,16 @@ impl Router {
         if request.method() == Method::OPTIONS {
             return preflight(request.headers());
         }
-        let (request, leftover) = leftover::lend(request);
+        let (request, drain) = body_drain::drainable(request);
         let mut response = self.route(request).await.unwrap_or_else(|error| error.response());
-        leftover.discard(UNREAD).await;
+        drain.finish(DRAIN_LIMITS).await;
         if cross_origin {
             allow_origin(response.headers_mut());
         }
         response
     }
 
-    async fn route(&mut self, request: Request<Lent>) -> Result<Response<Body>, RestError> {
+    async fn route(&mut self, request: Request<DrainableBody>) -> Result<Response<Body>, RestError> {
         let method = request.method();
         let path = request.uri().path();
         let open = matches!(
@@ -133,7 +133,7 @@ impl Router {
         })
     }
 
-    async fn download(&self, request: &Request<Lent>) -> Result<Response<Body>, RestError> {
+    async fn download(&self, request: &Request<DrainableBody>) -> Result<Response<Body>, RestError> {
         let query = Query::parse(request.uri().query());
         let user = self.file_user(request.headers(), &query, "read")?;
         let workdir = self.envd.settings().default_workdir.clone();
@@ -143,7 +143,7 @@ impl Router {
         files_get::get(path, request.headers()).await
     }
 
-    async fn upload(&self, request: Request<Lent>) -> Result<Response<Body>, RestError> {
+    async fn upload(&self, request: Request<DrainableBody>) -> Result<Response<Body>, RestError> {
         let query = Query::parse(request.uri().query());
         let user = self.file_user(request.headers(), &query, "write")?;
         let workdir = self.envd.settings().default_workdir.clone();
@@ -159,7 +159,7 @@ impl Router {
         files_post::post(upload, &parts.headers, body).await
     }
 
-    async fn compose(&self, request: Request<Lent>) -> Result<Response<Body>, RestError> {
+    async fn compose(&self, request: Request<DrainableBody>) -> Result<Response<Body>, RestError> {
         let (parts, body) = request.into_parts();
         let body = reader::collect(body, &parts.headers, 1 << 20).await?;
         let request: compose::Request = serde_json::from_slice(&body)

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use body_drain::DrainableBody;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, Response};
-use leftover::Lent;
 use serde::Serialize;
 
 use crate::alloc;
@@ -43,7 +43,11 @@ struct Written {
 }
 
 /// Writes the files of a request.
-pub async fn post(upload: Upload, headers: &HeaderMap, body: Lent) -> Result<Response<Body>, RestError> {
+pub async fn post(
+    upload: Upload,
+    headers: &HeaderMap,
+    body: DrainableBody,
+) -> Result<Response<Body>, RestError> {
     let metadata =
         metadata::from_headers(headers).map_err(|error| RestError::bad_request(error.to_string()))?;
     let content_type =

@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use body_drain::DrainableBody;
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
-use leftover::Lent;
 use serde::Deserialize;
 
 use crate::rest::metrics::Given;
@@ -46,7 +46,11 @@ struct Init {
 }
 
 /// Applies a request.
-pub async fn post(envd: &Envd, headers: &HeaderMap, body: Lent) -> Result<Response<Body>, RestError> {
+pub async fn post(
+    envd: &Envd,
+    headers: &HeaderMap,
+    body: DrainableBody,
+) -> Result<Response<Body>, RestError> {
     let body = reader::collect(body, headers, MAX_BODY).await?;
     let parsed = if body.iter().all(u8::is_ascii_whitespace) {
         None

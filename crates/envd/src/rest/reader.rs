@@ -2,12 +2,12 @@
 
 use std::io::Write;
 
+use body_drain::DrainableBody;
 use bytes::{Bytes, BytesMut};
 use flate2::write::MultiGzDecoder;
 use http::HeaderMap;
 use http::header::CONTENT_ENCODING;
 use http_body_util::BodyExt;
-use leftover::Lent;
 
 use crate::rest::RestError;
 
@@ -17,7 +17,7 @@ const SLICE: usize = 4096;
 /// The body.
 #[derive(Debug)]
 pub struct Reader {
-    body: Lent,
+    body: DrainableBody,
     gzip: Option<MultiGzDecoder<Vec<u8>>>,
     /// Compressed, and not looked at yet.
     waiting: Bytes,
@@ -26,7 +26,7 @@ pub struct Reader {
 
 impl Reader {
     /// A reader of a request with those headers.
-    pub fn new(body: Lent, headers: &HeaderMap) -> Result<Self, RestError> {
+    pub fn new(body: DrainableBody, headers: &HeaderMap) -> Result<Self, RestError> {
         let encoding = headers.get(CONTENT_ENCODING).map_or("", |value| value.to_str().unwrap_or("?"));
         let gzip = match encoding.trim().to_ascii_lowercase().as_str() {
             "" | "identity" => None,
@@ -84,7 +84,7 @@ impl Reader {
 }
 
 /// A whole body of at most `limit` bytes.
-pub async fn collect(body: Lent, headers: &HeaderMap, limit: usize) -> Result<Bytes, RestError> {
+pub async fn collect(body: DrainableBody, headers: &HeaderMap, limit: usize) -> Result<Bytes, RestError> {
     let mut reader = Reader::new(body, headers)?;
     let mut all = BytesMut::new();
     while let Some(bytes) = reader.next().await? {
