@@ -58,7 +58,7 @@ pub(crate) async fn all(arguments: &Arguments) -> Outcome<(String, Vec<Figure>)>
     figures.extend(scenarios::burst(&server, CLONES, &state, "2000").await?);
     figures.extend(memory(&server, &state).await?);
     let mut cold_options = options.clone();
-    cold_options.extend(["--most-hot", "0"]);
+    cold_options.extend(["--keep-frozen-max", "0"]);
     let cold = Server::start_with(&arguments.server, &arguments.layers, 0, &cold_options).await?;
     figures.extend(of_load(&server, &cold, &LOAD, arguments.rounds.div_ceil(20)).await?);
     cold.stop().await?;

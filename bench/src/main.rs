@@ -79,7 +79,8 @@ async fn main() -> Outcome {
     report.add(scenarios::under_load(&server, arguments.rounds).await?);
     report.add_all(scenarios::burst(&server, 100, "16 slots ready", "500").await?);
     report.add_all(scenarios::files(&server, arguments.file_mib).await?);
-    let cold = Server::start_with(&arguments.server, &arguments.layers, 16, &["--most-hot", "0"]).await?;
+    let cold =
+        Server::start_with(&arguments.server, &arguments.layers, 16, &["--keep-frozen-max", "0"]).await?;
     report.add_all(snapshots::all(&server, &cold, arguments.rounds / 10).await?);
     cold.stop().await?;
     report.add_all(scenarios::alive(&server, &[100, arguments.alive]).await?);

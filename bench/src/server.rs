@@ -40,7 +40,7 @@ impl Server {
             .arg("serve")
             .args(["--listen", "127.0.0.1:0", "--max-sandboxes", "5000"])
             // No sandboxes wait for their creators: each create is measured whole.
-            .args(["--pool", &pool.to_string(), "--warm", "0"])
+            .args(["--slots", &pool.to_string(), "--pool", "0"])
             .args(options)
             .arg("--layers-dir")
             .arg(layers)

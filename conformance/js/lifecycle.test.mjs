@@ -12,7 +12,7 @@ let server
 
 before(async () => {
   // Every resume is a restore.
-  server = await Server.start({ options: ['--most-hot', '0'] })
+  server = await Server.start({ options: ['--keep-frozen-max', '0'] })
 })
 after(() => server.stop())
 

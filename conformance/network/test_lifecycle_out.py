@@ -40,7 +40,7 @@ while links:
 @pytest.fixture(params=["restored", "thawed"])
 def pausing(world, request):
     hot = {"restored": "0", "thawed": "4"}[request.param]
-    server = Server("--dns", f"{RESOLVER}:53", "--most-hot", hot, "--pool", "2", "--warm", "0")
+    server = Server("--dns", f"{RESOLVER}:53", "--keep-frozen-max", hot, "--slots", "2", "--pool", "0")
     yield {"api_key": server.key, "api_url": server.url, "sandbox_url": server.url}
     server.stop()
 

@@ -67,7 +67,7 @@ async def async_sandbox(server):
 @pytest.fixture(scope="session")
 def cold_server():
     """A second one, which keeps nothing of a paused sandbox in memory: every resume is a restore."""
-    server = Server("--most-hot", "0", "--pool", "4")
+    server = Server("--keep-frozen-max", "0", "--slots", "4")
     yield server
     server.stop()
 

@@ -246,7 +246,7 @@ def records_of(data):
 
 @pytest.fixture
 def own_server():
-    server = Server("--most-hot", "2", "--pool", str(READY), "--warm", "4")
+    server = Server("--keep-frozen-max", "2", "--slots", str(READY), "--pool", "4")
     # Whatever the demand, so that some wait at every restart.
     admin = {"X-Admin-Token": server.admin_token}
     assert server.call("PUT", "/cofferdam/v1/pool/base", {"ready": WAITING}, admin)[0] == 204

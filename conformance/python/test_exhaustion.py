@@ -57,7 +57,7 @@ def test_shared_memory_files(cell):
 
 @pytest.mark.container
 def test_disk():
-    server = Server("--volumes", "loop", "--volumes-size", "2", "--pool", "1", "--warm", "0")
+    server = Server("--storage", "loop", "--storage-size", "2", "--slots", "1", "--pool", "0")
     try:
         with Sandbox.create(**options_of(server)) as sandbox:
             sandbox.files.write("kept", "old content")

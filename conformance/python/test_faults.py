@@ -31,7 +31,7 @@ def run(*command):
 
 @contextlib.contextmanager
 def a_server(*options, **more):
-    server = Server("--most-hot", "0", "--pool", "2", "--warm", "0", *options, **more)
+    server = Server("--keep-frozen-max", "0", "--slots", "2", "--pool", "0", *options, **more)
     try:
         yield server, options_of(server)
     finally:
@@ -262,7 +262,7 @@ def test_a_criu_that_dies_in_the_middle(unreliable_criu):
 @pytest.mark.parametrize("way", ["mute", "stop"])
 def test_a_criu_that_hangs(unreliable_criu, way):
     tree, mood = unreliable_criu
-    with a_server("--criu", str(tree), "--criu-patience", "2") as (server, options):
+    with a_server("--criu", str(tree), "--criu-timeout", "2") as (server, options):
         sandbox, kept = Sandbox.create(**options), Sandbox.create(**options)
         pid, other = sleeper_in(sandbox, LARGE), sleeper_in(kept, LARGE)
         assert kept.pause() is True
@@ -315,7 +315,7 @@ def a_dump_hangs(server, stopped):
 @pytest.mark.parametrize("call", ["pause", "create_snapshot"])
 def test_a_server_that_dies_while_a_dump_hangs(unreliable_criu, way, call):
     tree, mood = unreliable_criu
-    with a_server("--criu", str(tree), "--criu-patience", "20") as (server, options):
+    with a_server("--criu", str(tree), "--criu-timeout", "20") as (server, options):
         sandbox, other = Sandbox.create(**options), Sandbox.create(**options)
         pid = sleeper_in(sandbox, LARGE)
         mood.write_text(way)

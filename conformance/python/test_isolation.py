@@ -136,7 +136,7 @@ def test_a_tree_of_any_depth_cannot_hurt_the_server(way):
     from e2b import Sandbox
     from server import Server
 
-    server = Server("--volumes", way)
+    server = Server("--storage", way)
     options = {"api_key": server.key, "api_url": server.url, "sandbox_url": server.url}
     sandbox = Sandbox.create(**options)
     sandbox.files.write("/root/deep.py", DEEP, user="root")

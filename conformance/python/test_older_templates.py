@@ -90,7 +90,7 @@ def test_what_cannot_be_built_is_refused_when_it_is_asked_for(server):
 
 
 def test_a_dockerfile_that_was_taken_survives_the_server():
-    server = Server("--pool", "1", "--warm", "0")
+    server = Server("--slots", "1", "--pool", "0")
     try:
         asked = server.call("POST", "/templates", {"alias": "kept", "dockerfile": "FROM e2bdev/base\nRUN echo kept > /note\n"})[2]
         server.crash()
@@ -136,7 +136,7 @@ def test_sdks_from_before_the_default_user_build_as_root(server, agent):
 
 
 def test_a_team_has_only_so_many_builds_under_way():
-    server = Server("--max-builds", "1", "--pool", "2", "--warm", "0")
+    server = Server("--max-builds", "1", "--slots", "2", "--pool", "0")
     try:
         ask = lambda path, body: server.call("POST", path, body)
         slow = ask("/v3/templates", {"name": "slow"})[2]

@@ -86,7 +86,7 @@ while True:
 
 
 def test_a_pause_that_was_answered_outlives_a_server_that_is_killed_at_once():
-    server = Server("--most-hot", "0", "--pool", "2", "--warm", "0")
+    server = Server("--keep-frozen-max", "0", "--slots", "2", "--pool", "0")
     try:
         options = options_of(server)
         sandbox = Sandbox.create(timeout=600, **options)

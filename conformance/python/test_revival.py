@@ -217,7 +217,7 @@ def test_without_auto_resume_traffic_wakes_nobody(cold_server, cold, mode):
 
 def test_frozen_processes_are_thawed_and_are_the_same():
     """The quick way: nothing is restored, and nobody can tell."""
-    server = Server("--most-hot", "4")
+    server = Server("--keep-frozen-max", "4")
     try:
         options = options_of(server)
         sandbox = Sandbox.create(envs={"OWN": "mine"}, **options)

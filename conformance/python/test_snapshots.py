@@ -101,7 +101,7 @@ def test_paused_and_unknown_ones_cannot_be_captured(cold_server, cold, source):
 
 
 def test_each_fork_has_an_answer_of_its_own():
-    server = Server("--max-sandboxes", "5", "--warm", "0")
+    server = Server("--max-sandboxes", "5", "--pool", "0")
     try:
         options = options_of(server)
         source = Sandbox.create(metadata={"who": "source"}, **options)

@@ -91,7 +91,7 @@ def test_the_time_a_start_takes_is_not_charged(cold):
 
 
 def test_a_restart_catches_up_on_what_ran_out_meanwhile():
-    server = Server("--most-hot", "0")
+    server = Server("--keep-frozen-max", "0")
     try:
         options = options_of(server)
         ends = Sandbox.create(timeout=600, **options)

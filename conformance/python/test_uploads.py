@@ -47,7 +47,7 @@ def request(method, url, body=None, **headers):
 
 @pytest.fixture
 def own_server():
-    server = Server("--pool", "1", "--warm", "0")
+    server = Server("--slots", "1", "--pool", "0")
     yield server
     server.stop()
 

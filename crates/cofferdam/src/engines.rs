@@ -1,6 +1,6 @@
-//! Which engines a server runs, and which of them is taken where a template names none.
-//! `auto` is honest: hardware isolation only where a guest has really been booted, and emulation only for whoever asks for it.
-//! What an engine has left in the data directory is looked after whatever is chosen.
+//! Opens the engines of a server and decides which of them runs templates that name none.
+//! `--engine auto` takes microVMs only where KVM has really booted a guest; emulation must be asked for.
+//! An engine whose directory is in the data directory is opened whatever is chosen, so that its sandboxes are adopted.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,114 +18,115 @@ use tracing::{info, warn};
 use crate::failure::Failure;
 use crate::paths::{self, CriuDirectory, DataDir, MicrovmDirectory};
 
-/// Time for a guest to boot.
+/// Maximum time for a guest to boot.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long the memory of a paused microVM, or of a snapshot of one, lies before it is compressed.
+/// Age at which the unused memory snapshot of a microVM is compressed.
 const COMPRESS_AFTER: Duration = Duration::from_secs(60);
-/// Time for the guest that proves that KVM works.
+/// Maximum time for the guest that is booted to find out whether KVM works.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// All machines, the better one first.
-pub(crate) const MACHINES: [MachineType; 2] = [MachineType::Microvm, MachineType::Q35];
+/// All QEMU machine types, in order of preference.
+pub(crate) const MACHINE_TYPES: [MachineType; 2] = [MachineType::Microvm, MachineType::Q35];
 
-/// What engines need to know.
+/// Settings of the engines.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct EngineArguments {
-    /// What keeps sandboxes from the host, where a template does not say.
+    /// Engine that runs sandboxes of templates that name none.
     #[arg(long, env = "COFFERDAM_ENGINE", value_enum, default_value_t = EngineChoice::Auto)]
     engine: EngineChoice,
-    /// What executes the guests of microVMs. Without it KVM where it works; emulation, which is several times slower, only
-    /// with `--engine microvm`.
+    /// How microVMs execute: `kvm`, or `tcg`, QEMU's emulation, several times slower. [default: kvm where it works; tcg only with
+    /// `--engine microvm`]
     #[arg(long, env = "COFFERDAM_ACCELERATOR", value_enum)]
     accelerator: Option<AcceleratorChoice>,
-    /// The machine that QEMU plays for them. Without it `microvm`, and `q35` where KVM boots guests on that only.
-    #[arg(long, env = "COFFERDAM_MACHINE", value_enum)]
-    machine: Option<MachineChoice>,
-    /// Directory for locks, sockets and mounts that do not outlive the machine's uptime.
+    /// QEMU's machine type for microVMs. [default: microvm; q35 where KVM boots guests on that only]
+    #[arg(long, env = "COFFERDAM_MACHINE_TYPE", value_enum)]
+    machine_type: Option<MachineTypeChoice>,
+    /// Directory for locks, sockets and mounts, which a reboot may remove.
     #[arg(long, default_value = "/run/cofferdam", value_name = "DIR")]
     run_dir: PathBuf,
-    /// The envd binary, if not beside this one.
+    /// The envd binary. [default: beside this program]
     #[arg(long, env = "COFFERDAM_ENVD", value_name = "FILE")]
     envd: Option<PathBuf>,
-    /// The first program of microVMs' guests, if not beside this one.
+    /// The guest-init binary, the first process of microVMs' guests. [default: beside this program]
     #[arg(long, env = "COFFERDAM_GUEST_INIT", value_name = "FILE")]
     guest_init: Option<PathBuf>,
     #[command(flatten)]
     criu: CriuDirectory,
-    /// Seconds that CRIU may be silent, besides what the size of the memory explains (20 ms a MiB). Then it hangs, and is ended.
+    /// Seconds without output after which CRIU is killed. 20 ms for each MiB of the sandbox's memory are added.
     #[arg(long, default_value_t = 120, value_name = "SECONDS")]
-    criu_patience: u64,
+    criu_timeout: u64,
     #[command(flatten)]
     microvm: MicrovmDirectory,
-    /// How what sandboxes write is kept: `auto`, or `btrfs` (the data directory is on one), `loop` (a btrfs image),
-    /// `reflink` (XFS), `copy`. Copies are instant and disk limits enforced on btrfs only.
-    #[arg(long, default_value_t, value_name = "WAY")]
-    volumes: VolumesBackend,
-    /// Most GiB that all volumes may take together in a btrfs image. Without it, what the disk holds.
+    /// How files that sandboxes write are stored: `btrfs` (the data directory is on one), `loop` (a btrfs image in the data
+    /// directory), `reflink` (XFS), `copy`, or `auto` for the first of these that works. Copies are instant and disk limits are
+    /// enforced on btrfs only.
+    #[arg(long, default_value_t, value_name = "BACKEND")]
+    storage: VolumesBackend,
+    /// Maximum size of the btrfs image, GiB. [default: what the disk holds]
     #[arg(long, value_name = "GIB")]
-    volumes_size: Option<u64>,
-    /// Container slots (namespaces, control groups) kept ready.
+    storage_size: Option<u64>,
+    /// Number of container slots (namespaces, control groups, user ids) prepared ahead of creates. Named `--pool` before.
     #[arg(long, default_value_t = 16, value_name = "COUNT")]
-    pool: usize,
+    slots: usize,
 }
 
-/// Engines by name.
+/// Values of `--engine`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum EngineChoice {
-    /// microVMs where KVM really boots a guest, else containers.
+    /// MicroVMs where KVM boots a guest, else containers.
     Auto,
-    /// Namespaces on the host's kernel.
+    /// Linux namespaces; sandboxes share the host's kernel.
     Container,
-    /// A virtual machine with its own kernel for every sandbox.
+    /// A virtual machine with a kernel of its own for each sandbox.
     Microvm,
 }
 
-/// What executes a guest's instructions.
+/// Values of `--accelerator`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum AcceleratorChoice {
-    /// The processor.
+    /// The processor's virtualisation.
     Kvm,
     /// QEMU's emulation.
     Tcg,
 }
 
-/// Machines that QEMU can play.
+/// Values of `--machine-type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum MachineChoice {
-    /// Small and fast, without PCI.
+pub(crate) enum MachineTypeChoice {
+    /// QEMU's `microvm`: small and fast, without PCI.
     Microvm,
-    /// A PC with PCI.
+    /// QEMU's `q35`: a PC with PCI.
     Q35,
 }
 
-impl From<MachineChoice> for MachineType {
-    fn from(choice: MachineChoice) -> Self {
+impl From<MachineTypeChoice> for MachineType {
+    fn from(choice: MachineTypeChoice) -> Self {
         match choice {
-            MachineChoice::Microvm => Self::Microvm,
-            MachineChoice::Q35 => Self::Q35,
+            MachineTypeChoice::Microvm => Self::Microvm,
+            MachineTypeChoice::Q35 => Self::Q35,
         }
     }
 }
 
 impl EngineArguments {
-    /// Those that may be taken, the better one first.
-    fn machines(&self) -> &'static [MachineType] {
-        match self.machine {
-            None => &MACHINES,
-            Some(MachineChoice::Microvm) => &[MachineType::Microvm],
-            Some(MachineChoice::Q35) => &[MachineType::Q35],
+    /// The machine types that may be used, in order of preference.
+    fn machine_types(&self) -> &'static [MachineType] {
+        match self.machine_type {
+            None => &MACHINE_TYPES,
+            Some(MachineTypeChoice::Microvm) => &[MachineType::Microvm],
+            Some(MachineTypeChoice::Q35) => &[MachineType::Q35],
         }
     }
 
-    fn volumes(&self) -> VolumesConfig {
-        VolumesConfig { backend: self.volumes, image_size: self.volumes_size.map(|gib| gib << 30) }
+    fn storage(&self) -> VolumesConfig {
+        VolumesConfig { backend: self.storage, image_size: self.storage_size.map(|gib| gib << 30) }
     }
 
     fn container(&self, data: &DataDir, gateway: &GatewayConfig) -> Result<Arc<dyn Engine>, Failure> {
         let criu = Criu::find(&self.criu.path(data))
-            .map(|criu| criu.with_patience(Duration::from_secs(self.criu_patience)))
+            .map(|criu| criu.with_patience(Duration::from_secs(self.criu_timeout)))
             .inspect_err(|reason| {
-                warn!(reason, "containers' memory cannot be captured: pause and snapshots keep files only");
+                warn!(reason, "CRIU cannot be used: pauses and snapshots of containers keep files only");
             })
             .ok();
         let engine = ContainerEngine::open(&ContainerConfig {
@@ -133,30 +134,34 @@ impl EngineArguments {
             run_dir: self.run_dir.clone(),
             agent: paths::envd(self.envd.as_deref())?,
             criu,
-            volumes: self.volumes(),
-            pool: self.pool,
+            volumes: self.storage(),
+            pool: self.slots,
             gateway: gateway.clone(),
         })?;
-        info!(storage = engine.storage(), "volumes of containers");
+        info!(storage = engine.storage(), "storage of containers");
         Ok(Arc::new(engine))
     }
 
     fn microvm(&self, data: &DataDir, gateway: &GatewayConfig) -> Result<MicrovmConfig, Failure> {
-        let mut config =
-            parts(&self.run_dir, self.envd.as_deref(), self.guest_init.as_deref(), &self.microvm.path(data))?;
+        let mut config = microvm_config(
+            &self.run_dir,
+            self.envd.as_deref(),
+            self.guest_init.as_deref(),
+            &self.microvm.path(data),
+        )?;
         config.data_dir.clone_from(&data.data_dir);
-        config.volumes = self.volumes();
+        config.volumes = self.storage();
         config.gateway = gateway.clone();
-        config.machine = self.machine.map(MachineType::from).unwrap_or_default();
+        config.machine = self.machine_type.map(MachineType::from).unwrap_or_default();
         Ok(config)
     }
 }
 
-/// The parts of a microVM engine on this machine, with defaults for everything that is not a file.
+/// Finds the files that the microVM engine needs and returns its configuration, with defaults for everything else.
 ///
 /// # Errors
-/// One is missing; the remedy is named.
-pub(crate) fn parts(
+/// A file is missing; the message names the remedy.
+pub(crate) fn microvm_config(
     run_dir: &Path,
     envd: Option<&Path>,
     guest_init: Option<&Path>,
@@ -178,10 +183,10 @@ pub(crate) fn parts(
     })
 }
 
-/// Opens the engines of a server.
+/// Opens the engines of a server, as one: the first is used by templates that name none.
 ///
 /// # Errors
-/// The one that was asked for cannot run here; the remedy is named.
+/// The engine that was asked for cannot run on this host; the message names the remedy.
 pub(crate) async fn open(
     arguments: &EngineArguments,
     data: &DataDir,
@@ -196,14 +201,14 @@ pub(crate) async fn open(
         }
         Err(failure) => return Err(failure),
     };
-    let machines_first = match arguments.engine {
+    let microvm_first = match arguments.engine {
         EngineChoice::Microvm => true,
         EngineChoice::Container => false,
         EngineChoice::Auto => microvm
             .as_ref()
             .is_some_and(|engine| engine.descriptor().isolation == engine::Isolation::HardwareVm),
     };
-    let (first, second) = if machines_first { (microvm, container) } else { (container, microvm) };
+    let (first, second) = if microvm_first { (microvm, container) } else { (container, microvm) };
     let first = first.ok_or_else(|| Failure::new("no engine can run here; see `cofferdam doctor`"))?;
     let engines = Engines::new(first, second.into_iter().collect());
     for (rank, descriptor) in engines.descriptors().into_iter().enumerate() {
@@ -218,7 +223,8 @@ pub(crate) async fn open(
     Ok(Arc::new(engines))
 }
 
-/// The microVM engine if it was asked for, if KVM works, or if it has left something in the data directory.
+/// Opens the microVM engine if it was asked for, if KVM works, or if its directory is in the data directory; returns `None`
+/// otherwise.
 async fn open_microvm(
     arguments: &EngineArguments,
     data: &DataDir,
@@ -228,14 +234,14 @@ async fn open_microvm(
     let is_known = data.data_dir.join("microvm").is_dir();
     let config = match arguments.microvm(data, gateway) {
         Err(failure) if is_wanted || is_known => return Err(failure),
-        // Never set up here: containers it is.
+        // Never set up on this host.
         Err(_) => return Ok(None),
         Ok(config) => config,
     };
     let emulation = (Accelerator::tcg(), config.machine);
     let (accelerator, machine) = match arguments.accelerator {
         Some(AcceleratorChoice::Tcg) => emulation,
-        asked => match kvm_works(&config, arguments.machines(), &data.data_dir).await {
+        asked => match kvm_works(&config, arguments.machine_types(), &data.data_dir).await {
             Ok(machine) => (Accelerator::Kvm, machine),
             Err(reason) if asked == Some(AcceleratorChoice::Kvm) => {
                 return Err(Failure::new(format!(
@@ -256,24 +262,25 @@ async fn open_microvm(
         },
     };
     let engine = MicrovmEngine::open(&MicrovmConfig { accelerator, machine, ..config })?;
-    info!(storage = engine.storage(), "volumes of microVMs");
+    info!(storage = engine.storage(), "storage of microVMs");
     Ok(Some(Arc::new(engine)))
 }
 
-/// The first of these machines on which KVM has really booted a guest, once in an uptime of the host for each QEMU and kernel.
+/// Returns the first of these machine types on which KVM boots a guest. A guest is booted once per uptime of the host, QEMU and kernel;
+/// the outcome is kept in the run directory.
 ///
 /// # Errors
-/// Why none, for people.
+/// No machine type works; the text has the reasons.
 pub(crate) async fn kvm_works(
     config: &MicrovmConfig,
-    machines: &[MachineType],
+    machine_types: &[MachineType],
     scratch: &Path,
 ) -> Result<MachineType, String> {
     if !Path::new("/dev/kvm").exists() {
         return Err("there is no /dev/kvm".into());
     }
     let mut reasons = Vec::new();
-    for machine in machines {
+    for machine in machine_types {
         let config = MicrovmConfig {
             accelerator: Accelerator::Kvm,
             machine: *machine,
@@ -288,7 +295,7 @@ pub(crate) async fn kvm_works(
     Err(reasons.join("; "))
 }
 
-/// Whether a guest boots on the machine of `config`; found out once.
+/// Whether a guest boots with the machine type of `config`, from the kept outcome if there is one.
 async fn kvm_boots(config: &MicrovmConfig, scratch: &Path) -> Result<(), String> {
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let (qemu, kernel) = (config.tools.qemu_version(), config.tools.kernel_version());
@@ -310,7 +317,7 @@ async fn kvm_boots(config: &MicrovmConfig, scratch: &Path) -> Result<(), String>
         .and_then(|()| fs::write(&new, text))
         .and_then(|()| fs::rename(&new, &note));
     if let Err(error) = kept {
-        warn!(%error, "what is known about KVM could not be kept; the next start tries again");
+        warn!(%error, "failed to write the outcome of the KVM check; the next start checks again");
     }
     outcome.map(drop)
 }

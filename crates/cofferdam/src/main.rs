@@ -1,6 +1,6 @@
-//! The one binary: `serve` runs the platform, everything else is a client of it or looks after this machine.
-//! Wiring only: what a command does lives in the crate it is about.
-//! Every failure is one sentence on standard error that names the remedy.
+//! The `cofferdam` program: `serve` runs the platform, the other commands are clients of it or prepare this host.
+//! It holds the command line and the wiring of the other crates, no rules of its own.
+//! Each failure is one sentence on standard error that names the remedy, and exit code 1.
 #![forbid(unsafe_code)]
 
 mod access;
@@ -12,6 +12,7 @@ mod failure;
 mod host;
 mod paths;
 mod progress;
+mod renamed;
 mod show;
 
 use std::process::ExitCode;
@@ -29,7 +30,14 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match command::run(Arguments::parse().command) {
+    let arguments = Arguments::try_parse().unwrap_or_else(|error| match renamed::flag_message(&error) {
+        Some(message) => {
+            eprintln!("error: {message}");
+            std::process::exit(2);
+        }
+        None => error.exit(),
+    });
+    match command::run(arguments.command) {
         Ok(code) => code,
         Err(failure) => {
             eprintln!("error: {failure}");

@@ -30,7 +30,7 @@ async fn said(sandbox: &Sandbox, command: &str) -> String {
 
 #[tokio::test]
 async fn memory_survives_a_pause_and_not_a_reboot() {
-    let server = Server::start_with(&["--most-hot", "0"]);
+    let server = Server::start_with(&["--keep-frozen-max", "0"]);
     let client = server.client();
     let sandbox = server.sandbox().await;
     let sleeper = sandbox.commands().start("sleep 1000", RunOptions::default()).await.unwrap().pid();

@@ -64,7 +64,7 @@ fn a_dir_and_a_database_stay_together() {
 /// What a server says that must not start.
 fn serve(dir: &std::path::Path, options: &[&str]) -> String {
     let output = Command::new(BINARY)
-        .args(["serve", "--listen", "127.0.0.1:0", "--pool", "0", "--data-dir"])
+        .args(["serve", "--listen", "127.0.0.1:0", "--slots", "0", "--data-dir"])
         .arg(dir)
         .arg("--layers-dir")
         .arg(variable("COFFERDAM_LAYERS"))

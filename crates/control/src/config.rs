@@ -30,10 +30,11 @@ pub struct Config {
     pub start_timeout: Duration,
     /// Longest wait for the engine to end a sandbox; after it the caller is told that it did not.
     pub kill_timeout: Duration,
-    /// How long a paused sandbox's processes are kept, frozen, beside its captured state, so that resuming is instant.
-    pub hot_pause: Duration,
-    /// Paused sandboxes kept so at most; beyond it, or when memory gets scarce, the oldest go first.
-    pub most_hot: usize,
+    /// How long a paused sandbox's frozen processes are kept beside its snapshot, so that a resume only thaws them.
+    pub keep_frozen: Duration,
+    /// Maximum number of paused sandboxes whose frozen processes are kept. Beyond it, or when memory gets scarce, the oldest are
+    /// killed first.
+    pub keep_frozen_max: usize,
     /// Host name inside sandboxes.
     pub hostname: String,
     /// Most processes and threads of a sandbox.
@@ -52,9 +53,9 @@ pub struct Config {
     pub trusted_ca: Option<String>,
     /// How registries of container images are reached.
     pub registries: oci::Registries,
-    /// Sandboxes of templates in use that wait for their creators at most, all together; 0 keeps none.
-    pub most_ready: usize,
-    /// Memory that those may use together, bytes.
+    /// Maximum number of pre-started sandboxes, of all templates together; 0 disables the pool.
+    pub pool_max: usize,
+    /// Maximum memory of all pre-started sandboxes together, bytes.
     pub pool_memory: u64,
     /// Where the operator's wishes for them are kept; without it a restart forgets them.
     pub pool_file: Option<PathBuf>,
@@ -83,8 +84,8 @@ impl Config {
             start_queue: 1000,
             start_timeout: Duration::from_secs(30),
             kill_timeout: Duration::from_secs(30),
-            hot_pause: Duration::from_secs(120),
-            most_hot: 64,
+            keep_frozen: Duration::from_secs(120),
+            keep_frozen_max: 64,
             hostname: "sandbox".to_owned(),
             pids: 2048,
             default_limits: TeamLimits::default(),
@@ -94,7 +95,7 @@ impl Config {
             builds_dir: None,
             trusted_ca: None,
             registries: oci::Registries::default(),
-            most_ready: 0,
+            pool_max: 0,
             pool_memory: 2 << 30,
             pool_file: None,
             metrics_dir: None,

@@ -85,7 +85,7 @@ async fn a_failed_capture_leaves_it_running() {
 
 #[tokio::test]
 async fn a_failed_resume_leaves_it_paused() {
-    let fixture = Fixture::with(|config| config.hot_pause = Duration::ZERO).await;
+    let fixture = Fixture::with(|config| config.keep_frozen = Duration::ZERO).await;
     let id = fixture.create().await.unwrap().info.id;
     pause(&fixture, &id).await.unwrap();
     assert_eq!(fixture.engine.alive(), 0, "nothing is kept in memory");
@@ -284,7 +284,7 @@ async fn a_rollback_keeps_id_token_and_time() {
 
 #[tokio::test]
 async fn frozen_processes_go_when_there_are_too_many_or_memory_is_scarce() {
-    let fixture = Fixture::with(|config| config.most_hot = 2).await;
+    let fixture = Fixture::with(|config| config.keep_frozen_max = 2).await;
     let mut ids = Vec::new();
     for _ in 0..3 {
         let id = fixture.create().await.unwrap().info.id;
@@ -306,7 +306,7 @@ async fn frozen_processes_go_when_there_are_too_many_or_memory_is_scarce() {
 
 #[tokio::test]
 async fn a_resume_waits_for_frozen_processes_that_are_being_let_go() {
-    let fixture = Fixture::with(|config| config.most_hot = 1).await;
+    let fixture = Fixture::with(|config| config.keep_frozen_max = 1).await;
     let ids = [fixture.create().await.unwrap().info.id, fixture.create().await.unwrap().info.id];
     let states = Arc::clone(&fixture.engine.states);
     let held = states.ends.lock().await;

@@ -81,7 +81,7 @@ async fn those_nobody_wants_are_ended() {
 
 #[tokio::test]
 async fn demand_makes_them_wait_and_a_limit_holds() {
-    let fixture = Fixture::with(|config| config.most_ready = 2).await;
+    let fixture = Fixture::with(|config| config.pool_max = 2).await;
     assert!(fixture.control.pool().is_empty());
     for _ in 0..5 {
         fixture.create().await.unwrap();

@@ -59,7 +59,7 @@ impl Host {
             records: Records::new(make_private_dir(&data_dir.join("sandboxes"))?),
             volumes: Volumes::open(&data_dir, config.volumes).map_err(|error| EngineError::Host {
                 what: format!("sandboxes' volumes cannot be opened: {error}"),
-                remedy: "see `cofferdam doctor`; --volumes chooses another way to keep them".into(),
+                remedy: "see `cofferdam doctor`; --storage chooses another way to keep them".into(),
             })?,
             root_target: make_dir(&run_dir.join("root"))?,
             snapshots: make_private_dir(&data_dir.join("snapshots"))?,

@@ -80,7 +80,7 @@ impl Host {
                 .map_err(EngineError::kernel("start a thread"))?,
             volumes: Volumes::open(&data_dir, config.volumes).map_err(|error| EngineError::Host {
                 what: format!("sandboxes' volumes cannot be opened: {error}"),
-                remedy: "see `cofferdam doctor`; --volumes chooses another way to keep them".into(),
+                remedy: "see `cofferdam doctor`; --storage chooses another way to keep them".into(),
             })?,
             snapshots: make_private_dir(&data_dir.join("snapshots"))?,
             bases: Bases::open(make_dir(&data_dir.join("bases"))?),

@@ -1,8 +1,8 @@
-//! The commands, one module each.
-//! A module holds its arguments and a function that carries them out.
-//! Commands that need a runtime start it themselves: the others are done before one would be up.
+//! The commands, one module each: its arguments and the function that runs it.
+//! Commands that need an asynchronous runtime start it themselves, because starting one takes longer than the others run.
 
 mod completions;
+mod docs;
 mod doctor;
 mod events;
 mod exec;
@@ -24,40 +24,48 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use crate::failure::Failure;
+use crate::renamed::refuse_old_variables;
 
-/// What to do.
+/// All commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Runs the server.
     Serve(Box<serve::ServeArguments>),
     /// Builds what is missing, starts a server in the background and runs a first sandbox.
     Quickstart(quickstart::QuickstartArguments),
-    /// Checks whether this machine can run sandboxes, and says what to do where it cannot.
+    /// Checks whether this host can run sandboxes, and names the remedy for each fault.
     Doctor(doctor::DoctorArguments),
-    /// Makes, lists and deletes API keys.
+    /// Creates, lists and deletes API keys.
     #[command(subcommand)]
     Key(key::KeyCommand),
-    /// Makes, lists, limits and stops teams.
+    /// Creates, lists and changes teams: their limits, and whether they may call the API.
     #[command(subcommand)]
     Team(team::TeamCommand),
-    /// Makes, lists, uses and ends sandboxes.
+    /// Creates, lists, uses and kills sandboxes.
     #[command(subcommand)]
     Sandbox(sandbox::SandboxCommand),
-    /// Builds, lists, publishes, moves and deletes templates.
+    /// Builds, lists, publishes, exports, imports and deletes templates.
     #[command(subcommand)]
     Template(template::TemplateCommand),
-    /// Shows and sets how many sandboxes wait for their creators.
+    /// Shows the pool of pre-started sandboxes and sets its size for a template.
     #[command(subcommand)]
     Pool(pool::PoolCommand),
-    /// Brings programs that the server runs into its own directories.
+    /// Downloads programs that the server runs (CRIU, QEMU) into directories of their own.
     #[command(subcommand)]
     Setup(setup::SetupCommand),
-    /// Prints a shell's completions.
+    /// Prints the completion script for a shell.
     Completions(completions::CompletionsArguments),
+    /// Prints a generated reference document as Markdown.
+    #[command(hide = true)]
+    Docs(docs::DocsArguments),
 }
 
-/// Carries a command out.
+/// Runs a command and returns the program's exit code.
+///
+/// # Errors
+/// The command failed; the message is for the terminal.
 pub(crate) fn run(command: Command) -> Result<ExitCode, Failure> {
+    refuse_old_variables()?;
     match command {
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Quickstart(arguments) => quickstart::run(&arguments),
@@ -69,5 +77,6 @@ pub(crate) fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Pool(command) => pool::run(command),
         Command::Setup(command) => setup::run(&command),
         Command::Completions(arguments) => completions::run(&arguments),
+        Command::Docs(arguments) => docs::run(&arguments),
     }
 }

@@ -87,7 +87,7 @@ impl Server {
 fn serve(data: &Path, options: &[&str]) -> (Child, String) {
     let log = fs::File::create(data.join("server.log")).expect("a log");
     let mut process = Command::new(BINARY)
-        .args(["serve", "--listen", "127.0.0.1:0", "--pool", "2", "--data-dir"])
+        .args(["serve", "--listen", "127.0.0.1:0", "--slots", "2", "--data-dir"])
         .arg(data)
         .arg("--layers-dir")
         .arg(variable("COFFERDAM_LAYERS"))

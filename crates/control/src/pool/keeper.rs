@@ -77,7 +77,7 @@ impl Control {
             if surplus > 0 {
                 return Next::End(shelf.ready.drain(..surplus).collect());
             }
-            let may_add = has_room && (fixed.is_some() || count < self.config.most_ready);
+            let may_add = has_room && (fixed.is_some() || count < self.config.pool_max);
             let may_try = shelf.retry_at.is_none_or(|at| at <= now);
             if shelf.ready.len() < wanted && may_add && may_try {
                 return Next::Make(*id);

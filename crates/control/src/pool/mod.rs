@@ -132,7 +132,7 @@ impl Control {
     /// A waiting sandbox of this build made the caller's, if there is one. `boot` says whose it is and what it runs with;
     /// its id is not used.
     pub(crate) async fn claim(&self, build: &Build, boot: &Boot) -> Option<Claimed> {
-        if self.config.most_ready == 0 && self.pool.fixed(&build.template).is_none() {
+        if self.config.pool_max == 0 && self.pool.fixed(&build.template).is_none() {
             return None;
         }
         let Ready { id, sandbox, .. } = self.pool.take(build.id)?;

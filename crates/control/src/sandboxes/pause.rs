@@ -138,8 +138,8 @@ impl Control {
         self.record_event(EventKind::Paused, &record, Map::from_iter([("memory".to_owned(), memory.into())]))
             .await;
         let paused = Paused::new(record, Arc::clone(&live.transition));
-        if memory && self.config.most_hot > 0 && !self.config.hot_pause.is_zero() {
-            paused.keep_hot(Arc::clone(&live.engine), Instant::now() + self.config.hot_pause);
+        if memory && self.config.keep_frozen_max > 0 && !self.config.keep_frozen.is_zero() {
+            paused.keep_hot(Arc::clone(&live.engine), Instant::now() + self.config.keep_frozen);
             self.cached.notify_one();
         } else if let Err(error) = live.engine.kill().await {
             tracing::error!(sandbox_id = %live.id, %error, "a paused sandbox's processes could not be ended cleanly");

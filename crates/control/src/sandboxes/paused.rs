@@ -66,7 +66,7 @@ impl Control {
                 .filter_map(|paused| Some((paused.hot_until()?, paused)))
                 .collect();
             hot.sort_by_key(|(until, _)| *until);
-            let surplus = hot.len().saturating_sub(self.config.most_hot);
+            let surplus = hot.len().saturating_sub(self.config.keep_frozen_max);
             let due = hot.iter().take_while(|(until, _)| *until <= Instant::now()).count();
             for (_, paused) in hot.drain(..surplus.max(due)) {
                 self.evict(paused);

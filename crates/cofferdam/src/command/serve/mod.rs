@@ -1,0 +1,246 @@
+//! `cofferdam serve`: opens the parts of the server, connects them and runs until a signal.
+//! Sandboxes outlive the server process: the next start adopts those that run.
+//! Prints `listening on <url>` on standard output once requests are accepted; logs go to standard error.
+
+mod base_template;
+mod settings;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{IsTerminal, Read, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::RateLimit;
+use clap::Args;
+use control::{Control, LimitsChange, TeamChange};
+use edge::EdgeConfig;
+use layers::LayerStore;
+use net::Cidr;
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Resource, getrlimit};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
+use tracing_subscriber::EnvFilter;
+
+use super::limits::Limits;
+use crate::database;
+use crate::engines::{self, EngineArguments};
+use crate::failure::Failure;
+use crate::host;
+use crate::paths::{DataDir, ServerNote};
+
+/// Maximum wait for the lock of the data directory: a killed server may not have exited yet.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
+/// Maximum time for requests that are under way when the server is told to stop.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Maximum number of client connections, however many descriptors there are.
+const MAX_CONNECTIONS: usize = 65_536;
+
+/// Settings of the server.
+#[derive(Debug, Args)]
+pub(crate) struct ServeArguments {
+    #[command(flatten)]
+    data: DataDir,
+    /// PostgreSQL database for the server's records, `postgres://user:password@host/name`. It must exist and be used by no
+    /// other server. [default: an SQLite file in the data directory]
+    #[arg(long, env = "COFFERDAM_DATABASE", hide_env_values = true, value_name = "URL")]
+    database: Option<String>,
+    /// Address that clients connect to, for the API and for sandboxes. Port 0 chooses a free port.
+    #[arg(long, env = "COFFERDAM_LISTEN", default_value = "127.0.0.1:3000", value_name = "ADDRESS")]
+    listen: SocketAddr,
+    /// Domain whose subdomains `<port>-<sandbox id>` lead to sandboxes. Clients are told of it unless it is `localhost`.
+    #[arg(long, env = "COFFERDAM_DOMAIN", default_value = "localhost")]
+    domain: String,
+    #[command(flatten)]
+    engines: EngineArguments,
+    /// Directory of template layers; several servers may share one. [default: layers in the data directory]
+    #[arg(long, env = "COFFERDAM_LAYERS_DIR", value_name = "DIR")]
+    layers_dir: Option<PathBuf>,
+    /// How long the frozen processes of a paused sandbox are kept in memory, so that a resume only thaws them. The snapshot
+    /// is on disk in any case.
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    keep_frozen: u64,
+    /// Maximum number of paused sandboxes whose frozen processes are kept.
+    #[arg(long, default_value_t = 64, value_name = "COUNT")]
+    keep_frozen_max: usize,
+    /// DNS server that queries of sandboxes are forwarded to. May be repeated. [default: those of /etc/resolv.conf]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    dns: Vec<SocketAddr>,
+    /// Private network that sandboxes may connect to. May be repeated. [default: none]
+    #[arg(long, value_name = "CIDR")]
+    egress_allow_internal: Vec<Cidr>,
+    // Of the default team and of teams that are created from now on.
+    #[command(flatten)]
+    limits: Limits,
+    /// Rate limit of a team's requests, as [METHOD ]PATTERN=COUNT/UNIT[:BURST]: 'POST /v2/sandboxes=10/s:50' or '*=100/s'.
+    /// May be repeated; the first rule that matches a request applies.
+    #[arg(long, value_name = "RULE")]
+    rate_limit: Vec<RateLimit>,
+    /// PEM file of certificate authorities that sandboxes and builds trust in addition to their template's, such as that of a
+    /// proxy.
+    #[arg(long, value_name = "FILE")]
+    sandbox_ca: Option<PathBuf>,
+    /// Mirror of a container image registry: the registry's host name, `=`, and the mirror's `http://` or `https://` URL. May be
+    /// repeated.
+    #[arg(long, value_name = "HOST=URL", value_parser = settings::registry_mirror)]
+    registry_mirror: Vec<(String, oci::Mirror)>,
+    /// Container image registry that is contacted without TLS, as image names spell it. May be repeated.
+    #[arg(long, value_name = "HOST[:PORT]")]
+    registry_insecure: Vec<String>,
+    /// Private network that container image registries may be in. May be repeated. [default: none]
+    #[arg(long, value_name = "CIDR")]
+    registry_allow_internal: Vec<Cidr>,
+    /// Maximum number of pre-started sandboxes, of all templates in use together. 0 disables the pool. Named `--warm` before,
+    /// when `--pool` was what is `--slots` now.
+    #[arg(long, default_value_t = 16, value_name = "COUNT")]
+    pool: usize,
+    /// Maximum memory of all pre-started sandboxes together, MiB.
+    #[arg(long, default_value_t = 2048, value_name = "MIB")]
+    pool_memory: u64,
+    /// Private network that webhooks may be delivered to. May be repeated. [default: none]
+    #[arg(long, value_name = "CIDR")]
+    webhook_allow_internal: Vec<Cidr>,
+    /// Days that logs, metrics, events and records of ended sandboxes are kept.
+    #[arg(long, default_value_t = 7, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=365))]
+    retention_days: u32,
+    /// Which log lines are written: a level, or levels of modules as in `info,control=debug`.
+    #[arg(long, env = "COFFERDAM_LOG", default_value = "info", value_name = "FILTER")]
+    log: String,
+    /// Write log lines as JSON.
+    #[arg(long)]
+    log_json: bool,
+}
+
+/// Runs the server until SIGTERM or SIGINT.
+///
+/// # Errors
+/// A setting is unusable, another server uses the data directory, or a part of the server cannot be opened.
+pub(crate) fn run(arguments: &ServeArguments) -> Result<ExitCode, Failure> {
+    start_log(arguments)?;
+    let data_dir = &arguments.data.data_dir;
+    fs::create_dir_all(data_dir).map_err(|error| {
+        Failure::new(format!("{}: {error}; choose another directory with --data-dir", data_dir.display()))
+    })?;
+    // The store holds the seed that every sandbox's token is derived from.
+    fs::set_permissions(data_dir, fs::Permissions::from_mode(0o700))?;
+    let _lock = lock(data_dir)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve(arguments))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn start_log(arguments: &ServeArguments) -> Result<(), Failure> {
+    let filter = EnvFilter::try_new(&arguments.log)
+        .map_err(|error| Failure::new(format!("--log {}: {error}", arguments.log)))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if arguments.log_json {
+        log.json().init();
+    } else {
+        log.with_ansi(std::io::stderr().is_terminal()).init();
+    }
+    Ok(())
+}
+
+/// Locks the data directory: a second server on it would sweep the first one's sandboxes.
+fn lock(data_dir: &Path) -> Result<File, Failure> {
+    let path = data_dir.join("lock");
+    let file = File::options().create(true).append(true).open(&path)?;
+    // In a thread, because flock has no timeout.
+    let (sender, locked) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = sender.send(flock(&file, FlockOperation::LockExclusive).map(|()| file));
+    });
+    locked.recv_timeout(LOCK_TIMEOUT).ok().and_then(Result::ok).ok_or_else(|| {
+        Failure::new(format!(
+            "another server uses {}; stop it or choose another directory with --data-dir",
+            data_dir.display()
+        ))
+    })
+}
+
+async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
+    let data = &arguments.data;
+    let control = open_control(arguments).await?;
+    let listener = TcpListener::bind(arguments.listen).await.map_err(|error| {
+        Failure::new(format!(
+            "cannot listen on {}: {error}; choose another address with --listen",
+            arguments.listen
+        ))
+    })?;
+    let url = format!("http://{}", listener.local_addr()?);
+    let api_config = api::ApiConfig {
+        admin_token: Some(admin_token(&data.admin_token())?),
+        domain: (arguments.domain != "localhost").then(|| arguments.domain.clone()),
+        host: host::probe(&data.data_dir),
+        rate_limits: arguments.rate_limit.clone(),
+    };
+    let api = api::router(control.clone(), api_config);
+    let edge_config =
+        EdgeConfig { domain: arguments.domain.clone(), connections: max_connections(), drain: DRAIN_TIMEOUT };
+    let stop = stop_signal()?;
+    ServerNote { url: url.clone(), pid: std::process::id() }.write(&data.server_note())?;
+    println!("listening on {url}");
+    std::io::stdout().flush()?;
+    info!(%url, data_dir = %data.data_dir.display(), "ready");
+
+    edge::serve(listener, api, control.clone(), edge_config, stop).await?;
+    info!("stopping; sandboxes keep running and are adopted by the next start");
+    control.shutdown().await;
+    let _ = fs::remove_file(data.server_note());
+    Ok(())
+}
+
+/// Opens layers, engines, the database and the control plane, and registers the `base` template.
+async fn open_control(arguments: &ServeArguments) -> Result<Arc<Control>, Failure> {
+    let data = &arguments.data;
+    let layers = LayerStore::open(arguments.layers_dir.as_deref().unwrap_or(&data.layers()))?;
+    let engine = engines::open(&arguments.engines, data, &settings::gateway(arguments)).await?;
+    let store = database::open(data, arguments.database.as_deref()).await?;
+    let config = settings::control(arguments, &layers, engine.descriptor().isolation)?;
+    let control = Control::open(store, engine, config).await?;
+    // The options also apply to a default team of an earlier start; other teams are changed by `team update`.
+    let limits = LimitsChange::from(&arguments.limits);
+    let default_team = control.default_team();
+    if limits.apply(default_team.limits) != default_team.limits {
+        control.change_team(default_team.id, TeamChange { limits, ..TeamChange::default() }).await?;
+    }
+    base_template::register(&control, &layers).await?;
+    Ok(control)
+}
+
+/// A quarter of the process's descriptors, whose limit the engine has raised: the rest is for connections to sandboxes and for
+/// the sandboxes themselves.
+fn max_connections() -> usize {
+    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(descriptors / 4).unwrap_or(usize::MAX).min(MAX_CONNECTIONS)
+}
+
+/// Returns the operator's token. The first start creates it, in a file that only root can read.
+fn admin_token(path: &Path) -> Result<String, Failure> {
+    let mut token = String::new();
+    match File::open(path).and_then(|mut file| file.read_to_string(&mut token)) {
+        Ok(_) if !token.trim().is_empty() => return Ok(token.trim().to_owned()),
+        _ => {}
+    }
+    let fresh = ids::random_hex::<32>();
+    let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(fresh.as_bytes())?;
+    Ok(fresh)
+}
+
+/// Returns a future that completes at the first SIGTERM or SIGINT from now on.
+fn stop_signal() -> Result<impl Future<Output = ()>, Failure> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}

@@ -1,0 +1,102 @@
+//! Configurations of the server's parts, made from the arguments of `serve`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use control::LimitsChange;
+use engine::Isolation;
+use layers::{LayerDigest, LayerStore};
+use net::{GatewayConfig, Resolvers};
+
+use super::ServeArguments;
+use crate::failure::Failure;
+
+/// Maximum time of a start in emulation: what takes a second with KVM takes many on a busy host.
+const EMULATED_START_TIMEOUT: Duration = Duration::from_secs(120);
+/// Maximum size of the `--sandbox-ca` file: its content is passed to build steps in an environment variable.
+const MAX_CA_SIZE: usize = 64 << 10;
+const SECONDS_PER_DAY: u64 = 24 * 3600;
+
+/// Returns the configuration of the control plane for an engine with this isolation.
+///
+/// # Errors
+/// The file of `--sandbox-ca` cannot be used.
+pub(super) fn control(
+    arguments: &ServeArguments,
+    layers: &LayerStore,
+    isolation: Isolation,
+) -> Result<control::Config, Failure> {
+    let data_dir = &arguments.data.data_dir;
+    let mut config = control::Config::new(layer_path(layers));
+    if isolation == Isolation::EmulatedVm {
+        config.start_timeout = EMULATED_START_TIMEOUT;
+    }
+    config.keep_frozen = Duration::from_secs(arguments.keep_frozen);
+    config.keep_frozen_max = arguments.keep_frozen_max;
+    config.logs_dir = Some(data_dir.join("logs"));
+    config.metrics_dir = Some(data_dir.join("metrics"));
+    config.layers = Some(layers.clone());
+    config.owns_layers = arguments.layers_dir.is_none();
+    config.trusted_ca = arguments.sandbox_ca.as_deref().map(authorities).transpose()?;
+    config.registries = registries(arguments);
+    config.pool_max = arguments.pool;
+    config.pool_memory = arguments.pool_memory << 20;
+    config.pool_file = Some(data_dir.join("pool.json"));
+    config.builds_dir = Some(data_dir.join("builds"));
+    config.webhook_internal.clone_from(&arguments.webhook_allow_internal);
+    config.retention = Duration::from_secs(u64::from(arguments.retention_days) * SECONDS_PER_DAY);
+    config.default_limits = LimitsChange::from(&arguments.limits).apply(config.default_limits);
+    Ok(config)
+}
+
+/// Returns a function from a layer's digest to its directory, and to a path that does not exist for text that is no digest.
+fn layer_path(layers: &LayerStore) -> impl Fn(&str) -> PathBuf + Send + Sync + 'static {
+    let layers = layers.clone();
+    move |digest| match digest.parse::<LayerDigest>() {
+        Ok(digest) => layers.path(&digest),
+        Err(_) => PathBuf::from("/nonexistent"),
+    }
+}
+
+/// Returns the configuration of the gateway for connections out of sandboxes.
+pub(super) fn gateway(arguments: &ServeArguments) -> GatewayConfig {
+    let resolvers = if arguments.dns.is_empty() {
+        Resolvers::parse(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
+    } else {
+        Resolvers::new(arguments.dns.clone())
+    };
+    GatewayConfig { resolvers, internal_allowed: arguments.egress_allow_internal.clone() }
+}
+
+/// Parses a value of `--registry-mirror`.
+///
+/// # Errors
+/// It is not HOST=URL, or the URL cannot be used.
+pub(super) fn registry_mirror(text: &str) -> Result<(String, oci::Mirror), String> {
+    let (host, url) =
+        text.split_once('=').ok_or("write it as HOST=URL, such as docker.io=https://mirror.example")?;
+    Ok((host.to_owned(), url.parse().map_err(|error: oci::OciError| error.to_string())?))
+}
+
+fn registries(arguments: &ServeArguments) -> oci::Registries {
+    oci::Registries {
+        mirrors: arguments.registry_mirror.iter().cloned().collect(),
+        insecure: arguments.registry_insecure.iter().cloned().collect(),
+        allowed: arguments.registry_allow_internal.clone(),
+        ..oci::Registries::default()
+    }
+}
+
+/// Reads the PEM file of `--sandbox-ca`.
+fn authorities(path: &Path) -> Result<String, Failure> {
+    let text = fs::read_to_string(path)
+        .map_err(|error| Failure::new(format!("--sandbox-ca: {}: {error}", path.display())))?;
+    if !text.contains("-----BEGIN CERTIFICATE-----") || text.len() > MAX_CA_SIZE {
+        return Err(Failure::new(format!(
+            "--sandbox-ca: {} is not a PEM file of at most {MAX_CA_SIZE} bytes; name one with just the authorities to add",
+            path.display()
+        )));
+    }
+    Ok(text)
+}
