@@ -87,7 +87,7 @@ impl Config {
             keep_frozen: Duration::from_secs(120),
             keep_frozen_max: 64,
             hostname: "sandbox".to_owned(),
-            pids: 2048,
+            pids: engine::DEFAULT_PIDS,
             default_limits: TeamLimits::default(),
             logs_dir: None,
             layers: None,

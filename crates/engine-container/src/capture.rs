@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use engine::{Captured, EngineError, SandboxId, SnapshotId};
-use engine_host::{Lasting, state_volume, volume_error, volume_of};
+use engine::{Durability, EngineError, SandboxId, SnapshotId, SnapshotInfo};
+use engine_host::{state_volume, volume_error, volume_of};
 use layers::{export_upper, room_beside};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
@@ -95,8 +95,8 @@ pub(crate) async fn capture(
     sandbox: SandboxId,
     id: SnapshotId,
     memory: bool,
-    lasting: Lasting,
-) -> Result<Captured, EngineError> {
+    durability: Durability,
+) -> Result<SnapshotInfo, EngineError> {
     if memory {
         claim.host.memory()?;
     }
@@ -104,9 +104,9 @@ pub(crate) async fn capture(
     let guard = stop(&claim).await?;
     // Runs to its end even if the caller goes away: a dump must not be interrupted, and the thaw comes after it.
     let work = tokio::task::spawn_blocking(move || {
-        let captured = write(&claim, &sandbox, id, memory, lasting);
+        let captured = write(&claim, &sandbox, id, memory, durability);
         drop(guard);
-        captured.map(|memory_bytes| Captured { memory, memory_bytes, stopped: begun.elapsed() })
+        captured.map(|memory_bytes| SnapshotInfo { memory, memory_bytes, stopped: begun.elapsed() })
     });
     work.await.map_err(|_| EngineError::Capture("the capture was interrupted".into()))?
 }
@@ -155,7 +155,7 @@ fn write(
     sandbox: &SandboxId,
     id: SnapshotId,
     memory: bool,
-    lasting: Lasting,
+    durability: Durability,
 ) -> Result<u64, EngineError> {
     let host = &claim.host;
     let state = State::of(host, id);
@@ -176,7 +176,7 @@ fn write(
                 &new.memory(),
                 lock.as_fd(),
             )?;
-            if lasting == Lasting::Durable {
+            if durability == Durability::Durable {
                 make_durable(&new.memory()).map_err(EngineError::kernel("write the memory image"))?;
             }
             size = size_of(&new.memory()).map_err(EngineError::kernel("measure the memory image"))?;
@@ -186,10 +186,10 @@ fn write(
             .map_err(volume_error("capture the files"))?;
         let (agent, inner_boot) = (record.agent.clone(), record.inner_boot.clone());
         let meta = Meta { agent, inner_boot, memory, memory_bytes: size };
-        save(&new.dir.join("meta.json"), &meta, lasting)
+        save(&new.dir.join("meta.json"), &meta, durability)
             .map_err(EngineError::kernel("record the captured state"))?;
         fs::rename(&new.dir, &state.dir)
-            .and_then(|()| lasting.settle(&File::open(&host.snapshots)?))
+            .and_then(|()| durability.sync(&File::open(&host.snapshots)?))
             .map_err(EngineError::kernel("keep the captured state"))?;
         Ok(size)
     };
@@ -233,9 +233,9 @@ pub(crate) fn remove_dir(dir: &Path) -> io::Result<()> {
     }
 }
 
-fn save(path: &Path, meta: &Meta, lasting: Lasting) -> io::Result<()> {
+fn save(path: &Path, meta: &Meta, durability: Durability) -> io::Result<()> {
     fs::write(path, serde_json::to_vec(meta)?)?;
-    lasting.settle(&File::open(path)?)
+    durability.sync(&File::open(path)?)
 }
 
 /// Size of all files of a flat directory, bytes.

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use engine::{
-    Capabilities, Descriptor, Engine, EngineError, Isolation, Revival, Sandbox, SandboxId, SnapshotId,
+    Capabilities, Descriptor, Engine, EngineError, Isolation, RestoreMode, Sandbox, SandboxId, SnapshotId,
     StartSpec, TemplateImage,
 };
 use layers::VolumesConfig;
@@ -123,10 +123,10 @@ impl Engine for ContainerEngine {
     async fn restore(
         &self,
         snapshot: SnapshotId,
-        revival: Revival,
+        restore_mode: RestoreMode,
         spec: StartSpec,
     ) -> Result<Arc<dyn Sandbox>, EngineError> {
-        start::start(&self.host, &self.pool, spec, Origin::Snapshot(snapshot, revival)).await
+        start::start(&self.host, &self.pool, spec, Origin::Snapshot(snapshot, restore_mode)).await
     }
 
     async fn discard(&self, snapshot: SnapshotId) -> Result<(), EngineError> {
@@ -135,8 +135,8 @@ impl Engine for ContainerEngine {
         discard.map_err(|_| EngineError::Timeout("discarding a captured state"))?
     }
 
-    async fn memory_scarce(&self) {
-        engine_host::memory_scarce().await;
+    async fn memory_pressure(&self) {
+        engine_host::memory_pressure().await;
     }
 
     async fn sweep(&self, keep: &[SandboxId], snapshots: &[SnapshotId]) -> Result<usize, EngineError> {

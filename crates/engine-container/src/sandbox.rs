@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use engine::{Captured, EgressPolicy, EngineError, ExitReason, Sandbox, SandboxId, SnapshotId, Stats};
-use engine_host::{Lasting, Life, volume_of};
+use engine::{
+    Durability, EgressPolicy, EngineError, ExitReason, Sandbox, SandboxId, SnapshotId, SnapshotInfo, Stats,
+};
+use engine_host::{Life, volume_of};
 use net::Gateway;
 use sys::Namespace;
 use tokio::net::TcpStream;
@@ -134,12 +136,13 @@ impl Sandbox for ContainerSandbox {
         self.claim()?.group.set_frozen(false).await.map_err(EngineError::kernel("thaw"))
     }
 
-    async fn capture(&self, snapshot: SnapshotId, memory: bool) -> Result<Captured, EngineError> {
-        capture::capture(self.claim()?, self.id.clone(), snapshot, memory, Lasting::Durable).await
-    }
-
-    async fn capture_briefly(&self, snapshot: SnapshotId) -> Result<Captured, EngineError> {
-        capture::capture(self.claim()?, self.id.clone(), snapshot, true, Lasting::Brief).await
+    async fn capture(
+        &self,
+        snapshot: SnapshotId,
+        memory: bool,
+        durability: Durability,
+    ) -> Result<SnapshotInfo, EngineError> {
+        capture::capture(self.claim()?, self.id.clone(), snapshot, memory, durability).await
     }
 
     async fn export_layer(&self, target: &Path) -> Result<(), EngineError> {

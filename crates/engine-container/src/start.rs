@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use engine::{EngineError, Revival, Sandbox, SnapshotId, StartSpec};
+use engine::{EngineError, RestoreMode, Sandbox, SnapshotId, StartSpec};
 use engine_host::{ProcessId, volume_error, volume_of};
 use net::{Gateway, Listeners};
 use sys::Namespace;
@@ -29,7 +29,7 @@ pub(crate) enum Origin {
     /// Its template alone.
     Template,
     /// A captured state.
-    Snapshot(SnapshotId, Revival),
+    Snapshot(SnapshotId, RestoreMode),
 }
 
 /// Starts a sandbox.
@@ -95,15 +95,15 @@ fn run(host: &Host, slot: &mut Slot, spec: &StartSpec, origin: Origin) -> Result
             let private = slot.volume.take(&spec.id, disk).map_err(volume_error("take a volume"))?;
             begin(host, slot, spec, &private)?
         }
-        Origin::Snapshot(id, revival) => {
+        Origin::Snapshot(id, restore_mode) => {
             let state = State::of(host, id);
             let meta = state.meta()?;
             let private = copy_of(&host.volumes, id, &spec.id, disk)
                 .map_err(volume_error("copy the captured files"))?;
-            match revival {
-                Revival::Disk => begin(host, slot, spec, &private)?,
-                Revival::Memory if !meta.memory => return Err(EngineError::NotFound),
-                Revival::Memory => {
+            match restore_mode {
+                RestoreMode::Disk => begin(host, slot, spec, &private)?,
+                RestoreMode::Memory if !meta.memory => return Err(EngineError::NotFound),
+                RestoreMode::Memory => {
                     // Its processes go on in the very files they were started from.
                     let agent = host.agent_layer_named(&meta.agent);
                     slot.dev = devices::make(slot.user_namespace.as_fd(), &meta.inner_boot)

@@ -5,7 +5,6 @@
 pub mod cgroup;
 mod dirs;
 mod holders;
-mod lasting;
 mod life;
 mod pressure;
 mod process;
@@ -20,9 +19,8 @@ pub use dirs::{
     RunDir, check_kernel, check_root, fingerprint, instance_name, make_dir, make_private_dir,
     raise_open_files,
 };
-pub use lasting::Lasting;
 pub use life::Life;
-pub use pressure::memory_scarce;
+pub use pressure::memory_pressure;
 pub use process::{ProcessId, exit_reason};
 pub use records::Records;
 pub use remains::{remove_groups, remove_others};

@@ -13,7 +13,7 @@ use tokio::io::unix::AsyncFd;
 const TRIGGER: &[u8] = b"some 100000 1000000\0";
 
 /// Resolves once memory is scarce.
-pub async fn memory_scarce() {
+pub async fn memory_pressure() {
     match watch() {
         Ok(trigger) => match trigger.ready(Interest::PRIORITY).await {
             Ok(_) => {}

@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine::{Captured, EngineError, Sandbox};
-use engine_host::Lasting;
+use engine::{Durability, EngineError, Sandbox, SnapshotInfo};
 use guest_api::relay::Wish;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -29,8 +28,8 @@ pub(crate) async fn capture(
     sandbox: &Arc<MicrovmSandbox>,
     state: &State,
     memory: bool,
-    lasting: Lasting,
-) -> Result<Captured, EngineError> {
+    durability: Durability,
+) -> Result<SnapshotInfo, EngineError> {
     let frozen = sandbox.frozen.lock().await;
     let begun = Instant::now();
     let claim = sandbox.claim()?;
@@ -43,7 +42,7 @@ pub(crate) async fn capture(
     let saved = if memory && !sandbox.is_still() {
         Err(EngineError::Capture(RESTLESS.into()))
     } else {
-        save(sandbox, state, memory, lasting).await
+        save(sandbox, state, memory, durability).await
     };
     let stopped = begun.elapsed();
     if *frozen {
@@ -51,14 +50,14 @@ pub(crate) async fn capture(
     } else {
         sandbox.go_on().await?;
     }
-    if saved.is_ok() && lasting == Lasting::Durable {
+    if saved.is_ok() && durability == Durability::Durable {
         claim.host.replayer.add(state, state.image(&claim.host));
     }
     let memory_bytes = saved.map_err(|error| match error {
         EngineError::Capture(_) => error,
         other => EngineError::Capture(other.to_string()),
     })?;
-    Ok(Captured { memory, memory_bytes, stopped })
+    Ok(SnapshotInfo { memory, memory_bytes, stopped })
 }
 
 /// Captures a booted guest, which is nobody's sandbox, as its template's warm start; it stays stopped. Answers how long it took.
@@ -75,7 +74,7 @@ pub(crate) async fn keep_as_warm_start(
     settle(sandbox).await?;
     sandbox.machine.agent.still().await.map_err(EngineError::Capture)?;
     sandbox.machine.monitor.stop().await?;
-    save(sandbox, state, true, Lasting::Durable).await?;
+    save(sandbox, state, true, Durability::Durable).await?;
     Ok(begun.elapsed())
 }
 

@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use engine::{
-    Capabilities, Descriptor, Engine, EngineError, Revival, Sandbox, SandboxId, SnapshotId, StartSpec,
+    Capabilities, Descriptor, Engine, EngineError, RestoreMode, Sandbox, SandboxId, SnapshotId, StartSpec,
     TemplateImage,
 };
 pub use guest::Tools;
@@ -124,10 +124,10 @@ impl Engine for MicrovmEngine {
     async fn restore(
         &self,
         snapshot: SnapshotId,
-        revival: Revival,
+        restore_mode: RestoreMode,
         spec: StartSpec,
     ) -> Result<Arc<dyn Sandbox>, EngineError> {
-        start::start(&self.host, spec, Origin::Snapshot(snapshot, revival)).await
+        start::start(&self.host, spec, Origin::Snapshot(snapshot, restore_mode)).await
     }
 
     async fn discard(&self, snapshot: SnapshotId) -> Result<(), EngineError> {
@@ -137,8 +137,8 @@ impl Engine for MicrovmEngine {
         discarded.map_err(|_| EngineError::Timeout("discarding a captured state"))?
     }
 
-    async fn memory_scarce(&self) {
-        engine_host::memory_scarce().await;
+    async fn memory_pressure(&self) {
+        engine_host::memory_pressure().await;
     }
 
     async fn adopt(&self, id: &SandboxId) -> Result<Arc<dyn Sandbox>, EngineError> {

@@ -11,7 +11,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
-use engine_host::Lasting;
+use engine::Durability;
 
 use crate::machine::command::GUEST_MEMORY;
 
@@ -38,7 +38,7 @@ pub(crate) fn save(
     size: u64,
     image: &Path,
     journal: Option<&Path>,
-    lasting: Lasting,
+    durability: Durability,
 ) -> io::Result<u64> {
     let regions = regions(&fs::read_to_string(format!("/proc/{pid}/maps"))?);
     let first = regions.first().ok_or(io::ErrorKind::NotFound)?;
@@ -54,9 +54,9 @@ pub(crate) fn save(
     image::copy_image(&origin, &target)?;
     let own = match journal {
         Some(journal) => journal::write(pid, &regions, journal)?,
-        None => write_own(pid, &regions, &origin, &target, lasting)?,
+        None => write_own(pid, &regions, &origin, &target, durability)?,
     };
-    lasting.settle(&target)?;
+    durability.sync(&target)?;
     Ok(own)
 }
 
@@ -66,10 +66,10 @@ fn write_own(
     regions: &[Region],
     origin: &File,
     target: &File,
-    lasting: Lasting,
+    durability: Durability,
 ) -> io::Result<u64> {
     let mut own = 0;
-    flush::beside(target, lasting, |flush| {
+    flush::beside(target, durability, |flush| {
         own::read_own(pid, regions, |batch| {
             batch.runs().try_for_each(|(offset, now)| image::write_changes(target, origin, offset, now))?;
             own += batch.bytes().len() as u64;

@@ -11,8 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use async_trait::async_trait;
-use engine::{Captured, EgressPolicy, EngineError, ExitReason, Sandbox, SandboxId, SnapshotId, Stats};
-use engine_host::{Lasting, Life, volume_of};
+use engine::{
+    Durability, EgressPolicy, EngineError, ExitReason, Sandbox, SandboxId, SnapshotId, SnapshotInfo, Stats,
+};
+use engine_host::{Life, volume_of};
 use guest_api::network::GUEST_V4;
 use guest_api::relay::{self, MAX_LINE, RELAY_PORT, Wish};
 use net::Gateway;
@@ -154,17 +156,6 @@ impl MicrovmSandbox {
         self.own.upgrade().ok_or(EngineError::NotFound)
     }
 
-    async fn capture_as(
-        &self,
-        snapshot: SnapshotId,
-        memory: bool,
-        lasting: Lasting,
-    ) -> Result<Captured, EngineError> {
-        let own = self.own()?;
-        let state = State::of_snapshot(&own.claim()?.host, snapshot);
-        undisturbed(async move { capture::capture(&own, &state, memory, lasting).await }).await
-    }
-
     /// Stops user code, then the virtual processors.
     pub(crate) async fn halt(&self) -> Result<(), EngineError> {
         let still = self.machine.agent.still().await;
@@ -265,12 +256,15 @@ impl Sandbox for MicrovmSandbox {
         .await
     }
 
-    async fn capture(&self, snapshot: SnapshotId, memory: bool) -> Result<Captured, EngineError> {
-        self.capture_as(snapshot, memory, Lasting::Durable).await
-    }
-
-    async fn capture_briefly(&self, snapshot: SnapshotId) -> Result<Captured, EngineError> {
-        self.capture_as(snapshot, true, Lasting::Brief).await
+    async fn capture(
+        &self,
+        snapshot: SnapshotId,
+        memory: bool,
+        durability: Durability,
+    ) -> Result<SnapshotInfo, EngineError> {
+        let own = self.own()?;
+        let state = State::of_snapshot(&own.claim()?.host, snapshot);
+        undisturbed(async move { capture::capture(&own, &state, memory, durability).await }).await
     }
 
     async fn export_layer(&self, target: &Path) -> Result<(), EngineError> {

@@ -10,8 +10,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{EngineError, Sandbox};
-use engine_host::{Lasting, volume_error, volume_of};
+use engine::{Durability, EngineError, Sandbox};
+use engine_host::{volume_error, volume_of};
 use layers::room_beside;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -40,10 +40,10 @@ pub(crate) async fn save(
     sandbox: &Arc<MicrovmSandbox>,
     state: &State,
     with_memory: bool,
-    lasting: Lasting,
+    durability: Durability,
 ) -> Result<u64, EngineError> {
     let claim = sandbox.claim()?;
-    let saved = save_parts(sandbox, &claim, state, with_memory, lasting).await.map_err(|error| {
+    let saved = save_parts(sandbox, &claim, state, with_memory, durability).await.map_err(|error| {
         let words = "the disk has no room for the captured state; free some space or capture without memory";
         if is_no_room(&error) { EngineError::Exhausted(words.into()) } else { error }
     });
@@ -59,12 +59,12 @@ async fn save_parts(
     claim: &Arc<Claim>,
     state: &State,
     with_memory: bool,
-    lasting: Lasting,
+    durability: Durability,
 ) -> Result<u64, EngineError> {
     let (held, remains) = (claim.clone(), state.clone());
     // Remains of a server that was killed at this very point.
     blocking(move || remains.discard(&held.host)).await?;
-    let memory = if with_memory { Some(save_memory(sandbox, claim, state, lasting).await?) } else { None };
+    let memory = if with_memory { Some(save_memory(sandbox, claim, state, durability).await?) } else { None };
     let (held, sandbox, state) = (claim.clone(), sandbox.clone(), state.clone());
     let finish = move || {
         let host = &held.host;
@@ -80,7 +80,7 @@ async fn save_parts(
             memory,
             compatibility: host.compatibility(),
         };
-        state.commit(&meta, lasting).map_err(EngineError::kernel("record the captured state"))
+        state.commit(&meta, durability).map_err(EngineError::kernel("record the captured state"))
     };
     blocking(finish).await?;
     Ok(memory.map_or(0, |memory| memory.own_bytes))
@@ -90,7 +90,7 @@ async fn save_memory(
     sandbox: &Arc<MicrovmSandbox>,
     claim: &Arc<Claim>,
     state: &State,
-    lasting: Lasting,
+    durability: Durability,
 ) -> Result<Memory, EngineError> {
     let (held, volume) = (claim.clone(), state.memory.clone());
     let room = blocking(move || {
@@ -100,7 +100,7 @@ async fn save_memory(
     })
     .await?;
     if !claim.host.streams_memory {
-        match save_pages(sandbox, claim, state, room, lasting).await {
+        match save_pages(sandbox, claim, state, room, durability).await {
             Ok(own_bytes) => return Ok(Memory { own_bytes, is_stream: false }),
             Err(error) if is_no_room(&error) => return Err(error),
             Err(error) => {
@@ -108,7 +108,7 @@ async fn save_memory(
             }
         }
     }
-    let own_bytes = receive_stream(sandbox, &claim.host, state, lasting).await?;
+    let own_bytes = receive_stream(sandbox, &claim.host, state, durability).await?;
     Ok(Memory { own_bytes, is_stream: true })
 }
 
@@ -122,23 +122,23 @@ async fn save_pages(
     claim: &Arc<Claim>,
     state: &State,
     room: Room,
-    lasting: Lasting,
+    durability: Durability,
 ) -> Result<u64, EngineError> {
     sandbox.machine.monitor.save_devices(&format!("/{OWN}/{DEVICES}")).await?;
     let (pid, devices) = (sandbox.pid, sandbox.private_dir().join(DEVICES));
     let dir = claim.host.volumes.path(&state.memory);
     let memory_bytes = u64::from(sandbox.build.shape.memory_mib) << 20;
-    let is_soon_enough = lasting == Lasting::Brief || room == Room::ForImage;
+    let is_soon_enough = durability == Durability::Ephemeral || room == Room::ForImage;
     let journal = state.journal.clone().filter(|_| !is_soon_enough);
     let write = move || {
-        let own = memory::save(pid, memory_bytes, &dir.join(GUEST_MEMORY), journal.as_deref(), lasting)?;
+        let own = memory::save(pid, memory_bytes, &dir.join(GUEST_MEMORY), journal.as_deref(), durability)?;
         let (from, mut to) = (fs::File::open(devices)?, fs::File::create(dir.join(DEVICES))?);
         // The file is QEMU's, which may have been taken over.
         if io::copy(&mut from.take(MAX_DEVICES), &mut to)? == MAX_DEVICES {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
-        lasting.settle(&to)?;
-        show_to_machines(&dir, &[GUEST_MEMORY, DEVICES], lasting)?;
+        durability.sync(&to)?;
+        show_to_machines(&dir, &[GUEST_MEMORY, DEVICES], durability)?;
         io::Result::Ok(own)
     };
     blocking(move || write().map_err(EngineError::kernel("write the memory image"))).await
@@ -149,7 +149,7 @@ async fn receive_stream(
     sandbox: &Arc<MicrovmSandbox>,
     host: &Host,
     state: &State,
-    lasting: Lasting,
+    durability: Durability,
 ) -> Result<u64, EngineError> {
     let dir = host.volumes.path(&state.memory);
     let socket = sandbox.private_dir().join(STREAM);
@@ -167,7 +167,7 @@ async fn receive_stream(
         let mut limited = stream.take(memory_bytes + BESIDE_MEMORY);
         let length = tokio::io::copy(&mut limited, &mut file).await?;
         file.flush().await?;
-        if lasting == Lasting::Durable {
+        if durability == Durability::Durable {
             file.sync_all().await?;
         }
         io::Result::Ok(length)
@@ -178,18 +178,18 @@ async fn receive_stream(
         .map_err(|_| EngineError::Timeout("sending the memory"))?
         .map_err(EngineError::kernel("write the memory down"))?;
     sandbox.machine.monitor.was_everything_sent().await?;
-    let show = move || show_to_machines(&dir, &[DEVICES], lasting);
+    let show = move || show_to_machines(&dir, &[DEVICES], durability);
     blocking(move || show().map_err(EngineError::kernel("write the memory down"))).await?;
     Ok(length)
 }
 
 /// Machines run as users of their own and only read these.
-fn show_to_machines(dir: &Path, files: &[&str], lasting: Lasting) -> io::Result<()> {
+fn show_to_machines(dir: &Path, files: &[&str], durability: Durability) -> io::Result<()> {
     fs::set_permissions(dir, fs::Permissions::from_mode(0o711))?;
     files
         .iter()
         .try_for_each(|file| fs::set_permissions(dir.join(file), fs::Permissions::from_mode(0o444)))?;
-    lasting.settle(&fs::File::open(dir)?)
+    durability.sync(&fs::File::open(dir)?)
 }
 
 /// What there is room for.

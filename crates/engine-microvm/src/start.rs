@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use engine::{EngineError, Resources, Revival, Sandbox, SandboxId, SnapshotId, StartSpec};
+use engine::{EngineError, Resources, RestoreMode, Sandbox, SandboxId, SnapshotId, StartSpec};
 use engine_host::volume_of;
 use guest_api::BootOptions;
 use layers::VolumeName;
@@ -29,7 +29,7 @@ pub(crate) enum Origin {
     /// Its template alone.
     Template,
     /// A captured state.
-    Snapshot(SnapshotId, Revival),
+    Snapshot(SnapshotId, RestoreMode),
 }
 
 /// Starts a sandbox.
@@ -61,9 +61,9 @@ async fn begin(
 ) -> Result<Arc<MicrovmSandbox>, EngineError> {
     match origin {
         Origin::Template => from_template(host, spec).await,
-        Origin::Snapshot(id, revival) => {
+        Origin::Snapshot(id, restore_mode) => {
             let state = State::of_snapshot(host, id);
-            let restored = from_state(host, spec, &state, revival).await;
+            let restored = from_state(host, spec, &state, restore_mode).await;
             // Discarded while we were at it.
             if restored.is_err() && !state.exists() { Err(EngineError::NotFound) } else { restored }
         }
@@ -141,7 +141,7 @@ async fn from_state(
     host: &Arc<Host>,
     spec: &StartSpec,
     state: &State,
-    revival: Revival,
+    restore_mode: RestoreMode,
 ) -> Result<Arc<MicrovmSandbox>, EngineError> {
     let meta = state.meta()?;
     // Made anew if nothing has used it for long.
@@ -149,16 +149,16 @@ async fn from_state(
     // Held until the machine does so itself.
     let held = bases::prepare(host, &template, false).await?;
     let base = held.key.clone();
-    match revival {
-        Revival::Disk => {
+    match restore_mode {
+        RestoreMode::Disk => {
             let build = Build { disk_mib: meta.disk_mib, layers: meta.layers, ..build(base, spec) };
             named(boot(host, spec, &build, state.disk.clone()).await?, spec).await
         }
-        Revival::Memory if meta.memory.is_none() => Err(EngineError::NotFound),
-        Revival::Memory if meta.compatibility != host.compatibility() => Err(EngineError::Restore(
+        RestoreMode::Memory if meta.memory.is_none() => Err(EngineError::NotFound),
+        RestoreMode::Memory if meta.compatibility != host.compatibility() => Err(EngineError::Restore(
             "its memory was captured with another QEMU, machine, accelerator or processor; its files can still be brought back".into(),
         )),
-        Revival::Memory => {
+        RestoreMode::Memory => {
             let (replay_host, replayed) = (host.clone(), state.clone());
             let replay = tokio::task::spawn_blocking(move || replayed.replay(&replay_host)).await;
             replay.map_err(|_| EngineError::Died("the start was interrupted".into()))??;

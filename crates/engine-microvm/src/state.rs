@@ -7,8 +7,8 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use engine::{EngineError, SnapshotId};
-use engine_host::{Lasting, state_volume, volume_error};
+use engine::{Durability, EngineError, SnapshotId};
+use engine_host::{state_volume, volume_error};
 use layers::VolumeName;
 use serde::{Deserialize, Serialize};
 
@@ -105,12 +105,12 @@ impl State {
     }
 
     /// Makes it one, now that all else is written.
-    pub(crate) fn commit(&self, meta: &Meta, lasting: Lasting) -> io::Result<()> {
+    pub(crate) fn commit(&self, meta: &Meta, durability: Durability) -> io::Result<()> {
         let new = self.note.with_extension("new");
         fs::write(&new, serde_json::to_vec(meta)?)?;
-        lasting.settle(&File::open(&new)?)?;
+        durability.sync(&File::open(&new)?)?;
         fs::rename(new, &self.note)?;
-        self.note.parent().map_or(Ok(()), |dir| lasting.settle(&File::open(dir)?))
+        self.note.parent().map_or(Ok(()), |dir| durability.sync(&File::open(dir)?))
     }
 
     /// Removes it, or what is there of it.

@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use common::{assert_nothing_left, bench};
 use engine::suite::{health, run};
-use engine::{EngineError, Revival, SandboxId, SnapshotId, StartSpec};
+use engine::{Durability, EngineError, RestoreMode, SandboxId, SnapshotId, StartSpec};
 
 /// The first random bytes anybody gets there, by three ways, and what tells sandboxes apart.
 const WHO: &str = "python3 -c 'import os; print(os.getrandom(32).hex(), open(\"/dev/urandom\", \"rb\").read(32).hex())'; \
@@ -88,19 +88,20 @@ async fn a_guest_that_does_not_confirm_is_ended() {
     let engine = bench().engine(data.path()).await;
     let source = bench().start(&engine).await;
     let state = SnapshotId::generate();
-    source.capture(state, true).await.expect("is captured");
+    source.capture(state, true, Durability::Durable).await.expect("is captured");
     source.kill().await.expect("ends");
     let spec = |hostname: &str| StartSpec {
         id: SandboxId::generate(),
         hostname: hostname.to_owned(),
         ..bench().spec()
     };
-    let refused = engine.restore(state, Revival::Memory, spec(&"x".repeat(65))).await;
+    let refused = engine.restore(state, RestoreMode::Memory, spec(&"x".repeat(65))).await;
     let refused = refused.err().expect("is refused");
     assert!(matches!(&refused, EngineError::Restore(reason) if reason.contains("host name")), "{refused}");
     let records = fs::read_dir(data.path().join("microvm/sandboxes")).expect("records");
     assert_eq!(records.count(), 0, "its machine is gone");
-    let copy = engine.restore(state, Revival::Memory, spec("other")).await.expect("the state is still good");
+    let copy =
+        engine.restore(state, RestoreMode::Memory, spec("other")).await.expect("the state is still good");
     assert_eq!(run(&*copy, "hostname").await.stdout, "other\n");
     copy.kill().await.expect("ends");
     engine.shutdown().await;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use common::{assert_nothing_left, bench, config};
 use engine::suite::{health, run};
-use engine::{Engine, Revival, Sandbox, SandboxId, SnapshotId, StartSpec};
+use engine::{Durability, Engine, RestoreMode, Sandbox, SandboxId, SnapshotId, StartSpec};
 use engine_microvm::{MachineType, MicrovmConfig, MicrovmEngine};
 
 /// Something in memory, something on the disk.
@@ -26,12 +26,12 @@ async fn through_captures(engine: &Arc<dyn Engine>, mut sandbox: Arc<dyn Sandbox
     run(&*sandbox, WRITE).await;
     for _ in 0..2 {
         let state = SnapshotId::generate();
-        let captured = sandbox.capture(state, true).await.expect("is captured");
+        let captured = sandbox.capture(state, true, Durability::Durable).await.expect("is captured");
         assert!(captured.memory && captured.memory_bytes > 0);
         assert_eq!(run(&*sandbox, READ).await.stdout, "memory\ndisk\n", "it goes on");
         sandbox.kill().await.expect("ends");
         let spec = StartSpec { id: SandboxId::generate(), ..bench().spec() };
-        sandbox = engine.restore(state, Revival::Memory, spec).await.expect("is restored");
+        sandbox = engine.restore(state, RestoreMode::Memory, spec).await.expect("is restored");
         health(&*sandbox).await;
         assert_eq!(run(&*sandbox, READ).await.stdout, "memory\ndisk\n", "it is back");
         engine.discard(state).await.expect("goes");

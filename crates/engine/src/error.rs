@@ -1,16 +1,15 @@
-//! What can go wrong in an engine, by what the caller can do about it.
-//! Messages name only this layer; sources carry the cause.
-//! HTTP status codes are chosen elsewhere.
+//! [`EngineError`]: what can go wrong in an engine, by what the caller can do about it.
+//! Messages name only this layer; the cause is in the error's source.
 
 use std::io;
 
 /// An engine's failure.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// No such sandbox, or it has ended.
+    /// There is no such sandbox or snapshot, or the sandbox has ended.
     #[error("the sandbox is not running")]
     NotFound,
-    /// Nothing was changed; the same call may work later.
+    /// Nothing was changed; the same call may succeed later.
     #[error("not enough capacity: {0}")]
     Exhausted(String),
     /// The engine cannot do this at all.
@@ -27,35 +26,35 @@ pub enum EngineError {
         /// What the operator can do.
         remedy: String,
     },
-    /// A kernel call failed.
+    /// A system call failed.
     #[error("{step}: {source}")]
     Kernel {
         /// The step that failed, such as `mount overlay`.
         step: &'static str,
-        /// The kernel's answer.
+        /// The system call's error.
         source: io::Error,
     },
-    /// A sandbox's state could not be captured; it is as it was before.
+    /// The sandbox could not be captured; it is as it was before.
     #[error("the sandbox could not be captured: {0}")]
     Capture(String),
-    /// A captured state could not be brought back; it is still there.
+    /// A snapshot could not be restored; the snapshot is unchanged.
     #[error("the sandbox could not be restored: {0}")]
     Restore(String),
-    /// PID 1 ended before the sandbox was up.
+    /// The sandbox's first process ended before the sandbox was ready.
     #[error("the sandbox ended while starting: {0}")]
     Died(String),
-    /// A capture that an earlier server began is still under way.
+    /// A capture that an earlier server process began is still running.
     #[error(
-        "a capture that an earlier server began is still under way; it is waited for, and in the end cut off"
+        "a capture that an earlier server process began is still running; the server waits for it and kills it after a time limit"
     )]
     Capturing,
-    /// Something did not finish in its time.
+    /// Something did not finish within its time limit.
     #[error("{0} did not finish in time")]
     Timeout(&'static str),
 }
 
 impl EngineError {
-    /// For `map_err`: names the step that an I/O error belongs to.
+    /// Returns a function for `map_err` that names the step in which an I/O error happened.
     pub fn kernel<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self::Kernel { step, source: source.into() }
     }

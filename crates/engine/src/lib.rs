@@ -1,8 +1,9 @@
-//! The seam between the rest of the system and whatever runs sandboxes.
-//! An engine turns a template into a running computer and back; it knows nothing of teams, keys, HTTP or timers.
-//! Every engine passes the one behaviour suite in `suite`.
+//! The interface between the control plane and whatever runs sandboxes: the [`Engine`] and [`Sandbox`] traits and their data.
+//! An engine starts sandboxes from templates and snapshots; it knows nothing of teams, keys, HTTP or timers.
+//! Every engine passes the behaviour suite in `suite`.
 #![forbid(unsafe_code)]
 
+mod durability;
 mod error;
 mod several;
 mod spec;
@@ -16,156 +17,156 @@ use async_trait::async_trait;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
+pub use durability::Durability;
 pub use error::EngineError;
 pub use ids::{SandboxId, SnapshotId};
 pub use net::EgressPolicy;
 pub use several::Engines;
 pub use spec::{
-    Capabilities, Captured, Descriptor, ExitReason, Isolation, Resources, Revival, StartSpec, Stats,
-    TemplateImage,
+    Capabilities, DEFAULT_PIDS, Descriptor, ExitReason, Isolation, Resources, RestoreMode, SnapshotInfo,
+    StartSpec, Stats, TemplateImage,
 };
 
-/// Something that can run sandboxes on this machine.
+/// Runs sandboxes on this host.
 #[async_trait]
 pub trait Engine: Send + Sync + 'static {
-    /// Name, isolation level and capabilities: what users are told.
+    /// Returns the engine's name, isolation level and capabilities, as users see them.
     fn descriptor(&self) -> &Descriptor;
 
-    /// Every engine behind this one, the one that runs what names none first.
+    /// Returns the descriptors of all engines behind this one, the default engine first.
     fn descriptors(&self) -> Vec<&Descriptor> {
         vec![self.descriptor()]
     }
 
-    /// Makes a template ready to start from, so that [`Engine::start`] has nothing slow left to do. Idempotent. What was made for
-    /// a template that is not `recurring` may go with its last sandbox.
+    /// Does the slow work that a template needs before its first [`Engine::start`]. Idempotent. What was prepared for a template
+    /// that is not `recurring` may be removed with its last sandbox.
     ///
     /// # Errors
-    /// A layer is missing or the engine's helpers do not work.
+    /// A layer is missing, or the engine's helper programs do not work.
     async fn prepare(&self, template: &TemplateImage, recurring: bool) -> Result<(), EngineError>;
 
-    /// Starts a sandbox. When it returns, a connection to envd's port is accepted (envd may still be
-    /// on its way to answering it). Nothing is left behind when it fails or is cancelled.
+    /// Starts a sandbox from its template. When it returns, connections to envd's port are accepted; envd itself may need a moment
+    /// longer to answer. If it fails or is cancelled, nothing is left behind.
     ///
     /// # Errors
-    /// See [`EngineError`]; `Exhausted` means "try later", the others will fail again.
+    /// See [`EngineError`]. [`EngineError::Exhausted`] means that the same call may succeed later; the others will fail again.
     async fn start(&self, spec: StartSpec) -> Result<Arc<dyn Sandbox>, EngineError>;
 
-    /// Starts a sandbox from a captured state, which stays as it is: any number of sandboxes can come from one.
-    /// With [`Revival::Memory`] its processes go on where they stood, otherwise envd starts anew on its files.
-    /// `spec.template` must be the one it was captured with.
+    /// Starts a sandbox from a snapshot. The snapshot does not change; any number of sandboxes can be started from it.
+    /// With [`RestoreMode::Memory`] its processes continue, with [`RestoreMode::Disk`] envd starts anew on its files.
+    /// `spec.template` must be the template that the snapshot was captured with.
     ///
     /// # Errors
-    /// As for [`Engine::start`]; [`EngineError::NotFound`] when there is no such state (or no memory in it), and
-    /// [`EngineError::Restore`] when it cannot be brought back.
+    /// As for [`Engine::start`]; [`EngineError::NotFound`] when there is no such snapshot (or no memory in it), and
+    /// [`EngineError::Restore`] when it cannot be restored.
     async fn restore(
         &self,
         snapshot: SnapshotId,
-        revival: Revival,
+        restore_mode: RestoreMode,
         spec: StartSpec,
     ) -> Result<Arc<dyn Sandbox>, EngineError>;
 
-    /// Removes a captured state; one that is not there is a success.
+    /// Removes a snapshot. Succeeds if there is no such snapshot.
     ///
     /// # Errors
-    /// Its files could not be moved out of the way.
+    /// Its files could not be removed.
     async fn discard(&self, snapshot: SnapshotId) -> Result<(), EngineError>;
 
-    /// Resolves once processes of this machine have to wait for memory; never where the kernel does not tell.
-    async fn memory_scarce(&self);
+    /// Resolves once processes of this host have to wait for memory. Never resolves where the kernel does not report that.
+    async fn memory_pressure(&self);
 
-    /// Takes over a sandbox that an earlier server process started and that is still alive.
+    /// Takes over a sandbox that an earlier server process started and that is still running.
     ///
     /// # Errors
-    /// [`EngineError::NotFound`] when it is gone; its remains are then the sweeper's. [`EngineError::Capturing`] when that server
-    /// was capturing it and the capture goes on: it is to be kept by the sweep and taken over by [`Engine::adopt_late`].
+    /// [`EngineError::NotFound`] when it has ended; the next [`Engine::sweep`] removes what it left. [`EngineError::Capturing`]
+    /// when the earlier server was capturing it and the capture still runs: keep it in the sweep, then call
+    /// [`Engine::adopt_late`].
     async fn adopt(&self, id: &SandboxId) -> Result<Arc<dyn Sandbox>, EngineError>;
 
-    /// Takes over a sandbox whose adoption answered [`EngineError::Capturing`]: waits for the capture, for a limited time, then
-    /// cuts it off. The sandbox goes on if it outlives that. May be dropped at any point, and asked again.
+    /// Takes over a sandbox for which [`Engine::adopt`] returned [`EngineError::Capturing`]. Waits for the capture and kills it
+    /// after a time limit; the sandbox is adopted if it survives that. Can be cancelled at any point and called again.
     ///
     /// # Errors
-    /// As [`Engine::adopt`]; nothing of it is left then.
+    /// As [`Engine::adopt`]; the sandbox is then removed completely.
     async fn adopt_late(&self, id: &SandboxId) -> Result<Arc<dyn Sandbox>, EngineError> {
         self.adopt(id).await
     }
 
-    /// Ends and removes every trace of sandboxes of this server that are not in `keep`: processes, cgroups,
-    /// mounts, files; and captured states that are not in `snapshots`. Called once at start, after the adoptions.
-    /// Returns how many were removed.
+    /// Removes all sandboxes of this server that are not in `keep` (processes, control groups, mounts, files) and all snapshots
+    /// that are not in `snapshots`. Called once at start, after the adoptions. Returns how many were removed.
     ///
     /// # Errors
-    /// Something could not be removed; it is named in the error.
+    /// Something could not be removed; the error names it.
     async fn sweep(&self, keep: &[SandboxId], snapshots: &[SnapshotId]) -> Result<usize, EngineError>;
 
-    /// Lets go of everything but the running sandboxes, which live on and can be adopted.
+    /// Releases everything but the running sandboxes, which continue to run and can be adopted by a later server.
     async fn shutdown(&self);
 }
 
-/// A running sandbox. Dropping the handle does not end the sandbox: it belongs to the machine.
+/// A running sandbox. Dropping the handle does not end the sandbox.
 #[async_trait]
 pub trait Sandbox: Send + Sync + 'static {
-    /// The id it was started with.
+    /// Returns the id that it was started with.
     fn id(&self) -> &SandboxId;
 
-    /// Connects to a TCP port on the sandbox's own loopback, so servers bound to localhost are reached too.
+    /// Connects to a TCP port on the sandbox's loopback interface, so servers that listen on localhost only are reached too.
     ///
     /// # Errors
     /// `ConnectionRefused` when nothing listens there; `NotConnected` when the sandbox has ended.
     async fn dial(&self, port: u16) -> std::io::Result<TcpStream>;
 
-    /// Stops every process where it stands, and closes its connections to the outside.
+    /// Stops all processes and closes the sandbox's connections to the outside.
     ///
     /// # Errors
     /// The kernel did not confirm it in time.
     async fn freeze(&self) -> Result<(), EngineError>;
 
-    /// Lets the processes go on.
+    /// Lets the processes of a frozen sandbox continue.
     ///
     /// # Errors
     /// The kernel refused.
     async fn thaw(&self) -> Result<(), EngineError>;
 
-    /// Captures its state under a new id, durably: it survives a power cut once this returns. The sandbox is stopped
-    /// meanwhile and then as it was before, frozen or not, also when this fails.
+    /// Captures the sandbox as a snapshot with a new id: its files and, with `memory`, its processes. A
+    /// [`Durability::Durable`] snapshot survives a power failure once this returns. The sandbox is stopped for the capture and
+    /// afterwards is as it was, frozen or running, also when the capture fails.
     ///
     /// # Errors
-    /// [`EngineError::Unsupported`] without memory snapshots on this host, [`EngineError::Capture`] with the reason.
-    async fn capture(&self, snapshot: SnapshotId, memory: bool) -> Result<Captured, EngineError>;
+    /// [`EngineError::Unsupported`] on hosts without memory snapshots, [`EngineError::Capture`] with the reason otherwise.
+    async fn capture(
+        &self,
+        snapshot: SnapshotId,
+        memory: bool,
+        durability: Durability,
+    ) -> Result<SnapshotInfo, EngineError>;
 
-    /// As [`Sandbox::capture`] with memory, for a state that is restored at once and discarded then: a loss of power may take it.
-    ///
-    /// # Errors
-    /// As [`Sandbox::capture`].
-    async fn capture_briefly(&self, snapshot: SnapshotId) -> Result<Captured, EngineError> {
-        self.capture(snapshot, true).await
-    }
-
-    /// Writes everything it has changed of its template into `target`, which is made, as a layer that can be put on top
-    /// of the template's. The sandbox is stopped meanwhile and then as it was.
+    /// Writes everything that the sandbox has changed of its template into the new directory `target`, as a layer that can be put
+    /// on top of the template's. The sandbox is stopped meanwhile and afterwards is as it was.
     ///
     /// # Errors
     /// [`EngineError::Capture`] with the reason; nothing is left of the copy then.
     async fn export_layer(&self, target: &Path) -> Result<(), EngineError>;
 
-    /// What it uses now.
+    /// Returns what the sandbox uses now.
     ///
     /// # Errors
-    /// The sandbox has ended.
+    /// [`EngineError::NotFound`] when the sandbox has ended.
     async fn stats(&self) -> Result<Stats, EngineError>;
 
-    /// Replaces the rules for outgoing traffic; open connections go on, new ones follow the new rules.
+    /// Replaces the policy for outgoing traffic. New connections follow the new policy; open ones continue.
     fn set_egress(&self, policy: EgressPolicy);
 
-    /// Ends it and gives everything back. Returns once no process of it is alive; works on frozen and broken
-    /// sandboxes; ending an ended one is a success.
+    /// Kills the sandbox and releases everything that it holds. Returns once none of its processes is alive. Works on frozen and
+    /// broken sandboxes; succeeds if the sandbox has already ended.
     ///
     /// # Errors
-    /// A kernel object could not be released (the sweeper tries again at the next start).
+    /// A process does not die (the sweep of the next start tries again).
     async fn kill(&self) -> Result<(), EngineError>;
 
-    /// Becomes `Some` once PID 1 has ended, whoever ended it.
+    /// Returns a receiver whose value becomes `Some` once PID 1 has ended, for whatever reason.
     fn exit(&self) -> watch::Receiver<Option<ExitReason>>;
 
-    /// Directory of the sandbox's private files on the host, for accounting. Never to be walked by path.
+    /// Returns the directory of the sandbox's private files on the host, for accounting. The server must never follow a path
+    /// inside it: its content is untrusted.
     fn private_dir(&self) -> PathBuf;
 }

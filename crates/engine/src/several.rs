@@ -1,23 +1,23 @@
-//! Several engines behind one: a template may name who runs its sandboxes, and whatever names nobody goes to the first.
-//! What exists already is looked for everywhere, so that another order after a restart loses nothing.
-//! Engines share nothing on the host: each sweeps its own.
+//! [`Engines`]: several engines behind one [`Engine`]. A template may name the engine of its sandboxes; templates that name none
+//! go to the first engine. Sandboxes and snapshots that exist already are looked for in every engine, so the order of the engines
+//! can change with a restart. Engines share nothing on the host: each sweeps its own objects.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
 use crate::{
-    Descriptor, Engine, EngineError, Revival, Sandbox, SandboxId, SnapshotId, StartSpec, TemplateImage,
+    Descriptor, Engine, EngineError, RestoreMode, Sandbox, SandboxId, SnapshotId, StartSpec, TemplateImage,
 };
 
-/// See the module's text.
+/// Several engines behind one: the default engine and the others.
 pub struct Engines {
     first: Arc<dyn Engine>,
     others: Vec<Arc<dyn Engine>>,
 }
 
 impl Engines {
-    /// The first is taken where nothing else is asked for.
+    /// Combines engines; `first` runs the sandboxes of templates that name no engine.
     #[must_use]
     pub fn new(first: Arc<dyn Engine>, others: Vec<Arc<dyn Engine>>) -> Self {
         Self { first, others }
@@ -33,7 +33,7 @@ impl Engines {
         found.ok_or_else(|| {
             let names: Vec<&str> = self.all().map(|engine| engine.descriptor().name).collect();
             EngineError::Template(format!(
-                "it wants the engine {name:?}, which this server does not run (it runs {}); see `cofferdam doctor`",
+                "it needs the engine {name:?}, which this server does not run (it runs {}); see `cofferdam doctor`",
                 names.join(", ")
             ))
         })
@@ -61,13 +61,13 @@ impl Engine for Engines {
     async fn restore(
         &self,
         snapshot: SnapshotId,
-        revival: Revival,
+        restore_mode: RestoreMode,
         spec: StartSpec,
     ) -> Result<Arc<dyn Sandbox>, EngineError> {
         for engine in self.all() {
-            match engine.restore(snapshot, revival, spec.clone()).await {
+            match engine.restore(snapshot, restore_mode, spec.clone()).await {
                 Err(EngineError::NotFound) => {}
-                answer => return answer,
+                result => return result,
             }
         }
         Err(EngineError::NotFound)
@@ -80,15 +80,15 @@ impl Engine for Engines {
         Ok(())
     }
 
-    async fn memory_scarce(&self) {
-        self.first.memory_scarce().await;
+    async fn memory_pressure(&self) {
+        self.first.memory_pressure().await;
     }
 
     async fn adopt(&self, id: &SandboxId) -> Result<Arc<dyn Sandbox>, EngineError> {
         for engine in self.all() {
             match engine.adopt(id).await {
                 Err(EngineError::NotFound) => {}
-                answer => return answer,
+                result => return result,
             }
         }
         Err(EngineError::NotFound)
@@ -98,7 +98,7 @@ impl Engine for Engines {
         for engine in self.all() {
             match engine.adopt_late(id).await {
                 Err(EngineError::NotFound) => {}
-                answer => return answer,
+                result => return result,
             }
         }
         Err(EngineError::NotFound)

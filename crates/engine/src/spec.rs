@@ -1,6 +1,5 @@
-//! What goes into an engine and what comes out, as plain data.
-//! Sizes are in MiB, as the wire contract has them.
-//! Nothing here knows how an engine works.
+//! The plain data that engines take and return: what to start, what was captured, what an engine can do.
+//! Sizes are in MiB, as in the wire contract, unless a name says bytes.
 
 use std::path::PathBuf;
 
@@ -8,39 +7,42 @@ use ids::SandboxId;
 use net::EgressPolicy;
 use serde::{Deserialize, Serialize};
 
-/// A template as an engine sees it: read-only layers, and who shall run them.
+/// A template as an engine sees it: read-only layers and the engine that runs them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TemplateImage {
-    /// Layer directories, uppermost first. Owners are stored as inside the sandbox: root is 0.
+    /// Layer directories, uppermost first. Files are stored with the owners seen inside the sandbox: root is 0.
     pub layers: Vec<PathBuf>,
-    /// Name of the engine that runs its sandboxes; none leaves it to the server.
+    /// Name of the engine that runs its sandboxes; `None` is the server's default engine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<String>,
 }
 
+/// Maximum number of processes and threads of a sandbox where nothing else is configured.
+pub const DEFAULT_PIDS: u32 = 2048;
+
 /// Limits of one sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resources {
-    /// Processor time, in whole processors.
+    /// Processors.
     pub cpu_count: u32,
     /// Memory limit, MiB.
     pub memory_mib: u32,
-    /// Limit of the writable layer, MiB; what the engine can enforce is in its [`Capabilities`].
+    /// Limit of what it writes to its disk, MiB; enforced if the engine's [`Capabilities`] say so.
     pub disk_mib: u32,
-    /// Most processes and threads at once.
+    /// Maximum number of processes and threads at once.
     pub pids: u32,
 }
 
 impl Default for Resources {
     fn default() -> Self {
-        Self { cpu_count: 2, memory_mib: 1024, disk_mib: 10_240, pids: 4096 }
+        Self { cpu_count: 2, memory_mib: 1024, disk_mib: 10_240, pids: DEFAULT_PIDS }
     }
 }
 
 /// Everything needed to start a sandbox.
 #[derive(Debug, Clone)]
 pub struct StartSpec {
-    /// Its id, unique on this machine for ever.
+    /// Its id. Never used twice on a host.
     pub id: SandboxId,
     /// What it starts from.
     pub template: TemplateImage,
@@ -48,92 +50,92 @@ pub struct StartSpec {
     pub resources: Resources,
     /// Host name seen inside.
     pub hostname: String,
-    /// Rules for outgoing traffic from the first packet on.
+    /// Policy for outgoing traffic, in force from the first packet on.
     pub egress: EgressPolicy,
-    /// Whether more sandboxes of this template with these limits are to be expected, so that preparing for them pays.
+    /// Whether more sandboxes of this template with these limits are expected, so that the engine may prepare for them.
     pub recurring: bool,
 }
 
-/// How a captured state is brought back.
+/// Whether a restore brings back memory or boots from the files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Revival {
-    /// Processes go on where they stood.
+pub enum RestoreMode {
+    /// The captured processes continue.
     Memory,
-    /// A cold start on the captured files.
+    /// A cold start from the captured files.
     Disk,
 }
 
-/// A captured state.
+/// What a capture has saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Captured {
-    /// Whether the memory is in it.
+pub struct SnapshotInfo {
+    /// Whether the snapshot has memory.
     pub memory: bool,
-    /// Bytes of the memory image.
+    /// Size of the memory image, bytes.
     pub memory_bytes: u64,
-    /// How long the sandbox stood still for it.
+    /// How long the sandbox was stopped for the capture.
     pub stopped: std::time::Duration,
 }
 
-/// How strongly a sandbox is kept from the host: shown to users, never rounded up.
+/// How strongly a sandbox is isolated from the host. Shown to users, so never overstated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Isolation {
-    /// The host's kernel is shared; namespaces, capabilities and seccomp stand between.
+    /// The host's kernel, with namespaces, capabilities and seccomp between it and the sandbox.
     SharedKernel,
-    /// An own kernel behind hardware virtualisation.
+    /// A kernel of its own behind hardware virtualisation.
     HardwareVm,
-    /// An own kernel in software emulation.
+    /// A kernel of its own in software emulation.
     EmulatedVm,
 }
 
-/// What an engine can do beyond starting and killing.
+/// What an engine can do besides starting and killing sandboxes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capabilities {
-    /// Captures and restores memory.
+    /// It captures and restores memory.
     pub memory_snapshots: bool,
-    /// Enforces [`Resources::disk_mib`].
+    /// It enforces [`Resources::disk_mib`].
     pub disk_limit: bool,
-    /// Enforces cpu, memory and pids limits.
+    /// It enforces the limits on processors, memory and processes.
     pub resource_limits: bool,
 }
 
-/// An engine's name and promises.
+/// An engine's name, isolation and capabilities.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Descriptor {
     /// `container` or `microvm`.
     pub name: &'static str,
-    /// What stands between a sandbox and the host.
+    /// What isolates a sandbox from the host.
     pub isolation: Isolation,
-    /// One honest sentence for logs, `doctor` and the API.
+    /// One sentence on the isolation, for logs, `doctor` and the API.
     pub summary: String,
     /// What it can do.
     pub capabilities: Capabilities,
 }
 
-/// Why a sandbox is no longer running.
+/// How a sandbox ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ExitReason {
-    /// PID 1 ended by itself with this code.
+    /// PID 1 exited with this code.
     Exited(i32),
-    /// PID 1 was ended by this signal.
+    /// PID 1 was killed by this signal.
     Signalled(i32),
-    /// It is gone and how is not known (it ended while no server was watching).
+    /// Unknown: it ended while no server was watching.
     Unknown,
 }
 
-/// What a sandbox uses, in bytes and microseconds.
+/// What a sandbox uses.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
-    /// Processor time since the start, microseconds.
+    /// Processor time since it started, microseconds.
     pub cpu_usec: u64,
-    /// Memory charged now, bytes, without page cache.
+    /// Memory charged to it now, bytes, without page cache.
     pub memory_bytes: u64,
-    /// Page cache charged now, bytes.
+    /// Page cache charged to it now, bytes.
     pub cache_bytes: u64,
     /// Memory limit, bytes.
     pub memory_limit_bytes: u64,
-    /// Processes and threads now.
+    /// Number of processes and threads now.
     pub pids: u64,
 }

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use engine::Revival;
+use engine::RestoreMode;
 use store::{Build, BuildConfig, RunContext, TemplateName};
 use template::steps::{Context, key, scripts};
 
@@ -89,8 +89,11 @@ async fn of_template(work: &Work, name: &str, build: &Build) -> Result<Base, Fai
 /// The files of a captured sandbox become a layer like any other.
 async fn of_snapshot(work: &Work, build: &Build, key: &str, below: Progress) -> Result<Progress, Failure> {
     let snapshot = build.snapshot.as_ref().expect("only called for snapshots");
-    let origin =
-        Origin::Captured { snapshot: snapshot.id, revival: Revival::Disk, of: snapshot.sandbox.clone() };
+    let origin = Origin::Captured {
+        snapshot: snapshot.id,
+        restore_mode: RestoreMode::Disk,
+        of: snapshot.sandbox.clone(),
+    };
     let machine = Machine::start(&work.control, Plan { origin, ..work.plan(&below.layers) }).await?;
     let layers = machine.into_layers(&work.layers, &below.layers).await?;
     let progress = Progress { layers, ..below };

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use engine::Sandbox as EngineSandbox;
+use engine::{Durability, Sandbox as EngineSandbox};
 use ids::{SandboxId, SnapshotId, TeamId, TemplateId};
 use layers::{LayerError, LayerStore, is_empty_layer};
 use serde::{Deserialize, Serialize};
@@ -247,7 +247,7 @@ impl Machine {
     /// Captures it with its memory under a new id, and ends it.
     pub(crate) async fn into_warm_state(self) -> Result<SnapshotId, Failure> {
         let state = SnapshotId::generate();
-        let captured = self.sandbox().capture(state, true).await;
+        let captured = self.sandbox().capture(state, true, Durability::Durable).await;
         captured
             .map_err(|error| Failure::new(format!("the running template could not be captured: {error}")))?;
         self.end().await;

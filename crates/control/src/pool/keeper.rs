@@ -45,7 +45,7 @@ impl Control {
                         () = self.closing.cancelled() => {}
                         () = self.pool.changed.notified() => {}
                         () = sleep_until(until) => {}
-                        () = self.engine.memory_scarce(), if holds_any => {
+                        () = self.engine.memory_pressure(), if holds_any => {
                             tracing::info!("memory is scarce: no sandboxes wait for their creators");
                             end(self.pool.drain()).await;
                             rest_until = Some(Instant::now() + AFTER_SCARCITY);

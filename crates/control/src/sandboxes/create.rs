@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use engine::Revival;
+use engine::RestoreMode;
 use ids::{ExecutionId, SandboxId, TeamId};
 use net::EgressPolicy;
 use store::{
@@ -260,10 +260,10 @@ pub(crate) fn boot_of(
 ) -> Boot {
     let origin = build.snapshot.as_ref().map_or(Origin::Template, |snapshot| Origin::Captured {
         snapshot: snapshot.id,
-        revival: if snapshot.memory { Revival::Memory } else { Revival::Disk },
+        restore_mode: if snapshot.memory { RestoreMode::Memory } else { RestoreMode::Disk },
         of: snapshot.sandbox.clone(),
     });
-    let goes_on = matches!(origin, Origin::Captured { revival: Revival::Memory, .. });
+    let goes_on = matches!(origin, Origin::Captured { restore_mode: RestoreMode::Memory, .. });
     let own = env_vars.filter(|vars| !vars.is_empty());
     let env = || {
         let mut env = build.config.env.clone();

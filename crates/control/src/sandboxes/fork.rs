@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use engine::Revival;
+use engine::{Durability, RestoreMode};
 use ids::{ExecutionId, SandboxId};
 use store::{Pause, Sandbox, SandboxState, Team, truncate_to_micros};
 use time::OffsetDateTime;
@@ -76,7 +76,7 @@ impl Control {
             if live.has_ended() {
                 return Err(ControlError::SandboxNotFound(live.id.clone()));
             }
-            (self.capture_briefly(live).await?, live.record())
+            (self.capture(live, true, Durability::Ephemeral).await?, live.record())
         };
         let state = Pause {
             snapshot,
@@ -117,7 +117,7 @@ impl Control {
         let turn = self.starts.join()?.turn().await?;
         let id = SandboxId::generate();
         let sandbox =
-            self.boot(&boot_again(origin, &id, state, Revival::Memory)?).await.inspect_err(|error| {
+            self.boot(&boot_again(origin, &id, state, RestoreMode::Memory)?).await.inspect_err(|error| {
                 tracing::warn!(sandbox_id = %id, source = %origin.id, %error, "a fork failed");
             })?;
         drop(turn);

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use engine::{
-    EngineError, ExitReason, Resources, Revival, Sandbox as EngineSandbox, StartSpec, TemplateImage,
+    EngineError, ExitReason, Resources, RestoreMode, Sandbox as EngineSandbox, StartSpec, TemplateImage,
 };
 use ids::{SandboxId, SnapshotId, TeamId, TemplateId};
 use net::EgressPolicy;
@@ -31,7 +31,7 @@ pub(crate) enum Origin {
     /// A captured state.
     Captured {
         snapshot: SnapshotId,
-        revival: Revival,
+        restore_mode: RestoreMode,
         /// The sandbox whose token the captured agent knows.
         of: SandboxId,
     },
@@ -103,7 +103,9 @@ impl Control {
         self.tasks.spawn(async move {
             let sandbox = match origin {
                 Origin::Template => engine.start(spec).await,
-                Origin::Captured { snapshot, revival, .. } => engine.restore(snapshot, revival, spec).await,
+                Origin::Captured { snapshot, restore_mode, .. } => {
+                    engine.restore(snapshot, restore_mode, spec).await
+                }
             };
             let _ = answer.send(sandbox.map(|sandbox| DiscardOnDrop::new(sandbox, &tasks)));
         });
@@ -119,7 +121,7 @@ impl Control {
         sandbox: &dyn EngineSandbox,
     ) -> Result<(), ControlError> {
         let restored = match &boot.origin {
-            Origin::Captured { revival: Revival::Memory, of, .. } => Some(of),
+            Origin::Captured { restore_mode: RestoreMode::Memory, of, .. } => Some(of),
             _ => None,
         };
         self.tell(boot, sandbox, restored).await

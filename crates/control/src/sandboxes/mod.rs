@@ -34,7 +34,7 @@ pub use snapshot::{SnapshotEntry, SnapshotPage, SnapshotQuery};
 
 use std::sync::Arc;
 
-use engine::{Captured, EngineError, Revival};
+use engine::{Durability, EngineError, RestoreMode, SnapshotInfo};
 use ids::{SandboxId, SnapshotId};
 use store::{Pause, Sandbox};
 use tokio::sync::OwnedMutexGuard;
@@ -56,23 +56,22 @@ impl Control {
         }
     }
 
-    /// Captures a running sandbox's state under a new id.
-    async fn capture(&self, live: &Live, memory: bool) -> Result<SnapshotId, ControlError> {
+    /// Captures a running sandbox as a snapshot with a new id and returns the id.
+    async fn capture(
+        &self,
+        live: &Live,
+        memory: bool,
+        durability: Durability,
+    ) -> Result<SnapshotId, ControlError> {
         let snapshot = SnapshotId::generate();
-        note_captured(live, snapshot, live.engine.capture(snapshot, memory).await)
-    }
-
-    /// The same with memory, for a state that nobody is told of.
-    async fn capture_briefly(&self, live: &Live) -> Result<SnapshotId, ControlError> {
-        let snapshot = SnapshotId::generate();
-        note_captured(live, snapshot, live.engine.capture_briefly(snapshot).await)
+        note_captured(live, snapshot, live.engine.capture(snapshot, memory, durability).await)
     }
 }
 
 fn note_captured(
     live: &Live,
     snapshot: SnapshotId,
-    captured: Result<Captured, EngineError>,
+    captured: Result<SnapshotInfo, EngineError>,
 ) -> Result<SnapshotId, ControlError> {
     let captured = captured.map_err(|error| capture_error(&live.id, &error))?;
     tracing::info!(
@@ -96,7 +95,7 @@ fn boot_again(
     record: &Sandbox,
     id: &SandboxId,
     pause: &Pause,
-    revival: Revival,
+    restore_mode: RestoreMode,
 ) -> Result<Boot, ControlError> {
     let details = &record.details;
     Ok(Boot {
@@ -109,14 +108,14 @@ fn boot_again(
         memory_mib: details.memory_mib,
         disk_mib: details.disk_mib,
         // The creator's variables live in the agent's memory and nowhere else.
-        env: (revival == Revival::Disk).then(|| details.config.env.clone()),
+        env: (restore_mode == RestoreMode::Disk).then(|| details.config.env.clone()),
         egress: egress_policy(details.network.as_ref(), details.allow_internet_access)?,
-        origin: Origin::Captured { snapshot: pause.snapshot, revival, of: pause.captured_from.clone() },
+        origin: Origin::Captured { snapshot: pause.snapshot, restore_mode, of: pause.captured_from.clone() },
         trusts: true,
     })
 }
 
 /// How the captured state of a pause can be brought back.
-fn revival_of(pause: &Pause, memory: bool) -> Revival {
-    if memory && pause.memory { Revival::Memory } else { Revival::Disk }
+fn restore_mode_of(pause: &Pause, memory: bool) -> RestoreMode {
+    if memory && pause.memory { RestoreMode::Memory } else { RestoreMode::Disk }
 }

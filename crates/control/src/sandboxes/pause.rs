@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use engine::Durability;
 use ids::{SandboxId, TeamId};
 use serde_json::Map;
 use store::{EventKind, Pause, Sandbox, SandboxState, truncate_to_micros};
@@ -107,7 +108,7 @@ impl Control {
         live.mark_ended(&EndReason::Paused);
         let paused = async {
             live.engine.freeze().await.map_err(|error| capture_error(&live.id, &error))?;
-            let snapshot = self.capture(live, request.memory).await?;
+            let snapshot = self.capture(live, request.memory, Durability::Durable).await?;
             record.pause = Some(Pause {
                 snapshot,
                 owned: true,

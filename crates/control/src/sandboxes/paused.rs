@@ -75,7 +75,7 @@ impl Control {
             tokio::select! {
                 () = self.cached.notified() => {}
                 () = sleep_until(next) => {}
-                () = self.engine.memory_scarce(), if !hot.is_empty() => {
+                () = self.engine.memory_pressure(), if !hot.is_empty() => {
                     tracing::info!(kept = hot.len(), "memory is scarce: paused sandboxes are no longer kept in it");
                     for (_, paused) in hot {
                         self.evict(paused);

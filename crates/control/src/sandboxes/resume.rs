@@ -5,13 +5,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{Revival, Sandbox as EngineSandbox};
+use engine::{RestoreMode, Sandbox as EngineSandbox};
 use ids::{ExecutionId, SandboxId};
 use serde_json::Map;
 use store::{EventKind, Pause, Sandbox, SandboxState, Team, truncate_to_micros};
 use time::OffsetDateTime;
 
-use super::{Paused, boot_again, revival_of};
+use super::{Paused, boot_again, restore_mode_of};
 use crate::resources::check_good_standing;
 use crate::sandboxes::create::{check_longest, longest_seconds};
 use crate::sandboxes::launch::discard;
@@ -162,18 +162,18 @@ impl Control {
     ) -> Result<Arc<Live>, ControlError> {
         let began = std::time::Instant::now();
         let id = &paused.record.id;
-        let revival = revival_of(pause, memory);
+        let restore_mode = restore_mode_of(pause, memory);
         let reservation = self.places.reserve(team.id, team.limits.concurrent_sandboxes)?;
         let turn = self.starts.join()?.turn().await?;
-        let thawed = self.thaw(paused, revival).await?;
+        let thawed = self.thaw(paused, restore_mode).await?;
         let was_hot = thawed.is_some();
         let sandbox = match thawed {
             Some(sandbox) => sandbox,
-            None => {
-                self.boot(&boot_again(&paused.record, id, pause, revival)?).await.inspect_err(|error| {
+            None => self.boot(&boot_again(&paused.record, id, pause, restore_mode)?).await.inspect_err(
+                |error| {
                     tracing::warn!(sandbox_id = %id, %error, "a resume failed; the sandbox stays paused");
-                })?
-            }
+                },
+            )?,
         };
         drop(turn);
         let now = truncate_to_micros(OffsetDateTime::now_utc());
@@ -203,9 +203,10 @@ impl Control {
             &live,
             LogLevel::Info,
             "sandbox resumed",
-            &[("memory", (revival == Revival::Memory).to_string())],
+            &[("memory", (restore_mode == RestoreMode::Memory).to_string())],
         );
-        let particulars = Map::from_iter([("memory".to_owned(), (revival == Revival::Memory).into())]);
+        let particulars =
+            Map::from_iter([("memory".to_owned(), (restore_mode == RestoreMode::Memory).into())]);
         self.record_event(EventKind::Resumed, &*live, particulars).await;
         self.go_live(Arc::clone(&live));
         self.note_start(team.id);
@@ -223,7 +224,7 @@ impl Control {
             });
         }
         tracing::info!(
-            sandbox_id = %id, team_id = %team.id, was_hot, memory = revival == Revival::Memory,
+            sandbox_id = %id, team_id = %team.id, was_hot, memory = restore_mode == RestoreMode::Memory,
             took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX), "sandbox resumed"
         );
         Ok(live)
@@ -233,12 +234,12 @@ impl Control {
     async fn thaw(
         &self,
         paused: &Paused,
-        revival: Revival,
+        restore_mode: RestoreMode,
     ) -> Result<Option<Arc<dyn EngineSandbox>>, ControlError> {
         let Some(sandbox) = paused.take_hot() else { return Ok(None) };
-        if revival == Revival::Memory && sandbox.exit().borrow().is_none() {
+        if restore_mode == RestoreMode::Memory && sandbox.exit().borrow().is_none() {
             let pause = paused.record.pause.as_ref().expect("only paused ones are hot");
-            let boot = boot_again(&paused.record, &paused.record.id, pause, revival)?;
+            let boot = boot_again(&paused.record, &paused.record.id, pause, restore_mode)?;
             let woken = async {
                 sandbox.thaw().await.map_err(|_| ControlError::Engine("thawed"))?;
                 sandbox.set_egress(boot.egress.clone());

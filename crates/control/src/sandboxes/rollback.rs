@@ -9,7 +9,7 @@ use serde_json::Map;
 use store::{BuildSnapshot, EventKind, Pause, Sandbox, SandboxState, Team, truncate_to_micros};
 use time::OffsetDateTime;
 
-use super::{Paused, boot_again, revival_of};
+use super::{Paused, boot_again, restore_mode_of};
 use crate::sandboxes::launch::discard;
 use crate::sandboxes::registry::Entry;
 use crate::sandboxes::running::{EndReason, Live, Timing};
@@ -66,7 +66,7 @@ impl Control {
             unresponsive: false,
         };
         let paused = Sandbox { state: SandboxState::Paused, pause: Some(pause.clone()), ..live.record() };
-        let boot = boot_again(&paused, &live.id, &pause, revival_of(&pause, true))?;
+        let boot = boot_again(&paused, &live.id, &pause, restore_mode_of(&pause, true))?;
         // From here on the store has it paused at the snapshot: whatever happens next, that is the truth.
         self.store.put_sandbox(&paused).await?;
         self.table.insert_paused(Paused::new(paused.clone(), Arc::clone(&live.transition)));

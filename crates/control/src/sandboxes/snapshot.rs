@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
+use engine::Durability;
 use ids::{BuildId, SandboxId, SnapshotId, TemplateId};
 use serde_json::Map;
 use store::{
@@ -91,7 +92,7 @@ impl Control {
             if live.has_ended() {
                 return Err(ControlError::SandboxNotFound(live.id.clone()));
             }
-            let state = control.capture(&live, memory).await?;
+            let state = control.capture(&live, memory, Durability::Durable).await?;
             let registered = control.register_snapshot(&team, &live, reference, state, memory).await;
             if registered.is_err() {
                 control.discard_state(state).await;

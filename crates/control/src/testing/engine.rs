@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use engine::{
-    Capabilities, Captured, Descriptor, EgressPolicy, Engine, EngineError, ExitReason, Isolation, Revival,
-    Sandbox, StartSpec, Stats, TemplateImage,
+    Capabilities, Descriptor, Durability, EgressPolicy, Engine, EngineError, ExitReason, Isolation,
+    RestoreMode, Sandbox, SnapshotInfo, StartSpec, Stats, TemplateImage,
 };
 use ids::{SandboxId, SnapshotId};
 use tokio::net::{TcpListener, TcpStream};
@@ -173,11 +173,11 @@ impl Engine for TestEngine {
     async fn restore(
         &self,
         snapshot: SnapshotId,
-        revival: Revival,
+        restore_mode: RestoreMode,
         spec: StartSpec,
     ) -> Result<Arc<dyn Sandbox>, EngineError> {
         let memory = self.states.kept.lock().expect("no test panicked").get(&snapshot).copied();
-        if !memory.is_some_and(|memory| memory || revival == Revival::Disk) {
+        if !memory.is_some_and(|memory| memory || restore_mode == RestoreMode::Disk) {
             return Err(EngineError::NotFound);
         }
         self.start(spec).await
@@ -188,7 +188,7 @@ impl Engine for TestEngine {
         Ok(())
     }
 
-    async fn memory_scarce(&self) {
+    async fn memory_pressure(&self) {
         self.scarcity.notified().await;
     }
 
@@ -319,12 +319,17 @@ impl Sandbox for TestSandbox {
         Ok(())
     }
 
-    async fn capture(&self, snapshot: SnapshotId, memory: bool) -> Result<Captured, EngineError> {
+    async fn capture(
+        &self,
+        snapshot: SnapshotId,
+        memory: bool,
+        _durability: Durability,
+    ) -> Result<SnapshotInfo, EngineError> {
         if let Some(error) = self.states.fail_next.lock().expect("no test panicked").take() {
             return Err(error);
         }
         self.states.kept.lock().expect("no test panicked").insert(snapshot, memory);
-        Ok(Captured { memory, memory_bytes: 0, stopped: Duration::ZERO })
+        Ok(SnapshotInfo { memory, memory_bytes: 0, stopped: Duration::ZERO })
     }
 
     async fn export_layer(&self, target: &Path) -> Result<(), EngineError> {

@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 
-use engine_host::Lasting;
+use engine::Durability;
 
 /// How far apart the ends are of what is sent to the disk together, bytes.
 const TOGETHER: u64 = 8 << 20;
@@ -26,12 +26,12 @@ impl Flush {
 /// Does `work`, which writes to `file`; nothing is sent to the disk if it need not last.
 pub(super) fn beside<T>(
     file: &File,
-    lasting: Lasting,
+    durability: Durability,
     work: impl FnOnce(&Flush) -> io::Result<T>,
 ) -> io::Result<T> {
     thread::scope(|scope| {
         let (send, written) = mpsc::channel();
-        if lasting == Lasting::Durable {
+        if durability == Durability::Durable {
             scope.spawn(move || start_writing(file, &written));
         }
         // Dropped with its end of the channel before the scope waits.

@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use engine_host::Lasting;
+use engine::Durability;
 use rustix::fs::{FlockOperation, flock};
 use sys::MAX_PIECES;
 
@@ -27,7 +27,7 @@ const ZEROS: u64 = 1;
 pub(super) fn write(pid: i32, regions: &[Region], path: &Path) -> io::Result<u64> {
     let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     let (mut own, mut at) = (0, 0);
-    flush::beside(&file, Lasting::Durable, |flush| {
+    flush::beside(&file, Durability::Durable, |flush| {
         own::read_own(pid, regions, |batch| {
             let runs: Vec<(u64, &[u8], bool)> = runs(batch).collect();
             let head = head(&runs);
@@ -98,7 +98,7 @@ fn write_into(journal: &File, image: &Path, goes_on: &dyn Fn() -> bool) -> io::R
     let size = target.metadata()?.len();
     let (zeros, mut bytes) = (vec![0; MOST], vec![0; MOST + index(PAGE)]);
     let start = bytes.as_ptr().align_offset(index(PAGE));
-    flush::beside(&target, Lasting::Durable, |flush| {
+    flush::beside(&target, Durability::Durable, |flush| {
         while let Some(runs) = read_head(journal, size)? {
             if is_removed(journal)? || !goes_on() {
                 return Err(io::ErrorKind::Interrupted.into());

@@ -6,7 +6,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::{Engine, EngineError, Revival, Sandbox, SandboxId, SnapshotId, StartSpec};
+use crate::{Durability, Engine, EngineError, RestoreMode, Sandbox, SandboxId, SnapshotId, StartSpec};
 
 use super::{Bench, PATIENCE, health, run};
 
@@ -36,10 +36,10 @@ where
         &self,
         engine: &Arc<dyn Engine>,
         snapshot: SnapshotId,
-        revival: Revival,
+        restore_mode: RestoreMode,
     ) -> Arc<dyn Sandbox> {
         let spec = StartSpec { id: SandboxId::generate(), ..self.spec() };
-        let sandbox = engine.restore(snapshot, revival, spec).await.expect("is restored");
+        let sandbox = engine.restore(snapshot, restore_mode, spec).await.expect("is restored");
         tokio::time::timeout(PATIENCE, health(&*sandbox)).await.expect("envd answers");
         sandbox
     }
@@ -69,13 +69,10 @@ where
         run(&*sandbox, &command).await;
         for generation in 0..3 {
             let state = SnapshotId::generate();
-            let captured = match generation {
-                0 => sandbox.capture_briefly(state).await,
-                _ => sandbox.capture(state, true).await,
-            };
-            captured.expect("is captured");
+            let durability = if generation == 0 { Durability::Ephemeral } else { Durability::Durable };
+            sandbox.capture(state, true, durability).await.expect("is captured");
             sandbox.kill().await.expect("ends");
-            sandbox = self.revive(&engine, state, Revival::Memory).await;
+            sandbox = self.revive(&engine, state, RestoreMode::Memory).await;
             let seen = run(&*sandbox, ASK_IT).await;
             assert_eq!(seen.stdout, "socket 755\nhere\n", "{seen:?}");
         }
@@ -91,12 +88,12 @@ where
         run(&*source, "echo before > /root/file; echo shared > /dev/shm/shared; rm /etc/debian_version")
             .await;
         let snapshot = SnapshotId::generate();
-        let captured = source.capture(snapshot, true).await.expect("is captured");
+        let captured = source.capture(snapshot, true, Durability::Durable).await.expect("is captured");
         assert!(captured.memory && captured.memory_bytes > 0);
         assert_eq!(run(&*source, ASK).await.stdout, "2\n", "the source goes on");
         run(&*source, "echo after > /root/file").await;
         for _ in 0..2 {
-            let copy = self.revive(&engine, snapshot, Revival::Memory).await;
+            let copy = self.revive(&engine, snapshot, RestoreMode::Memory).await;
             assert_eq!(run(&*copy, ASK).await.stdout, "2\n");
             assert_eq!(run(&*copy, ASK).await.stdout, "3\n");
             let look = "cat /root/file /dev/shm/shared; kill -0 $(cat /tmp/pid) && echo alive; \
@@ -108,12 +105,12 @@ where
         }
         assert_eq!(run(&*source, "cat /root/file").await.stdout, "after\n");
         source.kill().await.expect("ends");
-        let orphan = self.revive(&engine, snapshot, Revival::Memory).await;
+        let orphan = self.revive(&engine, snapshot, RestoreMode::Memory).await;
         assert_eq!(run(&*orphan, ASK).await.stdout, "2\n", "a state outlives its source");
         orphan.kill().await.expect("ends");
         engine.discard(snapshot).await.expect("goes");
         engine.discard(snapshot).await.expect("going twice is fine");
-        let gone = engine.restore(snapshot, Revival::Memory, self.spec()).await;
+        let gone = engine.restore(snapshot, RestoreMode::Memory, self.spec()).await;
         assert!(matches!(gone, Err(EngineError::NotFound)));
         engine.shutdown().await;
     }
@@ -129,15 +126,15 @@ where
         let engine = self.engine(data).await;
         let source = self.start(&engine).await;
         let snapshot = SnapshotId::generate();
-        source.capture(snapshot, true).await.expect("is captured");
-        let copy = self.revive(&engine, snapshot, Revival::Memory).await;
+        source.capture(snapshot, true, Durability::Durable).await.expect("is captured");
+        let copy = self.revive(&engine, snapshot, RestoreMode::Memory).await;
         assert_eq!(run(&*copy, LOOK).await, run(&*source, LOOK).await);
         let hog = run(&*copy, "python3 -c 'x = bytearray(600 << 20)'; echo $?").await;
         assert!(hog.stdout.trim() == "137" || hog.stderr.contains("MemoryError"), "{hog:?}");
         assert_eq!(copy.stats().await.expect("has statistics").memory_limit_bytes, 256 << 20);
         let again = SnapshotId::generate();
-        copy.capture(again, true).await.expect("a restored sandbox can be captured");
-        let grandchild = self.revive(&engine, again, Revival::Memory).await;
+        copy.capture(again, true, Durability::Durable).await.expect("a restored sandbox can be captured");
+        let grandchild = self.revive(&engine, again, RestoreMode::Memory).await;
         assert_eq!(run(&*grandchild, LOOK).await, run(&*source, LOOK).await);
         for sandbox in [grandchild, copy, source] {
             sandbox.kill().await.expect("ends");
@@ -153,16 +150,16 @@ where
         let boot = run(&*source, BOOT).await.stdout;
         source.freeze().await.expect("freezes");
         let snapshot = SnapshotId::generate();
-        assert!(!source.capture(snapshot, false).await.expect("is captured").memory);
+        assert!(!source.capture(snapshot, false, Durability::Durable).await.expect("is captured").memory);
         let silent = tokio::time::timeout(std::time::Duration::from_millis(200), health(&*source)).await;
         assert!(silent.is_err(), "a frozen sandbox was thawed by its capture");
         source.thaw().await.expect("thaws");
         tokio::time::timeout(PATIENCE, health(&*source)).await.expect("envd answers");
         source.kill().await.expect("ends");
-        let copy = self.revive(&engine, snapshot, Revival::Disk).await;
+        let copy = self.revive(&engine, snapshot, RestoreMode::Disk).await;
         assert_ne!(run(&*copy, BOOT).await.stdout, boot, "a cold start is a boot");
         assert_eq!(run(&*copy, "cat /root/file; pgrep sleep; ls -A /opt").await.stdout, "kept\n");
-        let none = engine.restore(snapshot, Revival::Memory, self.spec()).await;
+        let none = engine.restore(snapshot, RestoreMode::Memory, self.spec()).await;
         assert!(matches!(none, Err(EngineError::NotFound)), "there is no memory in it");
         copy.kill().await.expect("ends");
         engine.shutdown().await;
@@ -175,15 +172,15 @@ where
         run(&*source, "echo kept > /root/file").await;
         let (kept, stray) = (SnapshotId::generate(), SnapshotId::generate());
         for snapshot in [kept, stray] {
-            source.capture(snapshot, true).await.expect("is captured");
+            source.capture(snapshot, true, Durability::Durable).await.expect("is captured");
         }
         source.kill().await.expect("ends");
         first.shutdown().await;
         let second = (self.open)(data.to_owned()).await;
         assert_eq!(second.sweep(&[], &[kept]).await.expect("sweeps"), 1, "one state");
-        let copy = self.revive(&second, kept, Revival::Memory).await;
+        let copy = self.revive(&second, kept, RestoreMode::Memory).await;
         assert_eq!(run(&*copy, "cat /root/file").await.stdout, "kept\n");
-        let gone = second.restore(stray, Revival::Memory, self.spec()).await;
+        let gone = second.restore(stray, RestoreMode::Memory, self.spec()).await;
         assert!(matches!(gone, Err(EngineError::NotFound)));
         copy.kill().await.expect("ends");
         second.shutdown().await;

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::{
-    EgressPolicy, Engine, EngineError, Resources, Revival, Sandbox, SandboxId, SnapshotId, StartSpec,
-    TemplateImage,
+    Durability, EgressPolicy, Engine, EngineError, Resources, RestoreMode, Sandbox, SandboxId, SnapshotId,
+    StartSpec, TemplateImage,
 };
 use engine_container::{ContainerConfig, ContainerEngine, Criu};
 use engine_host::instance_name;
@@ -119,9 +119,9 @@ async fn pause(
         ))
     };
     let snapshot = SnapshotId::generate();
-    sandbox.capture(snapshot, true).await.map_err(blame)?;
+    sandbox.capture(snapshot, true, Durability::Durable).await.map_err(blame)?;
     let spec = StartSpec { id: SandboxId::generate(), ..spec };
-    let copy = engine.restore(snapshot, Revival::Memory, spec).await.map_err(blame)?;
+    let copy = engine.restore(snapshot, RestoreMode::Memory, spec).await.map_err(blame)?;
     let answered = answers(&copy).await;
     copy.kill().await?;
     engine.discard(snapshot).await?;
