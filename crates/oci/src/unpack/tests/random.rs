@@ -1,6 +1,6 @@
 //! Random streams: nothing panics, and nothing is written outside of the layer.
 //! Entries are made to get in each other's way; some bytes are flipped.
-//! Histories that make sense are in `tests/differential.rs`.
+//! Histories that make sense are in `tests/integration/differential.rs`.
 
 use proptest::prelude::*;
 

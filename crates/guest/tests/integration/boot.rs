@@ -1,0 +1,278 @@
+//! A whole guest: kernel, initramfs, disks, agent, envd, under QEMU. What the agent promises is asked of the real thing.
+//! Needs root and what `cargo xtask unit` sets up: `COFFERDAM_MICROVM`, `COFFERDAM_GUEST_INIT`, `COFFERDAM_ENVD`, `COFFERDAM_LAYERS`.
+//! A boot takes three seconds on an idle machine, so each test asks for a lot.
+
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+
+use crate::common::{Files, Guest, envd, revive};
+use guest_api::relay::{OK, REFUSED, Wish};
+use guest_api::{Call, Item, Message, Outcome, Revive, encode};
+
+fn ready(guest: &mut Guest) {
+    let first = guest.host.next();
+    assert_eq!(first, Item::Message(Message::Ready {}), "{}", guest.console());
+}
+
+fn failure(outcome: Outcome) -> String {
+    match outcome {
+        Outcome::Failed { reason } => reason,
+        Outcome::Done => panic!("it was done"),
+    }
+}
+
+/// Forks until it may not, says how often that was, and cleans up.
+const BOMB: &str = "python3 -c '
+import os, signal
+children = []
+try:
+    while len(children) < 400:
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+        children.append(child)
+except OSError:
+    pass
+print(len(children))
+for child in children:
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+'";
+
+/// Hears of a file that is made in a directory of the template.
+const WATCH: &str = "python3 -c '
+import ctypes, os
+libc = ctypes.CDLL(None)
+fd = libc.inotify_init1(0)
+libc.inotify_add_watch(fd, b\"/srv\", 0x100)
+open(\"/srv/made\", \"w\")
+print(os.read(fd, 4096)[16:20])
+'";
+
+#[test]
+fn a_guest_becomes_a_sandbox() {
+    let files = Files::make(&[crate::common::base_layer()]);
+    let mut guest = files.start(&[]);
+    ready(&mut guest);
+    assert_eq!(envd::health(guest.dial_envd()).unwrap(), "HTTP/1.0 204 No Content");
+    let lines = [
+        ("cat /proc/1/comm; hostname; id -u", "envd\nsandbox\n0\n"),
+        ("cat /proc/self/cgroup", "0::/\n"),
+        // What runs here that is neither envd nor this.
+        (
+            "for p in /proc/[0-9]*; do read name < $p/comm; echo $name; done > /tmp/names; sort -u /tmp/names",
+            "bash\nenvd\n",
+        ),
+        (
+            "cut -d' ' -f19 /proc/1/stat; cat /proc/1/oom_score_adj; cut -d' ' -f19 /proc/$$/stat",
+            "-10\n0\n0\n",
+        ),
+        ("ulimit -n; ulimit -c; ulimit -i; ulimit -u", "16384\n0\n4096\n168\n"),
+        ("cd /dev; echo *", "fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero\n"),
+        ("df --output=size -m /dev/shm /dev | tail -n 2 | tr -d ' '", "256\n1\n"),
+        ("ls -d /lost+found /agent /base /private /init 2>/dev/null; echo none", "none\n"),
+        ("touch /dev/x /sys/x 2>/dev/null || echo read-only", "read-only\n"),
+        (
+            "cut -d' ' -f5 /proc/self/mountinfo | sort | tr '\\n' ' '",
+            "/ /dev /dev/mqueue /dev/pts /dev/shm /proc /proc/sys/kernel/random/boot_id /sys ",
+        ),
+        ("mv /opt /opt2 && ls -d /opt2; echo 1 > /etc/debian_version; cat /etc/debian_version", "/opt2\n1\n"),
+        ("mknod /root/disk b 254 0; cat /root/disk 2>&1 | grep -o 'denied'", "denied\n"),
+        ("cat /proc/sys/net/ipv4/conf/eth0/route_localnet; grep -c 169.254.0.22 /proc/net/arp", "1\n1\n"),
+        ("grep -c '^fd0000cf000000000000000000000002 .* eth0' /proc/net/if_inet6", "1\n"),
+        (
+            "grep -c '^00000000000000000000000000000000 00 .* fd0000cf000000000000000000000001 .* eth0' /proc/net/ipv6_route",
+            "1\n",
+        ),
+        ("su user -c 'sudo id -u'", "0\n"),
+        (WATCH, "b'made'\n"),
+    ];
+    for (command, wanted) in lines {
+        assert_eq!(guest.run(command), wanted, "{command}");
+    }
+    let alive: u32 = guest.run(BOMB).trim().parse().unwrap();
+    assert!((100..200).contains(&alive), "{alive} processes with a limit of 200");
+    let hog = guest.run("python3 -c 'x = bytearray(700 << 20)' 2>&1; echo $?");
+    assert!(hog.contains("137") || hog.contains("MemoryError"), "{hog}");
+    assert_eq!(
+        guest.run(
+            "python3 -c 'import os; x = [os.urandom(1 << 20) for _ in range(700)]' 2>/dev/null; echo $?"
+        ),
+        "137\n"
+    );
+    assert_eq!(guest.run("echo alive > /srv/alive; rm -r /opt2; cat /srv/alive"), "alive\n");
+    assert_eq!(guest.host.call(Call::Still {}), Outcome::Done);
+    // Cut off, as by power: the disk was written when it stood.
+    drop(guest);
+    let mut again = files.start(&[]);
+    ready(&mut again);
+    assert_eq!(
+        again.run("cat /srv/alive /etc/debian_version; ls -d /opt2"),
+        "alive\n1\n",
+        "after a cold start"
+    );
+    again.host.send(Call::PowerOff {});
+    assert!(again.end().success());
+}
+
+#[test]
+fn a_captured_guest_goes_on_as_another() {
+    let files = Files::make(&[crate::common::base_layer()]);
+    let mut guest = files.start(&[]);
+    ready(&mut guest);
+    let boot =
+        guest.run("cat /proc/sys/kernel/random/boot_id; (sleep 1000 & echo $! > /tmp/pid) >/dev/null 2>&1");
+    assert_eq!(boot.len(), 37);
+
+    // A server that dies in the middle of a frame, and the next one.
+    let half = encode(&"x".repeat(1000)).unwrap();
+    guest.host.send_raw(&half[..100]);
+    guest.reconnect();
+    assert_eq!(guest.host.next(), Item::Sync);
+    ready(&mut guest);
+    assert_eq!(guest.host.call(Call::Go { realtime_ns: 3_000_000_000_000_000_000 }), Outcome::Done);
+    assert!(guest.run("date +%s").starts_with("30000000"));
+
+    assert_eq!(guest.host.call(Call::Still {}), Outcome::Done);
+    assert!(guest.is_silent(), "it answered while it stood");
+    assert_eq!(guest.host.call(Call::Go { realtime_ns: 3_000_000_000_000_000_000 }), Outcome::Done);
+    assert_eq!(guest.run("echo goes on"), "goes on\n");
+    assert_eq!(guest.host.call(Call::Still {}), Outcome::Done);
+    let state = files.path("state");
+    guest.capture(&state);
+    fs::copy(files.path("private.ext4"), files.path("captured.ext4")).unwrap();
+
+    let mut numbers = Vec::new();
+    for seed in [1, 2] {
+        fs::copy(files.path("captured.ext4"), files.path("private.ext4")).unwrap();
+        let mut copy = files.start(&["-incoming", "defer"]);
+        copy.restore(&state);
+        copy.host.send_raw(&guest_api::SYNC);
+        assert_eq!(copy.host.next(), Item::Sync);
+        ready(&mut copy);
+        let wrong = Revive { boot_id: Some("../../etc/passwd".into()), ..revive(seed) };
+        let reason = failure(copy.host.call(Call::Revive(wrong)));
+        assert!(reason.contains("no boot id"), "{reason}");
+        let long = Revive { hostname: "x".repeat(65), ..revive(seed) };
+        let reason = failure(copy.host.call(Call::Revive(long)));
+        assert!(reason.contains("set the host name"), "{reason}");
+        assert!(copy.is_silent(), "user code runs after a failure");
+        let id = format!("0000000{seed}-0000-4000-8000-000000000000");
+        let own = Revive { boot_id: Some(id.clone()), pids: Some(100), ..revive(seed) };
+        assert_eq!(copy.host.call(Call::Revive(own)), Outcome::Done);
+        let seen = copy.run("head -c 16 /dev/urandom | od -An -tx1; hostname; cat /proc/sys/kernel/random/boot_id; date +%Y; kill -0 $(cat /tmp/pid) && echo there");
+        let (number, rest) = seen.split_once('\n').unwrap();
+        assert_eq!(rest, format!("revived\n{id}\n2096\nthere\n"));
+        numbers.push(number.to_owned());
+        let alive: u32 = copy.run(BOMB).trim().parse().unwrap();
+        assert!(alive < 100, "{alive} processes with a limit of 100");
+        copy.host.send(Call::PowerOff {});
+        assert!(copy.end().success());
+    }
+    assert_ne!(numbers[0], numbers[1], "two copies have the same randomness");
+}
+
+/// Everything that overlays have a special form for.
+const CHANGES: &str = "set -e
+    echo new > /srv/new; chown 1000:1000 /srv/new; chmod 4750 /srv/new
+    ln /srv/new /srv/same; ln -s new /srv/link; mkfifo /srv/pipe
+    rm /etc/debian_version
+    rm -r /opt && mkdir /opt && touch /opt/only
+    mv /usr/share/zoneinfo /usr/share/zones
+    python3 -c 'import os; os.setxattr(\"/srv/new\", \"user.note\", b\"kept\")'
+    python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"/srv/socket\")'
+    setcap cap_net_raw+ep /srv/new 2>/dev/null || true
+    mkdir -p /srv/deep/$(printf 'd/%.0s' $(seq 300)); touch /srv/deep/$(printf 'd/%.0s' $(seq 300))bottom
+    touch /srv/$(printf 'x%.0s' $(seq 250)); truncate -s 100M /srv/sparse; sync; echo done";
+
+/// What must be the same on a layer of it.
+const LOOK: &str = "stat -c '%n %u %g %a %h %s' /srv/new /srv/same; readlink /srv/link; cat /srv/new
+    test -p /srv/pipe && echo pipe; ls -d /srv/x*
+    ls /etc/debian_version 2>/dev/null; ls -A /opt; ls -d /usr/share/zoneinfo 2>/dev/null
+    ls /usr/share/zones | md5sum; md5sum < /usr/share/zones/UTC
+    python3 -c 'import os; print([os.getxattr(\"/srv/new\", name) for name in sorted(os.listxattr(\"/srv/new\"))])'
+    find /srv/deep -name bottom | wc -l; stat -c %s /srv/sparse";
+
+#[test]
+fn what_was_written_comes_out_as_a_layer() {
+    let files = Files::make(&[crate::common::base_layer()]);
+    let mut guest = files.start(&[]);
+    ready(&mut guest);
+
+    // Services on the guest's own loopback, of version 6.
+    let mut refused = String::new();
+    guest.ask_relay(Wish::Connect(8082)).read_to_string(&mut refused).unwrap();
+    assert_eq!(refused, REFUSED);
+    let server = "setsid python3 -c 'import socket
+s = socket.create_server((\"::1\", 8082), family=socket.AF_INET6)
+open(\"/tmp/up\", \"w\")
+c, _ = s.accept()
+while data := c.recv(1 << 16): c.sendall(data.upper())' >/dev/null 2>&1 </dev/null & until [ -e /tmp/up ]; do :; done; echo up";
+    assert_eq!(guest.run(server), "up\n");
+    let mut stream = guest.ask_relay(Wish::Connect(8082));
+    let mut answer = [0; 3];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, OK.as_bytes());
+    let sent = "hello ".repeat(50_000);
+    let mut back = stream.try_clone().unwrap();
+    let echo = std::thread::spawn(move || {
+        let mut all = String::new();
+        back.read_to_string(&mut all).unwrap();
+        all
+    });
+    stream.write_all(sent.as_bytes()).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(echo.join().unwrap(), sent.to_uppercase());
+    // And of version 4, which need no relay.
+    let server = "setsid python3 -c 'import socket
+s = socket.create_server((\"127.0.0.1\", 8081)); open(\"/tmp/up4\", \"w\"); s.accept()[0].sendall(b\"here\")' \
+>/dev/null 2>&1 </dev/null & until [ -e /tmp/up4 ]; do :; done; echo up";
+    assert_eq!(guest.run(server), "up\n");
+    let mut answer = String::new();
+    guest.dial_loopback().read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "here");
+    // User code is not the host, so it gets no answer.
+    let ask = "python3 -c 'import socket
+s = socket.create_connection((\"169.254.0.21\", 61983)); s.sendall(b\"export\\n\")
+try: print(s.recv(9))
+except ConnectionError: print(b\"\")'";
+    assert_eq!(guest.run(ask), "b''\n");
+
+    guest.run("mkdir -p /opt /usr/share/zoneinfo; touch /opt/old");
+    assert_eq!(guest.run(CHANGES), "done\n");
+    let seen = guest.run(LOOK);
+    assert_eq!(guest.host.call(Call::Still {}), Outcome::Done);
+    let layer = files.path("layer");
+    guest::unpack_layer(guest.ask_relay(Wish::Export), &layer, 1024).unwrap();
+    assert!(!layer.join("srv/socket").exists());
+    drop(guest);
+
+    let on_layer = Files::make(&[layer, crate::common::base_layer()]);
+    let mut other = on_layer.start(&[]);
+    ready(&mut other);
+    assert_eq!(other.run(LOOK), seen, "on the layer");
+}
+
+#[test]
+fn a_guest_without_envd_says_why_and_ends() {
+    // A template with one program, which says its version and ends, when it is asked to in this way.
+    let layer = tempfile::tempdir().unwrap();
+    fs::create_dir(layer.path().join("bin")).unwrap();
+    fs::copy(crate::common::variable("COFFERDAM_ENVD"), layer.path().join("bin/short")).unwrap();
+    for (envd, why) in [("no program", "execute envd"), ("#!/bin/short --version\n", "envd has ended")] {
+        let files = Files::with_envd(&[layer.path().to_owned()], envd.as_bytes());
+        let mut guest = files.start(&[]);
+        let reason = loop {
+            match guest.host.next() {
+                Item::Message(Message::Broken { reason }) => break reason,
+                Item::Message(Message::Ready {}) => {}
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(reason.contains(why), "{reason}");
+        assert!(guest.end().success());
+    }
+}
