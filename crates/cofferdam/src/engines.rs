@@ -152,7 +152,7 @@ impl EngineArguments {
         config.data_dir.clone_from(&data.data_dir);
         config.volumes = self.storage();
         config.gateway = gateway.clone();
-        config.machine = self.machine_type.map(MachineType::from).unwrap_or_default();
+        config.machine_type = self.machine_type.map(MachineType::from).unwrap_or_default();
         Ok(config)
     }
 }
@@ -172,13 +172,13 @@ pub(crate) fn microvm_config(
         run_dir: run_dir.to_owned(),
         tools: Tools::find(tools).map_err(Failure::new)?,
         accelerator: Accelerator::Kvm,
-        machine: MachineType::default(),
-        agent: paths::envd(envd)?,
-        init: paths::guest_init(guest_init)?,
+        machine_type: MachineType::default(),
+        envd: paths::envd(envd)?,
+        guest_init: paths::guest_init(guest_init)?,
         volumes: VolumesConfig::default(),
         gateway: GatewayConfig::default(),
         boot_timeout: BOOT_TIMEOUT,
-        streams_memory: false,
+        stream_memory: false,
         compress_after: COMPRESS_AFTER,
     })
 }
@@ -238,7 +238,7 @@ async fn open_microvm(
         Err(_) => return Ok(None),
         Ok(config) => config,
     };
-    let emulation = (Accelerator::tcg(), config.machine);
+    let emulation = (Accelerator::tcg(), config.machine_type);
     let (accelerator, machine) = match arguments.accelerator {
         Some(AcceleratorChoice::Tcg) => emulation,
         asked => match kvm_works(&config, arguments.machine_types(), &data.data_dir).await {
@@ -261,7 +261,7 @@ async fn open_microvm(
             }
         },
     };
-    let engine = MicrovmEngine::open(&MicrovmConfig { accelerator, machine, ..config })?;
+    let engine = MicrovmEngine::open(&MicrovmConfig { accelerator, machine_type: machine, ..config })?;
     info!(storage = engine.storage(), "storage of microVMs");
     Ok(Some(Arc::new(engine)))
 }
@@ -283,7 +283,7 @@ pub(crate) async fn kvm_works(
     for machine in machine_types {
         let config = MicrovmConfig {
             accelerator: Accelerator::Kvm,
-            machine: *machine,
+            machine_type: *machine,
             boot_timeout: PROBE_TIMEOUT,
             ..config.clone()
         };
@@ -299,7 +299,7 @@ pub(crate) async fn kvm_works(
 async fn kvm_boots(config: &MicrovmConfig, scratch: &Path) -> Result<(), String> {
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let (qemu, kernel) = (config.tools.qemu_version(), config.tools.kernel_version());
-    let machine = config.machine.name();
+    let machine = config.machine_type.name();
     let print = engine_host::fingerprint(format!("{boot_id} {qemu} {kernel} {machine}").as_bytes());
     let note = config.run_dir.join(format!("kvm-{print}"));
     let known = fs::read_to_string(&note).ok();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use engine::Isolation;
 
-use crate::machine::command::MachineType;
+use crate::vm::command_line::MachineType;
 
 /// The accelerator in use.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! Captured states of machines: stop, write everything down (`save`), go on.
+//! SnapshotInfo states of machines: stop, write everything down (`save`), go on.
 //! A template's warm start is captured in the same way, a layer for a build is asked of the guest.
 //! The sandbox stands still meanwhile and is then as it was, also when this fails.
 
@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::{Durability, EngineError, Sandbox, SnapshotInfo};
-use guest_api::relay::Wish;
+use guest_api::relay::RelayRequest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::sandbox::MicrovmSandbox;
-use crate::save::save;
-use crate::state::State;
+use crate::snapshot::SnapshotFiles;
+use crate::snapshot::write::write_snapshot;
 
 /// Time for a freshly booted envd to answer.
 const WARM_PATIENCE: Duration = Duration::from_secs(30);
@@ -26,7 +26,7 @@ const ENVD_PORT: u16 = guest_api::ENVD_PORT;
 /// Captures a sandbox as `state`.
 pub(crate) async fn capture(
     sandbox: &Arc<MicrovmSandbox>,
-    state: &State,
+    snapshot: &SnapshotFiles,
     memory: bool,
     durability: Durability,
 ) -> Result<SnapshotInfo, EngineError> {
@@ -37,21 +37,21 @@ pub(crate) async fn capture(
         // QEMU itself must run to save its devices; the virtual processors stay stopped.
         claim.group.set_frozen(false).await.map_err(EngineError::kernel("wake QEMU"))?;
     } else {
-        sandbox.halt().await?;
+        sandbox.stop_vm().await?;
     }
-    let saved = if memory && !sandbox.is_still() {
+    let saved = if memory && !sandbox.is_quiesced() {
         Err(EngineError::Capture(RESTLESS.into()))
     } else {
-        save(sandbox, state, memory, durability).await
+        write_snapshot(sandbox, snapshot, memory, durability).await
     };
     let stopped = begun.elapsed();
     if *frozen {
         claim.group.set_frozen(true).await.map_err(EngineError::kernel("freeze"))?;
     } else {
-        sandbox.go_on().await?;
+        sandbox.resume_vm().await?;
     }
     if saved.is_ok() && durability == Durability::Durable {
-        claim.host.replayer.add(state, state.image(&claim.host));
+        claim.host.journal_replayer.add(snapshot, snapshot.image(&claim.host));
     }
     let memory_bytes = saved.map_err(|error| match error {
         EngineError::Capture(_) => error,
@@ -63,7 +63,7 @@ pub(crate) async fn capture(
 /// Captures a booted guest, which is nobody's sandbox, as its template's warm start; it stays stopped. Answers how long it took.
 pub(crate) async fn keep_as_warm_start(
     sandbox: &Arc<MicrovmSandbox>,
-    state: &State,
+    snapshot: &SnapshotFiles,
 ) -> Result<Duration, EngineError> {
     let begun = Instant::now();
     // An answered request is what makes the agent's code and its libraries be in memory.
@@ -72,9 +72,9 @@ pub(crate) async fn keep_as_warm_start(
         Err(_) => return Err(EngineError::Timeout("the first answer of envd")),
     }
     settle(sandbox).await?;
-    sandbox.machine.agent.still().await.map_err(EngineError::Capture)?;
-    sandbox.machine.monitor.stop().await?;
-    save(sandbox, state, true, Durability::Durable).await?;
+    sandbox.vm.guest_agent.quiesce().await.map_err(EngineError::Capture)?;
+    sandbox.vm.monitor.stop().await?;
+    write_snapshot(sandbox, snapshot, true, Durability::Durable).await?;
     Ok(begun.elapsed())
 }
 
@@ -111,29 +111,29 @@ pub(crate) async fn export_layer(sandbox: &Arc<MicrovmSandbox>, target: PathBuf)
     if *frozen {
         // Its user code stays stopped.
         claim.group.set_frozen(false).await.map_err(EngineError::kernel("wake QEMU"))?;
-        sandbox.machine.monitor.cont().await?;
+        sandbox.vm.monitor.cont().await?;
     } else {
-        sandbox.machine.agent.still().await.map_err(EngineError::Capture)?;
+        sandbox.vm.guest_agent.quiesce().await.map_err(EngineError::Capture)?;
     }
     let exported = receive(sandbox, target).await;
     if *frozen {
-        sandbox.machine.monitor.stop().await?;
+        sandbox.vm.monitor.stop().await?;
         claim.group.set_frozen(true).await.map_err(EngineError::kernel("freeze"))?;
     } else {
-        sandbox.machine.agent.go().await.map_err(EngineError::Capture)?;
+        sandbox.vm.guest_agent.resume().await.map_err(EngineError::Capture)?;
     }
     exported
 }
 
 async fn receive(sandbox: &MicrovmSandbox, target: PathBuf) -> Result<(), EngineError> {
-    let stream = sandbox.relay(Wish::Export).await.map_err(EngineError::kernel("ask for a layer"))?;
+    let stream = sandbox.relay(RelayRequest::Export).await.map_err(EngineError::kernel("ask for a layer"))?;
     let stream = stream.into_std().and_then(|stream| {
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(Duration::from_secs(60)))?;
         Ok(stream)
     });
     let stream = stream.map_err(EngineError::kernel("ask for a layer"))?;
-    let disk_mib = sandbox.build.disk_mib;
+    let disk_mib = sandbox.vm_spec.disk_mib;
     let unpack = move || guest::unpack_layer(stream, &target, disk_mib);
     let unpacked = tokio::task::spawn_blocking(unpack).await;
     let unpacked = unpacked.map_err(|_| EngineError::Capture("the export was interrupted".into()))?;

@@ -11,40 +11,39 @@ use engine_host::{volume_error, volume_of};
 use layers::VolumeName;
 
 use crate::host::Host;
-use crate::machine::command::{DEVICES, DISK};
-use crate::machine::make_hole;
+use crate::vm::command_line::{DEVICES_FILE, DISK_FILE};
+use crate::vm::create_sparse_file;
 
 /// Room in a sandbox's volume besides its disk, MiB: the state of its devices.
-pub(crate) const BESIDE_DISK_MIB: u32 = 64;
+pub(crate) const DEVICES_ROOM_MIB: u32 = 64;
 
 /// The volume with an empty, formatted disk of this size, made when it is first wanted.
-pub(crate) fn blank(host: &Host, disk_mib: u32) -> Result<VolumeName, EngineError> {
+pub(crate) fn blank_disk(host: &Host, disk_mib: u32) -> Result<VolumeName, EngineError> {
     let name: VolumeName = format!("blank-{disk_mib}").parse().map_err(volume_error("name a volume"))?;
     let path = host.volumes.path(&name);
     // Nobody waits for another size that is being formatted.
-    if path.join(DISK).exists() {
+    if path.join(DISK_FILE).exists() {
         return Ok(name);
     }
-    let _one_at_a_time = host.templates.making_blanks();
-    if path.join(DISK).exists() {
+    let _one_at_a_time = host.warm_starts.lock_blanks();
+    if path.join(DISK_FILE).exists() {
         return Ok(name);
     }
     host.volumes.discard(&name).map_err(volume_error("discard half a disk"))?;
     host.volumes.create(&name, None).map_err(volume_error("make a volume"))?;
-    guest::base::make_empty(disk_mib, &path.join(DISK)).map_err(|error| EngineError::Kernel {
-        step: "format a disk",
-        source: std::io::Error::other(error),
+    guest::disk_images::format_empty(disk_mib, &path.join(DISK_FILE)).map_err(|error| {
+        EngineError::Kernel { step: "format a disk", source: std::io::Error::other(error) }
     })?;
     Ok(name)
 }
 
 /// The size of a disk that is to have no limit, MiB: disks have a size.
-pub(crate) const UNLIMITED_MIB: u32 = 64 << 10;
+pub(crate) const DEFAULT_DISK_MIB: u32 = 64 << 10;
 /// Largest disk, MiB, whatever was asked for: formatting costs time and room for each group of its blocks.
-pub(crate) const MAX_MIB: u32 = 1 << 20;
+pub(crate) const MAX_DISK_MIB: u32 = 1 << 20;
 
 /// Makes a sandbox's volume from another one, for the machine with this user; answers where it is.
-pub(crate) fn take(
+pub(crate) fn create_disk(
     host: &Host,
     from: &VolumeName,
     id: &SandboxId,
@@ -52,14 +51,14 @@ pub(crate) fn take(
     uid: u32,
 ) -> Result<PathBuf, EngineError> {
     let own = volume_of(id);
-    let limit = Some(disk_mib.saturating_add(BESIDE_DISK_MIB));
+    let limit = Some(disk_mib.saturating_add(DEVICES_ROOM_MIB));
     host.volumes.copy(from, &own, false, limit).map_err(volume_error("copy a disk"))?;
     let path = host.volumes.path(&own);
     // The directory stays root's: whoever takes QEMU over can write into these two files and make no others.
     let furnish = || {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o711))?;
-        fs::write(path.join(DEVICES), "")?;
-        [DISK, DEVICES].iter().try_for_each(|file| own_by(&path.join(file), uid))
+        fs::write(path.join(DEVICES_FILE), "")?;
+        [DISK_FILE, DEVICES_FILE].iter().try_for_each(|file| own_by(&path.join(file), uid))
     };
     furnish().map_err(EngineError::kernel("hand a disk to its machine"))?;
     Ok(path)
@@ -71,13 +70,13 @@ fn own_by(path: &Path, uid: u32) -> std::io::Result<()> {
 }
 
 /// A directory with a hole of this size: what the memory of a booting guest begins with.
-pub(crate) fn hole(host: &Host, memory_mib: u32) -> Result<PathBuf, EngineError> {
-    let dir = host.holes.join(memory_mib.to_string());
-    let file = dir.join(crate::machine::command::GUEST_MEMORY);
+pub(crate) fn zero_memory(host: &Host, memory_mib: u32) -> Result<PathBuf, EngineError> {
+    let dir = host.zero_memory_dir.join(memory_mib.to_string());
+    let file = dir.join(crate::vm::command_line::MEMORY_FILE);
     if !file.exists() {
-        let _one_at_a_time = host.templates.making_blanks();
+        let _one_at_a_time = host.warm_starts.lock_blanks();
         fs::create_dir_all(&dir)
-            .and_then(|()| make_hole(&file, u64::from(memory_mib) << 20))
+            .and_then(|()| create_sparse_file(&file, u64::from(memory_mib) << 20))
             .map_err(EngineError::kernel("make room for a guest's memory"))?;
     }
     Ok(dir)

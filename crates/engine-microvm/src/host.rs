@@ -18,12 +18,14 @@ use net::GatewayConfig;
 
 use crate::MicrovmConfig;
 use crate::accelerator::Accelerator;
-use crate::bases::Bases;
-use crate::machine::Sockets;
-use crate::machine::command::{BASE, BOOT, INITRAMFS, KERNEL, MEMORY, MachineType, OWN, STATE};
-use crate::replayer::Replayer;
+use crate::base_images::BaseImages;
 use crate::sandbox::MicrovmSandbox;
-use crate::templates::Templates;
+use crate::snapshot::journal_replayer::JournalReplayer;
+use crate::vm::VmSockets;
+use crate::vm::command_line::{
+    BASE_DIR, BOOT_DIR, INITRAMFS_FILE, KERNEL_FILE, MEMORY_DIR, MachineType, SNAPSHOT_DIR, VM_DIR,
+};
+use crate::warm_starts::WarmStarts;
 
 /// First kernel with clones of detached mounts.
 const MINIMUM_KERNEL: (u32, u32) = (6, 15);
@@ -33,27 +35,27 @@ const MINIMUM_KERNEL: (u32, u32) = (6, 15);
 pub(crate) struct Host {
     pub(crate) tools: Tools,
     pub(crate) accelerator: Accelerator,
-    pub(crate) machine: MachineType,
+    pub(crate) machine_type: MachineType,
     /// Records of running sandboxes.
     pub(crate) records: Records,
     /// Before the volumes, as it works in them.
-    pub(crate) replayer: Replayer,
+    pub(crate) journal_replayer: JournalReplayer,
     /// Disks and memory images, of sandboxes and of captured states.
     pub(crate) volumes: Volumes,
     /// What is known of captured states.
     pub(crate) snapshots: PathBuf,
     /// Images of templates' files.
-    pub(crate) bases: Bases,
+    pub(crate) base_images: BaseImages,
     /// Files of nothing, by size: what a booting guest's memory begins with.
-    pub(crate) holes: PathBuf,
+    pub(crate) zero_memory_dir: PathBuf,
     /// The guest's kernel and initramfs; named by what is in them.
     pub(crate) boot: PathBuf,
-    pub(crate) templates: Templates,
+    pub(crate) warm_starts: WarmStarts,
     pub(crate) gateway: GatewayConfig,
     pub(crate) uids: UidRanges,
     pub(crate) hierarchies: Hierarchies,
     pub(crate) boot_timeout: Duration,
-    pub(crate) streams_memory: bool,
+    pub(crate) stream_memory: bool,
     pub(crate) running: Running<MicrovmSandbox>,
     /// An empty directory that QEMU's root is attached to, in its own mount namespace.
     pub(crate) root_target: PathBuf,
@@ -74,18 +76,18 @@ impl Host {
         Ok(Self {
             tools: config.tools.clone(),
             accelerator: config.accelerator.clone(),
-            machine: config.machine,
+            machine_type: config.machine_type,
             records: Records::new(make_private_dir(&data_dir.join("sandboxes"))?),
-            replayer: Replayer::start(config.compress_after)
+            journal_replayer: JournalReplayer::start(config.compress_after)
                 .map_err(EngineError::kernel("start a thread"))?,
             volumes: Volumes::open(&data_dir, config.volumes).map_err(|error| EngineError::Host {
                 what: format!("sandboxes' volumes cannot be opened: {error}"),
                 remedy: "see `cofferdam doctor`; --storage chooses another way to keep them".into(),
             })?,
             snapshots: make_private_dir(&data_dir.join("snapshots"))?,
-            bases: Bases::open(make_dir(&data_dir.join("bases"))?),
-            holes: make_dir(&data_dir.join("holes"))?,
-            templates: Templates::open(make_dir(&data_dir.join("templates"))?),
+            base_images: BaseImages::open(make_dir(&data_dir.join("bases"))?),
+            zero_memory_dir: make_dir(&data_dir.join("holes"))?,
+            warm_starts: WarmStarts::open(make_dir(&data_dir.join("templates"))?),
             boot,
             gateway: config.gateway.clone(),
             uids: UidRanges::open(&config.run_dir.join("uids"), &data_dir)
@@ -93,7 +95,7 @@ impl Host {
             hierarchies: Hierarchies::open(&instance, &run_dir)
                 .map_err(EngineError::kernel("open control groups"))?,
             boot_timeout: config.boot_timeout,
-            streams_memory: config.streams_memory,
+            stream_memory: config.stream_memory,
             running: Running::default(),
             root_target: make_dir(&run_dir.join("root"))?,
             run_dir: RunDir(run_dir),
@@ -101,13 +103,13 @@ impl Host {
     }
 
     /// Where the sockets of the machine with this name are.
-    pub(crate) fn sockets(&self, name: &str) -> Sockets {
-        Sockets::of(self.run_dir.0.join(name))
+    pub(crate) fn sockets(&self, name: &str) -> VmSockets {
+        VmSockets::of(self.run_dir.0.join(name))
     }
 
     /// What a saved state depends on besides its template: QEMU, machine, accelerator and processor.
     pub(crate) fn compatibility(&self) -> String {
-        let (qemu, machine) = (self.tools.qemu_version(), self.machine.name());
+        let (qemu, machine) = (self.tools.qemu_version(), self.machine_type.name());
         fingerprint(format!("{qemu} {machine} {}", self.accelerator.fingerprint()).as_bytes())
     }
 }
@@ -122,7 +124,7 @@ impl Drop for Host {
 /// QEMU's root comes with some of them.
 fn make_mount_points(root: &Path) -> Result<(), EngineError> {
     let make = || -> std::io::Result<()> {
-        for name in [BASE, OWN, MEMORY, STATE, BOOT] {
+        for name in [BASE_DIR, VM_DIR, MEMORY_DIR, SNAPSHOT_DIR, BOOT_DIR] {
             fs::create_dir_all(root.join(name))?;
         }
         Ok(())
@@ -140,8 +142,8 @@ fn install_boot(config: &MicrovmConfig, dir: &Path) -> Result<PathBuf, EngineErr
     };
     let build = "build it (cargo xtask build) or put it beside the server's binary";
     let parts = [
-        read(&config.agent, build)?,
-        read(&config.init, build)?,
+        read(&config.envd, build)?,
+        read(&config.guest_init, build)?,
         config.tools.kernel_version().as_bytes().to_vec(),
     ];
     let prints: Vec<String> = parts.iter().map(|part| fingerprint(part)).collect();
@@ -153,10 +155,10 @@ fn install_boot(config: &MicrovmConfig, dir: &Path) -> Result<PathBuf, EngineErr
     let _ = fs::remove_dir_all(&new);
     let install = || -> Result<(), String> {
         fs::create_dir(&new).map_err(|error| error.to_string())?;
-        fs::copy(config.tools.kernel(), new.join(KERNEL)).map_err(|error| error.to_string())?;
-        guest::initramfs::write(&config.tools, &config.init, &config.agent, &new.join(INITRAMFS))
+        fs::copy(config.tools.kernel(), new.join(KERNEL_FILE)).map_err(|error| error.to_string())?;
+        guest::initramfs::write(&config.tools, &config.guest_init, &config.envd, &new.join(INITRAMFS_FILE))
             .map_err(|error| error.to_string())?;
-        for file in [KERNEL, INITRAMFS] {
+        for file in [KERNEL_FILE, INITRAMFS_FILE] {
             fs::set_permissions(new.join(file), fs::Permissions::from_mode(0o444))
                 .map_err(|error| error.to_string())?;
         }

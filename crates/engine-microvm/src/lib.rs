@@ -3,25 +3,25 @@
 //! what becomes of them, `templates` for warm starts, `sweep` for crashes. x86-64, Linux 6.15 and root; machines never run with an id of the host.
 
 mod accelerator;
-mod background;
-mod bases;
+
+mod base_images;
 mod capture;
 mod claim;
-mod compressor;
+
 mod disks;
 mod host;
-mod machine;
-mod memory;
-mod plan;
+mod vm;
+
+mod launch_plan;
 mod probe;
 mod record;
-mod replayer;
+
 mod sandbox;
-mod save;
+mod snapshot;
 mod start;
-mod state;
 mod sweep;
-mod templates;
+mod warm_starts;
+mod worker_thread;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -38,10 +38,10 @@ use net::GatewayConfig;
 
 pub use crate::accelerator::Accelerator;
 use crate::host::Host;
-pub use crate::machine::command::MachineType;
 pub use crate::probe::probe;
-use crate::start::Origin;
-use crate::state::State;
+use crate::snapshot::SnapshotFiles;
+use crate::start::StartSource;
+pub use crate::vm::command_line::MachineType;
 
 /// How the engine is set up.
 #[derive(Debug, Clone)]
@@ -55,11 +55,11 @@ pub struct MicrovmConfig {
     /// What executes the guests.
     pub accelerator: Accelerator,
     /// The machine that QEMU plays.
-    pub machine: MachineType,
+    pub machine_type: MachineType,
     /// The envd binary: static.
-    pub agent: PathBuf,
+    pub envd: PathBuf,
     /// The guest's first program: static.
-    pub init: PathBuf,
+    pub guest_init: PathBuf,
     /// How disks and memory images are kept.
     pub volumes: VolumesConfig,
     /// Resolvers, and exceptions from the closed private networks.
@@ -67,7 +67,7 @@ pub struct MicrovmConfig {
     /// How long a guest may take to boot, before it is tried once more.
     pub boot_timeout: Duration,
     /// Captures memory as the stream that QEMU sends. Otherwise that is done only where its pages cannot be looked at.
-    pub streams_memory: bool,
+    pub stream_memory: bool,
     /// How long a captured memory lies before it is compressed.
     pub compress_after: Duration,
 }
@@ -89,7 +89,7 @@ impl MicrovmEngine {
         let descriptor = Descriptor {
             name: "microvm",
             isolation: host.accelerator.isolation(),
-            summary: host.accelerator.summary(host.tools.qemu_version(), host.machine),
+            summary: host.accelerator.summary(host.tools.qemu_version(), host.machine_type),
             capabilities: Capabilities {
                 memory_snapshots: true,
                 // A disk has the size it has.
@@ -114,11 +114,11 @@ impl Engine for MicrovmEngine {
     }
 
     async fn prepare(&self, template: &TemplateImage, recurring: bool) -> Result<(), EngineError> {
-        bases::prepare(&self.host, template, recurring).await.map(drop)
+        base_images::prepare(&self.host, template, recurring).await.map(drop)
     }
 
     async fn start(&self, spec: StartSpec) -> Result<Arc<dyn Sandbox>, EngineError> {
-        start::start(&self.host, spec, Origin::Template).await
+        start::start(&self.host, spec, StartSource::Template).await
     }
 
     async fn restore(
@@ -127,12 +127,12 @@ impl Engine for MicrovmEngine {
         restore_mode: RestoreMode,
         spec: StartSpec,
     ) -> Result<Arc<dyn Sandbox>, EngineError> {
-        start::start(&self.host, spec, Origin::Snapshot(snapshot, restore_mode)).await
+        start::start(&self.host, spec, StartSource::Snapshot(snapshot, restore_mode)).await
     }
 
     async fn discard(&self, snapshot: SnapshotId) -> Result<(), EngineError> {
         let host = self.host.clone();
-        let discard = move || State::of_snapshot(&host, snapshot).discard(&host);
+        let discard = move || SnapshotFiles::of_snapshot(&host, snapshot).discard(&host);
         let discarded = tokio::task::spawn_blocking(discard).await;
         discarded.map_err(|_| EngineError::Timeout("discarding a captured state"))?
     }

@@ -7,11 +7,11 @@ use std::path::PathBuf;
 use engine_host::ProcessId;
 use serde::{Deserialize, Serialize};
 
-use crate::machine::command::Shape;
+use crate::vm::command_line::VmSize;
 
 /// A running sandbox on disk.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Record {
+pub(crate) struct SandboxRecord {
     /// QEMU.
     #[serde(flatten)]
     pub(crate) process: ProcessId,
@@ -21,18 +21,19 @@ pub(crate) struct Record {
     pub(crate) cgroup: String,
     /// What it is.
     #[serde(flatten)]
-    pub(crate) build: Build,
+    pub(crate) vm_spec: VmSpec,
 }
 
 /// What a machine was made of and with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Build {
+pub(crate) struct VmSpec {
     /// Name of the image of its template's files.
     pub(crate) base: String,
     /// The template's layers.
     pub(crate) layers: Vec<PathBuf>,
     /// What the guest has of the machine.
-    pub(crate) shape: Shape,
+    #[serde(rename = "size")]
+    pub(crate) size: VmSize,
     /// Size of the private disk, MiB.
     pub(crate) disk_mib: u32,
 }

@@ -16,7 +16,7 @@ use engine::{
 };
 use engine_host::{Life, volume_of};
 use guest_api::network::GUEST_V4;
-use guest_api::relay::{self, MAX_LINE, RELAY_PORT, Wish};
+use guest_api::relay::{self, MAX_LINE, RELAY_PORT, RelayRequest};
 use net::Gateway;
 use sys::Namespace;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -24,12 +24,12 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use crate::bases::{self, Base};
+use crate::base_images::{self, BaseImage};
 use crate::capture;
 use crate::claim::Claim;
-use crate::machine::Machine;
-use crate::record::Build;
-use crate::state::State;
+use crate::record::VmSpec;
+use crate::snapshot::SnapshotFiles;
+use crate::vm::Vm;
 
 /// See the module's text.
 #[derive(Debug)]
@@ -38,57 +38,57 @@ pub(crate) struct MicrovmSandbox {
     own: Weak<Self>,
     pub(crate) id: SandboxId,
     pub(crate) pid: i32,
-    pub(crate) machine: Machine,
-    pub(crate) build: Build,
-    /// Whether it is frozen. Held by whoever stops it or lets it go on.
+    pub(crate) vm: Vm,
+    pub(crate) vm_spec: VmSpec,
+    /// Whether it is frozen. RunningResources by whoever stops it or lets it go on.
     pub(crate) frozen: tokio::sync::Mutex<bool>,
-    is_still: AtomicBool,
+    is_quiesced: AtomicBool,
     private: PathBuf,
     life: Life,
     network: Namespace,
     /// Present while it runs.
-    held: Mutex<Option<Held>>,
+    held: Mutex<Option<RunningResources>>,
 }
 
 /// What a running machine is made of.
 #[derive(Debug)]
-pub(crate) struct Parts {
+pub(crate) struct SandboxParts {
     pub(crate) pid: i32,
     pub(crate) pidfd: OwnedFd,
     pub(crate) network: Namespace,
-    pub(crate) machine: Machine,
+    pub(crate) vm: Vm,
     /// None when it could not be opened at an adoption: then nothing gets out.
     pub(crate) gateway: Option<Gateway>,
     pub(crate) claim: Claim,
-    pub(crate) build: Build,
+    pub(crate) vm_spec: VmSpec,
 }
 
 /// What goes away with the machine.
 #[derive(Debug)]
-struct Held {
+struct RunningResources {
     gateway: Option<Gateway>,
     claim: Arc<Claim>,
-    base: Base,
+    base: BaseImage,
 }
 
 impl MicrovmSandbox {
     /// Begins to watch over a running machine.
-    pub(crate) fn watch(id: SandboxId, parts: Parts) -> io::Result<Arc<Self>> {
-        let Parts { pid, pidfd, network, machine, gateway, claim, build } = parts;
+    pub(crate) fn watch(id: SandboxId, parts: SandboxParts) -> io::Result<Arc<Self>> {
+        let SandboxParts { pid, pidfd, network, vm, gateway, claim, vm_spec } = parts;
         let (host, life) = (claim.host.clone(), Life::of(pidfd)?);
-        let base = host.bases.hold(&build.base);
+        let base = host.base_images.hold(&vm_spec.base);
         let sandbox = Arc::new_cyclic(|own| Self {
             own: own.clone(),
             private: host.volumes.path(&volume_of(&id)),
             id: id.clone(),
             pid,
-            machine,
-            build,
+            vm,
+            vm_spec,
             frozen: tokio::sync::Mutex::new(false),
-            is_still: AtomicBool::new(false),
+            is_quiesced: AtomicBool::new(false),
             life,
             network,
-            held: Mutex::new(Some(Held { gateway, claim: Arc::new(claim), base })),
+            held: Mutex::new(Some(RunningResources { gateway, claim: Arc::new(claim), base })),
         });
         host.running.add(id, &sandbox);
         let follow = sandbox.clone().follow_to_the_end();
@@ -112,7 +112,7 @@ impl MicrovmSandbox {
             }
             // Ids and group first: the image is looked at without them.
             if let Some(base) = held.map(|held| held.base) {
-                bases::release(&host, base);
+                base_images::release(&host, base);
             }
             host.sockets(id.as_str()).remove();
             if let Err(error) = host.volumes.discard(&volume_of(&id)) {
@@ -130,7 +130,7 @@ impl MicrovmSandbox {
     /// Stops serving the sandbox without ending it, so that another server can adopt it.
     pub(crate) async fn leave(&self) {
         self.life.leave();
-        self.machine.close().await;
+        self.vm.close().await;
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(held) = held {
             held.claim.leave();
@@ -157,40 +157,40 @@ impl MicrovmSandbox {
     }
 
     /// Stops user code, then the virtual processors.
-    pub(crate) async fn halt(&self) -> Result<(), EngineError> {
-        let still = self.machine.agent.still().await;
+    pub(crate) async fn stop_vm(&self) -> Result<(), EngineError> {
+        let still = self.vm.guest_agent.quiesce().await;
         if let Err(reason) = &still {
             warn!(sandbox = %self.id, reason, "a guest does not stop by itself; what it has not written to its disk is in its memory only");
         }
-        self.is_still.store(still.is_ok(), Ordering::SeqCst);
-        self.machine.monitor.stop().await
+        self.is_quiesced.store(still.is_ok(), Ordering::SeqCst);
+        self.vm.monitor.stop().await
     }
 
     /// Whether user code stood still, as the guest says, when the processors were stopped. A copy of its memory goes on at that very
     /// point, before it has been given anything of its own.
-    pub(crate) fn is_still(&self) -> bool {
-        self.is_still.load(Ordering::SeqCst)
+    pub(crate) fn is_quiesced(&self) -> bool {
+        self.is_quiesced.load(Ordering::SeqCst)
     }
 
     /// Lets both go on.
-    pub(crate) async fn go_on(&self) -> Result<(), EngineError> {
-        self.machine.monitor.cont().await?;
-        if let Err(reason) = self.machine.agent.go().await {
+    pub(crate) async fn resume_vm(&self) -> Result<(), EngineError> {
+        self.vm.monitor.cont().await?;
+        if let Err(reason) = self.vm.guest_agent.resume().await {
             warn!(sandbox = %self.id, reason, "a guest does not go on as told");
         }
         Ok(())
     }
 
     /// Connects to the agent's relay and asks for something.
-    pub(crate) async fn relay(&self, wish: Wish) -> io::Result<TcpStream> {
+    pub(crate) async fn relay(&self, request: RelayRequest) -> io::Result<TcpStream> {
         let mut stream = net::connect(&self.network, GUEST_V4.into(), RELAY_PORT).await?;
-        stream.write_all(wish.to_line().as_bytes()).await?;
+        stream.write_all(request.to_line().as_bytes()).await?;
         Ok(stream)
     }
 
     /// Through the relay, to what listens on `::1` only.
     async fn dial_ipv6(&self, port: u16) -> io::Result<TcpStream> {
-        let mut stream = self.relay(Wish::Connect(port)).await?;
+        let mut stream = self.relay(RelayRequest::Connect(port)).await?;
         let mut answer = Vec::new();
         while !answer.ends_with(b"\n") && answer.len() < MAX_LINE {
             answer.push(stream.read_u8().await?);
@@ -200,7 +200,7 @@ impl MicrovmSandbox {
 }
 
 /// Runs `work` to its end even if the caller goes away.
-async fn undisturbed<T: Send + 'static>(
+async fn run_detached<T: Send + 'static>(
     work: impl Future<Output = Result<T, EngineError>> + Send + 'static,
 ) -> Result<T, EngineError> {
     tokio::spawn(work).await.map_err(|_| EngineError::Died("the work on a sandbox was interrupted".into()))?
@@ -226,12 +226,12 @@ impl Sandbox for MicrovmSandbox {
 
     async fn freeze(&self) -> Result<(), EngineError> {
         let (own, claim) = (self.own()?, self.claim()?);
-        undisturbed(async move {
+        run_detached(async move {
             let mut frozen = own.frozen.lock().await;
             if *frozen {
                 return Ok(());
             }
-            own.halt().await?;
+            own.stop_vm().await?;
             claim.group.set_frozen(true).await.map_err(EngineError::kernel("freeze"))?;
             *frozen = true;
             // Whether it is thawed or restored later, it finds the same: what it had open to the outside is closed.
@@ -243,13 +243,13 @@ impl Sandbox for MicrovmSandbox {
 
     async fn thaw(&self) -> Result<(), EngineError> {
         let (own, claim) = (self.own()?, self.claim()?);
-        undisturbed(async move {
+        run_detached(async move {
             let mut frozen = own.frozen.lock().await;
             if !*frozen {
                 return Ok(());
             }
             claim.group.set_frozen(false).await.map_err(EngineError::kernel("thaw"))?;
-            own.go_on().await?;
+            own.resume_vm().await?;
             *frozen = false;
             Ok(())
         })
@@ -258,18 +258,18 @@ impl Sandbox for MicrovmSandbox {
 
     async fn capture(
         &self,
-        snapshot: SnapshotId,
+        snapshot_id: SnapshotId,
         memory: bool,
         durability: Durability,
     ) -> Result<SnapshotInfo, EngineError> {
         let own = self.own()?;
-        let state = State::of_snapshot(&own.claim()?.host, snapshot);
-        undisturbed(async move { capture::capture(&own, &state, memory, durability).await }).await
+        let snapshot = SnapshotFiles::of_snapshot(&own.claim()?.host, snapshot_id);
+        run_detached(async move { capture::capture(&own, &snapshot, memory, durability).await }).await
     }
 
     async fn export_layer(&self, target: &Path) -> Result<(), EngineError> {
         let (own, target) = (self.own()?, target.to_owned());
-        undisturbed(async move { capture::export_layer(&own, target).await }).await
+        run_detached(async move { capture::export_layer(&own, target).await }).await
     }
 
     async fn stats(&self) -> Result<Stats, EngineError> {
@@ -278,7 +278,7 @@ impl Sandbox for MicrovmSandbox {
         let stats =
             read.map_err(|_| EngineError::NotFound)?.map_err(EngineError::kernel("read statistics"))?;
         // The group's limit has room for QEMU itself.
-        Ok(Stats { memory_limit_bytes: u64::from(self.build.shape.memory_mib) << 20, ..stats })
+        Ok(Stats { memory_limit_bytes: u64::from(self.vm_spec.size.memory_mib) << 20, ..stats })
     }
 
     fn set_egress(&self, policy: EgressPolicy) {

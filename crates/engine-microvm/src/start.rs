@@ -11,21 +11,21 @@ use layers::VolumeName;
 use net::Gateway;
 use tracing::{debug, info, warn};
 
-use crate::bases;
+use crate::base_images;
 use crate::capture;
 use crate::disks;
 use crate::host::Host;
-use crate::machine::command::{Beginning, DEVICES, STATE, Shape};
-use crate::machine::{Complaints, Machine};
-use crate::plan::{Plan, Started};
-use crate::record::Build;
-use crate::sandbox::{MicrovmSandbox, Parts};
-use crate::state::State;
-use crate::templates::warm_key;
+use crate::launch_plan::{LaunchPlan, LaunchedQemu};
+use crate::record::VmSpec;
+use crate::sandbox::{MicrovmSandbox, SandboxParts};
+use crate::snapshot::SnapshotFiles;
+use crate::vm::command_line::{DEVICES_FILE, SNAPSHOT_DIR, StartMode, VmSize};
+use crate::vm::{QemuLog, Vm};
+use crate::warm_starts::warm_start_key;
 
 /// What a sandbox begins with.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Origin {
+pub(crate) enum StartSource {
     /// Its template alone.
     Template,
     /// A captured state.
@@ -36,12 +36,12 @@ pub(crate) enum Origin {
 pub(crate) async fn start(
     host: &Arc<Host>,
     spec: StartSpec,
-    origin: Origin,
+    source: StartSource,
 ) -> Result<Arc<dyn Sandbox>, EngineError> {
     let host = host.clone();
     let (answer, receiver) = tokio::sync::oneshot::channel();
     tokio::spawn(async move {
-        let outcome = begin(&host, &spec, origin).await;
+        let outcome = begin(&host, &spec, source).await;
         // Whoever gets the answer may close the engine next, and its directories go with the last hold on them.
         drop(host);
         if let Err(Ok(unwanted)) = answer.send(outcome)
@@ -57,40 +57,40 @@ pub(crate) async fn start(
 async fn begin(
     host: &Arc<Host>,
     spec: &StartSpec,
-    origin: Origin,
+    source: StartSource,
 ) -> Result<Arc<MicrovmSandbox>, EngineError> {
-    match origin {
-        Origin::Template => from_template(host, spec).await,
-        Origin::Snapshot(id, restore_mode) => {
-            let state = State::of_snapshot(host, id);
-            let restored = from_state(host, spec, &state, restore_mode).await;
+    match source {
+        StartSource::Template => from_template(host, spec).await,
+        StartSource::Snapshot(id, restore_mode) => {
+            let snapshot = SnapshotFiles::of_snapshot(host, id);
+            let restored = from_snapshot(host, spec, &snapshot, restore_mode).await;
             // Discarded while we were at it.
-            if restored.is_err() && !state.exists() { Err(EngineError::NotFound) } else { restored }
+            if restored.is_err() && !snapshot.exists() { Err(EngineError::NotFound) } else { restored }
         }
     }
 }
 
 async fn from_template(host: &Arc<Host>, spec: &StartSpec) -> Result<Arc<MicrovmSandbox>, EngineError> {
-    let base = bases::prepare(host, &spec.template, spec.recurring).await?;
-    let build = build(base.key.clone(), spec);
-    let key = warm_key(host, &build.base, spec);
-    let state = State::of_template(host, &key);
-    if let Some(clone) = from_warm_start(host, spec, &build, &state).await {
+    let base = base_images::prepare(host, &spec.template, spec.recurring).await?;
+    let vm_spec = vm_spec(base.key.clone(), spec);
+    let key = warm_start_key(host, &vm_spec.base, spec);
+    let snapshot = SnapshotFiles::of_warm_start(host, &key);
+    if let Some(clone) = from_warm_start(host, spec, &vm_spec, &snapshot).await {
         return clone;
     }
     if !spec.recurring {
-        return named(boot_from_blank(host, spec, &build).await?, spec).await;
+        return named(boot_from_blank(host, spec, &vm_spec).await?, spec).await;
     }
-    let lock = host.templates.lock(&key);
+    let lock = host.warm_starts.lock(&key);
     let _one_at_a_time = lock.lock().await;
     // Of whoever had the lock before.
-    if let Some(clone) = from_warm_start(host, spec, &build, &state).await {
+    if let Some(clone) = from_warm_start(host, spec, &vm_spec, &snapshot).await {
         return clone;
     }
-    make_warm_start(host, spec, &build, &state, &key).await?;
-    match from_warm_start(host, spec, &build, &state).await {
+    make_warm_start(host, spec, &vm_spec, &snapshot, &key).await?;
+    match from_warm_start(host, spec, &vm_spec, &snapshot).await {
         Some(clone) => clone,
-        None => named(boot_from_blank(host, spec, &build).await?, spec).await,
+        None => named(boot_from_blank(host, spec, &vm_spec).await?, spec).await,
     }
 }
 
@@ -99,13 +99,13 @@ async fn from_template(host: &Arc<Host>, spec: &StartSpec) -> Result<Arc<Microvm
 async fn make_warm_start(
     host: &Arc<Host>,
     spec: &StartSpec,
-    build: &Build,
-    state: &State,
+    vm_spec: &VmSpec,
+    snapshot: &SnapshotFiles,
     key: &str,
 ) -> Result<(), EngineError> {
     let spec = StartSpec { id: SandboxId::generate(), ..spec.clone() };
-    let sandbox = boot_from_blank(host, &spec, build).await?;
-    match capture::keep_as_warm_start(&sandbox, state).await {
+    let sandbox = boot_from_blank(host, &spec, vm_spec).await?;
+    match capture::keep_as_warm_start(&sandbox, snapshot).await {
         Ok(took) => info!(key, milliseconds = took.as_millis(), "a template's warm start is kept"),
         Err(error) => warn!(%error, "no warm start could be kept; sandboxes of this template boot"),
     }
@@ -116,18 +116,18 @@ async fn make_warm_start(
 async fn from_warm_start(
     host: &Arc<Host>,
     spec: &StartSpec,
-    build: &Build,
-    state: &State,
+    vm_spec: &VmSpec,
+    snapshot: &SnapshotFiles,
 ) -> Option<Result<Arc<MicrovmSandbox>, EngineError>> {
-    if !state.exists() {
+    if !snapshot.exists() {
         return None;
     }
     let fresh_boot = Some(uuid::Uuid::new_v4().to_string());
-    match load(host, spec, build, state, fresh_boot).await {
+    match load(host, spec, vm_spec, snapshot, fresh_boot).await {
         Err(EngineError::Restore(reason)) => {
             warn!(reason, "a template's warm start cannot be loaded; it is removed and the template boots");
-            let (host, state) = (host.clone(), state.clone());
-            let removed = tokio::task::spawn_blocking(move || state.discard(&host)).await;
+            let (host, snapshot) = (host.clone(), snapshot.clone());
+            let removed = tokio::task::spawn_blocking(move || snapshot.discard(&host)).await;
             if let Ok(Err(error)) = removed {
                 warn!(%error, "a warm start could not be removed");
             }
@@ -137,66 +137,66 @@ async fn from_warm_start(
     }
 }
 
-async fn from_state(
+async fn from_snapshot(
     host: &Arc<Host>,
     spec: &StartSpec,
-    state: &State,
+    snapshot: &SnapshotFiles,
     restore_mode: RestoreMode,
 ) -> Result<Arc<MicrovmSandbox>, EngineError> {
-    let meta = state.meta()?;
+    let record = snapshot.record()?;
     // Made anew if nothing has used it for long.
-    let template = engine::TemplateImage { layers: meta.layers.clone(), engine: None };
-    // Held until the machine does so itself.
-    let held = bases::prepare(host, &template, false).await?;
+    let template = engine::TemplateImage { layers: record.layers.clone(), engine: None };
+    // RunningResources until the machine does so itself.
+    let held = base_images::prepare(host, &template, false).await?;
     let base = held.key.clone();
     match restore_mode {
         RestoreMode::Disk => {
-            let build = Build { disk_mib: meta.disk_mib, layers: meta.layers, ..build(base, spec) };
-            named(boot(host, spec, &build, state.disk.clone()).await?, spec).await
+            let vm_spec = VmSpec { disk_mib: record.disk_mib, layers: record.layers, ..vm_spec(base, spec) };
+            named(boot(host, spec, &vm_spec, snapshot.disk.clone()).await?, spec).await
         }
-        RestoreMode::Memory if meta.memory.is_none() => Err(EngineError::NotFound),
-        RestoreMode::Memory if meta.compatibility != host.compatibility() => Err(EngineError::Restore(
+        RestoreMode::Memory if record.memory.is_none() => Err(EngineError::NotFound),
+        RestoreMode::Memory if record.compatibility != host.compatibility() => Err(EngineError::Restore(
             "its memory was captured with another QEMU, machine, accelerator or processor; its files can still be brought back".into(),
         )),
         RestoreMode::Memory => {
-            let (replay_host, replayed) = (host.clone(), state.clone());
+            let (replay_host, replayed) = (host.clone(), snapshot.clone());
             let replay = tokio::task::spawn_blocking(move || replayed.replay(&replay_host)).await;
             replay.map_err(|_| EngineError::Died("the start was interrupted".into()))??;
-            let build = Build { base, layers: meta.layers, shape: meta.shape, disk_mib: meta.disk_mib };
-            load(host, spec, &build, state, None).await
+            let vm_spec = VmSpec { base, layers: record.layers, size: record.size, disk_mib: record.disk_mib };
+            load(host, spec, &vm_spec, snapshot, None).await
         }
     }
 }
 
-fn build(base: String, spec: &StartSpec) -> Build {
+fn vm_spec(base: String, spec: &StartSpec) -> VmSpec {
     let Resources { cpu_count, memory_mib, disk_mib, .. } = spec.resources;
-    let shape = Shape { cpus: cpu_count.max(1), memory_mib };
-    let disk_mib = if disk_mib == 0 { disks::UNLIMITED_MIB } else { disk_mib.min(disks::MAX_MIB) };
-    Build { base, layers: spec.template.layers.clone(), shape, disk_mib }
+    let size = VmSize { cpus: cpu_count.max(1), memory_mib };
+    let disk_mib = if disk_mib == 0 { disks::DEFAULT_DISK_MIB } else { disk_mib.min(disks::MAX_DISK_MIB) };
+    VmSpec { base, layers: spec.template.layers.clone(), size, disk_mib }
 }
 
 async fn boot_from_blank(
     host: &Arc<Host>,
     spec: &StartSpec,
-    build: &Build,
+    vm_spec: &VmSpec,
 ) -> Result<Arc<MicrovmSandbox>, EngineError> {
-    let (blank_host, size) = (host.clone(), build.disk_mib);
-    let blank = tokio::task::spawn_blocking(move || disks::blank(&blank_host, size)).await;
+    let (blank_host, size) = (host.clone(), vm_spec.disk_mib);
+    let blank = tokio::task::spawn_blocking(move || disks::blank_disk(&blank_host, size)).await;
     let blank = blank.map_err(|_| EngineError::Died("the start was interrupted".into()))??;
-    boot(host, spec, build, blank).await
+    boot(host, spec, vm_spec, blank).await
 }
 
 /// Boots; once more if the guest hangs, which emulation on a busy machine is known for.
 async fn boot(
     host: &Arc<Host>,
     spec: &StartSpec,
-    build: &Build,
+    vm_spec: &VmSpec,
     disk: VolumeName,
 ) -> Result<Arc<MicrovmSandbox>, EngineError> {
-    match boot_once(host, spec, build, disk.clone()).await {
+    match boot_once(host, spec, vm_spec, disk.clone()).await {
         Err(EngineError::Died(reason)) => {
             warn!(sandbox = %spec.id, reason, "a guest did not boot; trying once more");
-            boot_once(host, spec, build, disk).await
+            boot_once(host, spec, vm_spec, disk).await
         }
         answer => answer,
     }
@@ -205,30 +205,32 @@ async fn boot(
 async fn boot_once(
     host: &Arc<Host>,
     spec: &StartSpec,
-    build: &Build,
+    vm_spec: &VmSpec,
     disk: VolumeName,
 ) -> Result<Arc<MicrovmSandbox>, EngineError> {
-    let memory = disks::hole(host, build.shape.memory_mib)?;
+    let memory = disks::zero_memory(host, vm_spec.size.memory_mib)?;
     let options = BootOptions { pids: spec.resources.pids, shm_mib: spec.resources.memory_mib / 2 };
-    let plan = Plan {
+    let plan = LaunchPlan {
         spec: spec.clone(),
-        build: build.clone(),
+        vm_spec: vm_spec.clone(),
         disk,
         memory,
-        beginning: Beginning::Boot(options),
+        start_mode: StartMode::Boot(options),
         source: host.boot.clone(),
     };
-    let (sandbox, mut complaints) = run(host, plan).await?;
-    let Err(reason) = sandbox.machine.agent.ready(host.boot_timeout).await else { return Ok(sandbox) };
-    let console = sandbox.machine.monitor.console().await;
+    let (sandbox, mut qemu_log) = run(host, plan).await?;
+    let Err(reason) = sandbox.vm.guest_agent.wait_until_ready(host.boot_timeout).await else {
+        return Ok(sandbox);
+    };
+    let console = sandbox.vm.monitor.console_tail().await;
     let _ = sandbox.kill().await;
     let last: Vec<&str> = console.lines().rev().take(5).collect();
-    Err(EngineError::Died(format!("{reason}; QEMU: {:?}; console: {last:?}", complaints.text())))
+    Err(EngineError::Died(format!("{reason}; QEMU: {:?}; console: {last:?}", qemu_log.text())))
 }
 
 /// Gives a booted guest its name; what it has of randomness and time is its own already, but more does not hurt.
 async fn named(sandbox: Arc<MicrovmSandbox>, spec: &StartSpec) -> Result<Arc<MicrovmSandbox>, EngineError> {
-    let named = sandbox.machine.agent.revive(&spec.hostname, None, spec.resources.pids).await;
+    let named = sandbox.vm.guest_agent.personalize(&spec.hostname, None, spec.resources.pids).await;
     confirmed(sandbox, named, EngineError::Died).await
 }
 
@@ -236,32 +238,35 @@ async fn named(sandbox: Arc<MicrovmSandbox>, spec: &StartSpec) -> Result<Arc<Mic
 async fn load(
     host: &Arc<Host>,
     spec: &StartSpec,
-    build: &Build,
-    state: &State,
+    vm_spec: &VmSpec,
+    snapshot: &SnapshotFiles,
     boot_id: Option<String>,
 ) -> Result<Arc<MicrovmSandbox>, EngineError> {
-    let source = host.volumes.path(&state.memory);
-    let memory = match state.meta()?.memory {
+    let source = host.volumes.path(&snapshot.memory);
+    let memory = match snapshot.record()?.memory {
         // All of it comes with the stream.
-        Some(memory) if memory.is_stream => disks::hole(host, build.shape.memory_mib)?,
+        Some(memory) if memory.is_stream => disks::zero_memory(host, vm_spec.size.memory_mib)?,
         _ => source.clone(),
     };
-    let plan = Plan {
+    let plan = LaunchPlan {
         spec: spec.clone(),
-        build: build.clone(),
-        disk: state.disk.clone(),
+        vm_spec: vm_spec.clone(),
+        disk: snapshot.disk.clone(),
         memory,
-        beginning: Beginning::Load,
+        start_mode: StartMode::Load,
         source,
     };
-    let (sandbox, mut complaints) = run(host, plan).await?;
+    let (sandbox, mut qemu_log) = run(host, plan).await?;
     let revive = async {
-        let machine = &sandbox.machine;
-        machine.monitor.load(&format!("/{STATE}/{DEVICES}")).await.map_err(|error| error.to_string())?;
+        let vm = &sandbox.vm;
+        vm.monitor
+            .load_state(&format!("/{SNAPSHOT_DIR}/{DEVICES_FILE}"))
+            .await
+            .map_err(|error| error.to_string())?;
         // It was ready when it was captured: no round to hear that again.
-        machine.agent.revive(&spec.hostname, boot_id, spec.resources.pids).await
+        vm.guest_agent.personalize(&spec.hostname, boot_id, spec.resources.pids).await
     };
-    let revived = revive.await.map_err(|reason| format!("{reason}; QEMU: {:?}", complaints.text()));
+    let revived = revive.await.map_err(|reason| format!("{reason}; QEMU: {:?}", qemu_log.text()));
     confirmed(sandbox, revived, EngineError::Restore).await
 }
 
@@ -277,32 +282,32 @@ async fn confirmed(
 }
 
 /// Starts QEMU and takes up the conversations with it.
-async fn run(host: &Arc<Host>, plan: Plan) -> Result<(Arc<MicrovmSandbox>, Complaints), EngineError> {
-    let (spec, build) = (plan.spec.clone(), plan.build.clone());
+async fn run(host: &Arc<Host>, plan: LaunchPlan) -> Result<(Arc<MicrovmSandbox>, QemuLog), EngineError> {
+    let (spec, vm_spec) = (plan.spec.clone(), plan.vm_spec.clone());
     let blocking_host = host.clone();
-    let started = tokio::task::spawn_blocking(move || plan.carry_out(&blocking_host)).await;
-    let Started { mut complaints, pid, pidfd, network, listeners, claim } =
+    let started = tokio::task::spawn_blocking(move || plan.launch(&blocking_host)).await;
+    let LaunchedQemu { mut qemu_log, pid, pidfd, network, listeners, claim } =
         started.map_err(|_| EngineError::Died("the start was interrupted".into()))??;
     let sockets = host.sockets(spec.id.as_str());
     let gateway = Gateway::start(listeners, spec.egress.clone(), host.gateway.clone())
         .map_err(EngineError::kernel("open the gateway"));
-    let watched = match (Machine::connect(&sockets).await, gateway) {
-        (Ok(machine), Ok(gateway)) => {
+    let watched = match (Vm::connect(&sockets).await, gateway) {
+        (Ok(vm), Ok(gateway)) => {
             let gateway = Some(gateway);
-            let parts = Parts { pid, pidfd, network, machine, gateway, claim, build };
+            let parts = SandboxParts { pid, pidfd, network, vm, gateway, claim, vm_spec };
             MicrovmSandbox::watch(spec.id.clone(), parts)
         }
-        (machine, gateway) => {
-            let error = machine.err().or(gateway.err()).map_or_else(String::new, |error| error.to_string());
+        (vm, gateway) => {
+            let error = vm.err().or(gateway.err()).map_or_else(String::new, |error| error.to_string());
             let _ = tokio::task::spawn_blocking(move || drop(claim)).await;
             discard(host, &spec).await;
-            let complaints = complaints.text();
-            return Err(EngineError::Died(format!("{error}; QEMU: {complaints:?}")));
+            let qemu_log = qemu_log.text();
+            return Err(EngineError::Died(format!("{error}; QEMU: {qemu_log:?}")));
         }
     };
     let sandbox = watched.map_err(EngineError::kernel("watch the sandbox"))?;
     debug!(sandbox = %spec.id, pid, "machine started");
-    Ok((sandbox, complaints))
+    Ok((sandbox, qemu_log))
 }
 
 async fn discard(host: &Arc<Host>, spec: &StartSpec) {

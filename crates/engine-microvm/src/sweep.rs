@@ -14,27 +14,27 @@ use net::{Gateway, Listeners};
 use sys::Namespace;
 use tracing::warn;
 
-use crate::bases;
+use crate::base_images;
 use crate::claim::Claim;
 use crate::host::Host;
-use crate::machine::Machine;
-use crate::record::Record;
-use crate::sandbox::{MicrovmSandbox, Parts};
-use crate::state::{State, files_of, memory_volume, read_meta};
+use crate::record::SandboxRecord;
+use crate::sandbox::{MicrovmSandbox, SandboxParts};
+use crate::snapshot::{SnapshotFiles, file_names, memory_volume, read_record};
+use crate::vm::Vm;
 
 /// Time for a guest to answer a new server; one that does not is its owner's all the same.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Takes over a machine that is still alive. Its egress is closed until the caller sets the policy again.
 pub(crate) async fn adopt(host: &Arc<Host>, id: &SandboxId) -> Result<Arc<dyn Sandbox>, EngineError> {
-    let record: Record = host.records.load(id).map_err(|_| EngineError::NotFound)?;
+    let record: SandboxRecord = host.records.load(id).map_err(|_| EngineError::NotFound)?;
     let pidfd = record.process.open().map_err(|_| EngineError::NotFound)?;
     let group = Group::open(&host.hierarchies, &record.cgroup).map_err(|_| EngineError::NotFound)?;
     group.set_frozen(false).await.map_err(EngineError::kernel("thaw an adopted sandbox"))?;
     host.uids.reserve(record.uid_base);
     let claim = Claim::of(host.clone(), record.uid_base, group);
-    let machine = match Machine::connect(&host.sockets(id.as_str())).await {
-        Ok(machine) => machine,
+    let vm = match Vm::connect(&host.sockets(id.as_str())).await {
+        Ok(vm) => vm,
         Err(error) => {
             // Not ours to end here; the sweep decides.
             claim.leave();
@@ -48,15 +48,15 @@ pub(crate) async fn adopt(host: &Arc<Host>, id: &SandboxId) -> Result<Arc<dyn Sa
             .and_then(|listeners| Gateway::start(listeners, EgressPolicy::deny_all(), host.gateway.clone()))
             .inspect_err(|error| warn!(sandbox = %id, %error, "adopted without network"))
             .ok();
-        let (pid, build) = (record.process.pid, record.build);
-        MicrovmSandbox::watch(id.clone(), Parts { pid, pidfd, network, machine, gateway, claim, build })
+        let (pid, vm_spec) = (record.process.pid, record.vm_spec);
+        MicrovmSandbox::watch(id.clone(), SandboxParts { pid, pidfd, network, vm, gateway, claim, vm_spec })
     };
     let sandbox = open().map_err(EngineError::kernel("adopt the sandbox"))?;
     // The former server may have died while it had the machine stopped.
-    sandbox.machine.monitor.cont().await?;
+    sandbox.vm.monitor.cont().await?;
     let going = async {
-        sandbox.machine.agent.ready(PATIENCE).await?;
-        sandbox.machine.agent.go().await
+        sandbox.vm.guest_agent.wait_until_ready(PATIENCE).await?;
+        sandbox.vm.guest_agent.resume().await
     };
     if let Err(reason) = going.await {
         warn!(sandbox = %id, reason, "the guest of an adopted sandbox does not answer");
@@ -76,23 +76,25 @@ pub(crate) async fn sweep(
 }
 
 fn sweep_blocking(host: &Host, keep: &[SandboxId], snapshots: &[SnapshotId]) -> Result<usize, EngineError> {
-    let kept: Vec<Record> = keep.iter().filter_map(|id| host.records.load(id).ok()).collect();
+    let kept: Vec<SandboxRecord> = keep.iter().filter_map(|id| host.records.load(id).ok()).collect();
     let is_kept = |name: &str| kept.iter().any(|record| record.cgroup == name);
     let mut removed = remove_groups(&host.hierarchies, is_kept)?;
-    let mut wanted_bases: Vec<String> = kept.iter().map(|record| record.build.base.clone()).collect();
+    let mut wanted_bases: Vec<String> = kept.iter().map(|record| record.vm_spec.base.clone()).collect();
     let warm = sweep_warm_starts(host, &mut wanted_bases)?;
     removed += sweep_volumes(host, keep, snapshots, &warm)?;
-    let states: Vec<State> = snapshots.iter().map(|id| State::of_snapshot(host, *id)).collect();
-    wanted_bases.extend(states.iter().filter_map(|state| state.meta().ok()).map(|meta| meta.base));
-    let files_of_states = snapshots.iter().copied().flat_map(files_of);
+    let states: Vec<SnapshotFiles> =
+        snapshots.iter().map(|id| SnapshotFiles::of_snapshot(host, *id)).collect();
+    wanted_bases.extend(states.iter().filter_map(|state| state.record().ok()).map(|record| record.base));
+    let files_of_states = snapshots.iter().copied().flat_map(file_names);
     let names: Vec<String> = keep.iter().map(|id| format!("{id}.json")).chain(files_of_states).collect();
     for dir in [host.records.dir(), &host.snapshots] {
         remove_others(dir, &names).map_err(EngineError::kernel("remove a stray file"))?;
     }
     for state in &states {
-        host.replayer.add(state, state.image(host));
+        host.journal_replayer.add(state, state.image(host));
     }
-    bases::sweep(&host.bases, &wanted_bases).map_err(EngineError::kernel("remove a stray image"))?;
+    base_images::sweep(&host.base_images, &wanted_bases)
+        .map_err(EngineError::kernel("remove a stray image"))?;
     let mut sockets: Vec<String> = keep.iter().map(ToString::to_string).collect();
     sockets.push("root".into());
     let run_dir = host.root_target.parent().unwrap_or(&host.root_target);
@@ -103,17 +105,17 @@ fn sweep_blocking(host: &Host, keep: &[SandboxId], snapshots: &[SnapshotId]) -> 
 /// Removes warm starts whose template is gone or that cannot be loaded any more; returns the volumes of the others.
 fn sweep_warm_starts(host: &Host, bases: &mut Vec<String>) -> Result<Vec<VolumeName>, EngineError> {
     let mut volumes = Vec::new();
-    let entries = fs::read_dir(host.templates.dir()).map_err(EngineError::kernel("list warm starts"))?;
+    let entries = fs::read_dir(host.warm_starts.dir()).map_err(EngineError::kernel("list warm starts"))?;
     for entry in entries {
         let path = entry.map_err(EngineError::kernel("list warm starts"))?.path();
         let key = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let state = State::of_template(host, &key);
-        match read_meta(&path) {
-            Ok(meta)
-                if meta.compatibility == host.compatibility()
-                    && meta.layers.iter().all(|layer| layer.is_dir()) =>
+        let state = SnapshotFiles::of_warm_start(host, &key);
+        match read_record(&path) {
+            Ok(record)
+                if record.compatibility == host.compatibility()
+                    && record.layers.iter().all(|layer| layer.is_dir()) =>
             {
-                bases.push(meta.base);
+                bases.push(record.base);
                 volumes.extend([state.disk, state.memory]);
             }
             _ => state.discard(host)?,

@@ -1,6 +1,6 @@
 //! What the agent must know before it can be asked anything, as parameters on the kernel's command line.
 //! Nothing secret may be among them: user code reads `/proc/cmdline`.
-//! What changes from sandbox to sandbox of one captured state is not here but in [`Revive`](crate::Revive).
+//! What changes from sandbox to sandbox of one captured state is not here but in [`GuestIdentity`](crate::GuestIdentity).
 
 use std::str::FromStr;
 

@@ -1,6 +1,6 @@
 //! Frames on the control channel: a length (`u32`, big-endian) and as much JSON.
 //! The channel is one stream that outlives whoever reads it: a server may die in the middle of a frame, a guest may be restored
-//! beside another host. So there is a mark, [`SYNC`], that can be nowhere in a frame and makes void what came before it.
+//! beside another host. So there is a mark, [`SYNC_MARK`], that can be nowhere in a frame and makes void what came before it.
 
 use std::collections::VecDeque;
 
@@ -13,7 +13,7 @@ pub const MAX_FRAME: usize = 1 << 20;
 /// Whoever connects to a guest sends this first; the guest answers with the same and, if it is ready, says so again. What came
 /// before the mark belongs to an earlier conversation. Lengths begin with a zero byte and JSON has no byte 255, so four
 /// of them in a row are never part of a frame.
-pub const SYNC: [u8; 4] = [0xff; 4];
+pub const SYNC_MARK: [u8; 4] = [0xff; 4];
 
 /// What is wrong with a frame.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +43,7 @@ pub fn encode(message: &impl Serialize) -> Result<Vec<u8>, FrameError> {
 
 /// What a [`Decoder`] has found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Item<T> {
+pub enum Decoded<T> {
     /// The other side begins anew.
     Sync,
     /// A message.
@@ -65,8 +65,8 @@ impl Decoder {
     /// Takes what was read.
     pub fn push(&mut self, bytes: &[u8]) {
         for byte in bytes {
-            self.marks = if *byte == SYNC[0] { self.marks + 1 } else { 0 };
-            if self.marks == SYNC.len() {
+            self.marks = if *byte == SYNC_MARK[0] { self.marks + 1 } else { 0 };
+            if self.marks == SYNC_MARK.len() {
                 *self = Self { was_synced: true, ..Self::default() };
             } else if !self.is_lost {
                 self.buffer.push_back(*byte);
@@ -78,16 +78,16 @@ impl Decoder {
     ///
     /// # Errors
     /// What came is no frame.
-    pub fn pop<T: DeserializeOwned>(&mut self) -> Result<Option<Item<T>>, FrameError> {
+    pub fn pop<T: DeserializeOwned>(&mut self) -> Result<Option<Decoded<T>>, FrameError> {
         if std::mem::take(&mut self.was_synced) {
-            return Ok(Some(Item::Sync));
+            return Ok(Some(Decoded::Sync));
         }
         let message = self.message();
         if message.is_err() {
             self.buffer.clear();
             self.is_lost = true;
         }
-        Ok(message?.map(Item::Message))
+        Ok(message?.map(Decoded::Message))
     }
 
     fn message<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
@@ -112,7 +112,7 @@ mod tests {
 
     use super::*;
 
-    fn all(decoder: &mut Decoder) -> Vec<Item<String>> {
+    fn all(decoder: &mut Decoder) -> Vec<Decoded<String>> {
         std::iter::from_fn(|| decoder.pop().unwrap()).collect()
     }
 
@@ -122,9 +122,13 @@ mod tests {
         for cut in 0..frame.len() {
             let mut decoder = Decoder::default();
             decoder.push(&frame[..cut]);
-            decoder.push(&SYNC);
+            decoder.push(&SYNC_MARK);
             decoder.push(&encode(&"new").unwrap());
-            assert_eq!(all(&mut decoder), [Item::Sync, Item::Message("new".to_owned())], "cut at {cut}");
+            assert_eq!(
+                all(&mut decoder),
+                [Decoded::Sync, Decoded::Message("new".to_owned())],
+                "cut at {cut}"
+            );
         }
     }
 
@@ -134,11 +138,11 @@ mod tests {
         for cut in 0..frame.len() {
             let mut decoder = Decoder::default();
             decoder.push(&frame[..cut]);
-            for byte in SYNC {
+            for byte in SYNC_MARK {
                 assert_eq!(decoder.pop::<String>().unwrap(), None);
                 decoder.push(&[byte]);
             }
-            assert_eq!(all(&mut decoder), [Item::Sync]);
+            assert_eq!(all(&mut decoder), [Decoded::Sync]);
         }
     }
 
@@ -149,9 +153,9 @@ mod tests {
         assert!(matches!(decoder.pop::<String>(), Err(FrameError::TooLong(0x10_0001))));
         decoder.push(&encode(&"unheard").unwrap());
         assert_eq!(all(&mut decoder), []);
-        decoder.push(&SYNC);
+        decoder.push(&SYNC_MARK);
         decoder.push(&encode(&7).unwrap());
-        assert_eq!(decoder.pop::<String>().unwrap(), Some(Item::Sync));
+        assert_eq!(decoder.pop::<String>().unwrap(), Some(Decoded::Sync));
         assert!(matches!(decoder.pop::<String>(), Err(FrameError::Json(_))));
         let long = "x".repeat(MAX_FRAME);
         assert!(matches!(encode(&long), Err(FrameError::TooLong(_))));
@@ -162,14 +166,14 @@ mod tests {
         #[test]
         fn pieces_do_not_matter(messages in proptest::collection::vec(".{0,300}", 1..6), size in 1usize..400) {
             let stream: Vec<u8> = messages.iter().flat_map(|message| encode(message).unwrap()).collect();
-            prop_assert!(!stream.windows(4).any(|four| four == SYNC));
+            prop_assert!(!stream.windows(4).any(|four| four == SYNC_MARK));
             let mut decoder = Decoder::default();
             let mut found = Vec::new();
             for piece in stream.chunks(size) {
                 decoder.push(piece);
                 found.extend(all(&mut decoder));
             }
-            let wanted: Vec<_> = messages.into_iter().map(Item::Message).collect();
+            let wanted: Vec<_> = messages.into_iter().map(Decoded::Message).collect();
             prop_assert_eq!(found, wanted);
         }
     }

@@ -10,8 +10,8 @@ pub mod network;
 pub mod relay;
 
 pub use boot::{BootError, BootOptions};
-pub use frame::{Decoder, FrameError, Item, MAX_FRAME, SYNC, encode};
-pub use message::{Call, Message, Outcome, Request, Revive, Seed, ShortSeed};
+pub use frame::{Decoded, Decoder, FrameError, MAX_FRAME, SYNC_MARK, encode};
+pub use message::{Call, CallOutcome, GuestIdentity, GuestMessage, HostRequest, Seed, SeedTooShort};
 
 /// Name of the virtio-serial port that the control channel is.
 pub const PORT_NAME: &str = "cofferdam.agent";

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Host to guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Request {
+pub struct HostRequest {
     /// Comes back with the answer.
     pub id: u64,
     /// What to do.
@@ -23,12 +23,15 @@ pub struct Request {
 pub enum Call {
     /// Make this guest one of its own, then let user code go on; after a cold start too, which leaves it with a host name and
     /// randomness of nobody in particular. If any of it fails, user code stays as it was: frozen,
-    /// in a guest that was captured after [`Call::Still`].
-    Revive(Revive),
+    /// in a guest that was captured after [`Call::Quiesce`].
+    #[serde(rename = "revive")]
+    Personalize(GuestIdentity),
     /// Stop envd and all user code where they stand and write what they wrote to the private disk.
-    Still {},
+    #[serde(rename = "still")]
+    Quiesce {},
     /// Set the clock and let user code go on.
-    Go {
+    #[serde(rename = "go")]
+    Resume {
         /// Time since 1970, nanoseconds.
         realtime_ns: u64,
     },
@@ -38,7 +41,7 @@ pub enum Call {
 
 /// What makes a guest different from all that were started from the same state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Revive {
+pub struct GuestIdentity {
     /// Time since 1970, nanoseconds.
     pub realtime_ns: u64,
     /// Fresh randomness for the guest's kernel.
@@ -56,9 +59,9 @@ pub struct Revive {
 /// Guest to host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Message {
+pub enum GuestMessage {
     /// Everything is mounted, the network is up, envd runs. Said once after the start and once after each
-    /// [`SYNC`](crate::SYNC).
+    /// [`SYNC_MARK`](crate::SYNC_MARK).
     Ready {},
     /// The guest could not be made ready and switches itself off.
     Broken {
@@ -70,14 +73,14 @@ pub enum Message {
         /// The request's.
         id: u64,
         /// What came of it.
-        outcome: Outcome,
+        outcome: CallOutcome,
     },
 }
 
 /// What came of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Outcome {
+pub enum CallOutcome {
     /// All of it was done.
     Done,
     /// Something was not.
@@ -87,25 +90,25 @@ pub enum Outcome {
     },
 }
 
-/// Randomness that nobody else may know, at least [`Seed::SHORTEST`] bytes. Base64 on the wire, never shown.
+/// Randomness that nobody else may know, at least [`Seed::MIN_BYTES`] bytes. Base64 on the wire, never shown.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Seed(Vec<u8>);
 
 /// Less randomness than a kernel needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a seed of {0} bytes is too short, 32 are needed; take them from the host's random numbers")]
-pub struct ShortSeed(usize);
+pub struct SeedTooShort(usize);
 
 impl Seed {
     /// Bytes that make the kernel's random numbers unpredictable.
-    pub const SHORTEST: usize = 32;
+    pub const MIN_BYTES: usize = 32;
 
     /// Takes random bytes.
     ///
     /// # Errors
     /// They are too few.
-    pub fn new(bytes: Vec<u8>) -> Result<Self, ShortSeed> {
-        if bytes.len() < Self::SHORTEST { Err(ShortSeed(bytes.len())) } else { Ok(Self(bytes)) }
+    pub fn new(bytes: Vec<u8>) -> Result<Self, SeedTooShort> {
+        if bytes.len() < Self::MIN_BYTES { Err(SeedTooShort(bytes.len())) } else { Ok(Self(bytes)) }
     }
 
     /// The bytes.
@@ -142,22 +145,23 @@ mod tests {
     #[test]
     fn requests_look_like_this() {
         let seed = Seed::new(vec![0; 32]).unwrap();
-        let revive = Revive { realtime_ns: 5, seed, hostname: "a".into(), boot_id: None, pids: Some(9) };
-        let request = Request { id: 7, call: Call::Revive(revive) };
+        let identity =
+            GuestIdentity { realtime_ns: 5, seed, hostname: "a".into(), boot_id: None, pids: Some(9) };
+        let request = HostRequest { id: 7, call: Call::Personalize(identity) };
         let text = serde_json::to_string(&request).unwrap();
         let zeros = STANDARD.encode([0; 32]);
         let wanted = format!(
             r#"{{"id":7,"call":{{"revive":{{"realtime_ns":5,"seed":"{zeros}","hostname":"a","pids":9}}}}}}"#
         );
         assert_eq!(text, wanted);
-        assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), request);
-        let still = serde_json::to_string(&Request { id: 8, call: Call::Still {} }).unwrap();
+        assert_eq!(serde_json::from_str::<HostRequest>(&text).unwrap(), request);
+        let still = serde_json::to_string(&HostRequest { id: 8, call: Call::Quiesce {} }).unwrap();
         assert_eq!(still, r#"{"id":8,"call":{"still":{}}}"#);
     }
 
     #[test]
     fn a_seed_is_long_enough_and_secret() {
-        assert_eq!(Seed::new(vec![1; 31]), Err(ShortSeed(31)));
+        assert_eq!(Seed::new(vec![1; 31]), Err(SeedTooShort(31)));
         let short = format!("\"{}\"", STANDARD.encode([1; 31]));
         assert!(serde_json::from_str::<Seed>(&short).is_err(), "a short one came in by the wire");
         assert_eq!(format!("{:?}", Seed::new(vec![1; 32]).unwrap()), "Seed(32 bytes)");

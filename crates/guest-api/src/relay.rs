@@ -12,14 +12,14 @@ pub const OK: &str = "ok\n";
 pub const REFUSED: &str = "refused\n";
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wish {
+pub enum RelayRequest {
     /// Pass on to `[::1]:port`.
     Connect(u16),
     /// Send the upper layer.
     Export,
 }
 
-impl Wish {
+impl RelayRequest {
     /// The first line of a connection.
     #[must_use]
     pub fn to_line(self) -> String {
@@ -48,12 +48,12 @@ mod tests {
 
     #[test]
     fn lines_come_back() {
-        for wish in [Wish::Export, Wish::Connect(1), Wish::Connect(65_535)] {
-            assert_eq!(Wish::parse(&wish.to_line()), Some(wish));
-            assert!(wish.to_line().len() <= MAX_LINE);
+        for request in [RelayRequest::Export, RelayRequest::Connect(1), RelayRequest::Connect(65_535)] {
+            assert_eq!(RelayRequest::parse(&request.to_line()), Some(request));
+            assert!(request.to_line().len() <= MAX_LINE);
         }
         for line in ["", "connect", "connect x", "connect 0", "connect 65536", "exports", " export"] {
-            assert_eq!(Wish::parse(line), None, "{line}");
+            assert_eq!(RelayRequest::parse(line), None, "{line}");
         }
     }
 }

@@ -9,11 +9,11 @@ use std::path::Path;
 use guest_api::BootOptions;
 use rustix::mount::{MountFlags, mount};
 
-use crate::cgroup::Group;
+use crate::cgroup::SandboxCgroup;
 use crate::channel::Channel;
 use crate::devices::BootId;
-use crate::error::GuestError;
-use crate::events::DeviceEvents;
+use crate::error::InitError;
+use crate::uevents::UeventSocket;
 use crate::{cgroup, devices, network};
 
 /// Where the template's disk is mounted.
@@ -24,7 +24,7 @@ const PRIVATE: &str = "/private";
 pub(crate) const UPPER: &str = "/private/upper";
 const WORK: &str = "/private/work";
 /// The layer with envd.
-const AGENT_LAYER: &str = "/agent";
+const ENVD_LAYER: &str = "/envd-layer";
 /// Where the sandbox's root is put together.
 pub(crate) const ROOT: &str = "/root";
 /// Mount points and the like; the initramfs may have some of them.
@@ -38,51 +38,51 @@ const DIRS: [&str; 10] = [
     BASE,
     PRIVATE,
     ROOT,
-    AGENT_LAYER,
+    ENVD_LAYER,
 ];
 
 /// What a started machine has for the agent.
-pub(crate) struct Machine {
+pub(crate) struct BootedGuest {
     pub(crate) options: BootOptions,
-    pub(crate) group: Group,
+    pub(crate) cgroup: SandboxCgroup,
     pub(crate) boot_id: BootId,
     /// The sandbox's own disk, for having it written.
     pub(crate) private: File,
 }
 
 /// Mounts the kernel's own file systems and loads modules; returns the control channel, which everything else can be told on.
-pub(crate) fn first_steps(events: &mut Option<DeviceEvents>) -> Result<Channel, GuestError> {
-    let kernel = |what: &'static str| GuestError::kernel::<io::Error>(what);
+pub(crate) fn mount_and_open_channel(events: &mut Option<UeventSocket>) -> Result<Channel, InitError> {
+    let kernel = |what: &'static str| InitError::kernel::<io::Error>(what);
     DIRS.iter().try_for_each(fs::create_dir_all).map_err(kernel("make directories"))?;
     let nothing = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     for (kind, path, flags) in
         [("proc", "/proc", nothing), ("sysfs", "/sys", nothing), ("devtmpfs", "/dev", MountFlags::NOSUID)]
     {
-        mount(kind, path, kind, flags, None).map_err(GuestError::kernel(format!("mount {path}")))?;
+        mount(kind, path, kind, flags, None).map_err(InitError::kernel(format!("mount {path}")))?;
     }
-    let events = events.insert(DeviceEvents::listen()?);
+    let events = events.insert(UeventSocket::listen()?);
     load_modules()?;
     let port = events.wait_for("there is no control channel", Channel::find)?;
     Channel::open(&port)
 }
 
 /// Everything up to where envd can be started.
-pub(crate) fn rest(events: &DeviceEvents) -> Result<Machine, GuestError> {
-    let cmdline = fs::read_to_string("/proc/cmdline").map_err(GuestError::kernel("read the command line"))?;
+pub(crate) fn prepare_sandbox(events: &UeventSocket) -> Result<BootedGuest, InitError> {
+    let cmdline = fs::read_to_string("/proc/cmdline").map_err(InitError::kernel("read the command line"))?;
     let options = BootOptions::parse(&cmdline)?;
-    let group = cgroup::make(options.pids)?;
+    let cgroup = cgroup::make(options.pids)?;
     let boot_id = devices::make()?;
     let private = mount_disks(events)?;
     mount_root()?;
     network::set_up(events)?;
-    Ok(Machine { options, group, boot_id, private })
+    Ok(BootedGuest { options, cgroup, boot_id, private })
 }
 
-fn load_modules() -> Result<(), GuestError> {
+fn load_modules() -> Result<(), InitError> {
     let dir = Path::new("/modules");
     let order = match fs::read_to_string(dir.join("order")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        order => order.map_err(GuestError::kernel("read the order of modules"))?,
+        order => order.map_err(InitError::kernel("read the order of modules"))?,
     };
     for name in order.lines() {
         let load = || -> io::Result<()> {
@@ -92,23 +92,23 @@ fn load_modules() -> Result<(), GuestError> {
                 Err(error) => Err(error.into()),
             }
         };
-        load().map_err(GuestError::kernel(format!("load the module {name}")))?;
+        load().map_err(InitError::kernel(format!("load the module {name}")))?;
     }
     // The kernel has what it needs of them; they would take memory from user code.
-    fs::remove_dir_all(dir).map_err(GuestError::kernel("remove loaded modules"))
+    fs::remove_dir_all(dir).map_err(InitError::kernel("remove loaded modules"))
 }
 
-fn mount_disks(events: &DeviceEvents) -> Result<File, GuestError> {
+fn mount_disks(events: &UeventSocket) -> Result<File, InitError> {
     let (base, own) = events
         .wait_for("there are not two disks, one of them read-only", || Some((disk(true)?, disk(false)?)))?;
     mount(base.as_str(), BASE, "ext4", MountFlags::RDONLY | MountFlags::NODEV, None)
-        .map_err(GuestError::kernel("mount the template's disk"))?;
+        .map_err(InitError::kernel("mount the template's disk"))?;
     // What reaches the disk, and when, is for captures to decide: no rename waits for it. What is not there need not be initialised.
     let (flags, options) =
         (MountFlags::NODEV | MountFlags::NOATIME, c"discard,noauto_da_alloc,noinit_itable");
     let mounted = mount(own.as_str(), PRIVATE, "ext4", flags, Some(options));
-    mounted.map_err(GuestError::kernel("mount the sandbox's disk"))?;
-    File::open(PRIVATE).map_err(GuestError::kernel("open the sandbox's disk"))
+    mounted.map_err(InitError::kernel("mount the sandbox's disk"))?;
+    File::open(PRIVATE).map_err(InitError::kernel("open the sandbox's disk"))
 }
 
 /// The disk that can, or cannot, be written.
@@ -128,19 +128,19 @@ fn disk(read_only: bool) -> Option<String> {
     Path::new(&node).exists().then_some(node)
 }
 
-fn mount_root() -> Result<(), GuestError> {
+fn mount_root() -> Result<(), InitError> {
     let prepare = || -> io::Result<()> {
         fs::create_dir_all(UPPER)?;
         fs::create_dir_all(WORK)
     };
-    prepare().map_err(GuestError::kernel("make the directories of the overlay"))?;
+    prepare().map_err(InitError::kernel("make the directories of the overlay"))?;
     layers::renew_overlay_work(Path::new(WORK), false)
-        .map_err(|error| GuestError::kernel("renew the overlay's work directory")(io::Error::other(error)))?;
+        .map_err(|error| InitError::kernel("renew the overlay's work directory")(io::Error::other(error)))?;
     // `volatile`: what is durable comes from explicit captures, which write the disk below. `index` off: a base that was made
     // anew has other inode numbers, and is refused with it.
     let options =
-        c"lowerdir=/agent:/base,upperdir=/private/upper,workdir=/private/work,redirect_dir=on,index=off,metacopy=off,volatile";
+        c"lowerdir=/envd-layer:/base,upperdir=/private/upper,workdir=/private/work,redirect_dir=on,index=off,metacopy=off,volatile";
     // Set-user-id programs work: sudo is one.
     mount("cofferdam", ROOT, "overlay", MountFlags::NODEV, Some(options))
-        .map_err(GuestError::kernel("mount the sandbox's root"))
+        .map_err(InitError::kernel("mount the sandbox's root"))
 }

@@ -4,17 +4,17 @@
 use std::cell::RefCell;
 use std::fs::File;
 
-use guest_api::{Call, Outcome, Revive};
+use guest_api::{Call, CallOutcome, GuestIdentity};
 use rustix::time::{ClockId, Timespec, clock_settime};
 use sys::Namespace;
 
 use crate::agent::power_off;
-use crate::cgroup::Group;
+use crate::cgroup::SandboxCgroup;
 use crate::devices::BootId;
-use crate::error::GuestError;
+use crate::error::InitError;
 
 /// What calls work on. All of it is open: what a clone does first, an emulator sees for the first time and is slow at.
-pub(crate) struct Sandbox {
+pub(crate) struct CallHandler {
     /// Of the kernel.
     pub(crate) randomness: File,
     /// envd's host name.
@@ -22,59 +22,59 @@ pub(crate) struct Sandbox {
     /// What the host wanted it to be; user code may have decided otherwise.
     pub(crate) name: RefCell<String>,
     pub(crate) boot_id: BootId,
-    pub(crate) group: Group,
+    pub(crate) cgroup: SandboxCgroup,
     /// The sandbox's own disk.
     pub(crate) private: File,
 }
 
-impl Sandbox {
-    pub(crate) fn carry_out(&self, call: &Call) -> Outcome {
+impl CallHandler {
+    pub(crate) fn handle(&self, call: &Call) -> CallOutcome {
         let done = match call {
-            Call::Revive(revive) => self.revive(revive),
-            Call::Still {} => self.still(),
-            Call::Go { realtime_ns } => set_clock(*realtime_ns).and_then(|()| self.group.thaw()),
+            Call::Personalize(identity) => self.personalize(identity),
+            Call::Quiesce {} => self.quiesce(),
+            Call::Resume { realtime_ns } => set_clock(*realtime_ns).and_then(|()| self.cgroup.thaw()),
             Call::PowerOff {} => power_off(),
         };
         match done {
-            Ok(()) => Outcome::Done,
-            Err(error) => Outcome::Failed { reason: error.to_string() },
+            Ok(()) => CallOutcome::Done,
+            Err(error) => CallOutcome::Failed { reason: error.to_string() },
         }
     }
 
-    fn revive(&self, revive: &Revive) -> Result<(), GuestError> {
-        sys::reseed(&self.randomness, revive.seed.as_bytes())
-            .map_err(GuestError::kernel("renew the kernel's randomness"))?;
-        set_clock(revive.realtime_ns)?;
-        self.rename(&revive.hostname)?;
-        revive.boot_id.as_deref().map_or(Ok(()), |id| self.boot_id.set(id))?;
-        revive.pids.map_or(Ok(()), |pids| self.group.limit(pids))?;
-        self.group.thaw()
+    fn personalize(&self, identity: &GuestIdentity) -> Result<(), InitError> {
+        sys::reseed(&self.randomness, identity.seed.as_bytes())
+            .map_err(InitError::kernel("renew the kernel's randomness"))?;
+        set_clock(identity.realtime_ns)?;
+        self.set_hostname(&identity.hostname)?;
+        identity.boot_id.as_deref().map_or(Ok(()), |id| self.boot_id.set(id))?;
+        identity.pids.map_or(Ok(()), |pids| self.cgroup.limit(pids))?;
+        self.cgroup.thaw()
     }
 
-    fn rename(&self, name: &str) -> Result<(), GuestError> {
+    fn set_hostname(&self, name: &str) -> Result<(), InitError> {
         if *self.name.borrow() == name {
             return Ok(());
         }
-        sys::set_hostname_in(&self.hostname, name).map_err(GuestError::kernel("set the host name"))?;
+        sys::set_hostname_in(&self.hostname, name).map_err(InitError::kernel("set the host name"))?;
         self.name.replace(name.to_owned());
         Ok(())
     }
 
-    fn still(&self) -> Result<(), GuestError> {
-        self.group.freeze()?;
+    fn quiesce(&self) -> Result<(), InitError> {
+        self.cgroup.freeze()?;
         // Of the disk below: the overlay itself is mounted `volatile` and writes nothing on demand.
         rustix::fs::syncfs(&self.private).map_err(|error| {
-            let _ = self.group.thaw();
-            GuestError::kernel("write the sandbox's disk")(error)
+            let _ = self.cgroup.thaw();
+            InitError::kernel("write the sandbox's disk")(error)
         })
     }
 }
 
-fn set_clock(realtime_ns: u64) -> Result<(), GuestError> {
+fn set_clock(realtime_ns: u64) -> Result<(), InitError> {
     const SECOND: u64 = 1_000_000_000;
     let time = Timespec {
         tv_sec: (realtime_ns / SECOND).cast_signed(),
         tv_nsec: (realtime_ns % SECOND).cast_signed(),
     };
-    clock_settime(ClockId::Realtime, time).map_err(GuestError::kernel("set the clock"))
+    clock_settime(ClockId::Realtime, time).map_err(InitError::kernel("set the clock"))
 }

@@ -11,17 +11,17 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mount::{MountFlags, mount};
 
-use crate::error::GuestError;
+use crate::error::InitError;
 
 const ROOT: &str = "/cgroup";
 const SANDBOX: &str = "/cgroup/sandbox";
 const PROCESSES: &str = "/cgroup/sandbox/processes/cgroup.procs";
 /// Most time for all processes to stop.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The group, as the agent holds it.
 #[derive(Debug)]
-pub(crate) struct Group {
+pub(crate) struct SandboxCgroup {
     freeze: File,
     events: File,
     limit: File,
@@ -30,20 +30,24 @@ pub(crate) struct Group {
 }
 
 /// Makes the group, with at most this many processes and threads.
-pub(crate) fn make(pids: u32) -> Result<Group, GuestError> {
-    let make = || -> io::Result<Group> {
+pub(crate) fn make(pids: u32) -> Result<SandboxCgroup, InitError> {
+    let make = || -> io::Result<SandboxCgroup> {
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         mount("cgroup", ROOT, "cgroup2", flags, None)?;
         fs::write(format!("{ROOT}/cgroup.subtree_control"), "+pids")?;
         fs::create_dir_all(format!("{SANDBOX}/processes"))?;
         let open = |name: &str| File::options().write(true).open(format!("{SANDBOX}/{name}"));
         let events = File::open(format!("{SANDBOX}/cgroup.events"))?;
-        let group =
-            Group { freeze: open("cgroup.freeze")?, events, limit: open("pids.max")?, pids: Cell::new(pids) };
-        group.limit.write_all_at(pids.to_string().as_bytes(), 0)?;
-        Ok(group)
+        let cgroup = SandboxCgroup {
+            freeze: open("cgroup.freeze")?,
+            events,
+            limit: open("pids.max")?,
+            pids: Cell::new(pids),
+        };
+        cgroup.limit.write_all_at(pids.to_string().as_bytes(), 0)?;
+        Ok(cgroup)
     };
-    make().map_err(GuestError::kernel("make the control group"))
+    make().map_err(InitError::kernel("make the control cgroup"))
 }
 
 /// Puts the calling process into it.
@@ -51,30 +55,30 @@ pub(crate) fn join() -> io::Result<()> {
     fs::write(PROCESSES, "0")
 }
 
-impl Group {
+impl SandboxCgroup {
     /// Limits the number of processes and threads.
-    pub(crate) fn limit(&self, pids: u32) -> Result<(), GuestError> {
+    pub(crate) fn limit(&self, pids: u32) -> Result<(), InitError> {
         if self.pids.get() == pids {
             return Ok(());
         }
         let limited = self.limit.write_all_at(pids.to_string().as_bytes(), 0);
-        limited.map_err(GuestError::kernel("limit processes"))?;
+        limited.map_err(InitError::kernel("limit processes"))?;
         self.pids.set(pids);
         Ok(())
     }
 
     /// Stops all processes and waits until they stand. They go on where that fails.
-    pub(crate) fn freeze(&self) -> Result<(), GuestError> {
+    pub(crate) fn freeze(&self) -> Result<(), InitError> {
         let frozen = self.set_frozen(true).and_then(|()| self.wait_until_frozen());
         frozen.map_err(|error| {
             let _ = self.set_frozen(false);
-            GuestError::kernel("stop user code")(error)
+            InitError::kernel("stop user code")(error)
         })
     }
 
     /// Lets them go on.
-    pub(crate) fn thaw(&self) -> Result<(), GuestError> {
-        self.set_frozen(false).map_err(GuestError::kernel("let user code go on"))
+    pub(crate) fn thaw(&self) -> Result<(), InitError> {
+        self.set_frozen(false).map_err(InitError::kernel("let user code go on"))
     }
 
     fn set_frozen(&self, frozen: bool) -> io::Result<()> {
@@ -82,7 +86,7 @@ impl Group {
     }
 
     fn wait_until_frozen(&self) -> io::Result<()> {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         let mut text = [0; 256];
         loop {
             let length = self.events.read_at(&mut text, 0)?;

@@ -8,10 +8,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use guest_api::{Decoder, Item, MAX_FRAME, Message, PORT_NAME, Request, SYNC, encode};
+use guest_api::{Decoded, Decoder, GuestMessage, HostRequest, MAX_FRAME, PORT_NAME, SYNC_MARK, encode};
 use rustix::fs::OFlags;
 
-use crate::error::GuestError;
+use crate::error::InitError;
 
 /// Most bytes that wait for a host.
 const MAX_WAITING: usize = 2 * MAX_FRAME;
@@ -35,15 +35,15 @@ impl Channel {
         device.exists().then_some(device)
     }
 
-    pub(crate) fn open(device: &Path) -> Result<Self, GuestError> {
+    pub(crate) fn open(device: &Path) -> Result<Self, InitError> {
         let flags = OFlags::NONBLOCK.bits().cast_signed();
         let port = OpenOptions::new().read(true).write(true).custom_flags(flags).open(device);
-        let port = port.map_err(GuestError::kernel("open the control channel"))?;
+        let port = port.map_err(InitError::kernel("open the control channel"))?;
         Ok(Self { port, decoder: Decoder::default(), waiting: Vec::new() })
     }
 
     /// Takes what the host has sent. Nonsense is passed over, up to where the host begins anew.
-    pub(crate) fn read(&mut self) -> Vec<Item<Request>> {
+    pub(crate) fn read(&mut self) -> Vec<Decoded<HostRequest>> {
         let mut items = Vec::new();
         let mut buffer = [0; 4096];
         // No bytes: no host is there.
@@ -53,7 +53,7 @@ impl Channel {
                 match self.decoder.pop() {
                     Ok(Some(item)) => items.push(item),
                     Ok(None) => break,
-                    Err(error) => complain(&error),
+                    Err(error) => log_error(&error),
                 }
             }
         }
@@ -61,18 +61,18 @@ impl Channel {
     }
 
     /// Sends a message now or when that is possible.
-    pub(crate) fn send(&mut self, message: &Message) {
+    pub(crate) fn send(&mut self, message: &GuestMessage) {
         match encode(message) {
             Ok(frame) if self.waiting.len() + frame.len() <= MAX_WAITING => self.waiting.extend(frame),
-            Ok(_) => complain(&"nobody reads the control channel"),
-            Err(error) => complain(&error),
+            Ok(_) => log_error(&"nobody reads the control channel"),
+            Err(error) => log_error(&error),
         }
         self.flush();
     }
 
     /// Begins anew, as the host does.
     pub(crate) fn synchronise(&mut self) {
-        self.waiting = SYNC.to_vec();
+        self.waiting = SYNC_MARK.to_vec();
         self.flush();
     }
 
@@ -94,6 +94,6 @@ impl AsFd for Channel {
     }
 }
 
-fn complain(about: &dyn std::fmt::Display) {
+fn log_error(about: &dyn std::fmt::Display) {
     let _ = writeln!(io::stderr(), "guest-init: control channel: {about}");
 }

@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt, symlink};
 use rustix::fs::{CWD, FileType, Mode, chmod, makedev, mknodat};
 use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
 
-use crate::error::GuestError;
+use crate::error::InitError;
 
 /// Name, major and minor number of each node.
 const NODES: [(&str, u32, u32); 6] =
@@ -23,9 +23,9 @@ const LINKS: [(&str, &str); 5] = [
 ];
 const DIRS: [&str; 3] = ["pts", "shm", "mqueue"];
 /// Where the agent can write it.
-const DRAFT: &str = "/sandbox-dev";
+const WRITABLE: &str = "/sandbox-dev";
 /// The same as the sandbox gets it, read-only.
-pub(crate) const VIEW: &str = "/sandbox-dev-view";
+pub(crate) const READ_ONLY: &str = "/sandbox-dev-view";
 /// Covers the id of the machine's boot, which all copies of one captured state share.
 pub(crate) const BOOT_ID: &str = ".boot_id";
 /// What it covers.
@@ -36,39 +36,39 @@ pub(crate) const KERNELS_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 pub(crate) struct BootId(File);
 
 /// Makes the sandbox's `/dev`.
-pub(crate) fn make() -> Result<BootId, GuestError> {
-    fill().map(BootId).map_err(GuestError::kernel("make the sandbox's /dev"))
+pub(crate) fn make() -> Result<BootId, InitError> {
+    fill().map(BootId).map_err(InitError::kernel("make the sandbox's /dev"))
 }
 
 fn fill() -> io::Result<File> {
     let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
-    mount("cofferdam-dev", DRAFT, "tmpfs", flags, Some(c"mode=0755,size=64k"))?;
+    mount("cofferdam-dev", WRITABLE, "tmpfs", flags, Some(c"mode=0755,size=64k"))?;
     let everyone = Mode::from_raw_mode(0o666);
     for (name, major, minor) in NODES {
-        let path = format!("{DRAFT}/{name}");
+        let path = format!("{WRITABLE}/{name}");
         mknodat(CWD, &path, FileType::CharacterDevice, everyone, makedev(major, minor))?;
         // The umask has taken bits away.
         chmod(&path, everyone)?;
     }
-    LINKS.iter().try_for_each(|(name, target)| symlink(target, format!("{DRAFT}/{name}")))?;
-    DIRS.iter().try_for_each(|name| fs::create_dir(format!("{DRAFT}/{name}")))?;
+    LINKS.iter().try_for_each(|(name, target)| symlink(target, format!("{WRITABLE}/{name}")))?;
+    DIRS.iter().try_for_each(|name| fs::create_dir(format!("{WRITABLE}/{name}")))?;
     let own = fs::read_to_string(KERNELS_BOOT_ID)?;
-    let boot_id = File::create_new(format!("{DRAFT}/{BOOT_ID}"))?;
+    let boot_id = File::create_new(format!("{WRITABLE}/{BOOT_ID}"))?;
     boot_id.write_all_at(own.as_bytes(), 0)?;
-    chmod(format!("{DRAFT}/{BOOT_ID}"), Mode::from_raw_mode(0o444))?;
-    mount_bind(DRAFT, VIEW)?;
-    mount_remount(VIEW, flags | MountFlags::BIND | MountFlags::RDONLY, "")?;
+    chmod(format!("{WRITABLE}/{BOOT_ID}"), Mode::from_raw_mode(0o444))?;
+    mount_bind(WRITABLE, READ_ONLY)?;
+    mount_remount(READ_ONLY, flags | MountFlags::BIND | MountFlags::RDONLY, "")?;
     Ok(boot_id)
 }
 
 impl BootId {
     /// Gives the sandbox another boot's id.
-    pub(crate) fn set(&self, id: &str) -> Result<(), GuestError> {
+    pub(crate) fn set(&self, id: &str) -> Result<(), InitError> {
         let is_uuid = id.len() == 36 && id.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
         if !is_uuid {
-            return Err(GuestError::Request(format!("{id:?} is no boot id; send a UUID")));
+            return Err(InitError::Request(format!("{id:?} is no boot id; send a UUID")));
         }
         // All ids are equally long.
-        self.0.write_all_at(id.as_bytes(), 0).map_err(GuestError::kernel("set the boot id"))
+        self.0.write_all_at(id.as_bytes(), 0).map_err(InitError::kernel("set the boot id"))
     }
 }

@@ -7,7 +7,7 @@ use guest_api::BootError;
 
 /// Why the guest cannot be a sandbox, or did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum GuestError {
+pub(crate) enum InitError {
     /// The command line is not as it must be.
     #[error(transparent)]
     Boot(#[from] BootError),
@@ -27,13 +27,13 @@ pub(crate) enum GuestError {
     Request(String),
     /// What becomes envd has failed.
     #[error("envd was not started: {0}")]
-    Stage(String),
+    Envd(String),
     /// The sandbox is over.
     #[error("envd has ended")]
     Ended,
 }
 
-impl GuestError {
+impl InitError {
     /// An answer of the kernel to an attempt to do `what`.
     pub(crate) fn kernel<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
         move |source| Self::Kernel { what: what.into(), source: source.into() }

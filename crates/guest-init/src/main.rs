@@ -10,21 +10,21 @@ mod cgroup;
 mod channel;
 mod devices;
 mod error;
-mod events;
+mod exec_envd;
 mod network;
 mod relay;
-mod stage;
+mod uevents;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 /// The word with which the agent starts itself again, as what becomes envd.
-const STAGE: &str = "become-envd";
+const EXEC_ENVD: &str = "become-envd";
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
-    if words.next().as_deref() == Some(STAGE) {
-        let failure = stage::run();
+    if words.next().as_deref() == Some(EXEC_ENVD) {
+        let failure = exec_envd::run();
         // The agent waits for what is said here.
         let _ = write!(io::stdout(), "{failure}");
         return ExitCode::FAILURE;

@@ -10,8 +10,8 @@ use guest_api::network::{
 };
 use sys::netlink::{Batch, CREATE, REQUEST_ACK};
 
-use crate::error::GuestError;
-use crate::events::DeviceEvents;
+use crate::error::InitError;
+use crate::uevents::UeventSocket;
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
@@ -44,11 +44,11 @@ const SETTINGS: [(&str, &str); 5] = [
 ];
 
 /// Waits for the interface and sets everything up.
-pub(crate) fn set_up(events: &DeviceEvents) -> Result<(), GuestError> {
+pub(crate) fn set_up(events: &UeventSocket) -> Result<(), InitError> {
     let index = events.wait_for("there is no network interface", interface)?;
     let set = |(name, value): &(&str, &str)| fs::write(format!("/proc/sys/net/{name}"), value);
-    SETTINGS.iter().try_for_each(set).map_err(GuestError::kernel("set the network's options"))?;
-    configure(index).map_err(GuestError::kernel("set up the network"))
+    SETTINGS.iter().try_for_each(set).map_err(InitError::kernel("set the network's options"))?;
+    configure(index).map_err(InitError::kernel("set up the network"))
 }
 
 fn interface() -> Option<u32> {

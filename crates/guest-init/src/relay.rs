@@ -11,32 +11,32 @@ use std::thread;
 use std::time::Duration;
 
 use guest_api::network::{GUEST_V4, HOST_V4};
-use guest_api::relay::{MAX_LINE, OK, REFUSED, RELAY_PORT, Wish};
+use guest_api::relay::{MAX_LINE, OK, REFUSED, RELAY_PORT, RelayRequest};
 
 use crate::boot::UPPER;
-use crate::error::GuestError;
+use crate::error::InitError;
 
 /// Connections served at once; more are closed.
-const MOST: usize = 128;
+const MAX_CONNECTIONS: usize = 128;
 /// For the first line, and for a connection inside.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 const STACK: usize = 128 << 10;
 
 /// Begins to listen, in a thread.
-pub(crate) fn start() -> Result<(), GuestError> {
+pub(crate) fn start() -> Result<(), InitError> {
     let listener = TcpListener::bind((GUEST_V4, RELAY_PORT))
-        .map_err(GuestError::kernel("listen for relayed connections"))?;
+        .map_err(InitError::kernel("listen for relayed connections"))?;
     let accept = move || {
         let active = Arc::new(AtomicUsize::new(0));
         for stream in listener.incoming() {
             let Ok(stream) = stream else { continue };
             let Ok(peer) = stream.peer_addr() else { continue };
-            let place = Place::take(&active);
-            if peer.ip() != IpAddr::V4(HOST_V4) || active.load(Ordering::Relaxed) > MOST {
+            let permit = ConnectionPermit::take(&active);
+            if peer.ip() != IpAddr::V4(HOST_V4) || active.load(Ordering::Relaxed) > MAX_CONNECTIONS {
                 continue;
             }
             let serve = move || {
-                let _place = place;
+                let _permit = permit;
                 let _ = serve(stream);
             };
             // Without memory for a thread the connection is closed.
@@ -44,50 +44,50 @@ pub(crate) fn start() -> Result<(), GuestError> {
         }
     };
     let started = thread::Builder::new().stack_size(STACK).spawn(accept);
-    started.map(drop).map_err(GuestError::kernel("start the relay"))
+    started.map(drop).map_err(InitError::kernel("start the relay"))
 }
 
 /// One of the connections that may be at once.
-struct Place(Arc<AtomicUsize>);
+struct ConnectionPermit(Arc<AtomicUsize>);
 
-impl Place {
+impl ConnectionPermit {
     fn take(active: &Arc<AtomicUsize>) -> Self {
         active.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(active))
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 fn serve(mut host: TcpStream) -> io::Result<()> {
-    host.set_read_timeout(Some(PATIENCE))?;
-    let wish = read_wish(&mut host)?;
+    host.set_read_timeout(Some(TIMEOUT))?;
+    let request = read_request(&mut host)?;
     host.set_read_timeout(None)?;
-    match wish {
-        Wish::Connect(port) => connect(host, port),
-        Wish::Export => export(host),
+    match request {
+        RelayRequest::Connect(port) => connect(host, port),
+        RelayRequest::Export => export(host),
     }
 }
 
 /// Byte by byte: what follows the line is not ours.
-fn read_wish(host: &mut TcpStream) -> io::Result<Wish> {
+fn read_request(host: &mut TcpStream) -> io::Result<RelayRequest> {
     let mut line = Vec::new();
     while line.last() != Some(&b'\n') && line.len() < MAX_LINE {
         let mut byte = [0];
         host.read_exact(&mut byte)?;
         line.push(byte[0]);
     }
-    let wish = std::str::from_utf8(&line).ok().and_then(Wish::parse);
-    wish.ok_or_else(|| io::ErrorKind::InvalidData.into())
+    let request = std::str::from_utf8(&line).ok().and_then(RelayRequest::parse);
+    request.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 fn connect(mut host: TcpStream, port: u16) -> io::Result<()> {
     let address = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
-    let Ok(service) = TcpStream::connect_timeout(&address, PATIENCE) else {
+    let Ok(service) = TcpStream::connect_timeout(&address, TIMEOUT) else {
         return host.write_all(REFUSED.as_bytes());
     };
     for stream in [&host, &service] {

@@ -14,7 +14,7 @@ use crate::{GuestError, Tools};
 /// Some firmware does not boot with lengths that are no multiple of a page.
 const PAGE: usize = 4096;
 const DIR: u32 = 0o040_755;
-const PROGRAM: u32 = 0o100_755;
+const EXECUTABLE: u32 = 0o100_755;
 const FILE: u32 = 0o100_644;
 const NODE: u32 = 0o020_600;
 
@@ -27,24 +27,24 @@ pub fn write(tools: &Tools, init: &Path, envd: &Path, target: &Path) -> Result<(
     let new = NamedTempFile::new_in(dir).map_err(GuestError::at(dir))?;
     let read = |path: &Path| fs::read(path).map_err(GuestError::at(path));
     let mut entries = vec![
-        Entry::new("dev", DIR),
+        CpioEntry::new("dev", DIR),
         // For the agent's own output, and so that it has one where there is no console.
-        Entry { device: (5, 1), ..Entry::new("dev/console", NODE) },
-        Entry { device: (1, 3), ..Entry::new("dev/null", NODE) },
-        Entry { content: read(init)?, ..Entry::new("init", PROGRAM) },
-        Entry::new("agent", DIR),
-        Entry::new("agent/usr", DIR),
-        Entry::new("agent/usr/bin", DIR),
-        Entry { content: read(envd)?, ..Entry::new("agent/usr/bin/envd", PROGRAM) },
-        Entry::new("modules", DIR),
+        CpioEntry { device: (5, 1), ..CpioEntry::new("dev/console", NODE) },
+        CpioEntry { device: (1, 3), ..CpioEntry::new("dev/null", NODE) },
+        CpioEntry { content: read(init)?, ..CpioEntry::new("init", EXECUTABLE) },
+        CpioEntry::new("envd-layer", DIR),
+        CpioEntry::new("envd-layer/usr", DIR),
+        CpioEntry::new("envd-layer/usr/bin", DIR),
+        CpioEntry { content: read(envd)?, ..CpioEntry::new("envd-layer/usr/bin/envd", EXECUTABLE) },
+        CpioEntry::new("modules", DIR),
     ];
     let mut order = String::new();
     for module in tools.modules() {
         let name = module.file_name().unwrap_or_default().to_string_lossy();
-        entries.push(Entry { content: read(module)?, ..Entry::new(format!("modules/{name}"), FILE) });
+        entries.push(CpioEntry { content: read(module)?, ..CpioEntry::new(format!("modules/{name}"), FILE) });
         order = order + &name + "\n";
     }
-    entries.push(Entry { content: order.into_bytes(), ..Entry::new("modules/order", FILE) });
+    entries.push(CpioEntry { content: order.into_bytes(), ..CpioEntry::new("modules/order", FILE) });
     archive(&entries, new.as_file()).map_err(GuestError::at(target))?;
     // Nothing in it is secret, and QEMU may run as any user.
     fs::set_permissions(new.path(), fs::Permissions::from_mode(0o444)).map_err(GuestError::at(target))?;
@@ -53,22 +53,22 @@ pub fn write(tools: &Tools, init: &Path, envd: &Path, target: &Path) -> Result<(
 }
 
 /// Something in the archive.
-struct Entry {
+struct CpioEntry {
     name: String,
     mode: u32,
     device: (u32, u32),
     content: Vec<u8>,
 }
 
-impl Entry {
+impl CpioEntry {
     fn new(name: impl Into<String>, mode: u32) -> Self {
         Self { name: name.into(), mode, device: (0, 0), content: Vec::new() }
     }
 }
 
-fn archive(entries: &[Entry], to: impl Write) -> io::Result<()> {
-    let mut to = Counted { to: BufWriter::new(to), count: 0 };
-    let end = Entry::new("TRAILER!!!", 0);
+fn archive(entries: &[CpioEntry], to: impl Write) -> io::Result<()> {
+    let mut to = CountingWriter { to: BufWriter::new(to), count: 0 };
+    let end = CpioEntry::new("TRAILER!!!", 0);
     for (number, entry) in entries.iter().chain([&end]).enumerate() {
         let size = u32::try_from(entry.content.len()).map_err(io::Error::other)?;
         let links = if entry.mode == DIR { 2 } else { 1 };
@@ -88,19 +88,19 @@ fn archive(entries: &[Entry], to: impl Write) -> io::Result<()> {
     to.flush()
 }
 
-struct Counted<W> {
+struct CountingWriter<W> {
     to: W,
     count: usize,
 }
 
-impl<W: Write> Counted<W> {
+impl<W: Write> CountingWriter<W> {
     fn pad(&mut self, unit: usize) -> io::Result<()> {
         let missing = self.count.next_multiple_of(unit) - self.count;
         self.write_all(&[0; PAGE][..missing])
     }
 }
 
-impl<W: Write> Write for Counted<W> {
+impl<W: Write> Write for CountingWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let count = self.to.write(bytes)?;
         self.count += count;
@@ -123,10 +123,10 @@ mod tests {
     fn is_an_archive_like_any_other() {
         let dir = tempfile::tempdir().unwrap();
         let entries = [
-            Entry::new("dev", DIR),
-            Entry { device: (5, 1), ..Entry::new("dev/console", NODE) },
-            Entry { content: vec![7; 5001], ..Entry::new("dev/odd", PROGRAM) },
-            Entry { content: b"x".to_vec(), ..Entry::new("small", FILE) },
+            CpioEntry::new("dev", DIR),
+            CpioEntry { device: (5, 1), ..CpioEntry::new("dev/console", NODE) },
+            CpioEntry { content: vec![7; 5001], ..CpioEntry::new("dev/odd", EXECUTABLE) },
+            CpioEntry { content: b"x".to_vec(), ..CpioEntry::new("small", FILE) },
         ];
         let mut bytes = Vec::new();
         archive(&entries, &mut bytes).unwrap();
@@ -145,6 +145,6 @@ mod tests {
         assert_eq!(fs::read(dir.path().join("small")).unwrap(), b"x");
         let stat = rustix::fs::stat(dir.path().join("dev/console")).unwrap();
         assert_eq!((stat.st_rdev, stat.st_mode), (rustix::fs::makedev(5, 1), NODE));
-        assert_eq!(fs::metadata(dir.path().join("dev/odd")).unwrap().permissions().mode(), PROGRAM);
+        assert_eq!(fs::metadata(dir.path().join("dev/odd")).unwrap().permissions().mode(), EXECUTABLE);
     }
 }

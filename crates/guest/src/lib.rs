@@ -3,12 +3,12 @@
 //! Starting QEMU and talking with a guest is the engine's.
 #![forbid(unsafe_code)]
 
-pub mod base;
+pub mod disk_images;
 mod error;
-mod export;
 pub mod initramfs;
 mod tools;
+mod unpack;
 
 pub use error::GuestError;
-pub use export::unpack_layer;
 pub use tools::Tools;
+pub use unpack::unpack_layer;

@@ -48,7 +48,7 @@ async fn open(data: &Path, change: impl FnOnce(&mut MicrovmConfig)) -> Arc<dyn E
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pc_is_a_machine_too() {
     let data = tempfile::tempdir().expect("a directory");
-    let engine = open(data.path(), |config| config.machine = MachineType::Q35).await;
+    let engine = open(data.path(), |config| config.machine_type = MachineType::Q35).await;
     let sandbox = clone_of(&engine).await;
     let devices = run(&*sandbox, "ls /sys/bus/pci/devices | wc -l").await.stdout;
     assert!(devices.trim().parse::<u32>().expect("a number") > 4, "devices on its bus: {devices}");
@@ -61,7 +61,7 @@ async fn a_pc_is_a_machine_too() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_comes_as_a_stream_too() {
     let data = tempfile::tempdir().expect("a directory");
-    let engine = open(data.path(), |config| config.streams_memory = true).await;
+    let engine = open(data.path(), |config| config.stream_memory = true).await;
     let sandbox = clone_of(&engine).await;
     through_captures(&engine, sandbox).await.kill().await.expect("ends");
     engine.shutdown().await;

@@ -8,19 +8,19 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 
-use crate::common::{Files, Guest, envd, revive};
-use guest_api::relay::{OK, REFUSED, Wish};
-use guest_api::{Call, Item, Message, Outcome, Revive, encode};
+use crate::common::{Files, Guest, envd, identity};
+use guest_api::relay::{OK, REFUSED, RelayRequest};
+use guest_api::{Call, CallOutcome, Decoded, GuestIdentity, GuestMessage, encode};
 
 fn ready(guest: &mut Guest) {
     let first = guest.host.next();
-    assert_eq!(first, Item::Message(Message::Ready {}), "{}", guest.console());
+    assert_eq!(first, Decoded::Message(GuestMessage::Ready {}), "{}", guest.console());
 }
 
-fn failure(outcome: Outcome) -> String {
+fn failure(outcome: CallOutcome) -> String {
     match outcome {
-        Outcome::Failed { reason } => reason,
-        Outcome::Done => panic!("it was done"),
+        CallOutcome::Failed { reason } => reason,
+        CallOutcome::Done => panic!("it was done"),
     }
 }
 
@@ -73,7 +73,7 @@ fn a_guest_becomes_a_sandbox() {
         ("ulimit -n; ulimit -c; ulimit -i; ulimit -u", "16384\n0\n4096\n168\n"),
         ("cd /dev; echo *", "fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero\n"),
         ("df --output=size -m /dev/shm /dev | tail -n 2 | tr -d ' '", "256\n1\n"),
-        ("ls -d /lost+found /agent /base /private /init 2>/dev/null; echo none", "none\n"),
+        ("ls -d /lost+found /envd-layer /base /private /init 2>/dev/null; echo none", "none\n"),
         ("touch /dev/x /sys/x 2>/dev/null || echo read-only", "read-only\n"),
         (
             "cut -d' ' -f5 /proc/self/mountinfo | sort | tr '\\n' ' '",
@@ -104,7 +104,7 @@ fn a_guest_becomes_a_sandbox() {
         "137\n"
     );
     assert_eq!(guest.run("echo alive > /srv/alive; rm -r /opt2; cat /srv/alive"), "alive\n");
-    assert_eq!(guest.host.call(Call::Still {}), Outcome::Done);
+    assert_eq!(guest.host.call(Call::Quiesce {}), CallOutcome::Done);
     // Cut off, as by power: the disk was written when it stood.
     drop(guest);
     let mut again = files.start(&[]);
@@ -131,16 +131,16 @@ fn a_captured_guest_goes_on_as_another() {
     let half = encode(&"x".repeat(1000)).unwrap();
     guest.host.send_raw(&half[..100]);
     guest.reconnect();
-    assert_eq!(guest.host.next(), Item::Sync);
+    assert_eq!(guest.host.next(), Decoded::Sync);
     ready(&mut guest);
-    assert_eq!(guest.host.call(Call::Go { realtime_ns: 3_000_000_000_000_000_000 }), Outcome::Done);
+    assert_eq!(guest.host.call(Call::Resume { realtime_ns: 3_000_000_000_000_000_000 }), CallOutcome::Done);
     assert!(guest.run("date +%s").starts_with("30000000"));
 
-    assert_eq!(guest.host.call(Call::Still {}), Outcome::Done);
+    assert_eq!(guest.host.call(Call::Quiesce {}), CallOutcome::Done);
     assert!(guest.is_silent(), "it answered while it stood");
-    assert_eq!(guest.host.call(Call::Go { realtime_ns: 3_000_000_000_000_000_000 }), Outcome::Done);
+    assert_eq!(guest.host.call(Call::Resume { realtime_ns: 3_000_000_000_000_000_000 }), CallOutcome::Done);
     assert_eq!(guest.run("echo goes on"), "goes on\n");
-    assert_eq!(guest.host.call(Call::Still {}), Outcome::Done);
+    assert_eq!(guest.host.call(Call::Quiesce {}), CallOutcome::Done);
     let state = files.path("state");
     guest.capture(&state);
     fs::copy(files.path("private.ext4"), files.path("captured.ext4")).unwrap();
@@ -150,19 +150,19 @@ fn a_captured_guest_goes_on_as_another() {
         fs::copy(files.path("captured.ext4"), files.path("private.ext4")).unwrap();
         let mut copy = files.start(&["-incoming", "defer"]);
         copy.restore(&state);
-        copy.host.send_raw(&guest_api::SYNC);
-        assert_eq!(copy.host.next(), Item::Sync);
+        copy.host.send_raw(&guest_api::SYNC_MARK);
+        assert_eq!(copy.host.next(), Decoded::Sync);
         ready(&mut copy);
-        let wrong = Revive { boot_id: Some("../../etc/passwd".into()), ..revive(seed) };
-        let reason = failure(copy.host.call(Call::Revive(wrong)));
+        let wrong = GuestIdentity { boot_id: Some("../../etc/passwd".into()), ..identity(seed) };
+        let reason = failure(copy.host.call(Call::Personalize(wrong)));
         assert!(reason.contains("no boot id"), "{reason}");
-        let long = Revive { hostname: "x".repeat(65), ..revive(seed) };
-        let reason = failure(copy.host.call(Call::Revive(long)));
+        let long = GuestIdentity { hostname: "x".repeat(65), ..identity(seed) };
+        let reason = failure(copy.host.call(Call::Personalize(long)));
         assert!(reason.contains("set the host name"), "{reason}");
         assert!(copy.is_silent(), "user code runs after a failure");
         let id = format!("0000000{seed}-0000-4000-8000-000000000000");
-        let own = Revive { boot_id: Some(id.clone()), pids: Some(100), ..revive(seed) };
-        assert_eq!(copy.host.call(Call::Revive(own)), Outcome::Done);
+        let own = GuestIdentity { boot_id: Some(id.clone()), pids: Some(100), ..identity(seed) };
+        assert_eq!(copy.host.call(Call::Personalize(own)), CallOutcome::Done);
         let seen = copy.run("head -c 16 /dev/urandom | od -An -tx1; hostname; cat /proc/sys/kernel/random/boot_id; date +%Y; kill -0 $(cat /tmp/pid) && echo there");
         let (number, rest) = seen.split_once('\n').unwrap();
         assert_eq!(rest, format!("revived\n{id}\n2096\nthere\n"));
@@ -204,7 +204,7 @@ fn what_was_written_comes_out_as_a_layer() {
 
     // Services on the guest's own loopback, of version 6.
     let mut refused = String::new();
-    guest.ask_relay(Wish::Connect(8082)).read_to_string(&mut refused).unwrap();
+    guest.ask_relay(RelayRequest::Connect(8082)).read_to_string(&mut refused).unwrap();
     assert_eq!(refused, REFUSED);
     let server = "setsid python3 -c 'import socket
 s = socket.create_server((\"::1\", 8082), family=socket.AF_INET6)
@@ -212,7 +212,7 @@ open(\"/tmp/up\", \"w\")
 c, _ = s.accept()
 while data := c.recv(1 << 16): c.sendall(data.upper())' >/dev/null 2>&1 </dev/null & until [ -e /tmp/up ]; do :; done; echo up";
     assert_eq!(guest.run(server), "up\n");
-    let mut stream = guest.ask_relay(Wish::Connect(8082));
+    let mut stream = guest.ask_relay(RelayRequest::Connect(8082));
     let mut answer = [0; 3];
     stream.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, OK.as_bytes());
@@ -244,9 +244,9 @@ except ConnectionError: print(b\"\")'";
     guest.run("mkdir -p /opt /usr/share/zoneinfo; touch /opt/old");
     assert_eq!(guest.run(CHANGES), "done\n");
     let seen = guest.run(LOOK);
-    assert_eq!(guest.host.call(Call::Still {}), Outcome::Done);
+    assert_eq!(guest.host.call(Call::Quiesce {}), CallOutcome::Done);
     let layer = files.path("layer");
-    guest::unpack_layer(guest.ask_relay(Wish::Export), &layer, 1024).unwrap();
+    guest::unpack_layer(guest.ask_relay(RelayRequest::Export), &layer, 1024).unwrap();
     assert!(!layer.join("srv/socket").exists());
     drop(guest);
 
@@ -267,8 +267,8 @@ fn a_guest_without_envd_says_why_and_ends() {
         let mut guest = files.start(&[]);
         let reason = loop {
             match guest.host.next() {
-                Item::Message(Message::Broken { reason }) => break reason,
-                Item::Message(Message::Ready {}) => {}
+                Decoded::Message(GuestMessage::Broken { reason }) => break reason,
+                Decoded::Message(GuestMessage::Ready {}) => {}
                 other => panic!("{other:?}"),
             }
         };

@@ -1,6 +1,6 @@
 //! Guests and what they boot from. One binary, so that it is linked once; each file is a module of it.
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
-mod base;
 mod boot;
 mod common;
+mod disk_images;

@@ -26,13 +26,13 @@ pub fn config(data_dir: PathBuf) -> MicrovmConfig {
         run_dir: "/run/cofferdam".into(),
         tools: Tools::find(&variable("COFFERDAM_MICROVM")).expect("QEMU is set up: cargo xtask unit"),
         accelerator: Accelerator::tcg(),
-        machine: MachineType::Microvm,
-        agent: variable("COFFERDAM_ENVD"),
-        init: variable("COFFERDAM_GUEST_INIT"),
+        machine_type: MachineType::Microvm,
+        envd: variable("COFFERDAM_ENVD"),
+        guest_init: variable("COFFERDAM_GUEST_INIT"),
         volumes: VolumesConfig::default(),
         gateway: GatewayConfig::default(),
         boot_timeout: Duration::from_secs(90),
-        streams_memory: false,
+        stream_memory: false,
         compress_after: Duration::from_millis(100),
     }
 }

@@ -12,12 +12,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use guest::{Tools, base, initramfs};
+use guest::{Tools, disk_images, initramfs};
 use guest_api::network::GUEST_MAC;
-use guest_api::relay::{RELAY_PORT, Wish};
+use guest_api::relay::{RELAY_PORT, RelayRequest};
 use guest_api::{
-    BootOptions, Call, Decoder, ENVD_PORT, Item, Message, Outcome, PORT_NAME, Request, Revive, SYNC, Seed,
-    encode,
+    BootOptions, Call, CallOutcome, Decoded, Decoder, ENVD_PORT, GuestIdentity, GuestMessage, HostRequest,
+    PORT_NAME, SYNC_MARK, Seed, encode,
 };
 
 use serde_json::{Value, json};
@@ -68,8 +68,8 @@ impl Files {
         let tools = tools();
         let at = |name: &str| dir.path().join(name);
         initramfs::write(&tools, &variable("COFFERDAM_GUEST_INIT"), envd, &at("initramfs")).unwrap();
-        base::make(layers, &at("base.ext4")).unwrap();
-        base::make_empty(1024, &at("private.ext4")).unwrap();
+        disk_images::build_base(layers, &at("base.ext4")).unwrap();
+        disk_images::format_empty(1024, &at("private.ext4")).unwrap();
         Self { dir, tools }
     }
 
@@ -175,7 +175,7 @@ impl Guest {
         // Before QEMU tries again, so that it finds somebody.
         self.host.stream.shutdown(std::net::Shutdown::Both).unwrap();
         self.host = Host::accept(&self.listener);
-        self.host.stream.write_all(&SYNC).unwrap();
+        self.host.stream.write_all(&SYNC_MARK).unwrap();
     }
 
     /// As for a guest that goes on elsewhere: its memory and devices go to a file, and it ends.
@@ -215,9 +215,9 @@ impl Guest {
     }
 
     /// Asks something of the relay.
-    pub(crate) fn ask_relay(&self, wish: Wish) -> TcpStream {
+    pub(crate) fn ask_relay(&self, request: RelayRequest) -> TcpStream {
         let mut stream = dial(self.relay);
-        stream.write_all(wish.to_line().as_bytes()).unwrap();
+        stream.write_all(request.to_line().as_bytes()).unwrap();
         stream
     }
 
@@ -296,7 +296,7 @@ impl Host {
         Self { stream, decoder: Decoder::default(), last: 0 }
     }
 
-    pub(crate) fn next(&mut self) -> Item<Message> {
+    pub(crate) fn next(&mut self) -> Decoded<GuestMessage> {
         loop {
             if let Some(item) = self.decoder.pop().unwrap() {
                 return item;
@@ -315,23 +315,23 @@ impl Host {
 
     pub(crate) fn send(&mut self, call: Call) -> u64 {
         self.last += 1;
-        let request = Request { id: self.last, call };
+        let request = HostRequest { id: self.last, call };
         self.stream.write_all(&encode(&request).unwrap()).unwrap();
         self.last
     }
 
-    pub(crate) fn call(&mut self, call: Call) -> Outcome {
+    pub(crate) fn call(&mut self, call: Call) -> CallOutcome {
         let asked = self.send(call);
         match self.next() {
-            Item::Message(Message::Answer { id, outcome }) if id == asked => outcome,
+            Decoded::Message(GuestMessage::Answer { id, outcome }) if id == asked => outcome,
             other => panic!("{other:?} instead of an answer"),
         }
     }
 }
 
-pub(crate) fn revive(seed: u8) -> Revive {
+pub(crate) fn identity(seed: u8) -> GuestIdentity {
     let seed = Seed::new(vec![seed; 32]).unwrap();
-    Revive {
+    GuestIdentity {
         realtime_ns: 4_000_000_000_000_000_000,
         seed,
         hostname: "revived".into(),

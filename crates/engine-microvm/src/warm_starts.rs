@@ -15,13 +15,13 @@ type Locks = Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>;
 
 /// See the module's text.
 #[derive(Debug)]
-pub(crate) struct Templates {
+pub(crate) struct WarmStarts {
     dir: PathBuf,
     locks: Locks,
     blanks: Mutex<()>,
 }
 
-impl Templates {
+impl WarmStarts {
     pub(crate) fn open(dir: PathBuf) -> Self {
         Self { dir, locks: Locks::default(), blanks: Mutex::default() }
     }
@@ -40,13 +40,13 @@ impl Templates {
     }
 
     /// For whoever makes an empty disk or memory.
-    pub(crate) fn making_blanks(&self) -> MutexGuard<'_, ()> {
+    pub(crate) fn lock_blanks(&self) -> MutexGuard<'_, ()> {
         self.blanks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Names the warm start of what `spec` asks for: everything that a saved state depends on is in it.
-pub(crate) fn warm_key(host: &Host, base: &str, spec: &StartSpec) -> String {
+pub(crate) fn warm_start_key(host: &Host, base: &str, spec: &StartSpec) -> String {
     let resources = &spec.resources;
     let boot = host.boot.file_name().unwrap_or_default().to_string_lossy();
     let parts = format!(

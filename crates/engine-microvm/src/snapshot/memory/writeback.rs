@@ -11,23 +11,23 @@ use std::thread;
 use engine::Durability;
 
 /// How far apart the ends are of what is sent to the disk together, bytes.
-const TOGETHER: u64 = 8 << 20;
+const CHUNK_BYTES: u64 = 8 << 20;
 
 /// Where to tell what has been written.
-pub(super) struct Flush(Sender<(u64, u64)>);
+pub(super) struct Writeback(Sender<(u64, u64)>);
 
-impl Flush {
+impl Writeback {
     /// Something between these two positions was written.
-    pub(super) fn wrote(&self, from: u64, to: u64) {
+    pub(super) fn written(&self, from: u64, to: u64) {
         let _ = self.0.send((from, to));
     }
 }
 
 /// Does `work`, which writes to `file`; nothing is sent to the disk if it need not last.
-pub(super) fn beside<T>(
+pub(super) fn while_writing<T>(
     file: &File,
     durability: Durability,
-    work: impl FnOnce(&Flush) -> io::Result<T>,
+    work: impl FnOnce(&Writeback) -> io::Result<T>,
 ) -> io::Result<T> {
     thread::scope(|scope| {
         let (send, written) = mpsc::channel();
@@ -35,8 +35,8 @@ pub(super) fn beside<T>(
             scope.spawn(move || start_writing(file, &written));
         }
         // Dropped with its end of the channel before the scope waits.
-        let flush = Flush(send);
-        work(&flush)
+        let writeback = Writeback(send);
+        work(&writeback)
     })
 }
 
@@ -45,7 +45,7 @@ fn start_writing(file: &File, written: &Receiver<(u64, u64)>) {
     for (from, to) in written {
         let (first, last) = pending.map_or((from, to), |(first, last)| (first.min(from), last.max(to)));
         pending = Some((first, last));
-        if last - first >= TOGETHER {
+        if last - first >= CHUNK_BYTES {
             // Where that cannot be done, the end takes longer.
             let _ = sys::start_writing(file.as_fd(), first, last - first);
             pending = None;

@@ -2,14 +2,14 @@
 //! `agent`. `command` says what machine it is.
 //! Both sockets are made by us and listened on by QEMU, so a later server can connect again.
 
-mod agent;
-pub(crate) mod command;
+pub(crate) mod command_line;
+mod guest_agent;
 mod launch;
 mod qmp;
 
 use std::fs;
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,8 +18,8 @@ use engine::EngineError;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use tokio::net::UnixStream;
 
-use agent::Agent;
-pub(crate) use launch::{Launch, View, launch};
+use guest_agent::GuestAgent;
+pub(crate) use launch::{BindMount, QemuLaunch, spawn_qemu};
 use qmp::Qmp;
 
 /// Time for QEMU to answer after its start.
@@ -27,9 +27,9 @@ const START_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A directory with the sockets of one machine.
 #[derive(Debug, Clone)]
-pub(crate) struct Sockets(PathBuf);
+pub(crate) struct VmSockets(PathBuf);
 
-impl Sockets {
+impl VmSockets {
     pub(crate) fn of(dir: PathBuf) -> Self {
         Self(dir)
     }
@@ -52,21 +52,21 @@ const AGENT: &str = "agent";
 
 /// The two conversations with a running machine.
 #[derive(Debug)]
-pub(crate) struct Machine {
+pub(crate) struct Vm {
     pub(crate) monitor: Qmp,
-    pub(crate) agent: Agent,
+    pub(crate) guest_agent: GuestAgent,
 }
 
-impl Machine {
+impl Vm {
     /// Takes them up, at its start or after another server has left it.
     ///
     /// # Errors
     /// It has ended or does not answer.
-    pub(crate) async fn connect(sockets: &Sockets) -> Result<Self, EngineError> {
+    pub(crate) async fn connect(sockets: &VmSockets) -> Result<Self, EngineError> {
         let open = async {
             let monitor = Qmp::open(UnixStream::connect(sockets.0.join(MONITOR)).await?).await?;
-            let agent = Agent::open(UnixStream::connect(sockets.0.join(AGENT)).await?).await?;
-            io::Result::Ok(Self { monitor, agent })
+            let guest_agent = GuestAgent::open(UnixStream::connect(sockets.0.join(AGENT)).await?).await?;
+            io::Result::Ok(Self { monitor, guest_agent })
         };
         match tokio::time::timeout(START_PATIENCE, open).await {
             Ok(answer) => answer.map_err(EngineError::kernel("speak with the machine monitor")),
@@ -77,15 +77,15 @@ impl Machine {
     /// Leaves both to a later server.
     pub(crate) async fn close(&self) {
         self.monitor.close().await;
-        self.agent.close().await;
+        self.guest_agent.close().await;
     }
 }
 
 /// What QEMU complains about: a file in memory that cannot grow, because a guest can make it complain for ever.
 #[derive(Debug)]
-pub(crate) struct Complaints(fs::File);
+pub(crate) struct QemuLog(fs::File);
 
-impl Complaints {
+impl QemuLog {
     const MOST: u64 = 16 << 10;
 
     pub(crate) fn new() -> io::Result<Self> {
@@ -112,25 +112,10 @@ impl Complaints {
 }
 
 /// A file with a hole of this size and nothing else: what a booting guest's memory begins with.
-pub(crate) fn make_hole(path: &Path, size: u64) -> io::Result<()> {
+pub(crate) fn create_sparse_file(path: &Path, size: u64) -> io::Result<()> {
     let new = path.with_extension("new");
     let mut file = fs::File::create(&new)?;
     file.set_len(size)?;
     file.flush()?;
     fs::rename(new, path)
-}
-
-/// The numbers that QEMU finds its descriptors under.
-pub(crate) fn numbers(
-    tap: &OwnedFd,
-    monitor: &OwnedFd,
-    agent: &OwnedFd,
-    kvm: Option<&OwnedFd>,
-) -> command::Descriptors {
-    command::Descriptors {
-        tap: tap.as_raw_fd(),
-        monitor: monitor.as_raw_fd(),
-        agent: agent.as_raw_fd(),
-        kvm: kvm.map(AsRawFd::as_raw_fd),
-    }
 }

@@ -11,7 +11,7 @@ use crate::GuestError;
 
 const MIB: u64 = 1 << 20;
 /// A file system of this kind has room for a file in 16 KiB of disk; names of the same file cost less.
-const ENTRY: u64 = 16 << 10;
+const BYTES_PER_ENTRY: u64 = 16 << 10;
 
 /// Makes the directory `target`, which must not exist, of what the relay answers to `export`: the same as `layers::export_upper`
 /// makes of an upper that is at hand. `disk_mib` is the size of the guest's own disk; no layer from it is much larger. Blocks;
@@ -22,5 +22,5 @@ const ENTRY: u64 = 16 << 10;
 pub fn unpack_layer(stream: impl Read, target: &Path, disk_mib: u32) -> Result<(), GuestError> {
     // Twice, as holes in files count.
     let bytes = 2 * u64::from(disk_mib) * MIB;
-    Ok(read_layer(stream, target, StreamLimits { bytes, entries: bytes / ENTRY })?)
+    Ok(read_layer(stream, target, StreamLimits { bytes, entries: bytes / BYTES_PER_ENTRY })?)
 }

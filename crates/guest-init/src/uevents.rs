@@ -10,26 +10,26 @@ use rustix::io::Errno;
 use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with};
 
-use crate::error::GuestError;
+use crate::error::InitError;
 
 /// A device is there at once when its driver is loaded; this is for a machine that hardly runs.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// The group that the kernel itself speaks to.
-const KERNEL: u32 = 1;
+const KERNEL_GROUP: u32 = 1;
 
 /// Hears of every device that comes.
 #[derive(Debug)]
-pub(crate) struct DeviceEvents(OwnedFd);
+pub(crate) struct UeventSocket(OwnedFd);
 
-impl DeviceEvents {
-    pub(crate) fn listen() -> Result<Self, GuestError> {
+impl UeventSocket {
+    pub(crate) fn listen() -> Result<Self, InitError> {
         let open = || -> Result<OwnedFd, Errno> {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, Some(KOBJECT_UEVENT))?;
-            bind(&socket, &SocketAddrNetlink::new(0, KERNEL))?;
+            bind(&socket, &SocketAddrNetlink::new(0, KERNEL_GROUP))?;
             Ok(socket)
         };
-        open().map(Self).map_err(GuestError::kernel("listen for devices"))
+        open().map(Self).map_err(InitError::kernel("listen for devices"))
     }
 
     /// Looks whenever there is news, until `look` finds something.
@@ -37,15 +37,15 @@ impl DeviceEvents {
         &self,
         missing: &'static str,
         mut look: impl FnMut() -> Option<T>,
-    ) -> Result<T, GuestError> {
-        let end = Instant::now() + PATIENCE;
+    ) -> Result<T, InitError> {
+        let end = Instant::now() + TIMEOUT;
         loop {
             if let Some(found) = look() {
                 return Ok(found);
             }
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(GuestError::Missing(missing));
+                return Err(InitError::Missing(missing));
             }
             let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
             let limit =

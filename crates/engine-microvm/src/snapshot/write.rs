@@ -19,97 +19,99 @@ use tokio::net::UnixListener;
 use tracing::warn;
 
 use crate::claim::Claim;
-use crate::disks::BESIDE_DISK_MIB;
+use crate::disks::DEVICES_ROOM_MIB;
 use crate::host::Host;
-use crate::machine::command::{DEVICES, GUEST_MEMORY, OWN};
-use crate::memory;
 use crate::sandbox::MicrovmSandbox;
-use crate::state::{Memory, Meta, State};
+use crate::snapshot::memory;
+use crate::snapshot::{MemoryRecord, SnapshotFiles, SnapshotRecord};
+use crate::vm::command_line::{DEVICES_FILE, MEMORY_FILE, VM_DIR};
 
 /// The socket that QEMU sends its memory to, in the sandbox's own directory.
 const STREAM: &str = "stream";
 /// Time for all of a machine's memory to arrive, for each GiB of it.
 const STREAM_PATIENCE: Duration = Duration::from_secs(60);
 /// What the state of devices takes at most, bytes; it is some hundred kilobytes.
-const MAX_DEVICES: u64 = (BESIDE_DISK_MIB as u64) << 20;
+const MAX_DEVICES: u64 = (DEVICES_ROOM_MIB as u64) << 20;
 /// What a stream may have beyond the machine's memory, bytes: devices, and a frame around every page.
 const BESIDE_MEMORY: u64 = 256 << 20;
 
 /// Writes the state of a stopped machine; returns how much of the memory was its own, in bytes.
-pub(crate) async fn save(
+pub(crate) async fn write_snapshot(
     sandbox: &Arc<MicrovmSandbox>,
-    state: &State,
+    snapshot: &SnapshotFiles,
     with_memory: bool,
     durability: Durability,
 ) -> Result<u64, EngineError> {
     let claim = sandbox.claim()?;
-    let saved = save_parts(sandbox, &claim, state, with_memory, durability).await.map_err(|error| {
-        let words = "the disk has no room for the captured state; free some space or capture without memory";
+    let saved = write_parts(sandbox, &claim, snapshot, with_memory, durability).await.map_err(|error| {
+        let words =
+            "the disk has no room for the captured snapshot; free some space or capture without memory";
         if is_no_room(&error) { EngineError::Exhausted(words.into()) } else { error }
     });
     if saved.is_err() {
-        let state = state.clone();
-        let _ = blocking(move || state.discard(&claim.host)).await;
+        let snapshot = snapshot.clone();
+        let _ = blocking(move || snapshot.discard(&claim.host)).await;
     }
     saved
 }
 
-async fn save_parts(
+async fn write_parts(
     sandbox: &Arc<MicrovmSandbox>,
     claim: &Arc<Claim>,
-    state: &State,
+    snapshot: &SnapshotFiles,
     with_memory: bool,
     durability: Durability,
 ) -> Result<u64, EngineError> {
-    let (held, remains) = (claim.clone(), state.clone());
+    let (held, remains) = (claim.clone(), snapshot.clone());
     // Remains of a server that was killed at this very point.
     blocking(move || remains.discard(&held.host)).await?;
-    let memory = if with_memory { Some(save_memory(sandbox, claim, state, durability).await?) } else { None };
-    let (held, sandbox, state) = (claim.clone(), sandbox.clone(), state.clone());
+    let memory =
+        if with_memory { Some(write_memory(sandbox, claim, snapshot, durability).await?) } else { None };
+    let (held, sandbox, snapshot) = (claim.clone(), sandbox.clone(), snapshot.clone());
     let finish = move || {
         let host = &held.host;
         host.volumes
-            .copy(&volume_of(&sandbox.id), &state.disk, true, None)
+            .copy(&volume_of(&sandbox.id), &snapshot.disk, true, None)
             .map_err(volume_error("capture the disk"))?;
-        let build = &sandbox.build;
-        let meta = Meta {
-            base: build.base.clone(),
-            layers: build.layers.clone(),
-            shape: build.shape,
-            disk_mib: build.disk_mib,
+        let vm_spec = &sandbox.vm_spec;
+        let record = SnapshotRecord {
+            base: vm_spec.base.clone(),
+            layers: vm_spec.layers.clone(),
+            size: vm_spec.size,
+            disk_mib: vm_spec.disk_mib,
             memory,
             compatibility: host.compatibility(),
         };
-        state.commit(&meta, durability).map_err(EngineError::kernel("record the captured state"))
+        snapshot.commit(&record, durability).map_err(EngineError::kernel("record the captured state"))
     };
     blocking(finish).await?;
     Ok(memory.map_or(0, |memory| memory.own_bytes))
 }
 
-async fn save_memory(
+async fn write_memory(
     sandbox: &Arc<MicrovmSandbox>,
     claim: &Arc<Claim>,
-    state: &State,
+    snapshot: &SnapshotFiles,
     durability: Durability,
-) -> Result<Memory, EngineError> {
-    let (held, volume) = (claim.clone(), state.memory.clone());
+) -> Result<MemoryRecord, EngineError> {
+    let (held, volume) = (claim.clone(), snapshot.memory.clone());
     let room = blocking(move || {
         let room = check_room(&held)?;
         held.host.volumes.create(&volume, None).map_err(volume_error("make a volume for the memory"))?;
         Ok(room)
     })
     .await?;
-    if !claim.host.streams_memory {
-        match save_pages(sandbox, claim, state, room, durability).await {
-            Ok(own_bytes) => return Ok(Memory { own_bytes, is_stream: false }),
+    if !claim.host.stream_memory {
+        match write_pages(sandbox, claim, snapshot, room, durability).await {
+            Ok(own_bytes) => return Ok(MemoryRecord { own_bytes, is_stream: false }),
             Err(error) if is_no_room(&error) => return Err(error),
             Err(error) => {
                 warn!(%error, "a machine's memory cannot be taken page by page: it sends all of it");
             }
         }
     }
-    let own_bytes = receive_stream(sandbox, &claim.host, state, durability).await?;
-    Ok(Memory { own_bytes, is_stream: true })
+    let own_bytes = receive_stream(sandbox, &claim.host, snapshot, durability).await?;
+    Ok(MemoryRecord { own_bytes, is_stream: true })
 }
 
 fn is_no_room(error: &EngineError) -> bool {
@@ -117,28 +119,29 @@ fn is_no_room(error: &EngineError) -> bool {
     matches!(error, EngineError::Kernel { source, .. } if full.contains(&source.kind()))
 }
 
-async fn save_pages(
+async fn write_pages(
     sandbox: &Arc<MicrovmSandbox>,
     claim: &Arc<Claim>,
-    state: &State,
-    room: Room,
+    snapshot: &SnapshotFiles,
+    room: FreeRoom,
     durability: Durability,
 ) -> Result<u64, EngineError> {
-    sandbox.machine.monitor.save_devices(&format!("/{OWN}/{DEVICES}")).await?;
-    let (pid, devices) = (sandbox.pid, sandbox.private_dir().join(DEVICES));
-    let dir = claim.host.volumes.path(&state.memory);
-    let memory_bytes = u64::from(sandbox.build.shape.memory_mib) << 20;
-    let is_soon_enough = durability == Durability::Ephemeral || room == Room::ForImage;
-    let journal = state.journal.clone().filter(|_| !is_soon_enough);
+    sandbox.vm.monitor.save_devices(&format!("/{VM_DIR}/{DEVICES_FILE}")).await?;
+    let (pid, devices) = (sandbox.pid, sandbox.private_dir().join(DEVICES_FILE));
+    let dir = claim.host.volumes.path(&snapshot.memory);
+    let memory_bytes = u64::from(sandbox.vm_spec.size.memory_mib) << 20;
+    let is_soon_enough = durability == Durability::Ephemeral || room == FreeRoom::ForImage;
+    let journal = snapshot.journal.clone().filter(|_| !is_soon_enough);
     let write = move || {
-        let own = memory::save(pid, memory_bytes, &dir.join(GUEST_MEMORY), journal.as_deref(), durability)?;
-        let (from, mut to) = (fs::File::open(devices)?, fs::File::create(dir.join(DEVICES))?);
+        let own =
+            memory::write_image(pid, memory_bytes, &dir.join(MEMORY_FILE), journal.as_deref(), durability)?;
+        let (from, mut to) = (fs::File::open(devices)?, fs::File::create(dir.join(DEVICES_FILE))?);
         // The file is QEMU's, which may have been taken over.
         if io::copy(&mut from.take(MAX_DEVICES), &mut to)? == MAX_DEVICES {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
         durability.sync(&to)?;
-        show_to_machines(&dir, &[GUEST_MEMORY, DEVICES], durability)?;
+        make_readable_by_qemu(&dir, &[MEMORY_FILE, DEVICES_FILE], durability)?;
         io::Result::Ok(own)
     };
     blocking(move || write().map_err(EngineError::kernel("write the memory image"))).await
@@ -148,22 +151,22 @@ async fn save_pages(
 async fn receive_stream(
     sandbox: &Arc<MicrovmSandbox>,
     host: &Host,
-    state: &State,
+    snapshot: &SnapshotFiles,
     durability: Durability,
 ) -> Result<u64, EngineError> {
-    let dir = host.volumes.path(&state.memory);
+    let dir = host.volumes.path(&snapshot.memory);
     let socket = sandbox.private_dir().join(STREAM);
     let _ = fs::remove_file(&socket);
-    let memory_bytes = u64::from(sandbox.build.shape.memory_mib) << 20;
-    let patience = STREAM_PATIENCE * sandbox.build.shape.memory_mib.div_ceil(1024);
+    let memory_bytes = u64::from(sandbox.vm_spec.size.memory_mib) << 20;
+    let patience = STREAM_PATIENCE * sandbox.vm_spec.size.memory_mib.div_ceil(1024);
     let uid = sandbox.claim()?.uid_base;
     let receive = async {
         let listener = UnixListener::bind(&socket)?;
         chown(&socket, Some(uid), Some(uid))?;
-        let place = format!("/{OWN}/{STREAM}");
-        sandbox.machine.monitor.send_everything(&place).await.map_err(io::Error::other)?;
+        let place = format!("/{VM_DIR}/{STREAM}");
+        sandbox.vm.monitor.migrate_to_socket(&place).await.map_err(io::Error::other)?;
         let (stream, _) = listener.accept().await?;
-        let mut file = File::create(dir.join(DEVICES)).await?;
+        let mut file = File::create(dir.join(DEVICES_FILE)).await?;
         let mut limited = stream.take(memory_bytes + BESIDE_MEMORY);
         let length = tokio::io::copy(&mut limited, &mut file).await?;
         file.flush().await?;
@@ -177,14 +180,14 @@ async fn receive_stream(
     let length = received
         .map_err(|_| EngineError::Timeout("sending the memory"))?
         .map_err(EngineError::kernel("write the memory down"))?;
-    sandbox.machine.monitor.was_everything_sent().await?;
-    let show = move || show_to_machines(&dir, &[DEVICES], durability);
+    sandbox.vm.monitor.check_migration_completed().await?;
+    let show = move || make_readable_by_qemu(&dir, &[DEVICES_FILE], durability);
     blocking(move || show().map_err(EngineError::kernel("write the memory down"))).await?;
     Ok(length)
 }
 
 /// Machines run as users of their own and only read these.
-fn show_to_machines(dir: &Path, files: &[&str], durability: Durability) -> io::Result<()> {
+fn make_readable_by_qemu(dir: &Path, files: &[&str], durability: Durability) -> io::Result<()> {
     fs::set_permissions(dir, fs::Permissions::from_mode(0o711))?;
     files
         .iter()
@@ -194,19 +197,19 @@ fn show_to_machines(dir: &Path, files: &[&str], durability: Durability) -> io::R
 
 /// What there is room for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Room {
+enum FreeRoom {
     ForImage,
     /// For pages that are in both for a while.
     ForJournalAndImage,
 }
 
 /// A memory image must not take the last of a disk that volumes lie on: no sandbox of this server would survive that.
-fn check_room(claim: &Claim) -> Result<Room, EngineError> {
+fn check_room(claim: &Claim) -> Result<FreeRoom, EngineError> {
     let used = claim.group.stats().map_err(EngineError::kernel("read statistics"))?.memory_bytes;
     let room = room_beside(&claim.host.snapshots)
         .map_err(EngineError::kernel("look for room for the memory image"))?;
     if used <= room {
-        return Ok(if used <= room / 2 { Room::ForJournalAndImage } else { Room::ForImage });
+        return Ok(if used <= room / 2 { FreeRoom::ForJournalAndImage } else { FreeRoom::ForImage });
     }
     Err(EngineError::Exhausted(format!(
         "its memory takes up to {} MiB and the disk of captured states has {} to give; free some space or capture without memory",

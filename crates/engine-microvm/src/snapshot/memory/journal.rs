@@ -11,24 +11,24 @@ use engine::Durability;
 use rustix::fs::{FlockOperation, flock};
 use sys::MAX_PIECES;
 
-use super::flush;
-use super::own::{self, Batch, MOST};
+use super::private_pages::{self, MAX_BATCH_BYTES, PageBatch};
+use super::writeback;
 use super::{PAGE, Region, image, index};
 
 /// What each batch begins with.
 const MAGIC: [u8; 8] = *b"pages\0\0\x01";
 /// Of magic and number of runs; of each run's place in the image and its length. All little endian, 8 bytes each.
-const HEAD: usize = 16;
-const ENTRY: usize = 16;
+const HEADER_BYTES: usize = 16;
+const RUN_BYTES: usize = 16;
 /// In a length, whose last bits are free: nothing is in these pages, and the journal has none of them. A guest zeroes what it frees.
-const ZEROS: u64 = 1;
+const ZERO_FLAG: u64 = 1;
 
 /// Writes what is process `pid`'s own in these regions, for good except for the file's name. Answers how many bytes that were.
 pub(super) fn write(pid: i32, regions: &[Region], path: &Path) -> io::Result<u64> {
     let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     let (mut own, mut at) = (0, 0);
-    flush::beside(&file, Durability::Durable, |flush| {
-        own::read_own(pid, regions, |batch| {
+    writeback::while_writing(&file, Durability::Durable, |writeback| {
+        private_pages::read(pid, regions, |batch| {
             let runs: Vec<(u64, &[u8], bool)> = runs(batch).collect();
             let head = head(&runs);
             (&file).write_all(&head)?;
@@ -37,7 +37,7 @@ pub(super) fn write(pid: i32, regions: &[Region], path: &Path) -> io::Result<u64
                 (&file).write_all(bytes)?;
                 end += bytes.len() as u64;
             }
-            flush.wrote(at, end);
+            writeback.written(at, end);
             at = end;
             own += batch.bytes().len() as u64;
             Ok(())
@@ -48,7 +48,7 @@ pub(super) fn write(pid: i32, regions: &[Region], path: &Path) -> io::Result<u64
 }
 
 /// The runs of pages in a batch that are all zero or all not: where each is in the image, its content, whether it is zero.
-fn runs(batch: &Batch) -> impl Iterator<Item = (u64, &[u8], bool)> {
+fn runs(batch: &PageBatch) -> impl Iterator<Item = (u64, &[u8], bool)> {
     batch.runs().flat_map(|(offset, bytes)| {
         let runs = image::runs_of(bytes, |_, page| image::is_zero(page));
         runs.map(move |(at, bytes, is_zero)| (offset + at as u64, bytes, is_zero))
@@ -61,7 +61,7 @@ fn head(runs: &[(u64, &[u8], bool)]) -> Vec<u8> {
     head.extend((runs.len() as u64).to_le_bytes());
     for (offset, bytes, is_zero) in runs {
         head.extend(offset.to_le_bytes());
-        head.extend((bytes.len() as u64 | if *is_zero { ZEROS } else { 0 }).to_le_bytes());
+        head.extend((bytes.len() as u64 | if *is_zero { ZERO_FLAG } else { 0 }).to_le_bytes());
     }
     head.resize(head.len().next_multiple_of(index(PAGE)), 0);
     head
@@ -72,7 +72,7 @@ fn head(runs: &[(u64, &[u8], bool)]) -> Vec<u8> {
 ///
 /// # Errors
 /// The disk is full, the journal is damaged, or this need not go on any more; it stays.
-pub(crate) fn replay(journal: &Path, image: &Path, goes_on: &dyn Fn() -> bool) -> io::Result<()> {
+pub(crate) fn replay(journal: &Path, image: &Path, should_continue: &dyn Fn() -> bool) -> io::Result<()> {
     let file = match File::open(journal) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         file => file?,
@@ -81,7 +81,7 @@ pub(crate) fn replay(journal: &Path, image: &Path, goes_on: &dyn Fn() -> bool) -
     if is_removed(&file)? {
         return Ok(());
     }
-    match write_into(&file, image, goes_on) {
+    match write_into(&file, image, should_continue) {
         // With its state, in the middle of this.
         _ if is_removed(&file)? => Ok(()),
         Err(error) => Err(error),
@@ -93,14 +93,14 @@ fn is_removed(file: &File) -> io::Result<bool> {
     Ok(file.metadata()?.nlink() == 0)
 }
 
-fn write_into(journal: &File, image: &Path, goes_on: &dyn Fn() -> bool) -> io::Result<()> {
+fn write_into(journal: &File, image: &Path, should_continue: &dyn Fn() -> bool) -> io::Result<()> {
     let target = File::options().read(true).write(true).open(image)?;
     let size = target.metadata()?.len();
-    let (zeros, mut bytes) = (vec![0; MOST], vec![0; MOST + index(PAGE)]);
+    let (zeros, mut bytes) = (vec![0; MAX_BATCH_BYTES], vec![0; MAX_BATCH_BYTES + index(PAGE)]);
     let start = bytes.as_ptr().align_offset(index(PAGE));
-    flush::beside(&target, Durability::Durable, |flush| {
+    writeback::while_writing(&target, Durability::Durable, |writeback| {
         while let Some(runs) = read_head(journal, size)? {
-            if is_removed(journal)? || !goes_on() {
+            if is_removed(journal)? || !should_continue() {
                 return Err(io::ErrorKind::Interrupted.into());
             }
             for (offset, length, is_zero) in runs {
@@ -112,7 +112,7 @@ fn write_into(journal: &File, image: &Path, goes_on: &dyn Fn() -> bool) -> io::R
                     now
                 };
                 image::write_changes(&target, &target, offset, now)?;
-                flush.wrote(offset, offset + length as u64);
+                writeback.written(offset, offset + length as u64);
             }
         }
         Ok(())
@@ -130,18 +130,19 @@ fn read_head(mut journal: &File, size: u64) -> io::Result<Option<Vec<(u64, usize
         some => journal.read_exact(&mut page[some..])?,
     }
     let number = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("eight of them"));
-    let count = usize::try_from(number(&page[8..HEAD])).map_err(|_| damaged())?;
+    let count = usize::try_from(number(&page[8..HEADER_BYTES])).map_err(|_| damaged())?;
     if page[..8] != MAGIC || count > MAX_PIECES {
         return Err(damaged());
     }
-    page.resize((HEAD + count * ENTRY).next_multiple_of(index(PAGE)), 0);
+    page.resize((HEADER_BYTES + count * RUN_BYTES).next_multiple_of(index(PAGE)), 0);
     journal.read_exact(&mut page[index(PAGE)..])?;
-    let entries = page[HEAD..].chunks_exact(ENTRY).take(count);
+    let entries = page[HEADER_BYTES..].chunks_exact(RUN_BYTES).take(count);
     let runs = entries.map(|entry| {
         let (offset, length) = (number(&entry[..8]), number(&entry[8..]));
-        let (length, is_zero) = (length & !ZEROS, length & ZEROS != 0);
+        let (length, is_zero) = (length & !ZERO_FLAG, length & ZERO_FLAG != 0);
         let is_inside = offset.checked_add(length).is_some_and(|end| end <= size);
-        let is_sound = is_inside && offset % PAGE == 0 && length % PAGE == 0 && length <= MOST as u64;
+        let is_sound =
+            is_inside && offset % PAGE == 0 && length % PAGE == 0 && length <= MAX_BATCH_BYTES as u64;
         if is_sound { Ok((offset, index(length), is_zero)) } else { Err(damaged()) }
     });
     runs.collect::<io::Result<_>>().map(Some)

@@ -1,4 +1,4 @@
-//! Captured memories are compressed in the background, once they have lain for a while: most of what is paused is back soon, the rest stays long
+//! SnapshotInfo memories are compressed in the background, once they have lain for a while: most of what is paused is back soon, the rest stays long
 //! and is many. One at a time, half of the time, and only what a state shares with no other.
 //! Where the disk cannot do that, nothing happens.
 
@@ -10,30 +10,30 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 
-use crate::background::Background;
+use crate::worker_thread::WorkerThread;
 
 /// The thread that compresses.
 #[derive(Debug)]
-pub(crate) struct Compressor {
+pub(crate) struct ImageCompressor {
     after: Duration,
     /// Gone before the thread is waited for, which wakes it.
     _until: Sender<()>,
-    background: Background<Work>,
+    background: WorkerThread<CompressionJob>,
 }
 
 #[derive(Debug)]
-struct Work {
+struct CompressionJob {
     image: PathBuf,
     due: Instant,
 }
 
-impl Compressor {
+impl ImageCompressor {
     /// Compresses what has lain for this long.
     pub(crate) fn start(after: Duration) -> io::Result<Self> {
         let (until, ended) = mpsc::channel();
         // True unless the engine was closed meanwhile.
         let wait = move |time: Duration| ended.recv_timeout(time) == Err(RecvTimeoutError::Timeout);
-        let work = move |Work { image, due }: Work, _: &dyn Fn() -> bool| {
+        let work = move |CompressionJob { image, due }: CompressionJob, _: &dyn Fn() -> bool| {
             if !wait(due.saturating_duration_since(Instant::now())) {
                 return;
             }
@@ -46,12 +46,12 @@ impl Compressor {
                 Ok(()) => debug!(image = %image.display(), "compressed"),
             }
         };
-        Ok(Self { after, _until: until, background: Background::start("compressor", work)? })
+        Ok(Self { after, _until: until, background: WorkerThread::start("compressor", work)? })
     }
 
     /// Has an image compressed that nobody writes to any more, if it is still there then.
     pub(crate) fn later(&self, image: PathBuf) {
-        self.background.add(Work { image, due: Instant::now() + self.after });
+        self.background.add(CompressionJob { image, due: Instant::now() + self.after });
     }
 }
 
@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn nobody_waits_for_what_is_not_due() {
-        let compressor = Compressor::start(Duration::from_secs(3600)).unwrap();
+        let compressor = ImageCompressor::start(Duration::from_secs(3600)).unwrap();
         compressor.later("/nowhere".into());
         drop(compressor);
     }

@@ -1,7 +1,12 @@
-//! Captured states: a disk, the memory if it was wanted, and a note on what they belong to. A template's warm start is one, too.
+//! SnapshotInfo states: a disk, the memory if it was wanted, and a note on what they belong to. A template's warm start is one, too.
 //! The note is written last and removed first, so half a state is none.
 //! States are whole: none depends on another, and any number of machines can be started from one. What its memory's image does not have yet
 //! is in its journal.
+
+pub(crate) mod image_compressor;
+pub(crate) mod journal_replayer;
+pub(crate) mod memory;
+pub(crate) mod write;
 
 use std::fs::{self, File};
 use std::io;
@@ -13,12 +18,11 @@ use layers::VolumeName;
 use serde::{Deserialize, Serialize};
 
 use crate::host::Host;
-use crate::machine::command::{GUEST_MEMORY, Shape};
-use crate::memory;
+use crate::vm::command_line::{MEMORY_FILE, VmSize};
 
 /// The memory in a state.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(crate) struct Memory {
+pub(crate) struct MemoryRecord {
     /// Bytes of it that were the machine's own.
     pub(crate) own_bytes: u64,
     /// Whether it is a stream, devices and all, instead of an image beside the devices.
@@ -27,24 +31,25 @@ pub(crate) struct Memory {
 
 /// What a restore must know about a state.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Meta {
+pub(crate) struct SnapshotRecord {
     /// Name of the image of its template's files.
     pub(crate) base: String,
     /// The template's layers, to make that image anew.
     pub(crate) layers: Vec<PathBuf>,
     /// What the guest had of the machine.
-    pub(crate) shape: Shape,
+    #[serde(rename = "size")]
+    pub(crate) size: VmSize,
     /// Size of the private disk, MiB.
     pub(crate) disk_mib: u32,
     /// None if there is no memory in it.
-    pub(crate) memory: Option<Memory>,
+    pub(crate) memory: Option<MemoryRecord>,
     /// What its memory can be loaded by: [`Host::compatibility`].
     pub(crate) compatibility: String,
 }
 
 /// Where a state is kept.
 #[derive(Debug, Clone)]
-pub(crate) struct State {
+pub(crate) struct SnapshotFiles {
     note: PathBuf,
     /// Where pages of its memory may be that its image does not have yet. Nobody waits for a warm start: it has none.
     pub(crate) journal: Option<PathBuf>,
@@ -54,17 +59,17 @@ pub(crate) struct State {
     pub(crate) memory: VolumeName,
 }
 
-impl State {
+impl SnapshotFiles {
     /// A sandbox's, under the id it was captured as.
     pub(crate) fn of_snapshot(host: &Host, id: SnapshotId) -> Self {
-        let [note, journal] = files_of(id).map(|name| host.snapshots.join(name));
+        let [note, journal] = file_names(id).map(|name| host.snapshots.join(name));
         Self { journal: Some(journal), ..Self::at(note, state_volume(id)) }
     }
 
     /// A template's warm start.
-    pub(crate) fn of_template(host: &Host, key: &str) -> Self {
+    pub(crate) fn of_warm_start(host: &Host, key: &str) -> Self {
         let disk = format!("t-{key}").parse().expect("keys are hexadecimal digits");
-        Self::at(host.templates.dir().join(format!("{key}.json")), disk)
+        Self::at(host.warm_starts.dir().join(format!("{key}.json")), disk)
     }
 
     fn at(note: PathBuf, disk: VolumeName) -> Self {
@@ -79,7 +84,7 @@ impl State {
 
     /// The file with its memory, if it has one and that is no stream.
     pub(crate) fn image(&self, host: &Host) -> PathBuf {
-        host.volumes.path(&self.memory).join(GUEST_MEMORY)
+        host.volumes.path(&self.memory).join(MEMORY_FILE)
     }
 
     /// Has its image be all of its memory.
@@ -97,17 +102,17 @@ impl State {
     }
 
     /// Reads what is known about it.
-    pub(crate) fn meta(&self) -> Result<Meta, EngineError> {
-        read_meta(&self.note).map_err(|error| match error.kind() {
+    pub(crate) fn record(&self) -> Result<SnapshotRecord, EngineError> {
+        read_record(&self.note).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => EngineError::NotFound,
             _ => EngineError::Restore(format!("its record is damaged: {error}")),
         })
     }
 
     /// Makes it one, now that all else is written.
-    pub(crate) fn commit(&self, meta: &Meta, durability: Durability) -> io::Result<()> {
+    pub(crate) fn commit(&self, record: &SnapshotRecord, durability: Durability) -> io::Result<()> {
         let new = self.note.with_extension("new");
-        fs::write(&new, serde_json::to_vec(meta)?)?;
+        fs::write(&new, serde_json::to_vec(record)?)?;
         durability.sync(&File::open(&new)?)?;
         fs::rename(new, &self.note)?;
         self.note.parent().map_or(Ok(()), |dir| durability.sync(&File::open(dir)?))
@@ -131,7 +136,7 @@ impl State {
 }
 
 /// Names of the files that a captured state may have besides its volumes.
-pub(crate) fn files_of(id: SnapshotId) -> [String; 2] {
+pub(crate) fn file_names(id: SnapshotId) -> [String; 2] {
     [format!("{id}.json"), format!("{id}.pages")]
 }
 
@@ -140,6 +145,6 @@ pub(crate) fn memory_volume(disk: &VolumeName) -> VolumeName {
     format!("m-{disk}").parse().expect("two letters more than a short name")
 }
 
-pub(crate) fn read_meta(note: &Path) -> io::Result<Meta> {
+pub(crate) fn read_record(note: &Path) -> io::Result<SnapshotRecord> {
     Ok(serde_json::from_slice(&fs::read(note)?)?)
 }

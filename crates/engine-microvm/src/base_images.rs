@@ -15,8 +15,8 @@ use sha2::{Digest, Sha256};
 use tracing::warn;
 
 use crate::host::Host;
-use crate::machine::command::BASE_IMAGE;
-use crate::state::read_meta;
+use crate::snapshot::read_record;
+use crate::vm::command_line::BASE_IMAGE_FILE;
 
 /// The layers it was made of, as JSON.
 const LAYERS: &str = "layers.json";
@@ -25,7 +25,7 @@ const KEPT: &str = "kept";
 
 /// An image in use.
 #[derive(Debug, Clone)]
-pub(crate) struct Base {
+pub(crate) struct BaseImage {
     /// Its name: equal layers in equal order, equal name.
     pub(crate) key: String,
     _hold: Arc<()>,
@@ -33,12 +33,12 @@ pub(crate) struct Base {
 
 /// The images of this server.
 #[derive(Debug)]
-pub(crate) struct Bases {
+pub(crate) struct BaseImages {
     dir: PathBuf,
     held: Mutex<HashMap<String, Weak<()>>>,
 }
 
-impl Bases {
+impl BaseImages {
     pub(crate) fn open(dir: PathBuf) -> Self {
         Self { dir, held: Mutex::default() }
     }
@@ -49,11 +49,11 @@ impl Bases {
     }
 
     /// Holds an image, there or not.
-    pub(crate) fn hold(&self, key: &str) -> Base {
+    pub(crate) fn hold(&self, key: &str) -> BaseImage {
         let mut held = self.held();
         let hold = held.get(key).and_then(Weak::upgrade).unwrap_or_default();
         held.insert(key.to_owned(), Arc::downgrade(&hold));
-        Base { key: key.to_owned(), _hold: hold }
+        BaseImage { key: key.to_owned(), _hold: hold }
     }
 
     fn held(&self) -> MutexGuard<'_, HashMap<String, Weak<()>>> {
@@ -75,14 +75,14 @@ pub(crate) async fn prepare(
     host: &Arc<Host>,
     template: &TemplateImage,
     recurring: bool,
-) -> Result<Base, EngineError> {
+) -> Result<BaseImage, EngineError> {
     if let Some(missing) = template.layers.iter().find(|layer| !layer.is_dir()) {
         return Err(EngineError::Template(format!("layer {} is missing", missing.display())));
     }
-    let base = host.bases.hold(&key_of(&template.layers));
-    let dir = host.bases.dir_of(&base.key);
-    if !dir.join(BASE_IMAGE).exists() {
-        let lock = host.templates.lock(&base.key);
+    let base = host.base_images.hold(&key_of(&template.layers));
+    let dir = host.base_images.dir_of(&base.key);
+    if !dir.join(BASE_IMAGE_FILE).exists() {
+        let lock = host.warm_starts.lock(&base.key);
         let _one_at_a_time = lock.lock().await;
         let (dir, layers) = (dir.clone(), template.layers.clone());
         let made = tokio::task::spawn_blocking(move || make(&dir, &layers)).await;
@@ -95,7 +95,7 @@ pub(crate) async fn prepare(
 }
 
 fn make(dir: &Path, layers: &[PathBuf]) -> Result<(), EngineError> {
-    let image = dir.join(BASE_IMAGE);
+    let image = dir.join(BASE_IMAGE_FILE);
     if image.exists() {
         return Ok(());
     }
@@ -104,23 +104,24 @@ fn make(dir: &Path, layers: &[PathBuf]) -> Result<(), EngineError> {
         fs::write(dir.join(LAYERS), serde_json::to_vec(layers)?)
     };
     note().map_err(EngineError::kernel("make a directory for a template's image"))?;
-    guest::base::make(layers, &image).map_err(|error| EngineError::Template(error.to_string()))?;
+    guest::disk_images::build_base(layers, &image)
+        .map_err(|error| EngineError::Template(error.to_string()))?;
     // Every machine's user reads it.
     fs::set_permissions(&image, fs::Permissions::from_mode(0o444))
         .map_err(EngineError::kernel("open a template's image to machines"))
 }
 
 /// Lets go of an image; it is removed if nobody needs it any more. Blocks.
-pub(crate) fn release(host: &Host, base: Base) {
+pub(crate) fn release(host: &Host, base: BaseImage) {
     let key = base.key.clone();
     drop(base);
-    let mut held = host.bases.held();
+    let mut held = host.base_images.held();
     if held.get(&key).is_some_and(|held| held.strong_count() > 0) {
         return;
     }
     held.remove(&key);
-    let dir = host.bases.dir_of(&key);
-    let states = [host.snapshots.as_path(), host.templates.dir()];
+    let dir = host.base_images.dir_of(&key);
+    let states = [host.snapshots.as_path(), host.warm_starts.dir()];
     if dir.join(KEPT).exists() || states.iter().any(|states| is_named(states, &key)) {
         return;
     }
@@ -136,11 +137,11 @@ pub(crate) fn release(host: &Host, base: Base) {
 /// Whether a state in this directory belongs to the image.
 fn is_named(states: &Path, key: &str) -> bool {
     let Ok(entries) = fs::read_dir(states) else { return true };
-    entries.flatten().any(|entry| read_meta(&entry.path()).is_ok_and(|meta| meta.base == key))
+    entries.flatten().any(|entry| read_record(&entry.path()).is_ok_and(|record| record.base == key))
 }
 
 /// Removes every image that is not in `wanted` and whose template is gone.
-pub(crate) fn sweep(bases: &Bases, wanted: &[String]) -> io::Result<()> {
+pub(crate) fn sweep(bases: &BaseImages, wanted: &[String]) -> io::Result<()> {
     for entry in fs::read_dir(&bases.dir)? {
         let dir = entry?.path();
         let is_wanted =
@@ -173,7 +174,7 @@ mod tests {
     #[test]
     fn images_without_a_template_are_swept() {
         let dir = tempfile::tempdir().unwrap();
-        let bases = Bases::open(dir.path().to_owned());
+        let bases = BaseImages::open(dir.path().to_owned());
         for (key, kept, layers) in [
             ("used", false, "[]"),
             ("template", true, "[]"),

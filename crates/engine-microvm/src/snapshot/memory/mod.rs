@@ -2,10 +2,10 @@
 //! now is a copy of the old one (shared blocks where the disk can) with those pages written over it. So every image is whole, none
 //! depends on another, and a machine started from it is a machine started from any. What must last is quicker in a journal first.
 
-mod flush;
 mod image;
 mod journal;
-mod own;
+mod private_pages;
+mod writeback;
 
 use std::fs::{self, File};
 use std::io;
@@ -13,7 +13,7 @@ use std::path::Path;
 
 use engine::Durability;
 
-use crate::machine::command::GUEST_MEMORY;
+use crate::vm::command_line::MEMORY_FILE;
 
 pub(crate) use journal::replay;
 
@@ -33,7 +33,7 @@ struct Region {
 ///
 /// # Errors
 /// The process is gone or does not have such a memory, or the disk is full.
-pub(crate) fn save(
+pub(crate) fn write_image(
     pid: i32,
     size: u64,
     image: &Path,
@@ -42,26 +42,26 @@ pub(crate) fn save(
 ) -> io::Result<u64> {
     let regions = regions(&fs::read_to_string(format!("/proc/{pid}/maps"))?);
     let first = regions.first().ok_or(io::ErrorKind::NotFound)?;
-    if !are_all_of(&regions, size) {
-        return Err(odd_memory());
+    if !cover_exactly(&regions, size) {
+        return Err(unexpected_mapping());
     }
     // The very file, whatever has become of its name.
     let origin = File::open(format!("/proc/{pid}/map_files/{:x}-{:x}", first.start, first.end))?;
     if origin.metadata()?.len() != size {
-        return Err(odd_memory());
+        return Err(unexpected_mapping());
     }
     let target = File::options().read(true).write(true).create_new(true).open(image)?;
     image::copy_image(&origin, &target)?;
     let own = match journal {
         Some(journal) => journal::write(pid, &regions, journal)?,
-        None => write_own(pid, &regions, &origin, &target, durability)?,
+        None => write_private_pages(pid, &regions, &origin, &target, durability)?,
     };
     durability.sync(&target)?;
     Ok(own)
 }
 
 /// Returns how many bytes there were.
-fn write_own(
+fn write_private_pages(
     pid: i32,
     regions: &[Region],
     origin: &File,
@@ -69,12 +69,12 @@ fn write_own(
     durability: Durability,
 ) -> io::Result<u64> {
     let mut own = 0;
-    flush::beside(target, durability, |flush| {
-        own::read_own(pid, regions, |batch| {
+    writeback::while_writing(target, durability, |writeback| {
+        private_pages::read(pid, regions, |batch| {
             batch.runs().try_for_each(|(offset, now)| image::write_changes(target, origin, offset, now))?;
             own += batch.bytes().len() as u64;
             if let Some((from, to)) = batch.bounds() {
-                flush.wrote(from, to);
+                writeback.written(from, to);
             }
             Ok(())
         })
@@ -92,13 +92,13 @@ fn regions(maps: &str) -> Vec<Region> {
         let name = path.strip_suffix(" (deleted)").unwrap_or(path).rsplit('/').next()?;
         let number = |text| u64::from_str_radix(text, 16).ok();
         let region = Region { start: number(start)?, end: number(end)?, offset: number(offset)? };
-        (name == GUEST_MEMORY).then_some(region)
+        (name == MEMORY_FILE).then_some(region)
     };
     maps.lines().filter_map(parse).collect()
 }
 
 /// Whether these are a memory of `size` bytes, each of them once. Whoever has taken QEMU over maps what it likes.
-fn are_all_of(regions: &[Region], size: u64) -> bool {
+fn cover_exactly(regions: &[Region], size: u64) -> bool {
     let mut sorted: Vec<Region> = regions.to_vec();
     sorted.sort_unstable_by_key(|region| region.offset);
     let end = sorted.iter().try_fold(0, |at, region| {
@@ -107,7 +107,7 @@ fn are_all_of(regions: &[Region], size: u64) -> bool {
     end == Some(size)
 }
 
-fn odd_memory() -> io::Error {
+fn unexpected_mapping() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "the machine's memory is not mapped as it should be")
 }
 
@@ -130,9 +130,9 @@ mod tests {
         let found = regions(maps);
         assert_eq!(found.len(), 2);
         assert_eq!(found[1], Region { start: 0x7f00_1000_0000, end: 0x7f00_2000_0000, offset: 0x1000_0000 });
-        assert!(are_all_of(&found, 0x2000_0000));
-        assert!(!are_all_of(&found, 0x1000_0000), "more than there is");
-        assert!(!are_all_of(&found[1..], 0x1000_0000), "a hole");
-        assert!(!are_all_of(&[found[0], found[0]], 0x2000_0000), "the same twice");
+        assert!(cover_exactly(&found, 0x2000_0000));
+        assert!(!cover_exactly(&found, 0x1000_0000), "more than there is");
+        assert!(!cover_exactly(&found[1..], 0x1000_0000), "a hole");
+        assert!(!cover_exactly(&[found[0], found[0]], 0x2000_0000), "the same twice");
     }
 }

@@ -109,7 +109,7 @@ impl Qmp {
     }
 
     /// Begins to write the state of all devices and the memory to the socket `path`. The machine must be stopped.
-    pub(crate) async fn send_everything(&self, path: &str) -> Result<(), EngineError> {
+    pub(crate) async fn migrate_to_socket(&self, path: &str) -> Result<(), EngineError> {
         let send = async {
             // The default is meant for networks that others use, too.
             self.execute("migrate-set-parameters", json!({ "max-bandwidth": 1_u64 << 40 })).await?;
@@ -119,7 +119,7 @@ impl Qmp {
     }
 
     /// Whether all of it was written, once the socket is closed.
-    pub(crate) async fn was_everything_sent(&self) -> Result<(), EngineError> {
+    pub(crate) async fn check_migration_completed(&self) -> Result<(), EngineError> {
         let sent = async {
             let answer = self.execute("query-migrate", Value::Null).await?;
             match answer["status"].as_str() {
@@ -131,7 +131,7 @@ impl Qmp {
     }
 
     /// Loads what was saved by either way into a machine that waits for it, and returns once that runs.
-    pub(crate) async fn load(&self, path: &str) -> Result<(), EngineError> {
+    pub(crate) async fn load_state(&self, path: &str) -> Result<(), EngineError> {
         let loaded = async {
             self.execute("migrate-incoming", json!({ "uri": format!("file:{path}") })).await?;
             let mut running = self.running.clone();
@@ -148,7 +148,7 @@ impl Qmp {
     }
 
     /// The last of what the guest's console said.
-    pub(crate) async fn console(&self) -> String {
+    pub(crate) async fn console_tail(&self) -> String {
         let arguments = json!({ "device": "console", "size": 4096, "format": "utf8" });
         let said = self.execute("ringbuf-read", arguments).await.ok();
         said.and_then(|text| text.as_str().map(str::to_owned)).unwrap_or_default()
@@ -213,7 +213,7 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let monitor = tokio::spawn(monitor(theirs));
         let qmp = Qmp::open(ours).await.unwrap();
-        qmp.load("/x").await.unwrap();
+        qmp.load_state("/x").await.unwrap();
         assert!(qmp.stop().await.unwrap_err().to_string().contains("stop: no"));
         monitor.abort();
         let _ = monitor.await;

@@ -8,46 +8,46 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 
-use crate::background::Background;
-use crate::compressor::Compressor;
-use crate::memory;
-use crate::state::State;
+use crate::snapshot::SnapshotFiles;
+use crate::snapshot::image_compressor::ImageCompressor;
+use crate::snapshot::memory;
+use crate::worker_thread::WorkerThread;
 
 /// A captured memory.
 #[derive(Debug)]
-pub(crate) struct Captured {
+pub(crate) struct ReplayJob {
     journal: Option<PathBuf>,
     image: PathBuf,
 }
 
 /// The thread that replays.
 #[derive(Debug)]
-pub(crate) struct Replayer(Background<Captured>);
+pub(crate) struct JournalReplayer(WorkerThread<ReplayJob>);
 
-impl Replayer {
+impl JournalReplayer {
     /// Has what has lain for this long compressed.
     pub(crate) fn start(compress_after: Duration) -> io::Result<Self> {
-        let compressor = Compressor::start(compress_after)?;
-        let work = move |captured: Captured, goes_on: &dyn Fn() -> bool| {
-            let Captured { journal, image } = captured;
+        let compressor = ImageCompressor::start(compress_after)?;
+        let work = move |job: ReplayJob, should_continue: &dyn Fn() -> bool| {
+            let ReplayJob { journal, image } = job;
             let begun = Instant::now();
-            match journal.map_or(Ok(()), |journal| memory::replay(&journal, &image, goes_on)) {
+            match journal.map_or(Ok(()), |journal| memory::replay(&journal, &image, should_continue)) {
                 Ok(()) => {
                     debug!(image = %image.display(), milliseconds = begun.elapsed().as_millis(), "replayed");
                     compressor.later(image);
                 }
                 // The next server's.
-                Err(_) if !goes_on() => {}
+                Err(_) if !should_continue() => {}
                 Err(error) => {
-                    warn!(image = %image.display(), %error, "a captured memory stays in its journal until it is wanted");
+                    warn!(image = %image.display(), %error, "a job memory stays in its journal until it is wanted");
                 }
             }
         };
-        Ok(Self(Background::start("replayer", work)?))
+        Ok(Self(WorkerThread::start("replayer", work)?))
     }
 
     /// Has a captured state's memory looked after, if it has one.
-    pub(crate) fn add(&self, state: &State, image: PathBuf) {
-        self.0.add(Captured { journal: state.journal.clone(), image });
+    pub(crate) fn add(&self, snapshot: &SnapshotFiles, image: PathBuf) {
+        self.0.add(ReplayJob { journal: snapshot.journal.clone(), image });
     }
 }

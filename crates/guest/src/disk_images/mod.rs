@@ -18,9 +18,9 @@ const MIB: u64 = 1 << 20;
 /// Room that a file system wants for itself, besides what it holds.
 const MARGIN: u64 = 32 * MIB;
 /// What a file takes beyond its content: its inode, its name, the rest of its last block.
-const ENTRY: u64 = 4096;
+const BYTES_PER_ENTRY: u64 = 4096;
 /// The directory that mkfs.ext4 always makes.
-const LOST: &str = "lost+found";
+const LOST_AND_FOUND: &str = "lost+found";
 /// Lets every base of the same layers be the same file.
 const UUID: &str = "c0fe0000-0000-4000-8000-000000000000";
 
@@ -29,7 +29,7 @@ const UUID: &str = "c0fe0000-0000-4000-8000-000000000000";
 ///
 /// # Errors
 /// A layer is not there, layers do not go together, mkfs.ext4 (1.47 or newer) is missing or fails, or there is no room.
-pub fn make(layers: &[PathBuf], target: &Path) -> Result<(), GuestError> {
+pub fn build_base(layers: &[PathBuf], target: &Path) -> Result<(), GuestError> {
     if let Some(missing) = layers.iter().find(|layer| !layer.is_dir()) {
         return Err(GuestError::NoLayer { path: missing.clone() });
     }
@@ -38,7 +38,7 @@ pub fn make(layers: &[PathBuf], target: &Path) -> Result<(), GuestError> {
     let empty = TempDir::new_in(dir).map_err(GuestError::at(dir))?;
     let merged = merge::mount(layers, empty.path()).map_err(GuestError::Merge)?;
     let size = layers::tree_size(&merged.path())?;
-    let bytes = size.bytes + size.entries * ENTRY;
+    let bytes = size.bytes + size.entries * BYTES_PER_ENTRY;
     let bytes = (bytes + bytes / 8 + MARGIN).next_multiple_of(MIB);
     let inodes = (size.entries + size.entries / 16 + 64).to_string();
     let source = merged.path();
@@ -50,10 +50,10 @@ pub fn make(layers: &[PathBuf], target: &Path) -> Result<(), GuestError> {
         .arg("-d")
         .arg(&source);
     run("mkfs.ext4", mkfs, file.path())?;
-    if fs::symlink_metadata(source.join(LOST)).is_err() {
+    if fs::symlink_metadata(source.join(LOST_AND_FOUND)).is_err() {
         // The template has none, and nothing will ever be found.
         let mut remove = program("debugfs");
-        remove.args(["-w", "-R", &format!("rmdir {LOST}")]);
+        remove.args(["-w", "-R", &format!("rmdir {LOST_AND_FOUND}")]);
         run("debugfs", remove, file.path())?;
     }
     // Readable by a QEMU of any user; who reaches it is up to the directory.
@@ -64,7 +64,7 @@ pub fn make(layers: &[PathBuf], target: &Path) -> Result<(), GuestError> {
 ///
 /// # Errors
 /// mkfs.ext4 (1.47 or newer) is missing or fails, or there is no room.
-pub fn make_empty(size_mib: u32, target: &Path) -> Result<(), GuestError> {
+pub fn format_empty(size_mib: u32, target: &Path) -> Result<(), GuestError> {
     let dir = target.parent().unwrap_or(Path::new("/"));
     let file = new_file(dir, u64::from(size_mib) * MIB)?;
     let mut mkfs = mkfs();

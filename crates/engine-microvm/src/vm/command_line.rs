@@ -3,6 +3,7 @@
 //! No balloon: its pages would come out of memory that other guests share. Files are named as QEMU sees them.
 
 use std::ffi::OsString;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use guest::Tools;
 use guest_api::{BootOptions, PORT_NAME, network};
@@ -10,28 +11,28 @@ use guest_api::{BootOptions, PORT_NAME, network};
 use crate::accelerator::Accelerator;
 
 /// Where QEMU sees what it uses.
-pub(crate) const BASE: &str = "base";
+pub(crate) const BASE_DIR: &str = "base";
 /// The sandbox's own directory.
-pub(crate) const OWN: &str = "vm";
+pub(crate) const VM_DIR: &str = "vm";
 /// What its memory begins with.
-pub(crate) const MEMORY: &str = "memory";
+pub(crate) const MEMORY_DIR: &str = "memory";
 /// The state it is loaded from.
-pub(crate) const STATE: &str = "state";
+pub(crate) const SNAPSHOT_DIR: &str = "state";
 /// Kernel and initramfs.
-pub(crate) const BOOT: &str = "boot";
+pub(crate) const BOOT_DIR: &str = "boot";
 
 /// Names of files in those directories.
-pub(crate) const BASE_IMAGE: &str = "base.ext4";
-pub(crate) const DISK: &str = "disk.raw";
+pub(crate) const BASE_IMAGE_FILE: &str = "base.ext4";
+pub(crate) const DISK_FILE: &str = "disk.raw";
 /// Found again by this name among a process's mappings.
-pub(crate) const GUEST_MEMORY: &str = "guest-memory";
-pub(crate) const DEVICES: &str = "devices";
-pub(crate) const KERNEL: &str = "vmlinux";
-pub(crate) const INITRAMFS: &str = "initramfs";
+pub(crate) const MEMORY_FILE: &str = "guest-memory";
+pub(crate) const DEVICES_FILE: &str = "devices";
+pub(crate) const KERNEL_FILE: &str = "vmlinux";
+pub(crate) const INITRAMFS_FILE: &str = "initramfs";
 
 /// What a guest has of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub(crate) struct Shape {
+pub(crate) struct VmSize {
     /// Virtual processors.
     pub(crate) cpus: u32,
     /// Memory, MiB.
@@ -85,16 +86,16 @@ impl MachineType {
 
 /// How a machine begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Beginning {
+pub(crate) enum StartMode {
     /// By starting its kernel.
     Boot(BootOptions),
     /// By loading a saved state, once told to.
     Load,
 }
 
-/// Descriptors that QEMU inherits.
+/// InheritedFds that QEMU inherits.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Descriptors {
+pub(crate) struct InheritedFds {
     pub(crate) tap: i32,
     pub(crate) monitor: i32,
     pub(crate) agent: i32,
@@ -102,16 +103,28 @@ pub(crate) struct Descriptors {
     pub(crate) kvm: Option<i32>,
 }
 
+impl InheritedFds {
+    /// The numbers of these descriptors: QEMU inherits them unchanged.
+    pub(crate) fn new(tap: &OwnedFd, monitor: &OwnedFd, agent: &OwnedFd, kvm: Option<&OwnedFd>) -> Self {
+        Self {
+            tap: tap.as_raw_fd(),
+            monitor: monitor.as_raw_fd(),
+            agent: agent.as_raw_fd(),
+            kvm: kvm.map(AsRawFd::as_raw_fd),
+        }
+    }
+}
+
 /// The program, and its arguments.
 pub(crate) fn command_line(
     accelerator: &Accelerator,
     machine: MachineType,
-    shape: Shape,
-    beginning: &Beginning,
-    fds: Descriptors,
+    size: VmSize,
+    start_mode: &StartMode,
+    fds: InheritedFds,
 ) -> (&'static str, Vec<OsString>) {
-    let Descriptors { tap, monitor, agent, kvm } = fds;
-    let Shape { cpus, memory_mib } = shape;
+    let InheritedFds { tap, monitor, agent, kvm } = fds;
+    let VmSize { cpus, memory_mib } = size;
     let bus = machine.bus();
     // No boot from the network.
     let rom = if machine == MachineType::Q35 { ",romfile=" } else { "" };
@@ -147,18 +160,18 @@ pub(crate) fn command_line(
         "-object".into(),
         // Private and read-only: whatever QEMU writes there is its own copy, and it could not change the file if it tried.
         format!(
-            "memory-backend-file,id=ram0,size={memory_mib}M,mem-path=/{MEMORY}/{GUEST_MEMORY},share=off,readonly=on,rom=off"
+            "memory-backend-file,id=ram0,size={memory_mib}M,mem-path=/{MEMORY_DIR}/{MEMORY_FILE},share=off,readonly=on,rom=off"
         ),
         "-blockdev".into(),
         format!(
-            "driver=raw,node-name=base,read-only=on,file.driver=file,file.locking=off,file.filename=/{BASE}/{BASE_IMAGE}"
+            "driver=raw,node-name=base,read-only=on,file.driver=file,file.locking=off,file.filename=/{BASE_DIR}/{BASE_IMAGE_FILE}"
         ),
         "-device".into(),
         format!("virtio-blk-{bus},drive=base,serial=base"),
         // A running sandbox does not outlive a loss of power, so its own flushes need not reach the disk; captures are synced.
         "-blockdev".into(),
         format!(
-            "driver=raw,node-name=own,discard=unmap,cache.no-flush=on,file.driver=file,file.locking=off,file.filename=/{OWN}/{DISK},\
+            "driver=raw,node-name=own,discard=unmap,cache.no-flush=on,file.driver=file,file.locking=off,file.filename=/{VM_DIR}/{DISK_FILE},\
              file.discard=unmap,file.cache.no-flush=on"
         ),
         "-device".into(),
@@ -197,16 +210,16 @@ pub(crate) fn command_line(
     if let Some(kvm) = kvm {
         line.extend(["-add-fd".into(), format!("fd={kvm},set=1")]);
     }
-    match beginning {
-        Beginning::Boot(options) => line.extend([
+    match start_mode {
+        StartMode::Boot(options) => line.extend([
             "-kernel".into(),
-            format!("/{BOOT}/{KERNEL}"),
+            format!("/{BOOT_DIR}/{KERNEL_FILE}"),
             "-initrd".into(),
-            format!("/{BOOT}/{INITRAMFS}"),
+            format!("/{BOOT_DIR}/{INITRAMFS_FILE}"),
             "-append".into(),
             kernel_parameters(accelerator, options),
         ]),
-        Beginning::Load => line.extend(["-incoming", "defer"].map(String::from)),
+        StartMode::Load => line.extend(["-incoming", "defer"].map(String::from)),
     }
     let program = match (accelerator, machine) {
         (Accelerator::Kvm, MachineType::Microvm) => Tools::QEMU_KVM,

@@ -10,14 +10,14 @@ use std::thread::{self, JoinHandle};
 
 /// A thread and what it is to do.
 #[derive(Debug)]
-pub(crate) struct Background<T> {
+pub(crate) struct WorkerThread<T> {
     /// Both none only while it is dropped.
     queue: Option<Sender<T>>,
     thread: Option<JoinHandle<()>>,
     is_over: Arc<AtomicBool>,
 }
 
-impl<T: Send + 'static> Background<T> {
+impl<T: Send + 'static> WorkerThread<T> {
     /// Starts the thread; `work` is given what is to be done and a way to ask whether that is still wanted.
     pub(crate) fn start(
         name: &str,
@@ -26,15 +26,18 @@ impl<T: Send + 'static> Background<T> {
         let (send, queue) = mpsc::channel();
         let is_over = Arc::new(AtomicBool::new(false));
         let over = is_over.clone();
-        let goes_on = move || !over.load(Ordering::Relaxed);
-        let work_off =
-            move || queue.into_iter().take_while(|_| goes_on()).for_each(|item| work(item, &goes_on));
-        let thread = thread::Builder::new().name(name.into()).spawn(work_off)?;
+        let should_continue = move || !over.load(Ordering::Relaxed);
+        let process_all = move || {
+            for item in queue.into_iter().take_while(|_| should_continue()) {
+                work(item, &should_continue);
+            }
+        };
+        let thread = thread::Builder::new().name(name.into()).spawn(process_all)?;
         Ok(Self { queue: Some(send), thread: Some(thread), is_over })
     }
 }
 
-impl<T> Background<T> {
+impl<T> WorkerThread<T> {
     /// Has this done after all that was asked for before.
     pub(crate) fn add(&self, item: T) {
         if let Some(queue) = &self.queue {
@@ -43,7 +46,7 @@ impl<T> Background<T> {
     }
 }
 
-impl<T> Drop for Background<T> {
+impl<T> Drop for WorkerThread<T> {
     fn drop(&mut self) {
         self.is_over.store(true, Ordering::Relaxed);
         self.queue = None;

@@ -16,20 +16,20 @@ const SWAPPED: u64 = 1 << 62;
 const OF_FILE: u64 = 1 << 61;
 
 /// Bytes in a batch at most.
-pub(super) const MOST: usize = 512 << 10;
+pub(super) const MAX_BATCH_BYTES: usize = 512 << 10;
 /// Entries of the page map that are looked at together.
 const WINDOW: u64 = 8192;
 
 /// Pages next to each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Run {
+struct PageRun {
     address: u64,
     /// In the image.
     offset: u64,
     length: usize,
 }
 
-impl Run {
+impl PageRun {
     /// Address and place in the image of what comes behind it.
     fn end(&self) -> (u64, u64) {
         (self.address + self.length as u64, self.offset + self.length as u64)
@@ -38,8 +38,8 @@ impl Run {
 
 /// Some pages and what is in them.
 #[derive(Debug, Default)]
-pub(super) struct Batch {
-    runs: Vec<Run>,
+pub(super) struct PageBatch {
+    runs: Vec<PageRun>,
     /// Of all of them.
     length: usize,
     bytes: Vec<u8>,
@@ -48,7 +48,7 @@ pub(super) struct Batch {
     start: usize,
 }
 
-impl Batch {
+impl PageBatch {
     /// The runs of pages in it: where each is in the image, and its content.
     pub(super) fn runs(&self) -> impl Iterator<Item = (u64, &[u8])> {
         let mut rest = self.bytes();
@@ -82,14 +82,14 @@ impl Batch {
         match self.runs.last_mut() {
             // In both: whoever has taken QEMU over maps what it likes next to each other.
             Some(last) if last.end() == (address, offset) => last.length += index(PAGE),
-            _ => self.runs.push(Run { address, offset, length: index(PAGE) }),
+            _ => self.runs.push(PageRun { address, offset, length: index(PAGE) }),
         }
     }
 
     fn read(&mut self, pid: i32) -> io::Result<()> {
         let pieces: Vec<(u64, usize)> = self.runs.iter().map(|run| (run.address, run.length)).collect();
         if self.bytes.is_empty() {
-            self.bytes.resize(MOST + index(PAGE), 0);
+            self.bytes.resize(MAX_BATCH_BYTES + index(PAGE), 0);
             self.start = self.bytes.as_ptr().align_offset(index(PAGE));
         }
         read_memory_of(pid, &pieces, &mut self.bytes[self.start..][..self.length])
@@ -97,13 +97,13 @@ impl Batch {
 }
 
 /// Reads what is process `pid`'s own in these regions and gives it to `take`, batch after batch.
-pub(super) fn read_own(
+pub(super) fn read(
     pid: i32,
     regions: &[Region],
-    mut take: impl FnMut(&Batch) -> io::Result<()>,
+    mut take: impl FnMut(&PageBatch) -> io::Result<()>,
 ) -> io::Result<()> {
     let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
-    let mut batch = Batch::default();
+    let mut batch = PageBatch::default();
     let mut entries = Vec::new();
     for region in regions {
         let mut at = region.start;
@@ -117,7 +117,7 @@ pub(super) fn read_own(
                     continue;
                 }
                 batch.push(address, region.offset + (address - region.start));
-                if batch.runs.len() == MAX_PIECES || batch.length >= MOST {
+                if batch.runs.len() == MAX_PIECES || batch.length >= MAX_BATCH_BYTES {
                     batch.read(pid)?;
                     take(&batch)?;
                     batch.clear();
@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn pages_are_one_run_only_where_they_are_in_the_image_too() {
-        let mut batch = Batch::default();
+        let mut batch = PageBatch::default();
         for (address, offset) in [(10, 5), (11, 6), (12, 1), (20, 2)] {
             batch.push(address * PAGE, offset * PAGE);
         }

@@ -1,5 +1,5 @@
 //! Starting QEMU so that it can do nothing but run its guest: own user id, own control group, the sandbox's network namespace, and a
-//! mount view of its program, its guest's files and nothing else. Its own seccomp filter comes on top (`-sandbox`).
+//! mount mount of its program, its guest's files and nothing else. Its own seccomp filter comes on top (`-sandbox`).
 //! A break-out of the guest into QEMU ends there.
 
 use std::ffi::{CStr, CString, OsString};
@@ -26,12 +26,12 @@ use sys::{Namespace, seal_mount, syscall};
 
 /// A directory that QEMU sees.
 #[derive(Debug)]
-pub(crate) struct View {
+pub(crate) struct BindMount {
     mount: OwnedFd,
     target: CString,
 }
 
-impl View {
+impl BindMount {
     /// Shows the directory (or file) `path` as `target`, a path that exists in QEMU's root.
     ///
     /// # Errors
@@ -45,15 +45,15 @@ impl View {
 
 /// Everything that a confined QEMU is started with.
 #[derive(Debug)]
-pub(crate) struct Launch<'a> {
+pub(crate) struct QemuLaunch<'a> {
     /// Path of the program in its root.
     pub(crate) program: &'a str,
     pub(crate) arguments: Vec<OsString>,
     /// Its root: the program, its libraries and firmware.
-    pub(crate) root: View,
+    pub(crate) root: BindMount,
     /// An empty directory of the host that the root is attached to, in QEMU's own mount namespace.
     pub(crate) root_target: &'a Path,
-    pub(crate) views: Vec<View>,
+    pub(crate) mounts: Vec<BindMount>,
     pub(crate) network: &'a Namespace,
     /// Files through which a process joins its control groups.
     pub(crate) groups: Vec<std::path::PathBuf>,
@@ -61,7 +61,7 @@ pub(crate) struct Launch<'a> {
     pub(crate) uid: u32,
     /// How large a file of its may become, bytes.
     pub(crate) largest_file: u64,
-    /// Descriptors it inherits, under the numbers they have here.
+    /// InheritedFds it inherits, under the numbers they have here.
     pub(crate) inherited: Vec<RawFd>,
     /// What it complains about.
     pub(crate) log: fs::File,
@@ -71,9 +71,9 @@ pub(crate) struct Launch<'a> {
 ///
 /// # Errors
 /// The kernel refuses something; the step is not told, as the child can only hand a number over.
-pub(crate) fn launch(launch: Launch<'_>) -> io::Result<Child> {
-    let Launch { program, arguments, root, root_target, views, network, groups, uid, .. } = launch;
-    let Launch { largest_file, inherited, log, .. } = launch;
+pub(crate) fn spawn_qemu(launch: QemuLaunch<'_>) -> io::Result<Child> {
+    let QemuLaunch { program, arguments, root, root_target, mounts, network, groups, uid, .. } = launch;
+    let QemuLaunch { largest_file, inherited, log, .. } = launch;
     let root_target = CString::new(root_target.as_os_str().as_bytes())?;
     let groups: Vec<CString> =
         groups.iter().map(|path| CString::new(path.as_os_str().as_bytes())).collect::<Result<_, _>>()?;
@@ -93,7 +93,7 @@ pub(crate) fn launch(launch: Launch<'_>) -> io::Result<Child> {
                 UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWCGROUP,
             )
         }?;
-        change_root(&root, &root_target, &views)?;
+        change_root(&root, &root_target, &mounts)?;
         for fd in &inherited {
             // SAFETY: as above.
             fcntl_setfd(unsafe { std::os::fd::BorrowedFd::borrow_raw(*fd) }, FdFlags::empty())?;
@@ -113,14 +113,14 @@ fn join_group(file: &CStr) -> io::Result<()> {
     Ok(())
 }
 
-fn change_root(root: &View, target: &CStr, views: &[View]) -> io::Result<()> {
+fn change_root(root: &BindMount, target: &CStr, mounts: &[BindMount]) -> io::Result<()> {
     mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let by_fd = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     move_mount(&root.mount, c"", CWD, target, by_fd)?;
     let top = open(target, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    for view in views {
+    for mount in mounts {
         // Relative to the root: targets have no leading slash and the tree is ours, without links.
-        move_mount(&view.mount, c"", &top, view.target.as_c_str(), by_fd)?;
+        move_mount(&mount.mount, c"", &top, mount.target.as_c_str(), by_fd)?;
     }
     fchdir(&top)?;
     pivot_root(c".", c".")?;

@@ -22,14 +22,14 @@ use rustix::stdio::{dup2_stderr, dup2_stdout};
 use rustix::thread::UnshareFlags;
 use sys::{attach_mount, mount_new};
 
-use crate::error::GuestError;
+use crate::error::InitError;
 use crate::{boot, cgroup, devices};
 
 const ENVD: &str = "/usr/bin/envd";
 /// Until the host gives it another one.
 pub(crate) const HOSTNAME: &str = "sandbox";
 /// envd runs before user code when both want the processor; it takes this away from every process it starts.
-const AGENT_NICE: i32 = -10;
+const ENVD_NICE: i32 = -10;
 const MAX_OPEN_FILES: u64 = 16_384;
 const MAX_QUEUED_SIGNALS: u64 = 4096;
 /// Of the process limit, what no single user inside can take (root can: it is this kernel's root).
@@ -38,30 +38,29 @@ const RESERVED_PIDS: u64 = 32;
 const BACKLOG: i32 = 1024;
 
 /// Becomes envd; answers only where that fails.
-pub(crate) fn run() -> GuestError {
+pub(crate) fn run() -> InitError {
     match become_envd() {
         Ok(never) => match never {},
         Err(error) => error,
     }
 }
 
-fn become_envd() -> Result<std::convert::Infallible, GuestError> {
+fn become_envd() -> Result<std::convert::Infallible, InitError> {
     // First, so that it is number 3 as in containers.
-    let listener = listen().map_err(GuestError::kernel("listen for envd"))?;
+    let listener = listen().map_err(InitError::kernel("listen for envd"))?;
     let shm_mib = std::env::args().nth(2).unwrap_or_default();
-    cgroup::join().map_err(GuestError::kernel("enter the control group"))?;
+    cgroup::join().map_err(InitError::kernel("enter the control group"))?;
     // User code must be what goes when memory runs out, and it inherits this.
-    fs::write("/proc/self/oom_score_adj", "0")
-        .map_err(GuestError::kernel("be no more spared than others"))?;
-    setpriority_process(None, AGENT_NICE).map_err(GuestError::kernel("favour envd"))?;
+    fs::write("/proc/self/oom_score_adj", "0").map_err(InitError::kernel("be no more spared than others"))?;
+    setpriority_process(None, ENVD_NICE).map_err(InitError::kernel("favour envd"))?;
     let own = UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC | UnshareFlags::NEWCGROUP;
-    sys::enter_new_namespaces(own).map_err(GuestError::kernel("make namespaces"))?;
+    sys::enter_new_namespaces(own).map_err(InitError::kernel("make namespaces"))?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    mount_change("/", private).map_err(GuestError::kernel("part from the agent's mounts"))?;
+    mount_change("/", private).map_err(InitError::kernel("part from the agent's mounts"))?;
     mount_all(&shm_mib)?;
-    rustix::system::sethostname(HOSTNAME.as_bytes()).map_err(GuestError::kernel("set the host name"))?;
-    set_limits().map_err(GuestError::kernel("set limits"))?;
-    let report = arrange_descriptors(&listener).map_err(GuestError::kernel("arrange descriptors"))?;
+    rustix::system::sethostname(HOSTNAME.as_bytes()).map_err(InitError::kernel("set the host name"))?;
+    set_limits().map_err(InitError::kernel("set limits"))?;
+    let report = arrange_descriptors(&listener).map_err(InitError::kernel("arrange descriptors"))?;
     let error = Command::new(ENVD)
         .args(["--listen-fd", &listener.as_raw_fd().to_string()])
         .env_clear()
@@ -69,7 +68,7 @@ fn become_envd() -> Result<std::convert::Infallible, GuestError> {
         .exec();
     // Back to where the agent listens.
     let _ = dup2_stdout(&report);
-    Err(GuestError::kernel("execute envd")(error))
+    Err(InitError::kernel("execute envd")(error))
 }
 
 fn listen() -> io::Result<TcpListener> {
@@ -78,27 +77,27 @@ fn listen() -> io::Result<TcpListener> {
     Ok(listener)
 }
 
-fn mount_all(shm_mib: &str) -> Result<(), GuestError> {
+fn mount_all(shm_mib: &str) -> Result<(), InitError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = open(boot::ROOT, flags, Mode::empty()).map_err(GuestError::kernel("open the root"))?;
+    let root = open(boot::ROOT, flags, Mode::empty()).map_err(InitError::kernel("open the root"))?;
     mount_new("proc", &root, "proc", &[], MountAttrFlags::empty())
-        .map_err(GuestError::kernel("mount /proc"))?;
-    mount_dev(&root, shm_mib).map_err(GuestError::kernel("mount /dev"))?;
+        .map_err(InitError::kernel("mount /proc"))?;
+    mount_dev(&root, shm_mib).map_err(InitError::kernel("mount /dev"))?;
     mount_new("sysfs", &root, "sys", &[], MountAttrFlags::MOUNT_ATTR_RDONLY)
-        .map_err(GuestError::kernel("mount /sys"))?;
-    switch_root(&root).map_err(GuestError::kernel("change the root"))?;
+        .map_err(InitError::kernel("mount /sys"))?;
+    switch_root(&root).map_err(InitError::kernel("change the root"))?;
     let boot_id = format!("/dev/{}", devices::BOOT_ID);
     let cover = || {
         mount_bind(&boot_id, devices::KERNELS_BOOT_ID)?;
         let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NOEXEC;
         mount_remount(devices::KERNELS_BOOT_ID, flags, "")
     };
-    cover().map_err(GuestError::kernel("cover the boot id"))
+    cover().map_err(InitError::kernel("cover the boot id"))
 }
 
 fn mount_dev(root: &OwnedFd, shm_mib: &str) -> Result<(), Errno> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    attach_mount(open_tree(CWD, devices::VIEW, flags)?, root, "dev")?;
+    attach_mount(open_tree(CWD, devices::READ_ONLY, flags)?, root, "dev")?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let dev = openat(root, "dev", flags, Mode::empty())?;
     let none = MountAttrFlags::empty();

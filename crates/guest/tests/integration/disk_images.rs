@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use guest::{GuestError, base};
+use guest::{GuestError, disk_images};
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, lgetxattr, llistxattr, lsetxattr, mknodat};
 
 /// An image, mounted as long as this lives.
@@ -83,7 +83,7 @@ fn a_base_is_the_layers_as_one() {
     upper(&layers[0]);
     lower(&layers[1]);
     let image = dir.path().join("base.ext4");
-    base::make(&layers, &image).unwrap();
+    disk_images::build_base(&layers, &image).unwrap();
     let mounted = Mounted::new(&image, dir.path().join("mounted"), "ro");
     let at = |path: &str| mounted.0.join(path);
     for gone in ["etc/gone", "etc/nothing", "hidden", "renamed", "replaced/old", "lost+found"] {
@@ -110,7 +110,7 @@ fn a_base_is_the_layers_as_one() {
     let checked = Command::new("e2fsck").args(["-f", "-n"]).arg(&image).output().unwrap();
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
     let again = dir.path().join("again.ext4");
-    base::make(&layers, &again).unwrap();
+    disk_images::build_base(&layers, &again).unwrap();
     assert!(fs::read(&image).unwrap() == fs::read(&again).unwrap(), "another file of the same layers");
     drop(mounted);
     let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -129,7 +129,7 @@ fn one_layer_is_a_template_too() {
     fs::write(layer.join("lost+found/own"), "x").unwrap();
     (0..5000).for_each(|number| fs::write(layer.join(format!("many/{number}")), "x").unwrap());
     let image = dir.path().join("base.ext4");
-    base::make(&[layer], &image).unwrap();
+    disk_images::build_base(&[layer], &image).unwrap();
     let mounted = Mounted::new(&image, dir.path().join("mounted"), "ro");
     assert_eq!(fs::read_dir(mounted.0.join("many")).unwrap().count(), 5000);
     assert!(mounted.0.join("lost+found/own").is_file());
@@ -141,7 +141,7 @@ fn a_missing_layer_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("base.ext4");
     let missing = PathBuf::from("/nonexistent/layer");
-    let error = base::make(&[missing], &target).unwrap_err();
+    let error = disk_images::build_base(&[missing], &target).unwrap_err();
     assert!(matches!(error, GuestError::NoLayer { .. }), "{error}");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
@@ -150,7 +150,7 @@ fn a_missing_layer_is_named() {
 fn an_empty_disk_costs_little_and_holds_its_size() {
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("empty.ext4");
-    base::make_empty(1024, &image).unwrap();
+    disk_images::format_empty(1024, &image).unwrap();
     let file = fs::metadata(&image).unwrap();
     assert_eq!(file.len(), 1 << 30);
     assert!(file.blocks() * 512 < 16 << 20, "{} KiB", file.blocks() / 2);

@@ -1,4 +1,4 @@
-//! The parts that a machine is put together from, and putting them together: network, disk, sockets, views, and QEMU in them.
+//! The parts that a machine is put together from, and putting them together: network, disk, sockets, mounts, and QEMU in them.
 //! Whether it boots or loads a state is only in what it is shown and told.
 //! Nobody has spoken with it when it is handed over.
 
@@ -18,9 +18,11 @@ use crate::accelerator::Accelerator;
 use crate::claim::Claim;
 use crate::disks;
 use crate::host::Host;
-use crate::machine::command::{BASE, BOOT, Beginning, MEMORY, OWN, STATE, command_line};
-use crate::machine::{Complaints, Launch, View, launch, numbers};
-use crate::record::{Build, Record};
+use crate::record::{SandboxRecord, VmSpec};
+use crate::vm::command_line::{
+    BASE_DIR, BOOT_DIR, InheritedFds, MEMORY_DIR, SNAPSHOT_DIR, StartMode, VM_DIR, command_line,
+};
+use crate::vm::{BindMount, QemuLaunch, QemuLog, spawn_qemu};
 
 const LINK_ADDRESSES: LinkAddresses = LinkAddresses {
     guest_mac: network::GUEST_MAC,
@@ -34,20 +36,20 @@ const LINK_ADDRESSES: LinkAddresses = LinkAddresses {
 };
 
 /// All that a machine is made of.
-pub(crate) struct Plan {
+pub(crate) struct LaunchPlan {
     pub(crate) spec: StartSpec,
-    pub(crate) build: Build,
+    pub(crate) vm_spec: VmSpec,
     pub(crate) disk: VolumeName,
     /// Directory with what its memory begins with.
     pub(crate) memory: PathBuf,
-    pub(crate) beginning: Beginning,
+    pub(crate) start_mode: StartMode,
     /// Directory with what is started: kernel and initramfs, or a state.
     pub(crate) source: PathBuf,
 }
 
 /// A QEMU that runs and nobody has spoken with yet.
-pub(crate) struct Started {
-    pub(crate) complaints: Complaints,
+pub(crate) struct LaunchedQemu {
+    pub(crate) qemu_log: QemuLog,
     pub(crate) pid: i32,
     pub(crate) pidfd: OwnedFd,
     pub(crate) network: Namespace,
@@ -55,9 +57,9 @@ pub(crate) struct Started {
     pub(crate) claim: Claim,
 }
 
-impl Plan {
+impl LaunchPlan {
     /// Starts QEMU. Blocks. Leaves nothing behind where that fails.
-    pub(crate) fn carry_out(self, host: &Arc<Host>) -> Result<Started, EngineError> {
+    pub(crate) fn launch(self, host: &Arc<Host>) -> Result<LaunchedQemu, EngineError> {
         let id = &self.spec.id;
         let outcome = self.start(host);
         if outcome.is_err() {
@@ -68,42 +70,43 @@ impl Plan {
         outcome
     }
 
-    fn start(&self, host: &Arc<Host>) -> Result<Started, EngineError> {
-        let Self { spec, build, disk, memory, beginning, source } = self;
-        let claim = Claim::take(host, &Resources { memory_mib: build.shape.memory_mib, ..spec.resources })?;
+    fn start(&self, host: &Arc<Host>) -> Result<LaunchedQemu, EngineError> {
+        let Self { spec, vm_spec, disk, memory, start_mode, source } = self;
+        let claim = Claim::take(host, &Resources { memory_mib: vm_spec.size.memory_mib, ..spec.resources })?;
         let tap_network =
             create_tap_network(&LINK_ADDRESSES).map_err(EngineError::kernel("make a machine's network"))?;
         let listeners = Listeners::open_for_tap(&tap_network.namespace)
             .map_err(EngineError::kernel("open the gateway"))?;
-        let private = disks::take(host, disk, &spec.id, build.disk_mib, claim.uid_base)?;
+        let private = disks::create_disk(host, disk, &spec.id, vm_spec.disk_mib, claim.uid_base)?;
         let sockets = host.sockets(spec.id.as_str()).listen();
         let (monitor, agent) = sockets.map_err(EngineError::kernel("make a machine's sockets"))?;
-        let complaints = Complaints::new().map_err(EngineError::kernel("make a log"))?;
+        let qemu_log = QemuLog::new().map_err(EngineError::kernel("make a log"))?;
         let kvm = open_kvm(&host.accelerator).map_err(EngineError::kernel("open /dev/kvm"))?;
-        let fds = numbers(&tap_network.tap, &monitor, &agent, kvm.as_ref());
+        let fds = InheritedFds::new(&tap_network.tap, &monitor, &agent, kvm.as_ref());
         let inherited = [Some(&tap_network.tap), Some(&monitor), Some(&agent), kvm.as_ref()];
         let inherited = inherited.into_iter().flatten().map(AsRawFd::as_raw_fd).collect();
-        let (program, arguments) = command_line(&host.accelerator, host.machine, build.shape, beginning, fds);
-        let place = if matches!(beginning, Beginning::Boot(_)) { BOOT } else { STATE };
-        let views = [
-            View::new(&host.bases.dir_of(&build.base), BASE, true),
-            View::new(&private, OWN, false),
-            View::new(memory, MEMORY, true),
-            View::new(source, place, true),
+        let (program, arguments) =
+            command_line(&host.accelerator, host.machine_type, vm_spec.size, start_mode, fds);
+        let place = if matches!(start_mode, StartMode::Boot(_)) { BOOT_DIR } else { SNAPSHOT_DIR };
+        let mounts = [
+            BindMount::new(&host.base_images.dir_of(&vm_spec.base), BASE_DIR, true),
+            BindMount::new(&private, VM_DIR, false),
+            BindMount::new(memory, MEMORY_DIR, true),
+            BindMount::new(source, place, true),
         ];
-        let launched = views.into_iter().collect::<std::io::Result<Vec<View>>>().and_then(|views| {
-            launch(Launch {
+        let launched = mounts.into_iter().collect::<std::io::Result<Vec<BindMount>>>().and_then(|mounts| {
+            spawn_qemu(QemuLaunch {
                 program: &format!("/{program}"),
                 arguments,
-                root: View::new(&host.tools.root(), "", true)?,
+                root: BindMount::new(&host.tools.root(), "", true)?,
                 root_target: &host.root_target,
-                views,
+                mounts,
                 network: &tap_network.namespace,
                 groups: claim.group.gates(),
                 uid: claim.uid_base,
-                largest_file: u64::from(build.disk_mib.max(disks::BESIDE_DISK_MIB)) << 20,
+                largest_file: u64::from(vm_spec.disk_mib.max(disks::DEVICES_ROOM_MIB)) << 20,
                 inherited,
-                log: complaints.writer()?,
+                log: qemu_log.writer()?,
             })
         });
         let child = launched.map_err(EngineError::kernel("start QEMU"))?;
@@ -111,17 +114,17 @@ impl Plan {
         let note = || -> std::io::Result<OwnedFd> {
             let raw = Pid::from_raw(pid).ok_or(std::io::ErrorKind::NotFound)?;
             let pidfd = pidfd_open(raw, PidfdFlags::empty())?;
-            let record = Record {
+            let record = SandboxRecord {
                 process: ProcessId::of(pid)?,
                 uid_base: claim.uid_base,
                 cgroup: claim.group.name().to_owned(),
-                build: build.clone(),
+                vm_spec: vm_spec.clone(),
             };
             host.records.save(&spec.id, &record)?;
             Ok(pidfd)
         };
         let pidfd = note().map_err(EngineError::kernel("record the sandbox"))?;
-        Ok(Started { complaints, pid, pidfd, network: tap_network.namespace, listeners, claim })
+        Ok(LaunchedQemu { qemu_log, pid, pidfd, network: tap_network.namespace, listeners, claim })
     }
 }
 

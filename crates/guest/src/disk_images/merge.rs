@@ -13,9 +13,9 @@ use rustix::mount::{
 
 /// The mounted tree.
 #[derive(Debug)]
-pub(super) struct Merged(OwnedFd);
+pub(super) struct MergedLayers(OwnedFd);
 
-impl Merged {
+impl MergedLayers {
     /// Where this process and those it starts find it.
     pub(super) fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()))
@@ -23,7 +23,7 @@ impl Merged {
 }
 
 /// Mounts `layers`, uppermost first, over the empty directory `bottom`.
-pub(super) fn mount(layers: &[PathBuf], bottom: &Path) -> io::Result<Merged> {
+pub(super) fn mount(layers: &[PathBuf], bottom: &Path) -> io::Result<MergedLayers> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     for layer in layers.iter().map(PathBuf::as_path).chain([bottom]) {
@@ -38,5 +38,5 @@ pub(super) fn mount(layers: &[PathBuf], bottom: &Path) -> io::Result<Merged> {
         | MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    Ok(Merged(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?))
+    Ok(MergedLayers(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?))
 }
