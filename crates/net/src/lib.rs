@@ -14,7 +14,7 @@ mod redirect;
 mod sniff;
 mod tap;
 
-pub use dial::{connect, dial};
+pub use dial::{CONTROL_ADDRESS, connect, dial, dial_as_control};
 pub use dns::Resolvers;
 pub use gateway::{Gateway, GatewayConfig, is_host_address};
 pub use listeners::{Listeners, TcpListener, listen_in};

@@ -6,12 +6,14 @@ use std::io;
 
 use rustix::net::netlink;
 
+use crate::dial::{CONTROL_ADDRESS, CONTROL_MARK};
 use crate::{DNS_PORT, EGRESS_PORT};
 use sys::netlink::{APPEND, Batch, CREATE, REQUEST_ACK};
 
 const TABLE: &str = "cofferdam";
 const CHAIN: &str = "egress";
 const DISCOVERY: &str = "discovery";
+const CONTROL: &str = "control";
 
 const SUBSYSTEM: u16 = 10 << 8;
 const NEW_TABLE: u16 = SUBSYSTEM;
@@ -25,6 +27,7 @@ const INET: [u8; 4] = [1, 0, 0, 0];
 /// `struct nfgenmsg` of a batch: its last field names the subsystem.
 const BATCH: [u8; 4] = [0, 0, 0, 10];
 
+const META_MARK: u32 = 3;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
 const NETWORK_HEADER: u32 = 1;
@@ -34,6 +37,7 @@ const VERDICT_REGISTER: u32 = 0;
 const RETURN: i32 = -5;
 const DROP: i32 = 0;
 const EQUAL: u32 = 0;
+const NOT_EQUAL: u32 = 1;
 const AT_MOST: u32 = 3;
 const AT_LEAST: u32 = 5;
 /// Priorities of chains.
@@ -76,8 +80,9 @@ pub(crate) fn install(hook: Hook) -> io::Result<()> {
         meta_is(rule, META_L4PROTO, TCP);
         redirect(rule, EGRESS_PORT);
     });
-    if hook == Hook::PreRouting {
-        refuse_discovery(&mut batch);
+    match hook {
+        Hook::LocalOut => guard_control_address(&mut batch),
+        Hook::PreRouting => refuse_discovery(&mut batch),
     }
     batch.begin(BATCH_END, REQUEST, &BATCH).finish();
     batch.exchange(Some(netlink::NETFILTER))
@@ -95,6 +100,19 @@ fn refuse_discovery(batch: &mut Batch) {
         payload(rule, TRANSPORT_HEADER, 0, 1);
         register(rule, AT_LEAST, &TYPES[..1]);
         register(rule, AT_MOST, &TYPES[1..]);
+        verdict(rule, DROP);
+    });
+}
+
+/// Drops packets from the address that envd trusts unless they carry the mark of the server's own sockets.
+fn guard_control_address(batch: &mut Batch) {
+    const IPV4_SOURCE: u32 = 12;
+    chain(batch, CONTROL, "filter", Hook::LocalOut, BEFORE_ALL);
+    rule(batch, CONTROL, |rule| {
+        meta_is(rule, META_NFPROTO, 2);
+        payload_is(rule, NETWORK_HEADER, IPV4_SOURCE, &CONTROL_ADDRESS.octets());
+        meta(rule, META_MARK);
+        register(rule, NOT_EQUAL, &CONTROL_MARK.to_ne_bytes());
         verdict(rule, DROP);
     });
 }
@@ -128,10 +146,14 @@ fn expression(rule: &mut Batch, name: &str, data: impl FnOnce(&mut Batch)) {
 }
 
 fn meta_is(rule: &mut Batch, key: u32, value: u8) {
+    meta(rule, key);
+    register_is(rule, &[value]);
+}
+
+fn meta(rule: &mut Batch, key: u32) {
     expression(rule, "meta", |data| {
         data.be32(1, REGISTER).be32(2, key);
     });
-    register_is(rule, &[value]);
 }
 
 fn payload_is(rule: &mut Batch, header: u32, offset: u32, value: &[u8]) {

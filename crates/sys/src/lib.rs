@@ -19,6 +19,7 @@ mod mount;
 mod namespace;
 pub mod netlink;
 mod raw;
+mod socket;
 mod tap;
 mod writeback;
 
@@ -32,5 +33,6 @@ pub use memory::{MAX_PIECES, read_memory_of};
 pub use mount::{seal_mount, set_idmap};
 pub use namespace::{Namespace, enter_new_namespaces, in_network_namespace, set_hostname_in};
 pub use raw::{Errno, syscall};
+pub use socket::{set_bind_address_no_port, set_mark};
 pub use tap::make_tap;
 pub use writeback::start_writing;
