@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 use engine::{Engine, Engines};
 use engine_container::{ContainerConfig, ContainerEngine, Criu};
 use engine_microvm::{Accelerator, MachineType, MicrovmConfig, MicrovmEngine, Tools};
-use layers::{VolumesBackend, VolumesConfig};
+use layers::{TreesBackend, TreesConfig};
 use net::GatewayConfig;
 use tracing::{info, warn};
 
@@ -61,7 +61,7 @@ pub(crate) struct EngineArguments {
     /// directory), `reflink` (XFS), `copy`, or `auto` for the first of these that works. Copies are instant and disk limits are
     /// enforced on btrfs only.
     #[arg(long, default_value_t, value_name = "BACKEND")]
-    storage: VolumesBackend,
+    storage: TreesBackend,
     /// Maximum size of the btrfs image, GiB. [default: what the disk holds]
     #[arg(long, value_name = "GIB")]
     storage_size: Option<u64>,
@@ -118,8 +118,8 @@ impl EngineArguments {
         }
     }
 
-    fn storage(&self) -> VolumesConfig {
-        VolumesConfig { backend: self.storage, image_size: self.storage_size.map(|gib| gib << 30) }
+    fn storage(&self) -> TreesConfig {
+        TreesConfig { backend: self.storage, image_size: self.storage_size.map(|gib| gib << 30) }
     }
 
     fn container(&self, data: &DataDir, gateway: &GatewayConfig) -> Result<Arc<dyn Engine>, Failure> {
@@ -134,7 +134,7 @@ impl EngineArguments {
             run_dir: self.run_dir.clone(),
             agent: paths::envd(self.envd.as_deref())?,
             criu,
-            volumes: self.storage(),
+            trees: self.storage(),
             pool: self.slots,
             gateway: gateway.clone(),
         })?;
@@ -150,7 +150,7 @@ impl EngineArguments {
             &self.microvm.path(data),
         )?;
         config.data_dir.clone_from(&data.data_dir);
-        config.volumes = self.storage();
+        config.trees = self.storage();
         config.gateway = gateway.clone();
         config.machine_type = self.machine_type.map(MachineType::from).unwrap_or_default();
         Ok(config)
@@ -175,7 +175,7 @@ pub(crate) fn microvm_config(
         machine_type: MachineType::default(),
         envd: paths::envd(envd)?,
         guest_init: paths::guest_init(guest_init)?,
-        volumes: VolumesConfig::default(),
+        trees: TreesConfig::default(),
         gateway: GatewayConfig::default(),
         boot_timeout: BOOT_TIMEOUT,
         stream_memory: false,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use engine::{Durability, EngineError, SandboxId, SnapshotId, SnapshotInfo};
-use engine_host::{state_volume, volume_error, volume_of};
+use engine_host::{snapshot_tree, tree_error, tree_of};
 use layers::{export_upper, room_beside};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
@@ -79,7 +79,7 @@ impl State {
             }
             _ => {}
         }
-        host.volumes.discard(&state_volume(self.id)).map_err(volume_error("discard captured files"))?;
+        host.trees.discard(&snapshot_tree(self.id)).map_err(tree_error("discard captured files"))?;
         remove_dir(&aside).map_err(EngineError::kernel("remove a memory image"))
     }
 }
@@ -181,9 +181,9 @@ fn write(
             }
             size = size_of(&new.memory()).map_err(EngineError::kernel("measure the memory image"))?;
         }
-        host.volumes
-            .copy(&volume_of(sandbox), &state_volume(id), true, None)
-            .map_err(volume_error("capture the files"))?;
+        host.trees
+            .copy(&tree_of(sandbox), &snapshot_tree(id), true, None)
+            .map_err(tree_error("capture the files"))?;
         let (agent, inner_boot) = (record.agent.clone(), record.inner_boot.clone());
         let meta = Meta { agent, inner_boot, memory, memory_bytes: size };
         save(&new.dir.join("meta.json"), &meta, durability)
@@ -194,13 +194,13 @@ fn write(
         Ok(size)
     };
     work().map_err(|error| {
-        let _ = host.volumes.discard(&state_volume(id));
+        let _ = host.trees.discard(&snapshot_tree(id));
         let _ = remove_dir(&new.dir);
         EngineError::Capture(describe(&error))
     })
 }
 
-/// A memory image must not take the last of a disk that volumes may lie on: no sandbox of this server would survive that.
+/// A memory image must not take the last of a disk that trees may lie on: no sandbox of this server would survive that.
 /// Returns how much memory there is to write, bytes.
 fn check_room(claim: &Claim) -> Result<u64, EngineError> {
     let stats = claim.group.stats().map_err(EngineError::kernel("read statistics"))?;

@@ -12,7 +12,7 @@ use engine_host::{
     Hierarchies, Records, RunDir, Running, UidRanges, check_kernel, check_root, fingerprint, instance_name,
     make_dir, make_private_dir, raise_open_files,
 };
-use layers::Volumes;
+use layers::Trees;
 use libc::sock_filter;
 use net::GatewayConfig;
 
@@ -29,7 +29,7 @@ pub(crate) struct Host {
     /// Records of running sandboxes.
     pub(crate) records: Records,
     /// What sandboxes write, and captured states of it.
-    pub(crate) volumes: Volumes,
+    pub(crate) trees: Trees,
     /// An empty directory that PID 1 attaches its root to, in its own mount namespace.
     pub(crate) root_target: PathBuf,
     /// The layer on top of every template: envd and nothing else.
@@ -57,8 +57,8 @@ impl Host {
         let run_dir = make_dir(&config.run_dir.join(&instance))?;
         let host = Self {
             records: Records::new(make_private_dir(&data_dir.join("sandboxes"))?),
-            volumes: Volumes::open(&data_dir, config.volumes).map_err(|error| EngineError::Host {
-                what: format!("sandboxes' volumes cannot be opened: {error}"),
+            trees: Trees::open(&data_dir, config.trees).map_err(|error| EngineError::Host {
+                what: format!("sandboxes' files cannot be opened: {error}"),
                 remedy: "see `cofferdam doctor`; --storage chooses another way to keep them".into(),
             })?,
             root_target: make_dir(&run_dir.join("root"))?,

@@ -25,7 +25,7 @@ use engine::{
     Capabilities, Descriptor, Engine, EngineError, Isolation, RestoreMode, Sandbox, SandboxId, SnapshotId,
     StartSpec, TemplateImage,
 };
-use layers::VolumesConfig;
+use layers::TreesConfig;
 use net::GatewayConfig;
 
 use crate::capture::State;
@@ -46,7 +46,7 @@ pub struct ContainerConfig {
     /// What captures memory; without it only files can be captured.
     pub criu: Option<Criu>,
     /// How what sandboxes write is kept.
-    pub volumes: VolumesConfig,
+    pub trees: TreesConfig,
     /// Slots kept ready. 0 makes each one when it is wanted.
     pub pool: usize,
     /// Resolvers, and exceptions from the closed private networks.
@@ -72,7 +72,7 @@ impl ContainerEngine {
         let pool = Pool::new(host.clone());
         let capabilities = Capabilities {
             memory_snapshots: host.memory().is_ok(),
-            disk_limit: host.volumes.enforces_limits(),
+            disk_limit: host.trees.enforces_limits(),
             resource_limits: host.hierarchies.has_limits(),
         };
         let descriptor = Descriptor {
@@ -91,7 +91,7 @@ impl ContainerEngine {
     /// One honest sentence on how what sandboxes write is kept.
     #[must_use]
     pub fn storage(&self) -> &str {
-        self.host.volumes.describe()
+        self.host.trees.describe()
     }
 }
 

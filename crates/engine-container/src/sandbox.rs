@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use engine::{
     Durability, EgressPolicy, EngineError, ExitReason, Sandbox, SandboxId, SnapshotId, SnapshotInfo, Stats,
 };
-use engine_host::{Life, volume_of};
+use engine_host::{Life, tree_of};
 use net::Gateway;
 use sys::Namespace;
 use tokio::net::TcpStream;
@@ -52,7 +52,7 @@ impl ContainerSandbox {
         claim: Claim,
     ) -> io::Result<Arc<Self>> {
         let sandbox = Arc::new(Self {
-            private: host.volumes.path(&volume_of(&id)),
+            private: host.trees.path(&tree_of(&id)),
             id: id.clone(),
             life: Life::of(pidfd)?,
             network,
@@ -79,7 +79,7 @@ impl ContainerSandbox {
                 warn!(sandbox = %id, %error, "a process of an ended sandbox does not die");
             }
             drop(held);
-            if let Err(error) = host.volumes.discard(&volume_of(&id)) {
+            if let Err(error) = host.trees.discard(&tree_of(&id)) {
                 warn!(sandbox = %id, %error, "a sandbox's files could not be discarded");
             }
             if let Err(error) = host.records.remove(&id) {

@@ -13,7 +13,7 @@ use std::thread::{self, JoinHandle};
 
 use engine::EngineError;
 use engine_host::uids::{RANGE_SIZE, owner_of};
-use engine_host::{Group, volume_error};
+use engine_host::{Group, tree_error};
 use net::{Listeners, TcpListener};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use sys::{ChildStack, Namespace, spawn_child, with_effective_user};
@@ -21,7 +21,7 @@ use tracing::warn;
 
 use crate::devices;
 use crate::host::Host;
-use crate::private::ReadyVolume;
+use crate::private::ReadyTree;
 
 /// envd's port in every sandbox.
 pub(crate) const AGENT_PORT: u16 = 49983;
@@ -40,8 +40,8 @@ pub(crate) struct Slot {
     pub(crate) dev: OwnedFd,
     /// What its processes shall see as the id of their boot.
     pub(crate) inner_boot: String,
-    /// The sandbox's volume, empty.
-    pub(crate) volume: ReadyVolume,
+    /// The sandbox's tree, empty.
+    pub(crate) tree: ReadyTree,
     /// Before the claim: while its thread lives the group cannot be removed.
     worker: Worker,
     pub(crate) claim: Claim,
@@ -133,7 +133,7 @@ impl Slot {
         let inner_boot = uuid::Uuid::new_v4().to_string();
         let dev =
             devices::make(user_namespace.as_fd(), &inner_boot).map_err(EngineError::kernel("make /dev"))?;
-        let volume = ReadyVolume::make(host, uid_base).map_err(volume_error("make a volume"))?;
+        let tree = ReadyTree::make(host, uid_base).map_err(tree_error("make a tree"))?;
         let worker = Worker::start(&claim.group).map_err(EngineError::kernel("start a slot's thread"))?;
         Ok(Self {
             user_namespace,
@@ -142,7 +142,7 @@ impl Slot {
             listeners,
             dev,
             inner_boot,
-            volume,
+            tree,
             worker,
             claim,
         })

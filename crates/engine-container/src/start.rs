@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use engine::{EngineError, RestoreMode, Sandbox, SnapshotId, StartSpec};
-use engine_host::{ProcessId, volume_error, volume_of};
+use engine_host::{ProcessId, tree_error, tree_of};
 use net::{Gateway, Listeners};
 use sys::Namespace;
 use tracing::debug;
@@ -68,7 +68,7 @@ fn start_blocking(
     let Running { started: Started { pid, pidfd }, network: own_network } = match running {
         Ok(running) => running,
         Err(error) => {
-            let _ = host.volumes.discard(&volume_of(&spec.id));
+            let _ = host.trees.discard(&tree_of(&spec.id));
             return Err(match origin {
                 // Discarded while we were at it.
                 Origin::Snapshot(id, _) if State::of(host, id).is_gone() => EngineError::NotFound,
@@ -92,14 +92,14 @@ fn run(host: &Host, slot: &mut Slot, spec: &StartSpec, origin: Origin) -> Result
     slot.claim.group.limit(&spec.resources).map_err(EngineError::kernel("set limits"))?;
     let (agent, running) = match origin {
         Origin::Template => {
-            let private = slot.volume.take(&spec.id, disk).map_err(volume_error("take a volume"))?;
+            let private = slot.tree.take(&spec.id, disk).map_err(tree_error("take a tree"))?;
             begin(host, slot, spec, &private)?
         }
         Origin::Snapshot(id, restore_mode) => {
             let state = State::of(host, id);
             let meta = state.meta()?;
-            let private = copy_of(&host.volumes, id, &spec.id, disk)
-                .map_err(volume_error("copy the captured files"))?;
+            let private =
+                copy_of(&host.trees, id, &spec.id, disk).map_err(tree_error("copy the captured files"))?;
             match restore_mode {
                 RestoreMode::Disk => begin(host, slot, spec, &private)?,
                 RestoreMode::Memory if !meta.memory => return Err(EngineError::NotFound),

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{EgressPolicy, EngineError, Sandbox, SandboxId, SnapshotId};
-use engine_host::{Group, remove_groups, remove_others, state_volume, volume_error, volume_of};
-use layers::VolumeName;
+use engine_host::{Group, remove_groups, remove_others, snapshot_tree, tree_error, tree_of};
+use layers::TreeName;
 use net::{Gateway, Listeners};
 use sys::Namespace;
 use tracing::warn;
@@ -100,7 +100,7 @@ fn clear(host: &Arc<Host>, id: &SandboxId, record: &Record) {
         // Dropped, it removes the group and gives the ids back.
         drop(Claim::new(host.clone(), record.uid_base, group));
     }
-    if let Err(error) = host.volumes.discard(&volume_of(id)) {
+    if let Err(error) = host.trees.discard(&tree_of(id)) {
         warn!(sandbox = %id, %error, "a lost sandbox's files could not be discarded");
     }
     let kept = remove_dir(&host.snapshots.join(half_made_name(id))).and_then(|()| host.records.remove(id));
@@ -139,12 +139,12 @@ fn sweep_blocking(host: &Host, keep: &[SandboxId], snapshots: &[SnapshotId]) -> 
     }
     let is_kept = |name: &str| kept_groups.iter().any(|kept| kept == name) || in_use(host, name);
     let mut removed = remove_groups(&host.hierarchies, is_kept)?;
-    let mut wanted: Vec<VolumeName> = keep.iter().map(volume_of).collect();
-    wanted.extend(snapshots.iter().copied().map(state_volume));
-    for volume in host.volumes.list().map_err(volume_error("list volumes"))? {
+    let mut wanted: Vec<TreeName> = keep.iter().map(tree_of).collect();
+    wanted.extend(snapshots.iter().copied().map(snapshot_tree));
+    for tree in host.trees.list().map_err(tree_error("list trees"))? {
         // A slot's own.
-        if !wanted.contains(&volume) && !in_use(host, &volume.as_str().replace("ready-", "s")) {
-            host.volumes.discard(&volume).map_err(volume_error("discard a stray volume"))?;
+        if !wanted.contains(&tree) && !in_use(host, &tree.as_str().replace("ready-", "s")) {
+            host.trees.discard(&tree).map_err(tree_error("discard a stray tree"))?;
             removed += 1;
         }
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use engine::Engine;
 use engine::suite::Bench;
 use engine_container::{ContainerConfig, ContainerEngine, Criu};
-use layers::VolumesConfig;
+use layers::TreesConfig;
 use net::GatewayConfig;
 
 type Opening = std::future::Ready<Arc<dyn Engine>>;
@@ -28,7 +28,7 @@ fn open(data_dir: PathBuf) -> Opening {
         run_dir: "/run/cofferdam".into(),
         agent: variable("COFFERDAM_ENVD"),
         criu: criu(),
-        volumes: VolumesConfig::default(),
+        trees: TreesConfig::default(),
         pool: 2,
         gateway: GatewayConfig::default(),
     };

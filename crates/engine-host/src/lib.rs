@@ -11,8 +11,8 @@ mod process;
 mod records;
 mod remains;
 mod running;
+mod trees;
 pub mod uids;
-mod volumes;
 
 pub use cgroup::{Entrance, Group, Hierarchies};
 pub use dirs::{
@@ -25,5 +25,5 @@ pub use process::{ProcessId, exit_reason};
 pub use records::Records;
 pub use remains::{remove_groups, remove_others};
 pub use running::Running;
+pub use trees::{snapshot_tree, tree_error, tree_of};
 pub use uids::UidRanges;
-pub use volumes::{state_volume, volume_error, volume_of};

@@ -1,5 +1,5 @@
 //! The private disk of a sandbox: what it writes.
-//! A disk is a sparse file in a volume, so a copy of it is a copy of the volume: instant where the disk can.
+//! A disk is a sparse file in a tree, so a copy of it is a copy of the tree: instant where the disk can.
 //! The host never looks into a disk that a guest has written.
 
 use std::fs;
@@ -7,20 +7,20 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use engine::{EngineError, SandboxId};
-use engine_host::{volume_error, volume_of};
-use layers::VolumeName;
+use engine_host::{tree_error, tree_of};
+use layers::TreeName;
 
 use crate::host::Host;
 use crate::vm::command_line::{DEVICES_FILE, DISK_FILE};
 use crate::vm::create_sparse_file;
 
-/// Room in a sandbox's volume besides its disk, MiB: the state of its devices.
+/// Room in a sandbox's tree besides its disk, MiB: the state of its devices.
 pub(crate) const DEVICES_ROOM_MIB: u32 = 64;
 
-/// The volume with an empty, formatted disk of this size, made when it is first wanted.
-pub(crate) fn blank_disk(host: &Host, disk_mib: u32) -> Result<VolumeName, EngineError> {
-    let name: VolumeName = format!("blank-{disk_mib}").parse().map_err(volume_error("name a volume"))?;
-    let path = host.volumes.path(&name);
+/// The tree with an empty, formatted disk of this size, made when it is first wanted.
+pub(crate) fn blank_disk(host: &Host, disk_mib: u32) -> Result<TreeName, EngineError> {
+    let name: TreeName = format!("blank-{disk_mib}").parse().map_err(tree_error("name a tree"))?;
+    let path = host.trees.path(&name);
     // Nobody waits for another size that is being formatted.
     if path.join(DISK_FILE).exists() {
         return Ok(name);
@@ -29,8 +29,8 @@ pub(crate) fn blank_disk(host: &Host, disk_mib: u32) -> Result<VolumeName, Engin
     if path.join(DISK_FILE).exists() {
         return Ok(name);
     }
-    host.volumes.discard(&name).map_err(volume_error("discard half a disk"))?;
-    host.volumes.create(&name, None).map_err(volume_error("make a volume"))?;
+    host.trees.discard(&name).map_err(tree_error("discard half a disk"))?;
+    host.trees.create(&name, None).map_err(tree_error("make a tree"))?;
     guest::disk_images::format_empty(disk_mib, &path.join(DISK_FILE)).map_err(|error| {
         EngineError::Kernel { step: "format a disk", source: std::io::Error::other(error) }
     })?;
@@ -42,18 +42,18 @@ pub(crate) const DEFAULT_DISK_MIB: u32 = 64 << 10;
 /// Largest disk, MiB, whatever was asked for: formatting costs time and room for each group of its blocks.
 pub(crate) const MAX_DISK_MIB: u32 = 1 << 20;
 
-/// Makes a sandbox's volume from another one, for the machine with this user; answers where it is.
+/// Makes a sandbox's tree from another one, for the machine with this user; answers where it is.
 pub(crate) fn create_disk(
     host: &Host,
-    from: &VolumeName,
+    from: &TreeName,
     id: &SandboxId,
     disk_mib: u32,
     uid: u32,
 ) -> Result<PathBuf, EngineError> {
-    let own = volume_of(id);
+    let own = tree_of(id);
     let limit = Some(disk_mib.saturating_add(DEVICES_ROOM_MIB));
-    host.volumes.copy(from, &own, false, limit).map_err(volume_error("copy a disk"))?;
-    let path = host.volumes.path(&own);
+    host.trees.copy(from, &own, false, limit).map_err(tree_error("copy a disk"))?;
+    let path = host.trees.path(&own);
     // The directory stays root's: whoever takes QEMU over can write into these two files and make no others.
     let furnish = || {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o711))?;

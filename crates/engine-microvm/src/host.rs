@@ -13,7 +13,7 @@ use engine_host::{
     make_dir, make_private_dir, raise_open_files,
 };
 use guest::Tools;
-use layers::Volumes;
+use layers::Trees;
 use net::GatewayConfig;
 
 use crate::MicrovmConfig;
@@ -38,10 +38,10 @@ pub(crate) struct Host {
     pub(crate) machine_type: MachineType,
     /// Records of running sandboxes.
     pub(crate) records: Records,
-    /// Before the volumes, as it works in them.
+    /// Before the trees, as it works in them.
     pub(crate) journal_replayer: JournalReplayer,
     /// Disks and memory images, of sandboxes and of captured states.
-    pub(crate) volumes: Volumes,
+    pub(crate) trees: Trees,
     /// What is known of captured states.
     pub(crate) snapshots: PathBuf,
     /// Images of templates' files.
@@ -80,8 +80,8 @@ impl Host {
             records: Records::new(make_private_dir(&data_dir.join("sandboxes"))?),
             journal_replayer: JournalReplayer::start(config.compress_after)
                 .map_err(EngineError::kernel("start a thread"))?,
-            volumes: Volumes::open(&data_dir, config.volumes).map_err(|error| EngineError::Host {
-                what: format!("sandboxes' volumes cannot be opened: {error}"),
+            trees: Trees::open(&data_dir, config.trees).map_err(|error| EngineError::Host {
+                what: format!("sandboxes' files cannot be opened: {error}"),
                 remedy: "see `cofferdam doctor`; --storage chooses another way to keep them".into(),
             })?,
             snapshots: make_private_dir(&data_dir.join("snapshots"))?,

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use engine::{EngineError, Resources, StartSpec};
-use engine_host::{ProcessId, volume_of};
+use engine_host::{ProcessId, tree_of};
 use guest_api::network;
-use layers::VolumeName;
+use layers::TreeName;
 use net::{LinkAddresses, Listeners, create_tap_network};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use sys::Namespace;
@@ -39,7 +39,7 @@ const LINK_ADDRESSES: LinkAddresses = LinkAddresses {
 pub(crate) struct LaunchPlan {
     pub(crate) spec: StartSpec,
     pub(crate) vm_spec: VmSpec,
-    pub(crate) disk: VolumeName,
+    pub(crate) disk: TreeName,
     /// Directory with what its memory begins with.
     pub(crate) memory: PathBuf,
     pub(crate) start_mode: StartMode,
@@ -65,7 +65,7 @@ impl LaunchPlan {
         if outcome.is_err() {
             host.sockets(id.as_str()).remove();
             let _ = host.records.remove(id);
-            let _ = host.volumes.discard(&volume_of(id));
+            let _ = host.trees.discard(&tree_of(id));
         }
         outcome
     }

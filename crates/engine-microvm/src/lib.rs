@@ -33,7 +33,7 @@ use engine::{
     TemplateImage,
 };
 pub use guest::Tools;
-use layers::VolumesConfig;
+use layers::TreesConfig;
 use net::GatewayConfig;
 
 pub use crate::accelerator::Accelerator;
@@ -61,7 +61,7 @@ pub struct MicrovmConfig {
     /// The guest's first program: static.
     pub guest_init: PathBuf,
     /// How disks and memory images are kept.
-    pub volumes: VolumesConfig,
+    pub trees: TreesConfig,
     /// Resolvers, and exceptions from the closed private networks.
     pub gateway: GatewayConfig,
     /// How long a guest may take to boot, before it is tried once more.
@@ -103,7 +103,7 @@ impl MicrovmEngine {
     /// One honest sentence on how disks and memory images are kept.
     #[must_use]
     pub fn storage(&self) -> &str {
-        self.host.volumes.describe()
+        self.host.trees.describe()
     }
 }
 

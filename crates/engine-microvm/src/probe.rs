@@ -27,8 +27,8 @@ pub async fn probe(config: &MicrovmConfig, dir: &Path) -> Result<Duration, Engin
 async fn boot(config: &MicrovmConfig, dir: &Path) -> Result<Duration, EngineError> {
     let layer = dir.join("layer");
     fs::create_dir_all(&layer).map_err(EngineError::kernel("make a directory for the probe"))?;
-    let volumes = layers::VolumesConfig::default();
-    let config = MicrovmConfig { data_dir: dir.to_owned(), volumes, ..config.clone() };
+    let trees = layers::TreesConfig::default();
+    let config = MicrovmConfig { data_dir: dir.to_owned(), trees, ..config.clone() };
     let engine = MicrovmEngine::open(&config)?;
     engine.sweep(&[], &[]).await?;
     let begun = Instant::now();

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use engine::{
     Durability, EgressPolicy, EngineError, ExitReason, Sandbox, SandboxId, SnapshotId, SnapshotInfo, Stats,
 };
-use engine_host::{Life, volume_of};
+use engine_host::{Life, tree_of};
 use guest_api::network::GUEST_V4;
 use guest_api::relay::{self, MAX_LINE, RELAY_PORT, RelayRequest};
 use net::Gateway;
@@ -79,7 +79,7 @@ impl MicrovmSandbox {
         let base = host.base_images.hold(&vm_spec.base);
         let sandbox = Arc::new_cyclic(|own| Self {
             own: own.clone(),
-            private: host.volumes.path(&volume_of(&id)),
+            private: host.trees.path(&tree_of(&id)),
             id: id.clone(),
             pid,
             vm,
@@ -115,7 +115,7 @@ impl MicrovmSandbox {
                 base_images::release(&host, base);
             }
             host.sockets(id.as_str()).remove();
-            if let Err(error) = host.volumes.discard(&volume_of(&id)) {
+            if let Err(error) = host.trees.discard(&tree_of(&id)) {
                 warn!(sandbox = %id, %error, "a sandbox's files could not be discarded");
             }
             if let Err(error) = host.records.remove(&id) {

@@ -5,9 +5,9 @@
 use std::sync::Arc;
 
 use engine::{EngineError, Resources, RestoreMode, Sandbox, SandboxId, SnapshotId, StartSpec};
-use engine_host::volume_of;
+use engine_host::tree_of;
 use guest_api::BootOptions;
-use layers::VolumeName;
+use layers::TreeName;
 use net::Gateway;
 use tracing::{debug, info, warn};
 
@@ -191,7 +191,7 @@ async fn boot(
     host: &Arc<Host>,
     spec: &StartSpec,
     vm_spec: &VmSpec,
-    disk: VolumeName,
+    disk: TreeName,
 ) -> Result<Arc<MicrovmSandbox>, EngineError> {
     match boot_once(host, spec, vm_spec, disk.clone()).await {
         Err(EngineError::Died(reason)) => {
@@ -206,7 +206,7 @@ async fn boot_once(
     host: &Arc<Host>,
     spec: &StartSpec,
     vm_spec: &VmSpec,
-    disk: VolumeName,
+    disk: TreeName,
 ) -> Result<Arc<MicrovmSandbox>, EngineError> {
     let memory = disks::zero_memory(host, vm_spec.size.memory_mib)?;
     let options = BootOptions { pids: spec.resources.pids, shm_mib: spec.resources.memory_mib / 2 };
@@ -242,7 +242,7 @@ async fn load(
     snapshot: &SnapshotFiles,
     boot_id: Option<String>,
 ) -> Result<Arc<MicrovmSandbox>, EngineError> {
-    let source = host.volumes.path(&snapshot.memory);
+    let source = host.trees.path(&snapshot.memory);
     let memory = match snapshot.record()?.memory {
         // All of it comes with the stream.
         Some(memory) if memory.is_stream => disks::zero_memory(host, vm_spec.size.memory_mib)?,
@@ -315,7 +315,7 @@ async fn discard(host: &Arc<Host>, spec: &StartSpec) {
     let remove = move || {
         host.sockets(id.as_str()).remove();
         let _ = host.records.remove(&id);
-        if let Err(error) = host.volumes.discard(&volume_of(&id)) {
+        if let Err(error) = host.trees.discard(&tree_of(&id)) {
             warn!(sandbox = %id, %error, "a sandbox's files could not be discarded");
         }
     };

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{EgressPolicy, EngineError, Sandbox, SandboxId, SnapshotId};
-use engine_host::{Group, remove_groups, remove_others, state_volume, volume_error, volume_of};
-use layers::VolumeName;
+use engine_host::{Group, remove_groups, remove_others, snapshot_tree, tree_error, tree_of};
+use layers::TreeName;
 use net::{Gateway, Listeners};
 use sys::Namespace;
 use tracing::warn;
@@ -19,7 +19,7 @@ use crate::claim::Claim;
 use crate::host::Host;
 use crate::record::SandboxRecord;
 use crate::sandbox::{MicrovmSandbox, SandboxParts};
-use crate::snapshot::{SnapshotFiles, file_names, memory_volume, read_record};
+use crate::snapshot::{SnapshotFiles, file_names, memory_tree, read_record};
 use crate::vm::Vm;
 
 /// Time for a guest to answer a new server; one that does not is its owner's all the same.
@@ -81,7 +81,7 @@ fn sweep_blocking(host: &Host, keep: &[SandboxId], snapshots: &[SnapshotId]) -> 
     let mut removed = remove_groups(&host.hierarchies, is_kept)?;
     let mut wanted_bases: Vec<String> = kept.iter().map(|record| record.vm_spec.base.clone()).collect();
     let warm = sweep_warm_starts(host, &mut wanted_bases)?;
-    removed += sweep_volumes(host, keep, snapshots, &warm)?;
+    removed += sweep_trees(host, keep, snapshots, &warm)?;
     let states: Vec<SnapshotFiles> =
         snapshots.iter().map(|id| SnapshotFiles::of_snapshot(host, *id)).collect();
     wanted_bases.extend(states.iter().filter_map(|state| state.record().ok()).map(|record| record.base));
@@ -102,9 +102,9 @@ fn sweep_blocking(host: &Host, keep: &[SandboxId], snapshots: &[SnapshotId]) -> 
     Ok(removed)
 }
 
-/// Removes warm starts whose template is gone or that cannot be loaded any more; returns the volumes of the others.
-fn sweep_warm_starts(host: &Host, bases: &mut Vec<String>) -> Result<Vec<VolumeName>, EngineError> {
-    let mut volumes = Vec::new();
+/// Removes warm starts whose template is gone or that cannot be loaded any more; returns the trees of the others.
+fn sweep_warm_starts(host: &Host, bases: &mut Vec<String>) -> Result<Vec<TreeName>, EngineError> {
+    let mut trees = Vec::new();
     let entries = fs::read_dir(host.warm_starts.dir()).map_err(EngineError::kernel("list warm starts"))?;
     for entry in entries {
         let path = entry.map_err(EngineError::kernel("list warm starts"))?.path();
@@ -116,32 +116,31 @@ fn sweep_warm_starts(host: &Host, bases: &mut Vec<String>) -> Result<Vec<VolumeN
                     && record.layers.iter().all(|layer| layer.is_dir()) =>
             {
                 bases.push(record.base);
-                volumes.extend([state.disk, state.memory]);
+                trees.extend([state.disk, state.memory]);
             }
             _ => state.discard(host)?,
         }
     }
-    Ok(volumes)
+    Ok(trees)
 }
 
 /// Returns how many things a user would call one were removed: a state is one, with its disk and memory.
-fn sweep_volumes(
+fn sweep_trees(
     host: &Host,
     keep: &[SandboxId],
     snapshots: &[SnapshotId],
-    warm: &[VolumeName],
+    warm: &[TreeName],
 ) -> Result<usize, EngineError> {
-    let states = snapshots.iter().copied().map(state_volume);
-    let states = states.flat_map(|disk| [memory_volume(&disk), disk]);
-    let wanted: Vec<VolumeName> =
-        keep.iter().map(volume_of).chain(states).chain(warm.iter().cloned()).collect();
+    let states = snapshots.iter().copied().map(snapshot_tree);
+    let states = states.flat_map(|disk| [memory_tree(&disk), disk]);
+    let wanted: Vec<TreeName> = keep.iter().map(tree_of).chain(states).chain(warm.iter().cloned()).collect();
     let mut removed = 0;
-    for volume in host.volumes.list().map_err(volume_error("list volumes"))? {
-        if wanted.contains(&volume) || volume.as_str().starts_with("blank-") {
+    for tree in host.trees.list().map_err(tree_error("list trees"))? {
+        if wanted.contains(&tree) || tree.as_str().starts_with("blank-") {
             continue;
         }
-        host.volumes.discard(&volume).map_err(volume_error("discard a stray volume"))?;
-        removed += usize::from(!volume.as_str().starts_with("m-"));
+        host.trees.discard(&tree).map_err(tree_error("discard a stray tree"))?;
+        removed += usize::from(!tree.as_str().starts_with("m-"));
     }
     Ok(removed)
 }

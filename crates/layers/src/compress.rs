@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{XattrFlags, fgetxattr, fsetxattr};
 use sys::{Extent, btrfs, extents};
 
-use crate::volumes::is_btrfs;
+use crate::trees::is_btrfs;
 
 /// Bytes that are compressed together.
 const STEP: u64 = 4 << 20;

@@ -14,7 +14,7 @@ use std::str::FromStr;
 use sha2::{Digest, Sha256};
 
 use crate::LayerError;
-use crate::tree::xattrs_of;
+use crate::copy_tree::xattrs_of;
 
 /// A layer's name: 64 lower-case hex digits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -9,8 +9,8 @@ use std::path::Path;
 use rustix::fs::CWD;
 
 use crate::LayerError;
-use crate::janitor::remove_tree;
-use crate::tree::{Attributes, Sharing, TreeSize, copy_tree, measure, open_dir};
+use crate::copy_tree::{Attributes, Sharing, TreeSize, copy_tree, measure, open_dir};
+use crate::trash::remove_tree;
 
 /// Copies an overlay's upper directory to `target`, which is made, as a layer for other overlays.
 ///

@@ -1,16 +1,16 @@
-//! What sandboxes' file systems are made of: read-only layers named by what they contain, and writable volumes.
+//! What sandboxes' file systems are made of: read-only layers named by what they contain, and writable trees.
 //! Both are directory trees as sandboxes see them: owners are stored as inside, root is 0. A layer never changes once it is in
-//! the store. Templates list layers; engines mount them under a volume's `upper`.
+//! the store. Templates list layers; engines mount them under a tree's `upper`.
 #![forbid(unsafe_code)]
 
 mod compress;
+mod copy_tree;
 mod digest;
 mod export;
-mod janitor;
 mod staging;
 mod stream;
-mod tree;
-mod volumes;
+mod trash;
+mod trees;
 mod work;
 
 use std::collections::HashSet;
@@ -22,13 +22,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use compress::compress;
+pub use copy_tree::TreeSize;
 pub use digest::{LayerDigest, digest_tree};
 pub use export::{export_upper, is_empty_layer, tree_size};
-pub use janitor::Janitor;
 pub use staging::Staging;
 pub use stream::{StreamLimits, read_layer, write_layer};
-pub use tree::TreeSize;
-pub use volumes::{VolumeName, VolumeUsage, Volumes, VolumesBackend, VolumesConfig, room_beside};
+pub use trash::Trash;
+pub use trees::{TreeName, TreeUsage, Trees, TreesBackend, TreesConfig, room_beside};
 pub use work::renew_overlay_work;
 
 /// What is being built.
@@ -38,7 +38,7 @@ const RECIPES: &str = "recipes";
 /// What is being removed.
 const TRASH: &str = "trash";
 
-/// What can go wrong with layers and volumes.
+/// What can go wrong with layers and trees.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
     /// A directory or file could not be used.
@@ -52,31 +52,31 @@ pub enum LayerError {
     /// Not a digest.
     #[error("{0:?} is not a layer digest")]
     Digest(String),
-    /// Not a volume's name.
+    /// Not a tree's name.
     #[error(
-        "{0:?} is not a volume name: lower-case letters, digits, '-', '_' and '.', at most 100, the first a letter or digit"
+        "{0:?} is not a name of a writable tree: lower-case letters, digits, '-', '_' and '.', at most 100, the first a letter or digit"
     )]
-    VolumeName(String),
-    /// No volume of this name.
-    #[error("there is no volume {0}")]
-    NoVolume(VolumeName),
-    /// A volume of this name exists.
-    #[error("there is a volume {0} already")]
-    VolumeTaken(VolumeName),
-    /// No space for a volume.
+    TreeName(String),
+    /// No tree of this name.
+    #[error("there is no writable tree {0}")]
+    NoTree(TreeName),
+    /// A tree of this name exists.
+    #[error("writable tree {0} already exists")]
+    TreeTaken(TreeName),
+    /// No space for a tree.
     #[error(
-        "no room for volume {0}: free space on the data directory's disk, end sandboxes or delete snapshots"
+        "no room for writable tree {0}: free space on the data directory's disk, end sandboxes or delete snapshots"
     )]
-    Full(VolumeName),
-    /// Something failed with a volume.
-    #[error("volume {name}: {source}")]
-    Volume {
+    Full(TreeName),
+    /// Something failed with a tree.
+    #[error("writable tree {name}: {source}")]
+    Tree {
         /// Which one.
-        name: VolumeName,
+        name: TreeName,
         /// Why.
         source: io::Error,
     },
-    /// Volumes cannot be kept in this way here.
+    /// Trees cannot be kept in this way here.
     #[error("{what}; {remedy}")]
     Backend {
         /// What is wrong.
@@ -92,21 +92,21 @@ impl LayerError {
         move |source| Self::Io { path, source: source.into() }
     }
 
-    /// An error of an operation on one volume.
-    fn about<E: Into<io::Error>>(name: &VolumeName) -> impl FnOnce(E) -> Self {
+    /// An error of an operation on one tree.
+    fn about<E: Into<io::Error>>(name: &TreeName) -> impl FnOnce(E) -> Self {
         let name = name.clone();
         move |source| match source.into() {
-            source if source.kind() == io::ErrorKind::NotFound => Self::NoVolume(name),
-            source if source.kind() == io::ErrorKind::AlreadyExists => Self::VolumeTaken(name),
+            source if source.kind() == io::ErrorKind::NotFound => Self::NoTree(name),
+            source if source.kind() == io::ErrorKind::AlreadyExists => Self::TreeTaken(name),
             source if matches!(source.kind(), io::ErrorKind::QuotaExceeded | io::ErrorKind::StorageFull) => {
                 Self::Full(name)
             }
-            source => Self::Volume { name, source },
+            source => Self::Tree { name, source },
         }
     }
 
     /// An error of an operation that makes `to` of `from`.
-    fn of_two(from: &VolumeName, to: &VolumeName, source: io::Error) -> Self {
+    fn of_two(from: &TreeName, to: &TreeName, source: io::Error) -> Self {
         let about = if source.kind() == io::ErrorKind::AlreadyExists { to } else { from };
         Self::about(about)(source)
     }
@@ -116,7 +116,7 @@ impl LayerError {
 #[derive(Debug, Clone)]
 pub struct LayerStore {
     root: PathBuf,
-    janitor: Arc<Janitor>,
+    trash: Arc<Trash>,
 }
 
 impl LayerStore {
@@ -133,9 +133,9 @@ impl LayerStore {
         // Layers hold set-user-id programs that are the host's root to whoever could run them from here.
         fs::set_permissions(&root, fs::Permissions::from_mode(0o700)).map_err(LayerError::at(&root))?;
         let (staging, trash) = (root.join(STAGING), root.join(TRASH));
-        let janitor = Janitor::start(trash.clone()).map_err(LayerError::at(&trash))?;
-        staging::sweep(&staging, &janitor).map_err(LayerError::at(&staging))?;
-        Ok(Self { root, janitor: Arc::new(janitor) })
+        let trash = Trash::start(trash.clone()).map_err(LayerError::at(&trash))?;
+        staging::sweep(&staging, &trash).map_err(LayerError::at(&staging))?;
+        Ok(Self { root, trash: Arc::new(trash) })
     }
 
     /// Where a layer is, present or not.
@@ -156,7 +156,7 @@ impl LayerStore {
     /// The directory cannot be made.
     pub fn stage(&self) -> Result<Staging, LayerError> {
         let dir = self.root.join(STAGING);
-        Staging::begin(&dir, self.janitor.clone()).map_err(LayerError::at(&dir))
+        Staging::begin(&dir, self.trash.clone()).map_err(LayerError::at(&dir))
     }
 
     /// Takes a staged tree in. A layer that is here already is kept, and the new copy dropped.

@@ -1,6 +1,6 @@
 //! Places in a store to build a layer in. Each is locked for as long as somebody builds there, so that what a killed server left
 //! is told from what another server is at, and removed.
-//! What is in them may have come out of a sandbox, as deep and as wide as that liked: it is taken apart by the janitor.
+//! What is in them may have come out of a sandbox, as deep and as wide as that liked: it is taken apart by the trash.
 
 use std::fs;
 use std::io;
@@ -12,26 +12,26 @@ use rustix::fs::{CWD, FlockOperation, flock};
 use rustix::io::Errno;
 use tracing::warn;
 
-use crate::janitor::Janitor;
-use crate::tree::open_dir;
+use crate::copy_tree::open_dir;
+use crate::trash::Trash;
 
 /// A directory to build a layer in; removed when dropped without being added. That does not block.
 #[derive(Debug)]
 pub struct Staging {
     path: PathBuf,
-    janitor: Arc<Janitor>,
+    trash: Arc<Trash>,
     _lock: OwnedFd,
 }
 
 impl Staging {
-    pub(crate) fn begin(dir: &Path, janitor: Arc<Janitor>) -> io::Result<Self> {
+    pub(crate) fn begin(dir: &Path, trash: Arc<Trash>) -> io::Result<Self> {
         loop {
             let path = dir.join(ids::random_hex::<8>());
             fs::create_dir(&path)?;
             // A server that starts just now may take it for somebody's remains before it is locked.
             match lock(&path) {
                 Err(Errno::NOENT | Errno::WOULDBLOCK) => {}
-                locked => return Ok(Self { path, janitor, _lock: locked? }),
+                locked => return Ok(Self { path, trash, _lock: locked? }),
             }
         }
     }
@@ -45,20 +45,20 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        if let Err(error) = self.janitor.discard(&self.path) {
+        if let Err(error) = self.trash.discard(&self.path) {
             warn!(path = %self.path.display(), %error, "what was staged could not be removed; the next start tries again");
         }
     }
 }
 
 /// Discards what nobody builds in any more.
-pub(crate) fn sweep(dir: &Path, janitor: &Janitor) -> io::Result<()> {
+pub(crate) fn sweep(dir: &Path, trash: &Trash) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         match lock(&path) {
             Err(Errno::NOENT | Errno::WOULDBLOCK) => {}
             Err(error) => warn!(path = %path.display(), %error, "not a place to build layers in"),
-            Ok(_held) => janitor.discard(&path)?,
+            Ok(_held) => trash.discard(&path)?,
         }
     }
     Ok(())

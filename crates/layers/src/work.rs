@@ -9,11 +9,11 @@ use rustix::fs::{AtFlags, CWD, FileType, fremovexattr, unlinkat};
 use rustix::io::Errno;
 
 use crate::LayerError;
-use crate::janitor::remove_tree;
-use crate::tree::{for_each_entry, open_dir};
+use crate::copy_tree::{for_each_entry, open_dir};
+use crate::trash::remove_tree;
 
 /// Has the overlay whose work directory is `work` mountable once more, with the options the container engine uses. `copied` says
-/// that the volume it is in was copied since it was last mounted; what the index knows of directories is dropped then, which
+/// that the tree it is in was copied since it was last mounted; what the index knows of directories is dropped then, which
 /// costs nothing but handles (inotify across memory snapshots) of template directories that were renamed.
 ///
 /// The sandbox must not run; it never sees this directory.

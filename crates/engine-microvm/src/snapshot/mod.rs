@@ -13,8 +13,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use engine::{Durability, EngineError, SnapshotId};
-use engine_host::{state_volume, volume_error};
-use layers::VolumeName;
+use engine_host::{snapshot_tree, tree_error};
+use layers::TreeName;
 use serde::{Deserialize, Serialize};
 
 use crate::host::Host;
@@ -53,17 +53,17 @@ pub(crate) struct SnapshotFiles {
     note: PathBuf,
     /// Where pages of its memory may be that its image does not have yet. Nobody waits for a warm start: it has none.
     pub(crate) journal: Option<PathBuf>,
-    /// The volume with the disk.
-    pub(crate) disk: VolumeName,
-    /// The volume with memory and devices.
-    pub(crate) memory: VolumeName,
+    /// The tree with the disk.
+    pub(crate) disk: TreeName,
+    /// The tree with memory and devices.
+    pub(crate) memory: TreeName,
 }
 
 impl SnapshotFiles {
     /// A sandbox's, under the id it was captured as.
     pub(crate) fn of_snapshot(host: &Host, id: SnapshotId) -> Self {
         let [note, journal] = file_names(id).map(|name| host.snapshots.join(name));
-        Self { journal: Some(journal), ..Self::at(note, state_volume(id)) }
+        Self { journal: Some(journal), ..Self::at(note, snapshot_tree(id)) }
     }
 
     /// A template's warm start.
@@ -72,8 +72,8 @@ impl SnapshotFiles {
         Self::at(host.warm_starts.dir().join(format!("{key}.json")), disk)
     }
 
-    fn at(note: PathBuf, disk: VolumeName) -> Self {
-        let memory = memory_volume(&disk);
+    fn at(note: PathBuf, disk: TreeName) -> Self {
+        let memory = memory_tree(&disk);
         Self { note, journal: None, disk, memory }
     }
 
@@ -84,7 +84,7 @@ impl SnapshotFiles {
 
     /// The file with its memory, if it has one and that is no stream.
     pub(crate) fn image(&self, host: &Host) -> PathBuf {
-        host.volumes.path(&self.memory).join(MEMORY_FILE)
+        host.trees.path(&self.memory).join(MEMORY_FILE)
     }
 
     /// Has its image be all of its memory.
@@ -128,20 +128,20 @@ impl SnapshotFiles {
                 _ => {}
             }
         }
-        for volume in [&self.memory, &self.disk] {
-            host.volumes.discard(volume).map_err(volume_error("discard a captured state"))?;
+        for tree in [&self.memory, &self.disk] {
+            host.trees.discard(tree).map_err(tree_error("discard a captured state"))?;
         }
         Ok(())
     }
 }
 
-/// Names of the files that a captured state may have besides its volumes.
+/// Names of the files that a captured state may have besides its trees.
 pub(crate) fn file_names(id: SnapshotId) -> [String; 2] {
     [format!("{id}.json"), format!("{id}.pages")]
 }
 
-/// The volume with the memory that belongs to the disk in volume `disk`.
-pub(crate) fn memory_volume(disk: &VolumeName) -> VolumeName {
+/// The tree with the memory that belongs to the disk in tree `disk`.
+pub(crate) fn memory_tree(disk: &TreeName) -> TreeName {
     format!("m-{disk}").parse().expect("two letters more than a short name")
 }
 

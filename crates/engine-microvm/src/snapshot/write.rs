@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{Durability, EngineError, Sandbox};
-use engine_host::{volume_error, volume_of};
+use engine_host::{tree_error, tree_of};
 use layers::room_beside;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -70,9 +70,9 @@ async fn write_parts(
     let (held, sandbox, snapshot) = (claim.clone(), sandbox.clone(), snapshot.clone());
     let finish = move || {
         let host = &held.host;
-        host.volumes
-            .copy(&volume_of(&sandbox.id), &snapshot.disk, true, None)
-            .map_err(volume_error("capture the disk"))?;
+        host.trees
+            .copy(&tree_of(&sandbox.id), &snapshot.disk, true, None)
+            .map_err(tree_error("capture the disk"))?;
         let vm_spec = &sandbox.vm_spec;
         let record = SnapshotRecord {
             base: vm_spec.base.clone(),
@@ -94,10 +94,10 @@ async fn write_memory(
     snapshot: &SnapshotFiles,
     durability: Durability,
 ) -> Result<MemoryRecord, EngineError> {
-    let (held, volume) = (claim.clone(), snapshot.memory.clone());
+    let (held, tree) = (claim.clone(), snapshot.memory.clone());
     let room = blocking(move || {
         let room = check_room(&held)?;
-        held.host.volumes.create(&volume, None).map_err(volume_error("make a volume for the memory"))?;
+        held.host.trees.create(&tree, None).map_err(tree_error("make a tree for the memory"))?;
         Ok(room)
     })
     .await?;
@@ -128,7 +128,7 @@ async fn write_pages(
 ) -> Result<u64, EngineError> {
     sandbox.vm.monitor.save_devices(&format!("/{VM_DIR}/{DEVICES_FILE}")).await?;
     let (pid, devices) = (sandbox.pid, sandbox.private_dir().join(DEVICES_FILE));
-    let dir = claim.host.volumes.path(&snapshot.memory);
+    let dir = claim.host.trees.path(&snapshot.memory);
     let memory_bytes = u64::from(sandbox.vm_spec.size.memory_mib) << 20;
     let is_soon_enough = durability == Durability::Ephemeral || room == FreeRoom::ForImage;
     let journal = snapshot.journal.clone().filter(|_| !is_soon_enough);
@@ -154,7 +154,7 @@ async fn receive_stream(
     snapshot: &SnapshotFiles,
     durability: Durability,
 ) -> Result<u64, EngineError> {
-    let dir = host.volumes.path(&snapshot.memory);
+    let dir = host.trees.path(&snapshot.memory);
     let socket = sandbox.private_dir().join(STREAM);
     let _ = fs::remove_file(&socket);
     let memory_bytes = u64::from(sandbox.vm_spec.size.memory_mib) << 20;
@@ -203,7 +203,7 @@ enum FreeRoom {
     ForJournalAndImage,
 }
 
-/// A memory image must not take the last of a disk that volumes lie on: no sandbox of this server would survive that.
+/// A memory image must not take the last of a disk that trees lie on: no sandbox of this server would survive that.
 fn check_room(claim: &Claim) -> Result<FreeRoom, EngineError> {
     let used = claim.group.stats().map_err(EngineError::kernel("read statistics"))?.memory_bytes;
     let room = room_beside(&claim.host.snapshots)

@@ -129,7 +129,7 @@ fn change_root(root: &BindMount, target: &CStr, mounts: &[BindMount]) -> io::Res
 }
 
 fn limit(largest_file: u64) -> io::Result<()> {
-    // Its volume has a limit too, where the disk of volumes knows limits.
+    // Its tree has a limit too, where the disk of trees knows limits.
     let size = Rlimit { current: Some(largest_file), maximum: Some(largest_file) };
     setrlimit(Resource::Fsize, size)?;
     let none = Rlimit { current: Some(0), maximum: Some(0) };

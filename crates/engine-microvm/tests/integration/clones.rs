@@ -59,9 +59,9 @@ async fn a_broken_warm_start_is_replaced() {
     let data = tempfile::tempdir().expect("a directory");
     let engine = bench().engine(data.path()).await;
     let first = bench().start(&engine).await;
-    // Volumes may be nowhere in the host's tree; a sandbox's directory is beside its template's.
-    let volumes = first.private_dir().parent().expect("a directory of volumes").to_owned();
-    let memory = fs::read_dir(&volumes).expect("volumes").flatten().map(|entry| entry.path());
+    // Trees may be nowhere in the host's tree; a sandbox's directory is beside its template's.
+    let trees = first.private_dir().parent().expect("a directory of trees").to_owned();
+    let memory = fs::read_dir(&trees).expect("trees").flatten().map(|entry| entry.path());
     let memory: Vec<_> = memory
         .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("m-t-")))
         .collect();

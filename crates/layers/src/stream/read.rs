@@ -18,8 +18,8 @@ use super::{
     MAGIC, MAX_NAME, MAX_PIECE, MAX_TARGET, MAX_XATTR, MAX_XATTR_BYTES, MAX_XATTRS, Meta, is_kept, tag,
 };
 use crate::LayerError;
-use crate::janitor::remove_tree;
-use crate::tree::{Id, climb, entry_path, id_of, open_dir};
+use crate::copy_tree::{Id, climb, entry_path, id_of, open_dir};
+use crate::trash::remove_tree;
 
 /// The largest id a sandbox has, and what is shown for others.
 const MAX_ID: u32 = 65_535;

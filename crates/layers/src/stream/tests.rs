@@ -9,7 +9,7 @@ use std::path::Path;
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, lgetxattr, lsetxattr, mkdirat, mknodat};
 
 use super::*;
-use crate::tree::open_dir;
+use crate::copy_tree::open_dir;
 use crate::{digest_tree, export_upper};
 
 const PLENTY: StreamLimits = StreamLimits { bytes: 1 << 30, entries: 100_000 };
@@ -71,7 +71,7 @@ fn depth_does_not_matter() {
     read_layer(&*stream, &target, PLENTY).unwrap();
     assert!(stream_of(&target) == stream, "it is another tree");
     for dir in [upper, target] {
-        crate::janitor::remove_tree(&dir).unwrap();
+        crate::trash::remove_tree(&dir).unwrap();
     }
 }
 
@@ -102,7 +102,7 @@ fn a_layer_comes_back_as_it_was() {
         fs::metadata(streamed.join("directory/file")).unwrap().ino()
     );
     for dir in [upper, copied, streamed] {
-        crate::janitor::remove_tree(&dir).unwrap();
+        crate::trash::remove_tree(&dir).unwrap();
     }
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "something was left behind");
 }

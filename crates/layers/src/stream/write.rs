@@ -13,7 +13,7 @@ use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, major, minor, openat, read
 use rustix::io::Errno;
 
 use super::{MAGIC, MAX_PIECE, is_kept, tag};
-use crate::tree::{Id, Visit, changed, entry_path, id_of, walk, xattrs_of};
+use crate::copy_tree::{Id, Visit, changed, entry_path, id_of, walk, xattrs_of};
 
 /// Writes what is below the open directory `upper`, and the directory's own attributes, without anything that only the overlay it
 /// belongs to would understand.

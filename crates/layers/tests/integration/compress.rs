@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use crate::common::{Disk, name};
-use layers::{VolumesBackend, compress};
+use layers::{TreesBackend, compress};
 use rustix::fs::ioctl_ficlone;
 use sys::{Extent, extents};
 
@@ -28,9 +28,9 @@ fn plain(file: &File) -> Vec<Extent> {
 #[test]
 fn what_is_shared_stays_so_and_the_rest_gets_smaller() {
     let disk = Disk::host();
-    let volumes = disk.open(VolumesBackend::Loop);
-    volumes.create(&name("a"), None).unwrap();
-    let dir = volumes.path(&name("a"));
+    let trees = disk.open(TreesBackend::Loop);
+    trees.create(&name("a"), None).unwrap();
+    let dir = trees.path(&name("a"));
     let (origin, image) = (new(&dir.join("origin")), new(&dir.join("image")));
     origin.set_len(64 * MIB).unwrap();
     let text: Vec<u8> = b"over and over ".iter().copied().cycle().take(PIECE).collect();

@@ -11,23 +11,23 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use crate::common::{Disk, name};
-use layers::VolumesBackend;
+use layers::TreesBackend;
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 const DIR: &str = "COFFERDAM_TEST_DIR";
 
-/// The other side: opens, makes a volume, tells its path, and waits to be killed.
+/// The other side: opens, makes a tree, tells its path, and waits to be killed.
 #[test]
 fn server() {
     let Some(dir) = std::env::var_os(DIR) else { return };
     let disk = Disk::at(dir.into());
-    let volumes = disk.open(VolumesBackend::Loop);
-    let volume = name("one");
-    volumes.discard(&volume).unwrap();
-    volumes.create(&volume, Some(64)).unwrap();
-    fs::write(volumes.path(&volume).join("file"), "written").unwrap();
-    println!("\npath {}", volumes.path(&volume).display());
+    let trees = disk.open(TreesBackend::Loop);
+    let tree = name("one");
+    trees.discard(&tree).unwrap();
+    trees.create(&tree, Some(64)).unwrap();
+    fs::write(trees.path(&tree).join("file"), "written").unwrap();
+    println!("\npath {}", trees.path(&tree).display());
     std::io::stdout().flush().unwrap();
     let _ = std::io::stdin().read(&mut [0u8]);
 }
@@ -59,8 +59,8 @@ fn nothing_is_left_of_a_killed_server() {
         kill(server);
         disk.wait_until_detached();
     }
-    let volumes = disk.open(VolumesBackend::Auto);
-    assert!(volumes.list().unwrap().len() <= 1);
+    let trees = disk.open(TreesBackend::Auto);
+    assert!(trees.list().unwrap().len() <= 1);
 }
 
 #[test]
@@ -75,19 +75,19 @@ fn a_new_server_joins_what_still_runs() {
     let before = disk.image_device().expect("the sandbox holds it");
     fs::write(sandbox.join("later"), "alone").unwrap();
 
-    let volumes = disk.open(VolumesBackend::Auto);
+    let trees = disk.open(TreesBackend::Auto);
     assert_eq!(disk.image_device(), Some(before));
-    let volume = name("one");
-    assert_eq!(fs::read_to_string(volumes.path(&volume).join("file")).unwrap(), "written");
-    assert_eq!(fs::read_to_string(volumes.path(&volume).join("later")).unwrap(), "alone");
-    fs::write(volumes.path(&volume).join("file"), "by the new server").unwrap();
+    let tree = name("one");
+    assert_eq!(fs::read_to_string(trees.path(&tree).join("file")).unwrap(), "written");
+    assert_eq!(fs::read_to_string(trees.path(&tree).join("later")).unwrap(), "alone");
+    fs::write(trees.path(&tree).join("file"), "by the new server").unwrap();
     assert_eq!(fs::read_to_string(sandbox.join("file")).unwrap(), "by the new server");
-    assert!(volumes.usage(&volume).unwrap().limit.is_some());
+    assert!(trees.usage(&tree).unwrap().limit.is_some());
     // Discarded under a living sandbox: gone for us, still there for it.
-    volumes.discard(&volume).unwrap();
-    assert!(volumes.list().unwrap().is_empty());
+    trees.discard(&tree).unwrap();
+    assert!(trees.list().unwrap().is_empty());
     assert!(fs::write(sandbox.join("file"), "x").is_ok() || File::open(sandbox.join("file")).is_err());
-    drop(volumes);
+    drop(trees);
     assert!(disk.image_device().is_some());
     let _ = clone.as_fd();
     drop(clone);

@@ -7,10 +7,10 @@ use std::fs::{self, File};
 use std::io::Write;
 
 use crate::common::{Disk, name};
-use layers::{LayerError, Volumes, VolumesBackend};
+use layers::{LayerError, Trees, TreesBackend};
 
-fn fill(volumes: &Volumes, volume: &str) -> (u64, std::io::Error) {
-    let path = volumes.path(&name(volume)).join("fill");
+fn fill(trees: &Trees, tree: &str) -> (u64, std::io::Error) {
+    let path = trees.path(&name(tree)).join("fill");
     let mut file = File::create(path).unwrap();
     let block = crate::common::noise();
     for mib in 0.. {
@@ -24,12 +24,12 @@ fn fill(volumes: &Volumes, volume: &str) -> (u64, std::io::Error) {
 #[test]
 fn a_full_host_disk_is_an_error_and_no_loss() {
     let disk = Disk::fresh("ext4", 700);
-    let volumes = disk.open(VolumesBackend::Loop);
+    let trees = disk.open(TreesBackend::Loop);
     let [safe, greedy, saved] = ["safe", "greedy", "saved"].map(name);
-    volumes.create(&safe, Some(100)).unwrap();
-    fs::write(volumes.path(&safe).join("file"), "kept").unwrap();
-    volumes.create(&greedy, None).unwrap();
-    let (written, error) = fill(&volumes, "greedy");
+    trees.create(&safe, Some(100)).unwrap();
+    fs::write(trees.path(&safe).join("file"), "kept").unwrap();
+    trees.create(&greedy, None).unwrap();
+    let (written, error) = fill(&trees, "greedy");
     assert_eq!(error.kind(), std::io::ErrorKind::QuotaExceeded, "{error}");
     // How much exactly depends on when the guard looks at the disk.
     assert!(written > 200, "only {written} MiB fit");
@@ -37,17 +37,17 @@ fn a_full_host_disk_is_an_error_and_no_loss() {
     assert!(host.f_bavail * host.f_frsize > 64 << 20, "the host's disk is full");
 
     // Nobody else can write now, but what is there can be kept and given up.
-    assert!(fs::write(volumes.path(&safe).join("new"), [1u8; 1 << 20]).is_err());
-    volumes.copy(&safe, &saved, true, None).unwrap();
-    let refused = volumes.copy(&saved, &name("more"), false, Some(100));
+    assert!(fs::write(trees.path(&safe).join("new"), [1u8; 1 << 20]).is_err());
+    trees.copy(&safe, &saved, true, None).unwrap();
+    let refused = trees.copy(&saved, &name("more"), false, Some(100));
     assert!(matches!(refused, Err(LayerError::Full(_))), "{refused:?}");
-    volumes.discard(&greedy).unwrap();
-    drop(volumes);
-    let volumes = disk.open(VolumesBackend::Auto);
-    let mut left = volumes.list().unwrap();
+    trees.discard(&greedy).unwrap();
+    drop(trees);
+    let trees = disk.open(TreesBackend::Auto);
+    let mut left = trees.list().unwrap();
     left.sort();
     assert_eq!(left, [safe.clone(), saved.clone()]);
-    for volume in [&safe, &saved] {
-        assert_eq!(fs::read_to_string(volumes.path(volume).join("file")).unwrap(), "kept");
+    for tree in [&safe, &saved] {
+        assert_eq!(fs::read_to_string(trees.path(tree).join("file")).unwrap(), "kept");
     }
 }

@@ -8,4 +8,4 @@ mod full;
 mod limits;
 mod overlay;
 mod timing;
-mod volumes;
+mod trees;

@@ -1,4 +1,4 @@
-//! Overlays as the container engine mounts them, with their upper in a volume, and in copies of it.
+//! Overlays as the container engine mounts them, with their upper in a tree, and in copies of it.
 //! Proves what an engine may do with a copy: which part of the work directory goes, and that overlayfs' own marks survive.
 //! Needs root.
 
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use crate::common::{Disk, name};
-use layers::{VolumeName, Volumes, VolumesBackend, renew_overlay_work};
+use layers::{TreeName, Trees, TreesBackend, renew_overlay_work};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_fd,
@@ -74,9 +74,9 @@ fn shifted(path: &Path, namespace: &Namespace, read_only: bool) -> OwnedFd {
     mount
 }
 
-fn mount(lower: &Path, volume: &Path, namespace: &Namespace) -> Result<Overlay, rustix::io::Errno> {
+fn mount(lower: &Path, tree: &Path, namespace: &Namespace) -> Result<Overlay, rustix::io::Errno> {
     let lower = shifted(lower, namespace, true);
-    let writable = shifted(volume, namespace, false);
+    let writable = shifted(tree, namespace, false);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let [upper, work] = ["upper", "work"].map(|dir| openat(&writable, dir, flags, Mode::empty()).unwrap());
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
@@ -131,72 +131,72 @@ fn check(overlay: &Overlay) {
     assert_eq!([read("one"), read("two")], ["both", "both"]);
 }
 
-fn prepare(volumes: &Volumes, volume: &VolumeName) {
-    volumes.create(volume, Some(200)).unwrap();
+fn prepare(trees: &Trees, tree: &TreeName) {
+    trees.create(tree, Some(200)).unwrap();
     for dir in ["upper", "work"] {
-        fs::create_dir(volumes.path(volume).join(dir)).unwrap();
+        fs::create_dir(trees.path(tree).join(dir)).unwrap();
     }
 }
 
-fn an_upper_lives_in_copies(volumes: &Volumes, lower: &Path) {
+fn an_upper_lives_in_copies(trees: &Trees, lower: &Path) {
     let holder = Holder::start();
     let namespace = holder.namespace();
     let (first, snapshot, fork) = (name("first"), name("snapshot"), name("fork"));
-    prepare(volumes, &first);
-    let overlay = mount(lower, &volumes.path(&first), &namespace).unwrap();
+    prepare(trees, &first);
+    let overlay = mount(lower, &trees.path(&first), &namespace).unwrap();
     overlay.as_root(change);
     check(&overlay);
     // While it is mounted, as for a sandbox that goes on.
-    volumes.copy(&first, &snapshot, true, None).unwrap();
+    trees.copy(&first, &snapshot, true, None).unwrap();
     overlay.as_root(|overlay| fs::write(overlay.path("file"), "later").unwrap());
     drop(overlay);
 
-    // The same volume again, as after a pause.
-    assert!(mount(lower, &volumes.path(&first), &namespace).is_err(), "is this not needed any more?");
-    renew_overlay_work(&volumes.path(&first).join("work"), false).unwrap();
-    let again = mount(lower, &volumes.path(&first), &namespace).unwrap();
+    // The same tree again, as after a pause.
+    assert!(mount(lower, &trees.path(&first), &namespace).is_err(), "is this not needed any more?");
+    renew_overlay_work(&trees.path(&first).join("work"), false).unwrap();
+    let again = mount(lower, &trees.path(&first), &namespace).unwrap();
     assert_eq!(fs::read_to_string(again.path("file")).unwrap(), "later");
     assert_eq!(fs::read_to_string(again.path("two")).unwrap(), "both");
     drop(again);
 
     for _ in 0..2 {
-        volumes.copy(&snapshot, &fork, false, Some(200)).unwrap();
-        let work = volumes.path(&fork).join("work");
+        trees.copy(&snapshot, &fork, false, Some(200)).unwrap();
+        let work = trees.path(&fork).join("work");
         renew_overlay_work(&work, false).unwrap();
-        assert!(mount(lower, &volumes.path(&fork), &namespace).is_err(), "is this not needed any more?");
+        assert!(mount(lower, &trees.path(&fork), &namespace).is_err(), "is this not needed any more?");
         renew_overlay_work(&work, true).unwrap();
-        let overlay = mount(lower, &volumes.path(&fork), &namespace).unwrap();
+        let overlay = mount(lower, &trees.path(&fork), &namespace).unwrap();
         check(&overlay);
         overlay.as_root(|overlay| fs::write(overlay.path("two"), "in the fork").unwrap());
         assert_eq!(fs::read_to_string(overlay.path("one")).unwrap(), "in the fork");
         drop(overlay);
-        volumes.discard(&fork).unwrap();
+        trees.discard(&fork).unwrap();
     }
 }
 
 #[test]
 fn in_an_image() {
     let disk = Disk::host();
-    let volumes = disk.open(VolumesBackend::Loop);
+    let trees = disk.open(TreesBackend::Loop);
     let lower = disk.dir.join("lower");
     template(&lower);
-    an_upper_lives_in_copies(&volumes, &lower);
+    an_upper_lives_in_copies(&trees, &lower);
 }
 
 #[test]
 fn by_copying() {
     let disk = Disk::host();
-    let volumes = disk.open(VolumesBackend::Copy);
+    let trees = disk.open(TreesBackend::Copy);
     let lower = disk.dir.join("lower");
     template(&lower);
-    an_upper_lives_in_copies(&volumes, &lower);
+    an_upper_lives_in_copies(&trees, &lower);
 }
 
 #[test]
 fn by_reflink() {
     let disk = Disk::fresh("xfs", 512);
-    let volumes = disk.open(VolumesBackend::Auto);
+    let trees = disk.open(TreesBackend::Auto);
     let lower = disk.dir.join("lower");
     template(&lower);
-    an_upper_lives_in_copies(&volumes, &lower);
+    an_upper_lives_in_copies(&trees, &lower);
 }

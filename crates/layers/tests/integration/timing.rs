@@ -1,4 +1,4 @@
-//! What volumes cost on every kind of disk: `cargo nextest run -p layers --run-ignored only timing --no-capture --release`.
+//! What trees cost on every kind of disk: `cargo nextest run -p layers --run-ignored only timing --no-capture --release`.
 //! Prints medians; judges nothing.
 //! Needs root.
 
@@ -8,7 +8,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use crate::common::{Disk, name};
-use layers::{Volumes, VolumesBackend};
+use layers::{Trees, TreesBackend};
 
 fn median(count: usize, mut act: impl FnMut(usize)) -> Duration {
     let mut times: Vec<Duration> = (0..count)
@@ -22,35 +22,35 @@ fn median(count: usize, mut act: impl FnMut(usize)) -> Duration {
     times[count / 2]
 }
 
-fn measure(what: &str, volumes: &Volumes, copies: usize) {
+fn measure(what: &str, trees: &Trees, copies: usize) {
     let numbered = |kind: &str, number: usize| name(&format!("{kind}-{number}"));
-    let create = median(100, |n| volumes.create(&numbered("new", n), Some(512)).unwrap());
-    let rename = median(100, |n| volumes.rename(&numbered("new", n), &numbered("used", n)).unwrap());
+    let create = median(100, |n| trees.create(&numbered("new", n), Some(512)).unwrap());
+    let rename = median(100, |n| trees.rename(&numbered("new", n), &numbered("used", n)).unwrap());
     let dirs = median(100, |n| {
         for dir in ["upper", "work"] {
-            fs::create_dir(volumes.path(&numbered("used", n)).join(dir)).unwrap();
+            fs::create_dir(trees.path(&numbered("used", n)).join(dir)).unwrap();
         }
     });
     let small = median(copies, |n| {
-        volumes.copy(&numbered("used", n), &numbered("copy", n), true, None).unwrap();
+        trees.copy(&numbered("used", n), &numbered("copy", n), true, None).unwrap();
     });
-    let discard = median(copies, |n| volumes.discard(&numbered("copy", n)).unwrap());
+    let discard = median(copies, |n| trees.discard(&numbered("copy", n)).unwrap());
 
     let big = name("big");
-    volumes.create(&big, Some(2048)).unwrap();
+    trees.create(&big, Some(2048)).unwrap();
     let noise = crate::common::noise();
     for dir in 0..100 {
-        let dir = volumes.path(&big).join(format!("upper/{dir}"));
+        let dir = trees.path(&big).join(format!("upper/{dir}"));
         fs::create_dir_all(&dir).unwrap();
         (0..100).for_each(|file| fs::write(dir.join(file.to_string()), &noise[..10 << 10]).unwrap());
     }
-    let first = median(1, |_| volumes.copy(&big, &name("big-first"), true, None).unwrap());
+    let first = median(1, |_| trees.copy(&big, &name("big-first"), true, None).unwrap());
     let again = median(copies.min(10), |n| {
-        fs::write(volumes.path(&big).join("upper/0/0"), &noise).unwrap();
-        volumes.copy(&big, &numbered("big", n), true, None).unwrap();
+        fs::write(trees.path(&big).join("upper/0/0"), &noise).unwrap();
+        trees.copy(&big, &numbered("big", n), true, None).unwrap();
     });
-    let usage = median(10, |_| assert!(volumes.usage(&big).unwrap().used > 0));
-    let gone = median(copies.min(10), |n| volumes.discard(&numbered("big", n)).unwrap());
+    let usage = median(10, |_| assert!(trees.usage(&big).unwrap().used > 0));
+    let gone = median(copies.min(10), |n| trees.discard(&numbered("big", n)).unwrap());
     println!(
         "{what:8} create {create:?}, rename {rename:?}, two directories {dirs:?}, copy small {small:?}, discard {discard:?}; \
          10k files 100 MiB: first copy {first:?}, copy {again:?}, discard {gone:?}, usage {usage:?}"
@@ -61,11 +61,11 @@ fn measure(what: &str, volumes: &Volumes, copies: usize) {
 #[ignore = "prints figures"]
 fn timing() {
     let disk = Disk::host();
-    measure("image", &disk.open(VolumesBackend::Loop), 30);
+    measure("image", &disk.open(TreesBackend::Loop), 30);
     let disk = Disk::host();
-    measure("copy", &disk.open(VolumesBackend::Copy), 5);
+    measure("copy", &disk.open(TreesBackend::Copy), 5);
     let disk = Disk::fresh("btrfs", 4096);
-    measure("btrfs", &disk.open(VolumesBackend::Btrfs), 30);
+    measure("btrfs", &disk.open(TreesBackend::Btrfs), 30);
     let disk = Disk::fresh("xfs", 4096);
-    measure("reflink", &disk.open(VolumesBackend::Reflink), 5);
+    measure("reflink", &disk.open(TreesBackend::Reflink), 5);
 }

@@ -14,7 +14,7 @@ use engine::{
 };
 use engine_container::{ContainerConfig, ContainerEngine, Criu};
 use engine_host::instance_name;
-use layers::VolumesConfig;
+use layers::TreesConfig;
 use net::GatewayConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -61,7 +61,7 @@ async fn in_own_dir(arguments: &DoctorArguments, layer: PathBuf) -> Result<Strin
         run_dir: arguments.run_dir.clone(),
         agent,
         criu: Criu::find(&arguments.criu.path(&arguments.data)).ok(),
-        volumes: VolumesConfig::default(),
+        trees: TreesConfig::default(),
         pool: 0,
         gateway: GatewayConfig::default(),
     };

@@ -11,7 +11,7 @@ use std::time::Duration;
 use engine::Engine;
 use engine::suite::Bench;
 use engine_microvm::{Accelerator, MachineType, MicrovmConfig, MicrovmEngine, Tools};
-use layers::VolumesConfig;
+use layers::TreesConfig;
 use net::GatewayConfig;
 
 pub type Opening = std::future::Ready<Arc<dyn Engine>>;
@@ -29,7 +29,7 @@ pub fn config(data_dir: PathBuf) -> MicrovmConfig {
         machine_type: MachineType::Microvm,
         envd: variable("COFFERDAM_ENVD"),
         guest_init: variable("COFFERDAM_GUEST_INIT"),
-        volumes: VolumesConfig::default(),
+        trees: TreesConfig::default(),
         gateway: GatewayConfig::default(),
         boot_timeout: Duration::from_secs(90),
         stream_memory: false,

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use layers::{VolumeName, Volumes, VolumesBackend, VolumesConfig};
+use layers::{TreeName, Trees, TreesBackend, TreesConfig};
 use rustix::fs::CWD;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, fsconfig_create,
@@ -58,8 +58,8 @@ impl Disk {
         Self { dir: dir.join("data"), device: Some(device), _place: Some(place) }
     }
 
-    pub(crate) fn open(&self, backend: VolumesBackend) -> Volumes {
-        Volumes::open(&self.dir, VolumesConfig { backend, image_size: Some(4 << 30) }).unwrap()
+    pub(crate) fn open(&self, backend: TreesBackend) -> Trees {
+        Trees::open(&self.dir, TreesConfig { backend, image_size: Some(4 << 30) }).unwrap()
     }
 
     /// The loop device that serves our image, if any does.
@@ -104,7 +104,7 @@ pub(crate) fn show_again(path: &str) {
     rustix::mount::unmount(path, rustix::mount::UnmountFlags::empty()).unwrap();
 }
 
-pub(crate) fn name(text: &str) -> VolumeName {
+pub(crate) fn name(text: &str) -> TreeName {
     text.parse().unwrap()
 }
 

@@ -1,5 +1,5 @@
-//! Writable volumes: the directory trees that hold what sandboxes write, with instant copies and limits where the disk can.
-//! Four ways to keep them, chosen at [`Volumes::open`] and never changed while volumes exist:
+//! Writable trees: the directory trees that hold what sandboxes write, with instant copies and limits where the disk can.
+//! Four ways to keep them, chosen at [`Trees::open`] and never changed while trees exist:
 //! subvolumes of a btrfs data directory, of a btrfs image of our own, or plain directories copied by reflink or byte by byte.
 //!
 //! The image (`volumes.btrfs`, a sparse file) is served by a loop device and mounted *detached*: the mount is in nobody's
@@ -10,20 +10,20 @@
 //! under a lock on the file, after looking for a device that serves it.
 //!
 //! An image can promise more than the disk below it has. Where that disk is full, the kernel makes all of the image read-only to
-//! save what is in it: no loss, but the end of every sandbox. So all volumes together are held to what the disk can still take
-//! (`guard`), and writing ends in "Disk quota exceeded" before. If other programs fill the disk in spite of that, free some space
+//! save what is in it: no loss, but the end of every sandbox. So all trees together are held to what the disk can still take
+//! (`free_space`), and writing ends in "Disk quota exceeded" before. If other programs fill the disk in spite of that, free some space
 //! and start the server again, with no sandbox left running.
 //!
-//! Such a path is good for this process and its children while [`Volumes`] lives. It can be opened, cloned (`open_tree`) and
+//! Such a path is good for this process and its children while [`Trees`] lives. It can be opened, cloned (`open_tree`) and
 //! renamed below; it cannot be canonicalised, stored, or handed to a process in another pid namespace.
 //!
 //! A copy is a moment of its source: freeze the sandbox first if the moment should be one of peace. On btrfs what was written
 //! but not yet on disk is in it; the plain ways need the tree to be left alone and fail where it is not. What `copy` returned
-//! from survives a loss of power; what `create` and `rename` did may not, as nothing runs on in a volume then.
+//! from survives a loss of power; what `create` and `rename` did may not, as nothing runs on in a tree then.
 
 mod charges;
 mod dirs;
-mod guard;
+mod free_space;
 mod image;
 mod name;
 mod subvolumes;
@@ -33,23 +33,23 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-pub use name::VolumeName;
+pub use name::TreeName;
 
 use crate::LayerError;
-use crate::tree::Sharing;
+use crate::copy_tree::Sharing;
 use dirs::Directories;
-use guard::Guard;
-pub use guard::room_beside;
+use free_space::FreeSpaceLimit;
+pub use free_space::room_beside;
 use image::Image;
 use subvolumes::Subvolumes;
 pub(crate) use subvolumes::is_btrfs;
 
 const MIB: u64 = 1 << 20;
 
-/// How volumes are to be kept.
+/// How trees are to be kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum VolumesBackend {
-    /// The best that works here, or what the volumes that are here already need.
+pub enum TreesBackend {
+    /// The best that works here, or what the trees that are here already need.
     #[default]
     Auto,
     /// Subvolumes of the data directory's own btrfs.
@@ -62,7 +62,7 @@ pub enum VolumesBackend {
     Copy,
 }
 
-impl VolumesBackend {
+impl TreesBackend {
     fn as_str(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -74,13 +74,13 @@ impl VolumesBackend {
     }
 }
 
-impl std::fmt::Display for VolumesBackend {
+impl std::fmt::Display for TreesBackend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.as_str())
     }
 }
 
-impl std::str::FromStr for VolumesBackend {
+impl std::str::FromStr for TreesBackend {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -90,18 +90,18 @@ impl std::str::FromStr for VolumesBackend {
     }
 }
 
-/// Choices for [`Volumes::open`].
+/// Choices for [`Trees::open`].
 #[derive(Debug, Clone, Copy, Default)]
-pub struct VolumesConfig {
-    /// How volumes are kept.
-    pub backend: VolumesBackend,
+pub struct TreesConfig {
+    /// How trees are kept.
+    pub backend: TreesBackend,
     /// Most bytes the image may grow to. Without it, the size of the disk it lies on. An image never shrinks.
     pub image_size: Option<u64>,
 }
 
-/// What a volume takes, in bytes.
+/// What a tree takes, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct VolumeUsage {
+pub struct TreeUsage {
     /// What it refers to. Within a few percent on btrfs: parts that a copy shared and that were replaced since may still
     /// count.
     pub used: u64,
@@ -109,13 +109,13 @@ pub struct VolumeUsage {
     pub limit: Option<u64>,
 }
 
-/// The volumes below one data directory. One process at a time may have them open.
+/// The trees below one data directory. One process at a time may have them open.
 #[derive(Debug)]
-pub struct Volumes {
-    kind: VolumesBackend,
+pub struct Trees {
+    kind: TreesBackend,
     store: Store,
     description: String,
-    _guard: Option<Guard>,
+    _limit: Option<FreeSpaceLimit>,
     /// After the others, which have the mount's root open.
     _image: Option<Image>,
 }
@@ -126,42 +126,42 @@ enum Store {
     Directories(Directories),
 }
 
-impl Volumes {
-    /// Opens the volumes below `data_dir`, making what is missing. May take some seconds where an image is made or a
+impl Trees {
+    /// Opens the trees below `data_dir`, making what is missing. May take some seconds where an image is made or a
     /// journal replayed. What a crash left half-made is removed.
     ///
     /// # Errors
-    /// The way asked for, or the one that existing volumes need, does not work here.
-    pub fn open(data_dir: &Path, config: VolumesConfig) -> Result<Self, LayerError> {
+    /// The way asked for, or the one that existing trees need, does not work here.
+    pub fn open(data_dir: &Path, config: TreesConfig) -> Result<Self, LayerError> {
         fs::create_dir_all(data_dir).map_err(LayerError::at(data_dir))?;
         let image_path = data_dir.join("volumes.btrfs");
         let dir = data_dir.join("volumes");
         let in_image = image_path.exists();
-        let in_dir = holds_volumes(&dir);
+        let in_dir = holds_trees(&dir);
         let asked = config.backend;
-        if in_image && !matches!(asked, VolumesBackend::Auto | VolumesBackend::Loop) {
+        if in_image && !matches!(asked, TreesBackend::Auto | TreesBackend::Loop) {
             return Err(LayerError::Backend {
-                what: format!("{} holds volumes, so {asked} cannot be used", image_path.display()),
+                what: format!("{} holds trees, so {asked} cannot be used", image_path.display()),
                 remedy: "choose loop, or remove the file and all it holds".into(),
             });
         }
-        if in_dir && asked == VolumesBackend::Loop {
+        if in_dir && asked == TreesBackend::Loop {
             return Err(LayerError::Backend {
-                what: format!("{} holds volumes, so loop cannot be used", dir.display()),
+                what: format!("{} holds trees, so loop cannot be used", dir.display()),
                 remedy: "choose auto, or remove the directory and all it holds".into(),
             });
         }
         match asked {
-            VolumesBackend::Btrfs => Self::in_btrfs(&dir),
-            VolumesBackend::Loop => Self::in_image(&image_path, config.image_size),
-            VolumesBackend::Reflink if !can_reflink(&make_private(&dir)?)? => Err(LayerError::Backend {
+            TreesBackend::Btrfs => Self::in_btrfs(&dir),
+            TreesBackend::Loop => Self::in_image(&image_path, config.image_size),
+            TreesBackend::Reflink if !can_reflink(&make_private(&dir)?)? => Err(LayerError::Backend {
                 what: format!("the file system of {} cannot share blocks between files", dir.display()),
                 remedy: "choose auto, or put the data directory on XFS or btrfs".into(),
             }),
-            VolumesBackend::Reflink => Self::in_dirs(&dir, Sharing::Reflink, "as asked for"),
-            VolumesBackend::Copy => Self::in_dirs(&dir, Sharing::Copy, "as asked for"),
-            VolumesBackend::Auto if in_image => Self::in_image(&image_path, config.image_size),
-            VolumesBackend::Auto => Self::best(&dir, in_dir, &image_path, config.image_size),
+            TreesBackend::Reflink => Self::in_dirs(&dir, Sharing::Reflink, "as asked for"),
+            TreesBackend::Copy => Self::in_dirs(&dir, Sharing::Copy, "as asked for"),
+            TreesBackend::Auto if in_image => Self::in_image(&image_path, config.image_size),
+            TreesBackend::Auto => Self::best(&dir, in_dir, &image_path, config.image_size),
         }
     }
 
@@ -180,7 +180,7 @@ impl Volumes {
         }
         if in_dir {
             let why = format!(
-                "{} holds volumes from before; with none left in it, the next start may do better",
+                "{} holds trees from before; with none left in it, the next start may do better",
                 dir.display()
             );
             return Self::in_dirs(dir, Sharing::Copy, &why);
@@ -214,10 +214,10 @@ impl Volumes {
         };
         let description = format!("subvolumes of the btrfs under {}; {limits}", root.display());
         Ok(Self {
-            kind: VolumesBackend::Btrfs,
+            kind: TreesBackend::Btrfs,
             store: Store::Subvolumes(store),
             description,
-            _guard: None,
+            _limit: None,
             _image: None,
         })
     }
@@ -225,9 +225,9 @@ impl Volumes {
     fn in_image(path: &Path, size: Option<u64>) -> Result<Self, LayerError> {
         let image = Image::open(path, size)?;
         let root = image.root();
-        let guard = subvolumes::turn_quotas_on(&root).and_then(|()| Guard::start(&root, path));
-        let store = Subvolumes::open(root, guard.is_ok().then_some(guard::GROUP))?;
-        let limits = match &guard {
+        let limit = subvolumes::turn_quotas_on(&root).and_then(|()| FreeSpaceLimit::start(&root, path));
+        let store = Subvolumes::open(root, limit.is_ok().then_some(free_space::GROUP))?;
+        let limits = match &limit {
             Ok(_) => "limits are enforced".to_owned(),
             Err(error) => format!("no disk limits, as quotas cannot be turned on ({error}); Linux 6.7 can"),
         };
@@ -236,10 +236,10 @@ impl Volumes {
         let description =
             format!("subvolumes of the btrfs image {} on a loop device ({direct}); {limits}", path.display());
         Ok(Self {
-            kind: VolumesBackend::Loop,
+            kind: TreesBackend::Loop,
             store: Store::Subvolumes(store),
             description,
-            _guard: guard.ok(),
+            _limit: limit.ok(),
             _image: Some(image),
         })
     }
@@ -247,17 +247,17 @@ impl Volumes {
     fn in_dirs(dir: &Path, sharing: Sharing, why: &str) -> Result<Self, LayerError> {
         let store = Directories::open(make_private(dir)?, sharing)?;
         let (kind, how) = match sharing {
-            Sharing::Reflink => (VolumesBackend::Reflink, "copied by reflink, file by file"),
-            Sharing::Copy => (VolumesBackend::Copy, "copied byte by byte"),
+            Sharing::Reflink => (TreesBackend::Reflink, "copied by reflink, file by file"),
+            Sharing::Copy => (TreesBackend::Copy, "copied byte by byte"),
         };
         let description =
             format!("plain directories in {}, {how}, without disk limits: {why}", dir.display());
-        Ok(Self { kind, store: Store::Directories(store), description, _guard: None, _image: None })
+        Ok(Self { kind, store: Store::Directories(store), description, _limit: None, _image: None })
     }
 
-    /// How volumes are kept; never `Auto`.
+    /// How trees are kept; never `Auto`.
     #[must_use]
-    pub fn kind(&self) -> VolumesBackend {
+    pub fn kind(&self) -> TreesBackend {
         self.kind
     }
 
@@ -267,7 +267,7 @@ impl Volumes {
         &self.description
     }
 
-    /// Whether writing ends at a volume's limit. Where not, limits are accepted and mean nothing.
+    /// Whether writing ends at a tree's limit. Where not, limits are accepted and mean nothing.
     #[must_use]
     pub fn enforces_limits(&self) -> bool {
         match &self.store {
@@ -276,31 +276,31 @@ impl Volumes {
         }
     }
 
-    /// Where a volume is, present or not. See the module's text for what such a path is good for.
+    /// Where a tree is, present or not. See the module's text for what such a path is good for.
     #[must_use]
-    pub fn path(&self, name: &VolumeName) -> PathBuf {
+    pub fn path(&self, name: &TreeName) -> PathBuf {
         match &self.store {
             Store::Subvolumes(store) => store.path(name),
             Store::Directories(store) => store.path(name),
         }
     }
 
-    /// Makes an empty volume.
+    /// Makes an empty tree.
     ///
     /// # Errors
     /// The name is taken, or the disk is full.
-    pub fn create(&self, name: &VolumeName, limit_mib: Option<u32>) -> Result<(), LayerError> {
+    pub fn create(&self, name: &TreeName, limit_mib: Option<u32>) -> Result<(), LayerError> {
         match &self.store {
             Store::Subvolumes(store) => store.create(name, bytes(limit_mib)),
             Store::Directories(store) => store.create(name),
         }
     }
 
-    /// Gives a volume another name, at once. It stays where it is for whoever has it open.
+    /// Gives a tree another name, at once. It stays where it is for whoever has it open.
     ///
     /// # Errors
     /// There is none, or the new name is taken.
-    pub fn rename(&self, from: &VolumeName, to: &VolumeName) -> Result<(), LayerError> {
+    pub fn rename(&self, from: &TreeName, to: &TreeName) -> Result<(), LayerError> {
         match &self.store {
             Store::Subvolumes(store) => store.rename(from, to),
             Store::Directories(store) => store.rename(from, to),
@@ -316,8 +316,8 @@ impl Volumes {
     /// There is no `from`, `to` is taken, the disk is full, or the tree changed where copies are not instant.
     pub fn copy(
         &self,
-        from: &VolumeName,
-        to: &VolumeName,
+        from: &TreeName,
+        to: &TreeName,
         read_only: bool,
         limit_mib: Option<u32>,
     ) -> Result<(), LayerError> {
@@ -327,11 +327,11 @@ impl Volumes {
         }
     }
 
-    /// Removes a volume: it is gone from here at once, its space comes back in the background. None there is a success.
+    /// Removes a tree: it is gone from here at once, its space comes back in the background. None there is a success.
     ///
     /// # Errors
     /// The file system cannot be written.
-    pub fn discard(&self, name: &VolumeName) -> Result<(), LayerError> {
+    pub fn discard(&self, name: &TreeName) -> Result<(), LayerError> {
         match &self.store {
             Store::Subvolumes(store) => store.discard(name),
             Store::Directories(store) => store.discard(name),
@@ -341,30 +341,30 @@ impl Volumes {
     /// Changes the limit; `None` takes it away.
     ///
     /// # Errors
-    /// There is no such volume.
-    pub fn set_limit(&self, name: &VolumeName, limit_mib: Option<u32>) -> Result<(), LayerError> {
+    /// There is no such tree.
+    pub fn set_limit(&self, name: &TreeName, limit_mib: Option<u32>) -> Result<(), LayerError> {
         match &self.store {
             Store::Subvolumes(store) => store.set_limit(name, bytes(limit_mib)),
             Store::Directories(store) => store.require(name),
         }
     }
 
-    /// What a volume takes. Instant with limits; else every file is looked at.
+    /// What a tree takes. Instant with limits; else every file is looked at.
     ///
     /// # Errors
-    /// There is no such volume.
-    pub fn usage(&self, name: &VolumeName) -> Result<VolumeUsage, LayerError> {
+    /// There is no such tree.
+    pub fn usage(&self, name: &TreeName) -> Result<TreeUsage, LayerError> {
         match &self.store {
             Store::Subvolumes(store) => store.usage(name),
             Store::Directories(store) => store.usage(name),
         }
     }
 
-    /// All volumes, in no order.
+    /// All trees, in no order.
     ///
     /// # Errors
     /// The file system cannot be read.
-    pub fn list(&self) -> Result<Vec<VolumeName>, LayerError> {
+    pub fn list(&self) -> Result<Vec<TreeName>, LayerError> {
         let root = match &self.store {
             Store::Subvolumes(store) => store.root(),
             Store::Directories(store) => store.root(),
@@ -381,7 +381,7 @@ fn bytes(mib: Option<u32>) -> Option<u64> {
     mib.map(|mib| u64::from(mib) * MIB)
 }
 
-fn names_in(dir: &Path) -> io::Result<Vec<VolumeName>> {
+fn names_in(dir: &Path) -> io::Result<Vec<TreeName>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(dir)? {
         names.extend(entry?.file_name().to_str().and_then(|name| name.parse().ok()));
@@ -389,11 +389,11 @@ fn names_in(dir: &Path) -> io::Result<Vec<VolumeName>> {
     Ok(names)
 }
 
-fn holds_volumes(dir: &Path) -> bool {
+fn holds_trees(dir: &Path) -> bool {
     names_in(dir).is_ok_and(|names| !names.is_empty())
 }
 
-/// A directory that only root can enter: set-user-id files in volumes are real.
+/// A directory that only root can enter: set-user-id files in trees are real.
 fn make_private(dir: &Path) -> Result<PathBuf, LayerError> {
     let make = || {
         fs::create_dir_all(dir)?;

@@ -1,4 +1,4 @@
-//! Volumes as plain directories, copied file by file.
+//! Trees as plain directories, copied file by file.
 //! A copy is made in a hidden directory, brought to disk, and then renamed: it is there whole or not at all.
 //! No limits: ordinary file systems have none for directories.
 
@@ -8,50 +8,50 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with, syncfs};
 
-use super::{VolumeName, VolumeUsage, make_private};
-use crate::tree::{Attributes, Sharing, copy_tree, measure, open_dir};
-use crate::{Janitor, LayerError};
+use super::{TreeName, TreeUsage, make_private};
+use crate::copy_tree::{Attributes, Sharing, copy_tree, measure, open_dir};
+use crate::{LayerError, Trash};
 
 #[derive(Debug)]
 pub(super) struct Directories {
     root: PathBuf,
     making: PathBuf,
     sharing: Sharing,
-    janitor: Janitor,
+    trash: Trash,
 }
 
 impl Directories {
     pub(super) fn open(root: PathBuf, sharing: Sharing) -> Result<Self, LayerError> {
         let making = make_private(&root.join(".making"))?;
         let trash = make_private(&root.join(".trash"))?;
-        let janitor = Janitor::start(trash.clone()).map_err(LayerError::at(&trash))?;
+        let trash = Trash::start(trash.clone()).map_err(LayerError::at(&trash))?;
         let left = || -> io::Result<()> {
-            fs::read_dir(&making)?.try_for_each(|entry| janitor.discard(&entry?.path()))
+            fs::read_dir(&making)?.try_for_each(|entry| trash.discard(&entry?.path()))
         };
         left().map_err(LayerError::at(&making))?;
-        Ok(Self { root, making, sharing, janitor })
+        Ok(Self { root, making, sharing, trash })
     }
 
     pub(super) fn root(&self) -> &Path {
         &self.root
     }
 
-    pub(super) fn path(&self, name: &VolumeName) -> PathBuf {
+    pub(super) fn path(&self, name: &TreeName) -> PathBuf {
         self.root.join(name.as_str())
     }
 
-    pub(super) fn create(&self, name: &VolumeName) -> Result<(), LayerError> {
+    pub(super) fn create(&self, name: &TreeName) -> Result<(), LayerError> {
         fs::create_dir(self.path(name)).map_err(LayerError::about(name))
     }
 
-    pub(super) fn rename(&self, from: &VolumeName, to: &VolumeName) -> Result<(), LayerError> {
+    pub(super) fn rename(&self, from: &TreeName, to: &TreeName) -> Result<(), LayerError> {
         rename_exclusively(&self.path(from), &self.path(to))
             .map_err(|error| LayerError::of_two(from, to, error))
     }
 
-    pub(super) fn copy(&self, from: &VolumeName, to: &VolumeName) -> Result<(), LayerError> {
+    pub(super) fn copy(&self, from: &TreeName, to: &TreeName) -> Result<(), LayerError> {
         if self.path(to).exists() {
-            return Err(LayerError::VolumeTaken(to.clone()));
+            return Err(LayerError::TreeTaken(to.clone()));
         }
         let source = open_dir(CWD, self.path(from)).map_err(LayerError::about(from))?;
         let place = self.making.join(format!("{to}-{}", ids::random_hex::<4>()));
@@ -67,22 +67,22 @@ impl Directories {
         };
         let made = make();
         // What is left is the names of linked files, or half a tree.
-        let left = self.janitor.discard(&place);
+        let left = self.trash.discard(&place);
         made.and(left).map_err(|error| LayerError::of_two(from, to, error))
     }
 
-    pub(super) fn discard(&self, name: &VolumeName) -> Result<(), LayerError> {
-        self.janitor.discard(&self.path(name)).map_err(LayerError::about(name))
+    pub(super) fn discard(&self, name: &TreeName) -> Result<(), LayerError> {
+        self.trash.discard(&self.path(name)).map_err(LayerError::about(name))
     }
 
-    pub(super) fn require(&self, name: &VolumeName) -> Result<(), LayerError> {
-        if self.path(name).is_dir() { Ok(()) } else { Err(LayerError::NoVolume(name.clone())) }
+    pub(super) fn require(&self, name: &TreeName) -> Result<(), LayerError> {
+        if self.path(name).is_dir() { Ok(()) } else { Err(LayerError::NoTree(name.clone())) }
     }
 
-    pub(super) fn usage(&self, name: &VolumeName) -> Result<VolumeUsage, LayerError> {
+    pub(super) fn usage(&self, name: &TreeName) -> Result<TreeUsage, LayerError> {
         let dir = open_dir(CWD, self.path(name)).map_err(LayerError::about(name))?;
         let used = measure(dir).map_err(LayerError::about(name))?.bytes;
-        Ok(VolumeUsage { used, limit: None })
+        Ok(TreeUsage { used, limit: None })
     }
 }
 

@@ -1,10 +1,10 @@
-//! What volumes are charged for, by btrfs simple quotas, and limits that mean the same before and after copies.
+//! What trees are charged for, by btrfs simple quotas, and limits that mean the same before and after copies.
 //! The kernel charges every block to the subvolume that wrote it, for as long as *any* subvolume refers to it. So a fresh copy is
-//! charged for nothing, and a volume whose copy lives is charged for what it has replaced since. Neither is what a limit is about.
+//! charged for nothing, and a tree whose copy lives is charged for what it has replaced since. Neither is what a limit is about.
 //!
-//! Each volume with a limit therefore has a note (an attribute of its top directory, which sandboxes never see): its limit, and what
+//! Each tree with a limit therefore has a note (an attribute of its top directory, which sandboxes never see): its limit, and what
 //! it refers to beyond what it is charged for, which is more than nothing after being copied, and less after being copied *from*.
-//! The kernel's limit is the volume's minus that. A read-only copy cannot be written to, neither a note: the kernel's limit,
+//! The kernel's limit is the tree's minus that. A read-only copy cannot be written to, neither a note: the kernel's limit,
 //! which it cannot reach, says what it refers to.
 
 use std::fs;
@@ -17,8 +17,8 @@ use rustix::io::Errno;
 use sys::btrfs::{self, QuotaGroup};
 use tracing::debug;
 
-use super::VolumeUsage;
-use crate::tree::{measure, open_dir};
+use super::TreeUsage;
+use crate::copy_tree::{measure, open_dir};
 
 const NOTE: &str = "trusted.cofferdam.volume";
 
@@ -29,7 +29,7 @@ pub(super) struct Charges {
     counters: PathBuf,
 }
 
-/// What is known of a volume besides the kernel's count. A copy has its source's until it gets its own, so it says whose it is.
+/// What is known of a tree besides the kernel's count. A copy has its source's until it gets its own, so it says whose it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Note {
     id: u64,
@@ -38,16 +38,16 @@ struct Note {
     beyond: i64,
 }
 
-/// Writes the first note of a new, empty volume.
-pub(super) fn begin(volume: BorrowedFd<'_>, limit: Option<u64>) -> io::Result<()> {
-    Note { id: btrfs::subvolume_of(volume)?.id, limit, beyond: 0 }.write(volume)
+/// Writes the first note of a new, empty tree.
+pub(super) fn begin(tree: BorrowedFd<'_>, limit: Option<u64>) -> io::Result<()> {
+    Note { id: btrfs::subvolume_of(tree)?.id, limit, beyond: 0 }.write(tree)
 }
 
 impl Note {
-    /// None where the volume has no note of its own.
-    fn read(volume: BorrowedFd<'_>, id: u64) -> io::Result<Option<Self>> {
+    /// None where the tree has no note of its own.
+    fn read(tree: BorrowedFd<'_>, id: u64) -> io::Result<Option<Self>> {
         let mut text = [0u8; 64];
-        let length = match fgetxattr(volume, NOTE, &mut text) {
+        let length = match fgetxattr(tree, NOTE, &mut text) {
             Err(Errno::NODATA) => return Ok(Some(Self { id, limit: None, beyond: 0 })),
             answer => answer?,
         };
@@ -61,19 +61,19 @@ impl Note {
         Ok(Some(note).filter(|_| u64::try_from(owner) == Ok(id)))
     }
 
-    fn write(self, volume: BorrowedFd<'_>) -> io::Result<()> {
+    fn write(self, tree: BorrowedFd<'_>) -> io::Result<()> {
         let limit = self.limit.map_or(-1, signed);
         let text = format!("{} {limit} {}", self.id, self.beyond);
-        Ok(fsetxattr(volume, NOTE, text.as_bytes(), XattrFlags::empty())?)
+        Ok(fsetxattr(tree, NOTE, text.as_bytes(), XattrFlags::empty())?)
     }
 
     /// Writes the note and gives the kernel the limit that follows from it, the latter even if the former fails.
-    fn apply(self, volume: BorrowedFd<'_>) -> io::Result<()> {
-        // At its limit a volume has no room for a note, so first the limit goes.
-        btrfs::limit_subvolume(volume, self.id, None)?;
-        let noted = self.write(volume);
+    fn apply(self, tree: BorrowedFd<'_>) -> io::Result<()> {
+        // At its limit a tree has no room for a note, so first the limit goes.
+        btrfs::limit_subvolume(tree, self.id, None)?;
+        let noted = self.write(tree);
         let charge = |limit| signed(limit).saturating_sub(self.beyond).max(0).unsigned_abs();
-        btrfs::limit_subvolume(volume, self.id, self.limit.map(charge))?;
+        btrfs::limit_subvolume(tree, self.id, self.limit.map(charge))?;
         noted
     }
 }
@@ -95,7 +95,7 @@ impl Charges {
         text.trim().parse().map_err(io::Error::other)
     }
 
-    /// Forgets the counters of volumes that are gone and have nothing left that others refer to; newer kernels do so by
+    /// Forgets the counters of trees that are gone and have nothing left that others refer to; newer kernels do so by
     /// themselves. A live one is charged for its top directory at least.
     pub(super) fn sweep(&self, root: BorrowedFd<'_>) {
         let Ok(entries) = fs::read_dir(&self.counters) else { return };
@@ -107,8 +107,8 @@ impl Charges {
                 continue;
             };
             match btrfs::forget_quota(root, id) {
-                Ok(()) => debug!(id, "a counter without a volume is removed"),
-                Err(error) => debug!(id, %error, "a counter without a volume stays"),
+                Ok(()) => debug!(id, "a counter without a tree is removed"),
+                Err(error) => debug!(id, %error, "a counter without a tree stays"),
             }
         }
     }
@@ -141,42 +141,39 @@ impl Charges {
         }
     }
 
-    /// What a volume refers to, if that is known without looking at its files.
-    fn estimate(&self, volume: btrfs::Subvolume, note: Option<Note>, charged: u64) -> Option<u64> {
-        if volume.read_only {
+    /// What a tree refers to, if that is known without looking at its files.
+    fn estimate(&self, tree: btrfs::Subvolume, note: Option<Note>, charged: u64) -> Option<u64> {
+        if tree.read_only {
             // "No limit" is the largest number.
-            return self
-                .counter(volume.id, "max_referenced")
-                .ok()
-                .filter(|size| (1..u64::MAX).contains(size));
+            return self.counter(tree.id, "max_referenced").ok().filter(|size| (1..u64::MAX).contains(size));
         }
         Some((signed(charged) + note?.beyond).max(0).unsigned_abs())
     }
 
-    pub(super) fn set_limit(&self, volume: &OwnedFd, limit: Option<u64>) -> io::Result<()> {
-        let own = btrfs::subvolume_of(volume.as_fd())?;
+    pub(super) fn set_limit(&self, tree: &OwnedFd, limit: Option<u64>) -> io::Result<()> {
+        let own = btrfs::subvolume_of(tree.as_fd())?;
         if own.read_only {
             return Ok(());
         }
-        let note = Note::read(volume.as_fd(), own.id)?;
+        let note = Note::read(tree.as_fd(), own.id)?;
         let beyond = match note {
             Some(note) => note.beyond,
             None => {
-                signed(measure(open_dir(volume, c".")?)?.bytes) - signed(self.counter(own.id, "referenced")?)
+                signed(measure(open_dir(tree, c".")?)?.bytes) - signed(self.counter(own.id, "referenced")?)
             }
         };
-        Note { id: own.id, limit, beyond }.apply(volume.as_fd())
+        Note { id: own.id, limit, beyond }.apply(tree.as_fd())
     }
 
-    pub(super) fn usage(&self, volume: &OwnedFd) -> io::Result<VolumeUsage> {
-        let own = btrfs::subvolume_of(volume.as_fd())?;
-        let note = if own.read_only { None } else { Note::read(volume.as_fd(), own.id)? };
+    pub(super) fn usage(&self, tree: &OwnedFd) -> io::Result<TreeUsage> {
+        let own = btrfs::subvolume_of(tree.as_fd())?;
+        let note = if own.read_only { None } else { Note::read(tree.as_fd(), own.id)? };
         let charged = self.counter(own.id, "referenced")?;
         let used = match self.estimate(own, note, charged) {
             Some(used) => used,
-            None => measure(open_dir(volume, c".")?)?.bytes,
+            None => measure(open_dir(tree, c".")?)?.bytes,
         };
-        Ok(VolumeUsage { used, limit: note.and_then(|note| note.limit) })
+        Ok(TreeUsage { used, limit: note.and_then(|note| note.limit) })
     }
 }
 

@@ -16,7 +16,7 @@ use rustix::fs::{AtFlags, CWD, FileType, renameat, seek, unlinkat};
 use rustix::io::Errno;
 use tracing::warn;
 
-use crate::tree::{for_each_entry, open_dir};
+use crate::copy_tree::{for_each_entry, open_dir};
 
 /// Entries looked at before any is removed.
 const BATCH: usize = 4096;
@@ -25,13 +25,13 @@ const AGAIN: Duration = Duration::from_secs(60);
 
 /// The remover.
 #[derive(Debug)]
-pub struct Janitor {
+pub struct Trash {
     trash: PathBuf,
     queue: Mutex<Option<mpsc::Sender<PathBuf>>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Janitor {
+impl Trash {
     /// Starts with whatever is in `trash`.
     ///
     /// # Errors
@@ -54,7 +54,7 @@ impl Janitor {
                 }
             }
         };
-        let thread = thread::Builder::new().name("janitor".into()).spawn(work)?;
+        let thread = thread::Builder::new().name("trash".into()).spawn(work)?;
         Ok(Self { trash, queue: Mutex::new(Some(queue)), thread: Some(thread) })
     }
 
@@ -76,7 +76,7 @@ impl Janitor {
     }
 }
 
-impl Drop for Janitor {
+impl Drop for Trash {
     fn drop(&mut self) {
         *self.queue.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
         if let Some(thread) = self.thread.take() {
@@ -176,7 +176,7 @@ mod tests {
     fn what_was_left_is_removed_at_the_next_start() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("left/a/b")).unwrap();
-        drop(Janitor::start(dir.path().to_owned()).unwrap());
+        drop(Trash::start(dir.path().to_owned()).unwrap());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

@@ -1,6 +1,6 @@
-//! Names of volumes.
+//! Names of trees.
 //! One path component, never hidden, never another one's by case.
-//! What begins with a dot in a volumes directory is this crate's own.
+//! What begins with a dot in a trees directory is this crate's own.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,11 +9,11 @@ use crate::LayerError;
 
 const LONGEST: usize = 100;
 
-/// A volume's name: lower-case letters, digits, `-`, `_` and `.`, beginning with a letter or digit.
+/// A tree's name: lower-case letters, digits, `-`, `_` and `.`, beginning with a letter or digit.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct VolumeName(String);
+pub struct TreeName(String);
 
-impl VolumeName {
+impl TreeName {
     /// The name.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -21,13 +21,13 @@ impl VolumeName {
     }
 }
 
-impl fmt::Display for VolumeName {
+impl fmt::Display for TreeName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl FromStr for VolumeName {
+impl FromStr for TreeName {
     type Err = LayerError;
 
     fn from_str(text: &str) -> Result<Self, LayerError> {
@@ -35,7 +35,7 @@ impl FromStr for VolumeName {
         let fits = text.len() <= LONGEST
             && text.as_bytes().first().is_some_and(plain)
             && text.bytes().all(|byte| plain(&byte) || matches!(byte, b'-' | b'_' | b'.'));
-        if fits { Ok(Self(text.to_owned())) } else { Err(LayerError::VolumeName(text.to_owned())) }
+        if fits { Ok(Self(text.to_owned())) } else { Err(LayerError::TreeName(text.to_owned())) }
     }
 }
 
@@ -46,10 +46,10 @@ mod tests {
     #[test]
     fn only_harmless_names() {
         for good in ["a", "ready-17", "i0123456789abcdefghij", "s.1_2"] {
-            assert_eq!(good.parse::<VolumeName>().unwrap().as_str(), good);
+            assert_eq!(good.parse::<TreeName>().unwrap().as_str(), good);
         }
         for bad in ["", ".", "..", ".hidden", "a/b", "-x", "A", "a b", "ä", "a\0", &"a".repeat(101)] {
-            assert!(bad.parse::<VolumeName>().is_err(), "{bad:?}");
+            assert!(bad.parse::<TreeName>().is_err(), "{bad:?}");
         }
     }
 }

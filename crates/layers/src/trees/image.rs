@@ -18,7 +18,7 @@ use rustix::mount::{
 use sys::{LoopDevice, btrfs};
 
 use crate::LayerError;
-use crate::tree::open_dir;
+use crate::copy_tree::open_dir;
 
 /// btrfs is of no use in less.
 const SMALLEST: u64 = 1 << 30;
@@ -45,7 +45,7 @@ impl Image {
             return Self::attach(path, size);
         }
         make(path, size)?;
-        // One that cannot be used must not be there the next time, when it would pass for one with volumes in it.
+        // One that cannot be used must not be there the next time, when it would pass for one with trees in it.
         Self::attach(path, size).inspect_err(|_| drop(fs::remove_file(path)))
     }
 
@@ -94,7 +94,7 @@ impl Image {
         self.device.direct_io
     }
 
-    /// Engines clone what is in a volume; older kernels refuse that below a mount that is attached nowhere.
+    /// Engines clone what is in a tree; older kernels refuse that below a mount that is attached nowhere.
     fn check_clones(&self) -> Result<(), LayerError> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         open_tree(CWD, self.root(), flags).map(drop).map_err(|error| LayerError::Backend {

@@ -1,5 +1,5 @@
 //! Keeps an image from filling the disk it lies on.
-//! All volumes are in one quota group, whose limit is what they have plus what the disk has left, less a reserve for the rest of
+//! All trees are in one quota group, whose limit is what they have plus what the disk has left, less a reserve for the rest of
 //! the machine and for the image's own books. Other programs use the disk too, so the limit is set anew every other second.
 
 use std::fs::{self, File};
@@ -17,7 +17,7 @@ use tracing::warn;
 use super::MIB;
 use super::charges::Charges;
 
-/// The group of all volumes.
+/// The group of all trees.
 pub(super) const GROUP: QuotaGroup = QuotaGroup(1);
 
 /// Space changes without an event.
@@ -25,34 +25,34 @@ const INTERVAL: Duration = Duration::from_secs(2);
 
 /// Sets the limit until it is dropped.
 #[derive(Debug)]
-pub(super) struct Guard {
+pub(super) struct FreeSpaceLimit {
     stop: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Guard {
+impl FreeSpaceLimit {
     /// `root` is the image's, `image` its file.
     pub(super) fn start(root: &Path, image: &Path) -> io::Result<Self> {
         let root = File::open(root)?;
         btrfs::create_group(root.as_fd(), GROUP)?;
         let counters = Charges::of(root.as_fd())?.ok_or(io::ErrorKind::Unsupported)?;
-        let mut keeper =
-            Keeper { root, counter: counters.of_group(GROUP), image: image.to_owned(), limit: None };
-        keeper.look()?;
+        let mut limiter =
+            Limiter { root, counter: counters.of_group(GROUP), image: image.to_owned(), limit: None };
+        limiter.look()?;
         let (stop, stopped) = mpsc::channel();
         let work = move || {
             while stopped.recv_timeout(INTERVAL) == Err(mpsc::RecvTimeoutError::Timeout) {
-                if let Err(error) = keeper.look() {
-                    warn!(%error, "volumes may outgrow the disk: its free space cannot be watched");
+                if let Err(error) = limiter.look() {
+                    warn!(%error, "trees may outgrow the disk: its free space cannot be watched");
                 }
             }
         };
-        let thread = thread::Builder::new().name("volumes".into()).spawn(work)?;
+        let thread = thread::Builder::new().name("trees".into()).spawn(work)?;
         Ok(Self { stop: Some(stop), thread: Some(thread) })
     }
 }
 
-impl Drop for Guard {
+impl Drop for FreeSpaceLimit {
     fn drop(&mut self) {
         self.stop = None;
         if let Some(thread) = self.thread.take() {
@@ -61,16 +61,16 @@ impl Drop for Guard {
     }
 }
 
-struct Keeper {
+struct Limiter {
     root: File,
-    /// How many bytes all volumes are charged for.
+    /// How many bytes all trees are charged for.
     counter: PathBuf,
     image: PathBuf,
     /// Set last.
     limit: Option<u64>,
 }
 
-impl Keeper {
+impl Limiter {
     fn look(&mut self) -> io::Result<()> {
         let disk = statvfs(&self.image)?;
         let room = (disk.f_bavail * disk.f_frsize).saturating_sub(reserve(disk.f_blocks * disk.f_frsize));
@@ -86,7 +86,7 @@ impl Keeper {
     }
 }
 
-/// Bytes that may be written beside an image into a directory of the disk it lies on: half of what volumes leave stays free.
+/// Bytes that may be written beside an image into a directory of the disk it lies on: half of what trees leave stays free.
 ///
 /// # Errors
 /// The directory is not there.

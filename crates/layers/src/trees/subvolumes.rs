@@ -1,4 +1,4 @@
-//! Volumes as btrfs subvolumes: making, copying and removing are one ioctl each, whatever the size.
+//! Trees as btrfs subvolumes: making, copying and removing are one ioctl each, whatever the size.
 //! A snapshot is committed to disk by the kernel before it is there, so a copy is whole or not at all.
 //! Limits are simple quotas; see `charges` for what they count.
 
@@ -12,20 +12,20 @@ use sys::btrfs::{self, Quota, QuotaGroup};
 
 use super::charges::{self, Charges};
 use super::dirs::rename_exclusively;
-use super::{VolumeName, VolumeUsage};
-use crate::tree::{measure, open_dir};
-use crate::{Janitor, LayerError};
+use super::{TreeName, TreeUsage};
+use crate::copy_tree::{measure, open_dir};
+use crate::{LayerError, Trash};
 
 #[derive(Debug)]
 pub(super) struct Subvolumes {
     /// For what is not a subvolume. First, as it works below the root.
-    janitor: Janitor,
+    trash: Trash,
     root: OwnedFd,
     /// Where the root is reached from this process.
     path: PathBuf,
     /// None without quotas.
     charges: Option<Charges>,
-    /// What all volumes are charged to besides.
+    /// What all trees are charged to besides.
     group: Option<QuotaGroup>,
 }
 
@@ -50,20 +50,20 @@ impl Subvolumes {
         let root: OwnedFd = File::open(&path).map_err(LayerError::at(&path))?.into();
         let trash = path.join(".trash");
         fs::create_dir_all(&trash).map_err(LayerError::at(&trash))?;
-        let janitor = Janitor::start(trash.clone()).map_err(LayerError::at(&trash))?;
+        let trash = Trash::start(trash.clone()).map_err(LayerError::at(&trash))?;
         let charges = Charges::of(root.as_fd()).map_err(LayerError::at(&path))?;
         // Only where all of the file system is ours.
         if let (Some(charges), Some(_)) = (&charges, group) {
             charges.sweep(root.as_fd());
         }
-        Ok(Self { janitor, root, path, group: group.filter(|_| charges.is_some()), charges })
+        Ok(Self { trash, root, path, group: group.filter(|_| charges.is_some()), charges })
     }
 
     pub(super) fn root(&self) -> &Path {
         &self.path
     }
 
-    pub(super) fn path(&self, name: &VolumeName) -> PathBuf {
+    pub(super) fn path(&self, name: &TreeName) -> PathBuf {
         self.path.join(name.as_str())
     }
 
@@ -71,38 +71,38 @@ impl Subvolumes {
         self.charges.is_some()
     }
 
-    pub(super) fn create(&self, name: &VolumeName, limit: Option<u64>) -> Result<(), LayerError> {
+    pub(super) fn create(&self, name: &TreeName, limit: Option<u64>) -> Result<(), LayerError> {
         let limit = limit.filter(|_| self.charges.is_some());
         let make = || -> io::Result<()> {
             let quota = Quota { limit, group: self.group };
             btrfs::create_subvolume(self.root.as_fd(), name.as_str(), quota)?;
             match limit {
-                Some(_) => charges::begin(self.open_volume(name)?.as_fd(), limit),
+                Some(_) => charges::begin(self.open_tree(name)?.as_fd(), limit),
                 None => Ok(()),
             }
         };
         make().map_err(LayerError::about(name))
     }
 
-    pub(super) fn rename(&self, from: &VolumeName, to: &VolumeName) -> Result<(), LayerError> {
+    pub(super) fn rename(&self, from: &TreeName, to: &TreeName) -> Result<(), LayerError> {
         rename_exclusively(&self.path(from), &self.path(to))
             .map_err(|error| LayerError::of_two(from, to, error))
     }
 
     pub(super) fn copy(
         &self,
-        from: &VolumeName,
-        to: &VolumeName,
+        from: &TreeName,
+        to: &TreeName,
         read_only: bool,
         limit: Option<u64>,
     ) -> Result<(), LayerError> {
-        let source = self.open_volume(from).map_err(LayerError::about(from))?;
+        let source = self.open_tree(from).map_err(LayerError::about(from))?;
         // What cannot be written to is let in even when nothing else is: a pause must not fail then.
         let quota = Quota { limit: None, group: self.group.filter(|_| !read_only) };
         btrfs::snapshot(self.root.as_fd(), to.as_str(), source.as_fd(), read_only, quota)
             .map_err(|error| LayerError::of_two(from, to, error))?;
         let Some(charges) = &self.charges else { return Ok(()) };
-        let charged = self.open_volume(to).and_then(|copy| charges.copied(&source, &copy, limit));
+        let charged = self.open_tree(to).and_then(|copy| charges.copied(&source, &copy, limit));
         charged.map_err(|error| {
             // Without its limit it would be a way around it.
             let _ = self.discard(to);
@@ -110,12 +110,12 @@ impl Subvolumes {
         })
     }
 
-    pub(super) fn discard(&self, name: &VolumeName) -> Result<(), LayerError> {
+    pub(super) fn discard(&self, name: &TreeName) -> Result<(), LayerError> {
         match btrfs::destroy_subvolume(self.root.as_fd(), name.as_str()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
-                let id = self.open_volume(name).and_then(|volume| btrfs::subvolume_of(volume.as_fd()));
-                if id.and_then(|volume| destroy_with_nested(self.root.as_fd(), volume.id)).is_ok() {
+                let id = self.open_tree(name).and_then(|tree| btrfs::subvolume_of(tree.as_fd()));
+                if id.and_then(|tree| destroy_with_nested(self.root.as_fd(), tree.id)).is_ok() {
                     return Ok(());
                 }
             }
@@ -123,29 +123,29 @@ impl Subvolumes {
             Ok(()) => return Ok(()),
         }
         // Not a subvolume, or one in a strange state: out of the way at least.
-        self.janitor.discard(&self.path(name)).map_err(LayerError::about(name))
+        self.trash.discard(&self.path(name)).map_err(LayerError::about(name))
     }
 
-    pub(super) fn set_limit(&self, name: &VolumeName, limit: Option<u64>) -> Result<(), LayerError> {
-        let volume = self.open_volume(name).map_err(LayerError::about(name))?;
+    pub(super) fn set_limit(&self, name: &TreeName, limit: Option<u64>) -> Result<(), LayerError> {
+        let tree = self.open_tree(name).map_err(LayerError::about(name))?;
         match &self.charges {
-            Some(charges) => charges.set_limit(&volume, limit).map_err(LayerError::about(name)),
+            Some(charges) => charges.set_limit(&tree, limit).map_err(LayerError::about(name)),
             None => Ok(()),
         }
     }
 
-    pub(super) fn usage(&self, name: &VolumeName) -> Result<VolumeUsage, LayerError> {
+    pub(super) fn usage(&self, name: &TreeName) -> Result<TreeUsage, LayerError> {
         let usage = || {
-            let volume = self.open_volume(name)?;
+            let tree = self.open_tree(name)?;
             match &self.charges {
-                Some(charges) => charges.usage(&volume),
-                None => Ok(VolumeUsage { used: measure(volume)?.bytes, limit: None }),
+                Some(charges) => charges.usage(&tree),
+                None => Ok(TreeUsage { used: measure(tree)?.bytes, limit: None }),
             }
         };
         usage().map_err(LayerError::about(name))
     }
 
-    fn open_volume(&self, name: &VolumeName) -> io::Result<OwnedFd> {
+    fn open_tree(&self, name: &TreeName) -> io::Result<OwnedFd> {
         Ok(open_dir(&self.root, name.as_str())?)
     }
 }
