@@ -1,6 +1,8 @@
-//! What executes the guest's instructions: the processor through KVM, or QEMU's emulation (TCG).
-//! Emulation isolates as well but is slow, so it is only taken when asked for by name.
-//! A saved state belongs to one accelerator and one kind of processor.
+//! The accelerator that executes guests: KVM, or QEMU's emulation (TCG).
+//!
+//! Emulation isolates as well as KVM but is slow, so it is used only when the operator asks for it.
+//! A memory snapshot can be restored only with the accelerator and kind of processor that it was
+//! captured with.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -12,17 +14,17 @@ use crate::vm::command_line::MachineType;
 /// The accelerator in use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Accelerator {
-    /// Hardware virtualisation.
+    /// Hardware virtualization.
     Kvm,
     /// Software emulation.
     Tcg {
-        /// What the guest's time stamp counter runs at, kHz: the host's own.
+        /// Frequency of the guest's time stamp counter, kHz: QEMU shows the host's own.
         tsc_khz: u64,
     },
 }
 
 impl Accelerator {
-    /// Emulation on this machine.
+    /// Emulation on this host; measures the time stamp counter's frequency for 20 ms.
     #[must_use]
     pub fn tcg() -> Self {
         Self::Tcg { tsc_khz: measure_tsc_khz() }
@@ -39,17 +41,18 @@ impl Accelerator {
         let machine = machine.name();
         match self {
             Self::Kvm => format!(
-                "every sandbox its own kernel in a virtual machine (QEMU {qemu}, {machine}, KVM); a break-out needs a bug in QEMU or KVM \
+                "every sandbox has its own kernel in a virtual machine (QEMU {qemu}, {machine}, KVM); a break-out needs a bug in QEMU or KVM \
                  and then meets an unprivileged user, an empty file system and seccomp"
             ),
             Self::Tcg { .. } => format!(
-                "every sandbox its own kernel in an emulated machine (QEMU {qemu}, {machine}, no KVM: several times slower); a break-out \
+                "every sandbox has its own kernel in an emulated machine (QEMU {qemu}, {machine}, no KVM: several times slower); a break-out \
                  needs a bug in QEMU and then meets an unprivileged user, an empty file system and seccomp"
             ),
         }
     }
 
-    /// What a saved state depends on besides QEMU: two hosts with equal answers can exchange states.
+    /// Identifies what memory snapshots depend on besides QEMU: hosts with equal fingerprints can
+    /// restore each other's.
     pub(crate) fn fingerprint(&self) -> String {
         match self {
             Self::Kvm => format!("kvm {}", processor()),
@@ -58,7 +61,7 @@ impl Accelerator {
     }
 }
 
-/// The features that `-cpu host` gives to guests, as the kernel lists them.
+/// Returns the lines of `/proc/cpuinfo` that determine what `-cpu host` gives to guests.
 fn processor() -> String {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let wanted = ["vendor_id", "cpu family", "model", "stepping", "microcode", "flags"];
@@ -70,7 +73,7 @@ fn processor() -> String {
     lines.join("\n")
 }
 
-/// Counts the time stamp counter against the clock: QEMU's emulation shows the guest the host's.
+/// Measures the frequency of the time stamp counter against the monotonic clock, in kHz.
 fn measure_tsc_khz() -> u64 {
     const WINDOW: Duration = Duration::from_millis(20);
     let (begun, first) = (Instant::now(), time_stamp());

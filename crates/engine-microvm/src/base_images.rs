@@ -1,6 +1,9 @@
-//! Images of templates' files: the merged layers as one read-only disk that all sandboxes of a template share.
-//! They are large and can be made anew, so those that only a build's step needed go with its sandbox; the others stay for as long as
-//! their layers do. Whoever uses one holds it.
+//! Base images: the merged layers of a template as one read-only disk image, shared by all of its
+//! sandboxes.
+//!
+//! Base images are large and can be built again at any time. An image that only build steps used is
+//! removed with the last sandbox that uses it; an image of a template is kept as long as its layers
+//! exist. A [`BaseImage`] is a reference that prevents removal.
 
 use std::collections::HashMap;
 use std::fs;
@@ -18,20 +21,20 @@ use crate::host::Host;
 use crate::snapshot::read_record;
 use crate::vm::command_line::BASE_IMAGE_FILE;
 
-/// The layers it was made of, as JSON.
+/// File with the paths of the layers that the image was built from, as JSON.
 const LAYERS: &str = "layers.json";
-/// There when more sandboxes of the template are to be expected.
+/// File that marks images to keep: more sandboxes of the template are expected.
 const KEPT: &str = "kept";
 
-/// An image in use.
+/// A reference to a base image; the image is not removed while one exists.
 #[derive(Debug, Clone)]
 pub(crate) struct BaseImage {
-    /// Its name: equal layers in equal order, equal name.
+    /// Name of the image: a hash of the layers, in order.
     pub(crate) key: String,
-    _hold: Arc<()>,
+    _reference: Arc<()>,
 }
 
-/// The images of this server.
+/// The base images of this server.
 #[derive(Debug)]
 pub(crate) struct BaseImages {
     dir: PathBuf,
@@ -43,17 +46,17 @@ impl BaseImages {
         Self { dir, held: Mutex::default() }
     }
 
-    /// The directory of the image with this name.
+    /// Returns the directory of the image with this key.
     pub(crate) fn dir_of(&self, key: &str) -> PathBuf {
         self.dir.join(key)
     }
 
-    /// Holds an image, there or not.
+    /// Returns a reference to an image, whether or not it exists yet.
     pub(crate) fn hold(&self, key: &str) -> BaseImage {
         let mut held = self.held();
         let hold = held.get(key).and_then(Weak::upgrade).unwrap_or_default();
         held.insert(key.to_owned(), Arc::downgrade(&hold));
-        BaseImage { key: key.to_owned(), _hold: hold }
+        BaseImage { key: key.to_owned(), _reference: hold }
     }
 
     fn held(&self) -> MutexGuard<'_, HashMap<String, Weak<()>>> {
@@ -70,7 +73,11 @@ fn key_of(layers: &[PathBuf]) -> String {
     hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Makes the image of a template's files unless it is there.
+/// Returns the base image of a template and builds it if it does not exist. With `recurring`, the
+/// image is kept for later sandboxes.
+///
+/// # Errors
+/// A layer is missing or cannot be read, or there is no room on the disk.
 pub(crate) async fn prepare(
     host: &Arc<Host>,
     template: &TemplateImage,
@@ -85,16 +92,16 @@ pub(crate) async fn prepare(
         let lock = host.warm_starts.lock(&base.key);
         let _one_at_a_time = lock.lock().await;
         let (dir, layers) = (dir.clone(), template.layers.clone());
-        let made = tokio::task::spawn_blocking(move || make(&dir, &layers)).await;
-        made.map_err(|_| EngineError::Died("making a template's image was interrupted".into()))??;
+        let built = tokio::task::spawn_blocking(move || build(&dir, &layers)).await;
+        built.map_err(|_| EngineError::Died("building a base image was interrupted".into()))??;
     }
     if recurring {
-        fs::write(dir.join(KEPT), "").map_err(EngineError::kernel("keep a template's image"))?;
+        fs::write(dir.join(KEPT), "").map_err(EngineError::kernel("mark a base image as kept"))?;
     }
     Ok(base)
 }
 
-fn make(dir: &Path, layers: &[PathBuf]) -> Result<(), EngineError> {
+fn build(dir: &Path, layers: &[PathBuf]) -> Result<(), EngineError> {
     let image = dir.join(BASE_IMAGE_FILE);
     if image.exists() {
         return Ok(());
@@ -103,15 +110,15 @@ fn make(dir: &Path, layers: &[PathBuf]) -> Result<(), EngineError> {
         fs::create_dir_all(dir)?;
         fs::write(dir.join(LAYERS), serde_json::to_vec(layers)?)
     };
-    note().map_err(EngineError::kernel("make a directory for a template's image"))?;
+    note().map_err(EngineError::kernel("create the directory of a base image"))?;
     guest::disk_images::build_base(layers, &image)
         .map_err(|error| EngineError::Template(error.to_string()))?;
-    // Every machine's user reads it.
+    // Every QEMU process runs as a user of its own and reads it.
     fs::set_permissions(&image, fs::Permissions::from_mode(0o444))
-        .map_err(EngineError::kernel("open a template's image to machines"))
+        .map_err(EngineError::kernel("set permissions of a base image"))
 }
 
-/// Lets go of an image; it is removed if nobody needs it any more. Blocks.
+/// Drops a reference and removes the image if nothing needs it any more. Blocks.
 pub(crate) fn release(host: &Host, base: BaseImage) {
     let key = base.key.clone();
     drop(base);
@@ -121,39 +128,40 @@ pub(crate) fn release(host: &Host, base: BaseImage) {
     }
     held.remove(&key);
     let dir = host.base_images.dir_of(&key);
-    let states = [host.snapshots.as_path(), host.warm_starts.dir()];
-    if dir.join(KEPT).exists() || states.iter().any(|states| is_named(states, &key)) {
+    let dirs = [host.snapshots.as_path(), host.warm_starts.dir()];
+    if dir.join(KEPT).exists() || dirs.iter().any(|dir| is_used_by_snapshots(dir, &key)) {
         return;
     }
-    // Nobody can begin to hold it before it is gone.
+    // The lock is held, so no new reference can appear before the image is removed.
     match fs::remove_dir_all(&dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            warn!(key, %error, "the image of a build's step could not be removed");
+            warn!(key, %error, "failed to remove an unused base image");
         }
         _ => {}
     }
 }
 
-/// Whether a state in this directory belongs to the image.
-fn is_named(states: &Path, key: &str) -> bool {
-    let Ok(entries) = fs::read_dir(states) else { return true };
+/// Whether a snapshot with a record in this directory needs the image. True if the directory cannot
+/// be read.
+fn is_used_by_snapshots(records: &Path, key: &str) -> bool {
+    let Ok(entries) = fs::read_dir(records) else { return true };
     entries.flatten().any(|entry| read_record(&entry.path()).is_ok_and(|record| record.base == key))
 }
 
-/// Removes every image that is not in `wanted` and whose template is gone.
+/// Removes every image that is not in `wanted` and whose template no longer exists.
 pub(crate) fn sweep(bases: &BaseImages, wanted: &[String]) -> io::Result<()> {
     for entry in fs::read_dir(&bases.dir)? {
         let dir = entry?.path();
         let is_wanted =
             dir.file_name().is_some_and(|name| wanted.iter().any(|wanted| name == wanted.as_str()));
-        if !is_wanted && !is_of_a_template(&dir) {
+        if !is_wanted && !has_template(&dir) {
             fs::remove_dir_all(dir)?;
         }
     }
     Ok(())
 }
 
-fn is_of_a_template(dir: &Path) -> bool {
+fn has_template(dir: &Path) -> bool {
     let layers =
         fs::read(dir.join(LAYERS)).ok().and_then(|text| serde_json::from_slice::<Vec<PathBuf>>(&text).ok());
     dir.join(KEPT).exists() && layers.is_some_and(|layers| layers.iter().all(|layer| layer.is_dir()))
@@ -164,10 +172,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn order_makes_another_template() {
+    fn the_order_of_layers_changes_the_key() {
         let layers = ["/a".into(), "/b".into()];
-        let turned = ["/b".into(), "/a".into()];
-        assert_ne!(key_of(&layers), key_of(&turned));
+        let reversed = ["/b".into(), "/a".into()];
+        assert_ne!(key_of(&layers), key_of(&reversed));
         assert_eq!(key_of(&layers), key_of(&layers.clone()));
     }
 

@@ -1,6 +1,8 @@
-//! SnapshotInfo states of machines: stop, write everything down (`save`), go on.
-//! A template's warm start is captured in the same way, a layer for a build is asked of the guest.
-//! The sandbox stands still meanwhile and is then as it was, also when this fails.
+//! Capturing snapshots: stop the VM, write the snapshot, resume the VM. Warm starts of templates
+//! are captured in the same way.
+//!
+//! Also exports what a sandbox changed as a layer, which the guest sends. In every case the sandbox
+//! is afterwards as it was before, also after an error.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,16 +16,21 @@ use crate::sandbox::MicrovmSandbox;
 use crate::snapshot::SnapshotFiles;
 use crate::snapshot::write::write_snapshot;
 
-/// Time for a freshly booted envd to answer.
-const WARM_PATIENCE: Duration = Duration::from_secs(30);
-/// Most time for a freshly booted guest to come to rest, and how long it must have done next to nothing.
-const SETTLE_PATIENCE: Duration = Duration::from_secs(5);
-const SETTLE_WINDOW: Duration = Duration::from_millis(500);
-const RESTLESS: &str = "not all processes could be stopped in time, and a copy of them would run before it has randomness of its own; \
+/// Time limit for the first answer of a freshly booted envd.
+const ENVD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Maximum time that a freshly booted guest is given to become idle.
+const MAX_IDLE_WAIT: Duration = Duration::from_secs(5);
+/// Interval over which processor time is measured to tell whether a guest is idle.
+const IDLE_WINDOW: Duration = Duration::from_millis(500);
+const NOT_QUIESCED: &str = "not all processes could be stopped in time, and a copy of them would run before it has randomness of its own; \
                         try again, or without memory";
 const ENVD_PORT: u16 = guest_api::ENVD_PORT;
 
-/// Captures a sandbox as `state`.
+/// Captures a sandbox as `snapshot`, with its memory if asked for.
+///
+/// # Errors
+/// The guest did not freeze user code, the snapshot cannot be written, or the disk is full. The
+/// sandbox is resumed, or stays frozen if it was.
 pub(crate) async fn capture(
     sandbox: &Arc<MicrovmSandbox>,
     snapshot: &SnapshotFiles,
@@ -31,7 +38,7 @@ pub(crate) async fn capture(
     durability: Durability,
 ) -> Result<SnapshotInfo, EngineError> {
     let frozen = sandbox.frozen.lock().await;
-    let begun = Instant::now();
+    let started = Instant::now();
     let claim = sandbox.claim()?;
     if *frozen {
         // QEMU itself must run to save its devices; the virtual processors stay stopped.
@@ -39,56 +46,60 @@ pub(crate) async fn capture(
     } else {
         sandbox.stop_vm().await?;
     }
-    let saved = if memory && !sandbox.is_quiesced() {
-        Err(EngineError::Capture(RESTLESS.into()))
+    let written = if memory && !sandbox.is_quiesced() {
+        Err(EngineError::Capture(NOT_QUIESCED.into()))
     } else {
         write_snapshot(sandbox, snapshot, memory, durability).await
     };
-    let stopped = begun.elapsed();
+    let stopped = started.elapsed();
     if *frozen {
         claim.group.set_frozen(true).await.map_err(EngineError::kernel("freeze"))?;
     } else {
         sandbox.resume_vm().await?;
     }
-    if saved.is_ok() && durability == Durability::Durable {
+    if written.is_ok() && durability == Durability::Durable {
         claim.host.journal_replayer.add(snapshot, snapshot.image(&claim.host));
     }
-    let memory_bytes = saved.map_err(|error| match error {
+    let memory_bytes = written.map_err(|error| match error {
         EngineError::Capture(_) => error,
         other => EngineError::Capture(other.to_string()),
     })?;
     Ok(SnapshotInfo { memory, memory_bytes, stopped })
 }
 
-/// Captures a booted guest, which is nobody's sandbox, as its template's warm start; it stays stopped. Answers how long it took.
+/// Captures a booted guest that has no owner as the warm start of its template, and returns how
+/// long that took. The guest stays stopped.
+///
+/// # Errors
+/// envd does not answer, the guest cannot freeze user code, or the snapshot cannot be written.
 pub(crate) async fn keep_as_warm_start(
     sandbox: &Arc<MicrovmSandbox>,
     snapshot: &SnapshotFiles,
 ) -> Result<Duration, EngineError> {
-    let begun = Instant::now();
-    // An answered request is what makes the agent's code and its libraries be in memory.
-    match tokio::time::timeout(WARM_PATIENCE, ask_health(sandbox)).await {
-        Ok(answer) => answer.map_err(EngineError::kernel("ask envd how it is"))?,
-        Err(_) => return Err(EngineError::Timeout("the first answer of envd")),
+    let started = Instant::now();
+    // Answering a request loads envd's code and libraries into memory.
+    match tokio::time::timeout(ENVD_TIMEOUT, check_health(sandbox)).await {
+        Ok(answer) => answer.map_err(EngineError::kernel("ask for envd's health"))?,
+        Err(_) => return Err(EngineError::Timeout("waiting for the first answer of envd")),
     }
-    settle(sandbox).await?;
+    wait_until_idle(sandbox).await?;
     sandbox.vm.guest_agent.quiesce().await.map_err(EngineError::Capture)?;
     sandbox.vm.monitor.stop().await?;
     write_snapshot(sandbox, snapshot, true, Durability::Durable).await?;
-    Ok(begun.elapsed())
+    Ok(started.elapsed())
 }
 
-/// Waits, for a limited time, until the guest has nothing to do: what a kernel puts off until after its boot would be done by every clone
-/// again, before it answers.
-async fn settle(sandbox: &MicrovmSandbox) -> Result<(), EngineError> {
+/// Waits, for a limited time, until the guest uses next to no processor time. What a kernel defers
+/// until after its boot would otherwise be done again by every clone, before its first answer.
+async fn wait_until_idle(sandbox: &MicrovmSandbox) -> Result<(), EngineError> {
     let claim = sandbox.claim()?;
     let used = || claim.group.stats().map(|stats| Duration::from_micros(stats.cpu_usec));
     let mut before = used().map_err(EngineError::kernel("read statistics"))?;
-    let end = Instant::now() + SETTLE_PATIENCE;
+    let end = Instant::now() + MAX_IDLE_WAIT;
     while Instant::now() < end {
-        tokio::time::sleep(SETTLE_WINDOW).await;
+        tokio::time::sleep(IDLE_WINDOW).await;
         let now = used().map_err(EngineError::kernel("read statistics"))?;
-        if now.saturating_sub(before) < SETTLE_WINDOW / 20 {
+        if now.saturating_sub(before) < IDLE_WINDOW / 20 {
             return Ok(());
         }
         before = now;
@@ -96,7 +107,7 @@ async fn settle(sandbox: &MicrovmSandbox) -> Result<(), EngineError> {
     Ok(())
 }
 
-async fn ask_health(sandbox: &MicrovmSandbox) -> std::io::Result<()> {
+async fn check_health(sandbox: &MicrovmSandbox) -> std::io::Result<()> {
     let mut stream = sandbox.dial(ENVD_PORT).await?;
     stream.write_all(b"GET /health HTTP/1.0\r\n\r\n").await?;
     let mut answer = Vec::new();
@@ -104,18 +115,22 @@ async fn ask_health(sandbox: &MicrovmSandbox) -> std::io::Result<()> {
     if answer.starts_with(b"HTTP/1.") { Ok(()) } else { Err(std::io::ErrorKind::InvalidData.into()) }
 }
 
-/// Writes what a sandbox changed of its template into `target`, as a layer. The guest sends it; what comes is treated as hostile.
+/// Writes what a sandbox changed in its template's files to the directory `target`, as a layer. The
+/// guest sends the data, which is untrusted.
+///
+/// # Errors
+/// The guest does not send a valid layer within its limits, or the disk is full.
 pub(crate) async fn export_layer(sandbox: &Arc<MicrovmSandbox>, target: PathBuf) -> Result<(), EngineError> {
     let frozen = sandbox.frozen.lock().await;
     let claim = sandbox.claim()?;
     if *frozen {
-        // Its user code stays stopped.
+        // User code stays frozen.
         claim.group.set_frozen(false).await.map_err(EngineError::kernel("wake QEMU"))?;
         sandbox.vm.monitor.cont().await?;
     } else {
         sandbox.vm.guest_agent.quiesce().await.map_err(EngineError::Capture)?;
     }
-    let exported = receive(sandbox, target).await;
+    let exported = receive_layer(sandbox, target).await;
     if *frozen {
         sandbox.vm.monitor.stop().await?;
         claim.group.set_frozen(true).await.map_err(EngineError::kernel("freeze"))?;
@@ -125,14 +140,17 @@ pub(crate) async fn export_layer(sandbox: &Arc<MicrovmSandbox>, target: PathBuf)
     exported
 }
 
-async fn receive(sandbox: &MicrovmSandbox, target: PathBuf) -> Result<(), EngineError> {
-    let stream = sandbox.relay(RelayRequest::Export).await.map_err(EngineError::kernel("ask for a layer"))?;
+async fn receive_layer(sandbox: &MicrovmSandbox, target: PathBuf) -> Result<(), EngineError> {
+    let stream = sandbox
+        .open_relay(RelayRequest::Export)
+        .await
+        .map_err(EngineError::kernel("request the layer from the guest"))?;
     let stream = stream.into_std().and_then(|stream| {
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(Duration::from_secs(60)))?;
         Ok(stream)
     });
-    let stream = stream.map_err(EngineError::kernel("ask for a layer"))?;
+    let stream = stream.map_err(EngineError::kernel("request the layer from the guest"))?;
     let disk_mib = sandbox.vm_spec.disk_mib;
     let unpack = move || guest::unpack_layer(stream, &target, disk_mib);
     let unpacked = tokio::task::spawn_blocking(unpack).await;

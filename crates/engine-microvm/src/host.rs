@@ -1,6 +1,8 @@
-//! What all machines of this server share on the host: directories, QEMU, the guest's kernel and initramfs, id ranges, control groups.
-//! Opened once; refuses with a remedy where the host cannot run machines.
-//! Everything is below the data directory's `microvm`, so this engine and the container engine never meet.
+//! What all VMs of this server share on the host: directories, QEMU, the guest kernel and
+//! initramfs, user ids and control groups.
+//!
+//! Opened once; fails with a remedy if the host cannot run VMs. Everything is below `microvm` in
+//! the data directory, so this engine and the container engine share no files.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -27,10 +29,10 @@ use crate::vm::command_line::{
 };
 use crate::warm_starts::WarmStarts;
 
-/// First kernel with clones of detached mounts.
+/// The first kernel that can clone detached mounts.
 const MINIMUM_KERNEL: (u32, u32) = (6, 15);
 
-/// Shared state of the engine.
+/// The shared resources of the engine.
 #[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) tools: Tools,
@@ -38,17 +40,17 @@ pub(crate) struct Host {
     pub(crate) machine_type: MachineType,
     /// Records of running sandboxes.
     pub(crate) records: Records,
-    /// Before the trees, as it works in them.
+    /// Declared before `trees`, so that its thread ends before those are closed.
     pub(crate) journal_replayer: JournalReplayer,
-    /// Disks and memory images, of sandboxes and of captured states.
+    /// Disks and memory images of sandboxes and snapshots.
     pub(crate) trees: Trees,
-    /// What is known of captured states.
+    /// Directory of snapshot records and journals.
     pub(crate) snapshots: PathBuf,
-    /// Images of templates' files.
+    /// Base images of templates.
     pub(crate) base_images: BaseImages,
-    /// Files of nothing, by size: what a booting guest's memory begins with.
+    /// Sparse files that the memories of booting guests start from, by size.
     pub(crate) zero_memory_dir: PathBuf,
-    /// The guest's kernel and initramfs; named by what is in them.
+    /// Directory of the guest kernel and initramfs, named by a hash of their content.
     pub(crate) boot: PathBuf,
     pub(crate) warm_starts: WarmStarts,
     pub(crate) gateway: GatewayConfig,
@@ -57,13 +59,16 @@ pub(crate) struct Host {
     pub(crate) boot_timeout: Duration,
     pub(crate) stream_memory: bool,
     pub(crate) running: Running<MicrovmSandbox>,
-    /// An empty directory that QEMU's root is attached to, in its own mount namespace.
+    /// An empty directory that QEMU's root is mounted on, in QEMU's own mount namespace.
     pub(crate) root_target: PathBuf,
     run_dir: RunDir,
 }
 
 impl Host {
-    /// Opens everything.
+    /// Opens or creates everything.
+    ///
+    /// # Errors
+    /// [`EngineError::Host`], with the remedy, if the host cannot run this engine.
     pub(crate) fn open(config: &MicrovmConfig) -> Result<Self, EngineError> {
         check_kernel("the microvm engine", MINIMUM_KERNEL)?;
         check_root("the microvm engine makes network namespaces and confines QEMU")?;
@@ -81,8 +86,8 @@ impl Host {
             journal_replayer: JournalReplayer::start(config.compress_after)
                 .map_err(EngineError::kernel("start a thread"))?,
             trees: Trees::open(&data_dir, config.trees).map_err(|error| EngineError::Host {
-                what: format!("sandboxes' files cannot be opened: {error}"),
-                remedy: "see `cofferdam doctor`; --storage chooses another way to keep them".into(),
+                what: format!("the storage of sandboxes cannot be opened: {error}"),
+                remedy: "see `cofferdam doctor`; --storage chooses another way to store them".into(),
             })?,
             snapshots: make_private_dir(&data_dir.join("snapshots"))?,
             base_images: BaseImages::open(make_dir(&data_dir.join("bases"))?),
@@ -91,7 +96,7 @@ impl Host {
             boot,
             gateway: config.gateway.clone(),
             uids: UidRanges::open(&config.run_dir.join("uids"), &data_dir)
-                .map_err(EngineError::kernel("take uids"))?,
+                .map_err(EngineError::kernel("open the ranges of user ids"))?,
             hierarchies: Hierarchies::open(&instance, &run_dir)
                 .map_err(EngineError::kernel("open control groups"))?,
             boot_timeout: config.boot_timeout,
@@ -102,12 +107,13 @@ impl Host {
         })
     }
 
-    /// Where the sockets of the machine with this name are.
+    /// Returns the sockets of the sandbox with this id.
     pub(crate) fn sockets(&self, name: &str) -> VmSockets {
         VmSockets::of(self.run_dir.0.join(name))
     }
 
-    /// What a saved state depends on besides its template: QEMU, machine, accelerator and processor.
+    /// Identifies what memory snapshots depend on besides their template: QEMU's version, machine
+    /// type, accelerator, processor.
     pub(crate) fn compatibility(&self) -> String {
         let (qemu, machine) = (self.tools.qemu_version(), self.machine_type.name());
         fingerprint(format!("{qemu} {machine} {}", self.accelerator.fingerprint()).as_bytes())
@@ -121,7 +127,7 @@ impl Drop for Host {
     }
 }
 
-/// QEMU's root comes with some of them.
+/// Creates the mount points in QEMU's root directory that it does not have yet.
 fn make_mount_points(root: &Path) -> Result<(), EngineError> {
     let make = || -> std::io::Result<()> {
         for name in [BASE_DIR, VM_DIR, MEMORY_DIR, SNAPSHOT_DIR, BOOT_DIR] {
@@ -129,10 +135,11 @@ fn make_mount_points(root: &Path) -> Result<(), EngineError> {
         }
         Ok(())
     };
-    make().map_err(EngineError::kernel("make QEMU's mount points"))
+    make().map_err(EngineError::kernel("create QEMU's mount points"))
 }
 
-/// Puts kernel and initramfs into a directory named by what is in them: guests that were started with others go on.
+/// Installs the guest kernel and initramfs in a directory that is named by a hash of both and
+/// returns it. Guests that were started from other versions keep theirs.
 fn install_boot(config: &MicrovmConfig, dir: &Path) -> Result<PathBuf, EngineError> {
     let read = |path: &Path, remedy: &str| {
         fs::read(path).map_err(|error| EngineError::Host {
@@ -140,14 +147,14 @@ fn install_boot(config: &MicrovmConfig, dir: &Path) -> Result<PathBuf, EngineErr
             remedy: remedy.to_owned(),
         })
     };
-    let build = "build it (cargo xtask build) or put it beside the server's binary";
+    let remedy = "build it (cargo xtask build) or put it beside the server's binary";
     let parts = [
-        read(&config.envd, build)?,
-        read(&config.guest_init, build)?,
+        read(&config.envd, remedy)?,
+        read(&config.guest_init, remedy)?,
         config.tools.kernel_version().as_bytes().to_vec(),
     ];
-    let prints: Vec<String> = parts.iter().map(|part| fingerprint(part)).collect();
-    let boot = dir.join(fingerprint(prints.concat().as_bytes()));
+    let fingerprints: Vec<String> = parts.iter().map(|part| fingerprint(part)).collect();
+    let boot = dir.join(fingerprint(fingerprints.concat().as_bytes()));
     if boot.is_dir() {
         return Ok(boot);
     }
@@ -165,8 +172,8 @@ fn install_boot(config: &MicrovmConfig, dir: &Path) -> Result<PathBuf, EngineErr
         fs::rename(&new, &boot).map_err(|error| error.to_string())
     };
     install().map_err(|error| EngineError::Host {
-        what: format!("the guest's initramfs cannot be made: {error}"),
-        remedy: "see `cofferdam doctor`; `cofferdam setup microvm` brings the parts".into(),
+        what: format!("the initramfs of guests cannot be written: {error}"),
+        remedy: "see `cofferdam doctor`; `cofferdam setup microvm` installs the parts".into(),
     })?;
     Ok(boot)
 }

@@ -1,6 +1,7 @@
-//! The parts that a machine is put together from, and putting them together: network, disk, sockets, mounts, and QEMU in them.
-//! Whether it boots or loads a state is only in what it is shown and told.
-//! Nobody has spoken with it when it is handed over.
+//! Launching one QEMU from its parts: network, disk, sockets, mounts, command line.
+//!
+//! Booting and restoring differ only in the mounts and the command line. Nothing has connected to
+//! QEMU yet when [`LaunchPlan::launch`] returns.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -35,19 +36,20 @@ const LINK_ADDRESSES: LinkAddresses = LinkAddresses {
     prefix_ipv6: network::PREFIX_V6,
 };
 
-/// All that a machine is made of.
+/// Everything needed to launch one QEMU.
 pub(crate) struct LaunchPlan {
     pub(crate) spec: StartSpec,
     pub(crate) vm_spec: VmSpec,
+    /// Tree with the disk that the sandbox gets a copy of.
     pub(crate) disk: TreeName,
-    /// Directory with what its memory begins with.
+    /// Directory of the file that the guest's memory starts from.
     pub(crate) memory: PathBuf,
     pub(crate) start_mode: StartMode,
-    /// Directory with what is started: kernel and initramfs, or a state.
+    /// Directory of kernel and initramfs, or of the snapshot's devices.
     pub(crate) source: PathBuf,
 }
 
-/// A QEMU that runs and nobody has spoken with yet.
+/// A running QEMU that nothing has connected to yet.
 pub(crate) struct LaunchedQemu {
     pub(crate) qemu_log: QemuLog,
     pub(crate) pid: i32,

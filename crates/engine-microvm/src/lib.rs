@@ -1,6 +1,11 @@
-//! The microVM engine: every sandbox is a virtual machine with a kernel of its own, run by a confined QEMU.
-//! Read `machine/` for one QEMU, `start` and `plan` for boots and clones, `capture`, `save` and `memory` for states, `replayer` and `compressor` for
-//! what becomes of them, `templates` for warm starts, `sweep` for crashes. x86-64, Linux 6.15 and root; machines never run with an id of the host.
+//! The microVM engine: every sandbox is a virtual machine with its own kernel, run by a confined
+//! QEMU process.
+//!
+//! Where to read: `start` (boots and restores) and `launch_plan` (one QEMU from its parts), `vm`
+//! (the QEMU process, its monitor and the guest agent), `capture` and `snapshot` (writing and
+//! keeping memory and disk), `warm_starts` and `base_images` (what is kept for each template),
+//! `sweep` (adoption and cleaning after a crash). Needs x86-64, Linux 6.15 and root; QEMU itself
+//! runs as an unprivileged user id of its own.
 
 mod accelerator;
 
@@ -43,36 +48,38 @@ use crate::snapshot::SnapshotFiles;
 use crate::start::StartSource;
 pub use crate::vm::command_line::MachineType;
 
-/// How the engine is set up.
+/// Configuration of the engine.
 #[derive(Debug, Clone)]
 pub struct MicrovmConfig {
-    /// The server's data directory; what is this engine's is in `microvm` below it.
+    /// The server's data directory; this engine uses `microvm` below it.
     pub data_dir: PathBuf,
-    /// Where sockets and locks go; shared by all servers of the machine. Usually `/run/cofferdam`.
+    /// Directory for sockets and locks, shared by all servers of the host. Usually
+    /// `/run/cofferdam`.
     pub run_dir: PathBuf,
-    /// QEMU and the guest's kernel.
+    /// QEMU and the guest kernel.
     pub tools: Tools,
-    /// What executes the guests.
+    /// KVM or emulation.
     pub accelerator: Accelerator,
-    /// The machine that QEMU plays.
+    /// QEMU's machine type.
     pub machine_type: MachineType,
-    /// The envd binary: static.
+    /// The envd binary, statically linked.
     pub envd: PathBuf,
-    /// The guest's first program: static.
+    /// The `guest-init` binary, statically linked: the first process of a guest.
     pub guest_init: PathBuf,
-    /// How disks and memory images are kept.
+    /// How disks and memory images are stored.
     pub trees: TreesConfig,
-    /// Resolvers, and exceptions from the closed private networks.
+    /// Settings of sandboxes' networks: DNS resolvers, and private networks that are reachable.
     pub gateway: GatewayConfig,
-    /// How long a guest may take to boot, before it is tried once more.
+    /// Maximum time for a guest to boot; then the boot is tried once more.
     pub boot_timeout: Duration,
-    /// Captures memory as the stream that QEMU sends. Otherwise that is done only where its pages cannot be looked at.
+    /// Captures memory as a QEMU migration stream. When false, that is done only where the pages of
+    /// QEMU cannot be read.
     pub stream_memory: bool,
-    /// How long a captured memory lies before it is compressed.
+    /// Age at which the memory image of a snapshot is compressed.
     pub compress_after: Duration,
 }
 
-/// The engine.
+/// The microVM engine; see the crate documentation.
 #[derive(Debug)]
 pub struct MicrovmEngine {
     descriptor: Descriptor,
@@ -83,7 +90,7 @@ impl MicrovmEngine {
     /// Opens the engine. Blocks for some milliseconds.
     ///
     /// # Errors
-    /// [`EngineError::Host`] with the remedy where this machine cannot run it.
+    /// [`EngineError::Host`], with the remedy, if this host cannot run the engine.
     pub fn open(config: &MicrovmConfig) -> Result<Self, EngineError> {
         let host = Arc::new(Host::open(config)?);
         let descriptor = Descriptor {
@@ -92,7 +99,7 @@ impl MicrovmEngine {
             summary: host.accelerator.summary(host.tools.qemu_version(), host.machine_type),
             capabilities: Capabilities {
                 memory_snapshots: true,
-                // A disk has the size it has.
+                // The size of a disk image is its limit.
                 disk_limit: true,
                 resource_limits: host.hierarchies.has_limits(),
             },
@@ -100,7 +107,7 @@ impl MicrovmEngine {
         Ok(Self { descriptor, host })
     }
 
-    /// One honest sentence on how disks and memory images are kept.
+    /// Describes in one sentence how disks and memory images are stored.
     #[must_use]
     pub fn storage(&self) -> &str {
         self.host.trees.describe()
@@ -134,7 +141,7 @@ impl Engine for MicrovmEngine {
         let host = self.host.clone();
         let discard = move || SnapshotFiles::of_snapshot(&host, snapshot).discard(&host);
         let discarded = tokio::task::spawn_blocking(discard).await;
-        discarded.map_err(|_| EngineError::Timeout("discarding a captured state"))?
+        discarded.map_err(|_| EngineError::Timeout("removing a snapshot"))?
     }
 
     async fn memory_pressure(&self) {

@@ -1,6 +1,8 @@
-//! Whether guests really run here: one is booted, and answers. A device that can be opened proves nothing.
-//! It has a data directory of its own, so it disturbs no server and leaves nothing.
-//! Its files are an empty directory: the agent and envd come with the guest.
+//! Checks whether guests run on this host by booting one: that `/dev/kvm` can be opened proves
+//! nothing.
+//!
+//! The probe uses a data directory of its own, so it disturbs no server and leaves nothing. Its
+//! template is an empty directory: guest-init and envd come with the initramfs.
 
 use std::fs;
 use std::path::Path;
@@ -10,10 +12,11 @@ use engine::{EgressPolicy, Engine, EngineError, Resources, SandboxId, StartSpec,
 
 use crate::{MicrovmConfig, MicrovmEngine};
 
-/// Boots a guest and ends it again; answers how long the boot took. Disks and sockets are below `directory`, which is made and removed.
+/// Boots a guest, kills it, and returns how long the boot took. Creates the directory `dir` for
+/// disks and sockets and removes it at the end.
 ///
 /// # Errors
-/// What the guest or QEMU said.
+/// QEMU cannot be started, or the guest does not become ready; the text has the reason.
 pub async fn probe(config: &MicrovmConfig, dir: &Path) -> Result<Duration, EngineError> {
     let outcome = boot(config, dir).await;
     let run_dir = engine_host::instance_name(&dir.join("microvm")).map(|name| config.run_dir.join(name));
@@ -26,7 +29,7 @@ pub async fn probe(config: &MicrovmConfig, dir: &Path) -> Result<Duration, Engin
 
 async fn boot(config: &MicrovmConfig, dir: &Path) -> Result<Duration, EngineError> {
     let layer = dir.join("layer");
-    fs::create_dir_all(&layer).map_err(EngineError::kernel("make a directory for the probe"))?;
+    fs::create_dir_all(&layer).map_err(EngineError::kernel("create the directory of the probe"))?;
     let trees = layers::TreesConfig::default();
     let config = MicrovmConfig { data_dir: dir.to_owned(), trees, ..config.clone() };
     let engine = MicrovmEngine::open(&config)?;

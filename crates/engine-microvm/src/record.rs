@@ -1,6 +1,7 @@
-//! What a later server needs to find a running machine again.
-//! Written before the sandbox is announced to anyone.
-//! Where records lie and how a process is proven is `engine_host`'s.
+//! The record of a running sandbox, from which a later server finds its QEMU process again.
+//!
+//! Written before the start of the sandbox is reported to anyone. `engine_host` stores records and
+//! proves that a process is still the recorded one.
 
 use std::path::PathBuf;
 
@@ -9,30 +10,30 @@ use serde::{Deserialize, Serialize};
 
 use crate::vm::command_line::VmSize;
 
-/// A running sandbox on disk.
+/// The record of a running sandbox.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct SandboxRecord {
-    /// QEMU.
+    /// The QEMU process.
     #[serde(flatten)]
     pub(crate) process: ProcessId,
-    /// First id of its range; QEMU runs with it.
+    /// First id of the sandbox's range; QEMU runs as this user.
     pub(crate) uid_base: u32,
-    /// Name of its control group.
+    /// Name of the sandbox's control group.
     pub(crate) cgroup: String,
-    /// What it is.
+    /// What the VM consists of.
     #[serde(flatten)]
     pub(crate) vm_spec: VmSpec,
 }
 
-/// What a machine was made of and with.
+/// What a VM consists of, apart from the content of its disk and memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct VmSpec {
-    /// Name of the image of its template's files.
+    /// Key of its base image.
     pub(crate) base: String,
-    /// The template's layers.
+    /// Layers of its template.
     pub(crate) layers: Vec<PathBuf>,
-    /// What the guest has of the machine.
-    #[serde(rename = "size")]
+    /// Processors and memory.
+    #[serde(rename = "shape")]
     pub(crate) size: VmSize,
     /// Size of the private disk, MiB.
     pub(crate) disk_mib: u32,

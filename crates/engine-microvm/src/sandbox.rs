@@ -1,7 +1,8 @@
-//! A running machine: how it is reached, stopped, measured and ended.
-//! Stopping is in two steps: the guest stops its user code and writes its disk, then the virtual processors stop. A guest that does
-//! not answer is stopped all the same: it harms nobody but itself.
-//! The same code serves machines started by this server and those adopted from an earlier one.
+//! A running sandbox: connecting to it, stopping and resuming it, its statistics and its end.
+//!
+//! A VM is stopped in two steps: the guest freezes user code and syncs its disk, then the virtual
+//! processors stop. A guest that does not answer is stopped all the same, which harms only itself.
+//! The same code serves VMs that this server started and VMs adopted from an earlier server.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -31,39 +32,39 @@ use crate::record::VmSpec;
 use crate::snapshot::SnapshotFiles;
 use crate::vm::Vm;
 
-/// See the module's text.
+/// A running sandbox, implementing [`engine::Sandbox`].
 #[derive(Debug)]
 pub(crate) struct MicrovmSandbox {
-    /// For work that must not end with whoever asked for it.
-    own: Weak<Self>,
+    /// For work that must complete even if the caller is cancelled.
+    this: Weak<Self>,
     pub(crate) id: SandboxId,
     pub(crate) pid: i32,
     pub(crate) vm: Vm,
     pub(crate) vm_spec: VmSpec,
-    /// Whether it is frozen. RunningResources by whoever stops it or lets it go on.
+    /// Whether the VM is stopped and its control group frozen. The lock is resources while that changes.
     pub(crate) frozen: tokio::sync::Mutex<bool>,
     is_quiesced: AtomicBool,
     private: PathBuf,
     life: Life,
     network: Namespace,
-    /// Present while it runs.
-    held: Mutex<Option<RunningResources>>,
+    /// `None` once the sandbox has ended or was left to a later server.
+    resources: Mutex<Option<RunningResources>>,
 }
 
-/// What a running machine is made of.
+/// What a [`MicrovmSandbox`] is made from.
 #[derive(Debug)]
 pub(crate) struct SandboxParts {
     pub(crate) pid: i32,
     pub(crate) pidfd: OwnedFd,
     pub(crate) network: Namespace,
     pub(crate) vm: Vm,
-    /// None when it could not be opened at an adoption: then nothing gets out.
+    /// `None` if it could not be started at an adoption: then the sandbox has no outgoing network.
     pub(crate) gateway: Option<Gateway>,
     pub(crate) claim: Claim,
     pub(crate) vm_spec: VmSpec,
 }
 
-/// What goes away with the machine.
+/// Resources that are released when the sandbox ends.
 #[derive(Debug)]
 struct RunningResources {
     gateway: Option<Gateway>,
@@ -72,13 +73,16 @@ struct RunningResources {
 }
 
 impl MicrovmSandbox {
-    /// Begins to watch over a running machine.
+    /// Registers a running VM and starts the task that releases its resources when QEMU ends.
+    ///
+    /// # Errors
+    /// The process descriptor cannot be registered with the runtime.
     pub(crate) fn watch(id: SandboxId, parts: SandboxParts) -> io::Result<Arc<Self>> {
         let SandboxParts { pid, pidfd, network, vm, gateway, claim, vm_spec } = parts;
         let (host, life) = (claim.host.clone(), Life::of(pidfd)?);
         let base = host.base_images.hold(&vm_spec.base);
-        let sandbox = Arc::new_cyclic(|own| Self {
-            own: own.clone(),
+        let sandbox = Arc::new_cyclic(|this| Self {
+            this: this.clone(),
             private: host.trees.path(&tree_of(&id)),
             id: id.clone(),
             pid,
@@ -88,38 +92,39 @@ impl MicrovmSandbox {
             is_quiesced: AtomicBool::new(false),
             life,
             network,
-            held: Mutex::new(Some(RunningResources { gateway, claim: Arc::new(claim), base })),
+            resources: Mutex::new(Some(RunningResources { gateway, claim: Arc::new(claim), base })),
         });
         host.running.add(id, &sandbox);
-        let follow = sandbox.clone().follow_to_the_end();
+        let follow = sandbox.clone().clean_up_at_end();
         tokio::spawn(sandbox.life.left().run_until_cancelled_owned(follow));
         Ok(sandbox)
     }
 
-    async fn follow_to_the_end(self: Arc<Self>) {
+    async fn clean_up_at_end(self: Arc<Self>) {
         let reason = self.life.ended().await;
-        debug!(sandbox = %self.id, ?reason, "machine ended");
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(host) = held.as_ref().map(|held| held.claim.host.clone()) else { return };
+        debug!(sandbox_id = %self.id, ?reason, "VM ended");
+        let resources = self.resources.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(host) = resources.as_ref().map(|resources| resources.claim.host.clone()) else { return };
         host.running.remove(&self.id);
-        // First the news, so that streams are cut at once; then the cleaning.
+        // First report the end, so that streams are cut at once; then clean up.
         self.life.tell(reason);
         let id = self.id.clone();
         let clean = move || {
-            let emptied = held.as_ref().map_or(Ok(()), |held| held.claim.end_processes());
+            let emptied = resources.as_ref().map_or(Ok(()), |resources| resources.claim.end_processes());
             if let Err(error) = &emptied {
-                warn!(sandbox = %id, %error, "a process of an ended sandbox does not die");
+                warn!(sandbox_id = %id, %error, "a process of an ended sandbox cannot be killed");
             }
-            // Ids and group first: the image is looked at without them.
-            if let Some(base) = held.map(|held| held.base) {
+            // User ids and control group are released first: checking whether the base image is
+            // still needed takes longer.
+            if let Some(base) = resources.map(|resources| resources.base) {
                 base_images::release(&host, base);
             }
             host.sockets(id.as_str()).remove();
             if let Err(error) = host.trees.discard(&tree_of(&id)) {
-                warn!(sandbox = %id, %error, "a sandbox's files could not be discarded");
+                warn!(sandbox_id = %id, %error, "failed to remove the files of a sandbox");
             }
             if let Err(error) = host.records.remove(&id) {
-                warn!(sandbox = %id, %error, "a sandbox's record could not be removed");
+                warn!(sandbox_id = %id, %error, "failed to remove the record of a sandbox");
             }
             emptied.is_ok()
         };
@@ -127,70 +132,77 @@ impl MicrovmSandbox {
         self.life.release(cleaned.unwrap_or(false));
     }
 
-    /// Stops serving the sandbox without ending it, so that another server can adopt it.
+    /// Releases the sandbox without ending it, so that another server can adopt it.
     pub(crate) async fn leave(&self) {
         self.life.leave();
         self.vm.close().await;
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(held) = held {
-            held.claim.leave();
-            if let Some(gateway) = held.gateway {
+        let resources = self.resources.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(resources) = resources {
+            resources.claim.leave();
+            if let Some(gateway) = resources.gateway {
                 gateway.stop().await;
             }
         }
     }
 
     pub(crate) fn claim(&self) -> Result<Arc<Claim>, EngineError> {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.as_ref().map(|held| held.claim.clone()).ok_or(EngineError::NotFound)
+        let resources = self.resources.lock().unwrap_or_else(PoisonError::into_inner);
+        resources.as_ref().map(|resources| resources.claim.clone()).ok_or(EngineError::NotFound)
     }
 
     fn with_gateway(&self, action: impl FnOnce(&Gateway)) {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(gateway) = held.as_ref().and_then(|held| held.gateway.as_ref()) {
+        let resources = self.resources.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(gateway) = resources.as_ref().and_then(|resources| resources.gateway.as_ref()) {
             action(gateway);
         }
     }
 
-    fn own(&self) -> Result<Arc<Self>, EngineError> {
-        self.own.upgrade().ok_or(EngineError::NotFound)
+    fn this(&self) -> Result<Arc<Self>, EngineError> {
+        self.this.upgrade().ok_or(EngineError::NotFound)
     }
 
-    /// Stops user code, then the virtual processors.
+    /// Freezes user code and syncs the guest's disk, then stops the virtual processors.
+    ///
+    /// # Errors
+    /// QEMU does not stop the processors. A guest that does not confirm is logged only; see
+    /// [`Self::is_quiesced`].
     pub(crate) async fn stop_vm(&self) -> Result<(), EngineError> {
         let still = self.vm.guest_agent.quiesce().await;
         if let Err(reason) = &still {
-            warn!(sandbox = %self.id, reason, "a guest does not stop by itself; what it has not written to its disk is in its memory only");
+            warn!(sandbox_id = %self.id, reason, "the guest did not confirm that it froze user code and synced its disk; unsynced data is in its memory only");
         }
         self.is_quiesced.store(still.is_ok(), Ordering::SeqCst);
         self.vm.monitor.stop().await
     }
 
-    /// Whether user code stood still, as the guest says, when the processors were stopped. A copy of its memory goes on at that very
-    /// point, before it has been given anything of its own.
+    /// Whether the guest confirmed that user code was frozen when the processors were stopped.
+    /// Otherwise a copy of its memory would continue user code before it has randomness of its own.
     pub(crate) fn is_quiesced(&self) -> bool {
         self.is_quiesced.load(Ordering::SeqCst)
     }
 
-    /// Lets both go on.
+    /// Resumes the virtual processors and then user code.
     pub(crate) async fn resume_vm(&self) -> Result<(), EngineError> {
         self.vm.monitor.cont().await?;
         if let Err(reason) = self.vm.guest_agent.resume().await {
-            warn!(sandbox = %self.id, reason, "a guest does not go on as told");
+            warn!(sandbox_id = %self.id, reason, "the guest did not confirm that it resumed user code");
         }
         Ok(())
     }
 
-    /// Connects to the agent's relay and asks for something.
-    pub(crate) async fn relay(&self, request: RelayRequest) -> io::Result<TcpStream> {
+    /// Connects to the relay of the guest agent and sends a request.
+    ///
+    /// # Errors
+    /// The guest agent does not accept connections.
+    pub(crate) async fn open_relay(&self, request: RelayRequest) -> io::Result<TcpStream> {
         let mut stream = net::connect(&self.network, GUEST_V4.into(), RELAY_PORT).await?;
         stream.write_all(request.to_line().as_bytes()).await?;
         Ok(stream)
     }
 
-    /// Through the relay, to what listens on `::1` only.
+    /// Connects through the relay to a service that listens on `::1` only.
     async fn dial_ipv6(&self, port: u16) -> io::Result<TcpStream> {
-        let mut stream = self.relay(RelayRequest::Connect(port)).await?;
+        let mut stream = self.open_relay(RelayRequest::Connect(port)).await?;
         let mut answer = Vec::new();
         while !answer.ends_with(b"\n") && answer.len() < MAX_LINE {
             answer.push(stream.read_u8().await?);
@@ -199,7 +211,7 @@ impl MicrovmSandbox {
     }
 }
 
-/// Runs `work` to its end even if the caller goes away.
+/// Runs `work` to completion even if the caller is cancelled.
 async fn run_detached<T: Send + 'static>(
     work: impl Future<Output = Result<T, EngineError>> + Send + 'static,
 ) -> Result<T, EngineError> {
@@ -225,31 +237,31 @@ impl Sandbox for MicrovmSandbox {
     }
 
     async fn freeze(&self) -> Result<(), EngineError> {
-        let (own, claim) = (self.own()?, self.claim()?);
+        let (this, claim) = (self.this()?, self.claim()?);
         run_detached(async move {
-            let mut frozen = own.frozen.lock().await;
+            let mut frozen = this.frozen.lock().await;
             if *frozen {
                 return Ok(());
             }
-            own.stop_vm().await?;
+            this.stop_vm().await?;
             claim.group.set_frozen(true).await.map_err(EngineError::kernel("freeze"))?;
             *frozen = true;
-            // Whether it is thawed or restored later, it finds the same: what it had open to the outside is closed.
-            own.with_gateway(Gateway::cut);
+            // Outgoing connections are closed now, so that a thaw and a restore find the same.
+            this.with_gateway(Gateway::cut);
             Ok(())
         })
         .await
     }
 
     async fn thaw(&self) -> Result<(), EngineError> {
-        let (own, claim) = (self.own()?, self.claim()?);
+        let (this, claim) = (self.this()?, self.claim()?);
         run_detached(async move {
-            let mut frozen = own.frozen.lock().await;
+            let mut frozen = this.frozen.lock().await;
             if !*frozen {
                 return Ok(());
             }
             claim.group.set_frozen(false).await.map_err(EngineError::kernel("thaw"))?;
-            own.resume_vm().await?;
+            this.resume_vm().await?;
             *frozen = false;
             Ok(())
         })
@@ -262,14 +274,14 @@ impl Sandbox for MicrovmSandbox {
         memory: bool,
         durability: Durability,
     ) -> Result<SnapshotInfo, EngineError> {
-        let own = self.own()?;
-        let snapshot = SnapshotFiles::of_snapshot(&own.claim()?.host, snapshot_id);
-        run_detached(async move { capture::capture(&own, &snapshot, memory, durability).await }).await
+        let this = self.this()?;
+        let snapshot = SnapshotFiles::of_snapshot(&this.claim()?.host, snapshot_id);
+        run_detached(async move { capture::capture(&this, &snapshot, memory, durability).await }).await
     }
 
     async fn export_layer(&self, target: &Path) -> Result<(), EngineError> {
-        let (own, target) = (self.own()?, target.to_owned());
-        run_detached(async move { capture::export_layer(&own, target).await }).await
+        let (this, target) = (self.this()?, target.to_owned());
+        run_detached(async move { capture::export_layer(&this, target).await }).await
     }
 
     async fn stats(&self) -> Result<Stats, EngineError> {
@@ -277,7 +289,7 @@ impl Sandbox for MicrovmSandbox {
         let read = tokio::task::spawn_blocking(move || claim.group.stats()).await;
         let stats =
             read.map_err(|_| EngineError::NotFound)?.map_err(EngineError::kernel("read statistics"))?;
-        // The group's limit has room for QEMU itself.
+        // The group's limit includes QEMU's own memory; the sandbox's limit does not.
         Ok(Stats { memory_limit_bytes: u64::from(self.vm_spec.size.memory_mib) << 20, ..stats })
     }
 

@@ -1,6 +1,8 @@
-//! A start, from specification to a running machine under watch: a boot, or a clone of a state.
-//! Runs to its end by itself; if the caller went away meanwhile, the sandbox is ended again.
-//! A clone's user code goes on only after its guest has confirmed that it has fresh randomness, the time and its own name.
+//! Starting sandboxes: boots and restores, from a specification to a registered sandbox.
+//!
+//! A start runs to completion by itself; if its caller was cancelled meanwhile, the new sandbox is
+//! killed. User code of a clone is resumed only after its guest has confirmed fresh randomness, the
+//! clock and its own host name.
 
 use std::sync::Arc;
 
@@ -23,38 +25,43 @@ use crate::vm::command_line::{DEVICES_FILE, SNAPSHOT_DIR, StartMode, VmSize};
 use crate::vm::{QemuLog, Vm};
 use crate::warm_starts::warm_start_key;
 
-/// What a sandbox begins with.
+/// What a sandbox is started from.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum StartSource {
-    /// Its template alone.
+    /// The template.
     Template,
-    /// A captured state.
+    /// A snapshot.
     Snapshot(SnapshotId, RestoreMode),
 }
 
 /// Starts a sandbox.
+///
+/// # Errors
+/// The template or snapshot cannot be used, QEMU or the guest does not start, or the host has no
+/// room.
 pub(crate) async fn start(
     host: &Arc<Host>,
     spec: StartSpec,
     source: StartSource,
 ) -> Result<Arc<dyn Sandbox>, EngineError> {
     let host = host.clone();
-    let (answer, receiver) = tokio::sync::oneshot::channel();
+    let (outcome_sender, receiver) = tokio::sync::oneshot::channel();
     tokio::spawn(async move {
-        let outcome = begin(&host, &spec, source).await;
-        // Whoever gets the answer may close the engine next, and its directories go with the last hold on them.
+        let outcome = start_from(&host, &spec, source).await;
+        // The caller may close the engine as soon as it has the outcome; the last reference to the
+        // host removes its directories.
         drop(host);
-        if let Err(Ok(unwanted)) = answer.send(outcome)
+        if let Err(Ok(unwanted)) = outcome_sender.send(outcome)
             && let Err(error) = unwanted.kill().await
         {
-            warn!(%error, "a sandbox that nobody wants any more could not be ended");
+            warn!(%error, "failed to kill a sandbox whose create was cancelled");
         }
     });
     let sandbox = receiver.await.map_err(|_| EngineError::Died("the start was interrupted".into()))??;
     Ok(sandbox)
 }
 
-async fn begin(
+async fn start_from(
     host: &Arc<Host>,
     spec: &StartSpec,
     source: StartSource,
@@ -64,7 +71,7 @@ async fn begin(
         StartSource::Snapshot(id, restore_mode) => {
             let snapshot = SnapshotFiles::of_snapshot(host, id);
             let restored = from_snapshot(host, spec, &snapshot, restore_mode).await;
-            // Discarded while we were at it.
+            // The snapshot was removed meanwhile.
             if restored.is_err() && !snapshot.exists() { Err(EngineError::NotFound) } else { restored }
         }
     }
@@ -72,30 +79,31 @@ async fn begin(
 
 async fn from_template(host: &Arc<Host>, spec: &StartSpec) -> Result<Arc<MicrovmSandbox>, EngineError> {
     let base = base_images::prepare(host, &spec.template, spec.recurring).await?;
-    let vm_spec = vm_spec(base.key.clone(), spec);
+    let vm_spec = vm_spec_for(base.key.clone(), spec);
     let key = warm_start_key(host, &vm_spec.base, spec);
     let snapshot = SnapshotFiles::of_warm_start(host, &key);
     if let Some(clone) = from_warm_start(host, spec, &vm_spec, &snapshot).await {
         return clone;
     }
     if !spec.recurring {
-        return named(boot_from_blank(host, spec, &vm_spec).await?, spec).await;
+        return personalized(boot_from_blank(host, spec, &vm_spec).await?, spec).await;
     }
     let lock = host.warm_starts.lock(&key);
     let _one_at_a_time = lock.lock().await;
-    // Of whoever had the lock before.
+    // Made by the task that held the lock before.
     if let Some(clone) = from_warm_start(host, spec, &vm_spec, &snapshot).await {
         return clone;
     }
     make_warm_start(host, spec, &vm_spec, &snapshot, &key).await?;
     match from_warm_start(host, spec, &vm_spec, &snapshot).await {
         Some(clone) => clone,
-        None => named(boot_from_blank(host, spec, &vm_spec).await?, spec).await,
+        None => personalized(boot_from_blank(host, spec, &vm_spec).await?, spec).await,
     }
 }
 
-/// Boots a guest for nothing but its state. It is nobody's sandbox: a guest that has booted has touched all of its memory, of which its
-/// clones have next to nothing. If it boots but cannot be captured, sandboxes boot.
+/// Boots a guest only to capture it as a warm start. It does not become a sandbox: a booted guest
+/// has touched all of its memory, while a clone holds next to none. If the capture fails, sandboxes
+/// of the template boot.
 async fn make_warm_start(
     host: &Arc<Host>,
     spec: &StartSpec,
@@ -106,13 +114,13 @@ async fn make_warm_start(
     let spec = StartSpec { id: SandboxId::generate(), ..spec.clone() };
     let sandbox = boot_from_blank(host, &spec, vm_spec).await?;
     match capture::keep_as_warm_start(&sandbox, snapshot).await {
-        Ok(took) => info!(key, milliseconds = took.as_millis(), "a template's warm start is kept"),
-        Err(error) => warn!(%error, "no warm start could be kept; sandboxes of this template boot"),
+        Ok(took) => info!(key, milliseconds = took.as_millis(), "captured a template's warm start"),
+        Err(error) => warn!(%error, "failed to capture a warm start; sandboxes of this template boot"),
     }
     sandbox.kill().await
 }
 
-/// A clone of the template's warm start, if it has one that can be loaded.
+/// Restores the warm start of a template. Returns `None` if there is none or it cannot be restored.
 async fn from_warm_start(
     host: &Arc<Host>,
     spec: &StartSpec,
@@ -125,11 +133,14 @@ async fn from_warm_start(
     let fresh_boot = Some(uuid::Uuid::new_v4().to_string());
     match load(host, spec, vm_spec, snapshot, fresh_boot).await {
         Err(EngineError::Restore(reason)) => {
-            warn!(reason, "a template's warm start cannot be loaded; it is removed and the template boots");
+            warn!(
+                reason,
+                "failed to restore a template's warm start; it is removed and the next sandbox boots"
+            );
             let (host, snapshot) = (host.clone(), snapshot.clone());
             let removed = tokio::task::spawn_blocking(move || snapshot.discard(&host)).await;
             if let Ok(Err(error)) = removed {
-                warn!(%error, "a warm start could not be removed");
+                warn!(%error, "failed to remove a warm start");
             }
             None
         }
@@ -144,19 +155,19 @@ async fn from_snapshot(
     restore_mode: RestoreMode,
 ) -> Result<Arc<MicrovmSandbox>, EngineError> {
     let record = snapshot.record()?;
-    // Made anew if nothing has used it for long.
+    // The base image is built again if it was removed.
     let template = engine::TemplateImage { layers: record.layers.clone(), engine: None };
-    // RunningResources until the machine does so itself.
-    let held = base_images::prepare(host, &template, false).await?;
-    let base = held.key.clone();
+    // This reference keeps the base image until the VM has one of its own.
+    let base_image = base_images::prepare(host, &template, false).await?;
+    let base = base_image.key.clone();
     match restore_mode {
         RestoreMode::Disk => {
-            let vm_spec = VmSpec { disk_mib: record.disk_mib, layers: record.layers, ..vm_spec(base, spec) };
-            named(boot(host, spec, &vm_spec, snapshot.disk.clone()).await?, spec).await
+            let vm_spec = VmSpec { disk_mib: record.disk_mib, layers: record.layers, ..vm_spec_for(base, spec) };
+            personalized(boot(host, spec, &vm_spec, snapshot.disk.clone()).await?, spec).await
         }
         RestoreMode::Memory if record.memory.is_none() => Err(EngineError::NotFound),
         RestoreMode::Memory if record.compatibility != host.compatibility() => Err(EngineError::Restore(
-            "its memory was captured with another QEMU, machine, accelerator or processor; its files can still be brought back".into(),
+            "its memory was captured with another QEMU version, machine type, accelerator or processor; its files can still be brought back".into(),
         )),
         RestoreMode::Memory => {
             let (replay_host, replayed) = (host.clone(), snapshot.clone());
@@ -168,7 +179,7 @@ async fn from_snapshot(
     }
 }
 
-fn vm_spec(base: String, spec: &StartSpec) -> VmSpec {
+fn vm_spec_for(base: String, spec: &StartSpec) -> VmSpec {
     let Resources { cpu_count, memory_mib, disk_mib, .. } = spec.resources;
     let size = VmSize { cpus: cpu_count.max(1), memory_mib };
     let disk_mib = if disk_mib == 0 { disks::DEFAULT_DISK_MIB } else { disk_mib.min(disks::MAX_DISK_MIB) };
@@ -186,7 +197,8 @@ async fn boot_from_blank(
     boot(host, spec, vm_spec, blank).await
 }
 
-/// Boots; once more if the guest hangs, which emulation on a busy machine is known for.
+/// Boots a guest; once more if it does not become ready, which happens now and then in emulation on
+/// a busy host.
 async fn boot(
     host: &Arc<Host>,
     spec: &StartSpec,
@@ -195,7 +207,7 @@ async fn boot(
 ) -> Result<Arc<MicrovmSandbox>, EngineError> {
     match boot_once(host, spec, vm_spec, disk.clone()).await {
         Err(EngineError::Died(reason)) => {
-            warn!(sandbox = %spec.id, reason, "a guest did not boot; trying once more");
+            warn!(sandbox_id = %spec.id, reason, "the guest did not boot; trying once more");
             boot_once(host, spec, vm_spec, disk).await
         }
         answer => answer,
@@ -218,7 +230,7 @@ async fn boot_once(
         start_mode: StartMode::Boot(options),
         source: host.boot.clone(),
     };
-    let (sandbox, mut qemu_log) = run(host, plan).await?;
+    let (sandbox, mut qemu_log) = launch_vm(host, plan).await?;
     let Err(reason) = sandbox.vm.guest_agent.wait_until_ready(host.boot_timeout).await else {
         return Ok(sandbox);
     };
@@ -228,13 +240,18 @@ async fn boot_once(
     Err(EngineError::Died(format!("{reason}; QEMU: {:?}; console: {last:?}", qemu_log.text())))
 }
 
-/// Gives a booted guest its name; what it has of randomness and time is its own already, but more does not hurt.
-async fn named(sandbox: Arc<MicrovmSandbox>, spec: &StartSpec) -> Result<Arc<MicrovmSandbox>, EngineError> {
-    let named = sandbox.vm.guest_agent.personalize(&spec.hostname, None, spec.resources.pids).await;
-    confirmed(sandbox, named, EngineError::Died).await
+/// Gives a booted guest its host name and limits, and fresh randomness and time, which it does not
+/// need.
+async fn personalized(
+    sandbox: Arc<MicrovmSandbox>,
+    spec: &StartSpec,
+) -> Result<Arc<MicrovmSandbox>, EngineError> {
+    let outcome = sandbox.vm.guest_agent.personalize(&spec.hostname, None, spec.resources.pids).await;
+    kill_unless_ok(sandbox, outcome, EngineError::Died).await
 }
 
-/// Starts a machine from a state. `boot_id` is what its user code shall take for the id of its boot, if not what it was.
+/// Restores a VM from the memory of a snapshot. With `boot_id`, user code sees that as the id of
+/// the boot; otherwise the id stays as captured.
 async fn load(
     host: &Arc<Host>,
     spec: &StartSpec,
@@ -244,7 +261,7 @@ async fn load(
 ) -> Result<Arc<MicrovmSandbox>, EngineError> {
     let source = host.trees.path(&snapshot.memory);
     let memory = match snapshot.record()?.memory {
-        // All of it comes with the stream.
+        // The stream contains all of the memory.
         Some(memory) if memory.is_stream => disks::zero_memory(host, vm_spec.size.memory_mib)?,
         _ => source.clone(),
     };
@@ -256,22 +273,22 @@ async fn load(
         start_mode: StartMode::Load,
         source,
     };
-    let (sandbox, mut qemu_log) = run(host, plan).await?;
-    let revive = async {
+    let (sandbox, mut qemu_log) = launch_vm(host, plan).await?;
+    let restored = async {
         let vm = &sandbox.vm;
         vm.monitor
             .load_state(&format!("/{SNAPSHOT_DIR}/{DEVICES_FILE}"))
             .await
             .map_err(|error| error.to_string())?;
-        // It was ready when it was captured: no round to hear that again.
+        // It was ready when it was captured, so waiting for that again would cost a round trip.
         vm.guest_agent.personalize(&spec.hostname, boot_id, spec.resources.pids).await
     };
-    let revived = revive.await.map_err(|reason| format!("{reason}; QEMU: {:?}", qemu_log.text()));
-    confirmed(sandbox, revived, EngineError::Restore).await
+    let outcome = restored.await.map_err(|reason| format!("{reason}; QEMU: {:?}", qemu_log.text()));
+    kill_unless_ok(sandbox, outcome, EngineError::Restore).await
 }
 
-/// A guest that has not confirmed is ended before any of its user code runs.
-async fn confirmed(
+/// Kills a sandbox whose guest has not confirmed, before any of its user code runs.
+async fn kill_unless_ok(
     sandbox: Arc<MicrovmSandbox>,
     outcome: Result<(), String>,
     failure: impl FnOnce(String) -> EngineError,
@@ -281,8 +298,11 @@ async fn confirmed(
     Err(failure(reason))
 }
 
-/// Starts QEMU and takes up the conversations with it.
-async fn run(host: &Arc<Host>, plan: LaunchPlan) -> Result<(Arc<MicrovmSandbox>, QemuLog), EngineError> {
+/// Launches QEMU, connects to its monitor and guest agent, and registers the sandbox.
+async fn launch_vm(
+    host: &Arc<Host>,
+    plan: LaunchPlan,
+) -> Result<(Arc<MicrovmSandbox>, QemuLog), EngineError> {
     let (spec, vm_spec) = (plan.spec.clone(), plan.vm_spec.clone());
     let blocking_host = host.clone();
     let started = tokio::task::spawn_blocking(move || plan.launch(&blocking_host)).await;
@@ -300,23 +320,23 @@ async fn run(host: &Arc<Host>, plan: LaunchPlan) -> Result<(Arc<MicrovmSandbox>,
         (vm, gateway) => {
             let error = vm.err().or(gateway.err()).map_or_else(String::new, |error| error.to_string());
             let _ = tokio::task::spawn_blocking(move || drop(claim)).await;
-            discard(host, &spec).await;
+            remove_files(host, &spec).await;
             let qemu_log = qemu_log.text();
             return Err(EngineError::Died(format!("{error}; QEMU: {qemu_log:?}")));
         }
     };
     let sandbox = watched.map_err(EngineError::kernel("watch the sandbox"))?;
-    debug!(sandbox = %spec.id, pid, "machine started");
+    debug!(sandbox_id = %spec.id, pid, "VM started");
     Ok((sandbox, qemu_log))
 }
 
-async fn discard(host: &Arc<Host>, spec: &StartSpec) {
+async fn remove_files(host: &Arc<Host>, spec: &StartSpec) {
     let (host, id) = (host.clone(), spec.id.clone());
     let remove = move || {
         host.sockets(id.as_str()).remove();
         let _ = host.records.remove(&id);
         if let Err(error) = host.trees.discard(&tree_of(&id)) {
-            warn!(sandbox = %id, %error, "a sandbox's files could not be discarded");
+            warn!(sandbox_id = %id, %error, "failed to remove the files of a sandbox");
         }
     };
     let _ = tokio::task::spawn_blocking(remove).await;

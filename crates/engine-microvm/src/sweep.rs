@@ -1,6 +1,8 @@
-//! After a crash: what lives is adopted, what does not is removed.
-//! A machine is proven to be ours by its record and its process's start time, and spoken to over the sockets it still listens on.
-//! Images and warm starts are kept as long as the layers they were made of are there.
+//! Adoption of running VMs, and removal of what an earlier server left over.
+//!
+//! A VM is proven to be ours by its record and the start time of its process; its sockets still
+//! listen. Base images and warm starts are kept as long as the layers that they were made from
+//! exist.
 
 use std::fs;
 use std::io;
@@ -22,10 +24,14 @@ use crate::sandbox::{MicrovmSandbox, SandboxParts};
 use crate::snapshot::{SnapshotFiles, file_names, memory_tree, read_record};
 use crate::vm::Vm;
 
-/// Time for a guest to answer a new server; one that does not is its owner's all the same.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Time limit for the guest to answer after an adoption; a sandbox that does not answer is adopted
+/// all the same.
+const READY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Takes over a machine that is still alive. Its egress is closed until the caller sets the policy again.
+/// Adopts a VM that is still running. Its egress is closed until the caller sets the policy again.
+///
+/// # Errors
+/// [`EngineError::NotFound`] if it has ended; or its monitor does not answer.
 pub(crate) async fn adopt(host: &Arc<Host>, id: &SandboxId) -> Result<Arc<dyn Sandbox>, EngineError> {
     let record: SandboxRecord = host.records.load(id).map_err(|_| EngineError::NotFound)?;
     let pidfd = record.process.open().map_err(|_| EngineError::NotFound)?;
@@ -36,35 +42,39 @@ pub(crate) async fn adopt(host: &Arc<Host>, id: &SandboxId) -> Result<Arc<dyn Sa
     let vm = match Vm::connect(&host.sockets(id.as_str())).await {
         Ok(vm) => vm,
         Err(error) => {
-            // Not ours to end here; the sweep decides.
+            // The sweep decides whether to end it.
             claim.leave();
             return Err(error);
         }
     };
     let open = || -> io::Result<Arc<MicrovmSandbox>> {
         let network = Namespace::of_process(record.process.pid, "net")?;
-        // Whatever happens here, the sandbox is its owner's: better without a way out than not at all.
+        // A sandbox without outgoing network is better for its owner than none.
         let gateway = Listeners::open_for_tap(&network)
             .and_then(|listeners| Gateway::start(listeners, EgressPolicy::deny_all(), host.gateway.clone()))
-            .inspect_err(|error| warn!(sandbox = %id, %error, "adopted without network"))
+            .inspect_err(|error| warn!(sandbox_id = %id, %error, "adopted without outgoing network"))
             .ok();
         let (pid, vm_spec) = (record.process.pid, record.vm_spec);
         MicrovmSandbox::watch(id.clone(), SandboxParts { pid, pidfd, network, vm, gateway, claim, vm_spec })
     };
     let sandbox = open().map_err(EngineError::kernel("adopt the sandbox"))?;
-    // The former server may have died while it had the machine stopped.
+    // The former server may have died while the VM was stopped.
     sandbox.vm.monitor.cont().await?;
-    let going = async {
-        sandbox.vm.guest_agent.wait_until_ready(PATIENCE).await?;
+    let resumed = async {
+        sandbox.vm.guest_agent.wait_until_ready(READY_TIMEOUT).await?;
         sandbox.vm.guest_agent.resume().await
     };
-    if let Err(reason) = going.await {
-        warn!(sandbox = %id, reason, "the guest of an adopted sandbox does not answer");
+    if let Err(reason) = resumed.await {
+        warn!(sandbox_id = %id, reason, "the guest of an adopted sandbox does not answer");
     }
     Ok(sandbox)
 }
 
-/// Ends and removes everything of this server that is not in `keep`.
+/// Ends and removes everything of this server that is neither in `keep` nor in `snapshots`; returns
+/// how many objects were removed.
+///
+/// # Errors
+/// Something cannot be removed.
 pub(crate) async fn sweep(
     host: &Arc<Host>,
     keep: &[SandboxId],
@@ -80,66 +90,71 @@ fn sweep_blocking(host: &Host, keep: &[SandboxId], snapshots: &[SnapshotId]) -> 
     let is_kept = |name: &str| kept.iter().any(|record| record.cgroup == name);
     let mut removed = remove_groups(&host.hierarchies, is_kept)?;
     let mut wanted_bases: Vec<String> = kept.iter().map(|record| record.vm_spec.base.clone()).collect();
-    let warm = sweep_warm_starts(host, &mut wanted_bases)?;
-    removed += sweep_trees(host, keep, snapshots, &warm)?;
-    let states: Vec<SnapshotFiles> =
+    let warm_starts = sweep_warm_starts(host, &mut wanted_bases)?;
+    removed += sweep_trees(host, keep, snapshots, &warm_starts)?;
+    let kept_snapshots: Vec<SnapshotFiles> =
         snapshots.iter().map(|id| SnapshotFiles::of_snapshot(host, *id)).collect();
-    wanted_bases.extend(states.iter().filter_map(|state| state.record().ok()).map(|record| record.base));
-    let files_of_states = snapshots.iter().copied().flat_map(file_names);
-    let names: Vec<String> = keep.iter().map(|id| format!("{id}.json")).chain(files_of_states).collect();
+    wanted_bases.extend(
+        kept_snapshots.iter().filter_map(|snapshot| snapshot.record().ok()).map(|record| record.base),
+    );
+    let files_of_snapshots = snapshots.iter().copied().flat_map(file_names);
+    let names: Vec<String> = keep.iter().map(|id| format!("{id}.json")).chain(files_of_snapshots).collect();
     for dir in [host.records.dir(), &host.snapshots] {
-        remove_others(dir, &names).map_err(EngineError::kernel("remove a stray file"))?;
+        remove_others(dir, &names).map_err(EngineError::kernel("remove a stale file"))?;
     }
-    for state in &states {
-        host.journal_replayer.add(state, state.image(host));
+    for snapshot in &kept_snapshots {
+        host.journal_replayer.add(snapshot, snapshot.image(host));
     }
     base_images::sweep(&host.base_images, &wanted_bases)
-        .map_err(EngineError::kernel("remove a stray image"))?;
+        .map_err(EngineError::kernel("remove a stale image"))?;
     let mut sockets: Vec<String> = keep.iter().map(ToString::to_string).collect();
     sockets.push("root".into());
     let run_dir = host.root_target.parent().unwrap_or(&host.root_target);
-    remove_others(run_dir, &sockets).map_err(EngineError::kernel("remove a stray socket"))?;
+    remove_others(run_dir, &sockets).map_err(EngineError::kernel("remove a stale socket"))?;
     Ok(removed)
 }
 
-/// Removes warm starts whose template is gone or that cannot be loaded any more; returns the trees of the others.
+/// Removes warm starts whose template no longer exists or that cannot be restored; returns the
+/// trees of the others and adds the keys of their base images to `bases`.
 fn sweep_warm_starts(host: &Host, bases: &mut Vec<String>) -> Result<Vec<TreeName>, EngineError> {
     let mut trees = Vec::new();
     let entries = fs::read_dir(host.warm_starts.dir()).map_err(EngineError::kernel("list warm starts"))?;
     for entry in entries {
         let path = entry.map_err(EngineError::kernel("list warm starts"))?.path();
         let key = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let state = SnapshotFiles::of_warm_start(host, &key);
+        let snapshot = SnapshotFiles::of_warm_start(host, &key);
         match read_record(&path) {
             Ok(record)
                 if record.compatibility == host.compatibility()
                     && record.layers.iter().all(|layer| layer.is_dir()) =>
             {
                 bases.push(record.base);
-                trees.extend([state.disk, state.memory]);
+                trees.extend([snapshot.disk, snapshot.memory]);
             }
-            _ => state.discard(host)?,
+            _ => snapshot.discard(host)?,
         }
     }
     Ok(trees)
 }
 
-/// Returns how many things a user would call one were removed: a state is one, with its disk and memory.
+/// Removes the trees of other sandboxes and snapshots; returns how many. The two trees of a
+/// snapshot count as one.
 fn sweep_trees(
     host: &Host,
     keep: &[SandboxId],
     snapshots: &[SnapshotId],
-    warm: &[TreeName],
+    warm_starts: &[TreeName],
 ) -> Result<usize, EngineError> {
-    let states = snapshots.iter().copied().map(snapshot_tree);
-    let states = states.flat_map(|disk| [memory_tree(&disk), disk]);
-    let wanted: Vec<TreeName> = keep.iter().map(tree_of).chain(states).chain(warm.iter().cloned()).collect();
+    let of_snapshots = snapshots.iter().copied().map(snapshot_tree);
+    let of_snapshots = of_snapshots.flat_map(|disk| [memory_tree(&disk), disk]);
+    let wanted: Vec<TreeName> =
+        keep.iter().map(tree_of).chain(of_snapshots).chain(warm_starts.iter().cloned()).collect();
     let mut removed = 0;
-    for tree in host.trees.list().map_err(tree_error("list trees"))? {
+    for tree in host.trees.list().map_err(tree_error("list writable trees"))? {
         if wanted.contains(&tree) || tree.as_str().starts_with("blank-") {
             continue;
         }
-        host.trees.discard(&tree).map_err(tree_error("discard a stray tree"))?;
+        host.trees.discard(&tree).map_err(tree_error("remove a stale tree"))?;
         removed += usize::from(!tree.as_str().starts_with("m-"));
     }
     Ok(removed)

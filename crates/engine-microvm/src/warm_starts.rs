@@ -1,6 +1,9 @@
-//! Warm starts of templates: a sandbox that has booted is captured before anybody uses it, and later ones go on from there.
-//! Made by the first sandbox of a template with given limits, while others of it wait: a second boot would take longer than that.
-//! A warm start that cannot be loaded is removed, and the next sandbox boots.
+//! Warm starts: memory snapshots of freshly booted guests, one for each template and set of limits,
+//! which later sandboxes are restored from.
+//!
+//! The first sandbox of a template makes the warm start while other creates of the same template
+//! wait, because booting a second guest would take longer. A warm start that cannot be restored is
+//! removed, and the next sandbox boots again.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -13,7 +16,7 @@ use crate::host::Host;
 
 type Locks = Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>;
 
-/// See the module's text.
+/// Directory of warm starts, and locks for what is created once and then shared.
 #[derive(Debug)]
 pub(crate) struct WarmStarts {
     dir: PathBuf,
@@ -26,26 +29,27 @@ impl WarmStarts {
         Self { dir, locks: Locks::default(), blanks: Mutex::default() }
     }
 
-    /// Where the notes on warm starts are.
+    /// Returns the directory of the records of warm starts.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// For whoever makes the thing with this name: one at a time.
+    /// Returns the lock for creating what has this name.
     pub(crate) fn lock(&self, name: &str) -> Arc<tokio::sync::Mutex<()>> {
         let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-        // Nobody waits for those.
+        // Locks that no other task holds or waits for.
         locks.retain(|_, lock| Arc::strong_count(lock) > 1);
         locks.entry(name.to_owned()).or_default().clone()
     }
 
-    /// For whoever makes an empty disk or memory.
+    /// Locks the creation of empty disks and memory files.
     pub(crate) fn lock_blanks(&self) -> MutexGuard<'_, ()> {
         self.blanks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Names the warm start of what `spec` asks for: everything that a saved state depends on is in it.
+/// Returns the name of the warm start that fits `spec`: a hash of everything that a memory snapshot
+/// depends on.
 pub(crate) fn warm_start_key(host: &Host, base: &str, spec: &StartSpec) -> String {
     let resources = &spec.resources;
     let boot = host.boot.file_name().unwrap_or_default().to_string_lossy();

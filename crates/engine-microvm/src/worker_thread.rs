@@ -1,6 +1,8 @@
-//! Threads that do one thing after the other, beside everything else, until the engine is closed.
-//! What they have begun when it is closed they may cut short; what they have not is left.
-//! Everything that they own is gone once they are.
+//! A background thread that processes items of a queue one after another.
+//!
+//! Dropping it stops the thread: queued items are dropped, and the item in progress may stop early.
+//! The drop returns once the thread has ended, so everything that the thread owns is dropped by
+//! then.
 
 use std::io;
 use std::sync::Arc;
@@ -8,37 +10,41 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::thread::{self, JoinHandle};
 
-/// A thread and what it is to do.
+/// A thread and its queue.
 #[derive(Debug)]
 pub(crate) struct WorkerThread<T> {
-    /// Both none only while it is dropped.
+    /// Both are `None` only during `drop`.
     queue: Option<Sender<T>>,
     thread: Option<JoinHandle<()>>,
-    is_over: Arc<AtomicBool>,
+    is_stopping: Arc<AtomicBool>,
 }
 
 impl<T: Send + 'static> WorkerThread<T> {
-    /// Starts the thread; `work` is given what is to be done and a way to ask whether that is still wanted.
+    /// Starts the thread. For each item it calls `work` with the item and a function that returns
+    /// whether the work should continue.
+    ///
+    /// # Errors
+    /// The thread cannot be created.
     pub(crate) fn start(
         name: &str,
         mut work: impl FnMut(T, &dyn Fn() -> bool) + Send + 'static,
     ) -> io::Result<Self> {
         let (send, queue) = mpsc::channel();
-        let is_over = Arc::new(AtomicBool::new(false));
-        let over = is_over.clone();
-        let should_continue = move || !over.load(Ordering::Relaxed);
+        let is_stopping = Arc::new(AtomicBool::new(false));
+        let stopping = is_stopping.clone();
+        let should_continue = move || !stopping.load(Ordering::Relaxed);
         let process_all = move || {
             for item in queue.into_iter().take_while(|_| should_continue()) {
                 work(item, &should_continue);
             }
         };
         let thread = thread::Builder::new().name(name.into()).spawn(process_all)?;
-        Ok(Self { queue: Some(send), thread: Some(thread), is_over })
+        Ok(Self { queue: Some(send), thread: Some(thread), is_stopping })
     }
 }
 
 impl<T> WorkerThread<T> {
-    /// Has this done after all that was asked for before.
+    /// Queues an item.
     pub(crate) fn add(&self, item: T) {
         if let Some(queue) = &self.queue {
             let _ = queue.send(item);
@@ -48,7 +54,7 @@ impl<T> WorkerThread<T> {
 
 impl<T> Drop for WorkerThread<T> {
     fn drop(&mut self) {
-        self.is_over.store(true, Ordering::Relaxed);
+        self.is_stopping.store(true, Ordering::Relaxed);
         self.queue = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();

@@ -1,6 +1,8 @@
-//! What becomes of a captured memory: its journal is replayed into its image, in the background and at once, and then it is the compressor's.
-//! Who wants to start a machine from it meanwhile waits for that, or does it.
-//! What a server that was killed has not replayed is replayed by the next one.
+//! Replays the journals of snapshots into their memory images in the background, then schedules the
+//! images for compression.
+//!
+//! A restore that needs the image earlier replays the journal itself or waits for the replay in
+//! progress. Journals that a killed server has not replayed are replayed by the next one.
 
 use std::io;
 use std::path::PathBuf;
@@ -13,40 +15,44 @@ use crate::snapshot::image_compressor::ImageCompressor;
 use crate::snapshot::memory;
 use crate::worker_thread::WorkerThread;
 
-/// A captured memory.
+/// The memory files of one snapshot.
 #[derive(Debug)]
 pub(crate) struct ReplayJob {
     journal: Option<PathBuf>,
     image: PathBuf,
 }
 
-/// The thread that replays.
+/// The thread that replays journals.
 #[derive(Debug)]
 pub(crate) struct JournalReplayer(WorkerThread<ReplayJob>);
 
 impl JournalReplayer {
-    /// Has what has lain for this long compressed.
+    /// Starts the thread; images are compressed at the age `compress_after`.
+    ///
+    /// # Errors
+    /// A thread cannot be created.
     pub(crate) fn start(compress_after: Duration) -> io::Result<Self> {
         let compressor = ImageCompressor::start(compress_after)?;
         let work = move |job: ReplayJob, should_continue: &dyn Fn() -> bool| {
             let ReplayJob { journal, image } = job;
-            let begun = Instant::now();
+            let started = Instant::now();
             match journal.map_or(Ok(()), |journal| memory::replay(&journal, &image, should_continue)) {
                 Ok(()) => {
-                    debug!(image = %image.display(), milliseconds = begun.elapsed().as_millis(), "replayed");
-                    compressor.later(image);
+                    debug!(image = %image.display(), milliseconds = started.elapsed().as_millis(), "replayed a journal into its memory image");
+                    compressor.schedule(image);
                 }
-                // The next server's.
+                // The next server replays it.
                 Err(_) if !should_continue() => {}
                 Err(error) => {
-                    warn!(image = %image.display(), %error, "a job memory stays in its journal until it is wanted");
+                    warn!(image = %image.display(), %error, "failed to replay a journal into its memory image; a restore will try again");
                 }
             }
         };
         Ok(Self(WorkerThread::start("replayer", work)?))
     }
 
-    /// Has a captured state's memory looked after, if it has one.
+    /// Queues a snapshot for replay and compression; does nothing later if it has no memory or was
+    /// removed.
     pub(crate) fn add(&self, snapshot: &SnapshotFiles, image: PathBuf) {
         self.0.add(ReplayJob { journal: snapshot.journal.clone(), image });
     }

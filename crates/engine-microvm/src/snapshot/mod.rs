@@ -1,7 +1,9 @@
-//! SnapshotInfo states: a disk, the memory if it was wanted, and a note on what they belong to. A template's warm start is one, too.
-//! The note is written last and removed first, so half a state is none.
-//! States are whole: none depends on another, and any number of machines can be started from one. What its memory's image does not have yet
-//! is in its journal.
+//! Snapshots on disk: a disk, the memory if it was captured, and a record. A template's warm start
+//! is a snapshot, too.
+//!
+//! The record is written last and removed first, so an incomplete snapshot does not exist.
+//! Snapshots do not depend on each other, and any number of VMs can be restored from one. Pages
+//! that the memory image does not have yet are in the snapshot's journal.
 
 pub(crate) mod image_compressor;
 pub(crate) mod journal_replayer;
@@ -20,38 +22,40 @@ use serde::{Deserialize, Serialize};
 use crate::host::Host;
 use crate::vm::command_line::{MEMORY_FILE, VmSize};
 
-/// The memory in a state.
+/// The memory of a snapshot.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct MemoryRecord {
-    /// Bytes of it that were the machine's own.
+    /// Bytes in pages that were private to QEMU: changed since the guest's start.
     pub(crate) own_bytes: u64,
-    /// Whether it is a stream, devices and all, instead of an image beside the devices.
+    /// Whether memory and devices are one migration stream, instead of an image and a file of
+    /// devices.
     pub(crate) is_stream: bool,
 }
 
-/// What a restore must know about a state.
+/// The record of a snapshot: what a restore must know about it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct SnapshotRecord {
-    /// Name of the image of its template's files.
+    /// Key of its base image.
     pub(crate) base: String,
-    /// The template's layers, to make that image anew.
+    /// Layers of the template, to build the base image again.
     pub(crate) layers: Vec<PathBuf>,
-    /// What the guest had of the machine.
-    #[serde(rename = "size")]
+    /// Processors and memory of the guest.
+    #[serde(rename = "shape")]
     pub(crate) size: VmSize,
     /// Size of the private disk, MiB.
     pub(crate) disk_mib: u32,
-    /// None if there is no memory in it.
+    /// `None` in a disk snapshot.
     pub(crate) memory: Option<MemoryRecord>,
-    /// What its memory can be loaded by: [`Host::compatibility`].
+    /// [`Host::compatibility`] of the server that captured the memory.
     pub(crate) compatibility: String,
 }
 
-/// Where a state is kept.
+/// The places of one snapshot: record, journal and two writable trees.
 #[derive(Debug, Clone)]
 pub(crate) struct SnapshotFiles {
-    note: PathBuf,
-    /// Where pages of its memory may be that its image does not have yet. Nobody waits for a warm start: it has none.
+    record_path: PathBuf,
+    /// Path of the journal, with pages that the memory image may not have yet. `None` for warm
+    /// starts, whose capture nobody waits for.
     pub(crate) journal: Option<PathBuf>,
     /// The tree with the disk.
     pub(crate) disk: TreeName,
@@ -60,34 +64,34 @@ pub(crate) struct SnapshotFiles {
 }
 
 impl SnapshotFiles {
-    /// A sandbox's, under the id it was captured as.
+    /// The snapshot of a sandbox with this id.
     pub(crate) fn of_snapshot(host: &Host, id: SnapshotId) -> Self {
-        let [note, journal] = file_names(id).map(|name| host.snapshots.join(name));
-        Self { journal: Some(journal), ..Self::at(note, snapshot_tree(id)) }
+        let [record_path, journal] = file_names(id).map(|name| host.snapshots.join(name));
+        Self { journal: Some(journal), ..Self::at(record_path, snapshot_tree(id)) }
     }
 
-    /// A template's warm start.
+    /// The warm start with this key.
     pub(crate) fn of_warm_start(host: &Host, key: &str) -> Self {
         let disk = format!("t-{key}").parse().expect("keys are hexadecimal digits");
         Self::at(host.warm_starts.dir().join(format!("{key}.json")), disk)
     }
 
-    fn at(note: PathBuf, disk: TreeName) -> Self {
+    fn at(record_path: PathBuf, disk: TreeName) -> Self {
         let memory = memory_tree(&disk);
-        Self { note, journal: None, disk, memory }
+        Self { record_path, journal: None, disk, memory }
     }
 
-    /// Whether it is there, whole.
+    /// Whether the snapshot exists.
     pub(crate) fn exists(&self) -> bool {
-        self.note.exists()
+        self.record_path.exists()
     }
 
-    /// The file with its memory, if it has one and that is no stream.
+    /// Path of the memory image; there is no such file without memory or with a stream.
     pub(crate) fn image(&self, host: &Host) -> PathBuf {
         host.trees.path(&self.memory).join(MEMORY_FILE)
     }
 
-    /// Has its image be all of its memory.
+    /// Replays the journal into the memory image. Does nothing without a journal. Blocks.
     ///
     /// # Errors
     /// The disk is full, or the journal is damaged.
@@ -97,54 +101,64 @@ impl SnapshotFiles {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => EngineError::Exhausted(
                 "the disk has no room for the image of its memory; free some space or start it without memory".into(),
             ),
-            _ => EngineError::Restore(format!("its memory cannot be put together: {error}")),
+            _ => EngineError::Restore(format!("the journal of its memory cannot be replayed: {error}")),
         })
     }
 
-    /// Reads what is known about it.
+    /// Reads the record.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`] if the snapshot does not exist; or the record is damaged.
     pub(crate) fn record(&self) -> Result<SnapshotRecord, EngineError> {
-        read_record(&self.note).map_err(|error| match error.kind() {
+        read_record(&self.record_path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => EngineError::NotFound,
             _ => EngineError::Restore(format!("its record is damaged: {error}")),
         })
     }
 
-    /// Makes it one, now that all else is written.
+    /// Writes the record, which makes the snapshot exist; everything else is written before.
+    ///
+    /// # Errors
+    /// The disk is full.
     pub(crate) fn commit(&self, record: &SnapshotRecord, durability: Durability) -> io::Result<()> {
-        let new = self.note.with_extension("new");
+        let new = self.record_path.with_extension("new");
         fs::write(&new, serde_json::to_vec(record)?)?;
         durability.sync(&File::open(&new)?)?;
-        fs::rename(new, &self.note)?;
-        self.note.parent().map_or(Ok(()), |dir| durability.sync(&File::open(dir)?))
+        fs::rename(new, &self.record_path)?;
+        self.record_path.parent().map_or(Ok(()), |dir| durability.sync(&File::open(dir)?))
     }
 
-    /// Removes it, or what is there of it.
+    /// Removes the snapshot, or the part of one that exists.
+    ///
+    /// # Errors
+    /// A file or tree cannot be removed.
     pub(crate) fn discard(&self, host: &Host) -> Result<(), EngineError> {
-        for file in [Some(&self.note), self.journal.as_ref()].into_iter().flatten() {
+        for file in [Some(&self.record_path), self.journal.as_ref()].into_iter().flatten() {
             match fs::remove_file(file) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(EngineError::Kernel { step: "remove a captured state", source: error });
+                    return Err(EngineError::Kernel { step: "remove a snapshot", source: error });
                 }
                 _ => {}
             }
         }
         for tree in [&self.memory, &self.disk] {
-            host.trees.discard(tree).map_err(tree_error("discard a captured state"))?;
+            host.trees.discard(tree).map_err(tree_error("remove the trees of a snapshot"))?;
         }
         Ok(())
     }
 }
 
-/// Names of the files that a captured state may have besides its trees.
+/// Names of the record and the journal of a snapshot.
 pub(crate) fn file_names(id: SnapshotId) -> [String; 2] {
     [format!("{id}.json"), format!("{id}.pages")]
 }
 
-/// The tree with the memory that belongs to the disk in tree `disk`.
+/// Name of the tree with the memory that belongs to the disk in tree `disk`.
 pub(crate) fn memory_tree(disk: &TreeName) -> TreeName {
     format!("m-{disk}").parse().expect("two letters more than a short name")
 }
 
-pub(crate) fn read_record(note: &Path) -> io::Result<SnapshotRecord> {
-    Ok(serde_json::from_slice(&fs::read(note)?)?)
+/// Reads the record of a snapshot.
+pub(crate) fn read_record(record_path: &Path) -> io::Result<SnapshotRecord> {
+    Ok(serde_json::from_slice(&fs::read(record_path)?)?)
 }

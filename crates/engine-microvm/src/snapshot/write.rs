@@ -1,7 +1,8 @@
-//! Writing a stopped machine down as a state: memory and devices, disk, and last the note that makes a state of them.
-//! Memory is taken page by page (`memory`). Where the host does not let us look at them, QEMU sends all of it as a stream: slower, and
-//! nothing of it is shared with other states.
-//! What was written of a state that could not be finished is removed.
+//! Writes the snapshot of a stopped VM: memory and devices, then the disk, then the record.
+//!
+//! Memory is read page by page (`memory`). Where the host does not permit that, QEMU sends all of
+//! it as a migration stream, which is slower and shares no blocks with other snapshots. What was
+//! written of a snapshot that fails is removed.
 
 use std::fs;
 use std::io::{self, Read};
@@ -26,16 +27,19 @@ use crate::snapshot::memory;
 use crate::snapshot::{MemoryRecord, SnapshotFiles, SnapshotRecord};
 use crate::vm::command_line::{DEVICES_FILE, MEMORY_FILE, VM_DIR};
 
-/// The socket that QEMU sends its memory to, in the sandbox's own directory.
+/// Socket in the sandbox's own directory that QEMU sends its memory to.
 const STREAM: &str = "stream";
-/// Time for all of a machine's memory to arrive, for each GiB of it.
-const STREAM_PATIENCE: Duration = Duration::from_secs(60);
-/// What the state of devices takes at most, bytes; it is some hundred kilobytes.
-const MAX_DEVICES: u64 = (DEVICES_ROOM_MIB as u64) << 20;
-/// What a stream may have beyond the machine's memory, bytes: devices, and a frame around every page.
-const BESIDE_MEMORY: u64 = 256 << 20;
+/// Time limit for the stream of a VM, for each GiB of its memory.
+const STREAM_TIMEOUT_PER_GIB: Duration = Duration::from_secs(60);
+/// Maximum size of the file of devices, bytes; usually it has some hundred kilobytes.
+const MAX_DEVICES_BYTES: u64 = (DEVICES_ROOM_MIB as u64) << 20;
+/// Maximum size of a stream beyond the memory, bytes: devices, and a header for each page.
+const MAX_STREAM_OVERHEAD: u64 = 256 << 20;
 
-/// Writes the state of a stopped machine; returns how much of the memory was its own, in bytes.
+/// Writes the snapshot of a stopped VM; returns the bytes in pages that were private to QEMU.
+///
+/// # Errors
+/// The disk has no room, or QEMU does not save its devices.
 pub(crate) async fn write_snapshot(
     sandbox: &Arc<MicrovmSandbox>,
     snapshot: &SnapshotFiles,
@@ -43,16 +47,16 @@ pub(crate) async fn write_snapshot(
     durability: Durability,
 ) -> Result<u64, EngineError> {
     let claim = sandbox.claim()?;
-    let saved = write_parts(sandbox, &claim, snapshot, with_memory, durability).await.map_err(|error| {
+    let written = write_parts(sandbox, &claim, snapshot, with_memory, durability).await.map_err(|error| {
         let words =
             "the disk has no room for the captured snapshot; free some space or capture without memory";
         if is_no_room(&error) { EngineError::Exhausted(words.into()) } else { error }
     });
-    if saved.is_err() {
+    if written.is_err() {
         let snapshot = snapshot.clone();
         let _ = blocking(move || snapshot.discard(&claim.host)).await;
     }
-    saved
+    written
 }
 
 async fn write_parts(
@@ -62,14 +66,14 @@ async fn write_parts(
     with_memory: bool,
     durability: Durability,
 ) -> Result<u64, EngineError> {
-    let (held, remains) = (claim.clone(), snapshot.clone());
-    // Remains of a server that was killed at this very point.
-    blocking(move || remains.discard(&held.host)).await?;
+    let (held_claim, left_over) = (claim.clone(), snapshot.clone());
+    // Left over by a server that was killed while it wrote this very snapshot.
+    blocking(move || left_over.discard(&held_claim.host)).await?;
     let memory =
         if with_memory { Some(write_memory(sandbox, claim, snapshot, durability).await?) } else { None };
-    let (held, sandbox, snapshot) = (claim.clone(), sandbox.clone(), snapshot.clone());
+    let (held_claim, sandbox, snapshot) = (claim.clone(), sandbox.clone(), snapshot.clone());
     let finish = move || {
-        let host = &held.host;
+        let host = &held_claim.host;
         host.trees
             .copy(&tree_of(&sandbox.id), &snapshot.disk, true, None)
             .map_err(tree_error("capture the disk"))?;
@@ -82,7 +86,7 @@ async fn write_parts(
             memory,
             compatibility: host.compatibility(),
         };
-        snapshot.commit(&record, durability).map_err(EngineError::kernel("record the captured state"))
+        snapshot.commit(&record, durability).map_err(EngineError::kernel("write the record of the snapshot"))
     };
     blocking(finish).await?;
     Ok(memory.map_or(0, |memory| memory.own_bytes))
@@ -94,10 +98,10 @@ async fn write_memory(
     snapshot: &SnapshotFiles,
     durability: Durability,
 ) -> Result<MemoryRecord, EngineError> {
-    let (held, tree) = (claim.clone(), snapshot.memory.clone());
+    let (held_claim, tree) = (claim.clone(), snapshot.memory.clone());
     let room = blocking(move || {
-        let room = check_room(&held)?;
-        held.host.trees.create(&tree, None).map_err(tree_error("make a tree for the memory"))?;
+        let room = check_room(&held_claim)?;
+        held_claim.host.trees.create(&tree, None).map_err(tree_error("create a tree for the memory"))?;
         Ok(room)
     })
     .await?;
@@ -106,7 +110,7 @@ async fn write_memory(
             Ok(own_bytes) => return Ok(MemoryRecord { own_bytes, is_stream: false }),
             Err(error) if is_no_room(&error) => return Err(error),
             Err(error) => {
-                warn!(%error, "a machine's memory cannot be taken page by page: it sends all of it");
+                warn!(%error, "failed to read the memory page by page; QEMU sends all of it as a stream");
             }
         }
     }
@@ -130,14 +134,14 @@ async fn write_pages(
     let (pid, devices) = (sandbox.pid, sandbox.private_dir().join(DEVICES_FILE));
     let dir = claim.host.trees.path(&snapshot.memory);
     let memory_bytes = u64::from(sandbox.vm_spec.size.memory_mib) << 20;
-    let is_soon_enough = durability == Durability::Ephemeral || room == FreeRoom::ForImage;
-    let journal = snapshot.journal.clone().filter(|_| !is_soon_enough);
+    let is_image_quick_enough = durability == Durability::Ephemeral || room == FreeRoom::ForImage;
+    let journal = snapshot.journal.clone().filter(|_| !is_image_quick_enough);
     let write = move || {
         let own =
             memory::write_image(pid, memory_bytes, &dir.join(MEMORY_FILE), journal.as_deref(), durability)?;
         let (from, mut to) = (fs::File::open(devices)?, fs::File::create(dir.join(DEVICES_FILE))?);
-        // The file is QEMU's, which may have been taken over.
-        if io::copy(&mut from.take(MAX_DEVICES), &mut to)? == MAX_DEVICES {
+        // QEMU can write to this file and may have been taken over.
+        if io::copy(&mut from.take(MAX_DEVICES_BYTES), &mut to)? == MAX_DEVICES_BYTES {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
         durability.sync(&to)?;
@@ -147,7 +151,7 @@ async fn write_pages(
     blocking(move || write().map_err(EngineError::kernel("write the memory image"))).await
 }
 
-/// Returns how many bytes came.
+/// Receives memory and devices as a migration stream; returns its length.
 async fn receive_stream(
     sandbox: &Arc<MicrovmSandbox>,
     host: &Host,
@@ -158,16 +162,16 @@ async fn receive_stream(
     let socket = sandbox.private_dir().join(STREAM);
     let _ = fs::remove_file(&socket);
     let memory_bytes = u64::from(sandbox.vm_spec.size.memory_mib) << 20;
-    let patience = STREAM_PATIENCE * sandbox.vm_spec.size.memory_mib.div_ceil(1024);
+    let timeout = STREAM_TIMEOUT_PER_GIB * sandbox.vm_spec.size.memory_mib.div_ceil(1024);
     let uid = sandbox.claim()?.uid_base;
     let receive = async {
         let listener = UnixListener::bind(&socket)?;
         chown(&socket, Some(uid), Some(uid))?;
-        let place = format!("/{VM_DIR}/{STREAM}");
-        sandbox.vm.monitor.migrate_to_socket(&place).await.map_err(io::Error::other)?;
+        let path = format!("/{VM_DIR}/{STREAM}");
+        sandbox.vm.monitor.migrate_to_socket(&path).await.map_err(io::Error::other)?;
         let (stream, _) = listener.accept().await?;
         let mut file = File::create(dir.join(DEVICES_FILE)).await?;
-        let mut limited = stream.take(memory_bytes + BESIDE_MEMORY);
+        let mut limited = stream.take(memory_bytes + MAX_STREAM_OVERHEAD);
         let length = tokio::io::copy(&mut limited, &mut file).await?;
         file.flush().await?;
         if durability == Durability::Durable {
@@ -175,18 +179,18 @@ async fn receive_stream(
         }
         io::Result::Ok(length)
     };
-    let received = tokio::time::timeout(patience, receive).await;
+    let received = tokio::time::timeout(timeout, receive).await;
     let _ = fs::remove_file(&socket);
     let length = received
-        .map_err(|_| EngineError::Timeout("sending the memory"))?
-        .map_err(EngineError::kernel("write the memory down"))?;
+        .map_err(|_| EngineError::Timeout("receiving the memory stream"))?
+        .map_err(EngineError::kernel("write the memory stream"))?;
     sandbox.vm.monitor.check_migration_completed().await?;
     let show = move || make_readable_by_qemu(&dir, &[DEVICES_FILE], durability);
-    blocking(move || show().map_err(EngineError::kernel("write the memory down"))).await?;
+    blocking(move || show().map_err(EngineError::kernel("write the memory stream"))).await?;
     Ok(length)
 }
 
-/// Machines run as users of their own and only read these.
+/// Makes files readable for QEMU processes, each of which runs as a user of its own.
 fn make_readable_by_qemu(dir: &Path, files: &[&str], durability: Durability) -> io::Result<()> {
     fs::set_permissions(dir, fs::Permissions::from_mode(0o711))?;
     files
@@ -195,29 +199,35 @@ fn make_readable_by_qemu(dir: &Path, files: &[&str], durability: Durability) -> 
     durability.sync(&fs::File::open(dir)?)
 }
 
-/// What there is room for.
+/// What the disk has room for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FreeRoom {
+    /// For the image, but not for a journal beside it.
     ForImage,
-    /// For pages that are in both for a while.
+    /// For the image and a journal: for a while the pages are in both.
     ForJournalAndImage,
 }
 
-/// A memory image must not take the last of a disk that trees lie on: no sandbox of this server would survive that.
+/// Checks that the memory fits on the disk. It must not take the last room: then no sandbox of this
+/// server could write any more.
+///
+/// # Errors
+/// [`EngineError::Exhausted`] if there is too little room.
 fn check_room(claim: &Claim) -> Result<FreeRoom, EngineError> {
     let used = claim.group.stats().map_err(EngineError::kernel("read statistics"))?.memory_bytes;
-    let room = room_beside(&claim.host.snapshots)
-        .map_err(EngineError::kernel("look for room for the memory image"))?;
+    let room =
+        room_beside(&claim.host.snapshots).map_err(EngineError::kernel("read the free space of the disk"))?;
     if used <= room {
         return Ok(if used <= room / 2 { FreeRoom::ForJournalAndImage } else { FreeRoom::ForImage });
     }
     Err(EngineError::Exhausted(format!(
-        "its memory takes up to {} MiB and the disk of captured states has {} to give; free some space or capture without memory",
+        "its memory takes up to {} MiB and the disk of snapshots has {} MiB left for it; free some space or capture without memory",
         used >> 20,
         room >> 20
     )))
 }
 
+/// Runs `work` on a thread where it may block.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, EngineError> + Send + 'static,
 ) -> Result<T, EngineError> {
