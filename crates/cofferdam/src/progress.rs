@@ -4,8 +4,8 @@
 
 use std::io::IsTerminal;
 
+use host_tools::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
-use template::Progress;
 
 /// Shows a build's progress.
 #[derive(Debug)]

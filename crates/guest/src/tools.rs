@@ -1,4 +1,4 @@
-//! Where QEMU and the guest's kernel are, and of which versions: what `template::install_microvm` put into a directory.
+//! Where QEMU and the guest's kernel are, and of which versions: what `host_tools::install_microvm` put into a directory.
 //! The directory is believed as far as its manifest goes; each file that is used later is looked for once, here.
 //! Nothing is run.
 

@@ -1,28 +1,27 @@
-//! Carries out a recipe: packages from a Debian mirror, then the set-up script inside the new root.
-//! The result is added to the layer store and remembered by the recipe's fingerprint.
-//! What is in the store is not built again.
+//! Builds a recipe's layer: unpacks its packages from a Debian mirror, runs its setup script inside the new root, adds the result to
+//! the layer store and records it there under the recipe's fingerprint, so that the same recipe is not built again.
 
 use std::fs;
 use std::path::Path;
 
+use host_tools::mmdebstrap::{self, Progress};
 use layers::{LayerDigest, LayerStore};
 
-use crate::mmdebstrap::{self, Progress};
 use crate::{Recipe, TemplateError};
 
-/// A finished build.
+/// A built recipe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Built {
-    /// Its one layer.
+    /// The only layer.
     pub layer: LayerDigest,
-    /// Whether it was there already.
+    /// Whether the store had it already.
     pub cached: bool,
 }
 
-/// Builds a recipe's layer, unless the store has it. Blocks for about a minute.
+/// Builds a recipe's layer, or returns the one that the store has. Blocks for about a minute.
 ///
 /// # Errors
-/// mmdebstrap is missing or fails; its last words are in the error.
+/// mmdebstrap is missing or fails (its last lines of output are in the error), or the store cannot be written.
 pub fn build(
     recipe: &Recipe,
     store: &LayerStore,
@@ -46,6 +45,7 @@ fn write(path: &Path, text: &str) -> Result<(), TemplateError> {
     fs::write(path, text).map_err(|source| TemplateError::Io { path: path.to_owned(), source })
 }
 
+/// Unpacks the packages into `tree` and runs the setup script there.
 fn run(
     recipe: &Recipe,
     tree: &Path,
@@ -67,15 +67,17 @@ fn run(
         .arg(&bootstrap.suite)
         .arg(tree)
         .arg(&bootstrap.mirror);
-    mmdebstrap::run(command, recipe.name(), report)
+    Ok(mmdebstrap::run(command, recipe.name(), report)?)
 }
 
 #[cfg(test)]
 mod tests {
+    use host_tools::HostToolError;
+
     use super::*;
 
     #[test]
-    fn a_failing_recipe_quotes_the_builder_and_leaves_nothing() {
+    fn a_failed_build_leaves_nothing_in_the_store() {
         let dir = tempfile::tempdir().unwrap();
         let store = LayerStore::open(dir.path()).unwrap();
         let mut recipe = Recipe::base().unwrap();
@@ -83,7 +85,12 @@ mod tests {
         recipe.file.bootstrap.mirror = "http://127.0.0.1:1/debian".into();
         let error = build(&recipe, &store, &mut |_| {}).unwrap_err();
         assert!(
-            matches!(error, TemplateError::Build { .. } | TemplateError::MissingProgram { .. }),
+            matches!(
+                error,
+                TemplateError::Bootstrap(
+                    HostToolError::Mmdebstrap { .. } | HostToolError::MissingProgram { .. }
+                )
+            ),
             "{error}"
         );
         assert_eq!(fs::read_dir(dir.path().join("staging")).unwrap().count(), 0);

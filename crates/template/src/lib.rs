@@ -1,68 +1,39 @@
-//! Templates: recipes that turn Debian packages into a layer (`recipe`, `bootstrap`), and the steps of a build on top of one
-//! (`steps`). What runs builds is in `control`; this crate knows what they say and not who carries it out.
-//! The `base` recipe is compiled in, so a lone binary can build it. CRIU, QEMU and the guest's kernel are brought by the same means.
+//! Templates: recipes, which turn Debian packages into a layer ([`Recipe`], [`build()`]), the steps of a build on top of a layer
+//! ([`steps`]), and Dockerfiles as lists of steps ([`Dockerfile`]). This crate describes steps; `control` runs them.
+//! The `base` recipe is compiled in, so the server's binary alone can build it.
 #![forbid(unsafe_code)]
 
 mod bootstrap;
-mod criu;
 mod dockerfile;
-mod microvm;
-mod mmdebstrap;
-mod packages;
 mod recipe;
 pub mod steps;
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 pub use bootstrap::{Built, build};
-pub use criu::install_criu;
 pub use dockerfile::{Dockerfile, DockerfileError, Planned};
-pub use microvm::install_microvm;
-pub use mmdebstrap::Progress;
+pub use host_tools::{HostToolError, Progress};
 pub use recipe::{Recipe, RecipeConfig, RecipeResources};
 
-/// What can go wrong with a template.
+/// Errors of reading and building recipes.
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
-    /// The recipe says something that cannot be.
+    /// `recipe.toml` is not valid.
     #[error("the recipe is not valid: {0}")]
     Recipe(#[from] toml::de::Error),
-    /// A program that builds need is not installed.
-    #[error("{program} is not installed; install it with: apt-get install {package}")]
-    MissingProgram {
-        /// The program.
-        program: &'static str,
-        /// The Debian package that has it.
-        package: &'static str,
-    },
-    /// Building failed; the last lines of the builder's own words are included.
-    #[error("building {name} failed: {output}")]
-    Build {
-        /// The template.
-        name: String,
-        /// What the builder printed last.
-        output: String,
-    },
-    /// This machine cannot use it.
-    #[error("{0}")]
-    Unsupported(&'static str),
-    /// A file could not be used.
+    /// Debian packages could not be unpacked.
+    #[error(transparent)]
+    Bootstrap(#[from] HostToolError),
+    /// A file could not be read or written.
     #[error("{}: {source}", path.display())]
     Io {
-        /// Which one.
+        /// The file.
         path: PathBuf,
         /// Why.
         source: io::Error,
     },
-    /// The layer store refused.
+    /// The layer store failed.
     #[error(transparent)]
     Layer(#[from] layers::LayerError),
-}
-
-impl TemplateError {
-    fn at(path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io { path, source }
-    }
 }

@@ -57,7 +57,7 @@ pub(crate) fn bring_criu(data: &DataDir, criu: &CriuDirectory) -> Result<Criu, F
     }
     let mut bar = BuildBar::new("criu");
     let begun = Instant::now();
-    template::install_criu(&dir, &mut |progress| bar.show(&progress))?;
+    host_tools::install_criu(&dir, &mut |progress| bar.show(&progress))?;
     bar.finish();
     let found = Criu::find(&dir).map_err(Failure::new)?;
     eprintln!("CRIU {} set up in {:.0} s", found.version(), begun.elapsed().as_secs_f64());
@@ -72,7 +72,7 @@ pub(crate) fn bring_microvm(data: &DataDir, microvm: &MicrovmDirectory) -> Resul
     }
     let mut bar = BuildBar::new("microvm");
     let begun = Instant::now();
-    template::install_microvm(&dir, &mut |progress| bar.show(&progress))?;
+    host_tools::install_microvm(&dir, &mut |progress| bar.show(&progress))?;
     bar.finish();
     let found = Tools::find(&dir).map_err(Failure::new)?;
     eprintln!("QEMU {} set up in {:.0} s", found.qemu_version(), begun.elapsed().as_secs_f64());

@@ -1,38 +1,37 @@
-//! Brings CRIU into a directory of its own: Debian's package and the libraries it needs, and nothing else of theirs.
-//! From the first Debian release that has CRIU 4.2.
-//! Whether what is there is fit is for the container engine to say.
+//! Installs CRIU in a directory of its own: the program of Debian's package and the libraries it needs, without other files.
+//! It comes from the first Debian release that has CRIU 4.2. The container engine checks whether an installed CRIU is usable.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::TemplateError;
+use crate::HostToolError;
 use crate::mmdebstrap::Progress;
 use crate::packages::{self, Packages};
 
-/// Debian 14, which will stay on this or a newer version when it is released.
+/// Debian 14: CRIU 4.2 or newer.
 const PACKAGES: Packages = Packages { name: "criu", suite: "forky", packages: &["criu"] };
 const PROGRAM: &str = "usr/sbin/criu";
 
-/// Unpacks CRIU into `directory`, instead of what may be there. Blocks for some seconds.
+/// Installs CRIU in `dir`, replacing its content. Blocks for some seconds.
 ///
 /// # Errors
-/// mmdebstrap is missing or fails; its last words are in the error.
-pub fn install_criu(dir: &Path, report: &mut dyn FnMut(Progress)) -> Result<(), TemplateError> {
+/// mmdebstrap is missing or fails; its last lines of output are in the error.
+pub fn install_criu(dir: &Path, report: &mut dyn FnMut(Progress)) -> Result<(), HostToolError> {
     packages::install(&PACKAGES, dir, report, pick)
 }
 
-/// Takes the program and the libraries out of an unpacked tree: a tenth of it.
-fn pick(from: &Path, to: &Path) -> Result<(), TemplateError> {
+/// Moves the program and the libraries from the unpacked packages `from` to `to`: a tenth of all files.
+fn pick(from: &Path, to: &Path) -> Result<(), HostToolError> {
     let move_file = |path: &Path| {
         let target = to.join(path.strip_prefix(from).unwrap_or(path));
         let parent = target.parent().unwrap_or(to);
-        fs::create_dir_all(parent).and_then(|()| fs::rename(path, &target)).map_err(TemplateError::at(path))
+        fs::create_dir_all(parent).and_then(|()| fs::rename(path, &target)).map_err(HostToolError::at(path))
     };
     move_file(&from.join(PROGRAM))?;
     for dir in library_dirs(from)? {
-        for entry in fs::read_dir(&dir).map_err(TemplateError::at(&dir))? {
-            let path = entry.map_err(TemplateError::at(&dir))?.path();
+        for entry in fs::read_dir(&dir).map_err(HostToolError::at(&dir))? {
+            let path = entry.map_err(HostToolError::at(&dir))?.path();
             if path.file_name().is_some_and(|name| name.to_string_lossy().contains(".so")) {
                 move_file(&path)?;
             }
@@ -41,12 +40,12 @@ fn pick(from: &Path, to: &Path) -> Result<(), TemplateError> {
     Ok(())
 }
 
-/// `usr/lib/<architecture>-linux-gnu`
-fn library_dirs(tree: &Path) -> Result<Vec<PathBuf>, TemplateError> {
+/// Returns the directories `usr/lib/<architecture>-linux-gnu` of a tree.
+fn library_dirs(tree: &Path) -> Result<Vec<PathBuf>, HostToolError> {
     let dir = tree.join("usr/lib");
     let entries: io::Result<Vec<PathBuf>> =
         fs::read_dir(&dir).and_then(|list| list.map(|entry| Ok(entry?.path())).collect());
-    let mut dirs = entries.map_err(TemplateError::at(&dir))?;
+    let mut dirs = entries.map_err(HostToolError::at(&dir))?;
     dirs.retain(|path| path.is_dir() && path.to_string_lossy().ends_with("-linux-gnu"));
     Ok(dirs)
 }

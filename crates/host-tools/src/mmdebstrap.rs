@@ -1,28 +1,29 @@
-//! Runs mmdebstrap, which unpacks Debian packages into a directory.
-//! Progress is counted from what dpkg says it does, so a bar can show how far it really is.
-//! The host's own packages are neither used nor changed.
+//! Runs mmdebstrap, which unpacks Debian packages into a directory, and reports its progress by counting the packages in dpkg's
+//! output. The host's own packages are neither used nor changed.
 
 use std::io::{self, BufRead, BufReader};
 use std::process::{Command, Stdio};
 
-use crate::TemplateError;
+use crate::HostToolError;
 
-/// Lines of the builder's output that an error quotes.
+/// Number of output lines that an error quotes.
 const QUOTED_LINES: usize = 15;
 
-/// How far a build is.
+/// Progress of a build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progress {
-    /// What is being done.
+    /// The current step, for people.
     pub stage: String,
-    /// Steps done.
+    /// Number of finished steps.
     pub done: u64,
-    /// Steps in all, as far as known; 0 before that.
+    /// Number of all steps, as far as known; 0 before that.
     pub total: u64,
 }
 
-/// A command that unpacks `packages` as `variant`; suite, target and mirror are still to be added, in this order.
-pub(crate) fn command(variant: &str, packages: &[impl AsRef<str>]) -> Command {
+/// Returns a command that unpacks `packages` as the mmdebstrap variant `variant`. The caller adds suite, target directory and mirror, in
+/// this order.
+#[must_use]
+pub fn command(variant: &str, packages: &[impl AsRef<str>]) -> Command {
     let packages: Vec<&str> = packages.iter().map(AsRef::as_ref).collect();
     let mut command = Command::new("mmdebstrap");
     command
@@ -34,44 +35,45 @@ pub(crate) fn command(variant: &str, packages: &[impl AsRef<str>]) -> Command {
     command
 }
 
-/// Runs it for `name` to its end.
-pub(crate) fn run(
-    mut command: Command,
-    name: &str,
-    report: &mut dyn FnMut(Progress),
-) -> Result<(), TemplateError> {
+/// Runs the command until it ends, calling `report` with its progress. `name` is what is being built, for errors.
+///
+/// # Errors
+/// mmdebstrap is not installed or fails; its last lines of output are in the error.
+pub fn run(mut command: Command, name: &str, report: &mut dyn FnMut(Progress)) -> Result<(), HostToolError> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => {
-            TemplateError::MissingProgram { program: "mmdebstrap", package: "mmdebstrap" }
+            HostToolError::MissingProgram { program: "mmdebstrap", package: "mmdebstrap" }
         }
-        _ => TemplateError::Io { path: "mmdebstrap".into(), source },
+        _ => HostToolError::Io { path: "mmdebstrap".into(), source },
     })?;
     let output = child.stderr.take().expect("piped above");
-    let mut follow = Follow::default();
+    let mut parser = OutputParser::default();
     for line in BufReader::new(output).split(b'\n') {
         let Ok(line) = line else { break };
-        if let Some(progress) = follow.line(&String::from_utf8_lossy(&line)) {
+        if let Some(progress) = parser.line(&String::from_utf8_lossy(&line)) {
             report(progress);
         }
     }
-    let status = child.wait().map_err(|source| TemplateError::Io { path: "mmdebstrap".into(), source })?;
+    let status = child.wait().map_err(|source| HostToolError::Io { path: "mmdebstrap".into(), source })?;
     if status.success() {
         return Ok(());
     }
-    Err(TemplateError::Build { name: name.to_owned(), output: follow.last.join("\n") })
+    Err(HostToolError::Mmdebstrap { name: name.to_owned(), output: parser.last.join("\n") })
 }
 
-/// Reads progress out of apt's and dpkg's lines.
+/// Computes progress from apt's and dpkg's output.
 #[derive(Debug, Default)]
-struct Follow {
+struct OutputParser {
     stage: String,
     done: u64,
     total: u64,
+    /// The last [`QUOTED_LINES`] lines.
     last: Vec<String>,
 }
 
-impl Follow {
+impl OutputParser {
+    /// Takes a line of output; returns the progress if the line changes it.
     fn line(&mut self, line: &str) -> Option<Progress> {
         let line = line.trim();
         if self.last.len() == QUOTED_LINES {
@@ -104,14 +106,14 @@ mod tests {
 
     #[test]
     fn counts_packages_as_dpkg_names_them() {
-        let mut follow = Follow::default();
-        assert_eq!(follow.line("I: installing packages...").unwrap().stage, "installing packages");
-        assert_eq!(follow.line("0 upgraded, 3 newly installed, 0 to remove").unwrap().total, 6);
-        follow.line("Unpacking a (1) ...");
-        assert_eq!(follow.line("Setting up a (1) ...").unwrap().done, 2);
-        assert_eq!(follow.line("anything else"), None);
+        let mut parser = OutputParser::default();
+        assert_eq!(parser.line("I: installing packages...").unwrap().stage, "installing packages");
+        assert_eq!(parser.line("0 upgraded, 3 newly installed, 0 to remove").unwrap().total, 6);
+        parser.line("Unpacking a (1) ...");
+        assert_eq!(parser.line("Setting up a (1) ...").unwrap().done, 2);
+        assert_eq!(parser.line("anything else"), None);
         assert_eq!(
-            follow.line("I: running --customize-hook in shell: sh -c 'x'").unwrap().stage,
+            parser.line("I: running --customize-hook in shell: sh -c 'x'").unwrap().stage,
             "setting up"
         );
     }

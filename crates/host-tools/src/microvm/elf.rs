@@ -1,12 +1,11 @@
-//! What ELF files say they need: libraries, and other kernel modules.
-//! They are Debian's, so they are read whole; one that cannot be read is an error and not a surprise later.
-//! Nothing is resolved here.
+//! Reads dependencies out of ELF files: the libraries of a program, the modules of a kernel module.
+//! The files are Debian's, so they are trusted and read whole. Names are returned as they are written, not resolved to files.
 
 use elf::ElfBytes;
 use elf::abi::DT_NEEDED;
 use elf::endian::LittleEndian;
 
-/// The libraries that a program or library names.
+/// Returns the libraries that a program or library depends on directly (`DT_NEEDED`).
 pub(super) fn needed_libraries(content: &[u8]) -> Result<Vec<String>, elf::ParseError> {
     let file = ElfBytes::<LittleEndian>::minimal_parse(content)?;
     let common = file.find_common_data()?;
@@ -17,7 +16,7 @@ pub(super) fn needed_libraries(content: &[u8]) -> Result<Vec<String>, elf::Parse
         .collect()
 }
 
-/// The modules that a kernel module depends on.
+/// Returns the modules that a kernel module depends on (`depends=` in `.modinfo`).
 pub(super) fn needed_modules(content: &[u8]) -> Result<Vec<String>, elf::ParseError> {
     let file = ElfBytes::<LittleEndian>::minimal_parse(content)?;
     let Some(header) = file.section_header_by_name(".modinfo")? else { return Ok(Vec::new()) };
@@ -32,11 +31,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_says_what_it_needs() {
+    fn needed_libraries_of_a_program() {
         let own = std::fs::read(std::env::current_exe().unwrap()).unwrap();
         let libraries = needed_libraries(&own).unwrap();
         assert!(libraries.iter().any(|name| name.starts_with("libc.so")), "{libraries:?}");
-        assert_eq!(needed_modules(&own).unwrap(), Vec::<String>::new(), "a program is no kernel module");
+        assert_eq!(needed_modules(&own).unwrap(), Vec::<String>::new(), "a program has no modules");
         assert!(needed_libraries(b"no ELF file").is_err());
     }
 }
