@@ -8,8 +8,18 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "python"))
 
+import results  # noqa: E402
 from server import Server  # noqa: E402
 from world import RESOLVER, World  # noqa: E402
+
+
+def pytest_configure(config):
+    results.configure(config)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        item.user_properties.append(("clients", list(results.rows(item))))
 
 
 @pytest.fixture(scope="session")

@@ -4,14 +4,36 @@ import os
 
 import pytest
 
+import results
 from server import ENGINE, Server
 
 
+def pytest_configure(config):
+    results.configure(config)
+
+
+# Files that take longest: begun first where two run at a time.
+LONG = ["test_faults.py", "test_chaos.py", "test_templates.py"]
+
+
+def group(item):
+    """Tests of one group run one after the other: those of a file share its servers, and one data directory has one server."""
+    return "interpreter" if "one_interpreter_server" in item.fixturenames else item.path.name
+
+
+def order(item):
+    name = group(item)
+    return 0 if name == "interpreter" else 1 + LONG.index(name) if name in LONG else 1 + len(LONG)
+
+
 def pytest_collection_modifyitems(items):
+    items.sort(key=order)
     for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
         for engine in ("container", "microvm"):
             if engine != ENGINE and item.get_closest_marker(engine):
                 item.add_marker(pytest.mark.skip(reason=f"of the {engine} engine"))
+        item.user_properties.append(("clients", list(results.rows(item))))
 
 
 @pytest.fixture(scope="session")

@@ -1,86 +1,212 @@
-//! The official SDKs and CLI against a real server: Python (pytest) and JavaScript (node's own runner).
-//! Packages are the newest of their registries; their directories are kept under `target/`.
+//! Runs the official SDKs and CLI against a real server: Python (pytest) and JavaScript (node's own runner).
+//! Client packages are the newest of their registries; they are installed under `target/`.
 //! Each suite starts its servers itself, on port 0 with data directories of their own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::run::{self, Outcome};
+use crate::budget::Budget;
+use crate::run::{self, Outcome, Run};
 use crate::tally::Tally;
-use crate::{build, setup, templates};
+use crate::{build, templates};
 
-/// Runs both suites on the container engine, and a part on microVMs; words select tests as pytest does. `--engine microvm` runs
-/// everything on those instead, emulated, which takes hours.
+/// Everything that the suites need, built and installed.
+pub(crate) struct Environment {
+    variables: Vec<(&'static str, PathBuf)>,
+    /// The further variables of runs on microVMs.
+    microvm_variables: Vec<(&'static str, PathBuf)>,
+    clients: Clients,
+}
+
+/// The installed client packages.
+#[derive(Clone)]
+pub(crate) struct Clients {
+    python: PathBuf,
+    node_modules: PathBuf,
+}
+
+/// Which tests run, and how.
+struct Selection<'a> {
+    /// Words for pytest.
+    words: &'a [String],
+    engine: Engine,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Engine {
+    Container,
+    Microvm,
+}
+
+/// `cargo xtask conformance`: all suites, or the Python tests that words select as pytest does. `--engine microvm` runs everything on
+/// emulated microVMs, which takes hours.
 pub(crate) fn run(rest: &[String]) -> Outcome<Tally> {
-    let on_machines = rest.first().is_some_and(|word| word == "--engine");
-    let rest = match rest {
-        [option, engine, words @ ..] if on_machines && engine == "microvm" => words,
-        [option, ..] if on_machines => return Err(format!("{option} takes microvm here")),
-        words => words,
-    };
-    setup::for_testing()?;
-    let server = build::server()?;
-    let envd = build::envd("dev")?;
-    // Emulation makes the size of the one for tests felt.
-    let (guest_envd, guest_init) = (build::envd("envd")?, build::guest_init("envd")?);
-    let microvm = build::microvm()?;
-    let layers = build::base_layer()?;
-    let criu = build::criu()?;
-    let recipes = ["code-interpreter-v1", "httpbin"].map(templates::staged);
-    let recipes = recipes.into_iter().collect::<Outcome<Vec<PathBuf>>>()?;
-    let authorities = templates::own_authorities()?;
-    let suites = run::root().join("conformance");
-    let python = python(&suites)?;
-    let modules = javascript(&suites)?;
-    let machines = |command: &mut run::Run| {
-        command.env("COFFERDAM_ENGINE", "microvm").env("COFFERDAM_ACCELERATOR", "tcg");
-        command.env("COFFERDAM_MICROVM", &microvm).env("COFFERDAM_ENVD", &guest_envd);
-        command.env("COFFERDAM_GUEST_INIT", &guest_init);
-        // A server looks after what either engine has left, and the next one may not be given QEMU.
-        command.env("COFFERDAM_INTERPRETER_DATA", run::target().join("interpreter-data-of-machines"));
-    };
-    let give = |command: &mut run::Run| {
-        command.env("COFFERDAM_BIN", &server).env("COFFERDAM_ENVD", &envd).env("COFFERDAM_LAYERS", &layers);
-        command.env("COFFERDAM_NODE_MODULES", &modules).env("COFFERDAM_CRIU", &criu);
-        command.env("COFFERDAM_RECIPES", recipes[0].parent().unwrap_or(&suites));
-        // Kept between runs: its template takes minutes to build, and seconds to be found again.
-        command.env("COFFERDAM_INTERPRETER_DATA", run::target().join("interpreter-data"));
-        if let Some(authorities) = &authorities {
-            command.env("COFFERDAM_SANDBOX_CA", authorities);
+    let selection = match rest {
+        [option, engine, words @ ..] if option == "--engine" && engine == "microvm" => {
+            Selection { words, engine: Engine::Microvm }
         }
-        if on_machines {
-            machines(command);
-        }
+        [option, ..] if option == "--engine" => return Err(format!("{option} takes microvm here")),
+        words => Selection { words, engine: Engine::Container },
     };
-    let pytest = |command: &mut run::Run, suite: &str| {
-        command.args(["-m", "pytest", "-p", "no:cacheprovider", suite]);
-        // Whole messages in its summary, which is told again at the end.
-        command.env("CI", "true");
-        give(command);
-    };
+    let environment = Environment::prepare(&build::server()?, clients()?)?;
+    let results = Results::begin()?;
     let mut tally = Tally::default();
-    let mut all = run::new(&python);
-    pytest(&mut all, "conformance/python");
-    tally.add("python", all.args(rest).tally());
-    if rest.is_empty() && !on_machines {
-        let mut part = run::new(&python);
-        pytest(&mut part, "conformance/python");
-        machines(&mut part);
-        part.args(["-m", "every_engine"]).env("COFFERDAM_CHAOS_ROUNDS", "12");
-        tally.add("python on microVMs", part.tally());
+    if selection.words.is_empty() && selection.engine == Engine::Container {
+        all(&environment, &mut Budget::new(), &mut tally);
+    } else {
+        let mut tests = environment.pytest("conformance/python", selection.engine);
+        tally.add("python", tests.args(selection.words).tally());
+        if selection.words.is_empty() {
+            tally.add("network", environment.network(selection.engine).tally());
+            tally.add("javascript", environment.node(selection.engine).and_then(|mut node| node.tally()));
+        }
     }
-    if rest.is_empty() {
-        // In a network of its own, which plays the host's.
-        let mut network = run::new("unshare");
-        pytest(network.arg("--net").arg(&python), "conformance/network");
-        tally.add("network", network.tally());
-        let mut node = run::new("node");
-        node.args(["--test", "--test-concurrency=1", "--test-reporter=tap"])
-            .args(tests(&modules.join("tests"))?);
-        give(&mut node);
-        tally.add("javascript", node.tally());
-    }
+    results.finish()?;
     Ok(tally)
+}
+
+/// All suites on the container engine, and the tests marked `every_engine` on microVMs. Budgets are for two idle cores.
+pub(crate) fn all(environment: &Environment, budget: &mut Budget, tally: &mut Tally) {
+    let python = |engine: Engine, words: &[&str]| {
+        let mut tests = environment.pytest("conformance/python", engine);
+        tests.args(["--durations=20", "--durations-min=1"]).args(words);
+        if engine == Engine::Microvm {
+            tests.env("COFFERDAM_CHAOS_ROUNDS", "12");
+        }
+        tests.tally()
+    };
+    let beside = ["-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder"];
+    let words = [&beside[..], &["-m", "not alone"]].concat();
+    tally.add("python", budget.part("python, two at a time", 420, || python(Engine::Container, &words)));
+    let words = ["-m", "alone"];
+    tally
+        .add("python alone", budget.part("python, one at a time", 150, || python(Engine::Container, &words)));
+    let words = [&beside[..], &["-m", "every_engine"]].concat();
+    tally.add("microVMs", budget.part("python on microVMs", 300, || python(Engine::Microvm, &words)));
+    let network = || environment.network(Engine::Container).tally();
+    tally.add("network", budget.part("network", 60, network));
+    let javascript = || environment.node(Engine::Container).and_then(|mut node| node.tally());
+    tally.add("javascript", budget.part("javascript", 120, javascript));
+}
+
+impl Environment {
+    /// Builds what runs in sandboxes, sets up both engines and stages recipes.
+    pub(crate) fn prepare(server: &Path, clients: Clients) -> Outcome<Self> {
+        let debug = build::sandbox_programs("dev")?;
+        // Loading the larger debug builds would take seconds in every emulated guest.
+        let small = build::sandbox_programs("envd")?;
+        let [recipes, _] = ["code-interpreter-v1", "httpbin"].map(templates::staged);
+        let recipes = recipes?.parent().map(Path::to_owned).unwrap_or_default();
+        let mut variables = vec![
+            ("COFFERDAM_BIN", server.to_owned()),
+            ("COFFERDAM_ENVD", debug.envd),
+            ("COFFERDAM_LAYERS", build::base_layer(server)?),
+            ("COFFERDAM_NODE_MODULES", clients.node_modules.clone()),
+            ("COFFERDAM_CRIU", build::criu(server)?),
+            ("COFFERDAM_RECIPES", recipes),
+            // Kept between runs: its template takes minutes to build, and seconds to be found again.
+            ("COFFERDAM_INTERPRETER_DATA", run::target().join("interpreter-data")),
+        ];
+        variables.extend(templates::own_authorities()?.map(|path| ("COFFERDAM_SANDBOX_CA", path)));
+        let microvm_variables = vec![
+            ("COFFERDAM_ENGINE", "microvm".into()),
+            ("COFFERDAM_ACCELERATOR", "tcg".into()),
+            ("COFFERDAM_MICROVM", build::microvm(server)?),
+            ("COFFERDAM_ENVD", small.envd),
+            ("COFFERDAM_GUEST_INIT", small.guest_init),
+            // A server sweeps what both engines left over in its data directory, and the next one may be started without QEMU.
+            ("COFFERDAM_INTERPRETER_DATA", run::target().join("interpreter-data-microvm")),
+        ];
+        Ok(Self { variables, microvm_variables, clients })
+    }
+
+    fn give(&self, command: &mut Run, engine: Engine) {
+        let microvm: &[_] = if engine == Engine::Microvm { &self.microvm_variables } else { &[] };
+        for (name, value) in self.variables.iter().chain(microvm) {
+            command.env(name, value);
+        }
+    }
+
+    fn pytest(&self, suite: &str, engine: Engine) -> Run {
+        let mut command = run::new(&self.clients.python);
+        command.args(["-m", "pytest", "-p", "no:cacheprovider", suite]);
+        // Whole messages in its summary, which is repeated at the end.
+        command.env("CI", "true").env("COFFERDAM_RESULTS", results_part(suite, engine));
+        self.give(&mut command, engine);
+        command
+    }
+
+    /// The network suite, in a network namespace that plays the host's network.
+    fn network(&self, engine: Engine) -> Run {
+        let mut command = run::new("unshare");
+        command.arg("--net").arg(&self.clients.python);
+        command.args(["-m", "pytest", "-p", "no:cacheprovider", "conformance/network"]);
+        command.env("CI", "true").env("COFFERDAM_RESULTS", results_part("conformance/network", engine));
+        self.give(&mut command, engine);
+        command
+    }
+
+    fn node(&self, engine: Engine) -> Outcome<Run> {
+        let tests = self.clients.node_modules.join("tests");
+        let mut command = run::new("node");
+        command.args(["--test", "--test-concurrency=2"]);
+        command.args(["--test-reporter=tap", "--test-reporter-destination=stdout"]);
+        command.arg(format!("--test-reporter={}", tests.join("results.mjs").display()));
+        let results = results_part("conformance/js", engine);
+        command.arg(format!("--test-reporter-destination={}", results.display()));
+        command.args(test_files(&tests)?);
+        self.give(&mut command, engine);
+        Ok(command)
+    }
+
+    /// Builds the templates that several suites use, before they run.
+    pub(crate) fn build_templates(&self) -> Outcome {
+        let mut command = run::new(&self.clients.python);
+        command.arg("conformance/python/prepare.py");
+        self.give(&mut command, Engine::Container);
+        command.run()
+    }
+}
+
+/// Outcomes of all tests by client package: each suite writes a file of JSON lines, which become one array.
+pub(crate) struct Results;
+
+fn results_dir() -> PathBuf {
+    run::target().join("conformance-results")
+}
+
+fn results_part(suite: &str, engine: Engine) -> PathBuf {
+    let engine = if engine == Engine::Microvm { "microvm" } else { "container" };
+    results_dir().join(format!("{}-{engine}.jsonl", suite.rsplit('/').next().unwrap_or(suite)))
+}
+
+impl Results {
+    /// Removes the results of earlier runs.
+    pub(crate) fn begin() -> Outcome<Self> {
+        let dir = results_dir();
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+        Ok(Self)
+    }
+
+    /// Writes `target/conformance-results.json`: rows of client, version, test, outcome and engine.
+    pub(crate) fn finish(self) -> Outcome {
+        let mut rows: Vec<String> = Vec::new();
+        for path in fs::read_dir(results_dir()).into_iter().flatten().flatten().map(|entry| entry.path()) {
+            let text = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+            rows.extend(text.lines().map(str::to_owned));
+        }
+        rows.sort_unstable();
+        let path = run::target().join("conformance-results.json");
+        let written = fs::write(&path, format!("[\n{}\n]\n", rows.join(",\n")));
+        written.map_err(|error| format!("{}: {error}", path.display()))
+    }
+}
+
+/// Installs the newest client packages.
+pub(crate) fn clients() -> Outcome<Clients> {
+    let suites = run::root().join("conformance");
+    Ok(Clients { python: python(&suites)?, node_modules: javascript(&suites)? })
 }
 
 fn python(suites: &Path) -> Outcome<PathBuf> {
@@ -96,7 +222,7 @@ fn python(suites: &Path) -> Outcome<PathBuf> {
     Ok(home.join("bin/python"))
 }
 
-/// Node looks for modules above the test's own directory, so the tests are copied beside them.
+/// Node searches for modules in the directories above a test, so the tests are copied beside them.
 fn javascript(suites: &Path) -> Outcome<PathBuf> {
     let home = run::target().join("conformance/js");
     let tests = home.join("tests");
@@ -112,8 +238,11 @@ fn javascript(suites: &Path) -> Outcome<PathBuf> {
     Ok(home)
 }
 
-fn tests(dir: &Path) -> Outcome<Vec<PathBuf>> {
+fn test_files(dir: &Path) -> Outcome<Vec<PathBuf>> {
     let entries = fs::read_dir(dir).map_err(|error| error.to_string())?;
     let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    Ok(paths.filter(|path| path.to_string_lossy().ends_with(".test.mjs")).collect())
+    let mut files: Vec<PathBuf> =
+        paths.filter(|path| path.to_string_lossy().ends_with(".test.mjs")).collect();
+    files.sort_unstable();
+    Ok(files)
 }

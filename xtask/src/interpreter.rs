@@ -1,6 +1,6 @@
-//! The root file system that the interpreter's tests run in: Debian as in the template, with all its languages.
-//! A small brother of `templates/code-interpreter-v1`: its interpreters, its kernel's packages, not the data stack.
-//! Kept under `target/` and made anew when what it is made of changes. Needs root.
+//! The root file system that the interpreter's tests run in: Debian with all languages of `templates/code-interpreter-v1`.
+//! It has that template's interpreters and the packages of its Python kernel, but not its data science packages.
+//! It stays in `target/` and is made anew when its inputs change. Needs root.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use crate::run::{self, Outcome};
 
 const PACKAGES: &str = "ca-certificates,curl,procps,python3,python3-pip,python3-venv,nodejs,r-cran-irkernel,openjdk-21-jdk-headless";
 
-/// As in `templates/base/setup.sh`, and what shows that plotly's charts come through.
+/// The steps of `templates/base/setup.sh`, and plotly for the test of its charts.
 const SETUP: &str = "\
 set -eu
 useradd --create-home --uid 1000 --shell /bin/bash user
@@ -18,7 +18,7 @@ pip install --quiet --no-cache-dir --requirement /root/requirements-kernel.txt p
 python3 -c 'import matplotlib.pyplot'
 ";
 
-/// Makes it if it is missing or out of date; returns its path.
+/// Makes the root file system if it is missing or out of date; returns its path.
 pub(crate) fn root() -> Outcome<PathBuf> {
     let dir = run::target().join("interpreter");
     let (root, stamp) = (dir.join("root"), dir.join("stamp"));
@@ -27,7 +27,7 @@ pub(crate) fn root() -> Outcome<PathBuf> {
         |name: &str| fs::read_to_string(template.join(name)).map_err(|error| format!("{name}: {error}"));
     let (requirements, modules) = (read("requirements-kernel.txt")?, read("package.json")?);
     let wanted = [PACKAGES, SETUP, &requirements, &modules].join("\n");
-    if fs::read_to_string(&stamp).is_ok_and(|made| made == wanted) {
+    if fs::read_to_string(&stamp).is_ok_and(|inputs| inputs == wanted) {
         return Ok(root);
     }
     let failed = |error: std::io::Error| format!("{}: {error}", dir.display());
@@ -61,7 +61,7 @@ fn install(root: &Path, requirements: &str, modules: &str) -> Outcome {
     fs::create_dir_all(&home).map_err(|error| format!("{}: {error}", home.display()))?;
     put(root.join("root/requirements-kernel.txt"), requirements.as_bytes())?;
     put(home.join("package.json"), modules.as_bytes())?;
-    // The network is the host's: its name servers and whom it trusts.
+    // Tests run in the host's network: its name servers, and the certificate authorities that it trusts.
     for file in ["etc/resolv.conf", "etc/ssl/certs/ca-certificates.crt"] {
         if let Ok(content) = fs::read(Path::new("/").join(file)) {
             put(root.join(file), &content)?;

@@ -1,19 +1,26 @@
-//! Development tasks. `cargo xtask quickstart` makes a running server of a fresh machine; `cargo xtask test` proves everything.
-//! No dependencies, so it is there in a second.
+//! Development tasks. `cargo xtask quickstart` installs, builds and starts a server; `cargo xtask test` runs every check.
+//! xtask has no dependencies, so that cargo builds it in a second.
 //! Missing tools are installed or named; nothing is skipped silently.
 #![forbid(unsafe_code)]
 
+mod budget;
 mod build;
 mod conformance;
 mod interpreter;
 mod lint;
+mod lock;
 mod run;
 mod setup;
 mod tally;
 mod templates;
 
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
 
+use budget::Budget;
+use conformance::Environment;
 use run::Outcome;
 use tally::Tally;
 
@@ -22,15 +29,17 @@ usage: cargo xtask <task>
 
   quickstart    install what is missing, build, and run a first sandbox
   test          everything: lint, unit, engine and conformance tests
-  lint          formatting, clippy, other architectures
+  lint          formatting, clippy, unused dependencies, other architectures, repeated builds
   unit          unit and engine tests
-  languages     only the root file system that the interpreter's tests run in
+  languages     the root file system that the interpreter's tests run in
   conformance   the official SDKs and CLI against a real server
   template      builds a recipe of templates/ on this machine's server
-  build         release build of the server and envd
-  bench         speed and memory, printed and written to target/bench.json
+  build         release build of the server, envd and guest-init
+  dist          the same for packages: slower to build, a little faster
+  bench         speed and memory, printed and written to target/bench.json; with --dist first, of that build
 
-words after the task go to the tool behind it (quickstart, unit, conformance, template, bench)";
+words after the task go to the tool behind it (quickstart, unit, conformance, template, bench);
+test, unit, conformance and bench wait for each other in one checkout (target/xtask.lock)";
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
@@ -39,14 +48,17 @@ fn main() -> ExitCode {
     let outcome = match task.as_str() {
         "quickstart" => quickstart(&rest),
         "test" => test(),
-        "lint" => lint::all(),
-        "unit" => unit(&rest).map(|tally| println!("{tally}")),
+        "lint" => {
+            setup::for_testing().and_then(|()| lint::all()).and_then(|()| lint::builds_are_not_repeated())
+        }
+        "unit" => unit_alone(&rest).map(|tally| println!("{tally}")),
         "languages" => {
             setup::for_testing().and_then(|()| interpreter::root()).map(|root| println!("{}", root.display()))
         }
-        "conformance" => conformance::run(&rest).map(|tally| println!("{tally}")),
+        "conformance" => conformance_alone(&rest).map(|tally| println!("{tally}")),
         "template" => templates::build(&rest),
-        "build" => build::release().map(|_| ()),
+        "build" => setup::for_running().and_then(|()| build::release("release")).map(|_| ()),
+        "dist" => setup::for_running().and_then(|()| build::release("dist")).map(|_| ()),
         "bench" => bench(&rest),
         _ => Err(USAGE.to_owned()),
     };
@@ -61,38 +73,85 @@ fn main() -> ExitCode {
 
 fn quickstart(rest: &[String]) -> Outcome {
     setup::for_running()?;
-    let server = build::release()?;
+    let server = build::release("release")?;
     run::new(server).arg("quickstart").args(rest).run()
 }
 
 fn bench(rest: &[String]) -> Outcome {
     setup::for_running()?;
-    let server = build::release()?;
-    let microvm = build::microvm()?;
+    let _lock = lock::take()?;
+    let (profile, rest) = match rest {
+        [option, rest @ ..] if option == "--dist" => ("dist", rest),
+        rest => ("release", rest),
+    };
+    let server = build::release(profile)?;
     run::cargo(["build", "--release", "--package", "bench"]).run()?;
-    let mut bench = run::new(server.with_file_name("bench"));
-    bench.env("COFFERDAM_MICROVM", microvm).arg("--server").arg(&server).args(rest).run()
+    let mut bench = run::new(run::target().join("release/bench"));
+    bench.env("COFFERDAM_MICROVM", build::microvm(&server)?).env("COFFERDAM_CRIU", build::criu(&server)?);
+    build::base_layer(&server)?;
+    bench.arg("--server").arg(&server).args(rest).run()
 }
 
-fn unit(rest: &[String]) -> Outcome<Tally> {
-    setup::for_testing()?;
-    let envd = build::envd("dev")?;
-    let layers = build::base_layer()?;
-    let criu = build::criu()?;
-    let (microvm, guest_init) = (build::microvm()?, build::guest_init("dev")?);
-    let languages = interpreter::root()?;
+/// Unit and engine tests with what they need: builds it, or takes what `test` has built.
+fn unit(server: &Path, languages: &Path, rest: &[String]) -> Outcome<Tally> {
+    let programs = build::sandbox_programs("dev")?;
     let mut tests = run::cargo(["nextest", "run", "--workspace"]);
-    tests.args(rest).env("COFFERDAM_ENVD", envd).env("COFFERDAM_LAYERS", layers);
-    tests.env("COFFERDAM_CRIU", criu).env("COFFERDAM_INTERPRETER_ROOT", languages);
-    tests.env("COFFERDAM_MICROVM", microvm).env("COFFERDAM_GUEST_INIT", guest_init);
+    tests.args(rest).env("COFFERDAM_ENVD", programs.envd).env("COFFERDAM_LAYERS", build::base_layer(server)?);
+    tests.env("COFFERDAM_CRIU", build::criu(server)?).env("COFFERDAM_INTERPRETER_ROOT", languages);
+    tests.env("COFFERDAM_MICROVM", build::microvm(server)?).env("COFFERDAM_GUEST_INIT", programs.guest_init);
     tests.tally()
 }
 
+fn unit_alone(rest: &[String]) -> Outcome<Tally> {
+    setup::for_testing()?;
+    let _lock = lock::take()?;
+    unit(&build::server()?, &interpreter::root()?, rest)
+}
+
+fn conformance_alone(rest: &[String]) -> Outcome<Tally> {
+    setup::for_testing()?;
+    let _lock = lock::take()?;
+    conformance::run(rest)
+}
+
+/// Everything. What only waits for packages to be downloaded runs beside the compiler, the templates' builds beside the unit tests.
 fn test() -> Outcome {
+    let mut budget = Budget::new();
     let mut tally = Tally::default();
-    tally.step("lint", lint::all());
-    tally.add("unit", unit(&[]));
-    tally.add("conformance", conformance::run(&[]));
-    println!("\n{}{tally}", tally.failures());
+    budget.part("setup", 60, setup::for_testing)?;
+    let _lock = lock::take()?;
+    thread::scope(|scope| {
+        let clients = scope.spawn(|| run::logged("clients", conformance::clients));
+        let languages = scope.spawn(|| run::logged("languages", interpreter::root));
+        tally.step("lint", budget.part("lint", 240, lint::all));
+        tally.step("build", budget.part("build", 300, build::tests));
+        tally.step("fresh builds", budget.part("builds are not repeated", 20, lint::builds_are_not_repeated));
+        let environment = budget
+            .part("what tests share", 180, || Environment::prepare(&build::server()?, finished(clients)?));
+        let (server, environment) = match environment.and_then(|ready| Ok((build::server()?, ready))) {
+            Ok((server, environment)) => (server, Arc::new(environment)),
+            Err(message) => return tally.add("what tests share", Err(message)),
+        };
+        let templates = scope.spawn({
+            let environment = Arc::clone(&environment);
+            move || run::logged("templates", || environment.build_templates())
+        });
+        let outcome = budget.part("unit and engine tests", 480, || unit(&server, &finished(languages)?, &[]));
+        tally.add("unit", outcome);
+        tally.step("templates", budget.part("templates", 60, || finished(templates)));
+        match conformance::Results::begin() {
+            Ok(results) => {
+                conformance::all(&environment, &mut budget, &mut tally);
+                tally.step("results", results.finish());
+            }
+            Err(message) => tally.add("conformance", Err(message)),
+        }
+    });
+    println!("\nslowest tests:\n{}\n{budget}\n{}{tally}", tally.slowest(), tally.failures());
     if tally.failed == 0 { Ok(()) } else { Err("some tests failed".to_owned()) }
+}
+
+/// Waits for a thread.
+fn finished<T>(thread: thread::ScopedJoinHandle<'_, Outcome<T>>) -> Outcome<T> {
+    thread.join().unwrap_or_else(|_| Err("a thread of xtask panicked".to_owned()))
 }

@@ -1,15 +1,15 @@
-//! Brings a fresh Debian machine to where a task can run: Debian packages and Rust targets.
-//! What is there already costs a few milliseconds to see.
+//! Installs what a task needs on a fresh Debian machine: Debian packages, Rust targets, cargo's tools.
+//! To find that everything is installed takes some milliseconds.
 //! Needs root, as the server does.
 
 use std::fs;
 
 use crate::run::{self, Outcome};
 
-/// Programs behind building templates and running sandboxes.
+/// Programs that build templates and run sandboxes.
 const RUNNING: &[&str] =
     &["mmdebstrap", "debian-archive-keyring", "ca-certificates", "btrfs-progs", "e2fsprogs"];
-/// What tests use besides.
+/// Further programs that tests use.
 const TESTING: &[&str] = &[
     "gcc-aarch64-linux-gnu",
     "libc6-dev-arm64-cross",
@@ -29,26 +29,28 @@ const TESTING: &[&str] = &[
     "umoci",
 ];
 
-/// For `quickstart`, `build` and `bench`.
+/// Installs what `quickstart`, `build`, `template` and `bench` need.
 pub(crate) fn for_running() -> Outcome {
     packages(RUNNING)?;
     rust_targets(&["x86_64-unknown-linux-musl"])
 }
 
-/// For tests.
+/// Installs what tests need.
 pub(crate) fn for_testing() -> Outcome {
     packages(RUNNING)?;
     packages(TESTING)?;
     postgresql()?;
     registry()?;
     rust_targets(&["x86_64-unknown-linux-musl", "aarch64-unknown-linux-musl", "aarch64-unknown-linux-gnu"])?;
-    if !run::cargo(["nextest", "--version"]).succeeds() {
-        run::cargo(["install", "--locked", "cargo-nextest"]).run()?;
+    for tool in ["nextest", "machete"] {
+        if !run::cargo([tool, "--version"]).succeeds() {
+            run::cargo(["install", "--locked", &format!("cargo-{tool}")]).run()?;
+        }
     }
     Ok(())
 }
 
-/// Its programs only. Where it is not installed yet, its package would start a server on the host's port; tests have their own.
+/// Installs PostgreSQL's programs only: at its first installation, the package would start a server on the host's port. Tests start their own.
 fn postgresql() -> Outcome {
     const PACKAGE: &str = "postgresql";
     const NO_SERVER: &str = "/etc/postgresql-common/createcluster.d/cofferdam.conf";
@@ -63,7 +65,8 @@ fn postgresql() -> Outcome {
     installed
 }
 
-/// The program only: tests have their own servers, and its package would start one on the host's port 5000, now and at each boot.
+/// Installs the image registry's program only: the package would start a server on the host's port 5000, now and at each boot. Tests start
+/// their own.
 fn registry() -> Outcome {
     const PACKAGE: &str = "docker-registry";
     const MASK: &str = "/etc/systemd/system/docker-registry.service";

@@ -1,4 +1,4 @@
-//! Adds up what nextest, pytest and node's runner report, and keeps what they say of failures, to be told again at the end.
+//! Adds up what nextest, pytest and node's runner print: counts, the text of failures, and the seconds that tests took.
 //! A step that cannot run counts as a failure: it is never left out of the sum.
 //! The closing line is the plain `N passed, N failed`.
 
@@ -6,25 +6,32 @@ use std::fmt;
 
 use crate::run::Outcome;
 
-/// Most lines of one failure that are told again.
+/// Most lines of one failure that are printed again at the end.
 const MAX_LINES: u32 = 12;
+/// Tests in the list of the slowest.
+const SLOWEST: usize = 20;
 
-/// Tests run so far.
+/// Results of the tests run so far.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) passed: u64,
     pub(crate) failed: u64,
-    /// What was said of failures, line by line.
-    told: Vec<String>,
-    /// So many of the lines that come next tell of a failure too.
-    listening: u32,
+    /// What tools printed about failures, line by line.
+    failures: Vec<String>,
+    /// How many of the next lines belong to the failure that is being read.
+    lines_expected: u32,
+    /// Tests and the seconds they took.
+    durations: Vec<(f64, String)>,
+    /// Name of the last test in TAP output, whose duration is on a line of its own.
+    tap_test: String,
 }
 
 impl Tally {
     /// Reads one line of a test tool's output.
     pub(crate) fn read(&mut self, line: &str) {
         let line = strip_colours(line);
-        self.listen(&line);
+        self.read_failure(&line);
+        self.read_duration(&line);
         let words: Vec<&str> = line.split([' ', ',', '=']).filter(|word| !word.is_empty()).collect();
         let is_nextest = words.first() == Some(&"Summary");
         let is_pytest = line.starts_with('=') && words.contains(&"in");
@@ -37,8 +44,8 @@ impl Tally {
         }
     }
 
-    /// Keeps a line that tells of a failure.
-    fn listen(&mut self, line: &str) {
+    /// Keeps a line that belongs to a failure.
+    fn read_failure(&mut self, line: &str) {
         let line = line.trim_start();
         let words = [
             ("FAIL [", 1),
@@ -49,19 +56,53 @@ impl Tally {
             ("thread '", MAX_LINES),
         ];
         if let Some((_, lines)) = words.iter().find(|(word, _)| line.starts_with(word)) {
-            self.listening = *lines;
+            self.lines_expected = *lines;
         } else if line.starts_with("stack backtrace:") || line.starts_with("===") {
-            self.listening = 0;
+            self.lines_expected = 0;
         }
-        if self.listening > 0 {
-            self.listening -= 1;
-            self.told.push(line.to_owned());
+        if self.lines_expected > 0 {
+            self.lines_expected -= 1;
+            self.failures.push(line.to_owned());
         }
     }
 
-    /// What was said of failures.
+    /// Keeps the duration of a test: nextest's `PASS [ 1.2s] …`, pytest's `1.20s call …`, TAP's `duration_ms`.
+    fn read_duration(&mut self, line: &str) {
+        let line = line.trim();
+        if let Some((_, test)) = line.split_once("ok ").and_then(|(_, rest)| rest.split_once(" - ")) {
+            test.clone_into(&mut self.tap_test);
+        } else if let Some(millis) = line.strip_prefix("duration_ms: ") {
+            let test = std::mem::take(&mut self.tap_test);
+            if let (Ok(millis), false) = (millis.parse::<f64>(), test.is_empty()) {
+                self.durations.push((millis / 1000.0, test));
+            }
+        } else if let Some(rest) = line.strip_prefix("PASS [").or_else(|| line.strip_prefix("FAIL [")) {
+            if let Some((seconds, test)) = rest.split_once("s] ") {
+                self.add_duration(seconds, test);
+            }
+        } else if let Some((seconds, rest)) = line.split_once("s ")
+            && let Some((phase @ ("call" | "setup" | "teardown"), test)) = rest.split_once(' ')
+        {
+            self.add_duration(seconds, &format!("{} ({phase})", test.trim()));
+        }
+    }
+
+    fn add_duration(&mut self, seconds: &str, test: &str) {
+        if let Ok(seconds) = seconds.trim().parse() {
+            self.durations.push((seconds, test.to_owned()));
+        }
+    }
+
+    /// What tools printed about failures.
     pub(crate) fn failures(&self) -> String {
-        self.told.iter().map(|line| format!("{line}\n")).collect()
+        self.failures.iter().map(|line| format!("{line}\n")).collect()
+    }
+
+    /// The slowest tests of all tools, one a line.
+    pub(crate) fn slowest(&self) -> String {
+        let mut durations = self.durations.clone();
+        durations.sort_by(|a, b| b.0.total_cmp(&a.0));
+        durations.iter().take(SLOWEST).map(|(seconds, test)| format!("{seconds:7.1} s  {test}\n")).collect()
     }
 
     /// Adds a test run; one that could not start is a failure.
@@ -70,22 +111,24 @@ impl Tally {
             Ok(other) => {
                 self.passed += other.passed;
                 self.failed += other.failed;
-                self.told.extend(other.told);
+                self.failures.extend(other.failures);
+                self.durations.extend(other.durations);
             }
             Err(message) => {
                 eprintln!("{name}: {message}");
-                self.told.push(format!("{name}: {message}"));
+                self.failures.push(format!("{name}: {message}"));
                 self.failed += 1;
             }
         }
     }
 
-    /// Adds a step that is right or wrong as a whole.
+    /// Adds a step that passes or fails as a whole.
     pub(crate) fn step(&mut self, name: &str, outcome: Outcome) {
         self.add(name, outcome.map(|()| Self { passed: 1, ..Self::default() }));
     }
 }
 
+/// The number before a word; 0 where there is none.
 fn before(words: &[&str], word: &str) -> u64 {
     let number = words.windows(2).find(|pair| pair[1] == word).and_then(|pair| pair[0].parse().ok());
     number.unwrap_or(0)
@@ -126,14 +169,24 @@ mod tests {
     }
 
     #[test]
-    fn failures_are_told_again() {
+    fn failures_are_repeated() {
         let mut tally = Tally::default();
         let lines = "test_a.py ..F.\n    FAIL [ 1.2s] (1/2) a::b c\nPASS [1s] a::b d\n    thread 'c' (1) panicked at src/a.rs:1:1:\n    \
                      2 is not 3\n    stack backtrace:\n  0: main\nFAILED test_a.py::b - AssertionError: that\nassert 1 == 2\n\
                      === 1 failed, 3 passed in 1s ===\nok 1 - e\nnot ok 2 - f\nok 3 - g";
         lines.lines().for_each(|line| tally.read(line));
-        let told = "FAIL [ 1.2s] (1/2) a::b c\nthread 'c' (1) panicked at src/a.rs:1:1:\n2 is not 3\n\
-                    FAILED test_a.py::b - AssertionError: that\nassert 1 == 2\nnot ok 2 - f\n";
-        assert_eq!(tally.failures(), told);
+        let expected = "FAIL [ 1.2s] (1/2) a::b c\nthread 'c' (1) panicked at src/a.rs:1:1:\n2 is not 3\n\
+                        FAILED test_a.py::b - AssertionError: that\nassert 1 == 2\nnot ok 2 - f\n";
+        assert_eq!(tally.failures(), expected);
+    }
+
+    #[test]
+    fn slowest_tests_come_first() {
+        let mut tally = Tally::default();
+        let lines = "        PASS [   1.500s] (1/2) a::b c\n12.34s call     test_a.py::b\n0.10s setup    test_a.py::c\n\
+                     ok 3 - from node\n  ---\n  duration_ms: 2500.5\n  ...\n1..3\n# duration_ms 9000";
+        lines.lines().for_each(|line| tally.read(line));
+        let expected = "   12.3 s  test_a.py::b (call)\n    2.5 s  from node\n    1.5 s  (1/2) a::b c\n    0.1 s  test_a.py::c (setup)\n";
+        assert_eq!(tally.slowest(), expected);
     }
 }

@@ -1,17 +1,17 @@
-//! Recipes in `templates/` that are built by a server: a directory with all that their Dockerfile copies, made under `target/`.
-//! The code interpreter's has a binary of ours in it; the others are as they lie in the repository.
-//! What this machine trusts beyond its distribution is handed to sandboxes too, or package managers in them would fail behind a proxy.
+//! Recipes in `templates/` that a server builds: for each a directory under `target/` with the files that its Dockerfile copies.
+//! The code interpreter's gets our interpreter's binary; the others are copied from the repository unchanged.
+//! Certificate authorities that only this machine trusts are passed on to sandboxes, or package managers in them would fail behind a proxy.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::build::ENVD_TARGET;
+use crate::build::SANDBOX_TARGET;
 use crate::run::{self, Outcome};
 
 const INTERPRETER: &str = "code-interpreter-v1";
 
-/// A recipe's directory, complete; returns its path.
+/// Makes a recipe's directory complete and returns its path.
 pub(crate) fn staged(name: &str) -> Outcome<PathBuf> {
     let recipe = run::root().join("templates").join(name);
     let dir = run::target().join("templates").join(name);
@@ -29,22 +29,26 @@ pub(crate) fn staged(name: &str) -> Outcome<PathBuf> {
     Ok(dir)
 }
 
+/// Builds the interpreter; returns its path.
 fn interpreter() -> Outcome<PathBuf> {
-    let mut build = run::cargo(["build", "--release", "--package", "interpreter", "--target", ENVD_TARGET]);
+    let mut build =
+        run::cargo(["build", "--release", "--package", "interpreter", "--target", SANDBOX_TARGET]);
     build.run()?;
-    Ok(run::target().join(ENVD_TARGET).join("release/interpreter"))
+    Ok(run::target().join(SANDBOX_TARGET).join("release/interpreter"))
 }
 
-/// `cargo xtask template <name>`: builds a recipe on the server that runs on this machine.
+/// `cargo xtask template <name>`: has the server that runs on this machine build a recipe.
 pub(crate) fn build(words: &[String]) -> Outcome {
     let Some((name, rest)) = words.split_first() else {
         return Err("usage: cargo xtask template <name of a directory in templates/> [words for cofferdam template build]".to_owned());
     };
-    let server = crate::build::release()?;
+    crate::setup::for_running()?;
+    let server = crate::build::release("release")?;
     run::new(server).args(["template", "build"]).arg(staged(name)?).args(rest).run()
 }
 
-/// A file with the authorities that this machine trusts and its distribution does not; none where there are none.
+/// Writes the certificate authorities that this machine trusts beyond its distribution's to a file; returns its path, or `None` if there are
+/// none.
 pub(crate) fn own_authorities() -> Outcome<Option<PathBuf>> {
     let bundle = fs::read_to_string("/etc/ssl/certs/ca-certificates.crt").unwrap_or_default();
     let mut known = BTreeSet::new();
@@ -58,6 +62,7 @@ pub(crate) fn own_authorities() -> Outcome<Option<PathBuf>> {
     Ok(Some(path))
 }
 
+/// Adds the certificates below a directory to `known`.
 fn distribution(dir: &Path, known: &mut BTreeSet<String>) {
     for path in fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()) {
         if path.is_dir() {
@@ -68,6 +73,7 @@ fn distribution(dir: &Path, known: &mut BTreeSet<String>) {
     }
 }
 
+/// The PEM blocks in a text.
 fn certificates(text: &str) -> impl Iterator<Item = String> + '_ {
     const END: &str = "-----END CERTIFICATE-----";
     let parts = text.split_inclusive(END).filter(|part| part.ends_with(END));
