@@ -1,31 +1,34 @@
-//! Who is calling: a team by its API key, a person by an access token, or the operator by the admin token.
-//! Header names and texts follow the wire contract; of several credentials the first good one counts.
-//! Being extractors, they answer before a body is read.
+//! Extractors that authenticate a request: a team by its API key, a user by an access token, the operator by the admin token.
+//! Header names and error texts are E2B's. Of several credentials the first valid one counts.
+//! Extractors run before the body is read, so a refused request's body is not.
 
 use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Method, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use control::same_secret;
 use ids::TeamId;
 use store::{Standing, Team, User};
 
-use crate::{Api, ApiError};
+use crate::{Api, ApiError, observe};
 
-/// The team a request acts for: by `X-API-Key`; by an access token, or by `X-Admin-Token`, with `X-Team-ID`.
+/// The team that a request acts for: named by `X-API-Key`, or by `X-Team-ID` together with an access token or `X-Admin-Token`.
 pub(crate) struct Caller(pub(crate) Arc<Team>);
 
-/// The operator.
+/// The operator, by `X-Admin-Token`.
 pub(crate) struct Admin;
 
-/// Whoever may manage a team's keys: a member by an access token, or the operator; the team in `X-Team-ID`, or the
-/// default one.
+/// The operator, by `X-Admin-Token` or by `Authorization: Bearer`, the only header that every Prometheus can send.
+pub(crate) struct Scraper;
+
+/// The team whose keys a request manages: that of `X-Team-ID`, or the default one. The request is authenticated by a member's
+/// access token or by `X-Admin-Token`.
 pub(crate) struct Manager(pub(crate) Arc<Team>);
 
-/// A person, or the operator.
-pub(crate) enum PersonOrAdmin {
-    Person(User),
+/// A user by an access token, or the operator by `X-Admin-Token`.
+pub(crate) enum UserOrAdmin {
+    User(User),
     Admin,
 }
 
@@ -35,7 +38,7 @@ impl FromRequestParts<Api> for Caller {
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
         let headers = &parts.headers;
         let mut refusal = None;
-        // An empty one is what a client without a key sends.
+        // Clients without a key send an empty one.
         if let Some(key) = headers.get("x-api-key").filter(|key| !key.is_empty()) {
             match by_key(api, key.to_str().unwrap_or_default()).await {
                 Ok(team) => return admit(api, team, parts).map(Self),
@@ -58,6 +61,19 @@ impl FromRequestParts<Api> for Admin {
     }
 }
 
+impl FromRequestParts<Api> for Scraper {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
+        if let Some(header) = admin(api, &parts.headers) {
+            return header.map(|()| Self);
+        }
+        let bearer = parts.headers.get(header::AUTHORIZATION).ok_or_else(missing)?;
+        let token = bearer.to_str().unwrap_or_default().strip_prefix("Bearer ").unwrap_or_default();
+        check_admin_token(api, token.trim().as_bytes()).map(|()| Self)
+    }
+}
+
 impl FromRequestParts<Api> for Manager {
     type Rejection = ApiError;
 
@@ -67,12 +83,12 @@ impl FromRequestParts<Api> for Manager {
     }
 }
 
-impl FromRequestParts<Api> for PersonOrAdmin {
+impl FromRequestParts<Api> for UserOrAdmin {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
-        if let Some(person) = person(api, &parts.headers).await {
-            return person.map(Self::Person);
+        if let Some(user) = user(api, &parts.headers).await {
+            return user.map(Self::User);
         }
         admin(api, &parts.headers).ok_or_else(missing)?.map(|()| Self::Admin)
     }
@@ -86,11 +102,11 @@ async fn by_key(api: &Api, key: &str) -> Result<Arc<Team>, ApiError> {
     Ok(api.control.authenticate(key).await?)
 }
 
-/// None when neither credential is there.
+/// Authenticates by an access token or the admin token. Returns `None` if the request has neither.
 async fn by_token_or_admin(api: &Api, headers: &HeaderMap) -> Option<Result<Arc<Team>, ApiError>> {
     let mut refusal = None;
-    match person(api, headers).await {
-        Some(Ok(person)) => match team_of(api, headers, &person).await {
+    match user(api, headers).await {
+        Some(Ok(user)) => match team_of(api, headers, &user).await {
             Ok(team) => return Some(Ok(team)),
             Err(error) => refusal = Some(error),
         },
@@ -104,17 +120,17 @@ async fn by_token_or_admin(api: &Api, headers: &HeaderMap) -> Option<Result<Arc<
     }
 }
 
-/// None when there is no such header.
-async fn person(api: &Api, headers: &HeaderMap) -> Option<Result<User, ApiError>> {
+/// Authenticates by an access token. Returns `None` if the request has no `Authorization`.
+async fn user(api: &Api, headers: &HeaderMap) -> Option<Result<User, ApiError>> {
     let token = headers.get("authorization").filter(|value| !value.is_empty())?.to_str().unwrap_or_default();
     let token = token.strip_prefix("Bearer ").unwrap_or(token).trim();
     Some(api.control.authenticate_user(token).await.map_err(Into::into))
 }
 
-/// The member's team in `X-Team-ID`, or the one joined first.
-async fn team_of(api: &Api, headers: &HeaderMap, person: &User) -> Result<Arc<Team>, ApiError> {
+/// Returns the user's team that `X-Team-ID` names, or the team that the user joined first.
+async fn team_of(api: &Api, headers: &HeaderMap, user: &User) -> Result<Arc<Team>, ApiError> {
     let refused = |why: &str| ApiError::unauthorized(format!("Invalid auth provider token teamID.\n{why}"));
-    let mut teams = api.control.teams_of(person.id).await?.into_iter();
+    let mut teams = api.control.teams_of(user.id).await?.into_iter();
     let Some(named) = headers.get("x-team-id") else {
         return teams.next().ok_or_else(|| refused("you are not a member of any team"));
     };
@@ -123,16 +139,17 @@ async fn team_of(api: &Api, headers: &HeaderMap, person: &User) -> Result<Arc<Te
     teams.find(|team| team.id == named).ok_or_else(|| refused("you are not a member of this team"))
 }
 
-/// None when there is no such header.
+/// Authenticates by `X-Admin-Token`. Returns `None` if the request has no such header.
 fn admin(api: &Api, headers: &HeaderMap) -> Option<Result<(), ApiError>> {
-    let token = headers.get("x-admin-token")?;
-    let known = api.config.admin_token.as_deref();
-    let right = known.is_some_and(|known| same_secret(token.as_bytes(), known.as_bytes()));
-    Some(
-        right
-            .then_some(())
-            .ok_or_else(|| ApiError::unauthorized("Invalid Access token.\nInvalid Access token.")),
-    )
+    headers.get("x-admin-token").map(|token| check_admin_token(api, token.as_bytes()))
+}
+
+fn check_admin_token(api: &Api, given: &[u8]) -> Result<(), ApiError> {
+    let expected = api.config.admin_token.as_deref();
+    let is_valid = expected.is_some_and(|expected| same_secret(given, expected.as_bytes()));
+    is_valid
+        .then_some(())
+        .ok_or_else(|| ApiError::unauthorized("Invalid Access token.\nInvalid Access token."))
 }
 
 fn team_for_admin(api: &Api, headers: &HeaderMap) -> Result<Arc<Team>, ApiError> {
@@ -142,8 +159,9 @@ fn team_for_admin(api: &Api, headers: &HeaderMap) -> Result<Arc<Team>, ApiError>
     api.control.team(team).ok_or_else(|| ApiError::new(StatusCode::NOT_FOUND, "Team not found"))
 }
 
-/// Whether the team may do this, now.
+/// Counts the request against the team's rate limits and checks that the team is not banned or blocked from it.
 fn admit(api: &Api, team: Arc<Team>, parts: &Parts) -> Result<Arc<Team>, ApiError> {
+    observe::record("team_id", team.id);
     api.rates.check(team.id, parts)?;
     let forbidden = |text: String| Err(ApiError::new(StatusCode::FORBIDDEN, text));
     match &team.standing {
@@ -155,7 +173,7 @@ fn admit(api: &Api, team: Arc<Team>, parts: &Parts) -> Result<Arc<Team>, ApiErro
     }
 }
 
-/// A blocked team may look at everything and delete what costs its owner.
+/// Whether a blocked team may make this request: it may read everything and delete what costs money or is secret.
 fn open_to_blocked(method: &Method, path: &str) -> bool {
     match *method {
         Method::GET | Method::HEAD => true,

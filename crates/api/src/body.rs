@@ -1,6 +1,6 @@
-//! Request bodies: JSON of at most 16 MiB, with or without Content-Length, whatever the Content-Type says.
-//! Unknown fields are ignored; an absent body is an empty object where the route allows it.
-//! A body that is too large is read to its end and thrown away, so that the client gets to see why.
+//! Extractors for request bodies: JSON of at most 16 MiB, with or without Content-Length, of any Content-Type.
+//! Unknown fields are ignored. [`OptionalJson`] takes an absent body for an empty object.
+//! A body that is too large is read on and discarded, because many clients read no response before they have sent everything.
 
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Request};
@@ -10,9 +10,9 @@ use serde::de::DeserializeOwned;
 
 use crate::ApiError;
 
-/// Most bytes of a request body.
+/// Maximum size of a request body, bytes.
 pub const MAX_BODY: usize = 16 << 20;
-/// Most bytes that are thrown away before the connection is given up.
+/// Maximum number of bytes that are discarded of a body that is too large; then the connection is closed.
 const MAX_DISCARDED: usize = 256 << 20;
 
 /// A JSON body.

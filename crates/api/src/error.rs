@@ -1,6 +1,6 @@
-//! Errors as the SDKs expect them: `{"code", "message"}` and sometimes `"error_code"`.
-//! `code` equals the HTTP status; clients branch on either.
-//! `Should-Retry` is sent wherever a client would otherwise have to guess.
+//! Error responses as the SDKs expect them: `{"code", "message"}` and sometimes `"error_code"`.
+//! `code` equals the HTTP status; clients use either.
+//! The header `Should-Retry` says whether SDKs shall repeat the request.
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -8,17 +8,17 @@ use axum::response::{IntoResponse, Response};
 use control::{AuthError, ControlError};
 use serde::Serialize;
 
-/// An error on its way to a client.
+/// An error response.
 #[derive(Debug)]
 pub struct ApiError {
     status: StatusCode,
     message: String,
     error_code: Option<&'static str>,
-    /// Whether sending the same again may help; only said where SDKs would retry by themselves.
+    /// Value of `Should-Retry`, for statuses on which SDKs retry by themselves.
     retry: Option<bool>,
 }
 
-/// An error's JSON.
+/// The body of an error response.
 #[derive(Debug, Serialize)]
 pub(crate) struct ErrorBody {
     code: u16,
@@ -28,7 +28,7 @@ pub(crate) struct ErrorBody {
 }
 
 impl ApiError {
-    /// An error with this status and text.
+    /// Returns an error response with this status and message.
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self { status, message: message.into(), error_code: None, retry: None }
     }
@@ -41,7 +41,7 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, message)
     }
 
-    /// What a client reads, without the status.
+    /// Returns the body alone, to be embedded in another response.
     pub(crate) fn into_body(self) -> ErrorBody {
         ErrorBody { code: self.status.as_u16(), message: self.message, error_code: self.error_code }
     }
@@ -107,7 +107,7 @@ impl From<ControlError> for ApiError {
             E::ShuttingDown => with(StatusCode::SERVICE_UNAVAILABLE).retry(true),
             E::Engine(_) => with(StatusCode::INTERNAL_SERVER_ERROR).code("internal_server_error"),
             E::Store(ref cause) => {
-                tracing::error!(error = %cause, "the store failed");
+                tracing::error!(error = %cause, "database error");
                 with(StatusCode::INTERNAL_SERVER_ERROR).code("internal_server_error")
             }
         }
@@ -118,7 +118,7 @@ impl From<AuthError> for ApiError {
     fn from(error: AuthError) -> Self {
         match error {
             AuthError::Malformed => Self::unauthorized(error.to_string()),
-            // The first line is what SDKs' users search for.
+            // The first line is E2B's, which users search for.
             AuthError::Format | AuthError::Unknown => Self::unauthorized(format!(
                 "Invalid API key, please visit https://e2b.dev/docs/api-key for more information.\n{error}"
             )),
@@ -127,7 +127,7 @@ impl From<AuthError> for ApiError {
             )),
             AuthError::Provider => Self::unauthorized(format!("Invalid auth provider token.\n{error}")),
             AuthError::Store(cause) => {
-                tracing::error!(error = %cause, "the store failed");
+                tracing::error!(error = %cause, "database error");
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the server's database failed")
                     .code("internal_server_error")
             }

@@ -1,5 +1,5 @@
 //! The REST control plane: both generations of E2B's routes, and a few of our own under `/cofferdam/v1`.
-//! Handlers translate; the rules are in `control`. Every error is JSON with `code` and `message`.
+//! Handlers convert between JSON and the types of `control`, which has the rules. Every error is JSON with `code` and `message`.
 //! Paths are matched while still percent-encoded, so `%2F` stays inside one segment.
 #![forbid(unsafe_code)]
 
@@ -7,6 +7,7 @@ mod auth;
 mod body;
 mod cors;
 mod error;
+mod observe;
 mod paths;
 mod rates;
 mod route_table;
@@ -26,31 +27,35 @@ pub use error::ApiError;
 pub use rates::{RateLimit, RateLimitError};
 pub use route_table::Route;
 pub use routes::nodes::{Host, HostDisk, HostProbe, Processor};
+pub use routes::prometheus::{METRICS_MEDIA_TYPE, MetricsSource};
 
 /// Settings of the REST interface.
 #[derive(Debug, Clone, Default)]
 pub struct ApiConfig {
-    /// Opens `/admin`, `/nodes`, and `/api-keys` and `/teams` for the operator, in `X-Admin-Token`.
+    /// The operator's credential, in `X-Admin-Token`: for `/admin`, `/nodes`, `/metrics`, `/api-keys` and `/teams`. Without it these
+    /// refuse the operator.
     pub admin_token: Option<String>,
-    /// Where clients find the data plane, as `domain` of a sandbox; without it they use their own setting.
+    /// `domain` of sandboxes in responses: clients connect to `<port>-<id>.<domain>`. Without it they use their own setting.
     pub domain: Option<String>,
-    /// Looks at the machine, for `/nodes`.
+    /// Measures the host, for `/nodes`.
     pub host: HostProbe,
-    /// How often teams may call which routes; none by default.
+    /// Rate limits of each team's requests; none by default.
     pub rate_limits: Vec<RateLimit>,
+    /// Renders the metrics, for `/metrics`; without it that is 404.
+    pub metrics: Option<MetricsSource>,
 }
 
-/// What every handler gets.
+/// The state of every handler.
 #[derive(Debug, Clone)]
 pub(crate) struct Api {
     pub(crate) control: Arc<Control>,
     pub(crate) config: Arc<ApiConfig>,
-    pub(crate) rates: Arc<rates::Rates>,
+    pub(crate) rates: Arc<rates::RateLimits>,
 }
 
-/// The routes. To be served by `edge`, which takes sandbox traffic out first.
+/// Returns the router of the REST API. `edge` serves it, after it has taken out the requests to sandboxes.
 pub fn router(control: Arc<Control>, config: ApiConfig) -> Router {
-    let rates = Arc::new(rates::Rates::new(&config.rate_limits));
+    let rates = Arc::new(rates::RateLimits::new(&config.rate_limits));
     let api = Api { control, config: Arc::new(config), rates };
     table()
         .into_router()
@@ -60,6 +65,7 @@ pub fn router(control: Arc<Control>, config: ApiConfig) -> Router {
         })
         .layer(middleware::from_fn(rates::headers))
         .layer(middleware::from_fn(cors::cors))
+        .layer(middleware::from_fn(observe::observe))
         .with_state(api)
 }
 
@@ -75,10 +81,11 @@ fn table() -> RouteTable {
         .merge(routes::teams::routes())
         .merge(routes::nodes::routes())
         .merge(routes::pool::routes())
+        .merge(routes::prometheus::routes())
         .merge(routes::server::routes())
 }
 
-/// Method and pattern of every route that [`router`] has.
+/// Returns method and pattern of every route of [`router`].
 pub fn routes() -> Vec<Route> {
     table().into_routes()
 }

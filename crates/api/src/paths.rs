@@ -1,6 +1,6 @@
-//! Ids in paths and parameters in queries.
-//! Sandbox ids may carry an old `-<client id>` suffix, which is dropped.
-//! A malformed one is a 400, not a 404: it can never exist.
+//! Extractors for ids in paths and parameters in queries.
+//! A sandbox id may have the suffix `-<client id>` of older clients, which is dropped.
+//! A malformed id is a 400, not a 404.
 
 use axum::extract::{FromRequestParts, Query, RawPathParams};
 use axum::http::StatusCode;
@@ -8,12 +8,12 @@ use axum::http::request::Parts;
 use ids::SandboxId;
 use serde::de::DeserializeOwned;
 
-use crate::ApiError;
+use crate::{ApiError, observe};
 
 /// `{sandboxID}` of a path.
 pub(crate) struct SandboxPath(pub(crate) SandboxId);
 
-/// The only parameter of a path, decoded.
+/// The first parameter of a path, percent-decoded.
 pub(crate) struct Segment(pub(crate) String);
 
 /// The query's parameters.
@@ -39,7 +39,9 @@ impl<S: Send + Sync> FromRequestParts<S> for SandboxPath {
             Some((id, client)) if !client.contains('-') => id,
             Some(_) => return Err(invalid()),
         };
-        id.parse().map(Self).map_err(|_| invalid())
+        let id: SandboxId = id.parse().map_err(|_| invalid())?;
+        observe::record("sandbox_id", &id);
+        Ok(Self(id))
     }
 }
 

@@ -1,6 +1,6 @@
-//! How often a team may call a route: off unless the operator says so, counted per team and rule.
-//! Answers of limited routes say how much is left (`RateLimit-*`); a refusal says when to come back.
-//! Counting is the generic cell rate algorithm, in memory: a restart forgives.
+//! Rate limits of the REST API: rules of the operator ([`RateLimit`]), applied to each team by itself. There are none by default.
+//! Responses of limited routes have `RateLimit-*` headers; a refusal (429) has `Retry-After`.
+//! Counting is the generic cell rate algorithm, in memory: a restart forgets the counts.
 
 use std::num::NonZeroU32;
 use std::str::FromStr;
@@ -23,10 +23,10 @@ use crate::ApiError;
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
-/// Instead of a pattern: every route, counted together.
-const EVERYTHING: &str = "*";
+/// The pattern that matches every route, with one count for all of them.
+const EVERY_ROUTE: &str = "*";
 
-/// Why a rule cannot be read.
+/// The text of a rule cannot be parsed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?}: a rate limit is [METHOD ]PATTERN=COUNT/UNIT[:BURST], with a route's pattern or *, and s, m or h; such as \
@@ -34,12 +34,12 @@ const EVERYTHING: &str = "*";
 )]
 pub struct RateLimitError(String);
 
-/// A rule: how often each team may call the routes it is about.
+/// A rule: how often each team may call the routes that it matches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RateLimit {
     method: Option<Method>,
     pattern: String,
-    /// From one call to the next in the long run.
+    /// Time from one request to the next in the long run.
     interval: Duration,
     burst: NonZeroU32,
 }
@@ -58,7 +58,7 @@ fn parse(text: &str) -> Option<RateLimit> {
         Some((method, pattern)) => (Some(method.to_ascii_uppercase().parse().ok()?), pattern.trim()),
         None => (None, route.trim()),
     };
-    if pattern != EVERYTHING && !pattern.starts_with('/') {
+    if pattern != EVERY_ROUTE && !pattern.starts_with('/') {
         return None;
     }
     let (rate, burst) = match rate.split_once(':') {
@@ -80,64 +80,72 @@ fn parse(text: &str) -> Option<RateLimit> {
 
 type Limiter = RateLimiter<TeamId, HashMapStateStore<TeamId>, DefaultClock, StateInformationMiddleware>;
 
-/// Rules at work.
+/// The rules with the counts of all teams.
 #[derive(Debug, Default)]
-pub(crate) struct Rates {
+pub(crate) struct RateLimits {
     rules: Vec<(RateLimit, Limiter)>,
     clock: DefaultClock,
 }
 
-/// What a limited route's answer says.
+/// A team's count after a request, as the response's headers state it.
 #[derive(Debug, Clone, Copy)]
-struct State {
+struct RateState {
     limit: u32,
     remaining: u32,
-    /// Until all of it is there again.
+    /// Time until the whole limit is available again.
     reset: Duration,
-    /// When refused: until the next call is let through.
+    /// If the request was refused: time until the next one is allowed.
     wait: Option<Duration>,
 }
 
-/// Carries the state from where it is counted to where headers are written.
+/// A request extension that carries the count from [`RateLimits::check`] to [`headers`].
 #[derive(Debug, Clone, Default)]
-struct Slot(Arc<OnceLock<State>>);
+struct RateStateCell(Arc<OnceLock<RateState>>);
 
-impl Rates {
+impl RateLimits {
     pub(crate) fn new(rules: &[RateLimit]) -> Self {
         let clock = DefaultClock::default();
         let limiter = |rule: &RateLimit| -> Limiter {
-            let quota =
-                Quota::with_period(rule.interval).expect("rules with an interval of zero are not read");
+            let quota = Quota::with_period(rule.interval)
+                .expect("rules with an interval of zero are refused by FromStr");
             RateLimiter::new(quota.allow_burst(rule.burst), HashMapStateStore::default(), clock.clone())
         };
         Self { rules: rules.iter().map(|rule| (rule.clone(), limiter(rule))).collect(), clock }
     }
 
-    /// Counts a call; the first rule that is about it decides.
+    /// Counts a request against the first rule that matches it.
+    ///
+    /// # Errors
+    /// The rule's limit is exceeded: 429.
     pub(crate) fn check(&self, team: TeamId, parts: &Parts) -> Result<(), ApiError> {
         if self.rules.is_empty() {
             return Ok(());
         }
         let path = parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
-        let about = |rule: &RateLimit| {
-            (rule.pattern == EVERYTHING || rule.pattern == path)
+        let matches = |rule: &RateLimit| {
+            (rule.pattern == EVERY_ROUTE || rule.pattern == path)
                 && rule.method.as_ref().is_none_or(|method| *method == parts.method)
         };
-        let Some((rule, limiter)) = self.rules.iter().find(|(rule, _)| about(rule)) else { return Ok(()) };
+        let Some((rule, limiter)) = self.rules.iter().find(|(rule, _)| matches(rule)) else { return Ok(()) };
         let limit = rule.burst.get();
         let state = match limiter.check_key(&team) {
             Ok(snapshot) => {
                 let remaining = snapshot.remaining_burst_capacity();
-                State { limit, remaining, reset: rule.interval * limit.saturating_sub(remaining), wait: None }
+                RateState {
+                    limit,
+                    remaining,
+                    reset: rule.interval * limit.saturating_sub(remaining),
+                    wait: None,
+                }
             }
             Err(refused) => {
                 let wait = refused.wait_time_from(self.clock.now());
-                State { limit, remaining: 0, reset: rule.interval * limit, wait: Some(wait) }
+                RateState { limit, remaining: 0, reset: rule.interval * limit, wait: Some(wait) }
             }
         };
-        if let Some(slot) = parts.extensions.get::<Slot>() {
-            // It is empty: a handler has one caller.
-            let _ = slot.0.set(state);
+        if let Some(cell) = parts.extensions.get::<RateStateCell>() {
+            // It is empty: a request is counted once.
+            let _ = cell.0.set(state);
         }
         if state.wait.is_some() {
             return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, "Rate limit exceeded").retry(true));
@@ -146,19 +154,19 @@ impl Rates {
     }
 }
 
-/// Writes what was counted into the answer.
+/// Adds the headers that state the team's count to the response.
 pub(crate) async fn headers(mut request: Request, next: Next) -> Response {
-    let slot = Slot::default();
-    request.extensions_mut().insert(slot.clone());
+    let cell = RateStateCell::default();
+    request.extensions_mut().insert(cell.clone());
     let mut response = next.run(request).await;
-    if let Some(state) = slot.0.get() {
+    if let Some(state) = cell.0.get() {
         write(*state, response.headers_mut());
     }
     response
 }
 
-fn write(state: State, headers: &mut HeaderMap) {
-    // Whole seconds, never too few.
+fn write(state: RateState, headers: &mut HeaderMap) {
+    // Whole seconds, rounded up.
     let seconds = |time: Duration| HeaderValue::from(time.as_secs() + u64::from(time.subsec_nanos() > 0));
     headers.insert(LIMIT, state.limit.into());
     headers.insert(REMAINING, state.remaining.into());

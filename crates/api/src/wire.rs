@@ -1,6 +1,5 @@
-//! Responses as they stand on the wire. What may be absent is left out, never null, unless clients want the null.
-//! Times are RFC 3339 in UTC; sizes MiB or bytes as the field's name says.
-//! Field names are the contract's, odd spellings included.
+//! Types of response bodies, with E2B's field names. A field without a value is left out, unless clients expect a null.
+//! Times are RFC 3339 in UTC; sizes are MiB or bytes as the field's name says.
 
 use std::collections::BTreeMap;
 
@@ -12,10 +11,10 @@ use time::OffsetDateTime;
 use crate::error::ErrorBody;
 use crate::{ApiConfig, ApiError};
 
-/// Kept for old clients, which refuse an empty one.
+/// `clientID` of every sandbox. Old clients refuse an empty one.
 const CLIENT_ID: &str = "6532622b";
 
-/// A sandbox its owner may talk to.
+/// A sandbox with its tokens: the response to a create, connect, resume, fork or rollback.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Sandbox {
@@ -109,7 +108,7 @@ impl From<SnapshotEntry> for Snapshot {
     }
 }
 
-/// One fork of several: a sandbox or why there is none.
+/// The outcome of one of several forks: a sandbox or an error.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum Forked {
@@ -126,21 +125,21 @@ impl Forked {
     }
 }
 
-/// What lists say about a sandbox.
+/// A sandbox in a list.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ListedSandbox {
     #[serde(flatten)]
-    common: Common,
+    common: SandboxFields,
     volume_mounts: [(); 0],
 }
 
-/// What its owner is told about one sandbox.
+/// The response to a request for one sandbox.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct SandboxDetail {
     #[serde(flatten)]
-    common: Common,
+    common: SandboxFields,
     envd_access_token: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     allow_internet_access: Option<bool>,
@@ -155,7 +154,7 @@ pub(crate) struct SandboxDetail {
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Common {
+struct SandboxFields {
     #[serde(rename = "templateID")]
     template_id: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -180,12 +179,12 @@ struct Common {
     envd_unresponsive_at_pause: bool,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks like this")]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_false(value: &bool) -> bool {
     !value
 }
 
-impl From<SandboxInfo> for Common {
+impl From<SandboxInfo> for SandboxFields {
     fn from(info: SandboxInfo) -> Self {
         let state = if info.state == SandboxState::Paused { "paused" } else { "running" };
         Self {
@@ -229,7 +228,7 @@ impl SandboxDetail {
     }
 }
 
-/// A template in a list. Nulls are part of the contract here.
+/// A template in a list. Clients expect nulls here.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Template {
@@ -261,7 +260,7 @@ pub(crate) struct Template {
 }
 
 impl Template {
-    /// As in the list of everybody's templates: how often they are used is not everybody's business.
+    /// Returns the template as the list of default templates shows it to all teams: without figures of use.
     pub(crate) fn into_default(self) -> Self {
         Self { is_default: true, spawn_count: 0, last_spawned_at: None, ..self }
     }
@@ -330,7 +329,7 @@ impl From<Entry> for Template {
     }
 }
 
-/// What may be shown of a key.
+/// The parts of a secret that may be shown.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct MaskView {
@@ -351,7 +350,7 @@ impl From<Mask> for MaskView {
     }
 }
 
-/// A key; `key` only in the answer to its creation.
+/// An API key. `key` is present only in the response to its creation.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Key {

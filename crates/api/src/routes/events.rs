@@ -1,6 +1,6 @@
-//! What happened to sandboxes, and webhooks that are told of it; as E2B's documentation has both.
-//! Reads are camel case, what webhooks receive is snake case: upstream is so, and receivers rely on it.
-//! Another team's sandboxes have no events, which is not an error.
+//! Handlers for events of sandboxes and for webhooks, as E2B documents them.
+//! Responses are camel case; deliveries to webhooks are snake case, as E2B's are.
+//! A sandbox of another team has no events, which is no error.
 
 use std::sync::Arc;
 
@@ -29,12 +29,12 @@ pub(crate) fn routes() -> RouteTable {
         .get("/events/sandboxes/{sandboxID}", of_sandbox)
         .get("/events/webhooks", list)
         .post("/events/webhooks", create)
-        .get("/events/webhooks/{webhookID}", look)
+        .get("/events/webhooks/{webhookID}", get)
         .patch("/events/webhooks/{webhookID}", change)
         .delete("/events/webhooks/{webhookID}", remove)
 }
 
-/// The query's parameters; `types` may come several times, or as a list with commas.
+/// Parses the parameters of a query. `types` may be repeated, or a list with commas.
 fn query(team: TeamId, sandbox: Option<SandboxId>, raw: Option<&str>) -> Result<EventQuery, ApiError> {
     let mut query =
         EventQuery { team, sandbox, kinds: Vec::new(), ascending: false, offset: 0, limit: DEFAULT_LIMIT };
@@ -108,7 +108,7 @@ async fn of_sandbox(
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct New {
+struct NewWebhookBody {
     name: String,
     url: String,
     enabled: Option<bool>,
@@ -118,7 +118,7 @@ struct New {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Change {
+struct WebhookChangeBody {
     name: Option<String>,
     url: Option<String>,
     enabled: Option<bool>,
@@ -161,7 +161,7 @@ async fn list(State(api): State<Api>, Caller(team): Caller) -> Json<Vec<WebhookV
 async fn create(
     State(api): State<Api>,
     Caller(team): Caller,
-    Body(body): Body<New>,
+    Body(body): Body<NewWebhookBody>,
 ) -> Result<(StatusCode, Json<WebhookView>), ApiError> {
     let new = NewWebhook {
         name: body.name,
@@ -173,7 +173,7 @@ async fn create(
     Ok((StatusCode::CREATED, Json(api.control.create_webhook(team.id, new).await?.into())))
 }
 
-async fn look(
+async fn get(
     State(api): State<Api>,
     Caller(team): Caller,
     Segment(id): Segment,
@@ -185,7 +185,7 @@ async fn change(
     State(api): State<Api>,
     Caller(team): Caller,
     Segment(id): Segment,
-    Body(body): Body<Change>,
+    Body(body): Body<WebhookChangeBody>,
 ) -> Result<Json<WebhookView>, ApiError> {
     let change = WebhookChange {
         name: body.name,
@@ -197,7 +197,7 @@ async fn change(
     Ok(Json(api.control.change_webhook(team.id, webhook_id(&id)?, change).await?.into()))
 }
 
-/// 200, not 204: the documentation has clients look for it.
+/// The status is 200, not 204, as E2B documents it.
 async fn remove(
     State(api): State<Api>,
     Caller(team): Caller,

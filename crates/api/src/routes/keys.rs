@@ -1,6 +1,6 @@
-//! API keys, for members and the operator: `/api-keys` acts for the team in `X-Team-ID`; `/admin/teams/{id}/api-keys`
-//! names it and is the operator's alone.
-//! A secret is shown once, in the answer to its creation; unknown ids are JSON 404s.
+//! Handlers for API keys: `/api-keys` for members and the operator, about the team in `X-Team-ID`;
+//! `/admin/teams/{teamID}/api-keys` for the operator alone.
+//! A key's secret is shown once, in the response to its creation.
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -27,7 +27,7 @@ pub(crate) fn routes() -> RouteTable {
 }
 
 #[derive(Debug, Deserialize)]
-struct Named {
+struct KeyName {
     name: String,
 }
 
@@ -39,7 +39,7 @@ async fn list(State(api): State<Api>, Manager(team): Manager) -> Result<Json<Vec
 async fn create(
     State(api): State<Api>,
     Manager(team): Manager,
-    Body(body): Body<Named>,
+    Body(body): Body<KeyName>,
 ) -> Result<(StatusCode, Json<Key>), ApiError> {
     let key = api.control.create_key(team.id, &body.name).await?;
     Ok((StatusCode::CREATED, Json(key.into())))
@@ -49,7 +49,7 @@ async fn rename(
     State(api): State<Api>,
     Manager(team): Manager,
     Segment(id): Segment,
-    Body(body): Body<Named>,
+    Body(body): Body<KeyName>,
 ) -> Result<StatusCode, ApiError> {
     api.control.rename_key(team.id, key_id(&id)?, &body.name).await?;
     Ok(StatusCode::OK)
@@ -78,7 +78,7 @@ async fn create_for(
     State(api): State<Api>,
     _: Admin,
     Segment(team): Segment,
-    Body(body): Body<Named>,
+    Body(body): Body<KeyName>,
 ) -> Result<(StatusCode, Json<Key>), ApiError> {
     let key = api.control.create_key(team_id(&team)?, &body.name).await?;
     Ok((StatusCode::CREATED, Json(key.into())))

@@ -1,6 +1,5 @@
-//! A sandbox's time and state: connect, timeout, refresh; pause, resume, snapshot, fork, rollback.
-//! Bodies may be absent where the contract has a default for everything in them.
-//! Unknown sandboxes are 404s everywhere, so that clients see what is wrong first.
+//! Handlers that change the time limit or state of a sandbox: connect, timeout, refresh, pause, resume, snapshot, fork, rollback.
+//! A body may be absent where all its fields have defaults.
 
 use std::sync::Arc;
 
@@ -20,11 +19,12 @@ use crate::route_table::RouteTable;
 use crate::wire::{Forked, Sandbox, Snapshot};
 use crate::{Api, ApiError};
 
-/// Life after a connect that names none, seconds (second generation).
-const CONNECT_TIMEOUT: i64 = 300;
-/// Life after a resume that names none, and of forks whose call names none, seconds.
-const RESUME_TIMEOUT: i64 = 15;
-const FORK_TIMEOUT: i64 = 15;
+/// Time limit after a v2 connect that names none, seconds.
+const DEFAULT_CONNECT_TIMEOUT: i64 = 300;
+/// Time limit after a resume that names none, seconds.
+const DEFAULT_RESUME_TIMEOUT: i64 = 15;
+/// Time limit of forks whose request names none, seconds.
+const DEFAULT_FORK_TIMEOUT: i64 = 15;
 
 pub(crate) fn routes() -> RouteTable {
     RouteTable::new()
@@ -77,10 +77,10 @@ async fn connect_v2(
     SandboxPath(id): SandboxPath,
     OptionalJson(body): OptionalJson<ConnectV2>,
 ) -> Result<(StatusCode, Json<Sandbox>), ApiError> {
-    connect(&api, &team, &id, body.timeout.unwrap_or(CONNECT_TIMEOUT), body.memory).await
+    connect(&api, &team, &id, body.timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT), body.memory).await
 }
 
-/// 200 for one that was running, 201 for one that was resumed.
+/// The status is 200 if the sandbox was running and 201 if it was resumed.
 async fn connect(
     api: &Api,
     team: &Arc<Team>,
@@ -125,7 +125,7 @@ async fn resume(
     SandboxPath(id): SandboxPath,
     OptionalJson(body): OptionalJson<Resume>,
 ) -> Result<(StatusCode, Json<Sandbox>), ApiError> {
-    let timeout = body.timeout.unwrap_or(RESUME_TIMEOUT);
+    let timeout = body.timeout.unwrap_or(DEFAULT_RESUME_TIMEOUT);
     let access = api.control.resume(&team, &id, timeout, body.memory.unwrap_or(true)).await?;
     Ok((StatusCode::CREATED, Json(Sandbox::new(access, &api.config))))
 }
@@ -181,7 +181,7 @@ async fn fork(
     OptionalJson(body): OptionalJson<Fork>,
 ) -> Result<(StatusCode, Json<Vec<Forked>>), ApiError> {
     let request =
-        ForkRequest { timeout: body.timeout.unwrap_or(FORK_TIMEOUT), count: body.count.unwrap_or(1) };
+        ForkRequest { timeout: body.timeout.unwrap_or(DEFAULT_FORK_TIMEOUT), count: body.count.unwrap_or(1) };
     let results = api.control.fork(&team, &id, request).await?;
     let forked = results.into_iter().map(|result| Forked::new(result, &api.config)).collect();
     Ok((StatusCode::CREATED, Json(forked)))
@@ -193,7 +193,7 @@ struct Rollback {
     snapshot_id: String,
 }
 
-/// Ours: the SDKs have no call for it.
+/// Ours, not E2B's.
 async fn rollback(
     State(api): State<Api>,
     Caller(team): Caller,

@@ -1,5 +1,5 @@
-//! Logs of sandboxes, in both generations: the first in order from a start, the second by cursor and direction.
-//! Unknown sandboxes have no lines, which is not an error: an ended one's lines outlive it.
+//! Handlers for the logs of sandboxes: v1 in order from a start time, v2 by cursor and direction.
+//! A sandbox that is not known has no lines, which is no error: the lines of an ended sandbox are kept longer than its record.
 //! Times in queries are milliseconds since 1970.
 
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ use crate::{Api, ApiError};
 const DEFAULT_LIMIT: i64 = 1000;
 const MAX_LIMIT: i64 = 1000;
 const MAX_SEARCH: usize = 256;
-/// A query without a cursor, or on the other side of one, looks this far.
+/// Length of the period that is searched, from the cursor or back from now.
 const WINDOW: time::Duration = time::Duration::days(7);
 
 pub(crate) fn routes() -> RouteTable {
@@ -54,24 +54,24 @@ enum Direction {
 #[serde(rename_all = "camelCase")]
 struct LogsV1 {
     logs: Vec<RawLine>,
-    log_entries: Vec<Entry>,
+    log_entries: Vec<LogEntryView>,
 }
 
 #[derive(Debug, Serialize)]
 struct LogsV2 {
-    logs: Vec<Entry>,
+    logs: Vec<LogEntryView>,
 }
 
 #[derive(Debug, Serialize)]
 struct RawLine {
     #[serde(with = "time::serde::rfc3339")]
     timestamp: OffsetDateTime,
-    /// JSON in a text: the CLI reads `level`, `logger` and `message` from it.
+    /// JSON as text: the CLI reads `level`, `logger` and `message` from it.
     line: String,
 }
 
 #[derive(Debug, Serialize)]
-struct Entry {
+struct LogEntryView {
     #[serde(with = "time::serde::rfc3339")]
     timestamp: OffsetDateTime,
     level: LogLevel,
@@ -90,7 +90,7 @@ async fn logs_v1(
     let limit = limit(params.limit, i64::MAX)?;
     let lines = api.control.logs(team.id, &id, query(from, now, limit)).await;
     let logs = lines.iter().map(|line| RawLine { timestamp: line.time(), line: raw(line) }).collect();
-    Ok(Json(LogsV1 { logs, log_entries: lines.into_iter().map(Entry::from).collect() }))
+    Ok(Json(LogsV1 { logs, log_entries: lines.into_iter().map(LogEntryView::from).collect() }))
 }
 
 async fn logs_v2(
@@ -117,7 +117,7 @@ async fn logs_v2(
         ..query(from, to, limit)
     };
     let lines = api.control.logs(team.id, &id, query).await;
-    Ok(Json(LogsV2 { logs: lines.into_iter().map(Entry::from).collect() }))
+    Ok(Json(LogsV2 { logs: lines.into_iter().map(LogEntryView::from).collect() }))
 }
 
 fn query(from: OffsetDateTime, to: OffsetDateTime, limit: usize) -> LogQuery {
@@ -138,9 +138,9 @@ fn moment(millis: i64) -> Result<OffsetDateTime, ApiError> {
     moment.ok_or_else(|| ApiError::bad_request("times are milliseconds since 1970"))
 }
 
-fn limit(asked: Option<i64>, largest: i64) -> Result<usize, ApiError> {
-    let limit = asked.unwrap_or(DEFAULT_LIMIT);
-    let in_range = (0..=largest).contains(&limit);
+fn limit(requested: Option<i64>, max: i64) -> Result<usize, ApiError> {
+    let limit = requested.unwrap_or(DEFAULT_LIMIT);
+    let in_range = (0..=max).contains(&limit);
     usize::try_from(limit)
         .ok()
         .filter(|_| in_range)
@@ -156,7 +156,7 @@ fn raw(line: &LogLine) -> String {
     serde_json::Value::from(all).to_string()
 }
 
-impl From<LogLine> for Entry {
+impl From<LogLine> for LogEntryView {
     fn from(line: LogLine) -> Self {
         let timestamp = line.time();
         let mut fields = line.fields;

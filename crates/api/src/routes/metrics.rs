@@ -1,6 +1,6 @@
-//! What sandboxes and teams use, over time. Times in queries are seconds since 1970, both ends included.
-//! A longer range is answered in longer steps; unknown sandboxes have no samples, which is not an error.
-//! Totals in shapes are the contract's: sizes in bytes, a processor share of 0 to 100.
+//! Handlers for metrics of sandboxes and teams over time, as E2B's API has them. (Metrics of the server are in `prometheus`.)
+//! Times in queries are seconds since 1970, both ends included; a longer range has longer steps.
+//! A sandbox that is not known has no samples, which is no error.
 
 use std::collections::BTreeMap;
 
@@ -18,8 +18,8 @@ use crate::paths::{Params, SandboxPath, Segment};
 use crate::route_table::RouteTable;
 use crate::{Api, ApiError};
 
-/// Most sandboxes whose metrics are asked for at once.
-const MOST: usize = 100;
+/// Maximum number of sandboxes in one request.
+const MAX_SANDBOXES: usize = 100;
 
 pub(crate) fn routes() -> RouteTable {
     RouteTable::new()
@@ -30,18 +30,18 @@ pub(crate) fn routes() -> RouteTable {
 }
 
 #[derive(Debug, Deserialize)]
-struct Between {
+struct TimeRange {
     start: Option<i64>,
     end: Option<i64>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Ids {
+struct LatestParams {
     sandbox_ids: String,
 }
 
 #[derive(Debug, Deserialize)]
-struct Maximum {
+struct MaximumParams {
     start: Option<i64>,
     end: Option<i64>,
     metric: String,
@@ -116,7 +116,7 @@ async fn history(
     State(api): State<Api>,
     Caller(team): Caller,
     SandboxPath(id): SandboxPath,
-    Params(range): Params<Between>,
+    Params(range): Params<TimeRange>,
 ) -> Result<Json<Vec<SandboxMetric>>, ApiError> {
     let samples = api.control.metrics_history(team.id, &id, range.start, range.end).await?;
     Ok(Json(samples.into_iter().map(Into::into).collect()))
@@ -125,13 +125,13 @@ async fn history(
 async fn latest(
     State(api): State<Api>,
     Caller(team): Caller,
-    Params(params): Params<Ids>,
+    Params(params): Params<LatestParams>,
 ) -> Result<Json<Value>, ApiError> {
     let ids: Result<Vec<SandboxId>, _> =
         params.sandbox_ids.split(',').filter(|id| !id.is_empty()).map(str::parse).collect();
     let ids = ids.map_err(|_| ApiError::bad_request("Invalid sandbox ID"))?;
-    if ids.len() > MOST {
-        return Err(ApiError::bad_request(format!("at most {MOST} sandboxes can be asked for")));
+    if ids.len() > MAX_SANDBOXES {
+        return Err(ApiError::bad_request(format!("at most {MAX_SANDBOXES} sandboxes can be asked for")));
     }
     let latest = api.control.latest_metrics(team.id, &ids).await;
     let sandboxes: BTreeMap<SandboxId, SandboxMetric> =
@@ -143,9 +143,9 @@ async fn team(
     State(api): State<Api>,
     Caller(team): Caller,
     Segment(named): Segment,
-    Params(range): Params<Between>,
+    Params(range): Params<TimeRange>,
 ) -> Result<Json<Vec<TeamMetricView>>, ApiError> {
-    own(team.id, &named)?;
+    check_own_team(team.id, &named)?;
     let samples = api.control.team_metrics(team.id, range.start, range.end).await?;
     Ok(Json(samples.into_iter().map(Into::into).collect()))
 }
@@ -154,9 +154,9 @@ async fn team_max(
     State(api): State<Api>,
     Caller(team): Caller,
     Segment(named): Segment,
-    Params(params): Params<Maximum>,
+    Params(params): Params<MaximumParams>,
 ) -> Result<Json<MaximumView>, ApiError> {
-    own(team.id, &named)?;
+    check_own_team(team.id, &named)?;
     let metric = match params.metric.as_str() {
         "concurrent_sandboxes" => TeamMetric::ConcurrentSandboxes,
         "sandbox_start_rate" => TeamMetric::SandboxStartRate,
@@ -166,8 +166,8 @@ async fn team_max(
     Ok(Json(MaximumView { timestamp: moment(at), timestamp_unix: at, value }))
 }
 
-/// A caller sees its own team's figures only.
-fn own(team: TeamId, named: &str) -> Result<(), ApiError> {
+/// Refuses a team other than the caller's.
+fn check_own_team(team: TeamId, named: &str) -> Result<(), ApiError> {
     let named: TeamId = named.parse().map_err(|_| ApiError::bad_request("Invalid team ID"))?;
     if named == team {
         return Ok(());

@@ -1,6 +1,5 @@
-//! One file per kind of thing.
-//! Each answers its routes; shapes are in `wire`, rules in `control`.
-//! Request types stand beside the handler that reads them.
+//! Handlers of the routes, one module for each kind of resource. Each has a function `routes`.
+//! Types of request bodies are beside their handlers, types of responses in `wire`.
 
 pub(crate) mod events;
 pub(crate) mod keys;
@@ -9,6 +8,7 @@ pub(crate) mod logs;
 pub(crate) mod metrics;
 pub(crate) mod nodes;
 pub(crate) mod pool;
+pub(crate) mod prometheus;
 pub(crate) mod sandboxes;
 pub(crate) mod server;
 pub(crate) mod teams;

@@ -1,6 +1,5 @@
-//! Nodes, for the operator. There is one: this machine.
-//! What the machine has and uses is looked up by a probe that the binary brings along.
-//! Only states an operator can wish for can be set; the others are findings.
+//! Handlers for `/nodes`, for the operator. There is one node: this host.
+//! [`HostProbe`] measures it; the program that serves the API provides one.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,10 +19,10 @@ use crate::paths::Segment;
 use crate::route_table::RouteTable;
 use crate::{Api, ApiError};
 
-/// The one cluster there is.
+/// Id of the only cluster.
 const CLUSTER: &str = "00000000-0000-0000-0000-000000000000";
 
-/// What a machine has and uses.
+/// Capacity and use of a host.
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Host {
@@ -35,44 +34,44 @@ pub struct Host {
     pub version: String,
     /// Processors.
     pub cpu_count: u32,
-    /// Share of them in use since the last look, percent.
+    /// Share of them that was in use since the last measurement, percent.
     pub cpu_percent: u32,
-    /// Memory there is, bytes.
+    /// Memory, bytes.
     pub memory_total_bytes: u64,
     /// Memory in use, bytes.
     pub memory_used_bytes: u64,
-    /// Huge pages there are.
+    /// Number of huge pages.
     pub huge_pages_total: u64,
     /// Huge pages in use.
     pub huge_pages_used: u64,
-    /// Huge pages promised and not yet used.
+    /// Huge pages that are reserved and not yet in use.
     pub huge_pages_reserved: u64,
-    /// Size of one, bytes.
+    /// Size of a huge page, bytes.
     pub huge_page_size_bytes: u64,
-    /// Disks that sandboxes live on.
+    /// Disks with data of sandboxes.
     pub disks: Vec<HostDisk>,
     /// The processor.
     #[serde(skip)]
     pub processor: Processor,
 }
 
-/// A disk of a machine.
+/// A mounted file system of a host.
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HostDisk {
-    /// Where it is mounted.
+    /// Its mount point.
     pub mount_point: String,
-    /// What is mounted.
+    /// Its block device or source.
     pub device: String,
-    /// As what.
+    /// Its type, such as `btrfs`.
     pub filesystem_type: String,
-    /// In use, bytes.
+    /// Used space, bytes.
     pub used_bytes: u64,
-    /// There is, bytes.
+    /// Size, bytes.
     pub total_bytes: u64,
 }
 
-/// A machine's processor, in its own words.
+/// A host's processor, with fields of `/proc/cpuinfo`.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Processor {
     /// `cpu family`.
@@ -84,12 +83,12 @@ pub struct Processor {
     /// `model name`.
     #[serde(rename = "cpuModelName")]
     pub name: String,
-    /// As Rust calls it.
+    /// Rust's name of the architecture, such as `x86_64`.
     #[serde(rename = "cpuArchitecture")]
     pub architecture: String,
 }
 
-/// Looks at the machine. May block for a moment.
+/// Measures a host. May block for some milliseconds.
 #[derive(Clone)]
 pub struct HostProbe(pub Arc<dyn Fn() -> Host + Send + Sync>);
 
@@ -106,10 +105,10 @@ impl fmt::Debug for HostProbe {
 }
 
 pub(crate) fn routes() -> RouteTable {
-    RouteTable::new().get("/nodes", list).get("/nodes/{nodeID}", look).post("/nodes/{nodeID}", set)
+    RouteTable::new().get("/nodes", list).get("/nodes/{nodeID}", get).post("/nodes/{nodeID}", set)
 }
 
-/// The node as the contract has it.
+/// Returns the node's id and its JSON.
 async fn node(api: &Api) -> (String, Value) {
     let probe = api.config.host.clone();
     let host = tokio::task::spawn_blocking(move || (probe.0)()).await.unwrap_or_default();
@@ -131,7 +130,7 @@ async fn node(api: &Api) -> (String, Value) {
         "version": host.version,
         "commit": host.version,
         "machineInfo": host.processor,
-        // Ours: what keeps sandboxes from this machine.
+        // Ours, not E2B's.
         "engines": api.control.engines(),
     });
     (host.name, view)
@@ -145,13 +144,13 @@ fn unknown() -> ApiError {
     ApiError::new(StatusCode::NOT_FOUND, "Node not found")
 }
 
-async fn look(State(api): State<Api>, _: Admin, Segment(id): Segment) -> Result<Json<Value>, ApiError> {
+async fn get(State(api): State<Api>, _: Admin, Segment(id): Segment) -> Result<Json<Value>, ApiError> {
     let (name, view) = node(&api).await;
     if name == id { Ok(Json(view)) } else { Err(unknown()) }
 }
 
 #[derive(Debug, Deserialize)]
-struct Wish {
+struct NodeChange {
     status: String,
 }
 
@@ -159,17 +158,17 @@ async fn set(
     State(api): State<Api>,
     _: Admin,
     Segment(id): Segment,
-    Body(wish): Body<Wish>,
+    Body(change): Body<NodeChange>,
 ) -> Result<Response, ApiError> {
     if node(&api).await.0 != id {
         return Err(unknown());
     }
-    let status = match wish.status.as_str() {
+    let status = match change.status.as_str() {
         "ready" => NodeStatus::Ready,
         "draining" => NodeStatus::Draining,
         "standby" => NodeStatus::Standby,
         "connecting" | "unhealthy" => {
-            let text = format!("status {} is a finding and cannot be set", wish.status);
+            let text = format!("status {} is set by the server only", change.status);
             return Err(ApiError::new(StatusCode::CONFLICT, text));
         }
         _ => return Err(ApiError::bad_request("status is ready, draining or standby")),

@@ -1,6 +1,5 @@
-//! Sandboxes that wait for their creators, for the operator: what there is, and how many of a template there should be.
-//! Ours, not E2B's.
-//! A wish holds until it is taken back, across restarts too.
+//! Handlers for the pool of pre-started sandboxes, for the operator: its state, and its size for a template. Ours, not E2B's.
+//! A size that was set holds until it is unset, also after a restart.
 
 use axum::Json;
 use axum::extract::State;
@@ -38,8 +37,8 @@ async fn list(State(api): State<Api>, _: Admin) -> Json<Vec<Value>> {
 }
 
 #[derive(Debug, Deserialize)]
-struct Wish {
-    /// None leaves it to the demand.
+struct PoolSize {
+    /// Number of pre-started sandboxes; `None` lets it follow the demand.
     ready: Option<usize>,
 }
 
@@ -47,8 +46,8 @@ async fn set(
     State(api): State<Api>,
     _: Admin,
     Segment(template): Segment,
-    Body(wish): Body<Wish>,
+    Body(size): Body<PoolSize>,
 ) -> Result<StatusCode, ApiError> {
-    api.control.set_pool(&template, wish.ready).await?;
+    api.control.set_pool(&template, size.ready).await?;
     Ok(StatusCode::NO_CONTENT)
 }

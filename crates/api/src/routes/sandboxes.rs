@@ -1,6 +1,6 @@
-//! Sandboxes: create (both generations), look, list, end, network rules.
-//! What the server cannot do is refused by name rather than ignored.
-//! Every sandbox is secured, whatever `secure` says.
+//! Handlers for sandboxes: create and list (E2B's v1 and v2), get, kill, network rules.
+//! Options that this server does not have are refused with their name, not ignored.
+//! Every sandbox requires its envd token: the option `secure` has no effect.
 
 use std::collections::BTreeMap;
 
@@ -23,9 +23,9 @@ use crate::route_table::RouteTable;
 use crate::wire::{ListedSandbox, Sandbox, SandboxDetail};
 use crate::{Api, ApiError};
 
-/// Life of a sandbox whose creator names none, seconds: first and second generation.
-const TIMEOUT_V1: i64 = 15;
-const TIMEOUT_V2: i64 = 300;
+/// Time limit of sandboxes whose create names none, seconds.
+const DEFAULT_TIMEOUT_V1: i64 = 15;
+const DEFAULT_TIMEOUT_V2: i64 = 300;
 
 pub(crate) fn routes() -> RouteTable {
     RouteTable::new()
@@ -82,7 +82,7 @@ struct Network {
 }
 
 impl Network {
-    /// Refuses what would silently not happen.
+    /// Refuses options that this server does not have.
     fn check(&self) -> Result<(), ApiError> {
         let unsupported = [
             (self.rules.as_ref().is_some_and(|rules| !rules.is_empty()), "network.rules"),
@@ -93,8 +93,9 @@ impl Network {
     }
 }
 
-fn refuse<const N: usize>(asked_for: [(bool, &str); N]) -> Result<(), ApiError> {
-    match asked_for.iter().find(|(asked, _)| *asked) {
+/// Refuses the first of these fields that is used.
+fn refuse<const N: usize>(fields: [(bool, &str); N]) -> Result<(), ApiError> {
+    match fields.iter().find(|(is_used, _)| *is_used) {
         Some((_, field)) => Err(ApiError::bad_request(format!("{field} is not supported by this server"))),
         None => Ok(()),
     }
@@ -138,7 +139,7 @@ async fn create_v1(
     Caller(team): Caller,
     Body(body): Body<NewSandbox>,
 ) -> Result<(StatusCode, Json<Sandbox>), ApiError> {
-    let access = api.control.create(&team, body.into_request(TIMEOUT_V1)?, None).await?;
+    let access = api.control.create(&team, body.into_request(DEFAULT_TIMEOUT_V1)?, None).await?;
     Ok((StatusCode::CREATED, Json(Sandbox::new(access, &api.config))))
 }
 
@@ -158,7 +159,7 @@ async fn create_v2(
             body_hash: Sha256::digest(&bytes).into(),
         }),
     };
-    let access = api.control.create(&team, body.into_request(TIMEOUT_V2)?, idempotency).await?;
+    let access = api.control.create(&team, body.into_request(DEFAULT_TIMEOUT_V2)?, idempotency).await?;
     Ok((StatusCode::CREATED, Json(Sandbox::new(access, &api.config))))
 }
 
@@ -225,7 +226,7 @@ impl ListParams {
         };
         let started_after = self
             .started_after
-            // A plus that was not encoded arrives as a blank; no timestamp holds one otherwise.
+            // A plus that was not percent-encoded arrives as a space; timestamps have no other spaces.
             .map(|at| OffsetDateTime::parse(&at.replace(' ', "+"), &Rfc3339))
             .transpose()
             .map_err(|_| ApiError::bad_request("Invalid startedAfter: not an RFC 3339 time"))?;
@@ -246,7 +247,7 @@ impl ListParams {
     }
 }
 
-/// First generation: all running ones, newest first, in one answer.
+/// Returns all running sandboxes, newest first, without pages.
 async fn list_v1(
     State(api): State<Api>,
     Caller(team): Caller,

@@ -1,6 +1,4 @@
-//! What the server says about itself.
-//! `/health` is for load balancers, the rest is ours and not E2B's.
-//! Nothing here changes anything.
+//! Handlers for facts about the server: `/health`, for load balancers, and the engines, which is ours and not E2B's.
 
 use axum::Json;
 use axum::extract::State;

@@ -1,6 +1,6 @@
-//! Teams, people and access tokens. `GET /teams` is what the CLI signs in with; the rest is the operator's.
-//! Teams are made, limited and stopped under `/admin/teams`, people under `/admin/users`.
-//! Secrets are shown once, in the answer to their creation.
+//! Handlers for teams, users and access tokens. E2B's CLI signs in with `GET /teams`; the others are for the operator:
+//! `/admin/teams` creates and changes teams, `/admin/users` users.
+//! Secrets are shown once, in the response to their creation.
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use store::{Standing, Team, User};
 use time::OffsetDateTime;
 
-use crate::auth::{Admin, PersonOrAdmin};
+use crate::auth::{Admin, UserOrAdmin};
 use crate::body::Json as Body;
 use crate::paths::Segment;
 use crate::route_table::RouteTable;
@@ -21,12 +21,12 @@ use crate::{Api, ApiError};
 
 pub(crate) fn routes() -> RouteTable {
     RouteTable::new()
-        .get("/teams", mine)
+        .get("/teams", teams_of_caller)
         .post("/access-tokens", create_token)
         .delete("/access-tokens/{accessTokenID}", remove_token)
         .get("/admin/teams", list)
         .post("/admin/teams", create)
-        .get("/admin/teams/{teamID}", look)
+        .get("/admin/teams/{teamID}", get)
         .patch("/admin/teams/{teamID}", change)
         .post("/admin/teams/{teamID}/sandboxes/kill", kill_all)
         .put("/admin/teams/{teamID}/members/{userID}", add_member)
@@ -36,15 +36,15 @@ pub(crate) fn routes() -> RouteTable {
         .post("/admin/users", create_user)
 }
 
-/// A person's teams, each with a key made now; to the operator all teams, without keys: they are hashed at rest.
-async fn mine(State(api): State<Api>, caller: PersonOrAdmin) -> Result<Json<Vec<Value>>, ApiError> {
+/// Returns a user's teams, each with a new API key. For the operator it returns all teams, without keys: the server has only hashes.
+async fn teams_of_caller(State(api): State<Api>, caller: UserOrAdmin) -> Result<Json<Vec<Value>>, ApiError> {
     let view = |team: &Team, key: &str, default: bool| json!({ "teamID": team.id, "name": team.name, "apiKey": key, "isDefault": default });
     Ok(Json(match caller {
-        PersonOrAdmin::Person(user) => {
+        UserOrAdmin::User(user) => {
             let teams = api.control.sign_in(user.id).await?;
             teams.iter().enumerate().map(|(at, (team, key))| view(team, key, at == 0)).collect()
         }
-        PersonOrAdmin::Admin => {
+        UserOrAdmin::Admin => {
             let default = api.control.default_team().id;
             api.control.teams().iter().map(|team| view(team, "", team.id == default)).collect()
         }
@@ -52,7 +52,7 @@ async fn mine(State(api): State<Api>, caller: PersonOrAdmin) -> Result<Json<Vec<
 }
 
 #[derive(Debug, Deserialize)]
-struct TokenFor {
+struct NewTokenBody {
     name: String,
     #[serde(rename = "userID")]
     user_id: Option<UserId>,
@@ -81,15 +81,15 @@ impl From<NewToken> for TokenView {
     }
 }
 
-/// People make tokens for themselves; the operator names whose it shall be.
+/// Creates an access token: a user's own, or for the operator that of the user in `userID`.
 async fn create_token(
     State(api): State<Api>,
-    caller: PersonOrAdmin,
-    Body(body): Body<TokenFor>,
+    caller: UserOrAdmin,
+    Body(body): Body<NewTokenBody>,
 ) -> Result<(StatusCode, Json<TokenView>), ApiError> {
     let user = match caller {
-        PersonOrAdmin::Person(user) => user.id,
-        PersonOrAdmin::Admin => body.user_id.ok_or_else(|| {
+        UserOrAdmin::User(user) => user.id,
+        UserOrAdmin::Admin => body.user_id.ok_or_else(|| {
             ApiError::bad_request("userID is required: whose token is it? See GET /admin/users")
         })?,
     };
@@ -98,12 +98,12 @@ async fn create_token(
 
 async fn remove_token(
     State(api): State<Api>,
-    caller: PersonOrAdmin,
+    caller: UserOrAdmin,
     Segment(id): Segment,
 ) -> Result<StatusCode, ApiError> {
     let owner = match caller {
-        PersonOrAdmin::Person(user) => Some(user.id),
-        PersonOrAdmin::Admin => None,
+        UserOrAdmin::User(user) => Some(user.id),
+        UserOrAdmin::Admin => None,
     };
     let id = id.parse().map_err(|_| ApiError::bad_request("Invalid access token ID"))?;
     api.control.delete_token(owner, id).await?;
@@ -138,7 +138,7 @@ impl From<Limits> for LimitsChange {
 }
 
 #[derive(Debug, Deserialize)]
-struct New {
+struct NewTeamBody {
     name: String,
     slug: Option<String>,
     #[serde(default)]
@@ -147,7 +147,7 @@ struct New {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Change {
+struct TeamChangeBody {
     name: Option<String>,
     #[serde(default)]
     limits: Limits,
@@ -157,7 +157,7 @@ struct Change {
     blocked_reason: String,
 }
 
-impl Change {
+impl TeamChangeBody {
     fn standing(&self) -> Result<Option<Standing>, ApiError> {
         match (self.banned, self.blocked) {
             (Some(true), Some(true)) => {
@@ -204,14 +204,14 @@ async fn list(State(api): State<Api>, _: Admin) -> Json<Vec<Value>> {
 async fn create(
     State(api): State<Api>,
     _: Admin,
-    Body(body): Body<New>,
+    Body(body): Body<NewTeamBody>,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let new = NewTeam { name: body.name, slug: body.slug, limits: body.limits.into() };
     let team = api.control.create_team(new).await?;
     Ok((StatusCode::CREATED, Json(view(&api, &team))))
 }
 
-async fn look(State(api): State<Api>, _: Admin, Segment(team): Segment) -> Result<Json<Value>, ApiError> {
+async fn get(State(api): State<Api>, _: Admin, Segment(team): Segment) -> Result<Json<Value>, ApiError> {
     let team = api.control.team(team_id(&team)?);
     let team = team.ok_or_else(|| ApiError::new(StatusCode::NOT_FOUND, "Team not found"))?;
     Ok(Json(view(&api, &team)))
@@ -221,7 +221,7 @@ async fn change(
     State(api): State<Api>,
     _: Admin,
     Segment(team): Segment,
-    Body(body): Body<Change>,
+    Body(body): Body<TeamChangeBody>,
 ) -> Result<Json<Value>, ApiError> {
     let standing = body.standing()?;
     let change = TeamChange { name: body.name, limits: body.limits.into(), standing };
@@ -239,7 +239,7 @@ async fn running(State(api): State<Api>, _: Admin) -> Json<Value> {
 }
 
 #[derive(Debug, Deserialize)]
-struct Email {
+struct NewUserBody {
     email: String,
 }
 
@@ -254,7 +254,7 @@ async fn users(State(api): State<Api>, _: Admin) -> Result<Json<Vec<Value>>, Api
 async fn create_user(
     State(api): State<Api>,
     _: Admin,
-    Body(body): Body<Email>,
+    Body(body): Body<NewUserBody>,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     Ok((StatusCode::CREATED, Json(user_view(&api.control.create_user(&body.email).await?))))
 }

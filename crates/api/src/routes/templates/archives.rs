@@ -1,6 +1,6 @@
-//! Templates as archives: written out whole, and read into a build that waits for its start.
-//! Ours, not E2B's. What is exported is a stream whose index comes last, so one that breaks off is no archive.
-//! An import is a build: it is followed, and fails, as any other.
+//! Handlers that export a template as an archive and import one. Ours, not E2B's.
+//! The index of an exported archive comes last, so a stream that breaks off is recognised as incomplete.
+//! An import is the source of a build that was requested before, and is followed like any other build.
 
 use axum::body::Body;
 use axum::extract::{Path, State};
@@ -10,13 +10,13 @@ use tokio::io::duplex;
 use tokio_util::io::{ReaderStream, SyncIoBridge};
 
 use super::builds::{build_id, template_id};
-use super::uploads::not_taken;
+use super::uploads::upload_refused;
 use crate::auth::Caller;
 use crate::paths::Segment;
 use crate::route_table::RouteTable;
 use crate::{Api, ApiError};
 
-/// Bytes between the writer and the network.
+/// Size of the buffer between the archive's writer and the connection, bytes.
 const BUFFER: usize = 1 << 20;
 
 pub(crate) fn routes() -> RouteTable {
@@ -35,7 +35,7 @@ async fn export(
     tokio::task::spawn_blocking(move || {
         let mut writer = SyncIoBridge::new(ours);
         if let Err(error) = archive.write(&mut writer) {
-            tracing::warn!(%error, "an export was not finished");
+            tracing::warn!(%error, "failed to export a template");
         }
     });
     Ok(([(header::CONTENT_TYPE, "application/x-tar")], Body::from_stream(ReaderStream::new(theirs))))
@@ -49,7 +49,7 @@ async fn import(
 ) -> Result<StatusCode, ApiError> {
     let (template, build) = (template_id(&template)?, build_id(&build)?);
     let archive = api.control.receive_archive(team.id, body.into_data_stream()).await;
-    let archive = archive.map_err(|error| not_taken(&error))?;
+    let archive = archive.map_err(|error| upload_refused(&error))?;
     let spec = BuildSpec {
         engine: None,
         source: BuildSource::Archive(archive),

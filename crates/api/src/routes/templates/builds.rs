@@ -1,6 +1,5 @@
-//! Building templates: ask for a build, start it, follow it.
-//! `uploads` is how the files it copies come here.
-//! Protocol: E2B's Build System 2.0 (`/v3/templates`, `/v2/templates/{id}/builds/{id}`); `legacy` has the older forms.
+//! Handlers that request, start and follow a template build: E2B's Build System 2.0 (`/v3/templates`,
+//! `/v2/templates/{templateID}/builds/{buildID}`). `legacy` has the older routes.
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -21,8 +20,8 @@ use crate::paths::Params;
 use crate::route_table::RouteTable;
 use crate::{Api, ApiError};
 
-/// Most lines of one answer.
-const MAX_LINES: usize = 100;
+/// Default of the number of log lines in one response.
+const DEFAULT_LINES: usize = 100;
 
 pub(crate) fn routes() -> RouteTable {
     RouteTable::new()
@@ -93,7 +92,7 @@ pub(super) fn build_id(text: &str) -> Result<BuildId, ApiError> {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct Started {
+struct StartBuildBody {
     from_image: Option<String>,
     from_template: Option<String>,
     from_image_registry: Option<Credentials>,
@@ -101,7 +100,7 @@ struct Started {
     steps: Vec<RawStep>,
     start_cmd: Option<String>,
     ready_cmd: Option<String>,
-    /// Ours.
+    /// Ours, not E2B's.
     engine: Option<String>,
 }
 
@@ -142,7 +141,7 @@ async fn start(
     Caller(team): Caller,
     Path((template, build)): Path<(String, String)>,
     headers: HeaderMap,
-    Body(body): Body<Started>,
+    Body(body): Body<StartBuildBody>,
 ) -> Result<StatusCode, ApiError> {
     let (template, build) = (template_id(&template)?, build_id(&build)?);
     let given = |text: Option<String>| text.filter(|text| !text.trim().is_empty());
@@ -169,7 +168,7 @@ async fn start(
     Ok(StatusCode::ACCEPTED)
 }
 
-/// The official SDKs before 2.3.0 know no default user.
+/// Returns the rules of the SDK that sent the request: those before 2.3.0 have no default user.
 fn rules_for(headers: &HeaderMap) -> BuildRules {
     let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
     let sdk = agent.split(' ').next().unwrap_or_default();
@@ -183,7 +182,7 @@ fn rules_for(headers: &HeaderMap) -> BuildRules {
 }
 
 #[derive(Debug, Serialize)]
-struct Entry {
+struct BuildLogEntry {
     #[serde(with = "time::serde::rfc3339")]
     timestamp: OffsetDateTime,
     message: String,
@@ -192,14 +191,14 @@ struct Entry {
     step: Option<String>,
 }
 
-impl From<LogLine> for Entry {
+impl From<LogLine> for BuildLogEntry {
     fn from(line: LogLine) -> Self {
         let step = line.step().map(str::to_owned);
         Self { timestamp: line.time(), level: line.level, message: line.message, step }
     }
 }
 
-fn entries(lines: Vec<LogLine>) -> Vec<Entry> {
+fn entries(lines: Vec<LogLine>) -> Vec<BuildLogEntry> {
     lines.into_iter().map(Into::into).collect()
 }
 
@@ -219,7 +218,7 @@ async fn status(
 ) -> Result<Json<Value>, ApiError> {
     let (template, id) = (template_id(&template)?, build_id(&build)?);
     let level = params.level.unwrap_or(LogLevel::Debug);
-    let limit = params.limit.unwrap_or(MAX_LINES);
+    let limit = params.limit.unwrap_or(DEFAULT_LINES);
     let seen = params.logs_offset.unwrap_or(0);
     let report = api.control.build_report(&team, &template, id, level, seen, limit).await?;
     let BuildReport { status, lines, failure, failure_lines } = report;
@@ -268,7 +267,7 @@ async fn logs(
         newest_first,
         level: params.level.unwrap_or(LogLevel::Debug),
         search: None,
-        limit: params.limit.unwrap_or(MAX_LINES),
+        limit: params.limit.unwrap_or(DEFAULT_LINES),
     };
     let lines = api.control.build_lines(&team, &template_id(&template)?, build_id(&build)?, query).await?;
     Ok(Json(json!({ "logs": entries(lines) })))

@@ -1,6 +1,6 @@
-//! Older ways to ask for a build: with a Dockerfile as text (the first generation), and in an older shape (the second).
-//! The server reads the Dockerfile; nothing is pushed to a registry in between.
-//! Protocol: E2B's deprecated `POST /templates`, `/templates/{id}`, `/templates/{id}/builds/{buildID}` and `/v2/templates`.
+//! Handlers of E2B's deprecated routes that build templates: `POST /templates`, `/templates/{templateID}` and
+//! `/templates/{templateID}/builds/{buildID}` take a Dockerfile as text, `/v2/templates` takes steps.
+//! The server parses the Dockerfile; clients push no image to a registry.
 
 use axum::Json;
 use axum::extract::{FromRequest, Path, Request, State};
@@ -28,7 +28,7 @@ pub(super) fn routes() -> RouteTable {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct PlannedBuild {
+struct DockerfileBuild {
     alias: Option<String>,
     dockerfile: Option<String>,
     #[serde(rename = "teamID")]
@@ -40,15 +40,15 @@ struct PlannedBuild {
     memory_mb: Option<u32>,
 }
 
-/// What the first generation sends; the generation before it sent forms.
-async fn read(request: Request) -> Result<PlannedBuild, ApiError> {
+/// Parses the body. Multipart forms are those of CLIs before v1.
+async fn read(request: Request) -> Result<DockerfileBuild, ApiError> {
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     if kind.is_some_and(|kind| kind.starts_with("multipart/")) {
         return Err(ApiError::bad_request(
             "Endpoint deprecated please update your CLI to the latest version",
         ));
     }
-    Body::<PlannedBuild>::from_request(request, &()).await.map(|Body(body)| body)
+    Body::<DockerfileBuild>::from_request(request, &()).await.map(|Body(body)| body)
 }
 
 async fn create(
@@ -89,7 +89,7 @@ async fn planned(
     api: &Api,
     team: &store::Team,
     target: BuildTarget,
-    body: PlannedBuild,
+    body: DockerfileBuild,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     if body.team_id.is_some_and(|id| id != team.id.to_string()) {
         return Err(ApiError::bad_request("Team ID param mismatch with the API key"));
@@ -124,7 +124,7 @@ async fn start(
     Ok(StatusCode::ACCEPTED)
 }
 
-/// The second generation's first call: steps come with the start.
+/// Requests a build whose steps are in the request that starts it.
 async fn request(
     State(api): State<Api>,
     Caller(team): Caller,
@@ -134,7 +134,7 @@ async fn request(
     answer(&api, &team, requested).await
 }
 
-/// A template as lists have it, with the build that was asked for as its newest.
+/// Returns the template as lists have it, with the requested build as its newest.
 async fn answer(
     api: &Api,
     team: &store::Team,

@@ -1,6 +1,6 @@
-//! Templates that exist: lists, one with its builds, the question whether a name is taken, deleting and publishing.
-//! `builds`, `legacy` and `uploads` are how they are made, `tags` what their builds are called, `archives` how they travel.
-//! A name may hold `%2F`: `team%2Fname` is one segment.
+//! Handlers for templates: list, get with builds, look up by name, delete, publish.
+//! `builds` and `legacy` have the requests that build templates, `uploads` the files for builds, `tags` the tags of builds, and
+//! `archives` export and import. A template's name in a path may contain `%2F`: `team%2Fname` is one segment.
 
 mod archives;
 mod builds;
@@ -27,7 +27,7 @@ pub(crate) fn routes() -> RouteTable {
         .get("/v2/templates", list)
         .get("/default-templates", defaults)
         .get("/templates/aliases/{alias}", alias)
-        .get("/templates/{templateID}", one)
+        .get("/templates/{templateID}", get)
         .delete("/templates/{templateID}", delete)
         .patch("/templates/{templateID}", publish)
         .patch("/v2/templates/{templateID}", publish)
@@ -69,7 +69,7 @@ async fn alias(
     Ok(Json(json!({ "templateID": template.id, "public": template.public })))
 }
 
-async fn one(
+async fn get(
     State(api): State<Api>,
     Caller(team): Caller,
     Segment(id): Segment,
@@ -81,7 +81,7 @@ async fn one(
     Ok(Json(value))
 }
 
-/// Snapshots too: they are templates.
+/// Deletes a template or a snapshot, which is a template of one build.
 async fn delete(
     State(api): State<Api>,
     Caller(team): Caller,

@@ -1,6 +1,6 @@
-//! Tags of a template's builds: assign, remove, list, count, ask for one, and their history.
-//! Only ready builds count. In the histories ids are written `buildId`, elsewhere `buildID`: that is the contract.
-//! Cursors are positions; a list that changes meanwhile may show an item twice or not at all.
+//! Handlers for tags of a template's builds: assign, remove, list, count, look up, and the history of assignments.
+//! Only ready builds are considered. E2B writes `buildId` in histories and `buildID` elsewhere.
+//! Cursors are positions: a list that changes between two pages may repeat or miss an item.
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -150,7 +150,7 @@ async fn groups(
     let mut found: Vec<(String, Vec<TagInfo>)> =
         tags.into_iter().filter(|(tag, _)| tag.contains(&search)).collect();
     let latest = |infos: &[TagInfo]| infos.first().map(|info| info.assignment.created_at);
-    // By name already.
+    // They are sorted by name.
     match params.sort.unwrap_or_default() {
         Sort::NameAsc => {}
         Sort::NameDesc => found.reverse(),
@@ -158,10 +158,10 @@ async fn groups(
         Sort::LatestDesc => found.sort_by_key(|(_, infos)| std::cmp::Reverse(latest(infos))),
     }
     let page = TagPage::of(found, from, params.tags_limit.unwrap_or(25).clamp(1, 100));
-    let most = params.assignment_limit.unwrap_or(6).clamp(1, 100);
+    let max = params.assignment_limit.unwrap_or(6).clamp(1, 100);
     let groups = page.items.iter().map(|(tag, infos)| {
-        let shown: Vec<Value> = infos.iter().take(most).map(assignment).collect();
-        json!({ "tag": tag, "assignments": shown, "hasMore": infos.len() > most })
+        let shown: Vec<Value> = infos.iter().take(max).map(assignment).collect();
+        json!({ "tag": tag, "assignments": shown, "hasMore": infos.len() > max })
     });
     let groups: Vec<Value> = groups.collect();
     Ok(Json(json!({ "tags": groups, "nextCursor": page.next.map(|at| at.to_string()) })))

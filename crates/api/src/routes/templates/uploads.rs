@@ -1,6 +1,6 @@
-//! Files of a build's context: where to send them, sending them, and how far that has come.
-//! Uploads come without a key, to an address that this server has signed. One that broke off goes on with `Content-Range`.
-//! Protocol: E2B's link for a plain `PUT`; for the rest, resumable uploads as Google's object storage has them.
+//! Handlers for uploads of build files: the link to upload to, the upload itself, and its state.
+//! An upload has no API key: its URL is signed by this server. One that broke off is continued with `Content-Range`.
+//! Protocol: E2B's link for a plain `PUT`, and resumable uploads as in Google Cloud Storage.
 
 use axum::Json;
 use axum::body::Body as RequestBody;
@@ -32,12 +32,12 @@ async fn link(
     headers: HeaderMap,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let link = api.control.files_link(&team, &template_id(&template)?, &hash)?;
-    let url = format!("{}{}", own_address(&headers), link.path);
+    let url = format!("{}{}", server_url(&headers), link.path);
     Ok((StatusCode::CREATED, Json(json!({ "present": link.present, "url": url }))))
 }
 
-/// Where the client has reached us, so that it reaches us again.
-fn own_address(headers: &HeaderMap) -> String {
+/// Returns the URL that the client used to reach this server.
+fn server_url(headers: &HeaderMap) -> String {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let host = text("x-forwarded-host").or_else(|| text(header::HOST.as_str())).unwrap_or("localhost");
     let scheme = text("x-forwarded-proto").filter(|scheme| *scheme == "https").unwrap_or("http");
@@ -53,18 +53,18 @@ struct UploadParams {
 
 fn address(team: &str, hash: String, params: UploadParams) -> Result<UploadAddress, ApiError> {
     let UploadParams { upload, expires, token } = params;
-    let team = team.parse().map_err(|_| not_taken(&UploadError::Link))?;
+    let team = team.parse().map_err(|_| upload_refused(&UploadError::Link))?;
     Ok(UploadAddress { team, hash, upload, expires, token })
 }
 
-/// `HEAD` and `GET`.
+/// Returns how much of an upload the server has. Also for `HEAD`.
 async fn state(
     State(api): State<Api>,
     Path((team, hash)): Path<(String, String)>,
     Params(params): Params<UploadParams>,
 ) -> Result<Response, ApiError> {
     let address = address(&team, hash, params)?;
-    let state = api.control.upload_state(&address).await.map_err(|error| not_taken(&error))?;
+    let state = api.control.upload_state(&address).await.map_err(|error| upload_refused(&error))?;
     Ok(answer(state))
 }
 
@@ -79,8 +79,9 @@ async fn receive(
     let range = match headers.get(header::CONTENT_RANGE) {
         None => None,
         Some(range) => match content_range(range.to_str().unwrap_or_default())? {
-            ContentRange::Asked => {
-                let state = api.control.upload_state(&address).await.map_err(|error| not_taken(&error))?;
+            ContentRange::Query => {
+                let state =
+                    api.control.upload_state(&address).await.map_err(|error| upload_refused(&error))?;
                 return Ok(answer(state));
             }
             ContentRange::Bytes(range) => Some(range),
@@ -89,28 +90,28 @@ async fn receive(
     match api.control.receive_files(&address, range, body.into_data_stream()).await {
         Ok(state) => Ok(answer(state)),
         Err(error) => {
-            let mut response = not_taken(&error).into_response();
+            let mut response = upload_refused(&error).into_response();
             if let UploadError::Gap(here) = error {
-                say_how_far(&mut response, here);
+                add_range(&mut response, here);
             }
             Ok(response)
         }
     }
 }
 
-/// 200 is the whole archive; 308 says which bytes are here, and nothing where there are none.
+/// 200 for a complete upload; 308 with the received bytes as `Range` for a partial one, without `Range` if there are none.
 fn answer(state: UploadState) -> Response {
     match state {
         UploadState::Complete => StatusCode::OK.into_response(),
         UploadState::Partial(here) => {
             let mut response = StatusCode::PERMANENT_REDIRECT.into_response();
-            say_how_far(&mut response, here);
+            add_range(&mut response, here);
             response
         }
     }
 }
 
-fn say_how_far(response: &mut Response, here: u64) {
+fn add_range(response: &mut Response, here: u64) {
     if let Some(last) = here.checked_sub(1) {
         let range =
             HeaderValue::from_str(&format!("bytes=0-{last}")).expect("digits are no control characters");
@@ -120,12 +121,12 @@ fn say_how_far(response: &mut Response, here: u64) {
 
 #[derive(Debug, PartialEq, Eq)]
 enum ContentRange {
-    /// `bytes */total`: how far is it?
-    Asked,
+    /// `bytes */total`: a query for the upload's state.
+    Query,
     Bytes(UploadRange),
 }
 
-/// `bytes first-last/total`, where `*` stands for what is not known.
+/// Parses `bytes first-last/total`, where `*` is an unknown range or total.
 fn content_range(text: &str) -> Result<ContentRange, ApiError> {
     let refused = || ApiError::bad_request("Content-Range must be like 'bytes 0-99/1000' or 'bytes */1000'");
     let number = |text: &str| text.parse::<u64>().map_err(|_| refused());
@@ -133,7 +134,7 @@ fn content_range(text: &str) -> Result<ContentRange, ApiError> {
         text.strip_prefix("bytes ").and_then(|text| text.split_once('/')).ok_or_else(refused)?;
     let total = if total == "*" { None } else { Some(number(total)?) };
     if range == "*" {
-        return Ok(ContentRange::Asked);
+        return Ok(ContentRange::Query);
     }
     let (first, last) = range.split_once('-').ok_or_else(refused)?;
     let (first, last) = (number(first)?, number(last)?);
@@ -144,7 +145,7 @@ fn content_range(text: &str) -> Result<ContentRange, ApiError> {
     Ok(ContentRange::Bytes(UploadRange { first, length, total }))
 }
 
-pub(super) fn not_taken(error: &UploadError) -> ApiError {
+pub(super) fn upload_refused(error: &UploadError) -> ApiError {
     let status = match error {
         UploadError::Link => StatusCode::FORBIDDEN,
         UploadError::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -153,7 +154,7 @@ pub(super) fn not_taken(error: &UploadError) -> ApiError {
         UploadError::TakenOver => StatusCode::CONFLICT,
         UploadError::Full => StatusCode::INSUFFICIENT_STORAGE,
         UploadError::Io(cause) => {
-            tracing::error!(error = %cause, "an upload for a build failed");
+            tracing::error!(error = %cause, "failed to store an upload for a build");
             StatusCode::INTERNAL_SERVER_ERROR
         }
     };
@@ -171,8 +172,8 @@ mod tests {
         assert_eq!(read("bytes 0-9/100"), Some(bytes(0, 10, Some(100))));
         assert_eq!(read("bytes 90-99/100"), Some(bytes(90, 10, Some(100))));
         assert_eq!(read("bytes 5-5/*"), Some(bytes(5, 1, None)));
-        assert_eq!(read("bytes */100"), Some(ContentRange::Asked));
-        assert_eq!(read("bytes */*"), Some(ContentRange::Asked));
+        assert_eq!(read("bytes */100"), Some(ContentRange::Query));
+        assert_eq!(read("bytes */*"), Some(ContentRange::Query));
         for bad in [
             "",
             "bytes",
