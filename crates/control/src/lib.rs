@@ -5,6 +5,7 @@
 
 mod builds;
 mod config;
+mod counts;
 mod envd;
 mod error;
 mod events;

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use crate::target::{Target, target};
-use crate::{Edge, pages, proxy};
+use crate::{Edge, observe, pages};
 
 /// Longest wait for a request's head, idle time between requests included. Clients keep connections for 300 s:
 /// ours must be the longer wait, or a request meets a closing socket.
@@ -118,7 +118,7 @@ async fn answer(
     };
     let mut response = match target {
         Target::Api => edge.api.clone().oneshot(request).await?,
-        Target::Sandbox(address) => proxy::forward(request, address, &edge, &resetter).await,
+        Target::Sandbox(address) => observe::forward(request, address, &edge, &resetter).await,
         Target::Invalid(text) => {
             drop(request);
             pages::invalid_host(text)

@@ -7,6 +7,7 @@ mod connection;
 mod guard;
 mod half;
 mod headers;
+mod observe;
 mod pages;
 mod proxy;
 mod target;

@@ -56,6 +56,7 @@ pub(crate) async fn forward(
         }
     };
 
+    tracing::Span::current().record("team_id", tracing::field::display(live.team));
     let own_connection = request.version() != Version::HTTP_2;
     let switching = headers::upgrade_wanted(request.headers()).is_some() && own_connection;
     let client_upgrade = switching.then(|| hyper::upgrade::on(&mut request));

@@ -4,9 +4,10 @@
 
 mod base_template;
 mod settings;
+mod telemetry;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{IsTerminal, Read, Write};
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::telemetry::Exporter;
 use api::RateLimit;
 use clap::Args;
 use control::{Control, LimitsChange, TeamChange};
@@ -25,7 +27,6 @@ use rustix::process::{Resource, getrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
-use tracing_subscriber::EnvFilter;
 
 use super::limits::Limits;
 use crate::database;
@@ -114,6 +115,13 @@ pub(crate) struct ServeArguments {
     /// Write log lines as JSON.
     #[arg(long)]
     log_json: bool,
+    /// Further address on which `/metrics` is served, without a token. On the address of `--listen` it needs the admin token, in
+    /// `X-Admin-Token` or `Authorization: Bearer`.
+    #[arg(long, env = "COFFERDAM_METRICS_LISTEN", value_name = "ADDRESS")]
+    metrics_listen: Option<SocketAddr>,
+    /// URL of an OpenTelemetry collector that traces are sent to, as OTLP over HTTP: `http://127.0.0.1:4318`. [default: no traces]
+    #[arg(long, env = "COFFERDAM_OTLP", value_name = "URL")]
+    otlp: Option<String>,
 }
 
 /// Runs the server until SIGTERM or SIGINT.
@@ -121,7 +129,10 @@ pub(crate) struct ServeArguments {
 /// # Errors
 /// A setting is unusable, another server uses the data directory, or a part of the server cannot be opened.
 pub(crate) fn run(arguments: &ServeArguments) -> Result<ExitCode, Failure> {
-    start_log(arguments)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let _in_runtime = runtime.enter();
+    // Dropped at the end, after the last span.
+    let _trace_export = telemetry::start(arguments)?;
     let data_dir = &arguments.data.data_dir;
     fs::create_dir_all(data_dir).map_err(|error| {
         Failure::new(format!("{}: {error}; choose another directory with --data-dir", data_dir.display()))
@@ -129,21 +140,8 @@ pub(crate) fn run(arguments: &ServeArguments) -> Result<ExitCode, Failure> {
     // The store holds the seed that every sandbox's token is derived from.
     fs::set_permissions(data_dir, fs::Permissions::from_mode(0o700))?;
     let _lock = lock(data_dir)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(serve(arguments))?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn start_log(arguments: &ServeArguments) -> Result<(), Failure> {
-    let filter = EnvFilter::try_new(&arguments.log)
-        .map_err(|error| Failure::new(format!("--log {}: {error}", arguments.log)))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if arguments.log_json {
-        log.json().init();
-    } else {
-        log.with_ansi(std::io::stderr().is_terminal()).init();
-    }
-    Ok(())
 }
 
 /// Locks the data directory: a second server on it would sweep the first one's sandboxes.
@@ -165,7 +163,14 @@ fn lock(data_dir: &Path) -> Result<File, Failure> {
 
 async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
     let data = &arguments.data;
+    let exporter = Exporter::install()?;
     let control = open_control(arguments).await?;
+    tokio::spawn(telemetry::fold_histograms(exporter.clone()));
+    let metrics = telemetry::metrics_source(exporter, control.clone());
+    if let Some(address) = arguments.metrics_listen {
+        let address = telemetry::listen_for_scrapes(address, metrics.clone()).await?;
+        info!(%address, "listening for scrapes of /metrics");
+    }
     let listener = TcpListener::bind(arguments.listen).await.map_err(|error| {
         Failure::new(format!(
             "cannot listen on {}: {error}; choose another address with --listen",
@@ -178,6 +183,7 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
         domain: (arguments.domain != "localhost").then(|| arguments.domain.clone()),
         host: host::probe(&data.data_dir),
         rate_limits: arguments.rate_limit.clone(),
+        metrics: Some(metrics),
     };
     let api = api::router(control.clone(), api_config);
     let edge_config =
