@@ -6,4 +6,5 @@ mod events;
 mod identity;
 mod limits;
 mod metrics;
+mod openapi;
 mod rest;
