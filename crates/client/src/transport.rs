@@ -13,7 +13,6 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use rustls::RootCertStore;
 use serde::de::DeserializeOwned;
 
 use crate::{ClientConfig, Error, Result};
@@ -39,7 +38,7 @@ impl Transport {
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls(config)?)
+            .with_tls_config(tls(config))
             .https_or_http()
             .enable_all_versions()
             .wrap_connector(tcp);
@@ -81,17 +80,9 @@ impl Transport {
     }
 }
 
-fn tls(config: &ClientConfig) -> Result<rustls::ClientConfig> {
-    let provider = rustls::crypto::ring::default_provider();
-    let builder = rustls::ClientConfig::builder_with_provider(provider.into())
-        .with_safe_default_protocol_versions()
-        .map_err(|error| Error::Config(format!("TLS: {error}")))?;
-    let mut roots = RootCertStore::empty();
-    // Reading them takes some milliseconds, and a machine that only talks to itself may have none.
-    if !config.is_plaintext() {
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    }
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+/// A configuration without certificate authorities where the server is reached in plaintext: reading them takes some milliseconds.
+fn tls(config: &ClientConfig) -> rustls::ClientConfig {
+    if config.is_plaintext() { tls_roots::client_config_without_roots() } else { tls_roots::client_config() }
 }
 
 pub(crate) fn json_body(value: &impl serde::Serialize) -> ClientBody {

@@ -12,7 +12,6 @@ use http_body_util::Full;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use net::Cidr;
-use rustls::RootCertStore;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -70,15 +69,7 @@ impl Courier {
     /// takes at most `patience` for one delivery. Blocks for some milliseconds.
     #[must_use]
     pub fn new(allowed: Vec<Cidr>, patience: Duration) -> Self {
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        let provider = rustls::crypto::ring::default_provider();
-        let tls = rustls::ClientConfig::builder_with_provider(provider.into())
-            .with_safe_default_protocol_versions()
-            .expect("ring has the default versions' cipher suites")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Self { tls: Arc::new(tls), allowed: allowed.into(), patience }
+        Self { tls: Arc::new(tls_roots::client_config()), allowed: allowed.into(), patience }
     }
 
     /// Takes a URL apart and checks it.

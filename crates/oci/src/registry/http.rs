@@ -13,7 +13,6 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use net::{is_host_address, is_never_public};
-use rustls::RootCertStore;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -69,15 +68,7 @@ impl Drop for Connection {
 impl Http {
     /// Blocks for some milliseconds, for the system's certificates.
     pub(crate) fn new(registries: Registries) -> Self {
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        let provider = rustls::crypto::ring::default_provider();
-        let tls = rustls::ClientConfig::builder_with_provider(provider.into())
-            .with_safe_default_protocol_versions()
-            .expect("ring has the default versions' cipher suites")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Self { tls: Arc::new(tls), registries: Arc::new(registries) }
+        Self { tls: Arc::new(tls_roots::client_config()), registries: Arc::new(registries) }
     }
 
     pub(crate) fn registries(&self) -> &Registries {

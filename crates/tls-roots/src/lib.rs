@@ -1,0 +1,31 @@
+//! TLS client configurations, the same for registries, webhooks and the SDK: the system's certificate authorities, cryptography
+//! of ring, TLS 1.2 and 1.3, no client certificates.
+
+#![forbid(unsafe_code)]
+
+use rustls::{ClientConfig, RootCertStore};
+
+/// Returns a configuration that trusts the system's certificate authorities. Blocks for some milliseconds to read them.
+///
+/// Certificates that cannot be read are left out: a host without any certificate authorities trusts no server.
+#[must_use]
+pub fn client_config() -> ClientConfig {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    config_with(roots)
+}
+
+/// Returns a configuration that trusts no server, for clients that only make plaintext connections. Does not block.
+#[must_use]
+pub fn client_config_without_roots() -> ClientConfig {
+    config_with(RootCertStore::empty())
+}
+
+fn config_with(roots: RootCertStore) -> ClientConfig {
+    let provider = rustls::crypto::ring::default_provider();
+    ClientConfig::builder_with_provider(provider.into())
+        .with_safe_default_protocol_versions()
+        .expect("ring has the cipher suites of the default versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth()
+}
