@@ -7,6 +7,7 @@
 mod error;
 mod events;
 mod identity;
+mod measured;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod records;
@@ -23,6 +24,7 @@ use time::OffsetDateTime;
 pub use error::StoreError;
 pub use events::{Delivery, Event, EventBody, EventKind, EventQuery, EventStore, Webhook};
 pub use identity::{AccessToken, IdentityStore, User};
+pub use measured::MeasuredStore;
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresStore;
 pub use records::{

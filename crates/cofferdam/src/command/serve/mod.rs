@@ -24,6 +24,7 @@ use layers::LayerStore;
 use net::Cidr;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Resource, getrlimit};
+use store::MeasuredStore;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
@@ -208,6 +209,7 @@ async fn open_control(arguments: &ServeArguments) -> Result<Arc<Control>, Failur
     let engine = engines::open(&arguments.engines, data, &settings::gateway(arguments)).await?;
     let store = database::open(data, arguments.database.as_deref()).await?;
     let config = settings::control(arguments, &layers, engine.descriptor().isolation)?;
+    let store = Arc::new(MeasuredStore::new(store));
     let control = Control::open(store, engine, config).await?;
     // The options also apply to a default team of an earlier start; other teams are changed by `team update`.
     let limits = LimitsChange::from(&arguments.limits);
