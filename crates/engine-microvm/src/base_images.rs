@@ -11,9 +11,10 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use engine::{EngineError, TemplateImage};
+use parking_lot::{Mutex, MutexGuard};
 use sha2::{Digest, Sha256};
 use tracing::warn;
 
@@ -60,7 +61,7 @@ impl BaseImages {
     }
 
     fn held(&self) -> MutexGuard<'_, HashMap<String, Weak<()>>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock()
     }
 }
 

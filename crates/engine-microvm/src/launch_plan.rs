@@ -3,6 +3,7 @@
 //! Booting and restoring differ only in the mounts and the command line. Nothing has connected to
 //! QEMU yet when [`LaunchPlan::launch`] returns.
 
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use engine::{EngineError, Resources, StartSpec};
 use engine_host::{ProcessId, tree_of};
 use guest_api::network;
 use layers::TreeName;
-use net::{LinkAddresses, Listeners, create_tap_network};
+use net::{LinkAddresses, Listeners, TapNetwork, create_tap_network};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use sys::Namespace;
 
@@ -60,7 +61,10 @@ pub(crate) struct LaunchedQemu {
 }
 
 impl LaunchPlan {
-    /// Starts QEMU. Blocks. Leaves nothing behind where that fails.
+    /// Starts QEMU and writes the record of the sandbox. Blocks.
+    ///
+    /// # Errors
+    /// The host has no free user ids, no room on the disk, or QEMU does not start. Nothing is left over then.
     pub(crate) fn launch(self, host: &Arc<Host>) -> Result<LaunchedQemu, EngineError> {
         let id = &self.spec.id;
         let outcome = self.start(host);
@@ -73,65 +77,79 @@ impl LaunchPlan {
     }
 
     fn start(&self, host: &Arc<Host>) -> Result<LaunchedQemu, EngineError> {
-        let Self { spec, vm_spec, disk, memory, start_mode, source } = self;
+        let Self { spec, vm_spec, .. } = self;
         let claim = Claim::take(host, &Resources { memory_mib: vm_spec.size.memory_mib, ..spec.resources })?;
-        let tap_network =
-            create_tap_network(&LINK_ADDRESSES).map_err(EngineError::kernel("make a machine's network"))?;
-        let listeners = Listeners::open_for_tap(&tap_network.namespace)
-            .map_err(EngineError::kernel("open the gateway"))?;
+        let network =
+            create_tap_network(&LINK_ADDRESSES).map_err(EngineError::kernel("create a tap network"))?;
+        let listeners =
+            Listeners::open_for_tap(&network.namespace).map_err(EngineError::kernel("open the gateway"))?;
+        let qemu_log = QemuLog::new().map_err(EngineError::kernel("create QEMU's log"))?;
+        let pid = self.spawn(host, &claim, &network, &qemu_log)?;
+        let pidfd =
+            self.record(host, &claim, pid).map_err(EngineError::kernel("write the record of a sandbox"))?;
+        Ok(LaunchedQemu { qemu_log, pid, pidfd, network: network.namespace, listeners, claim })
+    }
+
+    /// Creates the disk and the sockets and starts QEMU with them; returns its pid.
+    fn spawn(
+        &self,
+        host: &Host,
+        claim: &Claim,
+        network: &TapNetwork,
+        log: &QemuLog,
+    ) -> Result<i32, EngineError> {
+        let Self { spec, vm_spec, disk, memory, start_mode, source } = self;
         let private = disks::create_disk(host, disk, &spec.id, vm_spec.disk_mib, claim.uid_base)?;
         let sockets = host.sockets(spec.id.as_str()).listen();
-        let (monitor, agent) = sockets.map_err(EngineError::kernel("make a machine's sockets"))?;
-        let qemu_log = QemuLog::new().map_err(EngineError::kernel("make a log"))?;
+        let (monitor, agent) = sockets.map_err(EngineError::kernel("create the sockets of a VM"))?;
         let kvm = open_kvm(&host.accelerator).map_err(EngineError::kernel("open /dev/kvm"))?;
-        let fds = InheritedFds::new(&tap_network.tap, &monitor, &agent, kvm.as_ref());
-        let inherited = [Some(&tap_network.tap), Some(&monitor), Some(&agent), kvm.as_ref()];
+        let fds = InheritedFds::new(&network.tap, &monitor, &agent, kvm.as_ref());
+        let inherited = [Some(&network.tap), Some(&monitor), Some(&agent), kvm.as_ref()];
         let inherited = inherited.into_iter().flatten().map(AsRawFd::as_raw_fd).collect();
         let (program, arguments) =
             command_line(&host.accelerator, host.machine_type, vm_spec.size, start_mode, fds);
-        let place = if matches!(start_mode, StartMode::Boot(_)) { BOOT_DIR } else { SNAPSHOT_DIR };
-        let mounts = [
-            BindMount::new(&host.base_images.dir_of(&vm_spec.base), BASE_DIR, true),
-            BindMount::new(&private, VM_DIR, false),
-            BindMount::new(memory, MEMORY_DIR, true),
-            BindMount::new(source, place, true),
-        ];
-        let launched = mounts.into_iter().collect::<std::io::Result<Vec<BindMount>>>().and_then(|mounts| {
+        let source_dir = if matches!(start_mode, StartMode::Boot(_)) { BOOT_DIR } else { SNAPSHOT_DIR };
+        let spawn = || {
+            let mounts = vec![
+                BindMount::new(&host.base_images.dir_of(&vm_spec.base), BASE_DIR, true)?,
+                BindMount::new(&private, VM_DIR, false)?,
+                BindMount::new(memory, MEMORY_DIR, true)?,
+                BindMount::new(source, source_dir, true)?,
+            ];
             spawn_qemu(QemuLaunch {
                 program: &format!("/{program}"),
                 arguments,
                 root: BindMount::new(&host.tools.root(), "", true)?,
                 root_target: &host.root_target,
                 mounts,
-                network: &tap_network.namespace,
+                network: &network.namespace,
                 groups: claim.group.gates(),
                 uid: claim.uid_base,
-                largest_file: u64::from(vm_spec.disk_mib.max(disks::DEVICES_ROOM_MIB)) << 20,
+                max_file_bytes: u64::from(vm_spec.disk_mib.max(disks::DEVICES_ROOM_MIB)) << 20,
                 inherited,
-                log: qemu_log.writer()?,
+                log: log.writer()?,
             })
-        });
-        let child = launched.map_err(EngineError::kernel("start QEMU"))?;
-        let pid = i32::try_from(child.id()).expect("pids are positive and small");
-        let note = || -> std::io::Result<OwnedFd> {
-            let raw = Pid::from_raw(pid).ok_or(std::io::ErrorKind::NotFound)?;
-            let pidfd = pidfd_open(raw, PidfdFlags::empty())?;
-            let record = SandboxRecord {
-                process: ProcessId::of(pid)?,
-                uid_base: claim.uid_base,
-                cgroup: claim.group.name().to_owned(),
-                vm_spec: vm_spec.clone(),
-            };
-            host.records.save(&spec.id, &record)?;
-            Ok(pidfd)
         };
-        let pidfd = note().map_err(EngineError::kernel("record the sandbox"))?;
-        Ok(LaunchedQemu { qemu_log, pid, pidfd, network: tap_network.namespace, listeners, claim })
+        let child = spawn().map_err(EngineError::kernel("start QEMU"))?;
+        Ok(i32::try_from(child.id()).expect("pids are positive and small"))
+    }
+
+    /// Writes the record of the sandbox; returns a descriptor of its process.
+    fn record(&self, host: &Host, claim: &Claim, pid: i32) -> io::Result<OwnedFd> {
+        let pidfd = pidfd_open(Pid::from_raw(pid).ok_or(io::ErrorKind::NotFound)?, PidfdFlags::empty())?;
+        let record = SandboxRecord {
+            process: ProcessId::of(pid)?,
+            uid_base: claim.uid_base,
+            cgroup: claim.group.name().to_owned(),
+            vm_spec: self.vm_spec.clone(),
+        };
+        host.records.save(&self.spec.id, &record)?;
+        Ok(pidfd)
     }
 }
 
-/// Opened here, because machines run as users that may not.
-fn open_kvm(accelerator: &Accelerator) -> std::io::Result<Option<OwnedFd>> {
+/// Opens `/dev/kvm` if KVM is the accelerator: QEMU runs as a user that may not.
+fn open_kvm(accelerator: &Accelerator) -> io::Result<Option<OwnedFd>> {
     match accelerator {
         Accelerator::Kvm => {
             Ok(Some(std::fs::File::options().read(true).write(true).open("/dev/kvm")?.into()))

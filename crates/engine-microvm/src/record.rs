@@ -38,3 +38,20 @@ pub(crate) struct VmSpec {
     /// Size of the private disk, MiB.
     pub(crate) disk_mib: u32,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Later versions of the server must find sandboxes of earlier ones.
+    #[test]
+    fn records_keep_their_format() {
+        let process = r#""pid":7,"start_time":9,"boot_id":"x""#;
+        let text = format!(
+            r#"{{{process},"uid_base":5,"cgroup":"s5","base":"b","layers":["/l"],"shape":{{"cpus":2,"memory_mib":512}},"disk_mib":64}}"#
+        );
+        let record: SandboxRecord = serde_json::from_str(&text).unwrap();
+        assert_eq!(record.vm_spec.size, VmSize { cpus: 2, memory_mib: 512 });
+        assert_eq!(serde_json::to_string(&record).unwrap(), text);
+    }
+}

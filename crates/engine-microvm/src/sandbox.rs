@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use engine::{
@@ -19,6 +19,7 @@ use engine_host::{Life, tree_of};
 use guest_api::network::GUEST_V4;
 use guest_api::relay::{self, MAX_LINE, RELAY_PORT, RelayRequest};
 use net::Gateway;
+use parking_lot::Mutex;
 use sys::Namespace;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -103,7 +104,7 @@ impl MicrovmSandbox {
     async fn clean_up_at_end(self: Arc<Self>) {
         let reason = self.life.ended().await;
         debug!(sandbox_id = %self.id, ?reason, "VM ended");
-        let resources = self.resources.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let resources = self.resources.lock().take();
         let Some(host) = resources.as_ref().map(|resources| resources.claim.host.clone()) else { return };
         host.running.remove(&self.id);
         // First report the end, so that streams are cut at once; then clean up.
@@ -136,7 +137,7 @@ impl MicrovmSandbox {
     pub(crate) async fn leave(&self) {
         self.life.leave();
         self.vm.close().await;
-        let resources = self.resources.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let resources = self.resources.lock().take();
         if let Some(resources) = resources {
             resources.claim.leave();
             if let Some(gateway) = resources.gateway {
@@ -146,12 +147,12 @@ impl MicrovmSandbox {
     }
 
     pub(crate) fn claim(&self) -> Result<Arc<Claim>, EngineError> {
-        let resources = self.resources.lock().unwrap_or_else(PoisonError::into_inner);
+        let resources = self.resources.lock();
         resources.as_ref().map(|resources| resources.claim.clone()).ok_or(EngineError::NotFound)
     }
 
     fn with_gateway(&self, action: impl FnOnce(&Gateway)) {
-        let resources = self.resources.lock().unwrap_or_else(PoisonError::into_inner);
+        let resources = self.resources.lock();
         if let Some(gateway) = resources.as_ref().and_then(|resources| resources.gateway.as_ref()) {
             action(gateway);
         }

@@ -7,9 +7,10 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use engine::StartSpec;
+use parking_lot::{Mutex, MutexGuard};
 use sha2::{Digest, Sha256};
 
 use crate::host::Host;
@@ -36,7 +37,7 @@ impl WarmStarts {
 
     /// Returns the lock for creating what has this name.
     pub(crate) fn lock(&self, name: &str) -> Arc<tokio::sync::Mutex<()>> {
-        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut locks = self.locks.lock();
         // Locks that no other task holds or waits for.
         locks.retain(|_, lock| Arc::strong_count(lock) > 1);
         locks.entry(name.to_owned()).or_default().clone()
@@ -44,7 +45,7 @@ impl WarmStarts {
 
     /// Locks the creation of empty disks and memory files.
     pub(crate) fn lock_blanks(&self) -> MutexGuard<'_, ()> {
-        self.blanks.lock().unwrap_or_else(PoisonError::into_inner)
+        self.blanks.lock()
     }
 }
 

@@ -4,9 +4,10 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, RwLock};
 use rustix::net::sockopt;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpStream};
@@ -97,13 +98,13 @@ impl Gateway {
 
     /// Resets every connection there is. New ones are served as before.
     pub fn cut(&self) {
-        let mut cut = self.state.cut.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cut = self.state.cut.lock();
         std::mem::take(&mut *cut).cancel();
     }
 
     /// Replaces the rules for connections still to come.
     pub fn set_policy(&self, policy: EgressPolicy) {
-        *self.state.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+        *self.state.policy.write() = Arc::new(policy);
     }
 }
 
@@ -115,7 +116,7 @@ impl Drop for Gateway {
 
 impl GatewayState {
     fn policy(&self) -> Arc<EgressPolicy> {
-        self.policy.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.policy.read().clone()
     }
 
     /// Whether an address may be dialled at all, whatever the sandbox's own rules say.
@@ -151,7 +152,7 @@ async fn accept_loop(listener: TcpListener, state: Arc<GatewayState>, stop: Canc
             }
         };
         let state = state.clone();
-        let cut = state.cut.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let cut = state.cut.lock().clone();
         let forward = async move {
             if let Err(error) = forward(client, &state, &cut).await {
                 debug!(%error, "outgoing connection ended");

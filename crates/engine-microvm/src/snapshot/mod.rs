@@ -10,7 +10,7 @@ pub(crate) mod journal_replayer;
 pub(crate) mod memory;
 pub(crate) mod write;
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -121,11 +121,8 @@ impl SnapshotFiles {
     /// # Errors
     /// The disk is full.
     pub(crate) fn commit(&self, record: &SnapshotRecord, durability: Durability) -> io::Result<()> {
-        let new = self.record_path.with_extension("new");
-        fs::write(&new, serde_json::to_vec(record)?)?;
-        durability.sync(&File::open(&new)?)?;
-        fs::rename(new, &self.record_path)?;
-        self.record_path.parent().map_or(Ok(()), |dir| durability.sync(&File::open(dir)?))
+        let options = fs_atomic::Options::DEFAULT.sync(durability == Durability::Durable);
+        fs_atomic::write_json(&self.record_path, record, options)
     }
 
     /// Removes the snapshot, or the part of one that exists.

@@ -1,6 +1,8 @@
-//! QEMU's command line: one machine, the same devices in the same order for a boot and for a clone, since a saved state is matched to
-//! them by their order and names.
-//! No balloon: its pages would come out of memory that other guests share. Files are named as QEMU sees them.
+//! QEMU's command line, which describes the VM.
+//!
+//! A boot and a restore have the same devices in the same order, because saved devices are matched
+//! by order and name. There is no balloon device: its pages would come out of memory that other
+//! guests share. Paths are those in QEMU's root directory.
 
 use std::ffi::OsString;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -10,47 +12,48 @@ use guest_api::{BootOptions, PORT_NAME, network};
 
 use crate::accelerator::Accelerator;
 
-/// Where QEMU sees what it uses.
+/// Directory of the base image in QEMU's root.
 pub(crate) const BASE_DIR: &str = "base";
-/// The sandbox's own directory.
+/// Directory with the sandbox's own disk.
 pub(crate) const VM_DIR: &str = "vm";
-/// What its memory begins with.
+/// Directory of the file that the memory starts from.
 pub(crate) const MEMORY_DIR: &str = "memory";
-/// The state it is loaded from.
+/// Directory of the snapshot that is restored.
 pub(crate) const SNAPSHOT_DIR: &str = "state";
-/// Kernel and initramfs.
+/// Directory of kernel and initramfs.
 pub(crate) const BOOT_DIR: &str = "boot";
 
-/// Names of files in those directories.
+/// Names of the files in those directories.
 pub(crate) const BASE_IMAGE_FILE: &str = "base.ext4";
 pub(crate) const DISK_FILE: &str = "disk.raw";
-/// Found again by this name among a process's mappings.
+/// The guest's memory; it is found by this name among the mappings of QEMU.
 pub(crate) const MEMORY_FILE: &str = "guest-memory";
 pub(crate) const DEVICES_FILE: &str = "devices";
 pub(crate) const KERNEL_FILE: &str = "vmlinux";
 pub(crate) const INITRAMFS_FILE: &str = "initramfs";
 
-/// What a guest has of the machine.
+/// Processors and memory of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct VmSize {
-    /// Virtual processors.
+    /// Number of virtual processors.
     pub(crate) cpus: u32,
     /// Memory, MiB.
     pub(crate) memory_mib: u32,
 }
 
-/// The machine that QEMU plays.
+/// QEMU's machine type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum MachineType {
-    /// `microvm`: no PCI, no legacy devices. The least to attack, the fastest to boot.
+    /// `microvm`: no PCI, no legacy devices. Has the least code to attack and boots the fastest.
     #[default]
     Microvm,
-    /// `q35`: a PC with PCI, without the devices that nobody needs here. For hosts where guests do not boot on the other.
+    /// `q35`: a PC with PCI, without the devices that are not needed. For hosts where guests do not
+    /// boot on `microvm`.
     Q35,
 }
 
 impl MachineType {
-    /// QEMU's name for it.
+    /// QEMU's name of the machine type.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -75,7 +78,7 @@ impl MachineType {
         }
     }
 
-    /// What the names of virtio devices end with.
+    /// Suffix of the names of virtio devices.
     fn bus(self) -> &'static str {
         match self {
             Self::Microvm => "device",
@@ -84,22 +87,22 @@ impl MachineType {
     }
 }
 
-/// How a machine begins.
+/// How a VM starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum StartMode {
-    /// By starting its kernel.
+    /// Boots its kernel.
     Boot(BootOptions),
-    /// By loading a saved state, once told to.
+    /// Waits for the command to load a snapshot.
     Load,
 }
 
-/// InheritedFds that QEMU inherits.
+/// Numbers of the descriptors that QEMU inherits.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct InheritedFds {
     pub(crate) tap: i32,
     pub(crate) monitor: i32,
     pub(crate) agent: i32,
-    /// KVM's device, if that is the accelerator.
+    /// `/dev/kvm`, if KVM is the accelerator.
     pub(crate) kvm: Option<i32>,
 }
 
@@ -115,126 +118,160 @@ impl InheritedFds {
     }
 }
 
-/// The program, and its arguments.
+/// Returns the path of QEMU's program, without the leading slash, and its arguments.
 pub(crate) fn command_line(
     accelerator: &Accelerator,
-    machine: MachineType,
+    machine_type: MachineType,
     size: VmSize,
     start_mode: &StartMode,
     fds: InheritedFds,
 ) -> (&'static str, Vec<OsString>) {
-    let InheritedFds { tap, monitor, agent, kvm } = fds;
-    let VmSize { cpus, memory_mib } = size;
-    let bus = machine.bus();
-    // No boot from the network.
-    let rom = if machine == MachineType::Q35 { ",romfile=" } else { "" };
-    let mac = network::GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":");
-    let (accel, cpu) = match accelerator {
-        Accelerator::Kvm => ("kvm,device=/dev/fdset/1".to_owned(), "host,migratable=on"),
-        Accelerator::Tcg { .. } => ("tcg,tb-size=64".to_owned(), "max"),
-    };
-    let mut line = vec![
-        "-machine".to_owned(),
-        machine.options().into(),
-        "-accel".into(),
-        accel,
-        "-cpu".into(),
-        cpu.into(),
-        "-m".into(),
-        format!("{memory_mib}M"),
-        "-smp".into(),
-        cpus.to_string(),
-        "-nodefaults".into(),
-        "-no-user-config".into(),
-        "-no-reboot".into(),
-        "-display".into(),
-        "none".into(),
-        "-sandbox".into(),
-        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".into(),
-        "-L".into(),
-        "/usr/share/qemu".into(),
-        "-L".into(),
-        "/usr/share/seabios".into(),
-        "-bios".into(),
-        machine.firmware().into(),
-        "-object".into(),
-        // Private and read-only: whatever QEMU writes there is its own copy, and it could not change the file if it tried.
-        format!(
-            "memory-backend-file,id=ram0,size={memory_mib}M,mem-path=/{MEMORY_DIR}/{MEMORY_FILE},share=off,readonly=on,rom=off"
-        ),
-        "-blockdev".into(),
-        format!(
-            "driver=raw,node-name=base,read-only=on,file.driver=file,file.locking=off,file.filename=/{BASE_DIR}/{BASE_IMAGE_FILE}"
-        ),
-        "-device".into(),
-        format!("virtio-blk-{bus},drive=base,serial=base"),
-        // A running sandbox does not outlive a loss of power, so its own flushes need not reach the disk; captures are synced.
-        "-blockdev".into(),
-        format!(
-            "driver=raw,node-name=own,discard=unmap,cache.no-flush=on,file.driver=file,file.locking=off,file.filename=/{VM_DIR}/{DISK_FILE},\
-             file.discard=unmap,file.cache.no-flush=on"
-        ),
-        "-device".into(),
-        format!("virtio-blk-{bus},drive=own,serial=own,werror=report,rerror=report"),
-        "-netdev".into(),
-        format!("tap,id=net0,fd={tap}"),
-        "-device".into(),
-        // No announcement of itself after a load: nobody in this network has to learn where it is.
-        format!("virtio-net-{bus},netdev=net0,mac={mac},guest_announce=off{rom}"),
-        "-chardev".into(),
-        format!("socket,id=agent,fd={agent},server=on,wait=off"),
-        "-device".into(),
-        format!("virtio-serial-{bus}"),
-        "-device".into(),
-        format!("virtserialport,chardev=agent,name={PORT_NAME}"),
-        "-object".into(),
-        "rng-builtin,id=rng0".into(),
-        "-device".into(),
-        format!("virtio-rng-{bus},rng=rng0"),
-        "-chardev".into(),
-        "ringbuf,id=console,size=16384".into(),
-        "-serial".into(),
-        "chardev:console".into(),
-        "-chardev".into(),
-        format!("socket,id=monitor,fd={monitor},server=on,wait=off"),
-        "-mon".into(),
-        "chardev=monitor,mode=control".into(),
-        // A saved state says nothing about whether the machine ran: it goes on when it is loaded. The state of the devices alone
-        // has neither section anyway. (Without the description of its format, too: with it and without the configuration QEMU
-        // 10.0 aborts.)
-        "-global".into(),
-        "migration.store-global-state=off".into(),
-        "-global".into(),
-        "migration.send-configuration=off".into(),
-    ];
-    if let Some(kvm) = kvm {
-        line.extend(["-add-fd".into(), format!("fd={kvm},set=1")]);
+    let mut line = Arguments::default();
+    add_machine(&mut line, accelerator, machine_type, size);
+    add_memory_and_disks(&mut line, machine_type, size);
+    add_devices(&mut line, machine_type, fds);
+    add_migration_settings(&mut line);
+    if let Some(kvm) = fds.kvm {
+        line.add("-add-fd", format!("fd={kvm},set=1"));
     }
     match start_mode {
-        StartMode::Boot(options) => line.extend([
-            "-kernel".into(),
-            format!("/{BOOT_DIR}/{KERNEL_FILE}"),
-            "-initrd".into(),
-            format!("/{BOOT_DIR}/{INITRAMFS_FILE}"),
-            "-append".into(),
-            kernel_parameters(accelerator, options),
-        ]),
-        StartMode::Load => line.extend(["-incoming", "defer"].map(String::from)),
+        StartMode::Boot(options) => {
+            line.add("-kernel", format!("/{BOOT_DIR}/{KERNEL_FILE}"));
+            line.add("-initrd", format!("/{BOOT_DIR}/{INITRAMFS_FILE}"));
+            line.add("-append", kernel_parameters(accelerator, options));
+        }
+        StartMode::Load => line.add("-incoming", "defer"),
     }
-    let program = match (accelerator, machine) {
+    let program = match (accelerator, machine_type) {
         (Accelerator::Kvm, MachineType::Microvm) => Tools::QEMU_KVM,
         _ => Tools::QEMU,
     };
-    (program, line.into_iter().map(OsString::from).collect())
+    (program, line.0)
 }
 
-/// Freed pages are zeroed, so that they cost nothing in a captured state.
+/// The arguments of a command line so far.
+#[derive(Debug, Default)]
+struct Arguments(Vec<OsString>);
+
+impl Arguments {
+    /// Adds an option without a value.
+    fn flag(&mut self, name: &str) {
+        self.0.push(name.into());
+    }
+
+    /// Adds an option with a value.
+    fn add(&mut self, name: &str, value: impl Into<OsString>) {
+        self.0.extend([name.into(), value.into()]);
+    }
+}
+
+fn add_machine(line: &mut Arguments, accelerator: &Accelerator, machine_type: MachineType, size: VmSize) {
+    let (accel, cpu) = match accelerator {
+        Accelerator::Kvm => ("kvm,device=/dev/fdset/1", "host,migratable=on"),
+        Accelerator::Tcg { .. } => ("tcg,tb-size=64", "max"),
+    };
+    line.add("-machine", machine_type.options());
+    line.add("-accel", accel);
+    line.add("-cpu", cpu);
+    line.add("-m", format!("{}M", size.memory_mib));
+    line.add("-smp", size.cpus.to_string());
+    line.flag("-nodefaults");
+    line.flag("-no-user-config");
+    line.flag("-no-reboot");
+    line.add("-display", "none");
+    line.add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+    line.add("-L", "/usr/share/qemu");
+    line.add("-L", "/usr/share/seabios");
+    line.add("-bios", machine_type.firmware());
+}
+
+fn add_memory_and_disks(line: &mut Arguments, machine_type: MachineType, size: VmSize) {
+    let (bus, memory_mib) = (machine_type.bus(), size.memory_mib);
+    // Mapped privately and read-only: what QEMU writes goes to its own copy of a page, and it cannot change the file.
+    let memory = format!(
+        "memory-backend-file,id=ram0,size={memory_mib}M,mem-path=/{MEMORY_DIR}/{MEMORY_FILE},share=off,readonly=on,rom=off"
+    );
+    line.add("-object", memory);
+    let base = format!(
+        "driver=raw,node-name=base,read-only=on,file.driver=file,file.locking=off,file.filename=/{BASE_DIR}/{BASE_IMAGE_FILE}"
+    );
+    line.add("-blockdev", base);
+    line.add("-device", format!("virtio-blk-{bus},drive=base,serial=base"));
+    // A running sandbox does not outlive a power failure, so its own flushes need not reach the disk; captures are synced.
+    let own = format!(
+        "driver=raw,node-name=own,discard=unmap,cache.no-flush=on,file.driver=file,file.locking=off,\
+         file.filename=/{VM_DIR}/{DISK_FILE},file.discard=unmap,file.cache.no-flush=on"
+    );
+    line.add("-blockdev", own);
+    line.add("-device", format!("virtio-blk-{bus},drive=own,serial=own,werror=report,rerror=report"));
+}
+
+fn add_devices(line: &mut Arguments, machine_type: MachineType, fds: InheritedFds) {
+    let InheritedFds { tap, monitor, agent, .. } = fds;
+    let bus = machine_type.bus();
+    let mac = network::GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":");
+    // No boot from the network.
+    let rom = if machine_type == MachineType::Q35 { ",romfile=" } else { "" };
+    line.add("-netdev", format!("tap,id=net0,fd={tap}"));
+    // The guest does not announce itself after a restore: nothing in this network has to learn where it is.
+    line.add("-device", format!("virtio-net-{bus},netdev=net0,mac={mac},guest_announce=off{rom}"));
+    line.add("-chardev", format!("socket,id=agent,fd={agent},server=on,wait=off"));
+    line.add("-device", format!("virtio-serial-{bus}"));
+    line.add("-device", format!("virtserialport,chardev=agent,name={PORT_NAME}"));
+    line.add("-object", "rng-builtin,id=rng0");
+    line.add("-device", format!("virtio-rng-{bus},rng=rng0"));
+    line.add("-chardev", "ringbuf,id=console,size=16384");
+    line.add("-serial", "chardev:console");
+    line.add("-chardev", format!("socket,id=monitor,fd={monitor},server=on,wait=off"));
+    line.add("-mon", "chardev=monitor,mode=control");
+}
+
+/// Leaves two sections out of snapshots. A snapshot does not contain whether the VM ran: it is
+/// resumed when it is loaded. Devices that are saved without memory have neither section anyway.
+/// (`suppress-vmdesc` leaves out the description of the format, too: with that but without the
+/// configuration section QEMU 10.0 aborts.)
+fn add_migration_settings(line: &mut Arguments) {
+    line.add("-global", "migration.store-global-state=off");
+    line.add("-global", "migration.send-configuration=off");
+}
+
+/// Returns the kernel's command line. With `init_on_free`, pages that the guest frees are zero and
+/// take no room in snapshots.
 fn kernel_parameters(accelerator: &Accelerator, options: &BootOptions) -> String {
     let clock = match accelerator {
         Accelerator::Kvm => String::new(),
-        // A boot that has to measure the clock hangs now and then. And the kernel would not trust it, as it cannot know that both processors
-        // have the same: without it there is nothing but 250 interrupts a second, which keep an idle guest at work.
+        // A boot that has to measure the clock hangs now and then. And the kernel would not trust
+        // the clock, as it cannot know that both processors have the same one: without it 250
+        // interrupts a second keep an idle guest at work.
         Accelerator::Tcg { tsc_khz } => format!(" tsc_early_khz={tsc_khz} tsc=reliable"),
     };
     format!("console=ttyS0 quiet reboot=t panic=-1 init_on_free=1{clock} {}", options.to_cmdline())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The `-device` options, in order.
+    fn devices(
+        accelerator: &Accelerator,
+        machine_type: MachineType,
+        start_mode: &StartMode,
+    ) -> Vec<OsString> {
+        let size = VmSize { cpus: 2, memory_mib: 512 };
+        let fds = InheritedFds { tap: 3, monitor: 4, agent: 5, kvm: None };
+        let (_, line) = command_line(accelerator, machine_type, size, start_mode, fds);
+        line.windows(2).filter(|pair| pair[0] == "-device").map(|pair| pair[1].clone()).collect()
+    }
+
+    #[test]
+    fn a_restored_vm_has_the_devices_of_a_booted_one() {
+        let accelerator = Accelerator::Tcg { tsc_khz: 2_000_000 };
+        let boot = StartMode::Boot(BootOptions { pids: 100, shm_mib: 256 });
+        for machine_type in [MachineType::Microvm, MachineType::Q35] {
+            let booted = devices(&accelerator, machine_type, &boot);
+            assert_eq!(booted.len(), 6, "{booted:?}");
+            assert_eq!(booted, devices(&accelerator, machine_type, &StartMode::Load));
+        }
+    }
 }

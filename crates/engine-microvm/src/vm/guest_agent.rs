@@ -1,27 +1,30 @@
-//! The control channel to the agent in a guest: one stream, requests with ids, an answer each.
-//! A guest may have been taken over by what runs in it: answers have a time, frames have a size, and nothing said here is believed
-//! beyond "it is done", which only matters to that very guest.
+//! The control channel to the guest agent: one stream, requests with ids, one answer to each.
+//!
+//! User code may have taken over the guest agent. So answers have a time limit and frames a maximum
+//! size, and nothing that is received is trusted beyond "done", which matters only to that guest
+//! itself.
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use guest_api::{
     Call, CallOutcome, Decoded, Decoder, GuestIdentity, GuestMessage, HostRequest, SYNC_MARK, Seed, encode,
 };
+use parking_lot::{Mutex, MutexGuard};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// Time for a request; a busy emulated guest needs some of it.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Time limit for a request; a busy emulated guest needs some of it.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<CallOutcome>>>>;
+type PendingAnswers = Arc<Mutex<HashMap<u64, oneshot::Sender<CallOutcome>>>>;
 
-/// How far a guest is.
+/// What the guest has reported about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum GuestStatus {
     Starting,
@@ -29,12 +32,12 @@ enum GuestStatus {
     Broken(String),
 }
 
-/// A connection to one guest's agent.
+/// A connection to the guest agent of one VM.
 #[derive(Debug)]
 pub(crate) struct GuestAgent {
     writer: tokio::sync::Mutex<Writer>,
-    waiting: Waiting,
-    progress: watch::Receiver<GuestStatus>,
+    pending: PendingAnswers,
+    status: watch::Receiver<GuestStatus>,
     _reader: DropGuard,
 }
 
@@ -45,36 +48,36 @@ struct Writer {
 }
 
 impl GuestAgent {
-    /// Begins the conversation on a fresh connection, whatever an earlier server had said.
+    /// Starts a conversation on a fresh connection; answers to an earlier server are dropped.
     ///
     /// # Errors
-    /// The other side is gone.
+    /// QEMU has closed the connection.
     pub(crate) async fn open(stream: UnixStream) -> io::Result<Self> {
         let (reader, mut half) = stream.into_split();
         half.write_all(&SYNC_MARK).await?;
-        let waiting = Waiting::default();
-        let (tell, progress) = watch::channel(GuestStatus::Starting);
+        let pending = PendingAnswers::default();
+        let (status_sender, status) = watch::channel(GuestStatus::Starting);
         let stop = CancellationToken::new();
-        let follow = read_all(reader, waiting.clone(), tell);
-        tokio::spawn(stop.clone().run_until_cancelled_owned(follow));
+        let read = read_all(reader, pending.clone(), status_sender);
+        tokio::spawn(stop.clone().run_until_cancelled_owned(read));
         let writer = tokio::sync::Mutex::new(Writer { half, next: 0 });
-        Ok(Self { writer, waiting, progress, _reader: stop.drop_guard() })
+        Ok(Self { writer, pending, status, _reader: stop.drop_guard() })
     }
 
-    /// Ends the conversation: the other side takes up one at a time.
+    /// Closes the connection: QEMU serves only one at a time.
     pub(crate) async fn close(&self) {
         let _ = self.writer.lock().await.half.shutdown().await;
     }
 
-    /// Waits until the guest says that it is ready.
+    /// Waits until the guest reports that it is ready.
     ///
     /// # Errors
-    /// It is not in that time, or never will be; the reason is for people.
-    pub(crate) async fn wait_until_ready(&self, patience: Duration) -> Result<(), String> {
-        let mut progress = self.progress.clone();
-        match tokio::time::timeout(patience, progress.wait_for(|now| *now != GuestStatus::Starting)).await {
-            Err(_) => Err(format!("the guest was not ready in {} s", patience.as_secs())),
-            Ok(Err(_)) => Err("the machine ended".into()),
+    /// It does not in that time, or reports that it never will. The text is for the operator.
+    pub(crate) async fn wait_until_ready(&self, timeout: Duration) -> Result<(), String> {
+        let mut status = self.status.clone();
+        match tokio::time::timeout(timeout, status.wait_for(|now| *now != GuestStatus::Starting)).await {
+            Err(_) => Err(format!("the guest was not ready after {} s", timeout.as_secs())),
+            Ok(Err(_)) => Err("QEMU ended".into()),
             Ok(Ok(now)) => match &*now {
                 GuestStatus::Broken(reason) => Err(format!("the guest could not be made ready: {reason}")),
                 _ => Ok(()),
@@ -82,10 +85,11 @@ impl GuestAgent {
         }
     }
 
-    /// Makes the guest one of its own, then lets user code go on.
+    /// Gives the guest fresh randomness, the time, its host name and limits, then resumes user
+    /// code.
     ///
     /// # Errors
-    /// The guest did not confirm all of it: it must not be used.
+    /// The guest did not confirm all of it: the sandbox must not be used.
     pub(crate) async fn personalize(
         &self,
         hostname: &str,
@@ -96,31 +100,32 @@ impl GuestAgent {
         getrandom::fill(&mut seed).map_err(|error| error.to_string())?;
         let seed = Seed::new(seed).map_err(|error| error.to_string())?;
         let hostname = hostname.to_owned();
-        let revive = GuestIdentity { realtime_ns: realtime_ns(), seed, hostname, boot_id, pids: Some(pids) };
-        self.call(Call::Personalize(revive)).await
+        let identity =
+            GuestIdentity { realtime_ns: realtime_ns(), seed, hostname, boot_id, pids: Some(pids) };
+        self.call(Call::Personalize(identity)).await
     }
 
-    /// Stops user code and writes what it wrote to its disk.
+    /// Freezes user code and syncs the guest's disk.
     ///
     /// # Errors
-    /// The guest does not say that it did.
+    /// The guest does not confirm it.
     pub(crate) async fn quiesce(&self) -> Result<(), String> {
         self.call(Call::Quiesce {}).await
     }
 
-    /// Sets the clock and lets user code go on.
+    /// Sets the clock and resumes user code.
     ///
     /// # Errors
-    /// The guest does not say that it did.
+    /// The guest does not confirm it.
     pub(crate) async fn resume(&self) -> Result<(), String> {
         self.call(Call::Resume { realtime_ns: realtime_ns() }).await
     }
 
     async fn call(&self, call: Call) -> Result<(), String> {
-        let outcome = tokio::time::timeout(PATIENCE, self.exchange(call)).await;
-        match outcome.unwrap_or_else(|_| Err("the guest's agent does not answer".into()))? {
+        let outcome = tokio::time::timeout(REQUEST_TIMEOUT, self.exchange(call)).await;
+        match outcome.unwrap_or_else(|_| Err("the guest agent does not answer".into()))? {
             CallOutcome::Done => Ok(()),
-            CallOutcome::Failed { reason } => Err(format!("the guest's agent failed: {}", truncate(&reason))),
+            CallOutcome::Failed { reason } => Err(format!("the guest agent failed: {}", truncate(&reason))),
         }
     }
 
@@ -131,17 +136,17 @@ impl GuestAgent {
             writer.next += 1;
             let id = writer.next;
             let frame = encode(&HostRequest { id, call }).map_err(|error| error.to_string())?;
-            lock(&self.waiting).insert(id, answer);
+            lock(&self.pending).insert(id, answer);
             writer.half.write_all(&frame).await.map_err(|error| error.to_string())?;
         }
-        receiver.await.map_err(|_| "the machine ended".into())
+        receiver.await.map_err(|_| "QEMU ended".into())
     }
 }
 
-/// As much of a guest's words as a log needs: it may say a megabyte.
+/// Shortens a text of the guest for the log: it may have a megabyte.
 fn truncate(reason: &str) -> String {
-    const MOST: usize = 500;
-    reason.chars().take(MOST).collect()
+    const MAX_CHARS: usize = 500;
+    reason.chars().take(MAX_CHARS).collect()
 }
 
 fn realtime_ns() -> u64 {
@@ -149,12 +154,14 @@ fn realtime_ns() -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn lock(waiting: &Waiting) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<CallOutcome>>> {
-    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(pending: &PendingAnswers) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<CallOutcome>>> {
+    pending.lock()
 }
 
-/// Hands answers to whom they are for. What cannot be understood is passed over; whoever waits for it runs out of time.
-async fn read_all(mut half: OwnedReadHalf, waiting: Waiting, progress: watch::Sender<GuestStatus>) {
+/// Reads messages until the connection ends and passes each answer to the task that waits for it. A
+/// message that cannot be decoded is skipped; a request whose answer is lost runs into its time
+/// limit.
+async fn read_all(mut half: OwnedReadHalf, pending: PendingAnswers, status: watch::Sender<GuestStatus>) {
     let mut decoder = Decoder::default();
     let mut buffer = [0; 4096];
     let mut is_synced = false;
@@ -165,18 +172,18 @@ async fn read_all(mut half: OwnedReadHalf, waiting: Waiting, progress: watch::Se
         while let Ok(Some(item)) = decoder.pop::<GuestMessage>() {
             match item {
                 Decoded::Sync => is_synced = true,
-                // Of an earlier conversation.
+                // Part of an earlier conversation.
                 Decoded::Message(_) if !is_synced => {}
-                Decoded::Message(GuestMessage::Ready {}) => drop(progress.send_replace(GuestStatus::Ready)),
+                Decoded::Message(GuestMessage::Ready {}) => drop(status.send_replace(GuestStatus::Ready)),
                 Decoded::Message(GuestMessage::Broken { reason }) => {
-                    drop(progress.send_replace(GuestStatus::Broken(truncate(&reason))));
+                    drop(status.send_replace(GuestStatus::Broken(truncate(&reason))));
                 }
                 Decoded::Message(GuestMessage::Answer { id, outcome }) => {
-                    let waiter = lock(&waiting).remove(&id);
+                    let waiter = lock(&pending).remove(&id);
                     let _ = waiter.map(|waiter| waiter.send(outcome));
                 }
             }
         }
     }
-    lock(&waiting).clear();
+    lock(&pending).clear();
 }

@@ -1,6 +1,8 @@
-//! Starting QEMU so that it can do nothing but run its guest: own user id, own control group, the sandbox's network namespace, and a
-//! mount mount of its program, its guest's files and nothing else. Its own seccomp filter comes on top (`-sandbox`).
-//! A break-out of the guest into QEMU ends there.
+//! Starts QEMU so that it can do nothing but run its guest: with its own user id and control group,
+//! in the sandbox's network namespace, and with a mount namespace that has QEMU's program and its
+//! guest's files only. QEMU's own seccomp filter is added to that (`-sandbox`).
+//!
+//! Code that breaks out of the guest into QEMU is confined by this.
 
 use std::ffi::{CStr, CString, OsString};
 use std::fs;
@@ -24,7 +26,7 @@ use rustix::thread::{
 };
 use sys::{Namespace, seal_mount, syscall};
 
-/// A directory that QEMU sees.
+/// A directory or file of the host that QEMU sees: a detached bind mount.
 #[derive(Debug)]
 pub(crate) struct BindMount {
     mount: OwnedFd,
@@ -32,10 +34,10 @@ pub(crate) struct BindMount {
 }
 
 impl BindMount {
-    /// Shows the directory (or file) `path` as `target`, a path that exists in QEMU's root.
+    /// Prepares the mount of `path` at `target`, a path that exists in QEMU's root.
     ///
     /// # Errors
-    /// It is not there.
+    /// `path` does not exist.
     pub(crate) fn new(path: &Path, target: &str, read_only: bool) -> io::Result<Self> {
         let mount = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
         seal_mount(mount.as_fd(), read_only)?;
@@ -43,37 +45,38 @@ impl BindMount {
     }
 }
 
-/// Everything that a confined QEMU is started with.
+/// Everything that QEMU is started with.
 #[derive(Debug)]
 pub(crate) struct QemuLaunch<'a> {
-    /// Path of the program in its root.
+    /// Path of the program in its root directory.
     pub(crate) program: &'a str,
     pub(crate) arguments: Vec<OsString>,
-    /// Its root: the program, its libraries and firmware.
+    /// Its root directory: the program, its libraries and firmware.
     pub(crate) root: BindMount,
-    /// An empty directory of the host that the root is attached to, in QEMU's own mount namespace.
+    /// An empty directory of the host that the root is mounted on, in QEMU's own mount namespace.
     pub(crate) root_target: &'a Path,
     pub(crate) mounts: Vec<BindMount>,
     pub(crate) network: &'a Namespace,
     /// Files through which a process joins its control groups.
     pub(crate) groups: Vec<std::path::PathBuf>,
-    /// User and group id it runs with; nobody else has it.
+    /// User and group id of the process; no other process has it.
     pub(crate) uid: u32,
-    /// How large a file of its may become, bytes.
-    pub(crate) largest_file: u64,
-    /// InheritedFds it inherits, under the numbers they have here.
+    /// Maximum size of files that it writes, bytes.
+    pub(crate) max_file_bytes: u64,
+    /// Descriptors that it inherits, under the same numbers.
     pub(crate) inherited: Vec<RawFd>,
-    /// What it complains about.
+    /// Receives its standard error.
     pub(crate) log: fs::File,
 }
 
 /// Starts QEMU.
 ///
 /// # Errors
-/// The kernel refuses something; the step is not told, as the child can only hand a number over.
+/// The kernel refuses a step. Which one is unknown: the child can report no more than an error
+/// number.
 pub(crate) fn spawn_qemu(launch: QemuLaunch<'_>) -> io::Result<Child> {
     let QemuLaunch { program, arguments, root, root_target, mounts, network, groups, uid, .. } = launch;
-    let QemuLaunch { largest_file, inherited, log, .. } = launch;
+    let QemuLaunch { max_file_bytes, inherited, log, .. } = launch;
     let root_target = CString::new(root_target.as_os_str().as_bytes())?;
     let groups: Vec<CString> =
         groups.iter().map(|path| CString::new(path.as_os_str().as_bytes())).collect::<Result<_, _>>()?;
@@ -81,7 +84,7 @@ pub(crate) fn spawn_qemu(launch: QemuLaunch<'_>) -> io::Result<Child> {
     let mut command = Command::new(program);
     command.args(arguments).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     let confine = move || {
-        // Nothing here allocates or locks: the server that was forked had other threads.
+        // This closure must not allocate or lock: the server that was forked had other threads.
         groups.iter().try_for_each(|file| join_group(file))?;
         // SAFETY: the descriptor is a copy of one that the caller keeps open through the fork.
         let network = unsafe { std::os::fd::BorrowedFd::borrow_raw(network) };
@@ -98,8 +101,8 @@ pub(crate) fn spawn_qemu(launch: QemuLaunch<'_>) -> io::Result<Child> {
             // SAFETY: as above.
             fcntl_setfd(unsafe { std::os::fd::BorrowedFd::borrow_raw(*fd) }, FdFlags::empty())?;
         }
-        limit(largest_file)?;
-        leave_keys()?;
+        limit(max_file_bytes)?;
+        join_own_keyring()?;
         drop_privileges(uid)
     };
     // SAFETY: the closure makes system calls only, as is right between fork and exec.
@@ -128,24 +131,25 @@ fn change_root(root: &BindMount, target: &CStr, mounts: &[BindMount]) -> io::Res
     Ok(rustix::process::chdir(c"/")?)
 }
 
-fn limit(largest_file: u64) -> io::Result<()> {
-    // Its tree has a limit too, where the disk of trees knows limits.
-    let size = Rlimit { current: Some(largest_file), maximum: Some(largest_file) };
+fn limit(max_file_bytes: u64) -> io::Result<()> {
+    // The tree has a limit too, where the file system supports limits.
+    let size = Rlimit { current: Some(max_file_bytes), maximum: Some(max_file_bytes) };
     setrlimit(Resource::Fsize, size)?;
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     setrlimit(Resource::Core, none)?;
     let files = Rlimit { current: Some(1024), maximum: Some(1024) };
     setrlimit(Resource::Nofile, files)?;
-    // The emulator asks for them for its translations, most of which a short life never makes. A guest's memory is a file's: it has none.
+    // The emulator asks for huge pages for its translations, most of which a short life never
+    // makes. A guest's memory is mapped from a file, which has none.
     Ok(disable_transparent_huge_pages(true)?)
 }
 
-/// All machines would share the server's session keyring, and could read and write there.
-fn leave_keys() -> io::Result<()> {
+/// Joins a session keyring of its own. Otherwise all VMs could read and write the server's.
+fn join_own_keyring() -> io::Result<()> {
     const JOIN_SESSION_KEYRING: usize = 1;
     // SAFETY: a raw call that changes this process's credentials only; the name is null.
     match unsafe { syscall(libc::SYS_keyctl, [JOIN_SESSION_KEYRING, 0, 0, 0, 0, 0]) } {
-        // A kernel without keys.
+        // The kernel has no keyrings.
         Err(error) if error.0 == libc::ENOSYS => Ok(()),
         answer => Ok(answer.map(drop)?),
     }

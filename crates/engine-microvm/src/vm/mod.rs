@@ -1,6 +1,7 @@
-//! One running QEMU as the engine holds it: its process is confined by `launch`, driven over `qmp`, and its guest is spoken to over
-//! `agent`. `command` says what machine it is.
-//! Both sockets are made by us and listened on by QEMU, so a later server can connect again.
+//! One running QEMU process: `launch` starts and confines it, `command_line` describes the VM,
+//! `qmp` controls it, and `guest_agent` speaks with the first process in the guest.
+//!
+//! The engine creates both sockets and QEMU listens on them, so a later server can connect again.
 
 pub(crate) mod command_line;
 mod guest_agent;
@@ -8,7 +9,7 @@ mod launch;
 mod qmp;
 
 use std::fs;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Seek};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -22,10 +23,10 @@ use guest_agent::GuestAgent;
 pub(crate) use launch::{BindMount, QemuLaunch, spawn_qemu};
 use qmp::Qmp;
 
-/// Time for QEMU to answer after its start.
-const START_PATIENCE: Duration = Duration::from_secs(30);
+/// Time limit for QEMU to answer after its start.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A directory with the sockets of one machine.
+/// The directory with the sockets of one VM.
 #[derive(Debug, Clone)]
 pub(crate) struct VmSockets(PathBuf);
 
@@ -34,7 +35,11 @@ impl VmSockets {
         Self(dir)
     }
 
-    /// Makes the directory and listens on both: monitor, agent. What is there is of a sandbox that has ended.
+    /// Creates the directory and returns listening sockets for the monitor and the guest agent.
+    /// Removes what an ended sandbox left over.
+    ///
+    /// # Errors
+    /// The directory cannot be created.
     pub(crate) fn listen(&self) -> io::Result<(OwnedFd, OwnedFd)> {
         self.remove();
         fs::create_dir(&self.0)?;
@@ -50,7 +55,7 @@ impl VmSockets {
 const MONITOR: &str = "monitor";
 const AGENT: &str = "agent";
 
-/// The two conversations with a running machine.
+/// Connections to the monitor and the guest agent of a running VM.
 #[derive(Debug)]
 pub(crate) struct Vm {
     pub(crate) monitor: Qmp,
@@ -58,64 +63,61 @@ pub(crate) struct Vm {
 }
 
 impl Vm {
-    /// Takes them up, at its start or after another server has left it.
+    /// Connects to both, after the start or in place of an earlier server.
     ///
     /// # Errors
-    /// It has ended or does not answer.
+    /// QEMU has ended or does not answer in time.
     pub(crate) async fn connect(sockets: &VmSockets) -> Result<Self, EngineError> {
         let open = async {
             let monitor = Qmp::open(UnixStream::connect(sockets.0.join(MONITOR)).await?).await?;
             let guest_agent = GuestAgent::open(UnixStream::connect(sockets.0.join(AGENT)).await?).await?;
             io::Result::Ok(Self { monitor, guest_agent })
         };
-        match tokio::time::timeout(START_PATIENCE, open).await {
-            Ok(answer) => answer.map_err(EngineError::kernel("speak with the machine monitor")),
-            Err(_) => Err(EngineError::Timeout("the start of the machine monitor")),
+        match tokio::time::timeout(CONNECT_TIMEOUT, open).await {
+            Ok(answer) => answer.map_err(EngineError::kernel("connect to QEMU")),
+            Err(_) => Err(EngineError::Timeout("waiting for QEMU to start")),
         }
     }
 
-    /// Leaves both to a later server.
+    /// Closes both, so that a later server can connect.
     pub(crate) async fn close(&self) {
         self.monitor.close().await;
         self.guest_agent.close().await;
     }
 }
 
-/// What QEMU complains about: a file in memory that cannot grow, because a guest can make it complain for ever.
+/// What QEMU writes to its standard error: a file in memory that cannot grow, because a guest can
+/// make QEMU log without end.
 #[derive(Debug)]
 pub(crate) struct QemuLog(fs::File);
 
 impl QemuLog {
-    const MOST: u64 = 16 << 10;
+    const MAX_BYTES: u64 = 16 << 10;
 
     pub(crate) fn new() -> io::Result<Self> {
         let file = memfd_create("qemu", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-        ftruncate(&file, Self::MOST)?;
+        ftruncate(&file, Self::MAX_BYTES)?;
         fcntl_add_seals(&file, SealFlags::GROW | SealFlags::SHRINK)?;
         Ok(Self(file.into()))
     }
 
-    /// For QEMU's standard error.
+    /// A descriptor for QEMU's standard error.
     pub(crate) fn writer(&self) -> io::Result<fs::File> {
         self.0.try_clone()
     }
 
-    /// What is in it, in one line.
+    /// Returns the log as one line.
     pub(crate) fn text(&mut self) -> String {
         let mut bytes = Vec::new();
         let _ = self.0.rewind();
-        let _ = (&self.0).take(Self::MOST).read_to_end(&mut bytes);
+        let _ = (&self.0).take(Self::MAX_BYTES).read_to_end(&mut bytes);
         let text = String::from_utf8_lossy(&bytes);
         let lines: Vec<&str> = text.trim_end_matches('\0').lines().collect();
         lines.join("; ")
     }
 }
 
-/// A file with a hole of this size and nothing else: what a booting guest's memory begins with.
+/// Creates a sparse file of this size, in place of an earlier one.
 pub(crate) fn create_sparse_file(path: &Path, size: u64) -> io::Result<()> {
-    let new = path.with_extension("new");
-    let mut file = fs::File::create(&new)?;
-    file.set_len(size)?;
-    file.flush()?;
-    fs::rename(new, path)
+    fs_atomic::write_with(path, fs_atomic::Options::DEFAULT, |file| file.set_len(size))
 }

@@ -1,13 +1,16 @@
-//! QEMU's monitor protocol: JSON lines on a Unix socket, one answer a command.
-//! The machine monitor is trusted as far as its guest is: what it says is read with limits and may end the connection, no more.
-//! Protocol: QEMU's `docs/interop/qmp-spec.rst`; commands: its QMP reference manual.
+//! QEMU's monitor protocol (QMP): JSON lines on a Unix socket, one answer to each command.
+//!
+//! QEMU is trusted no more than its guest: what it sends is read with limits and can do no more
+//! than end the connection. Protocol: QEMU's `docs/interop/qmp-spec.rst`; commands: its QMP
+//! reference manual.
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use engine::EngineError;
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -15,19 +18,19 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// Longest line taken from QEMU, bytes.
+/// Maximum length of a line from QEMU, bytes.
 const MAX_LINE: u64 = 1 << 20;
 
-/// Time for a command that does nothing big.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Time limit for a command.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
 
-type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Result<Value, String>>>>>;
+type PendingAnswers = Arc<Mutex<HashMap<u64, oneshot::Sender<Result<Value, String>>>>>;
 
-/// A connection to one machine's monitor.
+/// A connection to the monitor of one VM.
 #[derive(Debug)]
 pub(crate) struct Qmp {
     writer: tokio::sync::Mutex<Writer>,
-    waiting: Waiting,
+    pending: PendingAnswers,
     running: watch::Receiver<bool>,
     _reader: DropGuard,
 }
@@ -39,34 +42,34 @@ struct Writer {
 }
 
 impl Qmp {
-    /// Takes up the conversation on a fresh connection.
+    /// Starts a conversation on a fresh connection.
     ///
     /// # Errors
-    /// The other side is gone or does not speak the protocol.
+    /// QEMU has closed the connection or does not speak the protocol.
     pub(crate) async fn open(stream: UnixStream) -> io::Result<Self> {
         let (reader, half) = stream.into_split();
-        let waiting = Waiting::default();
-        let (tell, running) = watch::channel(false);
+        let pending = PendingAnswers::default();
+        let (running_sender, running) = watch::channel(false);
         let stop = CancellationToken::new();
-        let follow = read_all(reader, waiting.clone(), tell);
-        tokio::spawn(stop.clone().run_until_cancelled_owned(follow));
+        let read = read_all(reader, pending.clone(), running_sender);
+        tokio::spawn(stop.clone().run_until_cancelled_owned(read));
         let writer = tokio::sync::Mutex::new(Writer { half, next: 0 });
-        let qmp = Self { writer, waiting, running, _reader: stop.drop_guard() };
+        let qmp = Self { writer, pending, running, _reader: stop.drop_guard() };
         qmp.execute("qmp_capabilities", Value::Null).await.map_err(io::Error::other)?;
         Ok(qmp)
     }
 
-    /// Ends the conversation: the other side takes up one at a time.
+    /// Closes the connection: QEMU serves only one at a time.
     pub(crate) async fn close(&self) {
         let _ = self.writer.lock().await.half.shutdown().await;
     }
 
-    /// Carries out one command.
+    /// Executes a command and returns its result.
     ///
     /// # Errors
-    /// What QEMU says, or that it is gone or silent.
+    /// QEMU refuses it, has ended, or does not answer in time.
     pub(crate) async fn execute(&self, command: &str, arguments: Value) -> Result<Value, String> {
-        let answer = tokio::time::timeout(PATIENCE, self.exchange(command, arguments)).await;
+        let answer = tokio::time::timeout(COMMAND_TIMEOUT, self.exchange(command, arguments)).await;
         answer
             .unwrap_or_else(|_| Err("no answer in time".into()))
             .map_err(|error| format!("{command}: {error}"))
@@ -84,70 +87,81 @@ impl Qmp {
             }
             .to_string();
             line.push('\n');
-            lock(&self.waiting).insert(id, answer);
+            lock(&self.pending).insert(id, answer);
             writer.half.write_all(line.as_bytes()).await.map_err(|error| error.to_string())?;
         }
-        receiver.await.unwrap_or_else(|_| Err("the machine monitor is gone".into()))
+        receiver.await.unwrap_or_else(|_| Err("QEMU ended".into()))
     }
 
-    /// Stops the virtual processors; what they had written to disks is then in the files.
+    /// Stops the virtual processors. What the guest had written to its disks is then in their
+    /// files.
     pub(crate) async fn stop(&self) -> Result<(), EngineError> {
-        self.execute("stop", Value::Null).await.map(drop).map_err(failure("stop the machine"))
+        self.execute("stop", Value::Null)
+            .await
+            .map(drop)
+            .map_err(command_error("stop the virtual processors"))
     }
 
-    /// Lets the virtual processors go on.
+    /// Resumes the virtual processors.
     pub(crate) async fn cont(&self) -> Result<(), EngineError> {
-        self.execute("cont", Value::Null).await.map(drop).map_err(failure("let the machine go on"))
+        self.execute("cont", Value::Null)
+            .await
+            .map(drop)
+            .map_err(command_error("resume the virtual processors"))
     }
 
-    /// Writes the state of all devices, and no memory, to a file. The machine must be stopped.
+    /// Writes the state of all devices, without memory, to a file. The VM must be stopped.
     pub(crate) async fn save_devices(&self, path: &str) -> Result<(), EngineError> {
-        // Not Xen's in spite of its name: it leaves out the memory, which is all the difference to a migration.
+        // In spite of its name the command is not specific to Xen: it is a migration without
+        // memory.
         let arguments = json!({ "filename": path, "live": true });
         let saved = self.execute("xen-save-devices-state", arguments).await;
-        saved.map(drop).map_err(failure("save the devices"))
+        saved.map(drop).map_err(command_error("save the devices"))
     }
 
-    /// Begins to write the state of all devices and the memory to the socket `path`. The machine must be stopped.
+    /// Starts to send devices and memory to the socket at `path`. The VM must be stopped.
     pub(crate) async fn migrate_to_socket(&self, path: &str) -> Result<(), EngineError> {
         let send = async {
-            // The default is meant for networks that others use, too.
+            // The default is meant for networks that carry other traffic, too.
             self.execute("migrate-set-parameters", json!({ "max-bandwidth": 1_u64 << 40 })).await?;
             self.execute("migrate", json!({ "uri": format!("unix:{path}") })).await
         };
-        send.await.map(drop).map_err(failure("send the memory"))
+        send.await.map(drop).map_err(command_error("send the memory"))
     }
 
-    /// Whether all of it was written, once the socket is closed.
+    /// Checks that the migration is complete, after the socket was closed.
+    ///
+    /// # Errors
+    /// It failed or was interrupted.
     pub(crate) async fn check_migration_completed(&self) -> Result<(), EngineError> {
         let sent = async {
             let answer = self.execute("query-migrate", Value::Null).await?;
             match answer["status"].as_str() {
                 Some("completed") => Ok(()),
-                _ => Err(answer["error-desc"].as_str().unwrap_or("it was cut short").to_owned()),
+                _ => Err(answer["error-desc"].as_str().unwrap_or("it was interrupted").to_owned()),
             }
         };
-        sent.await.map_err(failure("send the memory"))
+        sent.await.map_err(command_error("send the memory"))
     }
 
-    /// Loads what was saved by either way into a machine that waits for it, and returns once that runs.
+    /// Loads devices, or devices and memory, that were written by either method, and returns once
+    /// the VM runs.
+    ///
+    /// # Errors
+    /// [`EngineError::Restore`] if QEMU cannot load them.
     pub(crate) async fn load_state(&self, path: &str) -> Result<(), EngineError> {
         let loaded = async {
             self.execute("migrate-incoming", json!({ "uri": format!("file:{path}") })).await?;
             let mut running = self.running.clone();
-            running
-                .wait_for(|running| *running)
-                .await
-                .map(drop)
-                .map_err(|_| "the machine monitor ended".into())
+            running.wait_for(|running| *running).await.map(drop).map_err(|_| "QEMU ended".into())
         };
-        match tokio::time::timeout(PATIENCE, loaded).await {
+        match tokio::time::timeout(COMMAND_TIMEOUT, loaded).await {
             Ok(answer) => answer.map_err(|reason: String| EngineError::Restore(reason)),
-            Err(_) => Err(EngineError::Timeout("loading the machine's devices")),
+            Err(_) => Err(EngineError::Timeout("loading the devices of the VM")),
         }
     }
 
-    /// The last of what the guest's console said.
+    /// Returns the last part of the guest's console output.
     pub(crate) async fn console_tail(&self) -> String {
         let arguments = json!({ "device": "console", "size": 4096, "format": "utf8" });
         let said = self.execute("ringbuf-read", arguments).await.ok();
@@ -155,16 +169,17 @@ impl Qmp {
     }
 }
 
-fn failure(step: &'static str) -> impl FnOnce(String) -> EngineError {
+fn command_error(step: &'static str) -> impl FnOnce(String) -> EngineError {
     move |reason| EngineError::Kernel { step, source: io::Error::other(reason) }
 }
 
-fn lock(waiting: &Waiting) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Result<Value, String>>>> {
-    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(pending: &PendingAnswers) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Result<Value, String>>>> {
+    pending.lock()
 }
 
-/// Hands answers to whom they are for until the connection ends; then nobody waits any more.
-async fn read_all(half: OwnedReadHalf, waiting: Waiting, running: watch::Sender<bool>) {
+/// Reads messages until the connection ends and passes each answer to the task that waits for it.
+/// Then all pending commands fail.
+async fn read_all(half: OwnedReadHalf, pending: PendingAnswers, running: watch::Sender<bool>) {
     let mut reader = BufReader::new(half);
     let mut line = Vec::new();
     loop {
@@ -179,21 +194,21 @@ async fn read_all(half: OwnedReadHalf, waiting: Waiting, running: watch::Sender<
             Some("STOP") => drop(running.send_replace(false)),
             _ => {}
         }
-        let Some(answer) = message["id"].as_u64().and_then(|id| lock(&waiting).remove(&id)) else { continue };
+        let Some(answer) = message["id"].as_u64().and_then(|id| lock(&pending).remove(&id)) else { continue };
         let result = match message.get("return") {
             Some(value) => Ok(value.clone()),
             None => Err(message["error"]["desc"].as_str().unwrap_or("refused").to_owned()),
         };
         let _ = answer.send(result);
     }
-    lock(&waiting).clear();
+    lock(&pending).clear();
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A monitor that greets, answers and sends events in between.
+    /// A fake monitor: greets, answers, and sends events between answers.
     async fn monitor(stream: UnixStream) {
         let (reader, mut writer) = stream.into_split();
         let mut lines = BufReader::new(reader).lines();
@@ -209,7 +224,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn answers_reach_their_commands_and_refusals_are_told() {
+    async fn answers_and_errors_reach_their_commands() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let monitor = tokio::spawn(monitor(theirs));
         let qmp = Qmp::open(ours).await.unwrap();

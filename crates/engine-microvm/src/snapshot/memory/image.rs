@@ -1,6 +1,6 @@
-//! Images of memory as files: copying one without its holes, writing what is different over it.
-//! What is zero is a hole, also in what was captured.
-//! Where the disk can, copies share their blocks.
+//! Memory images as files: copying one without its holes, and writing changed pages to a copy.
+//!
+//! Zero pages are holes. Copies share blocks where the file system can.
 
 use std::fs::File;
 use std::io;
@@ -12,17 +12,21 @@ use rustix::io::Errno;
 
 use super::{PAGE, index};
 
-/// What a page that is zero looks like.
+/// A page of zeros.
 static ZERO: [u8; 4096] = [0; 4096];
 
-/// Writes a run of pages, which lies at `offset`, over `target`, a copy of `origin`, where they differ. Zeros become holes again.
+/// Writes a run of pages at `offset` to `target`, a copy of `origin`, where they differ from it.
+/// Pages that became zero become holes.
+///
+/// # Errors
+/// The disk is full.
 pub(super) fn write_changes(target: &File, origin: &File, offset: u64, now: &[u8]) -> io::Result<()> {
     let end = offset + now.len() as u64;
     let within = |from: u64, to: u64| &now[index(from - offset)..index(to - offset)];
     let mut at = offset;
     let mut before = Vec::new();
-    // Holes, which most of a warm start is, need not be read.
-    each_piece(origin, offset, end, |from, to| {
+    // Holes need not be read, and most of a warm start is holes.
+    for_each_data_range(origin, offset, end, |from, to| {
         let (from, to) = ((from & !(PAGE - 1)).max(at), to.next_multiple_of(PAGE).min(end));
         if from >= to {
             return Ok(());
@@ -37,7 +41,8 @@ pub(super) fn write_changes(target: &File, origin: &File, offset: u64, now: &[u8
     write_pages(target, at, within(at, end), |_| &ZERO)
 }
 
-/// As few writes as there are runs of pages that become something else. `before` answers what was there.
+/// Writes with one call for each run of pages that change alike. `before` returns the old content
+/// of the page at an offset in `now`.
 fn write_pages<'a>(
     target: &File,
     offset: u64,
@@ -46,19 +51,19 @@ fn write_pages<'a>(
 ) -> io::Result<()> {
     let change = |at: usize, page: &[u8]| {
         if page == before(at) {
-            Change::None
+            PageChange::None
         } else if is_zero(page) {
-            Change::Zero
+            PageChange::Zero
         } else {
-            Change::Data
+            PageChange::Data
         }
     };
     for (at, bytes, change) in runs_of(now, change) {
         let position = offset + at as u64;
         match change {
-            Change::None => {}
-            Change::Data => target.write_all_at(bytes, position)?,
-            Change::Zero => {
+            PageChange::None => {}
+            PageChange::Data => target.write_all_at(bytes, position)?,
+            PageChange::Zero => {
                 let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
                 match fallocate(target, flags, position, bytes.len() as u64) {
                     Err(Errno::OPNOTSUPP) => target.write_all_at(bytes, position)?,
@@ -70,12 +75,12 @@ fn write_pages<'a>(
     Ok(())
 }
 
-/// Whether there is nothing in a page.
+/// Whether all bytes of a page are zero.
 pub(super) fn is_zero(page: &[u8]) -> bool {
     *page == ZERO
 }
 
-/// Pages next to each other that are of the same kind: where they begin, what is in them, what they are.
+/// Splits pages into runs of the same kind: offset, content, kind.
 pub(super) fn runs_of<K: PartialEq + Copy>(
     pages: &[u8],
     kind: impl Fn(usize, &[u8]) -> K,
@@ -93,14 +98,14 @@ pub(super) fn runs_of<K: PartialEq + Copy>(
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Change {
+enum PageChange {
     None,
     Zero,
     Data,
 }
 
-/// Calls `take` with the bounds of each piece of data between two positions.
-fn each_piece(
+/// Calls `take` with the bounds of each range of data between two positions.
+fn for_each_data_range(
     file: &File,
     from: u64,
     to: u64,
@@ -119,7 +124,10 @@ fn each_piece(
     Ok(())
 }
 
-/// Makes `target` equal to `origin`: with shared blocks, or byte by byte without the holes.
+/// Copies `origin` to `target`: by sharing blocks, or else byte by byte without the holes.
+///
+/// # Errors
+/// The disk is full.
 pub(super) fn copy_image(origin: &File, target: &File) -> io::Result<()> {
     let size = origin.metadata()?.len();
     match ioctl_ficlone(target, origin) {
@@ -128,7 +136,7 @@ pub(super) fn copy_image(origin: &File, target: &File) -> io::Result<()> {
         Err(error) => return Err(error.into()),
     }
     target.set_len(size)?;
-    each_piece(origin, 0, size, |from, to| {
+    for_each_data_range(origin, 0, size, |from, to| {
         let mut at = from;
         while at < to {
             let (mut source, mut sink) = (at, at);
@@ -150,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_image_is_copied_and_changed_where_it_changed() {
+    fn changed_pages_are_written_to_a_copy() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("origin");
         let origin = File::options().create_new(true).read(true).write(true).open(&path).unwrap();
@@ -167,10 +175,10 @@ mod tests {
         target.read_exact_at(&mut seen, 8 * PAGE).unwrap();
         assert!(seen == now);
         let data = |file: &File| seek(file, SeekFrom::Data(0)).unwrap();
-        assert_eq!((data(&origin), data(&target)), (8 * PAGE, 11 * PAGE), "zeros are a hole");
+        assert_eq!((data(&origin), data(&target)), (8 * PAGE, 11 * PAGE), "zero pages are not holes");
         write_changes(&target, &origin, 7 * PAGE, &[7; 3 * 4096]).unwrap();
         target.read_exact_at(&mut seen[..3 * 4096], 7 * PAGE).unwrap();
-        // What was the same in the origin is not written.
+        // Pages that are equal in the origin are not written.
         assert!(
             seen[..4096] == [7; 4096]
                 && seen[4096..2 * 4096] == ZERO

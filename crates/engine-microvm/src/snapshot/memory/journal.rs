@@ -1,6 +1,9 @@
-//! A machine's own pages, one after the other in a plain file: there sooner than in an image, whose disk shares blocks and has to look after
-//! each page. A state with its journal is whole and on disk; whoever wants its image replays the journal first.
-//! Replaying can be cut off anywhere and done again: it writes the same pages to the same places.
+//! Journals: the private pages of a VM, written one after another to a plain file.
+//!
+//! Writing a journal is quicker than writing an image: an image shares blocks with others, so that
+//! the file system must handle each page. A snapshot with a journal is complete and on the disk; a
+//! restore replays the journal into the image first. Replaying can be interrupted anywhere and
+//! repeated: it writes the same pages to the same places.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -15,39 +18,47 @@ use super::private_pages::{self, MAX_BATCH_BYTES, PageBatch};
 use super::writeback;
 use super::{PAGE, Region, image, index};
 
-/// What each batch begins with.
+/// First bytes of each batch.
 const MAGIC: [u8; 8] = *b"pages\0\0\x01";
-/// Of magic and number of runs; of each run's place in the image and its length. All little endian, 8 bytes each.
+/// Length of magic and number of runs. All numbers are little endian, 8 bytes each.
 const HEADER_BYTES: usize = 16;
+/// Length of a run's entry: its offset in the image and its length.
 const RUN_BYTES: usize = 16;
-/// In a length, whose last bits are free: nothing is in these pages, and the journal has none of them. A guest zeroes what it frees.
+/// Flag in the unused low bits of a run's length: all pages of the run are zero and not in the
+/// journal. A guest zeroes the pages that it frees.
 const ZERO_FLAG: u64 = 1;
 
-/// Writes what is process `pid`'s own in these regions, for good except for the file's name. Answers how many bytes that were.
+/// Writes the private pages of process `pid` in these regions to a new journal and syncs its
+/// content; syncing its directory entry is left to the caller. Returns the number of bytes in those
+/// pages.
+///
+/// # Errors
+/// The process has ended, or the disk is full.
 pub(super) fn write(pid: i32, regions: &[Region], path: &Path) -> io::Result<u64> {
     let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    let (mut own, mut at) = (0, 0);
+    let (mut private_bytes, mut at) = (0, 0);
     writeback::while_writing(&file, Durability::Durable, |writeback| {
         private_pages::read(pid, regions, |batch| {
             let runs: Vec<(u64, &[u8], bool)> = runs(batch).collect();
-            let head = head(&runs);
-            (&file).write_all(&head)?;
-            let mut end = at + head.len() as u64;
+            let header = header(&runs);
+            (&file).write_all(&header)?;
+            let mut end = at + header.len() as u64;
             for (_, bytes, _) in runs.iter().filter(|(_, _, is_zero)| !is_zero) {
                 (&file).write_all(bytes)?;
                 end += bytes.len() as u64;
             }
             writeback.written(at, end);
             at = end;
-            own += batch.bytes().len() as u64;
+            private_bytes += batch.bytes().len() as u64;
             Ok(())
         })
     })?;
     file.sync_data()?;
-    Ok(own)
+    Ok(private_bytes)
 }
 
-/// The runs of pages in a batch that are all zero or all not: where each is in the image, its content, whether it is zero.
+/// Splits the runs of a batch into runs of pages that are all zero or all not zero: offset in the
+/// image, content, whether it is zero.
 fn runs(batch: &PageBatch) -> impl Iterator<Item = (u64, &[u8], bool)> {
     batch.runs().flat_map(|(offset, bytes)| {
         let runs = image::runs_of(bytes, |_, page| image::is_zero(page));
@@ -55,23 +66,25 @@ fn runs(batch: &PageBatch) -> impl Iterator<Item = (u64, &[u8], bool)> {
     })
 }
 
-/// Whole pages, so that the batch's bytes, which begin at a page in memory, begin at one in the file.
-fn head(runs: &[(u64, &[u8], bool)]) -> Vec<u8> {
-    let mut head = MAGIC.to_vec();
-    head.extend((runs.len() as u64).to_le_bytes());
+/// Returns the header of a batch, padded to whole pages: the content of pages then begins at a page
+/// boundary in the file as it does in memory, which is what copying is quick with.
+fn header(runs: &[(u64, &[u8], bool)]) -> Vec<u8> {
+    let mut header = MAGIC.to_vec();
+    header.extend((runs.len() as u64).to_le_bytes());
     for (offset, bytes, is_zero) in runs {
-        head.extend(offset.to_le_bytes());
-        head.extend((bytes.len() as u64 | if *is_zero { ZERO_FLAG } else { 0 }).to_le_bytes());
+        header.extend(offset.to_le_bytes());
+        header.extend((bytes.len() as u64 | if *is_zero { ZERO_FLAG } else { 0 }).to_le_bytes());
     }
-    head.resize(head.len().next_multiple_of(index(PAGE)), 0);
-    head
+    header.resize(header.len().next_multiple_of(index(PAGE)), 0);
+    header
 }
 
-/// Writes what is in a journal into its image, for good, and removes it. Nothing is done if it is not there, or not any more; who else is at
-/// it is waited for.
+/// Writes the pages of a journal to its image, syncs that, and removes the journal. Does nothing if
+/// there is no journal (any more). Blocks while another task replays it.
 ///
 /// # Errors
-/// The disk is full, the journal is damaged, or this need not go on any more; it stays.
+/// The disk is full, the journal is damaged, or `should_continue` returned false; the journal is
+/// kept.
 pub(crate) fn replay(journal: &Path, image: &Path, should_continue: &dyn Fn() -> bool) -> io::Result<()> {
     let file = match File::open(journal) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -82,7 +95,7 @@ pub(crate) fn replay(journal: &Path, image: &Path, should_continue: &dyn Fn() ->
         return Ok(());
     }
     match write_into(&file, image, should_continue) {
-        // With its state, in the middle of this.
+        // The snapshot was removed meanwhile.
         _ if is_removed(&file)? => Ok(()),
         Err(error) => Err(error),
         Ok(()) => fs::remove_file(journal),
@@ -99,7 +112,7 @@ fn write_into(journal: &File, image: &Path, should_continue: &dyn Fn() -> bool) 
     let (zeros, mut bytes) = (vec![0; MAX_BATCH_BYTES], vec![0; MAX_BATCH_BYTES + index(PAGE)]);
     let start = bytes.as_ptr().align_offset(index(PAGE));
     writeback::while_writing(&target, Durability::Durable, |writeback| {
-        while let Some(runs) = read_head(journal, size)? {
+        while let Some(runs) = read_header(journal, size)? {
             if is_removed(journal)? || !should_continue() {
                 return Err(io::ErrorKind::Interrupted.into());
             }
@@ -120,10 +133,11 @@ fn write_into(journal: &File, image: &Path, should_continue: &dyn Fn() -> bool) 
     target.sync_data()
 }
 
-/// The runs of the next batch, where in an image of `size` bytes, how long and whether of zeros; none at the end.
-fn read_head(mut journal: &File, size: u64) -> io::Result<Option<Vec<(u64, usize, bool)>>> {
+/// Reads the header of the next batch: for each run its offset in an image of `size` bytes, its
+/// length, and whether it is zero. Returns `None` at the end of the journal.
+fn read_header(mut journal: &File, size: u64) -> io::Result<Option<Vec<(u64, usize, bool)>>> {
     let damaged =
-        || io::Error::new(io::ErrorKind::InvalidData, "the journal of a captured memory is damaged");
+        || io::Error::new(io::ErrorKind::InvalidData, "the journal of a memory snapshot is damaged");
     let mut page = vec![0; index(PAGE)];
     match journal.read(&mut page)? {
         0 => return Ok(None),
@@ -141,9 +155,9 @@ fn read_head(mut journal: &File, size: u64) -> io::Result<Option<Vec<(u64, usize
         let (offset, length) = (number(&entry[..8]), number(&entry[8..]));
         let (length, is_zero) = (length & !ZERO_FLAG, length & ZERO_FLAG != 0);
         let is_inside = offset.checked_add(length).is_some_and(|end| end <= size);
-        let is_sound =
+        let is_valid =
             is_inside && offset % PAGE == 0 && length % PAGE == 0 && length <= MAX_BATCH_BYTES as u64;
-        if is_sound { Ok((offset, index(length), is_zero)) } else { Err(damaged()) }
+        if is_valid { Ok((offset, index(length), is_zero)) } else { Err(damaged()) }
     });
     runs.collect::<io::Result<_>>().map(Some)
 }
@@ -156,11 +170,11 @@ mod tests {
 
     const PAGES: usize = 700;
 
-    /// Some memory of this process, which begins at a page, as a region of an image.
+    /// Returns page-aligned memory of this process as a region of an image.
     fn memory(bytes: &mut Vec<u8>) -> (usize, Region) {
         bytes.resize((PAGES + 1) * index(PAGE), 0);
         let start = bytes.as_ptr().align_offset(index(PAGE));
-        // Every seventh has nothing in it.
+        // Every seventh page is zero.
         for (page, bytes) in bytes[start..].chunks_exact_mut(index(PAGE)).enumerate() {
             bytes.fill(u8::try_from(page % 7).unwrap());
         }
@@ -169,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_is_replayed_as_often_as_it_takes() {
+    fn an_interrupted_replay_can_be_repeated() {
         let dir = tempfile::tempdir().unwrap();
         let (journal, image) = (dir.path().join("journal"), dir.path().join("image"));
         let mut bytes = Vec::new();
@@ -178,7 +192,7 @@ mod tests {
         let length = PAGES * index(PAGE);
         assert_eq!(write(pid, &[region], &journal).unwrap(), length as u64);
         let whole = fs::read(&journal).unwrap();
-        assert!(whole.len() < length, "what is zero is not in it");
+        assert!(whole.len() < length, "zero pages are in the journal");
         let fresh = || {
             let file = File::create(&image).unwrap();
             file.set_len((PAGES as u64 + 10) * PAGE).unwrap();
@@ -192,31 +206,31 @@ mod tests {
                 && now[3 * 4096 + length..].iter().all(|byte| *byte == 0)
         };
         fresh();
-        // As if it had been cut off: what is missing is an error, and nothing is removed.
+        // A journal that was cut off is an error, and nothing is removed.
         fs::write(&journal, &whole[..whole.len() / 2]).unwrap();
         assert!(replay(&journal, &image, &|| true).is_err());
         assert!(journal.exists() && !is_replayed());
         fs::write(&journal, &whole).unwrap();
-        assert!(replay(&journal, &image, &|| false).is_err(), "nobody waits for it any more");
+        assert!(replay(&journal, &image, &|| false).is_err(), "the replay continued");
         assert!(journal.exists());
         replay(&journal, &image, &|| true).unwrap();
         assert!(is_replayed() && !journal.exists());
         replay(&journal, &image, &|| true).unwrap();
         fs::write(&journal, &whole).unwrap();
         replay(&journal, &image, &|| true).unwrap();
-        assert!(is_replayed(), "once more is no different");
+        assert!(is_replayed(), "a second replay changed the image");
     }
 
     #[test]
-    fn what_would_write_elsewhere_is_damaged() {
+    fn runs_outside_of_the_image_are_rejected() {
         let dir = tempfile::tempdir().unwrap();
         let (journal, image) = (dir.path().join("journal"), dir.path().join("image"));
         File::create(&image).unwrap().set_len(4 * PAGE).unwrap();
         let with = |count: u64, offset: u64, length: u64| {
-            let mut head = MAGIC.to_vec();
-            [count, offset, length].iter().for_each(|number| head.extend(number.to_le_bytes()));
-            head.resize(3 * index(PAGE), 7);
-            fs::write(&journal, head).unwrap();
+            let mut header = MAGIC.to_vec();
+            [count, offset, length].iter().for_each(|number| header.extend(number.to_le_bytes()));
+            header.resize(3 * index(PAGE), 7);
+            fs::write(&journal, header).unwrap();
             replay(&journal, &image, &|| true).map_err(|error| error.kind())
         };
         for (count, offset, length) in [

@@ -1,6 +1,9 @@
-//! A guest's memory on disk. QEMU maps an image privately; what the guest wrote since are the pages that are its own, and an image of
-//! now is a copy of the old one (shared blocks where the disk can) with those pages written over it. So every image is whole, none
-//! depends on another, and a machine started from it is a machine started from any. What must last is quicker in a journal first.
+//! Memory images: a guest's memory as a file.
+//!
+//! QEMU maps an image privately, so the pages that the guest has changed since are private to the
+//! QEMU process. A new image is a copy of the old one (with shared blocks where the file system
+//! can) with those pages written over it. So every image is complete, and none depends on another.
+//! A snapshot that must be durable is quicker written as a journal first.
 
 mod image;
 mod journal;
@@ -19,20 +22,21 @@ pub(crate) use journal::replay;
 
 const PAGE: u64 = 4096;
 
-/// Where a machine's memory is in its monitor's address space.
+/// A range of the guest's memory in QEMU's address space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Region {
     start: u64,
     end: u64,
-    /// Of its first byte in the image.
+    /// Offset of the first byte in the image.
     offset: u64,
 }
 
-/// Writes the memory, `size` bytes, of the stopped machine run by process `pid` as a new image. Answers how many bytes were the
-/// machine's own. With a journal they are in there, for good, and the image is one of now once that has been replayed.
+/// Writes the memory, `size` bytes, of the stopped VM run by process `pid` as a new image; returns
+/// the bytes in its private pages. With `journal`, those pages are written to that and synced, and
+/// the image is complete once the journal has been replayed.
 ///
 /// # Errors
-/// The process is gone or does not have such a memory, or the disk is full.
+/// The process has ended, its memory is not mapped as expected, or the disk is full.
 pub(crate) fn write_image(
     pid: i32,
     size: u64,
@@ -45,22 +49,22 @@ pub(crate) fn write_image(
     if !cover_exactly(&regions, size) {
         return Err(unexpected_mapping());
     }
-    // The very file, whatever has become of its name.
+    // Opens the mapped file itself, even if it has been renamed or removed.
     let origin = File::open(format!("/proc/{pid}/map_files/{:x}-{:x}", first.start, first.end))?;
     if origin.metadata()?.len() != size {
         return Err(unexpected_mapping());
     }
     let target = File::options().read(true).write(true).create_new(true).open(image)?;
     image::copy_image(&origin, &target)?;
-    let own = match journal {
+    let private_bytes = match journal {
         Some(journal) => journal::write(pid, &regions, journal)?,
         None => write_private_pages(pid, &regions, &origin, &target, durability)?,
     };
     durability.sync(&target)?;
-    Ok(own)
+    Ok(private_bytes)
 }
 
-/// Returns how many bytes there were.
+/// Writes the private pages to `target`, a copy of `origin`; returns their bytes.
 fn write_private_pages(
     pid: i32,
     regions: &[Region],
@@ -68,21 +72,21 @@ fn write_private_pages(
     target: &File,
     durability: Durability,
 ) -> io::Result<u64> {
-    let mut own = 0;
+    let mut private_bytes = 0;
     writeback::while_writing(target, durability, |writeback| {
         private_pages::read(pid, regions, |batch| {
             batch.runs().try_for_each(|(offset, now)| image::write_changes(target, origin, offset, now))?;
-            own += batch.bytes().len() as u64;
+            private_bytes += batch.bytes().len() as u64;
             if let Some((from, to)) = batch.bounds() {
                 writeback.written(from, to);
             }
             Ok(())
         })
     })?;
-    Ok(own)
+    Ok(private_bytes)
 }
 
-/// Lines of `/proc/<pid>/maps` that are the guest's memory.
+/// Returns the mappings in `/proc/<pid>/maps` that are guest memory.
 fn regions(maps: &str) -> Vec<Region> {
     let parse = |line: &str| {
         let mut fields = line.split_ascii_whitespace();
@@ -97,7 +101,8 @@ fn regions(maps: &str) -> Vec<Region> {
     maps.lines().filter_map(parse).collect()
 }
 
-/// Whether these are a memory of `size` bytes, each of them once. Whoever has taken QEMU over maps what it likes.
+/// Whether the regions map each of `size` bytes exactly once. Code that has taken over QEMU can map
+/// what it likes.
 fn cover_exactly(regions: &[Region], size: u64) -> bool {
     let mut sorted: Vec<Region> = regions.to_vec();
     sorted.sort_unstable_by_key(|region| region.offset);
@@ -108,10 +113,13 @@ fn cover_exactly(regions: &[Region], size: u64) -> bool {
 }
 
 fn unexpected_mapping() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "the machine's memory is not mapped as it should be")
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        "QEMU's mappings of the guest memory are not the expected ones",
+    )
 }
 
-/// Pages within one region are fewer than memory has bytes.
+/// Converts an offset or a number of pages to an index.
 #[expect(clippy::cast_possible_truncation, reason = "64-bit machines only")]
 fn index(number: u64) -> usize {
     number as usize
@@ -122,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_guests_memory_is_found_among_mappings() {
+    fn guest_memory_is_found_among_mappings() {
         let maps = "7f0000000000-7f0010000000 rw-p 00000000 00:2f 260   /guest-memory\n\
                     7f0010000000-7f0020000000 rw-p 10000000 00:2f 260   /x/guest-memory (deleted)\n\
                     7f1000000000-7f1000001000 rw-p 00000000 00:00 0\n\
@@ -131,8 +139,8 @@ mod tests {
         assert_eq!(found.len(), 2);
         assert_eq!(found[1], Region { start: 0x7f00_1000_0000, end: 0x7f00_2000_0000, offset: 0x1000_0000 });
         assert!(cover_exactly(&found, 0x2000_0000));
-        assert!(!cover_exactly(&found, 0x1000_0000), "more than there is");
-        assert!(!cover_exactly(&found[1..], 0x1000_0000), "a hole");
-        assert!(!cover_exactly(&[found[0], found[0]], 0x2000_0000), "the same twice");
+        assert!(!cover_exactly(&found, 0x1000_0000), "larger than the size");
+        assert!(!cover_exactly(&found[1..], 0x1000_0000), "the first part is missing");
+        assert!(!cover_exactly(&[found[0], found[0]], 0x2000_0000), "the first part is mapped twice");
     }
 }

@@ -1,6 +1,8 @@
-//! The pages of a machine's memory that are its own, read batch after batch.
-//! What is its own the kernel knows: pages that are present or swapped out and are no file's.
-//! A guest decides how they are scattered: what is held of them here has bounds.
+//! Reads the private pages of a VM's memory in batches: the pages that were changed since QEMU
+//! mapped the memory image.
+//!
+//! The kernel knows them: they are present or swapped out, and do not belong to a file. A guest
+//! decides how its pages are scattered, so the memory used here for them is bounded.
 
 use std::fs::File;
 use std::io;
@@ -15,41 +17,42 @@ const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 const OF_FILE: u64 = 1 << 61;
 
-/// Bytes in a batch at most.
+/// Maximum number of bytes in a batch.
 pub(super) const MAX_BATCH_BYTES: usize = 512 << 10;
-/// Entries of the page map that are looked at together.
+/// Number of page map entries that are read together.
 const WINDOW: u64 = 8192;
 
-/// Pages next to each other.
+/// Pages that are adjacent both in memory and in the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct PageRun {
     address: u64,
-    /// In the image.
+    /// Offset in the image.
     offset: u64,
     length: usize,
 }
 
 impl PageRun {
-    /// Address and place in the image of what comes behind it.
+    /// Address and offset in the image of the page after the run.
     fn end(&self) -> (u64, u64) {
         (self.address + self.length as u64, self.offset + self.length as u64)
     }
 }
 
-/// Some pages and what is in them.
+/// Some pages and their content.
 #[derive(Debug, Default)]
 pub(super) struct PageBatch {
     runs: Vec<PageRun>,
-    /// Of all of them.
+    /// Length of all runs, bytes.
     length: usize,
     bytes: Vec<u8>,
-    /// Where in `bytes` they begin: at a page. Processors copy to a place that is, within its page, a few bytes after the one they copy from, at
-    /// a third of their speed, and large allocations begin 16 bytes after a page.
+    /// Offset of the content in `bytes`: a page boundary. Processors copy at a third of their speed
+    /// to an address that is, within its page, a few bytes after the source address, and large
+    /// allocations begin 16 bytes after a page boundary.
     start: usize,
 }
 
 impl PageBatch {
-    /// The runs of pages in it: where each is in the image, and its content.
+    /// The runs: offset in the image and content of each.
     pub(super) fn runs(&self) -> impl Iterator<Item = (u64, &[u8])> {
         let mut rest = self.bytes();
         self.runs.iter().map(move |run| {
@@ -59,19 +62,19 @@ impl PageBatch {
         })
     }
 
-    /// Their content, run after run.
+    /// The content of all runs, one after another.
     pub(super) fn bytes(&self) -> &[u8] {
         self.bytes.get(self.start..self.start + self.length).unwrap_or_default()
     }
 
-    /// Where in the image the first of them begins and the last one ends.
+    /// Offsets in the image where the first run begins and the last one ends.
     pub(super) fn bounds(&self) -> Option<(u64, u64)> {
         let first = self.runs.iter().map(|run| run.offset).min()?;
         let last = self.runs.iter().map(|run| run.end().1).max()?;
         Some((first, last))
     }
 
-    /// For other pages, in the same memory.
+    /// Removes the pages but keeps the allocation.
     fn clear(&mut self) {
         self.runs.clear();
         self.length = 0;
@@ -80,7 +83,8 @@ impl PageBatch {
     fn push(&mut self, address: u64, offset: u64) {
         self.length += index(PAGE);
         match self.runs.last_mut() {
-            // In both: whoever has taken QEMU over maps what it likes next to each other.
+            // Adjacent in both: code that has taken over QEMU can map pages next to each other as
+            // it likes.
             Some(last) if last.end() == (address, offset) => last.length += index(PAGE),
             _ => self.runs.push(PageRun { address, offset, length: index(PAGE) }),
         }
@@ -96,7 +100,10 @@ impl PageBatch {
     }
 }
 
-/// Reads what is process `pid`'s own in these regions and gives it to `take`, batch after batch.
+/// Reads the private pages of process `pid` in these regions and calls `take` with each batch.
+///
+/// # Errors
+/// The process has ended; or those of `take`.
 pub(super) fn read(
     pid: i32,
     regions: &[Region],
@@ -138,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pages_are_one_run_only_where_they_are_in_the_image_too() {
+    fn a_run_is_adjacent_in_memory_and_in_the_image() {
         let mut batch = PageBatch::default();
         for (address, offset) in [(10, 5), (11, 6), (12, 1), (20, 2)] {
             batch.push(address * PAGE, offset * PAGE);

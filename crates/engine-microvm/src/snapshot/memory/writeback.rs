@@ -1,6 +1,8 @@
-//! Sending to the disk what has been written of a file while there is more to write.
-//! A thread of its own does that, as it waits for the disk when that is behind.
-//! Promises nothing: there is only less to wait for in the end.
+//! Starts the writeback of a file's dirty pages while more of it is being written, so that the
+//! final sync has less to wait for.
+//!
+//! A thread of its own does that, because starting writeback blocks while the disk is behind. It
+//! promises nothing: a sync is still needed.
 
 use std::fs::File;
 use std::io;
@@ -10,20 +12,24 @@ use std::thread;
 
 use engine::Durability;
 
-/// How far apart the ends are of what is sent to the disk together, bytes.
+/// Size of the ranges whose writeback is started together, bytes.
 const CHUNK_BYTES: u64 = 8 << 20;
 
-/// Where to tell what has been written.
+/// Receives the ranges that have been written.
 pub(super) struct Writeback(Sender<(u64, u64)>);
 
 impl Writeback {
-    /// Something between these two positions was written.
+    /// Reports that bytes between these two positions were written.
     pub(super) fn written(&self, from: u64, to: u64) {
         let _ = self.0.send((from, to));
     }
 }
 
-/// Does `work`, which writes to `file`; nothing is sent to the disk if it need not last.
+/// Runs `work`, which writes to `file` and reports what it has written. Does nothing more for an
+/// ephemeral file.
+///
+/// # Errors
+/// Those of `work`.
 pub(super) fn while_writing<T>(
     file: &File,
     durability: Durability,
@@ -34,7 +40,7 @@ pub(super) fn while_writing<T>(
         if durability == Durability::Durable {
             scope.spawn(move || start_writing(file, &written));
         }
-        // Dropped with its end of the channel before the scope waits.
+        // Dropped at the end of this closure, so that the thread ends before the scope joins it.
         let writeback = Writeback(send);
         work(&writeback)
     })
@@ -46,7 +52,7 @@ fn start_writing(file: &File, written: &Receiver<(u64, u64)>) {
         let (first, last) = pending.map_or((from, to), |(first, last)| (first.min(from), last.max(to)));
         pending = Some((first, last));
         if last - first >= CHUNK_BYTES {
-            // Where that cannot be done, the end takes longer.
+            // An error only makes the final sync take longer.
             let _ = sys::start_writing(file.as_fd(), first, last - first);
             pending = None;
         }
