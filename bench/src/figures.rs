@@ -1,6 +1,6 @@
-//! What was measured, in a form that can be printed, kept and compared.
+//! The report: measured figures, printed as a table and written as JSON.
 //! Latencies are quantiles in milliseconds with the share of rounds that succeeded; other figures have a unit of their own.
-//! Goals are the design's; a missed one is printed like a met one.
+//! Goals are the design's, printed beside the figures and not enforced.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,9 +10,9 @@ use serde::Serialize;
 /// One run.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
-    /// Processor, memory, kernel.
+    /// The host's processor, memory and kernel.
     pub(crate) machine: String,
-    /// Engine and what it isolates with.
+    /// The engine and its description of the isolation.
     pub(crate) engine: String,
     figures: Vec<Figure>,
 }
@@ -21,7 +21,7 @@ pub(crate) struct Report {
 #[derive(Debug, Serialize)]
 pub(crate) struct Figure {
     name: String,
-    /// What was warm: nothing, slots, connections.
+    /// What was prepared before: nothing, slots, connections.
     state: String,
     unit: &'static str,
     p50: f64,
@@ -49,7 +49,7 @@ impl Report {
 }
 
 impl Figure {
-    /// Latencies; `None` is a round that failed.
+    /// Quantiles of latencies; `None` is a round that failed.
     pub(crate) fn latency(name: &str, state: &str, goal: &str, rounds: &[Option<Duration>]) -> Self {
         let mut millis: Vec<f64> = rounds.iter().flatten().map(|d| d.as_secs_f64() * 1000.0).collect();
         millis.sort_by(f64::total_cmp);
@@ -66,7 +66,7 @@ impl Figure {
         }
     }
 
-    /// One value.
+    /// A figure with a single value.
     pub(crate) fn single(
         name: &str,
         state: &str,
@@ -85,7 +85,7 @@ fn quantile(sorted: &[f64], percent: usize) -> f64 {
     sorted.get((last * percent).div_ceil(100)).copied().unwrap_or(f64::NAN)
 }
 
-/// Part of a whole.
+/// A part divided by the whole.
 #[expect(clippy::cast_precision_loss, reason = "counts of a few thousand")]
 pub(crate) fn ratio(part: usize, whole: usize) -> f64 {
     part as f64 / whole.max(1) as f64

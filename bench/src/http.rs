@@ -1,6 +1,6 @@
-//! Plain HTTP/1.1 with kept connections: what any client library ends up doing, without one's overhead.
-//! A sandbox is spoken to through the server's one port, by the two routing headers.
-//! Enough of Connect to start a command and read its first output and its end.
+//! An HTTP/1.1 client with kept connections: what any client library does, without its overhead.
+//! Requests to a sandbox go to the server's one port and carry the two routing headers.
+//! Of the Connect protocol it has enough to start a command and read its output until its end.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -44,7 +44,12 @@ impl Http {
         Self { key, ..self }
     }
 
-    /// A call of the control plane; the answer's JSON.
+    /// The same server and key, with connections of another runtime.
+    pub(crate) fn reconnecting(&self) -> Self {
+        Self::new(self.url.clone()).with_key(self.key.clone())
+    }
+
+    /// Calls the control plane; returns the response's JSON. Fails on any status but success.
     pub(crate) async fn api(
         &self,
         method: Method,
@@ -58,28 +63,47 @@ impl Http {
             request = request.header("x-admin-token", token);
         }
         let body = if body.is_null() { Bytes::new() } else { body.to_string().into() };
-        let answer = self.client.request(request.body(Full::new(body))?).await?;
-        let status = answer.status();
-        let bytes = answer.into_body().collect().await?.to_bytes();
+        let response = self.client.request(request.body(Full::new(body))?).await?;
+        let status = response.status();
+        let bytes = response.into_body().collect().await?.to_bytes();
         if !status.is_success() {
             return Err(format!("{path}: {status} {}", bytes.escape_ascii()).into());
         }
         Ok(if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes).unwrap_or(Value::Null) })
     }
 
+    /// Creates a sandbox from the base template.
     pub(crate) async fn create(&self) -> Outcome<Sandbox> {
         self.create_from("base").await
     }
 
+    /// Creates a sandbox from a template or snapshot.
     pub(crate) async fn create_from(&self, template: &str) -> Outcome<Sandbox> {
         let body = json!({ "templateID": template, "timeout": 3600 });
         Ok(serde_json::from_value(self.api(Method::POST, "/v2/sandboxes", None, body).await?)?)
     }
 
+    /// Kills a sandbox.
     pub(crate) async fn kill(&self, sandbox: &Sandbox) -> Outcome {
         self.api(Method::DELETE, &format!("/sandboxes/{}", sandbox.id), None, Value::Null).await.map(|_| ())
     }
 
+    /// Kills every sandbox of the server, page by page.
+    pub(crate) async fn kill_all(&self) -> Outcome {
+        loop {
+            let running = self.api(Method::GET, "/v2/sandboxes", None, Value::Null).await?;
+            let ids = running.as_array().into_iter().flatten().filter_map(|one| one["sandboxID"].as_str());
+            let ids: Vec<&str> = ids.collect();
+            if ids.is_empty() {
+                return Ok(());
+            }
+            for id in ids {
+                self.api(Method::DELETE, &format!("/sandboxes/{id}"), None, Value::Null).await?;
+            }
+        }
+    }
+
+    /// A request to a sandbox's envd.
     fn to_envd(&self, sandbox: &Sandbox, method: Method, path: &str) -> http::request::Builder {
         Request::builder()
             .method(method)
@@ -89,14 +113,14 @@ impl Http {
             .header("x-access-token", &sandbox.token)
     }
 
-    /// Asks envd whether it is well.
+    /// Calls envd's health check.
     pub(crate) async fn health(&self, sandbox: &Sandbox) -> Outcome {
         let request = self.to_envd(sandbox, Method::GET, "/health").body(Full::default())?;
         let status = self.client.request(request).await?.status();
         if status == StatusCode::NO_CONTENT { Ok(()) } else { Err(status.to_string().into()) }
     }
 
-    /// Runs a program to its end; returns its standard output.
+    /// Runs a program until it exits; returns its standard output.
     pub(crate) async fn run(&self, sandbox: &Sandbox, program: &str, args: &[&str]) -> Outcome<Vec<u8>> {
         let message = json!({ "process": { "cmd": program, "args": args }, "stdin": false }).to_string();
         let mut envelope = vec![0];
@@ -121,6 +145,7 @@ impl Http {
         Ok(output)
     }
 
+    /// Writes a file.
     pub(crate) async fn upload(&self, sandbox: &Sandbox, path: &str, content: Bytes) -> Outcome {
         let request = self
             .to_envd(sandbox, Method::POST, &format!("/files?path={path}"))
@@ -130,7 +155,7 @@ impl Http {
         Ok(())
     }
 
-    /// Reads a file, dropping its content; returns its size.
+    /// Downloads a file without keeping its content; returns its size.
     pub(crate) async fn download(&self, sandbox: &Sandbox, path: &str) -> Outcome<usize> {
         let request =
             self.to_envd(sandbox, Method::GET, &format!("/files?path={path}")).body(Full::default())?;
@@ -143,11 +168,12 @@ impl Http {
     }
 }
 
-fn good(answer: Response<Incoming>) -> Outcome<Response<Incoming>> {
-    if answer.status() == StatusCode::OK { Ok(answer) } else { Err(answer.status().to_string().into()) }
+/// The response, unless its status is not 200.
+fn good(response: Response<Incoming>) -> Outcome<Response<Incoming>> {
+    if response.status() == StatusCode::OK { Ok(response) } else { Err(response.status().to_string().into()) }
 }
 
-/// Takes a whole message off the front.
+/// Removes the first message from the buffer and returns it, or `None` while it is incomplete.
 fn next_message(pending: &mut BytesMut) -> Outcome<Option<Value>> {
     let Some(&[_, a, b, c, d]) = pending.first_chunk::<5>() else { return Ok(None) };
     let length = 5 + u32::from_be_bytes([a, b, c, d]) as usize;

@@ -4,9 +4,9 @@
 #![forbid(unsafe_code)]
 
 mod figures;
+mod host;
 mod http;
-mod machine;
-mod machines;
+mod microvm;
 mod scenarios;
 mod server;
 mod snapshots;
@@ -16,6 +16,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
 
 use figures::Report;
 use server::Server;
@@ -35,16 +36,19 @@ struct Arguments {
     /// Sandboxes alive at once in the largest memory measurement.
     #[arg(long, default_value_t = 1000)]
     alive: usize,
-    /// Size of the file that goes up and down, MiB.
+    /// Size of the uploaded and downloaded file, MiB.
     #[arg(long, default_value_t = 512)]
     file_mib: usize,
+    /// Directory of CRIU, by default where `cofferdam quickstart` puts it; without it snapshots cannot be measured.
+    #[arg(long, env = "COFFERDAM_CRIU", default_value = "/var/lib/cofferdam/tools/criu")]
+    criu: PathBuf,
     /// Measure the microVM engine instead, which needs `COFFERDAM_MICROVM`.
     #[arg(long)]
     microvm: bool,
-    /// What executes its guests: `kvm` or `tcg`.
+    /// What executes microVMs' guests: `kvm` or `tcg`.
     #[arg(long)]
     accelerator: Option<String>,
-    /// Where the figures go as JSON.
+    /// File that the figures are written to as JSON.
     #[arg(long, default_value = "target/bench.json")]
     json: PathBuf,
 }
@@ -54,38 +58,49 @@ type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 #[tokio::main]
 async fn main() -> Outcome {
     let arguments = Arguments::parse();
-    let mut report = Report::new(machine::describe());
+    let mut terminate = signal(SignalKind::terminate())?;
+    // Servers are stopped where their variables are dropped, so an interrupted measurement must be dropped, too.
+    tokio::select! {
+        measured = measure(&arguments) => finish(&measured?, &arguments),
+        _ = tokio::signal::ctrl_c() => Err("interrupted".into()),
+        _ = terminate.recv() => Err("terminated".into()),
+    }
+}
+
+/// Measures the engine that the arguments name.
+async fn measure(arguments: &Arguments) -> Outcome<Report> {
+    let mut report = Report::new(host::describe());
     if arguments.microvm {
-        let (engine, figures) = machines::all(&arguments).await?;
+        let (engine, figures) = microvm::all(arguments).await?;
         report.engine = engine;
         report.add_all(figures);
-        return finish(&report, &arguments);
+    } else {
+        containers(arguments, &mut report).await?;
     }
-    {
-        let server = Server::start(&arguments.server, &arguments.layers, 0).await?;
-        report.engine = server.engine().await?;
-        report.add(
-            scenarios::create(&server, arguments.rounds, "create to ready, no slot ready", "cold", "5 / 20")
-                .await?,
-        );
-        server.stop().await?;
-    }
-    let server = Server::start(&arguments.server, &arguments.layers, 16).await?;
-    report
-        .add(scenarios::create(&server, arguments.rounds, "create to ready", "slots ready", "5 / 20").await?);
-    report.add(scenarios::first_output(&server, arguments.rounds, "slots ready", "15 / 40").await?);
-    report.add(scenarios::kill(&server, arguments.rounds / 2).await?);
-    report.add(scenarios::exec(&server, arguments.rounds * 2).await?);
-    report.add(scenarios::under_load(&server, arguments.rounds).await?);
+    Ok(report)
+}
+
+/// The container engine, on servers without and with prepared slots.
+async fn containers(arguments: &Arguments, report: &mut Report) -> Outcome {
+    let rounds = arguments.rounds;
+    let server = Server::start(arguments, 0).await?;
+    report.engine = server.engine().await?;
+    report.add(scenarios::create(&server, rounds, "create to ready, no slot ready", "cold", "5 / 20").await?);
+    server.stop().await?;
+
+    let server = Server::start(arguments, 16).await?;
+    report.add(scenarios::create(&server, rounds, "create to ready", "slots ready", "5 / 20").await?);
+    report.add(scenarios::first_output(&server, rounds, "slots ready", "15 / 40").await?);
+    report.add(scenarios::kill(&server, rounds / 2).await?);
+    report.add(scenarios::exec(&server, rounds * 2).await?);
+    report.add(scenarios::under_load(&server, rounds).await?);
     report.add_all(scenarios::burst(&server, 100, "16 slots ready", "500").await?);
     report.add_all(scenarios::files(&server, arguments.file_mib).await?);
-    let cold =
-        Server::start_with(&arguments.server, &arguments.layers, 16, &["--keep-frozen-max", "0"]).await?;
-    report.add_all(snapshots::all(&server, &cold, arguments.rounds / 10).await?);
-    cold.stop().await?;
+    let unfrozen = Server::start_with(arguments, 16, &["--keep-frozen-max", "0"]).await?;
+    report.add_all(snapshots::all(&server, &unfrozen, rounds / 10).await?);
+    unfrozen.stop().await?;
     report.add_all(scenarios::alive(&server, &[100, arguments.alive]).await?);
-    server.stop().await?;
-    finish(&report, &arguments)
+    server.stop().await
 }
 
 fn finish(report: &Report, arguments: &Arguments) -> Outcome {

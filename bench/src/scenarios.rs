@@ -9,10 +9,10 @@ use futures::future::join_all;
 
 use crate::Outcome;
 use crate::figures::{Figure, ratio};
-use crate::machine::available_mib;
+use crate::host::available_mib;
 use crate::server::Server;
 
-/// From the request to a sandbox whose envd has answered.
+/// The time of a create: when it returns, envd has answered.
 pub(crate) async fn create(
     server: &Server,
     rounds: usize,
@@ -43,7 +43,7 @@ pub(crate) async fn first_output(server: &Server, rounds: usize, state: &str, go
     Ok(Figure::latency("create to first output (TTI)", state, goal, &times))
 }
 
-/// From the request to everything gone.
+/// The time of a kill: when it returns, everything of the sandbox is gone.
 pub(crate) async fn kill(server: &Server, rounds: usize) -> Outcome<Figure> {
     let mut times = Vec::new();
     for _ in 0..rounds {
@@ -54,7 +54,7 @@ pub(crate) async fn kill(server: &Server, rounds: usize) -> Outcome<Figure> {
     Ok(Figure::latency("kill", "", "", &times))
 }
 
-/// A command that does nothing, in a sandbox that is there.
+/// A command that does nothing, in a running sandbox.
 pub(crate) async fn exec(server: &Server, rounds: usize) -> Outcome<Figure> {
     let sandbox = server.http.create().await?;
     let mut times = Vec::new();
@@ -66,7 +66,7 @@ pub(crate) async fn exec(server: &Server, rounds: usize) -> Outcome<Figure> {
     Ok(Figure::latency("exec of /bin/true", "connection kept", "2 / 6", &times))
 }
 
-/// envd's answer while user code spins on every processor the sandbox has, many times over.
+/// envd's response time while 20 processes in the sandbox use up its processors.
 pub(crate) async fn under_load(server: &Server, rounds: usize) -> Outcome<Figure> {
     let sandbox = server.http.create().await?;
     let hogs = "for i in $(seq 20); do (while :; do :; done) >/dev/null 2>&1 & done";
@@ -80,7 +80,7 @@ pub(crate) async fn under_load(server: &Server, rounds: usize) -> Outcome<Figure
     Ok(Figure::latency("envd answers while 20 processes spin inside", "connection kept", "100", &times))
 }
 
-/// Many creates at the same moment.
+/// Creates that are requested at the same moment.
 pub(crate) async fn burst(server: &Server, count: usize, state: &str, goal: &str) -> Outcome<Vec<Figure>> {
     let begun = Instant::now();
     let one = || async {
@@ -102,7 +102,7 @@ pub(crate) async fn burst(server: &Server, count: usize, state: &str, goal: &str
     ])
 }
 
-/// A large file through the edge, both ways.
+/// Upload and download of a large file through the edge.
 pub(crate) async fn files(server: &Server, mib: usize) -> Outcome<Vec<Figure>> {
     const ROUNDS: usize = 5;
     let sandbox = server.http.create().await?;

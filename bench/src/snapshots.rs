@@ -1,6 +1,6 @@
-//! What it costs to capture a sandbox and to bring it back: idle, and with Python holding 50 and 300 MiB.
-//! Each measurement ends when the sandbox answers again (or, for a pause, when the call does).
-//! The memory is random, so that nothing is saved by zeroes.
+//! The time of pauses, resumes, snapshots and forks of a sandbox: idle, and with Python holding 50 and 300 MiB.
+//! Each measurement ends when the sandbox answers again (for a pause, when the call returns).
+//! The memory is random, because pages of zeros cost nothing.
 
 use std::time::{Duration, Instant};
 
@@ -12,60 +12,65 @@ use crate::figures::Figure;
 use crate::http::Sandbox;
 use crate::server::Server;
 
-/// What runs in the measured sandbox.
+/// The loads to measure.
 const LOADS: [Load; 3] = [
     Load { state: "idle", mib: 0, goals: NONE },
     Load { state: "Python with 50 MiB", mib: 50, goals: DESIGN },
     Load { state: "Python with 300 MiB", mib: 300, goals: NONE },
 ];
 
-/// A sandbox to be measured.
+/// What runs in the measured sandbox.
 pub(crate) struct Load {
     pub(crate) state: &'static str,
-    /// Of random memory.
+    /// Random memory that Python holds, MiB.
     pub(crate) mib: usize,
     pub(crate) goals: Goals,
 }
 
-/// Calls and their goals: the design's are for 50 MiB.
+/// Goals in milliseconds by call; the design has them for 50 MiB.
 pub(crate) struct Goals {
     pub(crate) pause: &'static str,
-    pub(crate) hot: &'static str,
-    pub(crate) cold: &'static str,
+    pub(crate) frozen: &'static str,
+    pub(crate) unfrozen: &'static str,
     pub(crate) fork: &'static str,
     pub(crate) forks: &'static str,
 }
 
-const DESIGN: Goals = Goals { pause: "120", hot: "5", cold: "100", fork: "150", forks: "500" };
-const NONE: Goals = Goals { pause: "", hot: "", cold: "", fork: "", forks: "" };
+const DESIGN: Goals = Goals { pause: "120", frozen: "5", unfrozen: "100", fork: "150", forks: "500" };
+const NONE: Goals = Goals { pause: "", frozen: "", unfrozen: "", fork: "", forks: "" };
 
-/// Everything, for every load. `hot` keeps paused sandboxes in memory, `cold` does not.
-pub(crate) async fn all(hot: &Server, cold: &Server, rounds: usize) -> Outcome<Vec<Figure>> {
+/// Measures every load. The server `frozen` keeps processes of paused sandboxes in memory, `unfrozen` does not.
+pub(crate) async fn all(frozen: &Server, unfrozen: &Server, rounds: usize) -> Outcome<Vec<Figure>> {
     let mut figures = Vec::new();
     for load in LOADS {
-        figures.extend(of_load(hot, cold, &load, rounds).await?);
+        figures.extend(of_load(frozen, unfrozen, &load, rounds).await?);
     }
     Ok(figures)
 }
 
-/// Everything for one load.
-pub(crate) async fn of_load(hot: &Server, cold: &Server, load: &Load, rounds: usize) -> Outcome<Vec<Figure>> {
+/// Measures one load.
+pub(crate) async fn of_load(
+    frozen: &Server,
+    unfrozen: &Server,
+    load: &Load,
+    rounds: usize,
+) -> Outcome<Vec<Figure>> {
     let Load { state, mib, goals } = load;
     let mut figures = Vec::new();
-    let sandbox = loaded(hot, *mib).await?;
+    let sandbox = loaded(frozen, *mib).await?;
     let (mut pauses, mut resumes) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
-        pauses.push(timed(pause(hot, &sandbox)).await);
-        resumes.push(timed(resume(hot, &sandbox)).await);
+        pauses.push(timed(pause(frozen, &sandbox)).await);
+        resumes.push(timed(resume(frozen, &sandbox)).await);
     }
     figures.push(Figure::latency("pause, durable", state, goals.pause, &pauses));
-    figures.push(Figure::latency("resume, kept in memory", state, goals.hot, &resumes));
+    figures.push(Figure::latency("resume, processes frozen", state, goals.frozen, &resumes));
 
     let mut snapshots = Vec::new();
     let mut taken = Vec::new();
     for _ in 0..rounds {
         let begun = Instant::now();
-        let snapshot = post(hot, &sandbox, "snapshots", json!({})).await;
+        let snapshot = post(frozen, &sandbox, "snapshots", json!({})).await;
         snapshots.push(snapshot.is_ok().then(|| begun.elapsed()));
         taken.push(snapshot?["snapshotID"].as_str().unwrap_or_default().to_owned());
     }
@@ -73,28 +78,28 @@ pub(crate) async fn of_load(hot: &Server, cold: &Server, load: &Load, rounds: us
     let mut creates = Vec::new();
     for _ in 0..rounds {
         let begun = Instant::now();
-        let created = hot.http.create_from(&taken[0]).await?;
-        let answered = hot.http.health(&created).await;
-        creates.push(answered.is_ok().then(|| begun.elapsed()));
-        hot.http.kill(&created).await?;
+        let created = frozen.http.create_from(&taken[0]).await?;
+        let healthy = frozen.http.health(&created).await;
+        creates.push(healthy.is_ok().then(|| begun.elapsed()));
+        frozen.http.kill(&created).await?;
     }
     figures.push(Figure::latency("create from snapshot", state, "", &creates));
     for snapshot in taken {
         let path = format!("/templates/{}", snapshot.replace(':', "%3A"));
-        hot.http.api(Method::DELETE, &path, None, Value::Null).await?;
+        frozen.http.api(Method::DELETE, &path, None, Value::Null).await?;
     }
-    figures.push(forks(hot, &sandbox, state, 1, rounds, goals.fork).await?);
-    figures.push(forks(hot, &sandbox, state, 10, rounds.div_ceil(4), goals.forks).await?);
-    hot.http.kill(&sandbox).await?;
+    figures.push(forks(frozen, &sandbox, state, 1, rounds, goals.fork).await?);
+    figures.push(forks(frozen, &sandbox, state, 10, rounds.div_ceil(4), goals.forks).await?);
+    frozen.http.kill(&sandbox).await?;
 
-    let sandbox = loaded(cold, *mib).await?;
+    let sandbox = loaded(unfrozen, *mib).await?;
     let mut resumes = Vec::new();
     for _ in 0..rounds {
-        pause(cold, &sandbox).await?;
-        resumes.push(timed(resume(cold, &sandbox)).await);
+        pause(unfrozen, &sandbox).await?;
+        resumes.push(timed(resume(unfrozen, &sandbox)).await);
     }
-    figures.push(Figure::latency("resume, from disk", state, goals.cold, &resumes));
-    cold.http.kill(&sandbox).await?;
+    figures.push(Figure::latency("resume, from disk", state, goals.unfrozen, &resumes));
+    unfrozen.http.kill(&sandbox).await?;
     Ok(figures)
 }
 
@@ -110,8 +115,8 @@ async fn forks(
     for _ in 0..rounds {
         let begun = Instant::now();
         let body = json!({ "timeout": 600, "count": count });
-        let answer = post(server, sandbox, "fork", body).await?;
-        let forks: Vec<Sandbox> = answer
+        let response = post(server, sandbox, "fork", body).await?;
+        let forks: Vec<Sandbox> = response
             .as_array()
             .into_iter()
             .flatten()
@@ -125,7 +130,7 @@ async fn forks(
     Ok(Figure::latency(&format!("fork into {count}"), state, goal, &times))
 }
 
-/// A sandbox in which Python has filled so much memory.
+/// Creates a sandbox in which Python holds this much memory.
 async fn loaded(server: &Server, mib: usize) -> Outcome<Sandbox> {
     let sandbox = server.http.create().await?;
     if mib > 0 {
@@ -142,7 +147,7 @@ async fn pause(server: &Server, sandbox: &Sandbox) -> Outcome {
     post(server, sandbox, "pause", json!({})).await.map(|_| ())
 }
 
-/// Until it answers.
+/// Resumes a sandbox and waits until envd answers.
 pub(crate) async fn resume(server: &Server, sandbox: &Sandbox) -> Outcome {
     post(server, sandbox, "connect", json!({ "timeout": 3600 })).await?;
     server.http.health(sandbox).await

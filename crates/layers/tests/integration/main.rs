@@ -7,5 +7,4 @@ mod crash;
 mod full;
 mod limits;
 mod overlay;
-mod timing;
 mod trees;

@@ -1,14 +1,17 @@
-//! What trees cost on every kind of disk: `cargo nextest run -p layers --run-ignored only timing --no-capture --release`.
-//! Prints medians; judges nothing.
+//! Times of operations on writable trees, for every backend: `cargo bench --package bench --bench trees`. Prints medians.
 //! Needs root.
 
-#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
+#![allow(missing_docs, clippy::unwrap_used, reason = "a failure ends the measurement")]
 
 use std::fs;
 use std::time::{Duration, Instant};
 
-use crate::common::{Disk, name};
+use common::{Disk, name};
 use layers::{Trees, TreesBackend};
+
+// File systems to measure on are made as for the tests of `layers`.
+#[path = "../../crates/layers/tests/integration/common/mod.rs"]
+mod common;
 
 fn median(count: usize, mut act: impl FnMut(usize)) -> Duration {
     let mut times: Vec<Duration> = (0..count)
@@ -38,7 +41,7 @@ fn measure(what: &str, trees: &Trees, copies: usize) {
 
     let big = name("big");
     trees.create(&big, Some(2048)).unwrap();
-    let noise = crate::common::noise();
+    let noise = common::noise();
     for dir in 0..100 {
         let dir = trees.path(&big).join(format!("upper/{dir}"));
         fs::create_dir_all(&dir).unwrap();
@@ -57,9 +60,7 @@ fn measure(what: &str, trees: &Trees, copies: usize) {
     );
 }
 
-#[test]
-#[ignore = "prints figures"]
-fn timing() {
+fn main() {
     let disk = Disk::host();
     measure("image", &disk.open(TreesBackend::Loop), 30);
     let disk = Disk::host();

@@ -1,5 +1,5 @@
-//! The microVM engine: boots, clones, memory, captures. What executes the guests is in every figure's state: emulation says nothing
-//! about hardware.
+//! Measurements of the microVM engine: boots, clones, memory, snapshots. Every figure's state names what executes the guests, because
+//! figures of emulation say nothing about hardware.
 //! Goals are the design's for emulation.
 
 use std::fs;
@@ -9,30 +9,30 @@ use serde_json::{Value, json};
 
 use crate::Outcome;
 use crate::figures::{Figure, ratio};
-use crate::machine::available_mib;
+use crate::host::available_mib;
 use crate::server::Server;
 use crate::snapshots::{Goals, Load, of_load, post, resume, timed};
 use crate::{Arguments, scenarios};
 
-/// Clones alive at once.
+/// Number of clones that run at once.
 const CLONES: usize = 8;
-/// What the measured sandbox has touched.
+/// Memory that the measured sandbox has written to.
 const LOAD: Load = Load {
     state: "100 MiB touched",
     mib: 100,
-    goals: Goals { pause: "250", hot: "", cold: "", fork: "", forks: "" },
+    goals: Goals { pause: "250", frozen: "", unfrozen: "", fork: "", forks: "" },
 };
 
-/// Everything, on servers of their own.
+/// Measures everything; returns the engine's description and the figures.
 pub(crate) async fn all(arguments: &Arguments) -> Outcome<(String, Vec<Figure>)> {
     let mut options = vec!["--engine", "microvm"];
     if let Some(accelerator) = &arguments.accelerator {
         options.extend(["--accelerator", accelerator]);
     }
     let mut figures = Vec::new();
-    let server = Server::start_with(&arguments.server, &arguments.layers, 0, &options).await?;
+    let server = Server::start_with(arguments, 0, &options).await?;
     let engine = server.engine().await?;
-    let state = arguments.accelerator.clone().unwrap_or_else(|| "as found".into());
+    let state = arguments.accelerator.clone().unwrap_or_else(|| "default".into());
 
     let begun = Instant::now();
     let first = server.http.create().await?;
@@ -57,16 +57,16 @@ pub(crate) async fn all(arguments: &Arguments) -> Outcome<(String, Vec<Figure>)>
     figures.push(scenarios::first_output(&server, arguments.rounds / 10, &state, "").await?);
     figures.extend(scenarios::burst(&server, CLONES, &state, "2000").await?);
     figures.extend(memory(&server, &state).await?);
-    let mut cold_options = options.clone();
-    cold_options.extend(["--keep-frozen-max", "0"]);
-    let cold = Server::start_with(&arguments.server, &arguments.layers, 0, &cold_options).await?;
-    figures.extend(of_load(&server, &cold, &LOAD, arguments.rounds.div_ceil(20)).await?);
-    cold.stop().await?;
+    let mut unfrozen_options = options.clone();
+    unfrozen_options.extend(["--keep-frozen-max", "0"]);
+    let unfrozen = Server::start_with(arguments, 0, &unfrozen_options).await?;
+    figures.extend(of_load(&server, &unfrozen, &LOAD, arguments.rounds.div_ceil(20)).await?);
+    unfrozen.stop().await?;
     server.stop().await?;
     Ok((engine, figures))
 }
 
-/// What clones cost that have only answered once.
+/// Memory of clones that have answered one health check.
 async fn memory(server: &Server, state: &str) -> Outcome<Vec<Figure>> {
     let before = available_mib();
     let mut sandboxes = Vec::new();

@@ -1,6 +1,5 @@
-//! The machine's description and its free memory.
-//! Read from /proc; unknown parts are left out.
-//! MemAvailable is what a user runs out of, so that is what sandboxes are charged with.
+//! The host's description and its free memory, read from /proc.
+//! A sandbox's cost in memory is the change of MemAvailable, which is what an operator runs out of.
 
 use std::fs;
 
@@ -19,7 +18,7 @@ pub(crate) fn describe() -> String {
     )
 }
 
-/// Memory that could still be used, in MiB.
+/// MemAvailable in MiB.
 pub(crate) fn available_mib() -> f64 {
     field("MemAvailable") / 1024.0
 }
