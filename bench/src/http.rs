@@ -109,8 +109,8 @@ impl Http {
             .method(method)
             .uri(format!("{}{path}", self.url))
             .header("e2b-sandbox-id", &sandbox.id)
-            .header("e2b-sandbox-port", "49983")
-            .header("x-access-token", &sandbox.token)
+            .header("e2b-sandbox-port", envd_api::PORT)
+            .header(envd_api::headers::ACCESS_TOKEN, &sandbox.token)
     }
 
     /// Calls envd's health check.

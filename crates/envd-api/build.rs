@@ -1,17 +1,21 @@
-//! Compiles the .proto files with protox, so that nobody needs protoc.
+//! With the feature `rpc`: compiles the .proto files to Rust. protox does it without an installed protoc.
 
-use std::error::Error;
-use std::path::PathBuf;
-
-use protox::prost::Message;
-
-const FILES: [&str; 2] = ["process/process.proto", "filesystem/filesystem.proto"];
-
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
+    #[cfg(feature = "rpc")]
+    generate()?;
+    Ok(())
+}
+
+#[cfg(feature = "rpc")]
+fn generate() -> Result<(), Box<dyn std::error::Error>> {
+    use protox::prost::Message;
+
+    const FILES: [&str; 2] = ["process/process.proto", "filesystem/filesystem.proto"];
+
     let mut compiler = protox::Compiler::new(["proto"])?;
     compiler.include_imports(true).include_source_info(true).open_files(FILES)?;
-    let set = PathBuf::from(std::env::var("OUT_DIR")?).join("descriptors.bin");
+    let set = std::path::PathBuf::from(std::env::var("OUT_DIR")?).join("descriptors.bin");
     std::fs::write(&set, compiler.file_descriptor_set().encode_to_vec())?;
 
     connectrpc_build::Config::new()

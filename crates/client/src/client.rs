@@ -1,6 +1,6 @@
-//! The connection to one server, and what is asked of the server itself: engine, teams, keys.
-//! Keys and teams are the operator's business and need the admin token.
-//! Sandboxes start at [`Sandbox::create`](crate::Sandbox::create).
+//! A server and its credentials, and the requests about the server itself: health, engine, teams, keys.
+//! Requests about keys and teams need the admin token.
+//! Create sandboxes with [`Sandbox::create`](crate::Sandbox::create).
 
 use std::sync::Arc;
 
@@ -19,20 +19,20 @@ pub struct Client {
     pub(crate) config: Arc<ClientConfig>,
 }
 
-/// What runs sandboxes on the server, and how far they are kept from it.
+/// The engine that runs a server's sandboxes, and how well it isolates them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EngineInfo {
     /// `container` or `microvm`.
     pub name: String,
     /// `shared_kernel`, `hardware_vm` or `emulated_vm`.
     pub isolation: String,
-    /// One honest sentence about the isolation.
+    /// A sentence about what the isolation does and does not protect from.
     pub summary: String,
     /// What the engine can do.
     pub capabilities: EngineCapabilities,
-    /// Sandboxes running now.
+    /// Number of running sandboxes.
     pub running: u64,
-    /// Every engine that the server runs, this one first: what templates may name.
+    /// All engines of the server, this one first. Templates may name one of them.
     #[serde(default)]
     pub engines: Vec<EngineName>,
 }
@@ -44,19 +44,19 @@ pub struct EngineName {
     pub name: String,
     /// `shared_kernel`, `hardware_vm` or `emulated_vm`.
     pub isolation: String,
-    /// One honest sentence about the isolation.
+    /// A sentence about what the isolation does and does not protect from.
     pub summary: String,
 }
 
-/// What an engine can do beyond starting and killing.
+/// Optional features of an engine.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EngineCapabilities {
-    /// Captures and restores memory.
+    /// Whether it captures and restores memory.
     pub memory_snapshots: bool,
-    /// Enforces disk limits.
+    /// Whether it enforces disk limits.
     pub disk_limit: bool,
-    /// Enforces processor, memory and process limits.
+    /// Whether it enforces limits of processors, memory and processes.
     pub resource_limits: bool,
 }
 
@@ -69,7 +69,7 @@ pub struct Team {
     pub id: String,
     /// Its name.
     pub name: String,
-    /// Whether requests that name no team act for it.
+    /// Whether requests without a team act for it.
     pub is_default: bool,
 }
 
@@ -81,12 +81,12 @@ pub struct ApiKey {
     pub id: String,
     /// Its name.
     pub name: String,
-    /// What may be shown of the secret.
+    /// The part of the secret that may be shown.
     mask: Mask,
-    /// When it was made.
+    /// When it was created.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
-    /// When it was last used, roughly.
+    /// When it was last used, approximately.
     #[serde(with = "time::serde::rfc3339::option", default)]
     pub last_used: Option<OffsetDateTime>,
 }
@@ -100,17 +100,17 @@ struct Mask {
 }
 
 impl ApiKey {
-    /// Enough of the secret to recognise it.
+    /// Returns enough of the secret to recognise the key.
     #[must_use]
     pub fn masked(&self) -> String {
         format!("{}{}…{}", self.mask.prefix, self.mask.masked_value_prefix, self.mask.masked_value_suffix)
     }
 }
 
-/// A key just made. Its secret is shown this once.
+/// A key that was just created. The server shows its secret only this once.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct NewApiKey {
-    /// The secret: what goes into `E2B_API_KEY`.
+    /// The secret, the value for `E2B_API_KEY`.
     pub key: String,
     /// Everything else.
     #[serde(flatten)]
@@ -124,16 +124,16 @@ impl std::fmt::Debug for NewApiKey {
 }
 
 impl Client {
-    /// A client with these settings. Connects to nothing yet.
+    /// Makes a client with these settings. It does not connect yet.
     ///
     /// # Errors
-    /// An address is no URL, or a secret cannot be one.
+    /// An address is not a URL, or a secret contains characters that HTTP headers cannot.
     pub fn new(config: ClientConfig) -> Result<Self> {
         let transport = Transport::new(&config)?;
         Ok(Self { rest: Rest::new(&config, transport)?, config: Arc::new(config) })
     }
 
-    /// A client with the environment's settings; see [`ClientConfig::from_env`].
+    /// Makes a client with the settings of the environment; see [`ClientConfig::from_env`].
     ///
     /// # Errors
     /// As [`Client::new`].
@@ -141,10 +141,10 @@ impl Client {
         Self::new(ClientConfig::from_env())
     }
 
-    /// Whether the server answers.
+    /// Checks that the server is up.
     ///
     /// # Errors
-    /// It cannot be reached or says that it is not well.
+    /// It cannot be reached, or reports a failure.
     pub async fn health(&self) -> Result<()> {
         let request = http::Request::get(transport::join(self.rest.base(), "/health")?)
             .body(transport::empty_body())
@@ -152,15 +152,15 @@ impl Client {
         transport::check(&self.rest.transport().exchange(request).await?)
     }
 
-    /// What runs sandboxes there, and how well they are isolated. Cofferdam only.
+    /// Returns the server's engine. Cofferdam only.
     ///
     /// # Errors
-    /// The key is refused, or the server is another one.
+    /// The key is refused, or the server is not Cofferdam.
     pub async fn engine(&self) -> Result<EngineInfo> {
         read_json(&self.rest.call(As::Team, Method::GET, "/cofferdam/v1/engine").await?)
     }
 
-    /// All teams. Needs the admin token.
+    /// Lists all teams. Needs the admin token.
     ///
     /// # Errors
     /// The token is refused.
@@ -168,7 +168,7 @@ impl Client {
         read_json(&self.rest.call(As::Operator, Method::GET, "/teams").await?)
     }
 
-    /// Keys of the default team. Needs the admin token.
+    /// Lists the keys of the default team. Needs the admin token.
     ///
     /// # Errors
     /// The token is refused.
@@ -176,7 +176,7 @@ impl Client {
         read_json(&self.rest.call(As::Operator, Method::GET, "/api-keys").await?)
     }
 
-    /// Makes a key for the default team. Needs the admin token.
+    /// Creates a key for the default team. Needs the admin token.
     ///
     /// # Errors
     /// The token is refused, or the name is not accepted.
@@ -185,7 +185,7 @@ impl Client {
         read_json(&self.rest.call_with(As::Operator, Method::POST, "/api-keys", &body).await?)
     }
 
-    /// Deletes a key of the default team; who uses it is refused from then on. Needs the admin token.
+    /// Deletes a key of the default team; it is refused from then on. Needs the admin token.
     ///
     /// # Errors
     /// The token is refused, or there is no such key.

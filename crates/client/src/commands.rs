@@ -1,6 +1,6 @@
-//! Commands in a sandbox, run by its login shell as the official SDKs do.
-//! `run` waits for the end; `start` hands out a stream of events.
-//! What was started elsewhere can be listed, joined and ended.
+//! Commands in a sandbox, run by a login shell like in the official SDKs.
+//! `run` waits for the end; `start` returns a stream of events.
+//! Processes that others started can be listed, attached to and killed.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,24 +9,24 @@ use envd_api::process::__buffa::oneof::process_selector::Selector;
 use envd_api::process::{ConnectRequest, ListRequest, ProcessConfig, ProcessSelector, StartRequest};
 use serde::Serialize;
 
+use crate::envd::Envd;
 use crate::process::EventStream;
-use crate::rpc::Envd;
 use crate::{Output, Process, Result, RunningProcess};
 
-/// Surroundings of a command.
+/// Options of a command.
 #[derive(Debug, Clone)]
 pub struct RunOptions {
-    /// Who runs it; by default the sandbox's default user.
+    /// User that runs it; by default the sandbox's default user.
     pub user: Option<String>,
-    /// Where; by default the template's working directory.
+    /// Working directory; by default the template's.
     pub cwd: Option<String>,
-    /// Variables beside the sandbox's own.
+    /// Further environment variables.
     pub envs: BTreeMap<String, String>,
-    /// Time after which the sandbox ends it; 60 s by default, none for no limit.
+    /// Time limit, after which envd kills it; 60 s by default, `None` for no limit.
     pub timeout: Option<Duration>,
-    /// Whether it has a standard input that can be written to.
+    /// Whether its standard input can be written to.
     pub stdin: bool,
-    /// A name to find it by later.
+    /// A tag to find it by later.
     pub tag: Option<String>,
 }
 
@@ -43,20 +43,20 @@ impl Default for RunOptions {
     }
 }
 
-/// A process that was started through the sandbox's interface and still runs.
+/// A running process that was started through envd.
 #[derive(Debug, Clone, Serialize)]
 pub struct ProcessInfo {
     /// Its process id inside the sandbox.
     pub pid: u32,
-    /// Its name, if it was given one.
+    /// Its tag, if it has one.
     pub tag: Option<String>,
     /// Program.
     pub cmd: String,
     /// Arguments.
     pub args: Vec<String>,
-    /// Variables it was given.
+    /// Environment variables of its start request.
     pub envs: BTreeMap<String, String>,
-    /// Working directory it was given.
+    /// Working directory of its start request.
     pub cwd: Option<String>,
 }
 
@@ -67,7 +67,7 @@ pub struct Commands<'a> {
 }
 
 impl Commands<'_> {
-    /// Runs a shell command to its end. Its exit code is in the answer; see [`Output::check`].
+    /// Runs a shell command to its end. A failed command is no error here; see [`Output::check`].
     ///
     /// # Errors
     /// It could not be started, took too long, or the sandbox ended.
@@ -75,7 +75,7 @@ impl Commands<'_> {
         self.start(command, options).await?.wait().await
     }
 
-    /// Starts a shell command and hands out what it does as it does it.
+    /// Starts a shell command and returns a stream of its output.
     ///
     /// # Errors
     /// It could not be started.
@@ -96,14 +96,15 @@ impl Commands<'_> {
         start(self.envd, request, options.user.as_deref(), options.timeout).await
     }
 
-    /// Processes that still run, of commands and terminals alike.
+    /// Lists running processes, of commands and terminals.
     ///
     /// # Errors
     /// The sandbox cannot be reached.
     pub async fn list(&self) -> Result<Vec<ProcessInfo>> {
-        let answer = self.envd.process.list_with_options(ListRequest::default(), self.envd.unary(None)).await;
-        let answer = match answer {
-            Ok(answer) => answer.into_owned(),
+        let response =
+            self.envd.process.list_with_options(ListRequest::default(), self.envd.unary(None)).await;
+        let response = match response {
+            Ok(response) => response.into_owned(),
             Err(error) => return Err(self.envd.explain(error).await),
         };
         let view = |info: envd_api::process::ProcessInfo| {
@@ -117,10 +118,10 @@ impl Commands<'_> {
                 cwd: config.cwd,
             }
         };
-        Ok(answer.processes.into_iter().map(view).collect())
+        Ok(response.processes.into_iter().map(view).collect())
     }
 
-    /// Joins a process: what it does from now on.
+    /// Attaches to a process and receives its output from now on.
     ///
     /// # Errors
     /// There is no such process.
@@ -128,7 +129,7 @@ impl Commands<'_> {
         connect(self.envd, pid).await
     }
 
-    /// Ends a process by force. Answers whether there was one.
+    /// Kills a process. Returns whether it existed.
     ///
     /// # Errors
     /// The sandbox cannot be reached.
@@ -136,15 +137,15 @@ impl Commands<'_> {
         self.process(pid).kill().await
     }
 
-    /// Writes to a process' standard input.
+    /// Writes to the standard input of a process.
     ///
     /// # Errors
-    /// There is no such process, or it has no input.
+    /// There is no such process, or its standard input is not open.
     pub async fn send_stdin(&self, pid: u32, data: impl Into<Vec<u8>>) -> Result<()> {
         self.process(pid).send_stdin(data).await
     }
 
-    /// A handle to a process by its id.
+    /// Returns a handle to a process.
     #[must_use]
     pub fn process(&self, pid: u32) -> Process {
         Process::new(self.envd.clone(), pid)

@@ -1,6 +1,6 @@
-//! Where the server is and who is asking: options first, then the environment, then E2B's defaults.
-//! The rules are those of the official SDKs, so one set of variables serves all of them.
-//! Secrets never show up in debug output.
+//! Settings of a client: addresses and credentials.
+//! Environment variables and defaults are those of the official SDKs.
+//! Debug output does not contain secrets.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,27 +9,25 @@ use http::Uri;
 
 use crate::{Error, Result};
 
-/// Domains of E2B's own service, which has one host for all sandbox traffic.
+/// Domains of E2B's own service, which has one host for the traffic of all sandboxes.
 const SHARED_HOST_DOMAINS: [&str; 4] = ["e2b.app", "e2b.dev", "e2b.pro", "e2b-staging.dev"];
 const DEFAULT_DOMAIN: &str = "e2b.app";
-/// envd's port in every sandbox.
-pub(crate) const ENVD_PORT: u16 = 49983;
 
-/// Settings of a [`Client`](crate::Client). What is `None` is left to the defaults, not to the environment:
-/// [`ClientConfig::from_env`] reads that.
+/// Settings of a [`Client`](crate::Client). `None` means the default; the environment is read by
+/// [`ClientConfig::from_env`] only.
 #[derive(Clone)]
 pub struct ClientConfig {
     /// API key, `e2b_` and hexadecimal digits.
     pub api_key: Option<String>,
-    /// The operator's token: creates and deletes keys, and stands in for a key.
+    /// The operator's token. It manages keys and teams, and acts for the default team without a key.
     pub admin_token: Option<String>,
-    /// REST interface; by default `https://api.<domain>`.
+    /// Address of the REST interface; by default `https://api.<domain>`.
     pub api_url: Option<String>,
     /// One address for the traffic of all sandboxes; by default each has a host name of its own.
     pub sandbox_url: Option<String>,
     /// Domain of the service.
     pub domain: Option<String>,
-    /// Longest wait for the answer to a request; streams and file contents are not bounded by it.
+    /// Time limit of requests, except for streams and file contents.
     pub request_timeout: Duration,
 }
 
@@ -77,20 +75,20 @@ impl ClientConfig {
         }
     }
 
-    /// A server that answers for its API and its sandboxes at one address, as `cofferdam serve` does.
+    /// Settings for a server with one address for its API and its sandboxes, as `cofferdam serve` has.
     #[must_use]
     pub fn at(url: impl Into<String>) -> Self {
         let url = url.into();
         Self { api_url: Some(url.clone()), sandbox_url: Some(url), ..Self::default() }
     }
 
-    /// The same with an API key.
+    /// Sets the API key.
     #[must_use]
     pub fn with_api_key(self, key: impl Into<String>) -> Self {
         Self { api_key: Some(key.into()), ..self }
     }
 
-    /// The same with the operator's token.
+    /// Sets the operator's token.
     #[must_use]
     pub fn with_admin_token(self, token: impl Into<String>) -> Self {
         Self { admin_token: Some(token.into()), ..self }
@@ -107,12 +105,12 @@ impl ClientConfig {
         }
     }
 
-    /// The domain of a sandbox: what the server said of it, or the service's.
-    pub(crate) fn sandbox_domain(&self, told: Option<String>) -> String {
-        told.filter(|domain| !domain.is_empty()).unwrap_or_else(|| self.domain().to_owned())
+    /// Returns the domain of a sandbox: `assigned` by the server, or the configured one.
+    pub(crate) fn sandbox_domain(&self, assigned: Option<String>) -> String {
+        assigned.filter(|domain| !domain.is_empty()).unwrap_or_else(|| self.domain().to_owned())
     }
 
-    /// Where envd answers for a sandbox.
+    /// Returns the address of a sandbox's envd for requests with routing headers.
     pub(crate) fn envd_base(&self, id: &str, domain: &str) -> Result<Uri> {
         if self.sandbox_url.is_none() && SHARED_HOST_DOMAINS.contains(&domain) {
             return base(&format!("https://sandbox.{domain}"));
@@ -120,15 +118,15 @@ impl ClientConfig {
         self.direct_base(id, domain)
     }
 
-    /// Where someone without our headers reaches envd.
+    /// Returns the address of a sandbox's envd for requests without routing headers.
     pub(crate) fn direct_base(&self, id: &str, domain: &str) -> Result<Uri> {
         match &self.sandbox_url {
             Some(url) => base(url),
-            None => base(&format!("https://{ENVD_PORT}-{id}.{domain}")),
+            None => base(&format!("https://{}-{id}.{domain}", envd_api::PORT)),
         }
     }
 
-    /// Whether every request goes to addresses known to be without TLS.
+    /// Whether all addresses are known to be without TLS.
     pub(crate) fn is_plaintext(&self) -> bool {
         let plain = |url: &Option<String>| url.as_ref().is_some_and(|url| url.starts_with("http://"));
         plain(&self.api_url) && plain(&self.sandbox_url)

@@ -1,6 +1,6 @@
-//! The one error of this crate. Its variants are the cases a program treats differently.
-//! Servers' messages are passed on; they are written to be read.
-//! REST statuses and RPC codes that mean the same become the same variant.
+//! The error of this crate. Its variants are the cases that programs handle differently.
+//! Messages of the server are passed on.
+//! REST statuses and RPC codes with the same meaning become the same variant.
 
 use connectrpc::{ConnectError, ErrorCode};
 use http::StatusCode;
@@ -17,36 +17,36 @@ pub enum Error {
     /// The key, or a sandbox's token, was refused.
     #[error("not authorized: {0}; check the API key")]
     Unauthorized(String),
-    /// Sandbox, template, key, process or file is not there.
+    /// The sandbox, template, key, process or file does not exist.
     #[error("{0}")]
     NotFound(String),
-    /// The server does not accept what was asked for.
+    /// The server rejects the request as invalid.
     #[error("{0}")]
     InvalidArgument(String),
-    /// Something is in the way: it exists, or changes at the moment.
+    /// The request conflicts with the current state: the object exists already, or is changing at the moment.
     #[error("{0}")]
     Conflict(String),
-    /// A limit of the team or server is reached; later it may work.
+    /// A limit of the team or server is reached; the request may succeed later.
     #[error("limit reached: {0}")]
     RateLimit(String),
     /// The sandbox's disk is full.
     #[error("the sandbox's disk is full: {0}")]
     NotEnoughSpace(String),
-    /// The call took longer than it may.
+    /// The call exceeded its time limit.
     #[error("timed out: {0}")]
     Timeout(String),
     /// The sandbox has ended.
     #[error("the sandbox was killed or reached its end of life")]
     SandboxEnded,
-    /// The server could not be reached or broke off.
+    /// The server could not be reached, or the connection broke.
     #[error("{address} cannot be reached: {message}")]
     Unreachable {
         /// Scheme, host and port.
         address: String,
-        /// What the system said.
+        /// The system's error.
         message: String,
     },
-    /// A checked command failed.
+    /// A command failed whose exit was checked.
     #[error("the command ended with {exit}{stderr}", exit = .0.exit, stderr = excerpt(.0))]
     CommandFailed(Box<Output>),
     /// The server failed.
@@ -54,11 +54,11 @@ pub enum Error {
     Server {
         /// HTTP status or RPC code.
         code: String,
-        /// The server's words.
+        /// The server's message.
         message: String,
     },
-    /// The server's answer makes no sense to this client.
-    #[error("unexpected answer: {0}")]
+    /// The server's response is malformed or unexpected.
+    #[error("unexpected response: {0}")]
     Protocol(String),
 }
 
@@ -70,7 +70,7 @@ fn excerpt(output: &Output) -> String {
 }
 
 impl Error {
-    /// From an HTTP status and the `message` of its JSON body.
+    /// Maps an HTTP status and the `message` of its JSON body.
     pub(crate) fn from_status(status: StatusCode, message: String) -> Self {
         match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Self::Unauthorized(message),
@@ -83,7 +83,7 @@ impl Error {
         }
     }
 
-    /// From an error that stands in an answer beside results.
+    /// Maps an error that is part of a response, beside results.
     pub(crate) fn from_code(code: u16, message: String) -> Self {
         match StatusCode::from_u16(code) {
             Ok(status) => Self::from_status(status, message),
@@ -91,7 +91,7 @@ impl Error {
         }
     }
 
-    /// From an RPC error that the sandbox itself sent.
+    /// Maps an RPC error that envd sent.
     pub(crate) fn from_rpc(error: &ConnectError) -> Self {
         let message = error.message.clone().unwrap_or_else(|| error.code.as_str().to_owned());
         match error.code {

@@ -1,6 +1,4 @@
-//! What happened to sandboxes: reading it back, page by page.
-//! Newest first, as the server keeps it for some days.
-//! One sandbox's, or the whole team's.
+//! Lifecycle events of sandboxes, which the server keeps for some days.
 
 use http::Method;
 use serde::{Deserialize, Serialize};
@@ -10,47 +8,47 @@ use crate::rest::{As, encode, query};
 use crate::transport::read_json;
 use crate::{Client, Result};
 
-/// Most events in one answer.
+/// Maximum number of events in one response.
 const PAGE: usize = 100;
 
-/// Something that happened to a sandbox.
+/// A lifecycle event of a sandbox.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SandboxEvent {
     /// Its id.
     pub id: String,
-    /// What: `sandbox.lifecycle.created` and the like.
+    /// Its type, such as `sandbox.lifecycle.created`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// When.
+    /// When it happened.
     #[serde(with = "time::serde::rfc3339")]
     pub timestamp: OffsetDateTime,
-    /// To which sandbox.
+    /// Id of the sandbox.
     pub sandbox_id: String,
-    /// In which run of it.
+    /// Id of the sandbox's execution, which changes with each resume.
     pub sandbox_execution_id: String,
-    /// Particulars.
+    /// Details.
     #[serde(default)]
     pub event_data: serde_json::Value,
 }
 
 impl Client {
-    /// The newest events of one sandbox, or of all the team's; at most `most`.
+    /// Returns the newest events of one sandbox, or of all sandboxes of the team; at most `limit`.
     ///
     /// # Errors
     /// The key is refused, or the server cannot be reached.
-    pub async fn events(&self, sandbox: Option<&str>, most: usize) -> Result<Vec<SandboxEvent>> {
-        let base = match sandbox {
+    pub async fn events(&self, sandbox_id: Option<&str>, limit: usize) -> Result<Vec<SandboxEvent>> {
+        let base = match sandbox_id {
             Some(id) => format!("/events/sandboxes/{}", encode(id)),
             None => "/events/sandboxes".to_owned(),
         };
         let mut all = Vec::new();
-        while all.len() < most {
-            let limit = PAGE.min(most - all.len());
-            let page = query(&[("offset", all.len().to_string()), ("limit", limit.to_string())]);
+        while all.len() < limit {
+            let page_size = PAGE.min(limit - all.len());
+            let page = query(&[("offset", all.len().to_string()), ("limit", page_size.to_string())]);
             let path = format!("{base}{page}");
             let events: Vec<SandboxEvent> = read_json(&self.rest.call(As::Team, Method::GET, &path).await?)?;
-            let last = events.len() < limit;
+            let last = events.len() < page_size;
             all.extend(events);
             if last {
                 break;

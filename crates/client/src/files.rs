@@ -1,4 +1,4 @@
-//! Files in a sandbox: contents over plain HTTP, everything else by RPC.
+//! Files in a sandbox. Contents are transferred by plain HTTP, everything else is done by RPC.
 //! Paths are absolute, or relative to the user's home.
 //! Contents can be streamed in both directions.
 
@@ -15,12 +15,12 @@ use hyper::body::Incoming;
 use serde::Serialize;
 use time::OffsetDateTime;
 
+use crate::envd::Envd;
 use crate::rest::query;
-use crate::rpc::Envd;
 use crate::transport::{self, address, unreachable};
 use crate::{Error, Result};
 
-/// What kind of thing a path leads to. Links are followed.
+/// Type of a file. Symbolic links are followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -29,7 +29,7 @@ pub enum EntryKind {
     File,
     /// A directory.
     Directory,
-    /// Something else, or a link that leads nowhere.
+    /// Another type, or a dangling link.
     Other,
 }
 
@@ -40,21 +40,21 @@ pub struct EntryInfo {
     pub name: String,
     /// Absolute path.
     pub path: String,
-    /// What it is.
+    /// Its type.
     pub kind: EntryKind,
-    /// Bytes.
+    /// Size, bytes.
     pub size: u64,
     /// Permission bits.
     pub mode: u32,
-    /// The entry's own type and permissions as `ls` shows them.
+    /// Type and permissions of the entry itself as `ls` shows them.
     pub permissions: String,
     /// Owner's name.
     pub owner: String,
     /// Group's name.
     pub group: String,
-    /// Where a link leads.
+    /// Target of a symbolic link.
     pub symlink_target: Option<String>,
-    /// Last change of its contents.
+    /// When its contents changed last.
     pub modified: Option<OffsetDateTime>,
 }
 
@@ -91,13 +91,13 @@ pub struct Files<'a> {
 }
 
 impl<'a> Files<'a> {
-    /// The same files through a user's eyes: relative paths start at their home, what is made is theirs.
+    /// Acts as another user: relative paths start at their home, and new files belong to them.
     #[must_use]
     pub fn as_user(self, user: &'a str) -> Self {
         Self { user: Some(user), ..self }
     }
 
-    /// A file's whole contents.
+    /// Reads a whole file.
     ///
     /// # Errors
     /// There is no such file, or it is a directory.
@@ -107,7 +107,7 @@ impl<'a> Files<'a> {
         Ok(body.collect().await.map_err(broken)?.to_bytes())
     }
 
-    /// A file's whole contents as text.
+    /// Reads a whole file as text.
     ///
     /// # Errors
     /// As [`Files::read`]; [`Error::InvalidArgument`] if it is not UTF-8.
@@ -116,7 +116,7 @@ impl<'a> Files<'a> {
             .map_err(|_| Error::InvalidArgument(format!("{path} is not UTF-8 text")))
     }
 
-    /// A file's contents piece by piece.
+    /// Reads a file as a stream.
     ///
     /// # Errors
     /// As [`Files::read`]; the stream fails when the connection breaks.
@@ -135,7 +135,7 @@ impl<'a> Files<'a> {
         self.accepted(self.envd.transport.send(request).await?).await
     }
 
-    /// Writes a file, with the directories above it. What was there is replaced.
+    /// Writes a file and creates its parent directories. An existing file is replaced.
     ///
     /// # Errors
     /// The path is a directory, or the disk is full.
@@ -143,7 +143,7 @@ impl<'a> Files<'a> {
         self.upload(path, full_body(contents.into())).await
     }
 
-    /// Writes a file from pieces as they come.
+    /// Writes a file from a stream.
     ///
     /// # Errors
     /// As [`Files::write`]; an error of the stream ends the upload.
@@ -165,16 +165,16 @@ impl<'a> Files<'a> {
         let mut request = self.request(Method::POST, path, body)?;
         let kind = http::HeaderValue::from_static("application/octet-stream");
         request.headers_mut().insert(CONTENT_TYPE, kind);
-        let answer = self.accepted(self.envd.transport.send(request).await?).await?;
+        let response = self.accepted(self.envd.transport.send(request).await?).await?;
         // Read to its end, so that the connection can be used again.
         let broken = |error| unreachable(address(&self.envd.base), &error);
-        answer.into_body().collect().await.map(|_| ()).map_err(broken)
+        response.into_body().collect().await.map(|_| ()).map_err(broken)
     }
 
     fn request(&self, method: Method, path: &str, body: ClientBody) -> Result<Request<ClientBody>> {
         let mut pairs = vec![("path", path.to_owned())];
         pairs.extend(self.user.map(|user| ("username", user.to_owned())));
-        let uri = transport::join(&self.envd.base, &format!("/files{}", query(&pairs)))?;
+        let uri = transport::join(&self.envd.base, &format!("{}{}", envd_api::paths::FILES, query(&pairs)))?;
         let mut request = Request::new(body);
         *request.method_mut() = method;
         *request.uri_mut() = uri;
@@ -191,7 +191,7 @@ impl<'a> Files<'a> {
         Err(Envd::refused(status, &body.map(http_body_util::Collected::to_bytes).unwrap_or_default()))
     }
 
-    /// What is in a directory, `depth` levels deep (1 is the directory itself), in the order of names.
+    /// Lists a directory, `depth` levels deep (1 is the directory itself), ordered by name.
     ///
     /// # Errors
     /// There is no such directory.
@@ -201,12 +201,12 @@ impl<'a> Files<'a> {
         }
         let request = wire::ListDirRequest { path: path.into(), depth, ..Default::default() };
         match self.envd.filesystem.list_dir_with_options(request, self.envd.unary(self.user)).await {
-            Ok(answer) => Ok(answer.into_owned().entries.into_iter().map(Into::into).collect()),
+            Ok(response) => Ok(response.into_owned().entries.into_iter().map(Into::into).collect()),
             Err(error) => Err(self.envd.explain(error).await),
         }
     }
 
-    /// Makes a directory and those above it. Answers whether it is new.
+    /// Creates a directory and its parents. Returns whether it is new.
     ///
     /// # Errors
     /// A file is in the way.
@@ -221,7 +221,7 @@ impl<'a> Files<'a> {
         }
     }
 
-    /// Removes a file, or a directory with all that is in it. One that is not there is a success.
+    /// Removes a file, or a directory with its contents. Succeeds if it does not exist.
     ///
     /// # Errors
     /// The sandbox cannot be reached.
@@ -233,19 +233,19 @@ impl<'a> Files<'a> {
         }
     }
 
-    /// Renames or moves; a file at the new path is replaced.
+    /// Moves a file or directory. A file at the new path is replaced.
     ///
     /// # Errors
-    /// There is nothing at the old path.
+    /// The old path does not exist.
     pub async fn rename(&self, old: &str, new: &str) -> Result<EntryInfo> {
         let request = wire::MoveRequest { source: old.into(), destination: new.into(), ..Default::default() };
         match self.envd.filesystem.r#move_with_options(request, self.envd.unary(self.user)).await {
-            Ok(answer) => entry(answer.into_owned().entry.into_option()),
+            Ok(response) => entry(response.into_owned().entry.into_option()),
             Err(error) => Err(self.envd.explain(error).await),
         }
     }
 
-    /// Whether there is something at a path.
+    /// Whether a path exists.
     ///
     /// # Errors
     /// The sandbox cannot be reached.
@@ -257,14 +257,14 @@ impl<'a> Files<'a> {
         }
     }
 
-    /// What is at a path.
+    /// Describes the file or directory at a path.
     ///
     /// # Errors
-    /// Nothing is.
+    /// The path does not exist.
     pub async fn info(&self, path: &str) -> Result<EntryInfo> {
         let request = wire::StatRequest { path: path.into(), ..Default::default() };
         match self.envd.filesystem.stat_with_options(request, self.envd.unary(self.user)).await {
-            Ok(answer) => entry(answer.into_owned().entry.into_option()),
+            Ok(response) => entry(response.into_owned().entry.into_option()),
             Err(error) => Err(self.envd.explain(error).await),
         }
     }

@@ -1,6 +1,6 @@
-//! Rust SDK of Cofferdam, and of every server that speaks E2B's interface: the verbs of the official SDKs, typed and async.
-//! A [`Client`] knows where the server is and who you are; a [`Sandbox`] is one computer there.
-//! One HTTP connection pool serves the REST interface, file contents and RPC alike.
+//! Rust SDK for Cofferdam and for every other server with E2B's interface: the operations of the official SDKs, typed and async.
+//! A [`Client`] holds a server's address and your credentials; a [`Sandbox`] is one computer on that server.
+//! The REST interface, file contents and RPC share one HTTP connection pool.
 //!
 //! ```no_run
 //! use cofferdam_client::{Client, CreateOptions, RunOptions, Sandbox};
@@ -23,6 +23,7 @@
 mod client;
 mod commands;
 mod config;
+mod envd;
 mod error;
 mod events;
 mod files;
@@ -31,7 +32,6 @@ mod pool;
 mod process;
 mod pty;
 mod rest;
-mod rpc;
 mod sandbox;
 mod signature;
 mod teams;
@@ -47,7 +47,7 @@ pub use events::SandboxEvent;
 pub use files::{EntryInfo, EntryKind, Files};
 pub use lifecycle::{OnTimeout, PauseOptions, Snapshot, SnapshotFilter, SnapshotOptions};
 pub use pool::PoolEntry;
-pub use process::{Event, Exit, Output, Process, RunningProcess};
+pub use process::{Exit, Output, Process, ProcessEvent, RunningProcess};
 pub use pty::{Pty, PtyOptions, PtySize};
 pub use sandbox::{CreateOptions, ListOptions, Sandbox, SandboxInfo, SandboxState};
 pub use signature::{Operation, SignedUrlOptions};
@@ -57,5 +57,5 @@ pub use templates::{
     FilesLink, TemplateInfo,
 };
 
-/// What every call of this crate answers.
+/// The result of every call of this crate.
 pub type Result<T> = std::result::Result<T, Error>;

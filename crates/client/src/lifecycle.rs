@@ -1,5 +1,5 @@
-//! What a sandbox goes through besides starting and ending: pause and resume, snapshots, forks, rollback.
-//! A snapshot is named by its id or name wherever a template is: [`CreateOptions::new`](crate::CreateOptions::new) starts from it.
+//! Pause and resume, snapshots, forks and rollback of sandboxes.
+//! The id or name of a snapshot may be used in place of a template's, as in [`CreateOptions::new`](crate::CreateOptions::new).
 //! Time limits are whole seconds.
 
 use std::time::Duration;
@@ -13,23 +13,23 @@ use crate::sandbox::{Access, DEFAULT_TIMEOUT, PAGE, seconds};
 use crate::transport::{check, read_json};
 use crate::{Client, Error, Result, Sandbox};
 
-/// What happens to a sandbox when its time is up.
+/// What happens to a sandbox at the end of its time limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnTimeout {
-    /// It ends.
+    /// It is killed.
     #[default]
     Kill,
     /// It is paused.
     Pause {
-        /// With its memory; otherwise only files are kept.
+        /// Whether its memory is kept; otherwise only its files are.
         memory: bool,
-        /// Whether traffic to one of its ports resumes it; only with memory.
+        /// Whether requests to its ports resume it; only with memory.
         auto_resume: bool,
     },
 }
 
 impl OnTimeout {
-    /// The fields of a create that say so.
+    /// Returns the fields of a create request for it.
     pub(crate) fn fields(self) -> Map<String, Value> {
         let mut fields = Map::new();
         if let Self::Pause { memory, auto_resume } = self {
@@ -41,12 +41,12 @@ impl OnTimeout {
     }
 }
 
-/// How to pause.
+/// Options of a pause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PauseOptions {
-    /// Keep the memory and all processes; otherwise files only, and a resume is a cold start.
+    /// Whether to keep memory and processes; otherwise only files, and a resume is a cold start.
     pub memory: bool,
-    /// Refuse when the sandbox's agent does not answer.
+    /// Whether to fail if the sandbox's envd does not answer.
     pub require_healthy: bool,
 }
 
@@ -56,12 +56,12 @@ impl Default for PauseOptions {
     }
 }
 
-/// How to snapshot.
+/// Options of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotOptions {
-    /// Its name, with a tag if wanted: `name`, `name:tag`. It moves there from the snapshot that had it.
+    /// Its name, optionally with a tag: `name`, `name:tag`. Another snapshot with this name loses it.
     pub name: Option<String>,
-    /// Keep the memory and all processes; otherwise files only.
+    /// Whether to keep memory and processes; otherwise only files.
     pub memory: bool,
 }
 
@@ -71,10 +71,10 @@ impl Default for SnapshotOptions {
     }
 }
 
-/// A captured state that sandboxes can be started from.
+/// A snapshot of a sandbox, from which others can be created.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// What sandboxes are created from.
+    /// Its id.
     #[serde(rename = "snapshotID")]
     pub id: String,
     /// Its names.
@@ -84,13 +84,13 @@ pub struct Snapshot {
 /// Which snapshots to list; all by default.
 #[derive(Debug, Clone, Default)]
 pub struct SnapshotFilter {
-    /// Only those taken of this sandbox.
+    /// Only snapshots of this sandbox.
     pub sandbox: Option<String>,
-    /// Only those of this name, with this tag if it has one.
+    /// Only snapshots with this name, and this tag if it contains one.
     pub name: Option<String>,
 }
 
-/// One fork: a sandbox or why there is none.
+/// The outcome of one fork.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 enum Forked {
@@ -99,7 +99,7 @@ enum Forked {
 }
 
 impl Sandbox {
-    /// Resumes a paused sandbox without its memory: a cold start on its files. One that runs is joined as it is.
+    /// Resumes a paused sandbox without its memory, by a cold start on its files. A running sandbox is only connected to.
     ///
     /// # Errors
     /// As [`Sandbox::connect`].
@@ -108,10 +108,10 @@ impl Sandbox {
         Self::connect_with(client, id, &body).await
     }
 
-    /// Pauses a sandbox by its id. Its state is durable when this returns. Answers whether it was running.
+    /// Pauses a sandbox by its id. The snapshot is durable when this returns. Returns whether the sandbox was running.
     ///
     /// # Errors
-    /// There is no such sandbox, or it could not be captured: then it goes on.
+    /// There is no such sandbox, or it could not be captured and keeps running.
     pub async fn pause_by_id(client: &Client, id: &str, options: PauseOptions) -> Result<bool> {
         let body = json!({ "memory": options.memory, "requireHealthyGuest": options.require_healthy });
         let path = format!("/sandboxes/{}/pause", encode(id));
@@ -122,7 +122,7 @@ impl Sandbox {
         }
     }
 
-    /// Pauses it; [`Sandbox::connect`] resumes it, after which this handle is good again.
+    /// Pauses the sandbox. [`Sandbox::connect`] resumes it, after which this handle is valid again.
     ///
     /// # Errors
     /// As [`Sandbox::pause_by_id`].
@@ -130,7 +130,7 @@ impl Sandbox {
         Self::pause_by_id(&self.client, &self.id, options).await
     }
 
-    /// Captures a running sandbox by its id; it goes on.
+    /// Takes a snapshot of a running sandbox by its id; the sandbox keeps running.
     ///
     /// # Errors
     /// There is no such sandbox, it is paused, the name is not accepted, or it could not be captured.
@@ -143,7 +143,7 @@ impl Sandbox {
         read_json(&client.rest.call_with(As::Team, Method::POST, &path, &body).await?)
     }
 
-    /// Captures it; it goes on.
+    /// Takes a snapshot of the sandbox, which keeps running.
     ///
     /// # Errors
     /// As [`Sandbox::snapshot_by_id`].
@@ -151,8 +151,8 @@ impl Sandbox {
         Self::snapshot_by_id(&self.client, &self.id, options).await
     }
 
-    /// Forks a running sandbox by its id into `count` others that live for `timeout`; it goes on. Each fork succeeds or
-    /// fails by itself.
+    /// Forks a running sandbox by its id into `count` others with the time limit `timeout`; the sandbox keeps running.
+    /// Each fork succeeds or fails separately.
     ///
     /// # Errors
     /// There is no such sandbox, it is paused, the count is out of range, or it could not be captured.
@@ -164,8 +164,8 @@ impl Sandbox {
     ) -> Result<Vec<Result<Self>>> {
         let body = json!({ "count": count, "timeout": seconds(timeout.unwrap_or(DEFAULT_TIMEOUT)) });
         let path = format!("/sandboxes/{}/fork", encode(id));
-        let answer = client.rest.call_with(As::Team, Method::POST, &path, &body).await?;
-        let forks: Vec<Forked> = read_json(&answer)?;
+        let response = client.rest.call_with(As::Team, Method::POST, &path, &body).await?;
+        let forks: Vec<Forked> = read_json(&response)?;
         let forks = forks.into_iter().map(|fork| match fork {
             Forked::Sandbox(access) => Self::from_access(client, access),
             Forked::Error { code, message } => Err(Error::from_code(code, message)),
@@ -173,7 +173,7 @@ impl Sandbox {
         Ok(forks.collect())
     }
 
-    /// Forks it; it goes on.
+    /// Forks the sandbox, which keeps running.
     ///
     /// # Errors
     /// As [`Sandbox::fork_by_id`].
@@ -181,18 +181,18 @@ impl Sandbox {
         Self::fork_by_id(&self.client, &self.id, count, timeout).await
     }
 
-    /// Puts a running sandbox back to one of its own snapshots; what it did since is gone. Cofferdam only.
+    /// Replaces a running sandbox's state by one of its own snapshots; later changes are lost. Cofferdam only.
     ///
     /// # Errors
-    /// There is no such sandbox or snapshot, or it is another sandbox's. If the snapshot cannot be brought back the sandbox
-    /// is left paused at it.
+    /// There is no such sandbox or snapshot, or the snapshot is of another sandbox. If the snapshot cannot be restored,
+    /// the sandbox is paused at it.
     pub async fn rollback_by_id(client: &Client, id: &str, snapshot: &str) -> Result<()> {
         let body = json!({ "snapshotID": snapshot });
         let path = format!("/sandboxes/{}/rollback", encode(id));
         check(&client.rest.call_with(As::Team, Method::POST, &path, &body).await?)
     }
 
-    /// Puts it back to one of its own snapshots; this handle stays good. Cofferdam only.
+    /// Replaces the sandbox's state by one of its own snapshots; this handle stays valid. Cofferdam only.
     ///
     /// # Errors
     /// As [`Sandbox::rollback_by_id`].
@@ -202,7 +202,7 @@ impl Sandbox {
 }
 
 impl Client {
-    /// Snapshots of the key's team, newest first.
+    /// Lists the snapshots of the key's team, newest first.
     ///
     /// # Errors
     /// The key is refused, or the name is malformed.
@@ -213,7 +213,7 @@ impl Client {
         self.pages("/snapshots", &pairs).await
     }
 
-    /// Deletes a snapshot by its id or name; sandboxes started from it go on. Answers whether there was one.
+    /// Deletes a snapshot by its id or name; sandboxes created from it keep running. Returns whether it existed.
     ///
     /// # Errors
     /// The key is refused or the server cannot be reached.
@@ -226,7 +226,7 @@ impl Client {
         }
     }
 
-    /// All items of a list, page by page.
+    /// Requests all pages of a list.
     pub(crate) async fn pages<T: serde::de::DeserializeOwned>(
         &self,
         path: &str,
@@ -236,9 +236,9 @@ impl Client {
         loop {
             let mut page = pairs.to_vec();
             page.extend(token.map(|token| ("nextToken", token)));
-            let answer = self.rest.call(As::Team, Method::GET, &format!("{path}{}", query(&page))).await?;
-            all.extend(read_json::<Vec<T>>(&answer)?);
-            let next = answer.headers().get("x-next-token").and_then(|token| token.to_str().ok());
+            let response = self.rest.call(As::Team, Method::GET, &format!("{path}{}", query(&page))).await?;
+            all.extend(read_json::<Vec<T>>(&response)?);
+            let next = response.headers().get("x-next-token").and_then(|token| token.to_str().ok());
             match next.filter(|token| !token.is_empty()) {
                 Some(next) => token = Some(next.to_owned()),
                 None => return Ok(all),

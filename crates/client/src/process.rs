@@ -1,6 +1,6 @@
-//! Processes in a sandbox: a handle to feed and end one, and the stream of what it prints.
-//! Letting go of either never ends the process; only its own end, a signal or a time limit does.
-//! Output is bytes; text is the reader's interpretation.
+//! Processes in a sandbox: a handle to send input and signals, and the stream of a process's output.
+//! Dropping either does not end the process.
+//! Output is bytes, which need not be UTF-8.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ use envd_api::process::{
 };
 use hyper::body::Incoming;
 
-use crate::rpc::Envd;
+use crate::envd::Envd;
 use crate::{Error, PtySize, Result};
 
 /// How a process ended.
@@ -25,7 +25,7 @@ use crate::{Error, PtySize, Result};
 pub struct Exit {
     /// Its exit code; -1 when a signal ended it.
     pub code: i32,
-    /// `exit status 3` or `signal: killed`; none when all went well.
+    /// `exit status 3` or `signal: killed`; `None` after success.
     pub error: Option<String>,
 }
 
@@ -46,23 +46,23 @@ impl fmt::Display for Exit {
     }
 }
 
-/// Something a process did.
+/// Output or end of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// It wrote this to standard output. Pieces end anywhere, in the middle of a character too.
+pub enum ProcessEvent {
+    /// Bytes of its standard output. Pieces may split characters.
     Stdout(Bytes),
-    /// It wrote this to standard error.
+    /// Bytes of its standard error.
     Stderr(Bytes),
-    /// It wrote this to its terminal.
+    /// Bytes of its terminal.
     Pty(Bytes),
-    /// It ended. Nothing follows.
+    /// It ended. This is the last event.
     Exited(Exit),
 }
 
-/// All that a finished process printed, and how it ended.
+/// The whole output of a finished process, and how it ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {
-    /// Standard output; for a process on a terminal, all of it.
+    /// Standard output; for a process on a terminal, all output.
     pub stdout: Vec<u8>,
     /// Standard error.
     pub stderr: Vec<u8>,
@@ -71,19 +71,19 @@ pub struct Output {
 }
 
 impl Output {
-    /// Standard output as text; what is not UTF-8 is replaced.
+    /// Standard output as text; invalid UTF-8 is replaced.
     #[must_use]
     pub fn stdout_text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
 
-    /// Standard error as text; what is not UTF-8 is replaced.
+    /// Standard error as text; invalid UTF-8 is replaced.
     #[must_use]
     pub fn stderr_text(&self) -> String {
         String::from_utf8_lossy(&self.stderr).into_owned()
     }
 
-    /// Makes an exit code other than 0 an error, as the official SDKs do.
+    /// Returns an error if the exit code is not 0, like the official SDKs.
     ///
     /// # Errors
     /// [`Error::CommandFailed`] with this output.
@@ -92,7 +92,7 @@ impl Output {
     }
 }
 
-/// A process in a sandbox, by its id. Clones mean the same process.
+/// A handle to a process in a sandbox. Clones refer to the same process.
 #[derive(Debug, Clone)]
 pub struct Process {
     envd: Envd,
@@ -114,7 +114,7 @@ impl Process {
         ProcessSelector { selector: Some(Selector::Pid(self.pid)), ..Default::default() }
     }
 
-    /// Ends it by force. Answers whether it was still there.
+    /// Kills the process. Returns whether it still ran.
     ///
     /// # Errors
     /// The sandbox cannot be reached.
@@ -122,7 +122,7 @@ impl Process {
         self.signal(Signal::SIGNAL_SIGKILL).await
     }
 
-    /// Asks it to end. Answers whether it was still there.
+    /// Sends SIGTERM. Returns whether the process still ran.
     ///
     /// # Errors
     /// The sandbox cannot be reached.
@@ -145,7 +145,7 @@ impl Process {
         }
     }
 
-    /// Writes to its standard input, which must have been asked for at its start.
+    /// Writes to its standard input, which must have been requested at its start.
     ///
     /// # Errors
     /// It has ended, or its input is closed.
@@ -153,7 +153,7 @@ impl Process {
         self.send(Input::Stdin(data.into())).await
     }
 
-    /// Types into its terminal.
+    /// Writes to its terminal.
     ///
     /// # Errors
     /// It has ended, or has no terminal.
@@ -173,10 +173,10 @@ impl Process {
         }
     }
 
-    /// Gives it end-of-file on its standard input.
+    /// Closes its standard input.
     ///
     /// # Errors
-    /// It has ended, or has no such input.
+    /// It has ended, or its standard input is not open.
     pub async fn close_stdin(&self) -> Result<()> {
         let request = CloseStdinRequest { process: self.selector().into(), ..Default::default() };
         match self.envd.process.close_stdin_with_options(request, self.envd.unary(None)).await {
@@ -207,7 +207,7 @@ pub(crate) fn wire_size(size: PtySize) -> PTY {
     PTY { size: size.into(), ..Default::default() }
 }
 
-/// Either stream of process events; they differ in name only.
+/// The event stream of a start or connect request; they differ in their types only.
 pub(crate) enum EventStream {
     Start(ServerStream<Incoming, StartResponseView<'static>>),
     Connect(ServerStream<Incoming, ConnectResponseView<'static>>),
@@ -232,7 +232,7 @@ impl EventStream {
     }
 }
 
-/// A process and the stream of what it does. Dropping it leaves the process running.
+/// A process and the stream of its output. Dropping it leaves the process running.
 pub struct RunningProcess {
     process: Process,
     stream: EventStream,
@@ -259,7 +259,7 @@ impl RunningProcess {
         }
     }
 
-    /// A handle to feed and end it, usable while events are read.
+    /// Returns a handle to send input and signals while events are read.
     #[must_use]
     pub fn process(&self) -> Process {
         self.process.clone()
@@ -271,22 +271,22 @@ impl RunningProcess {
         self.process.pid
     }
 
-    /// The next thing it does; none after [`Event::Exited`].
+    /// Returns the next event, or `None` after [`ProcessEvent::Exited`].
     ///
     /// # Errors
     /// The connection broke, the time limit passed, or the sandbox ended.
-    pub async fn next(&mut self) -> Result<Option<Event>> {
+    pub async fn next(&mut self) -> Result<Option<ProcessEvent>> {
         while !self.ended {
             match self.stream.next(&self.process.envd).await? {
                 Some(WireEvent::Data(data)) => match data.output {
-                    Some(WireOutput::Stdout(bytes)) => return Ok(Some(Event::Stdout(bytes.into()))),
-                    Some(WireOutput::Stderr(bytes)) => return Ok(Some(Event::Stderr(bytes.into()))),
-                    Some(WireOutput::Pty(bytes)) => return Ok(Some(Event::Pty(bytes.into()))),
+                    Some(WireOutput::Stdout(bytes)) => return Ok(Some(ProcessEvent::Stdout(bytes.into()))),
+                    Some(WireOutput::Stderr(bytes)) => return Ok(Some(ProcessEvent::Stderr(bytes.into()))),
+                    Some(WireOutput::Pty(bytes)) => return Ok(Some(ProcessEvent::Pty(bytes.into()))),
                     None => {}
                 },
                 Some(WireEvent::End(end)) => {
                     self.ended = true;
-                    return Ok(Some(Event::Exited(Exit { code: end.exit_code, error: end.error })));
+                    return Ok(Some(ProcessEvent::Exited(Exit { code: end.exit_code, error: end.error })));
                 }
                 Some(WireEvent::Start(_) | WireEvent::Keepalive(_)) => {}
                 None => return Err(Error::Protocol("the stream ended before the process did".into())),
@@ -295,7 +295,7 @@ impl RunningProcess {
         Ok(None)
     }
 
-    /// Reads everything that is still to come and answers it with the exit.
+    /// Reads the remaining output and returns it with the exit.
     ///
     /// # Errors
     /// As [`RunningProcess::next`]; [`Error::Protocol`] if the end was read already.
@@ -303,15 +303,15 @@ impl RunningProcess {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         while let Some(event) = self.next().await? {
             match event {
-                Event::Stdout(bytes) | Event::Pty(bytes) => stdout.extend_from_slice(&bytes),
-                Event::Stderr(bytes) => stderr.extend_from_slice(&bytes),
-                Event::Exited(exit) => return Ok(Output { stdout, stderr, exit }),
+                ProcessEvent::Stdout(bytes) | ProcessEvent::Pty(bytes) => stdout.extend_from_slice(&bytes),
+                ProcessEvent::Stderr(bytes) => stderr.extend_from_slice(&bytes),
+                ProcessEvent::Exited(exit) => return Ok(Output { stdout, stderr, exit }),
             }
         }
-        Err(Error::Protocol("the process' end was read before".into()))
+        Err(Error::Protocol("the end of the process was read before".into()))
     }
 
-    /// Ends it by force. Answers whether it was still there.
+    /// Kills the process. Returns whether it still ran.
     ///
     /// # Errors
     /// The sandbox cannot be reached.

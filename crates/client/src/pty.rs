@@ -1,14 +1,14 @@
-//! Terminals in a sandbox: a login shell on a terminal of a given size.
-//! What it shows arrives as [`Event::Pty`](crate::Event::Pty), what is typed is sent by its process id.
-//! Programs in it see a capable terminal and UTF-8.
+//! Terminals in a sandbox: login shells on pseudo-terminals.
+//! Output arrives as [`ProcessEvent::Pty`](crate::ProcessEvent::Pty); input is sent by process id.
+//! Programs see `xterm-256color` and a UTF-8 locale.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use envd_api::process::{ProcessConfig, StartRequest};
 
+use crate::envd::Envd;
 use crate::process::wire_size;
-use crate::rpc::Envd;
 use crate::{Process, Result, RunningProcess, commands};
 
 /// Size of a terminal in characters.
@@ -20,16 +20,16 @@ pub struct PtySize {
     pub rows: u16,
 }
 
-/// Surroundings of a terminal.
+/// Options of a terminal.
 #[derive(Debug, Clone, Default)]
 pub struct PtyOptions {
-    /// Whose shell it is; by default the sandbox's default user's.
+    /// User of the shell; by default the sandbox's default user.
     pub user: Option<String>,
-    /// Where it starts.
+    /// Working directory.
     pub cwd: Option<String>,
-    /// Variables beside the sandbox's own.
+    /// Further environment variables.
     pub envs: BTreeMap<String, String>,
-    /// Time after which the sandbox ends it; none for no limit.
+    /// Time limit, after which envd kills the shell; `None` for no limit.
     pub timeout: Option<Duration>,
 }
 
@@ -61,7 +61,7 @@ impl Pty<'_> {
         commands::start(self.envd, request, options.user.as_deref(), options.timeout).await
     }
 
-    /// Joins a terminal: what it shows from now on.
+    /// Attaches to a terminal and receives its output from now on.
     ///
     /// # Errors
     /// There is no such process.
@@ -85,7 +85,7 @@ impl Pty<'_> {
         Process::new(self.envd.clone(), pid).send_pty(data).await
     }
 
-    /// Ends a terminal's shell by force. Answers whether there was one.
+    /// Kills a terminal's shell. Returns whether it existed.
     ///
     /// # Errors
     /// The sandbox cannot be reached.

@@ -1,6 +1,5 @@
-//! Requests of the REST interface: address, credentials, JSON in and out.
-//! Path segments and query values are percent-encoded here and nowhere else.
-//! Nothing here knows what a route means.
+//! Requests to the REST interface: addresses, credentials, JSON bodies. It does not know the routes.
+//! All percent-encoding of path segments and query values happens here.
 
 use bytes::Bytes;
 use connectrpc::client::ClientBody;
@@ -11,15 +10,15 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use crate::transport::{self, Transport};
 use crate::{ClientConfig, Error, Result};
 
-/// What RFC 3986 calls unreserved stays.
+/// All but the unreserved characters of RFC 3986.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// A path segment or query value.
+/// Encodes a path segment or query value.
 pub(crate) fn encode(text: &str) -> String {
     utf8_percent_encode(text, ENCODED).to_string()
 }
 
-/// A query from pairs, with its question mark; nothing from none.
+/// Makes a query string with its question mark; empty if there are no pairs.
 pub(crate) fn query(pairs: &[(&str, String)]) -> String {
     let mut text = String::new();
     for (name, value) in pairs {
@@ -40,12 +39,12 @@ pub(crate) struct Rest {
     admin_token: Option<HeaderValue>,
 }
 
-/// On whose behalf a request is made.
+/// Whose credential a request carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum As {
-    /// A team: by key, or by the operator's token for the default team.
+    /// A team's API key, or the admin token for the default team.
     Team,
-    /// The operator.
+    /// The operator's admin token.
     Operator,
 }
 
@@ -67,12 +66,12 @@ impl Rest {
         &self.base
     }
 
-    /// A request without a body.
+    /// Sends a request without a body.
     pub(crate) async fn call(&self, who: As, method: Method, path: &str) -> Result<Response<Bytes>> {
         self.send(self.request(who, method, path)?, transport::empty_body()).await
     }
 
-    /// A request with a JSON body.
+    /// Sends a request with a JSON body.
     pub(crate) async fn call_with(
         &self,
         who: As,
@@ -83,7 +82,7 @@ impl Rest {
         self.call_once(who, method, path, body, None).await
     }
 
-    /// The same, which the server carries out once however often it comes with this key.
+    /// Sends a request with a JSON body. The server carries it out only once for each idempotency key.
     pub(crate) async fn call_once(
         &self,
         who: As,
@@ -105,7 +104,7 @@ impl Rest {
         self.transport.exchange(request).await
     }
 
-    /// The head of a request but for the client's name.
+    /// Begins a request with its address and credential.
     pub(crate) fn request(&self, who: As, method: Method, path: &str) -> Result<http::request::Builder> {
         let (name, credential) = self.credential(who)?;
         let uri = transport::join(&self.base, path)?;
@@ -124,11 +123,11 @@ impl Rest {
     }
 }
 
-/// A header value that debug output hides.
+/// Makes a header value that debug output hides.
 pub(crate) fn secret(what: &str, text: Option<&str>) -> Result<Option<HeaderValue>> {
     let Some(text) = text else { return Ok(None) };
     let mut value = HeaderValue::from_str(text.trim())
-        .map_err(|_| Error::Config(format!("the {what} holds characters that no {what} has")))?;
+        .map_err(|_| Error::Config(format!("the {what} contains characters that HTTP headers cannot")))?;
     value.set_sensitive(true);
     Ok(Some(value))
 }

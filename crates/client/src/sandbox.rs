@@ -1,5 +1,5 @@
-//! Sandboxes: made, found, joined and ended through the server; used through [`Commands`], [`Files`] and [`Pty`].
-//! Dropping a [`Sandbox`] does not end it; its time limit or [`Sandbox::kill`] does.
+//! Sandboxes: create, list, connect, kill. [`Commands`], [`Files`] and [`Pty`] use one.
+//! Dropping a [`Sandbox`] does not end the sandbox; its time limit or [`Sandbox::kill`] does.
 //! Time limits are whole seconds.
 
 use std::collections::BTreeMap;
@@ -10,38 +10,38 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
+use crate::envd::Envd;
 use crate::rest::{As, encode, query};
-use crate::rpc::Envd;
 use crate::signature::{self, Operation, SignedUrlOptions};
 use crate::transport::{self, check, read_json};
 use crate::{Client, Commands, Error, Files, OnTimeout, Pty, Result};
 
 pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
-/// Most items in one page of a list.
+/// Maximum number of items in one page of a list.
 pub(crate) const PAGE: &str = "100";
 
-/// What a new sandbox is like.
+/// Options of a new sandbox.
 #[derive(Debug, Clone)]
 pub struct CreateOptions {
     /// Template by name or id.
     pub template: String,
-    /// Time after which it ends; 5 minutes by default.
+    /// Time limit; 5 minutes by default.
     pub timeout: Duration,
     /// Labels to find it by.
     pub metadata: BTreeMap<String, String>,
-    /// Variables of every process in it.
+    /// Environment variables of all its processes.
     pub envs: BTreeMap<String, String>,
-    /// Whether it reaches the internet.
+    /// Whether it may connect to the internet.
     pub allow_internet_access: bool,
-    /// What happens when its time is up.
+    /// What happens at the end of the time limit.
     pub on_timeout: OnTimeout,
-    /// Creates with the same key make one sandbox and all get that: so one whose answer was lost can be asked for again. 1 to 255
-    /// printable characters; never made up by this library.
+    /// Creates with the same key return the same sandbox, so that a create whose response was lost can be repeated.
+    /// 1 to 255 printable characters; `None` sends no key.
     pub idempotency_key: Option<String>,
 }
 
 impl CreateOptions {
-    /// A sandbox from a template, everything else as usual.
+    /// Options for a sandbox from a template, with all defaults.
     #[must_use]
     pub fn new(template: impl Into<String>) -> Self {
         Self {
@@ -71,18 +71,18 @@ pub struct ListOptions {
     pub states: Vec<SandboxState>,
 }
 
-/// What a sandbox is doing.
+/// Whether a sandbox runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SandboxState {
     /// It runs.
     Running,
-    /// It is put away and can go on.
+    /// It is paused and can be resumed.
     Paused,
 }
 
 impl SandboxState {
-    /// As the interface spells it.
+    /// Returns the name in the REST interface.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -92,25 +92,25 @@ impl SandboxState {
     }
 }
 
-/// What the server knows of a sandbox.
+/// A sandbox as the server describes it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SandboxInfo {
-    /// Its id.
+    /// The sandbox's id.
     #[serde(rename = "sandboxID")]
     pub id: String,
-    /// The template it came from.
+    /// Id of its template.
     #[serde(rename = "templateID")]
     pub template_id: String,
-    /// Name of that template, if it has one.
+    /// Name of its template, if it has one.
     #[serde(default)]
     pub alias: Option<String>,
-    /// What it is doing.
+    /// Whether it runs.
     pub state: SandboxState,
-    /// When it was made or resumed.
+    /// When it was created or resumed.
     #[serde(with = "time::serde::rfc3339")]
     pub started_at: OffsetDateTime,
-    /// When its time is up.
+    /// When its time limit ends.
     #[serde(with = "time::serde::rfc3339")]
     pub end_at: OffsetDateTime,
     /// Processors.
@@ -124,11 +124,11 @@ pub struct SandboxInfo {
     /// Its labels.
     #[serde(default)]
     pub metadata: BTreeMap<String, String>,
-    /// Version of the agent inside.
+    /// Version of its envd.
     pub envd_version: String,
 }
 
-/// What the server answers to create and connect.
+/// The server's response to create and connect.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Access {
@@ -139,7 +139,7 @@ pub(crate) struct Access {
     domain: Option<String>,
 }
 
-/// A sandbox. Clones mean the same one.
+/// A handle to a sandbox. Clones refer to the same sandbox.
 #[derive(Clone)]
 pub struct Sandbox {
     pub(crate) client: Client,
@@ -157,11 +157,11 @@ impl std::fmt::Debug for Sandbox {
 }
 
 impl Sandbox {
-    /// Makes a sandbox. It is ready when this returns.
+    /// Creates a sandbox. It is ready when this returns.
     ///
     /// # Errors
-    /// The template is unknown, a limit is reached, or the server cannot start it; or its key came with other options before
-    /// (`Server`, 422), or is in use by a create under way (`Conflict`).
+    /// The template is unknown, a limit is reached, or the server cannot start the sandbox; or the idempotency key was used
+    /// with other options before (`Server`, 422), or is used by an unfinished create (`Conflict`).
     pub async fn create(client: &Client, options: CreateOptions) -> Result<Self> {
         let mut body = json!({
             "templateID": options.template,
@@ -171,17 +171,17 @@ impl Sandbox {
             "secure": true,
             "allow_internet_access": options.allow_internet_access,
         });
-        body.as_object_mut().expect("it is one").extend(options.on_timeout.fields());
+        body.as_object_mut().expect("the body is an object").extend(options.on_timeout.fields());
         let key = options.idempotency_key.as_deref();
-        let answer = client.rest.call_once(As::Team, Method::POST, "/v2/sandboxes", &body, key).await?;
-        Self::from_access(client, read_json(&answer)?)
+        let response = client.rest.call_once(As::Team, Method::POST, "/v2/sandboxes", &body, key).await?;
+        Self::from_access(client, read_json(&response)?)
     }
 
-    /// Joins a sandbox that exists, resuming it if it is paused. Its time is extended to `timeout` from now if it would
-    /// end before.
+    /// Connects to a sandbox by its id, and resumes it if it is paused. Its time limit is extended to `timeout` from now
+    /// if it would end before.
     ///
     /// # Errors
-    /// There is no such sandbox, or it could not be resumed: then it is still paused.
+    /// There is no such sandbox, or it could not be resumed and is still paused.
     pub async fn connect(client: &Client, id: &str, timeout: Option<Duration>) -> Result<Self> {
         let body = json!({ "timeout": seconds(timeout.unwrap_or(DEFAULT_TIMEOUT)) });
         Self::connect_with(client, id, &body).await
@@ -189,8 +189,8 @@ impl Sandbox {
 
     pub(crate) async fn connect_with(client: &Client, id: &str, body: &Value) -> Result<Self> {
         let path = format!("/v2/sandboxes/{}/connect", encode(id));
-        let answer = client.rest.call_with(As::Team, Method::POST, &path, body).await?;
-        Self::from_access(client, read_json(&answer)?)
+        let response = client.rest.call_with(As::Team, Method::POST, &path, body).await?;
+        Self::from_access(client, read_json(&response)?)
     }
 
     pub(crate) fn from_access(client: &Client, access: Access) -> Result<Self> {
@@ -208,13 +208,13 @@ impl Sandbox {
         })
     }
 
-    /// Sandboxes of the key's team, newest first.
+    /// Lists the sandboxes of the key's team, newest first.
     ///
     /// # Errors
     /// The key is refused.
     pub async fn list(client: &Client, options: &ListOptions) -> Result<Vec<SandboxInfo>> {
         let states: Vec<&str> = options.states.iter().map(|state| state.as_str()).collect();
-        // The labels are a query of their own inside the query.
+        // The labels are a query string inside the query string.
         let metadata: Vec<String> = options
             .metadata
             .iter()
@@ -230,7 +230,7 @@ impl Sandbox {
         client.pages("/v2/sandboxes", &pairs).await
     }
 
-    /// Ends a sandbox by its id. Answers whether there was one.
+    /// Kills a sandbox by its id. Returns whether it existed.
     ///
     /// # Errors
     /// The key is refused or the server cannot be reached.
@@ -243,43 +243,43 @@ impl Sandbox {
         }
     }
 
-    /// Its id.
+    /// The sandbox's id.
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// Host name under which a port of it is reached from outside.
+    /// Returns the host name at which one of its ports is reached.
     #[must_use]
     pub fn host(&self, port: u16) -> String {
         format!("{port}-{}.{}", self.id, self.domain)
     }
 
-    /// The token that its ports ask for (`e2b-traffic-access-token`), if they are not public.
+    /// The token that its ports require (`e2b-traffic-access-token`), if they are not public.
     #[must_use]
     pub fn traffic_token(&self) -> Option<&str> {
         self.traffic_token.as_deref()
     }
 
-    /// Commands in it.
+    /// Commands in the sandbox.
     #[must_use]
     pub fn commands(&self) -> Commands<'_> {
         Commands { envd: &self.envd }
     }
 
-    /// Terminals in it.
+    /// Terminals in the sandbox.
     #[must_use]
     pub fn pty(&self) -> Pty<'_> {
         Pty { envd: &self.envd }
     }
 
-    /// Files in it, as its default user sees them.
+    /// Files in the sandbox, as its default user.
     #[must_use]
     pub fn files(&self) -> Files<'_> {
         Files { envd: &self.envd, user: None }
     }
 
-    /// Ends it. Answers whether it was still there.
+    /// Kills the sandbox. Returns whether it still existed.
     ///
     /// # Errors
     /// As [`Sandbox::kill_by_id`].
@@ -287,7 +287,7 @@ impl Sandbox {
         Self::kill_by_id(&self.client, &self.id).await
     }
 
-    /// Lets it live for this long from now, longer or shorter than before.
+    /// Sets the time limit to this long from now, later or earlier than before.
     ///
     /// # Errors
     /// It has ended, or the time is more than the server allows.
@@ -297,7 +297,7 @@ impl Sandbox {
         check(&self.client.rest.call_with(As::Team, Method::POST, &path, &body).await?)
     }
 
-    /// What the server knows of it.
+    /// Asks the server to describe the sandbox.
     ///
     /// # Errors
     /// It has ended.
@@ -306,7 +306,7 @@ impl Sandbox {
         read_json(&self.client.rest.call(As::Team, Method::GET, &path).await?)
     }
 
-    /// Whether it answers.
+    /// Asks envd whether the sandbox runs.
     ///
     /// # Errors
     /// The server cannot be reached.
@@ -314,7 +314,7 @@ impl Sandbox {
         self.envd.is_running().await
     }
 
-    /// An address under which someone without credentials can read or write one file.
+    /// Returns a URL at which one file can be read or written without credentials.
     ///
     /// # Errors
     /// The sandbox has no token to sign with.
@@ -326,11 +326,11 @@ impl Sandbox {
         pairs.push(("signature", signature::sign(path, operation, options, token)));
         pairs.extend(options.expires_at.map(|at| ("signature_expiration", at.to_string())));
         let base = self.client.config.direct_base(&self.id, &self.domain)?;
-        Ok(transport::join(&base, &format!("/files{}", query(&pairs)))?.to_string())
+        Ok(transport::join(&base, &format!("{}{}", envd_api::paths::FILES, query(&pairs)))?.to_string())
     }
 }
 
-/// Rounded up: half a second must not become none.
+/// Whole seconds, rounded up: half a second must not become zero.
 pub(crate) fn seconds(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }

@@ -1,6 +1,6 @@
-//! Teams, for the operator: make, list, change, and end all they run. Cofferdam only, but for the keys.
+//! Administration of teams: create, list, change, kill all their sandboxes, manage their keys. Cofferdam only, except for the keys.
 //! Everything here needs the admin token.
-//! Limits of zero mean none.
+//! A limit of zero means no limit.
 
 use http::Method;
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ use crate::rest::{As, encode};
 use crate::transport::{check, read_json};
 use crate::{ApiKey, Client, NewApiKey, Result};
 
-/// A team as the operator sees it.
+/// A team with its limits and restrictions.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TeamDetails {
@@ -21,78 +21,78 @@ pub struct TeamDetails {
     pub name: String,
     /// Its namespace in template names.
     pub slug: String,
-    /// Whether requests that name no team act for it.
+    /// Whether requests without a team act for it.
     pub is_default: bool,
-    /// When it was made.
+    /// When it was created.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
-    /// What it may use.
+    /// Its limits.
     pub limits: TeamLimits,
-    /// Whether it may do nothing.
+    /// Whether all its requests are refused.
     pub banned: bool,
-    /// Whether it may only look and delete.
+    /// Whether it may only list and delete.
     pub blocked: bool,
     /// Why it is blocked.
     #[serde(default)]
     pub blocked_reason: Option<String>,
-    /// Its running sandboxes.
+    /// Number of its running sandboxes.
     pub running_sandboxes: u64,
 }
 
-/// What a team may use. In a change, what is not given stays.
+/// Limits of a team. In an update, `None` leaves a limit as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TeamLimits {
-    /// Running sandboxes.
+    /// Maximum number of running sandboxes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub concurrent_sandboxes: Option<u32>,
-    /// Longest life of one sandbox, hours.
+    /// Maximum time limit of a sandbox, hours.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_length_hours: Option<u32>,
-    /// Processors of one sandbox.
+    /// Maximum processors of a sandbox.
     #[serde(rename = "maxVCPU", skip_serializing_if = "Option::is_none")]
     pub max_vcpu: Option<u32>,
-    /// Memory of one sandbox, MiB.
+    /// Maximum memory of a sandbox, MiB.
     #[serde(rename = "maxMemoryMB", skip_serializing_if = "Option::is_none")]
     pub max_memory_mib: Option<u32>,
-    /// Writable disk of one sandbox, MiB.
+    /// Maximum writable disk of a sandbox, MiB.
     #[serde(rename = "maxDiskMB", skip_serializing_if = "Option::is_none")]
     pub max_disk_mib: Option<u32>,
-    /// Template builds under way.
+    /// Maximum number of unfinished template builds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub concurrent_builds: Option<u32>,
 }
 
-/// A change of a team, or a team to be. What is not given stays, or is the server's default.
+/// Settings of a new team, or an update of a team. `None` is the server's default, or leaves a setting as it is.
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TeamSettings {
     /// Its name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Its namespace in template names; only for one to be.
+    /// Its namespace in template names; only for a new team.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slug: Option<String>,
     /// Its limits.
     pub limits: TeamLimits,
-    /// Whether it may do nothing.
+    /// Whether all its requests are refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub banned: Option<bool>,
-    /// Whether it may only look and delete.
+    /// Whether it may only list and delete.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blocked: Option<bool>,
-    /// Why.
+    /// Why it is blocked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blocked_reason: Option<String>,
 }
 
-/// How many sandboxes were ended.
+/// How many sandboxes were killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct KillCount {
-    /// Ended.
+    /// Number of sandboxes that were killed.
     pub killed_count: u64,
-    /// Not wholly ended.
+    /// Number of sandboxes that could not be killed.
     pub failed_count: u64,
 }
 
@@ -101,7 +101,7 @@ fn path(team: &str) -> String {
 }
 
 impl Client {
-    /// All teams with their limits.
+    /// Lists all teams with their limits.
     ///
     /// # Errors
     /// The token is refused.
@@ -109,7 +109,7 @@ impl Client {
         read_json(&self.rest.call(As::Operator, Method::GET, "/admin/teams").await?)
     }
 
-    /// Makes a team.
+    /// Creates a team.
     ///
     /// # Errors
     /// The token is refused, or a value is not accepted.
@@ -125,7 +125,7 @@ impl Client {
         read_json(&self.rest.call_with(As::Operator, Method::PATCH, &path(team), settings).await?)
     }
 
-    /// Ends all running sandboxes of a team.
+    /// Kills all running sandboxes of a team.
     ///
     /// # Errors
     /// The token is refused, or there is no such team.
@@ -134,7 +134,7 @@ impl Client {
         read_json(&self.rest.call(As::Operator, Method::POST, &path).await?)
     }
 
-    /// Keys of a team.
+    /// Lists the keys of a team.
     ///
     /// # Errors
     /// The token is refused, or there is no such team.
@@ -143,7 +143,7 @@ impl Client {
         read_json(&self.rest.call(As::Operator, Method::GET, &path).await?)
     }
 
-    /// Makes a key for a team.
+    /// Creates a key for a team.
     ///
     /// # Errors
     /// The token is refused, or there is no such team.
@@ -153,7 +153,7 @@ impl Client {
         read_json(&self.rest.call_with(As::Operator, Method::POST, &path, &body).await?)
     }
 
-    /// Deletes a key of a team; who uses it is refused from then on.
+    /// Deletes a key of a team; it is refused from then on.
     ///
     /// # Errors
     /// The token is refused, or there is no such key.

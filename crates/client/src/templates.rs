@@ -1,6 +1,6 @@
-//! Templates: list, describe, publish, delete; build from steps with files of their own, follow a build; export and import.
-//! A build is asked for, fed with archives (`uploads`), started, and then followed until it has ended.
-//! Archives are Cofferdam only; the rest is E2B's Build System 2.0.
+//! Templates: list, describe, publish, delete, build, export and import.
+//! To build a template, request a build, upload archives of files to it (`uploads`), start it, and poll its progress.
+//! Export and import are Cofferdam only; the rest is E2B's Build System 2.0.
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -32,16 +32,16 @@ pub struct TemplateInfo {
     /// Their writable disk, MiB.
     #[serde(rename = "diskSizeMB")]
     pub disk_mib: u32,
-    /// How far its newest build is.
+    /// Status of its newest build.
     pub build_status: String,
-    /// When it was made.
+    /// When it was created.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
-    /// Sandboxes started from it.
+    /// Number of sandboxes created from it.
     pub spawn_count: u64,
-    /// Builds of it.
+    /// Number of its builds.
     pub build_count: u64,
-    /// They, newest first, where one template is asked for.
+    /// Its builds, newest first; only where one template is requested.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub builds: Vec<BuildInfo>,
 }
@@ -55,18 +55,18 @@ pub struct BuildInfo {
     pub id: String,
     /// `waiting`, `building`, `ready` or `error`.
     pub status: String,
-    /// When it was asked for.
+    /// When it was requested.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
 }
 
-/// A build to ask for.
+/// Options of a requested build.
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BuildOptions {
     /// `alias[:tag]`.
     pub name: String,
-    /// More tags.
+    /// Further tags.
     pub tags: Vec<String>,
     /// Processors of its sandboxes.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -76,15 +76,15 @@ pub struct BuildOptions {
     pub memory_mib: Option<u32>,
 }
 
-/// A build that was asked for.
+/// A requested build.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct BuildHandle {
-    /// Its template.
+    /// Id of its template.
     #[serde(rename = "templateID")]
-    pub template: String,
+    pub template_id: String,
     /// Its id.
     #[serde(rename = "buildID")]
-    pub build: String,
+    pub build_id: String,
 }
 
 /// A step of a build.
@@ -105,41 +105,41 @@ pub struct BuildStep {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BuildPlan {
-    /// The image it starts from; or else a template.
+    /// The container image it starts from, unless it starts from a template.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from_image: Option<String>,
     /// The template it starts from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from_template: Option<String>,
-    /// In order.
+    /// The steps, in order.
     pub steps: Vec<BuildStep>,
-    /// What runs in every sandbox.
+    /// The start command, which runs in every sandbox.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_cmd: Option<String>,
-    /// What succeeds once that serves.
+    /// The ready command, which succeeds once the start command is up.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ready_cmd: Option<String>,
-    /// Whether nothing of earlier builds is to be used.
+    /// Whether to ignore the cache of earlier builds.
     pub force: bool,
-    /// The engine that runs the build and the template's sandboxes; without it that of what it is built from.
+    /// The engine that runs the build and the template's sandboxes; by default that of the template or image it starts from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub engine: Option<String>,
 }
 
-/// How far a build is.
+/// Progress of a build.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BuildProgress {
     /// `waiting`, `building`, `ready` or `error`.
     pub status: String,
-    /// The next lines of its log.
+    /// Further lines of its log.
     pub log_entries: Vec<BuildLine>,
     /// Why it failed.
     pub reason: Option<BuildReason>,
 }
 
 impl BuildProgress {
-    /// Whether nothing more will happen.
+    /// Whether the build has succeeded or failed.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         matches!(self.status.as_str(), "ready" | "error")
@@ -151,7 +151,7 @@ impl BuildProgress {
 pub struct BuildLine {
     /// `debug`, `info`, `warn` or `error`.
     pub level: String,
-    /// What it says.
+    /// Its text.
     pub message: String,
     /// The step it belongs to.
     pub step: Option<String>,
@@ -160,34 +160,34 @@ pub struct BuildLine {
 /// Why a build failed.
 #[derive(Debug, Clone, Deserialize)]
 pub struct BuildReason {
-    /// In words.
+    /// A description.
     pub message: String,
-    /// Which step is to blame.
+    /// The step that failed.
     pub step: Option<String>,
 }
 
-/// Whether an archive has to be sent, and where to.
+/// Where to upload an archive of files, if that is needed.
 #[derive(Debug, Clone, Deserialize)]
 pub struct FilesLink {
-    /// It is there already.
+    /// Whether the server has the archive already.
     pub present: bool,
-    /// Where to send it; good for half an hour.
+    /// Where to upload it; valid for half an hour.
     pub url: String,
 }
 
 impl Client {
-    /// The team's templates and everybody's, newest first.
+    /// Lists the team's templates and the public ones, newest first.
     ///
     /// # Errors
-    /// The server refused or did not answer.
+    /// The key is refused, or the server cannot be reached.
     pub async fn templates(&self) -> Result<Vec<TemplateInfo>> {
         read_json(&self.rest.call(As::Team, Method::GET, "/templates").await?)
     }
 
-    /// One of the team's templates, with its builds.
+    /// Returns one of the team's templates, with its builds.
     ///
     /// # Errors
-    /// There is none of this name.
+    /// There is no template of this name.
     pub async fn template(&self, name: &str) -> Result<TemplateInfo> {
         read_json(&self.rest.call(As::Team, Method::GET, &format!("/templates/{}", encode(name))).await?)
     }
@@ -195,22 +195,22 @@ impl Client {
     /// Deletes a template or snapshot.
     ///
     /// # Errors
-    /// There is none of this name, or sandboxes use it.
+    /// There is no template of this name, or sandboxes use it.
     pub async fn delete_template(&self, name: &str) -> Result<()> {
         check(&self.rest.call(As::Team, Method::DELETE, &format!("/templates/{}", encode(name))).await?)
     }
 
-    /// Makes a template usable by other teams, or no more.
+    /// Makes a template public, or private again.
     ///
     /// # Errors
-    /// There is none of this name.
+    /// There is no template of this name.
     pub async fn publish_template(&self, name: &str, public: bool) -> Result<()> {
         let path = format!("/v2/templates/{}", encode(name));
         let body = serde_json::json!({ "public": public });
         check(&self.rest.call_with(As::Team, Method::PATCH, &path, &body).await?)
     }
 
-    /// Asks for a build.
+    /// Requests a build.
     ///
     /// # Errors
     /// The name or the size is not allowed.
@@ -218,41 +218,41 @@ impl Client {
         read_json(&self.rest.call_with(As::Team, Method::POST, "/v3/templates", options).await?)
     }
 
-    /// Where to send an archive of files, by a SHA-256 of the caller's choice.
+    /// Returns where to upload an archive of files. `hash` is a SHA-256 of the caller's choice.
     ///
     /// # Errors
-    /// The hash is none.
+    /// The hash is malformed.
     pub async fn files_link(&self, build: &BuildHandle, hash: &str) -> Result<FilesLink> {
-        let path = format!("/templates/{}/files/{}", encode(&build.template), encode(hash));
+        let path = format!("/templates/{}/files/{}", encode(&build.template_id), encode(hash));
         read_json(&self.rest.call(As::Team, Method::GET, &path).await?)
     }
 
     /// Starts a build.
     ///
     /// # Errors
-    /// It does not wait any more, or the plan makes no sense.
+    /// The build was started already, or the plan is invalid.
     pub async fn start_build(&self, build: &BuildHandle, plan: &BuildPlan) -> Result<()> {
-        let path = format!("/v2/templates/{}/builds/{}", encode(&build.template), encode(&build.build));
+        let path = format!("/v2/templates/{}/builds/{}", encode(&build.template_id), encode(&build.build_id));
         check(&self.rest.call_with(As::Team, Method::POST, &path, plan).await?)
     }
 
-    /// How far a build is, and its lines after the first `seen`.
+    /// Returns a build's progress, with its log lines after the first `seen`.
     ///
     /// # Errors
     /// There is no such build.
     pub async fn build_progress(&self, build: &BuildHandle, seen: usize) -> Result<BuildProgress> {
         let path = format!(
             "/templates/{}/builds/{}/status?logsOffset={seen}&limit=100",
-            encode(&build.template),
-            encode(&build.build)
+            encode(&build.template_id),
+            encode(&build.build_id)
         );
         read_json(&self.rest.call(As::Team, Method::GET, &path).await?)
     }
 
-    /// A template as one archive, piece by piece. Cofferdam only.
+    /// Exports a template as a stream of one archive. Cofferdam only.
     ///
     /// # Errors
-    /// There is none of this name; the stream fails when the connection breaks.
+    /// There is no template of this name; the stream fails when the connection breaks.
     pub async fn export_template(
         &self,
         name: &str,
@@ -274,7 +274,7 @@ impl Client {
     /// Starts a build from an archive of a template or of a container image. Cofferdam only.
     ///
     /// # Errors
-    /// The build does not wait any more, or the archive is too large. What is wrong with the archive is the build's failure.
+    /// The build was started already, or the archive is too large. Errors in the archive fail the build instead.
     pub async fn import_archive<S, E>(&self, build: &BuildHandle, contents: S) -> Result<()>
     where
         S: Stream<Item = std::result::Result<Bytes, E>> + Send + Sync + 'static,
@@ -282,8 +282,8 @@ impl Client {
     {
         let path = format!(
             "/cofferdam/v1/templates/{}/builds/{}/archive",
-            encode(&build.template),
-            encode(&build.build)
+            encode(&build.template_id),
+            encode(&build.build_id)
         );
         let request = self.rest.request(As::Team, Method::POST, &path)?;
         check(&self.send_stream(request, contents).await?)

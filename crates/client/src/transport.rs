@@ -1,6 +1,5 @@
-//! The connection pool and what every request over it has in common.
-//! HTTP/1.1, or HTTP/2 where TLS offers it; cryptography is ring's, roots are the system's.
-//! A broken connection and a refused one are the same error, which names the address.
+//! The HTTP connection pool, and helpers for requests and responses.
+//! HTTP/1.1, or HTTP/2 where TLS negotiates it. Certificates are checked against the system's roots.
 
 use std::time::Duration;
 
@@ -17,18 +16,18 @@ use serde::de::DeserializeOwned;
 
 use crate::{ClientConfig, Error, Result};
 
-/// Largest answer that is held in memory whole, unless it is a file.
-const MAX_ANSWER: usize = 16 << 20;
+/// Maximum size of a response that is read whole, unless it is a file.
+const MAX_RESPONSE: usize = 16 << 20;
 
 pub(crate) const USER_AGENT: &str = concat!("cofferdam-rust-sdk/", env!("CARGO_PKG_VERSION"));
 
 type Pool = legacy::Client<HttpsConnector<HttpConnector>, ClientBody>;
 
-/// The pool; clones share it.
+/// The connection pool; clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Transport {
     pool: Pool,
-    /// Longest wait for an answer.
+    /// Time limit of small requests.
     timeout: Duration,
 }
 
@@ -46,7 +45,7 @@ impl Transport {
         Ok(Self { pool, timeout: config.request_timeout })
     }
 
-    /// The same pool for RPC.
+    /// Returns the pool as a transport of the RPC clients.
     pub(crate) fn for_rpc(&self) -> ServiceTransport<Pool> {
         ServiceTransport::new(self.pool.clone())
     }
@@ -55,32 +54,32 @@ impl Transport {
         self.timeout
     }
 
-    /// Sends a request and waits for the head of its answer, as long as it takes.
+    /// Sends a request and waits for the head of its response, without a time limit.
     pub(crate) async fn send(&self, request: Request<ClientBody>) -> Result<Response<Incoming>> {
         let address = address(request.uri());
         self.pool.request(request).await.map_err(|error| unreachable(address, &error))
     }
 
-    /// Sends a small request and reads its whole answer, both within the time limit.
+    /// Sends a small request and reads its whole response within the time limit.
     pub(crate) async fn exchange(&self, request: Request<ClientBody>) -> Result<Response<Bytes>> {
         let address = address(request.uri());
         let limit = self.timeout;
         let exchange = async {
             let (head, body) = self.send(request).await?.into_parts();
-            let body = Limited::new(body, MAX_ANSWER).collect().await;
+            let body = Limited::new(body, MAX_RESPONSE).collect().await;
             let body = body.map_err(|error| unreachable(address.clone(), error.as_ref()))?;
             Ok(Response::from_parts(head, body.to_bytes()))
         };
         match tokio::time::timeout(limit, exchange).await {
             Ok(outcome) => outcome,
             Err(_) => {
-                Err(Error::Timeout(format!("no answer from {address} within {} s", limit.as_secs_f32())))
+                Err(Error::Timeout(format!("no response from {address} within {} s", limit.as_secs_f32())))
             }
         }
     }
 }
 
-/// A configuration without certificate authorities where the server is reached in plaintext: reading them takes some milliseconds.
+/// Makes the TLS configuration. Without TLS it has no certificate authorities: reading them takes some milliseconds.
 fn tls(config: &ClientConfig) -> rustls::ClientConfig {
     if config.is_plaintext() { tls_roots::client_config_without_roots() } else { tls_roots::client_config() }
 }
@@ -93,13 +92,13 @@ pub(crate) fn empty_body() -> ClientBody {
     full_body(Bytes::new())
 }
 
-/// A JSON answer, or the error it holds.
+/// Parses a JSON response, or returns the error in it.
 pub(crate) fn read_json<T: DeserializeOwned>(response: &Response<Bytes>) -> Result<T> {
     check(response)?;
     serde_json::from_slice(response.body()).map_err(|error| Error::Protocol(error.to_string()))
 }
 
-/// The error an answer holds, if it is one.
+/// Returns the error in a response, if it is one.
 pub(crate) fn check(response: &Response<Bytes>) -> Result<()> {
     if response.status().is_success() {
         return Ok(());
@@ -107,7 +106,7 @@ pub(crate) fn check(response: &Response<Bytes>) -> Result<()> {
     Err(Error::from_status(response.status(), error_message(response.body())))
 }
 
-/// The `message` of an error body, or the body itself where it is something else.
+/// Returns the `message` of an error body, or the beginning of the body if it is not such JSON.
 pub(crate) fn error_message(body: &[u8]) -> String {
     #[derive(serde::Deserialize)]
     struct Body {
@@ -119,7 +118,7 @@ pub(crate) fn error_message(body: &[u8]) -> String {
     }
 }
 
-/// `base` with a path and query, which must be encoded already.
+/// Appends a path and query, which must be encoded already, to `base`.
 pub(crate) fn join(base: &Uri, path_and_query: &str) -> Result<Uri> {
     let text = format!("{}{path_and_query}", base.to_string().trim_end_matches('/'));
     text.parse().map_err(|_| Error::Config(format!("{text:?} is not a URL")))
@@ -129,7 +128,7 @@ pub(crate) fn address(uri: &Uri) -> String {
     format!("{}://{}", uri.scheme_str().unwrap_or("http"), uri.authority().map_or("", |a| a.as_str()))
 }
 
-/// The innermost cause is what a person can act on ("Connection refused").
+/// Makes an error with the innermost cause, which is the most useful one ("Connection refused").
 pub(crate) fn unreachable(address: String, error: &(dyn std::error::Error + 'static)) -> Error {
     let mut cause = error;
     while let Some(deeper) = cause.source() {

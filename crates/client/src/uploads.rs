@@ -1,6 +1,5 @@
-//! Sending the files of a template build, however often the connection breaks: each time from where the server has them.
-//! The first request is a plain `PUT`, which any server of E2B's interface takes; only what follows needs Cofferdam.
-//! Nothing is kept between programs: an upload ends with the call.
+//! Uploads of the files of a template build. After a broken connection an upload continues from where the server is.
+//! The first request is a plain `PUT`, which any server with E2B's interface accepts; only the continuation needs Cofferdam.
 
 use std::io;
 use std::time::Duration;
@@ -16,25 +15,25 @@ use crate::templates::FilesLink;
 use crate::transport::{self, address, check, unreachable};
 use crate::{Client, Error, Result};
 
-/// Attempts in a row that bring the upload no further.
+/// Maximum number of consecutive attempts without progress.
 const MAX_ATTEMPTS: u32 = 8;
-/// Wait after the first of them; it doubles with each.
+/// Wait after the first such attempt; it doubles with each.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 
-/// How far an upload is.
+/// Progress of an upload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Progress {
     Complete,
-    /// The server has so many bytes.
+    /// The server has this many bytes.
     Partial(u64),
 }
 
 impl Client {
-    /// Sends an archive (tar, gzip) of `length` bytes where a link says. `open` gives its bytes from a place on; it is asked
-    /// again whenever the connection has broken.
+    /// Uploads an archive (tar, gzip) of `length` bytes. `open` returns the archive's bytes from an offset; it is called
+    /// again after each broken connection.
     ///
     /// # Errors
-    /// The link has expired, the archive is too large or cannot be read, or the server stays out of reach for some ten seconds.
+    /// The link has expired, the archive is too large or cannot be read, or the server stays unreachable for some ten seconds.
     pub async fn send_files<S, E>(
         &self,
         link: &FilesLink,
@@ -45,11 +44,11 @@ impl Client {
         S: Stream<Item = std::result::Result<Bytes, E>> + Send + Sync + 'static,
         E: std::error::Error + Send + Sync + 'static,
     {
-        let uri: Uri = link.url.parse().map_err(|_| Error::Protocol("the link is no URL".to_owned()))?;
-        let (mut here, mut vain, mut is_first) = (0, 0, true);
+        let uri: Uri = link.url.parse().map_err(|_| Error::Protocol("the link is not a URL".to_owned()))?;
+        let (mut offset, mut failures, mut is_first) = (0, 0, true);
         loop {
-            // A request brings at least one byte, if only the last one again.
-            let from = here.min(length.saturating_sub(1));
+            // A request carries at least one byte, even if it repeats the last one.
+            let from = offset.min(length.saturating_sub(1));
             let contents =
                 open(from).map_err(|error| Error::Config(format!("the archive cannot be read: {error}")))?;
             let mut request = Request::put(uri.clone()).header(CONTENT_LENGTH, length - from);
@@ -60,30 +59,32 @@ impl Client {
             is_first = false;
             let cause = match self.put_stream(request, contents).await {
                 Ok(Progress::Complete) => return Ok(()),
-                Ok(Progress::Partial(_)) => Error::Protocol("the archive did not become whole".to_owned()),
-                Err(error) if may_go_on(&error) => error,
+                Ok(Progress::Partial(_)) => {
+                    Error::Protocol("the server has not received the whole archive".to_owned())
+                }
+                Err(error) if is_retryable(&error) => error,
                 Err(error) => return Err(error),
             };
             let progress = loop {
-                if vain == MAX_ATTEMPTS {
+                if failures == MAX_ATTEMPTS {
                     return Err(cause);
                 }
-                tokio::time::sleep(FIRST_WAIT * 2_u32.pow(vain)).await;
-                vain += 1;
+                tokio::time::sleep(FIRST_WAIT * 2_u32.pow(failures)).await;
+                failures += 1;
                 match self.upload_progress(&uri).await {
                     Ok(progress) => break progress,
-                    Err(error) if may_go_on(&error) => {}
-                    // A server that does not know how to go on: what happened first is what there is to say.
+                    Err(error) if is_retryable(&error) => {}
+                    // The server cannot continue uploads: report the first failure.
                     Err(_) => return Err(cause),
                 }
             };
             match progress {
                 Progress::Complete => return Ok(()),
                 Progress::Partial(now) => {
-                    if now > here {
-                        vain = 0;
+                    if now > offset {
+                        failures = 0;
                     }
-                    here = now;
+                    offset = now;
                 }
             }
         }
@@ -98,7 +99,7 @@ impl Client {
         progress(&response)
     }
 
-    /// How much of an upload the server has.
+    /// Asks how much of an upload the server has.
     async fn upload_progress(&self, uri: &Uri) -> Result<Progress> {
         let request = Request::builder()
             .method(Method::HEAD)
@@ -109,7 +110,7 @@ impl Client {
         progress(&self.rest.transport().exchange(request).await?)
     }
 
-    /// As long as it takes: the limit for requests is for small ones.
+    /// Sends a request with a streamed body, without a time limit.
     pub(crate) async fn send_stream<S, E>(
         &self,
         request: http::request::Builder,
@@ -134,8 +135,8 @@ impl Client {
     }
 }
 
-/// Whether the connection or what stands between is to blame, and not what was sent.
-fn may_go_on(error: &Error) -> bool {
+/// Whether the failure was the connection's or a proxy's, so that a further attempt may succeed.
+fn is_retryable(error: &Error) -> bool {
     match error {
         Error::Unreachable { .. } | Error::Timeout(_) => true,
         Error::Server { code, .. } => matches!(code.as_str(), "416" | "500" | "502" | "503" | "504"),
@@ -150,7 +151,7 @@ fn progress(response: &Response<Bytes>) -> Result<Progress> {
     let Some(range) = response.headers().get(RANGE) else { return Ok(Progress::Partial(0)) };
     let last = range.to_str().ok().and_then(|range| range.strip_prefix("bytes=0-"));
     let last = last.and_then(|last| last.parse::<u64>().ok()).and_then(|last| last.checked_add(1));
-    last.map(Progress::Partial).ok_or_else(|| Error::Protocol("a Range that cannot be read".to_owned()))
+    last.map(Progress::Partial).ok_or_else(|| Error::Protocol("malformed Range header".to_owned()))
 }
 
 #[cfg(test)]
@@ -158,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_say_how_far_an_upload_is() {
+    fn responses_tell_the_progress_of_an_upload() {
         let read = |status: u16, range: Option<&str>| {
             let mut response = Response::builder().status(status);
             if let Some(range) = range {

@@ -11,9 +11,6 @@ use layers::LayerStore;
 use net::Cidr;
 use store::TeamLimits;
 
-/// Version of envd's protocol that sandboxes speak, as clients are told.
-pub const ENVD_VERSION: &str = "0.6.13";
-
 /// Finds the directory of a layer by its digest.
 pub type LayerPath = Arc<dyn Fn(&str) -> PathBuf + Send + Sync>;
 

@@ -40,8 +40,7 @@ pub use builds::{
     NewBuild, RegistryAuth, Requested, TagInfo, TagPage, TemplateArchive, UploadAddress, UploadError,
     UploadRange, UploadState,
 };
-pub use config::{Config, ENVD_VERSION, LayerPath};
-pub use envd::ENVD_PORT;
+pub use config::{Config, LayerPath};
 pub use error::{AuthError, ControlError};
 pub use events::{MAX_EVENTS, NewWebhook, WebhookChange, event_label};
 pub use keys::{KEY_PREFIX, NewKey};

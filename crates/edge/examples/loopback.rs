@@ -1,4 +1,4 @@
-//! A whole server on loopback sandboxes, for trying official clients against: `cargo run -p edge --example loopback 3000`.
+//! A server with loopback sandboxes, to try official clients on: `cargo run -p edge --example loopback 3000`.
 #![allow(missing_docs)]
 
 use control::testing::Fixture;

@@ -1,6 +1,6 @@
-//! One accepted connection: HTTP/1.1 or cleartext HTTP/2, whichever the client speaks.
-//! It can be reset from outside: the socket is then closed with zero linger, which sends RST instead of FIN.
-//! Buffers are large, because files go through here.
+//! One accepted client connection: HTTP/1.1, or cleartext HTTP/2 if the client begins with its preface.
+//! A [`Resetter`] resets it from outside: the socket is closed with zero linger, which sends RST instead of FIN.
+//! Buffers are large, because file contents pass through them.
 
 use std::convert::Infallible;
 use std::io::{self, IoSlice};
@@ -26,49 +26,49 @@ use tower::ServiceExt;
 use crate::target::{Target, target};
 use crate::{Edge, observe, pages};
 
-/// Longest wait for a request's head, idle time between requests included. Clients keep connections for 300 s:
-/// ours must be the longer wait, or a request meets a closing socket.
+/// Time limit for a request's head, including the idle time before it. Clients keep connections for 300 s: our
+/// limit must be longer, or a client sends a request into a closing socket.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(620);
-/// Longest wait for a new connection's first request: who has nothing to ask holds no place.
+/// Time limit for the first request of a new connection: idle clients must not use up the connection limit.
 const FIRST_HEAD_TIMEOUT: Duration = Duration::from_secs(20);
-/// Largest HTTP/1.1 buffer, a head included; it grows to this only while it is filled.
+/// Maximum size of an HTTP/1.1 buffer, which holds a head too; it grows to this only when it is filled.
 pub(crate) const H1_BUFFER: usize = 256 << 10;
-/// Bytes an HTTP/2 peer may send ahead, per stream and per connection.
+/// Flow control windows of HTTP/2, bytes.
 const H2_STREAM_WINDOW: u32 = 4 << 20;
 const H2_CONNECTION_WINDOW: u32 = 16 << 20;
 const H2_STREAMS: u32 = 1000;
-/// What is read of a body that the answer did not wait for; beyond that the answer says that the connection ends.
+/// How much is read of a request body that the response did not wait for. After more than that the response closes the connection.
 const DRAIN_LIMITS: DrainLimits = DrainLimits { bytes: 64 << 20, time: Duration::MAX };
 
-/// Resets a connection.
+/// Resets a client's connection. Clones reset the same one.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Resetter(CancellationToken);
 
 impl Resetter {
-    /// From now on nothing is read or written; the socket is closed with RST once its owner lets go.
+    /// Stops all reading and writing. The socket is closed with RST when its owner drops it.
     pub(crate) fn reset(&self) {
         self.0.cancel();
     }
 
-    async fn asked(&self) {
+    async fn requested(&self) {
         self.0.cancelled().await;
     }
 
-    fn is_asked(&self) -> bool {
+    fn is_requested(&self) -> bool {
         self.0.is_cancelled()
     }
 }
 
-/// Serves a connection to its end.
+/// Serves a connection until it ends. `closing` begins a graceful shutdown.
 pub(crate) async fn serve(stream: TcpStream, edge: Arc<Edge>, closing: CancellationToken) {
-    // Small answers must not wait for company. Failing means the peer is gone, which the first read tells.
+    // Small responses must go out at once. If this fails, the peer is gone, and the first read fails too.
     let _ = stream.set_nodelay(true);
     let resetter = Resetter::default();
     let io = TokioIo::new(Resettable { stream, resetter: resetter.clone() });
-    let asked = Notify::new();
+    let first_request = Notify::new();
     let service = service_fn(|request| {
-        asked.notify_one();
-        answer(request, Arc::clone(&edge), resetter.clone())
+        first_request.notify_one();
+        respond(request, Arc::clone(&edge), resetter.clone())
     });
 
     let mut builder = Builder::new(TokioExecutor::new());
@@ -82,17 +82,17 @@ pub(crate) async fn serve(stream: TcpStream, edge: Arc<Edge>, closing: Cancellat
         .max_send_buf_size(H1_BUFFER);
     let connection = builder.serve_connection_with_upgrades(io, service);
     tokio::pin!(connection);
-    let (mut draining, mut has_asked) = (false, false);
-    let first = tokio::time::sleep(FIRST_HEAD_TIMEOUT);
-    tokio::pin!(first);
+    let (mut draining, mut has_requested) = (false, false);
+    let first_timeout = tokio::time::sleep(FIRST_HEAD_TIMEOUT);
+    tokio::pin!(first_timeout);
     loop {
         tokio::select! {
             biased;
-            // Dropping the connection drops the socket, and that sends the RST.
-            () = resetter.asked() => return,
-            () = asked.notified(), if !has_asked => has_asked = true,
-            () = &mut first, if !has_asked => return,
-            // A client that breaks off is its own business.
+            // Dropping the connection drops the socket, which sends the RST.
+            () = resetter.requested() => return,
+            () = first_request.notified(), if !has_requested => has_requested = true,
+            () = &mut first_timeout, if !has_requested => return,
+            // Errors are those of the client: it broke off or sent malformed HTTP.
             _ = connection.as_mut() => return,
             () = closing.cancelled(), if !draining => {
                 draining = true;
@@ -102,13 +102,13 @@ pub(crate) async fn serve(stream: TcpStream, edge: Arc<Edge>, closing: Cancellat
     }
 }
 
-async fn answer(
+async fn respond(
     request: Request<Incoming>,
     edge: Arc<Edge>,
     resetter: Resetter,
 ) -> Result<Response<AnyBody>, Infallible> {
     let target = target(&request, &edge.config.domain);
-    // A stream of HTTP/2 ends alone.
+    // HTTP/2 needs no draining: a stream can end without its connection.
     let is_drainable = request.version() != Version::HTTP_2 && !request.body().is_end_stream();
     let (request, drain) = if is_drainable {
         let (request, drain) = body_drain::drainable(request);
@@ -132,7 +132,7 @@ async fn answer(
     Ok(response)
 }
 
-/// A socket that can be made to end with RST.
+/// A socket that its [`Resetter`] closes with RST.
 pub(crate) struct Resettable {
     stream: TcpStream,
     resetter: Resetter,
@@ -140,8 +140,8 @@ pub(crate) struct Resettable {
 
 impl Drop for Resettable {
     fn drop(&mut self) {
-        if self.resetter.is_asked() {
-            // Nothing to be done if the peer was quicker.
+        if self.resetter.is_requested() {
+            // Fails only if the peer has closed it already.
             let _ = self.stream.set_zero_linger();
         }
     }
@@ -179,8 +179,8 @@ impl AsyncWrite for Resettable {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.resetter.is_asked() {
-            // A FIN would look like a proper end.
+        if self.resetter.is_requested() {
+            // A FIN would look like a complete response.
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
         Pin::new(&mut self.stream).poll_shutdown(cx)

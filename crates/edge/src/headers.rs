@@ -1,6 +1,6 @@
-//! What is changed in a request or answer on its way: as little as HTTP demands.
-//! Headers between neighbours go no further; who the client is, is not told; the host stays what the client wrote.
-//! Paths the agent keeps for the control plane are recognised however they are written.
+//! Header changes of proxied requests and responses: only those that HTTP demands.
+//! Hop-by-hop headers are removed, the client's address is not forwarded, and the host stays as the client wrote it.
+//! Paths of envd that are reserved for the control plane are recognised in any encoding.
 
 use hyper::header::{
     CONNECTION, COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
@@ -10,29 +10,25 @@ use percent_encoding::percent_decode_str;
 
 use crate::target::Address;
 
-/// Paths of the agent that only the control plane may call.
-const RESERVED: [&str; 8] =
-    ["/init", "/logs", "/freeze", "/unfreeze", "/collapse", "/fsfreeze", "/fsthaw", "/upgrade"];
-
-/// Headers that would tell a server inside who the client is.
+/// Headers that reveal the client's address to a server in a sandbox.
 const FORWARDED: [&str; 4] = ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
 
-/// The protocol the client wants to switch to, if it wants to.
-pub(crate) fn upgrade_wanted(headers: &HeaderMap) -> Option<HeaderValue> {
-    let asked = headers.get_all(CONNECTION).iter().any(|value| {
+/// Returns the protocol that the client asks to switch to, if it does.
+pub(crate) fn requested_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let is_requested = headers.get_all(CONNECTION).iter().any(|value| {
         value
             .to_str()
             .is_ok_and(|list| list.split(',').any(|name| name.trim().eq_ignore_ascii_case("upgrade")))
     });
-    if asked { headers.get(UPGRADE).cloned() } else { None }
+    if is_requested { headers.get(UPGRADE).cloned() } else { None }
 }
 
-/// Prepares a request's headers for the server inside.
+/// Prepares a request's headers for the server in the sandbox. `mask` replaces the host.
 pub(crate) fn to_upstream(headers: &mut HeaderMap, address: &Address, mask: Option<&str>) {
-    let upgrade = upgrade_wanted(headers);
+    let upgrade = requested_upgrade(headers);
     let trailers = headers.get(TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
     strip_hop_by_hop(headers);
-    // We have answered it ourselves by reading the body.
+    // The edge has already answered it by reading the body.
     headers.remove(EXPECT);
     for name in FORWARDED {
         headers.remove(name);
@@ -65,7 +61,7 @@ pub(crate) fn to_upstream(headers: &mut HeaderMap, address: &Address, mask: Opti
     };
 }
 
-/// Prepares an answer's headers for the client. `switching` keeps what a 101 is made of.
+/// Prepares a response's headers for the client. `switching` keeps the headers of a protocol switch.
 pub(crate) fn to_client(headers: &mut HeaderMap, switching: bool) {
     let upgrade = headers.get(UPGRADE).cloned();
     strip_hop_by_hop(headers);
@@ -114,13 +110,13 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// The reserved path a request path means, however it is written; none if it means no such path.
+/// Returns the reserved path that a request path means in any encoding, or `None` if it means another path.
 pub(crate) fn reserved_path(path: &str) -> Option<&'static str> {
     let mut text = path.to_owned();
-    // An encoding of an encoding means another path, but whoever writes one has no honest reason to.
+    // Strictly, a path that is encoded twice is another path, but there is no honest reason to send one.
     for _ in 0..4 {
-        let clean = cleaned(&text);
-        if let Some(reserved) = RESERVED.iter().find(|reserved| **reserved == clean) {
+        let normalized = normalize(&text);
+        if let Some(reserved) = envd_api::paths::RESERVED.iter().find(|reserved| **reserved == normalized) {
             return Some(reserved);
         }
         let decoded = percent_decode_str(&text).decode_utf8_lossy().into_owned();
@@ -132,8 +128,8 @@ pub(crate) fn reserved_path(path: &str) -> Option<&'static str> {
     None
 }
 
-/// The path without empty segments, `.` and `..`.
-fn cleaned(path: &str) -> String {
+/// Removes empty segments, `.` and `..` from a path.
+fn normalize(path: &str) -> String {
     let mut segments: Vec<&str> = Vec::new();
     for segment in path.split('/') {
         match segment {
@@ -152,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reserved_paths_are_seen_through_their_disguises() {
+    fn reserved_paths_are_recognised_in_any_encoding() {
         for path in [
             "/init",
             "/init/",
@@ -177,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_headers_go_no_further() {
+    fn hop_by_hop_headers_are_removed() {
         let address =
             Address { id: "iabc".parse().unwrap(), port: 80, host: "80-iabc.x".into(), shared_host: false };
         let mut headers = HeaderMap::new();
@@ -206,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_are_masked_or_rebuilt_when_asked() {
+    fn hosts_are_masked_or_rebuilt() {
         let mut address = Address {
             id: "iabc".parse().unwrap(),
             port: 80,

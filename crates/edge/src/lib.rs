@@ -1,15 +1,15 @@
-//! The one listening port: sandbox traffic goes to ports inside sandboxes, everything else to the REST router.
-//! Bodies stream both ways without being collected; what a sandbox sends is never interpreted.
-//! When a sandbox ends, its open streams are reset, not finished: nobody mistakes a cut answer for a whole one.
+//! The server's listening port: requests to sandboxes are proxied to their ports, all others go to the REST router.
+//! Bodies are streamed in both directions and never buffered whole; what a sandbox sends is never interpreted.
+//! When a sandbox ends, its open streams are reset, so that no client takes a truncated response for a complete one.
 #![forbid(unsafe_code)]
 
 mod connection;
-mod guard;
-mod half;
+mod half_closed;
 mod headers;
 mod observe;
 mod pages;
 mod proxy;
+mod response_body;
 mod target;
 mod tunnel;
 mod upstream;
@@ -26,17 +26,17 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::upstream::Pools;
+use crate::upstream::IdleConnections;
 
 /// Settings of the edge.
 #[derive(Debug, Clone)]
 pub struct EdgeConfig {
-    /// Domain whose subdomains are sandboxes (`<port>-<id>.<domain>`), except `api.` of it. `<port>-<id>` works on any
-    /// domain; on this one, malformed hosts are told so instead of being taken for the API.
+    /// Domain whose subdomains, except `api.`, are sandboxes: `<port>-<id>.<domain>`. That form works on any domain; on
+    /// this one, malformed hosts get an error instead of being taken for the API.
     pub domain: String,
-    /// Most client connections at once; more wait to be accepted. Each may need as many descriptors again.
+    /// Maximum number of client connections; more wait to be accepted. Each needs up to two descriptors.
     pub connections: usize,
-    /// How long open requests may go on after the shutdown signal.
+    /// Time that open requests have to finish after the shutdown signal.
     pub drain: Duration,
 }
 
@@ -46,23 +46,23 @@ impl Default for EdgeConfig {
     }
 }
 
-/// What every connection shares.
+/// State shared by all connections.
 #[derive(Debug)]
 pub(crate) struct Edge {
     pub(crate) api: Router,
     pub(crate) control: Arc<Control>,
     pub(crate) config: EdgeConfig,
-    pub(crate) pools: Pools,
-    /// Connections, and tunnels that outgrew theirs.
+    pub(crate) idle: IdleConnections,
+    /// Tasks of connections, and of tunnels that outlive the request that opened them.
     pub(crate) tasks: TaskTracker,
-    /// Ends what is still open when the drain time is over.
+    /// Cancelled when the drain time is over: ends all that is still open.
     pub(crate) cut: CancellationToken,
 }
 
 /// Accepts connections until `shutdown` resolves, then lets open requests finish within the drain time.
 ///
 /// # Errors
-/// The listener is of no use any more.
+/// Currently none: failed accepts are logged and tried again.
 pub async fn serve(
     listener: TcpListener,
     api: Router,
@@ -75,24 +75,24 @@ pub async fn serve(
         api,
         control,
         config,
-        pools: Pools::default(),
+        idle: IdleConnections::default(),
         tasks: TaskTracker::new(),
         cut: CancellationToken::new(),
     });
     let closing = CancellationToken::new();
     tokio::pin!(shutdown);
-    let places = Arc::new(Semaphore::new(edge.config.connections));
+    let permits = Arc::new(Semaphore::new(edge.config.connections));
     loop {
         let next = async {
-            let place = Arc::clone(&places).acquire_owned().await;
-            listener.accept().await.map(|(stream, _)| (stream, place))
+            let permit = Arc::clone(&permits).acquire_owned().await;
+            listener.accept().await.map(|(stream, _)| (stream, permit))
         };
         let accepted = tokio::select! {
             accepted = next => accepted,
             () = &mut shutdown => break,
         };
         match accepted {
-            Ok((stream, place)) => {
+            Ok((stream, permit)) => {
                 let connection = connection::serve(stream, Arc::clone(&edge), closing.clone());
                 let cut = edge.cut.clone();
                 edge.tasks.spawn(async move {
@@ -100,13 +100,13 @@ pub async fn serve(
                         () = connection => {}
                         () = cut.cancelled() => {}
                     }
-                    drop(place);
+                    drop(permit);
                 });
             }
-            Err(error) if is_about_one_connection(&error) => {}
+            Err(error) if is_client_gone(&error) => {}
             Err(error) => {
-                // Out of descriptors, most likely: some connection has to end first.
-                tracing::warn!(%error, "accept failed");
+                // Most likely out of descriptors: some connection has to end first.
+                tracing::warn!(%error, "failed to accept a connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -118,12 +118,12 @@ pub async fn serve(
         edge.cut.cancel();
         edge.tasks.wait().await;
     }
-    edge.pools.close();
+    edge.idle.close();
     Ok(())
 }
 
-/// The peer was gone before we came to it; the listener is fine.
-fn is_about_one_connection(error: &io::Error) -> bool {
+/// Whether an accept failed because that client went away; the listener still works then.
+fn is_client_gone(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused

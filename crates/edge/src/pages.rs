@@ -1,6 +1,6 @@
-//! What clients get instead of a sandbox's answer: JSON, or HTML for people in front of a browser.
-//! Texts and statuses are part of the wire contract: SDKs tell "gone" from "port closed" by them.
-//! Nothing a client sent stands in the HTML unescaped: an id is alphanumeric, a port a number.
+//! Error responses of the edge in place of a sandbox's: JSON, or HTML for browsers.
+//! Texts and statuses are part of the wire contract: SDKs tell an ended sandbox from a closed port by them.
+//! The HTML contains nothing that needs escaping: an id is alphanumeric, a port a number.
 
 use axum::body::Body;
 use hyper::header::{ACCEPT, ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE, HeaderMap, HeaderValue, USER_AGENT};
@@ -13,39 +13,39 @@ const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 
-/// The sandbox does not run.
+/// Response when the sandbox does not run.
 pub(crate) fn not_found(address: &Address, html: bool) -> Response<Body> {
     sandbox_page(StatusCode::BAD_GATEWAY, address, "The sandbox was not found", None, html)
 }
 
-/// It runs, and nothing answers on the port.
+/// Response when the sandbox runs and nothing listens on the port.
 pub(crate) fn port_closed(address: &Address, html: bool) -> Response<Body> {
     let text = "The sandbox is running but port is not open";
     sandbox_page(StatusCode::BAD_GATEWAY, address, text, Some(address.port), html)
 }
 
-/// Its ports are not public and the client has no token.
+/// Response when the sandbox's ports are not public and the request has no token.
 pub(crate) fn token_missing(address: &Address, html: bool) -> Response<Body> {
     let text =
         "Sandbox is secured with traffic access token. Token header 'e2b-traffic-access-token' is missing";
     sandbox_page(StatusCode::FORBIDDEN, address, text, None, html)
 }
 
-/// The client's token is another one.
+/// Response when the request's traffic token is wrong.
 pub(crate) fn token_invalid(address: &Address, html: bool) -> Response<Body> {
     let text = "Sandbox is secured with traffic access token. Provided token in header 'e2b-traffic-access-token' \
                 is invalid";
     sandbox_page(StatusCode::FORBIDDEN, address, text, None, html)
 }
 
-/// The path is between the control plane and the agent.
+/// Response when the path of envd is reserved for the control plane.
 pub(crate) fn reserved(path: &str) -> Response<Body> {
     let text =
         "This endpoint is reserved for the E2B control plane and is not reachable through the sandbox URL";
     respond(StatusCode::NOT_FOUND, JSON, json!({ "message": text, "path": path, "code": 404 }).to_string())
 }
 
-/// The host or the routing headers make no sense.
+/// Response when the host or the routing headers are malformed.
 pub(crate) fn invalid_host(text: &'static str) -> Response<Body> {
     respond(StatusCode::BAD_REQUEST, TEXT, text.to_owned())
 }
@@ -77,20 +77,20 @@ fn respond(status: StatusCode, content_type: HeaderValue, body: String) -> Respo
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, content_type);
-    // A page elsewhere may need to know why its sandbox does not answer.
+    // Scripts of other origins may read why the sandbox does not answer.
     response.headers_mut().insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
     response
 }
 
-/// A browser navigating, as opposed to a script in one or a program that calls itself one.
+/// Whether a browser is navigating, as opposed to a script in a browser or a program with a browser's user agent.
 pub(crate) fn wants_html(request: &HeaderMap) -> bool {
     let text = |name: &str| {
         let value = request.get(name).and_then(|value| value.to_str().ok()).unwrap_or("");
         value.to_ascii_lowercase()
     };
-    let agent = text(USER_AGENT.as_str());
+    let user_agent = text(USER_AGENT.as_str());
     let browser = ["mozilla", "chrome", "safari", "firefox", "edge", "opera", "msie"];
-    if !browser.iter().any(|name| agent.contains(name)) {
+    if !browser.iter().any(|name| user_agent.contains(name)) {
         return false;
     }
     match text("sec-fetch-mode").as_str() {
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_people_get_html() {
+    fn only_navigating_browsers_get_html() {
         let cases: [(&[(&'static str, &'static str)], bool); 7] = [
             (&[], false),
             (&[("user-agent", "curl/8")], false),

@@ -1,26 +1,26 @@
-//! One request to a port of a sandbox, and its answer back.
+//! Forwards one request to a port of a sandbox and returns the response.
 //! The order of checks is part of the contract: reserved path, sandbox, token, connection.
-//! Nothing is retried but a request of which nothing was sent.
+//! Only a request of which nothing was sent is retried.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use control::{ENVD_PORT, Live, Waking, same_secret};
+use control::{Live, Waking, same_secret};
 use hyper::http::uri::PathAndQuery;
 use hyper::{Request, Response, StatusCode, Uri, Version};
 
 use crate::connection::Resetter;
-use crate::guard::GuardedBody;
+use crate::response_body::ResponseBody;
 use crate::target::Address;
 use crate::upstream::{self, Failure};
 use crate::{Edge, headers, pages, tunnel};
 
-/// How long the notice of a sandbox's end may lag behind the end of its sockets.
-const NOTICE: Duration = Duration::from_millis(100);
+/// How long the news of a sandbox's end may lag behind the end of its sockets.
+const END_NOTICE_DELAY: Duration = Duration::from_millis(100);
 
-/// Returns a request to a port of a sandbox.
+/// Forwards a request to a port of a sandbox. Returns the sandbox's response, or an error page of ours.
 pub(crate) async fn forward(
     mut request: Request<Body>,
     address: Address,
@@ -29,7 +29,7 @@ pub(crate) async fn forward(
 ) -> Response<Body> {
     let html = pages::wants_html(request.headers());
     let path = request.uri().path();
-    if address.port == ENVD_PORT
+    if address.port == envd_api::PORT
         && let Some(path) = headers::reserved_path(path)
     {
         return pages::reserved(path);
@@ -42,14 +42,14 @@ pub(crate) async fn forward(
             live
         }
         None => {
-            let waking = match sleeper(&request, &address, edge, html) {
+            let waking = match paused_target(&request, &address, edge, html) {
                 Ok(waking) => waking,
-                Err(answer) => return *answer,
+                Err(response) => return *response,
             };
             match edge.control.wake(waking).await {
                 Ok(live) => live,
                 Err(error) => {
-                    tracing::warn!(sandbox_id = %address.id, %error, "a sandbox could not be woken by traffic");
+                    tracing::warn!(sandbox_id = %address.id, %error, "failed to resume a sandbox for a request");
                     return pages::not_found(&address, html);
                 }
             }
@@ -58,17 +58,17 @@ pub(crate) async fn forward(
 
     tracing::Span::current().record("team_id", tracing::field::display(live.team));
     let own_connection = request.version() != Version::HTTP_2;
-    let switching = headers::upgrade_wanted(request.headers()).is_some() && own_connection;
+    let switching = headers::requested_upgrade(request.headers()).is_some() && own_connection;
     let client_upgrade = switching.then(|| hyper::upgrade::on(&mut request));
     let request = to_upstream(request, &address, live.mask_request_host().as_deref());
     let sent = tokio::select! {
         biased;
-        sent = upstream::send(&edge.pools, &live, address.port, request, !switching) => sent,
+        sent = upstream::send(&edge.idle, &live, address.port, request, !switching) => sent,
         () = live.wait_ended() => return pages::not_found(&address, html),
     };
     let (mut response, sender) = match sent {
         Ok(sent) => sent,
-        Err(failure) => return explain(&failure, &address, &live, html).await,
+        Err(failure) => return failure_page(&failure, &address, &live, html).await,
     };
 
     let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
@@ -82,11 +82,12 @@ pub(crate) async fn forward(
         return response.map(|_| Body::empty());
     }
     let resetter = own_connection.then(|| resetter.clone());
-    response.map(|body| Body::new(GuardedBody::new(body, live, resetter, edge.pools.clone(), sender)))
+    response.map(|body| Body::new(ResponseBody::new(body, live, resetter, edge.idle.clone(), sender)))
 }
 
-/// The paused sandbox that this request may wake, if there is one and the request would be let in.
-fn sleeper(
+/// Returns the paused sandbox that this request may resume. The error is the response to send if there is none or the
+/// request would be refused.
+fn paused_target(
     request: &Request<Body>,
     address: &Address,
     edge: &Edge,
@@ -97,20 +98,22 @@ fn sleeper(
     if let Some(refusal) = check_token(request, address, waking.allows_public_traffic(), edge, html) {
         return Err(Box::new(refusal));
     }
-    // The agent would refuse whoever has neither its token nor a signature: nobody is woken for that.
-    if address.port == ENVD_PORT && !knows_agent(request, &edge.control.envd_token(&address.id)) {
+    // envd would refuse a request with neither its token nor a signature: no reason to resume a sandbox.
+    if address.port == envd_api::PORT && !has_envd_credentials(request, &edge.control.envd_token(&address.id))
+    {
         return Err(not_found());
     }
     Ok(waking)
 }
 
-fn knows_agent(request: &Request<Body>, token: &str) -> bool {
-    let header = request.headers().get("x-access-token");
+fn has_envd_credentials(request: &Request<Body>, token: &str) -> bool {
+    let header = request.headers().get(envd_api::headers::ACCESS_TOKEN);
     let signed = request.uri().query().is_some_and(|query| query.contains("signature="));
     header.map_or(signed, |given| same_secret(given.as_bytes(), token.as_bytes()))
 }
 
-/// Ports that are not public want the sandbox's token; the agent's port has a token of its own.
+/// Returns the response to send if the sandbox's ports are not public and the request lacks its traffic token. envd's
+/// port is exempt: envd checks a token of its own.
 fn check_token(
     request: &Request<Body>,
     address: &Address,
@@ -118,7 +121,7 @@ fn check_token(
     edge: &Edge,
     html: bool,
 ) -> Option<Response<Body>> {
-    if address.port == ENVD_PORT || is_public {
+    if address.port == envd_api::PORT || is_public {
         return None;
     }
     let Some(token) = request.headers().get("e2b-traffic-access-token") else {
@@ -138,15 +141,15 @@ fn to_upstream(request: Request<Body>, address: &Address, mask: Option<&str>) ->
     Request::from_parts(parts, body)
 }
 
-/// Tells a sandbox that is gone from a port that is closed.
-async fn explain(failure: &Failure, address: &Address, live: &Live, html: bool) -> Response<Body> {
-    tracing::debug!(sandbox_id = %address.id, port = address.port, error = %failure, "no answer from a sandbox");
+/// Returns the response to a failed request: the sandbox has ended, or the port is closed.
+async fn failure_page(failure: &Failure, address: &Address, live: &Live, html: bool) -> Response<Body> {
+    tracing::debug!(sandbox_id = %address.id, port = address.port, error = %failure, "no response from a sandbox");
     let may_be_gone = match failure {
-        Failure::Dial(error) => error.kind() == ErrorKind::NotConnected || address.port == ENVD_PORT,
+        Failure::Dial(error) => error.kind() == ErrorKind::NotConnected || address.port == envd_api::PORT,
         Failure::Http(_) => true,
     };
-    // The agent is PID 1: if it does not answer, the sandbox is ending and we shall hear of it.
-    if may_be_gone && tokio::time::timeout(NOTICE, live.wait_ended()).await.is_ok() {
+    // envd is PID 1: if it does not answer, the sandbox is ending and the news will follow.
+    if may_be_gone && tokio::time::timeout(END_NOTICE_DELAY, live.wait_ended()).await.is_ok() {
         return pages::not_found(address, html);
     }
     match failure {

@@ -1,5 +1,5 @@
-//! Where a request belongs: to the API, or to a port of a sandbox.
-//! `<port>-<id>.<domain>` says it in the host; on hosts that say nothing, the headers `E2b-Sandbox-Id` and
+//! Decides whether a request goes to the API or to a port of a sandbox.
+//! The host `<port>-<id>.<domain>` names a port; on hosts that name none, the headers `E2b-Sandbox-Id` and
 //! `E2b-Sandbox-Port` do. A host that names a sandbox always wins over the headers.
 
 use std::net::IpAddr;
@@ -15,11 +15,11 @@ pub(crate) struct Address {
     pub(crate) port: u16,
     /// The host as the client wrote it, port included.
     pub(crate) host: String,
-    /// The client came by a shared `sandbox.<domain>`, which tells a server inside nothing.
+    /// The host was the shared `sandbox.<domain>`, which means nothing to a server in the sandbox.
     pub(crate) shared_host: bool,
 }
 
-/// Where a request belongs.
+/// The destination of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Target {
     Api,
@@ -49,12 +49,12 @@ pub(crate) fn target<B>(request: &Request<B>, domain: &str) -> Target {
     if label == "sandbox" && !rest.is_empty() {
         return by_headers(request, host, true, true);
     }
-    // Digits and a dash at the front: nobody calls an API host so.
+    // Digits and a dash at the front: no API host has such a name.
     let names_a_sandbox = label
         .split_once('-')
         .is_some_and(|(port, _)| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()));
-    let ours = rest == domain;
-    if names_a_sandbox || (ours && label != "api") {
+    let is_our_domain = rest == domain;
+    if names_a_sandbox || (is_our_domain && label != "api") {
         return by_host(label, rest, host);
     }
     by_headers(request, host, false, false)
@@ -78,7 +78,7 @@ fn by_headers<B>(request: &Request<B>, host: &str, only_sandboxes: bool, shared_
         (None, None) if !only_sandboxes => return Target::Api,
         _ => return Target::Invalid(MISSING_HEADER),
     };
-    // Ids of old clients carry a suffix.
+    // Old clients append a suffix to ids.
     let id = id.split_once('-').map_or(id, |(id, _)| id);
     let Ok(id) = id.parse() else { return Target::Invalid(INVALID_ID) };
     let Some(port) = parse_port(port) else { return Target::Invalid(INVALID_PORT) };
@@ -86,7 +86,7 @@ fn by_headers<B>(request: &Request<B>, host: &str, only_sandboxes: bool, shared_
 }
 
 fn parse_port(text: &str) -> Option<u16> {
-    // `parse` would take a sign.
+    // `parse` would accept a sign.
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     text.parse().ok().filter(|port| digits && *port != 0)
 }
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_name_them_on_hosts_that_do_not() {
+    fn headers_name_sandboxes_on_hosts_that_do_not() {
         let headers = [("E2b-Sandbox-Id", "iabc"), ("E2b-Sandbox-Port", "49983")];
         for host in
             ["localhost:3000", "127.0.0.1:3000", "[::1]:3000", "10.0.0.1", "box.lan", "api.example.com"]
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_hosts_are_told_so() {
+    fn malformed_hosts_are_invalid() {
         for (host, text) in [
             ("3000-iabc", INVALID_HOST),
             ("nodash.example.com", INVALID_HOST),

@@ -1,6 +1,6 @@
-//! After a protocol switch: bytes both ways, whatever they mean, until one side ends or the sandbox does.
-//! A side that stops sending may still receive.
-//! The end of the sandbox is a reset for the client, like everywhere else.
+//! Copies bytes in both directions after a protocol switch, until one side closes or the sandbox ends.
+//! A side that has stopped sending may still receive.
+//! The client's connection is reset when the sandbox ends.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::connection::Resetter;
 
 const BUFFER: usize = 64 << 10;
 
-/// Joins the two connections once both have switched.
+/// Copies between the two connections once both have switched. Returns when the tunnel has ended.
 pub(crate) async fn run(
     client: OnUpgrade,
     server: OnUpgrade,
@@ -25,7 +25,7 @@ pub(crate) async fn run(
     let (client, server) = match tokio::try_join!(client, server) {
         Ok(both) => both,
         Err(error) => {
-            tracing::debug!(sandbox_id = %live.id, %error, "a protocol switch failed");
+            tracing::debug!(sandbox_id = %live.id, %error, "failed to switch protocols");
             return;
         }
     };

@@ -1,4 +1,4 @@
-//! The edge over real sockets: where requests go, what streams, what is reset and what is refused.
+//! The edge over real sockets: routing, streaming, resets and refusals.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::io::ErrorKind;
@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use control::CreateRequest;
 use control::testing::{APP_PORT, Fixture, TestSandbox};
-use control::{CreateRequest, ENVD_PORT};
 use engine::ExitReason;
+use envd_api::PORT as ENVD_PORT;
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, Response, body::Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -78,7 +79,7 @@ impl Server {
         (status, serde_json::from_str(&body).unwrap_or_else(|_| panic!("not JSON: {body}")))
     }
 
-    /// Begins a request by hand, to see what happens on the socket.
+    /// Sends the head of a request by hand, to observe the socket.
     async fn raw(&self, head: &str) -> BufReader<TcpStream> {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         stream.write_all(head.as_bytes()).await.unwrap();
@@ -86,7 +87,7 @@ impl Server {
     }
 }
 
-/// Reads an answer's head and returns its status line.
+/// Reads a response's head and returns its status line.
 async fn head(stream: &mut BufReader<TcpStream>) -> String {
     let mut status = String::new();
     stream.read_line(&mut status).await.unwrap();
@@ -98,7 +99,7 @@ async fn head(stream: &mut BufReader<TcpStream>) -> String {
     status
 }
 
-/// Reads on until the piece has come.
+/// Reads until the piece has arrived.
 async fn read_until(stream: &mut BufReader<TcpStream>, piece: &str) {
     let mut seen = Vec::new();
     while !seen.windows(piece.len()).any(|window| window == piece.as_bytes()) {
@@ -111,7 +112,7 @@ fn host(port: u16, id: &SandboxId) -> String {
 }
 
 #[tokio::test]
-async fn hosts_and_headers_lead_to_ports_and_the_rest_to_the_api() {
+async fn hosts_and_headers_route_to_ports_and_all_else_to_the_api() {
     let server = Server::new().await;
     let (id, _) = server.sandbox(|_| {}).await;
     let envd = host(ENVD_PORT, &id);
@@ -163,7 +164,7 @@ async fn requests_arrive_as_they_were_sent() {
 }
 
 #[tokio::test]
-async fn gone_and_closed_are_told_apart() {
+async fn ended_sandboxes_and_closed_ports_get_different_errors() {
     let server = Server::new().await;
     let (id, guest) = server.sandbox(|_| {}).await;
     let closed = json!({
@@ -182,25 +183,25 @@ async fn gone_and_closed_are_told_apart() {
 }
 
 #[tokio::test]
-async fn a_sandbox_that_dies_under_a_request_was_not_found() {
+async fn a_sandbox_that_ends_during_a_request_is_not_found() {
     let server = Server::new().await;
     let (id, guest) = server.sandbox(|_| {}).await;
-    // A server that takes the request and never answers.
+    // A server that accepts the request and never responds.
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     guest.open_port(7, listener.local_addr().unwrap());
     let host = host(7, &id);
-    let asked = server.get(&host, "/", &[]);
+    let response = server.get(&host, "/", &[]);
     let dies = async {
         let (stream, _) = listener.accept().await.unwrap();
         guest.die(ExitReason::Exited(0));
         drop(stream);
     };
-    let ((status, body), ()) = tokio::join!(asked, dies);
+    let ((status, body), ()) = tokio::join!(response, dies);
     assert!(status == 502 && body.contains("The sandbox was not found"), "{body}");
 }
 
 #[tokio::test]
-async fn the_agents_own_paths_are_closed() {
+async fn reserved_paths_of_envd_are_refused() {
     let server = Server::new().await;
     let (id, guest) = server.sandbox(|_| {}).await;
     let init = guest.init();
@@ -217,11 +218,11 @@ async fn the_agents_own_paths_are_closed() {
     let response = server.send(post.body(Full::from("{\"accessToken\":\"x\"}")).unwrap()).await;
     assert_eq!(response.status(), 404);
     assert_eq!(guest.init(), init);
-    assert_eq!(server.get(&host(APP_PORT, &id), "/init", &[]).await.0, 404, "the app's own answer");
+    assert_eq!(server.get(&host(APP_PORT, &id), "/init", &[]).await.0, 404, "the app's own response");
 }
 
 #[tokio::test]
-async fn private_ports_want_the_traffic_token() {
+async fn private_ports_require_the_traffic_token() {
     let server = Server::new().await;
     let (id, _) = server
         .sandbox(|request| {
@@ -239,11 +240,11 @@ async fn private_ports_want_the_traffic_token() {
     let token = server.fixture.control.traffic_token(&id);
     let (status, _) = server.json(&app, "/request", &[("e2b-traffic-access-token", &token)]).await;
     assert_eq!(status, 200);
-    assert_eq!(server.get(&host(ENVD_PORT, &id), "/health", &[]).await.0, 204, "the agent has its own token");
+    assert_eq!(server.get(&host(ENVD_PORT, &id), "/health", &[]).await.0, 204, "envd has its own token");
 }
 
 #[tokio::test]
-async fn bodies_stream_both_ways_while_they_are_made() {
+async fn bodies_are_streamed_in_both_directions() {
     let server = Server::new().await;
     let (id, guest) = server.sandbox(|_| {}).await;
     let host = host(APP_PORT, &id);
@@ -286,7 +287,7 @@ async fn open_streams_are_reset_when_the_sandbox_ends() {
             let mut rest = Vec::new();
             let error = stream.read_to_end(&mut rest).await.expect_err("a reset, not an end");
             assert_eq!(error.kind(), ErrorKind::ConnectionReset);
-            // Whoever is cut off and asks at once must hear that the sandbox is gone.
+            // A client that is cut off and asks at once must learn that the sandbox has ended.
             let (status, body) = server.get(&self::host(ENVD_PORT, &id), "/health", &[]).await;
             assert!(status == 502 && body.contains("was not found"), "{status} {body}");
         };
@@ -296,7 +297,7 @@ async fn open_streams_are_reset_when_the_sandbox_ends() {
 }
 
 #[tokio::test]
-async fn a_reader_who_does_not_read_is_reset_too() {
+async fn clients_that_do_not_read_are_reset_too() {
     let server = Server::new().await;
     let (id, _) = server.sandbox(|_| {}).await;
     let mut stream = server.raw(&format!("GET /big HTTP/1.1\r\nhost: {}\r\n\r\n", host(APP_PORT, &id))).await;
@@ -336,7 +337,7 @@ async fn refusals_leave_the_connection_usable() {
         }
         stream.read_exact(&mut vec![0; length]).await.unwrap();
     }
-    // Whoever never ends his body is told that the connection does.
+    // If the body does not end, the response announces that the connection closes.
     let head = "POST / HTTP/1.1\r\nhost: bad.localhost\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
     read_until(&mut stream, "connection: close").await;
@@ -391,11 +392,11 @@ async fn h2_clients_are_served_and_only_their_stream_is_reset() {
     let (end, ()) = tokio::join!(body.frame(), server.kill(&id));
     assert!(end.expect("no clean end").is_err());
     let response = sender.send_request(get(&other, "/request")).await.unwrap();
-    assert_eq!(response.status(), 200, "the connection lives on");
+    assert_eq!(response.status(), 200, "the connection still works");
 }
 
 #[tokio::test]
-async fn connections_to_the_agent_are_used_again_and_others_are_not() {
+async fn only_connections_to_envd_are_reused() {
     let server = Server::new().await;
     let (id, guest) = server.sandbox(|_| {}).await;
     let before = guest.accepted();
@@ -410,7 +411,7 @@ async fn connections_to_the_agent_are_used_again_and_others_are_not() {
 }
 
 #[tokio::test]
-async fn shutdown_lets_answers_finish_and_then_cuts() {
+async fn shutdown_waits_for_responses_and_then_cuts_them() {
     let mut server = Server::new().await;
     let (id, guest) = server.sandbox(|_| {}).await;
     let mut readers = guest.readers();
@@ -423,11 +424,11 @@ async fn shutdown_lets_answers_finish_and_then_cuts() {
     read_until(&mut stream, "late").await;
     server.task.await.unwrap().unwrap();
     assert!(TcpStream::connect(server.address).await.is_err());
-    assert!(server.fixture.control.find(&id).is_some(), "the sandbox lives on");
+    assert!(server.fixture.control.find(&id).is_some(), "the sandbox still runs");
 }
 
 #[tokio::test]
-async fn a_server_that_refuses_an_upload_and_hangs_up_is_heard() {
+async fn the_response_of_a_server_that_refuses_an_upload_and_closes_is_read() {
     const ROUNDS: usize = 20;
     let server = Server::new().await;
     let (id, guest) = server.sandbox(|_| {}).await;
@@ -439,7 +440,7 @@ async fn a_server_that_refuses_an_upload_and_hangs_up_is_heard() {
             stream.read_exact(&mut [0; 100]).await.unwrap();
             let answer = b"HTTP/1.1 413 Payload Too Large\r\nContent-Length: 9\r\n\r\ntoo large";
             stream.write_all(answer).await.unwrap();
-            // Closed with megabytes unread: the kernel says so with a reset.
+            // Closed with megabytes unread: the kernel sends a reset.
         }
     });
     let content = Bytes::from(vec![7; 16 << 20]);
@@ -451,7 +452,7 @@ async fn a_server_that_refuses_an_upload_and_hangs_up_is_heard() {
     }
     refusing.await.unwrap();
 
-    // One that hangs up without a word is still told from one that spoke.
+    // A server that closes without a response is still an error.
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     guest.open_port(8081, listener.local_addr().unwrap());
     tokio::spawn(async move { drop(listener.accept().await) });

@@ -23,9 +23,6 @@ use crate::devices;
 use crate::host::Host;
 use crate::private::ReadyTree;
 
-/// envd's port in every sandbox.
-pub(crate) const AGENT_PORT: u16 = 49983;
-
 /// Work for a slot's thread.
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -126,7 +123,7 @@ impl Slot {
         let (user_namespace, network_namespace) =
             make_namespaces(uid_base).map_err(EngineError::kernel("make namespaces"))?;
         net::configure(&network_namespace).map_err(EngineError::kernel("configure the network"))?;
-        let agent_listener = net::listen_in(&network_namespace, AGENT_PORT);
+        let agent_listener = net::listen_in(&network_namespace, envd_api::PORT);
         let agent_listener = agent_listener.map_err(EngineError::kernel("listen for envd"))?;
         let listeners =
             Listeners::open(&network_namespace).map_err(EngineError::kernel("open the gateway"))?;

@@ -24,7 +24,6 @@ const MAX_IDLE_WAIT: Duration = Duration::from_secs(5);
 const IDLE_WINDOW: Duration = Duration::from_millis(500);
 const NOT_QUIESCED: &str = "not all processes could be stopped in time, and a copy of them would run before it has randomness of its own; \
                         try again, or without memory";
-const ENVD_PORT: u16 = guest_api::ENVD_PORT;
 
 /// Captures a sandbox as `snapshot`, with its memory if asked for.
 ///
@@ -108,7 +107,7 @@ async fn wait_until_idle(sandbox: &MicrovmSandbox) -> Result<(), EngineError> {
 }
 
 async fn check_health(sandbox: &MicrovmSandbox) -> std::io::Result<()> {
-    let mut stream = sandbox.dial(ENVD_PORT).await?;
+    let mut stream = sandbox.dial(envd_api::PORT).await?;
     stream.write_all(b"GET /health HTTP/1.0\r\n\r\n").await?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await?;

@@ -5,17 +5,15 @@
 use std::num::ParseIntError;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+use base64::engine::general_purpose::STANDARD;
+use envd_api::headers::ACCESS_TOKEN;
+use envd_api::{FileLink, Operation};
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
-use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use thiserror::Error;
 
 use crate::rest::query::Query;
-
-/// Header with the sandbox's token.
-pub const TOKEN_HEADER: &str = "x-access-token";
 
 /// Why a request is not let through; always 401.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -37,35 +35,29 @@ pub enum AuthError {
     Expired,
 }
 
-/// The parts of a file link that its signature covers, as they stand in the query.
-#[derive(Debug, Default, Clone, Copy)]
-pub struct Link<'a> {
-    /// The path, unresolved; empty when absent.
-    pub path: &'a str,
-    /// `read` or `write`.
-    pub operation: &'a str,
-    /// The user; empty when absent.
-    pub username: &'a str,
-    /// The signature itself.
+/// A link to a file with its signature, as a query holds them.
+#[derive(Debug, Clone, Copy)]
+pub struct SignedLink<'a> {
+    /// What the signature covers.
+    pub link: FileLink<'a>,
+    /// The signature, if there is one.
     pub signature: Option<&'a str>,
-    /// Unix seconds after which the link is void.
-    pub expiration: Option<i64>,
 }
 
-impl<'a> Link<'a> {
-    /// The link that a query is, for an operation.
+impl<'a> SignedLink<'a> {
+    /// Reads a link for an operation from a query.
     ///
     /// # Errors
-    /// The expiration is no number.
-    pub fn from_query(query: &'a Query, operation: &'a str) -> Result<Self, ParseIntError> {
+    /// The expiration is not a number.
+    pub fn from_query(query: &'a Query, operation: Operation) -> Result<Self, ParseIntError> {
         let given = |name| query.get(name).filter(|text| !text.is_empty());
-        Ok(Self {
+        let link = FileLink {
             path: query.get("path").unwrap_or(""),
             operation,
             username: query.get("username").unwrap_or(""),
-            signature: given("signature"),
             expiration: given("signature_expiration").map(str::parse).transpose()?,
-        })
+        };
+        Ok(Self { link, signature: given("signature") })
     }
 }
 
@@ -76,7 +68,7 @@ pub fn same(a: &str, b: &str) -> bool {
 
 /// The token a request carries.
 pub fn token(headers: &HeaderMap) -> Option<&str> {
-    headers.get(TOKEN_HEADER)?.to_str().ok()
+    headers.get(ACCESS_TOKEN)?.to_str().ok()
 }
 
 /// Checks the token of an ordinary request.
@@ -92,33 +84,24 @@ pub fn check_token(expected: Option<&str>, headers: &HeaderMap) -> Result<(), Au
 pub fn check_link(
     expected: Option<&str>,
     headers: &HeaderMap,
-    link: Link<'_>,
+    signed: SignedLink<'_>,
     now: i64,
 ) -> Result<(), AuthError> {
     let Some(expected) = expected else { return Ok(()) };
-    if headers.contains_key(TOKEN_HEADER) {
+    if headers.contains_key(ACCESS_TOKEN) {
         return match token(headers) {
             Some(given) if same(given, expected) => Ok(()),
             _ => Err(AuthError::FileToken),
         };
     }
-    let signature = link.signature.ok_or(AuthError::NoSignature)?;
-    if !same(signature, &sign(link, expected)) {
+    let signature = signed.signature.ok_or(AuthError::NoSignature)?;
+    if !same(signature, &signed.link.sign(expected)) {
         return Err(AuthError::Signature);
     }
-    match link.expiration {
+    match signed.link.expiration {
         Some(expiration) if expiration < now => Err(AuthError::Expired),
         _ => Ok(()),
     }
-}
-
-/// The signature of a link under a token.
-pub fn sign(link: Link<'_>, token: &str) -> String {
-    let mut text = format!("{}:{}:{}:{token}", link.path, link.operation, link.username);
-    if let Some(expiration) = link.expiration {
-        text.push_str(&format!(":{expiration}"));
-    }
-    format!("v1_{}", STANDARD_NO_PAD.encode(Sha256::digest(text)))
 }
 
 /// The user that a request names through Basic authorization, if it does.
@@ -141,30 +124,26 @@ mod tests {
     use super::*;
 
     const TOKEN: &str = "0tQG31xiMp0IOQfaz9dcwi72L1CPo8e0";
-    const LINK: Link<'_> =
-        Link { path: "hello.txt", operation: "read", username: "user", signature: None, expiration: None };
-
-    #[test]
-    fn signs_as_the_clients_do() {
-        assert_eq!(sign(LINK, TOKEN), "v1_gUtH/s9YCJWgCizjfUxuWfhFE4QSydOWEIIvfLwDr6E");
-    }
+    const LINK: FileLink<'_> =
+        FileLink { path: "hello.txt", operation: Operation::Read, username: "user", expiration: None };
+    const UNSIGNED: SignedLink<'_> = SignedLink { link: LINK, signature: None };
 
     #[test]
     fn checks_in_order() {
         let none = HeaderMap::new();
-        assert_eq!(check_link(None, &none, LINK, 0), Ok(()));
-        assert_eq!(check_link(Some(TOKEN), &none, LINK, 0), Err(AuthError::NoSignature));
+        assert_eq!(check_link(None, &none, UNSIGNED, 0), Ok(()));
+        assert_eq!(check_link(Some(TOKEN), &none, UNSIGNED, 0), Err(AuthError::NoSignature));
 
-        let expiring = Link { expiration: Some(10), ..LINK };
-        let signature = sign(expiring, TOKEN);
-        let signed = Link { signature: Some(&signature), ..expiring };
+        let expiring = FileLink { expiration: Some(10), ..LINK };
+        let signature = expiring.sign(TOKEN);
+        let signed = SignedLink { link: expiring, signature: Some(&signature) };
         assert_eq!(check_link(Some(TOKEN), &none, signed, 10), Ok(()));
         assert_eq!(check_link(Some(TOKEN), &none, signed, 11), Err(AuthError::Expired));
-        let other = Link { path: "other.txt", ..signed };
+        let other = SignedLink { link: FileLink { path: "other.txt", ..expiring }, ..signed };
         assert_eq!(check_link(Some(TOKEN), &none, other, 11), Err(AuthError::Signature));
 
         let mut wrong = HeaderMap::new();
-        wrong.insert(TOKEN_HEADER, HeaderValue::from_static("no"));
+        wrong.insert(ACCESS_TOKEN, HeaderValue::from_static("no"));
         assert_eq!(check_link(Some(TOKEN), &wrong, signed, 10), Err(AuthError::FileToken));
         assert_eq!(check_token(Some(TOKEN), &wrong), Err(AuthError::Token));
         assert_eq!(check_token(None, &wrong), Ok(()));

@@ -18,6 +18,3 @@ pub mod server;
 pub mod state;
 pub mod sys;
 pub mod users;
-
-/// The version this daemon's behaviour answers to: clients switch features by it.
-pub const VERSION: &str = "0.6.13";

@@ -14,7 +14,7 @@ use envd::args::{self, Args, Command, Listen};
 use envd::process::{reaper, start};
 use envd::rest::system;
 use envd::state::Envd;
-use envd::{VERSION, server, sys};
+use envd::{server, sys};
 
 #[global_allocator]
 static ALLOCATOR: envd::alloc::Reserve = envd::alloc::Reserve;
@@ -28,7 +28,7 @@ const KEEP_THREADS: Duration = Duration::from_secs(365 * 24 * 3600);
 fn main() -> ExitCode {
     let args = match args::parse(std::env::args_os().skip(1)) {
         Ok(Command::Version) => {
-            let _ = writeln!(io::stdout(), "{VERSION}");
+            let _ = writeln!(io::stdout(), "{}", envd_api::VERSION);
             return ExitCode::SUCCESS;
         }
         Ok(Command::Serve(args)) => args,

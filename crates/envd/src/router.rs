@@ -9,6 +9,7 @@ use connectrpc::dispatcher::Chain;
 use connectrpc::{ConnectError, ConnectRpcService, DeadlinePolicy, Limits, RequestContext};
 use envd_api::filesystem::FilesystemServer;
 use envd_api::process::ProcessServer;
+use envd_api::{Operation, paths};
 use http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
     ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS, ALLOW,
@@ -19,7 +20,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tower::Service;
 
-use crate::auth::{self, Link};
+use crate::auth::{self, SignedLink};
 use crate::filesystem::service::Files;
 use crate::logs::Level;
 use crate::process::service::Processes;
@@ -27,7 +28,7 @@ use crate::rest::query::Query;
 use crate::rest::{Body, RestError, compose, files_get, files_post, init, json, metrics, no_content, reader};
 use crate::state::Envd;
 use crate::users::User;
-use crate::{clock, logs, paths};
+use crate::{clock, logs};
 
 /// The largest message: input to a process comes in one.
 const MAX_MESSAGE: usize = 64 << 20;
@@ -79,12 +80,14 @@ impl Router {
         let path = request.uri().path();
         let open = matches!(
             (method, path),
-            (&Method::GET, "/health") | (&Method::GET | &Method::POST, "/files") | (&Method::POST, "/init")
+            (&Method::GET, paths::HEALTH)
+                | (&Method::GET | &Method::POST, paths::FILES)
+                | (&Method::POST, paths::INIT)
         );
         if !open {
             auth::check_token(self.envd.settings().token.as_deref(), request.headers())?;
         }
-        if path.starts_with("/process.Process/") || path.starts_with("/filesystem.Filesystem/") {
+        if path.starts_with(paths::PROCESS_SERVICE) || path.starts_with(paths::FILESYSTEM_SERVICE) {
             let Ok(response) = self.rpc.call(request).await;
             return Ok(response.map(|body| body.map_err(|never| match never {}).boxed_unsync()));
         }
@@ -92,20 +95,20 @@ impl Router {
             self.envd.user(Some(&user))?;
         }
         let allowed = match (method, path) {
-            (&Method::GET, "/health") => return Ok(health()),
-            (&Method::GET, "/files") => return self.download(&request).await,
-            (&Method::POST, "/files") => return self.upload(request).await,
-            (&Method::POST, "/files/compose") => return self.compose(request).await,
-            (&Method::GET, "/envs") => return Ok(json(&self.envd.settings().all_env())),
-            (&Method::GET, "/metrics") => return self.metrics().await,
-            (&Method::GET, "/logs") => return Ok(logs::stream(Arc::clone(&self.envd))),
-            (&Method::POST, "/init") => {
+            (&Method::GET, paths::HEALTH) => return Ok(health()),
+            (&Method::GET, paths::FILES) => return self.download(&request).await,
+            (&Method::POST, paths::FILES) => return self.upload(request).await,
+            (&Method::POST, paths::FILES_COMPOSE) => return self.compose(request).await,
+            (&Method::GET, paths::ENVS) => return Ok(json(&self.envd.settings().all_env())),
+            (&Method::GET, paths::METRICS) => return self.metrics().await,
+            (&Method::GET, paths::LOGS) => return Ok(logs::stream(Arc::clone(&self.envd))),
+            (&Method::POST, paths::INIT) => {
                 let (parts, body) = request.into_parts();
                 return init::post(&self.envd, &parts.headers, body).await;
             }
-            (_, "/health" | "/envs" | "/metrics" | "/logs") => "GET",
-            (_, "/files") => "GET, POST",
-            (_, "/files/compose" | "/init") => "POST",
+            (_, paths::HEALTH | paths::ENVS | paths::METRICS | paths::LOGS) => "GET",
+            (_, paths::FILES) => "GET, POST",
+            (_, paths::FILES_COMPOSE | paths::INIT) => "POST",
             _ => return Err(RestError::new(StatusCode::NOT_FOUND, "not found")),
         };
         let mut response = RestError::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed").response();
@@ -114,8 +117,8 @@ impl Router {
     }
 
     /// Who a file request acts as, once its token or signature has been checked.
-    fn file_user(&self, headers: &HeaderMap, query: &Query, operation: &str) -> Result<User, RestError> {
-        let link = Link::from_query(query, operation)
+    fn file_user(&self, headers: &HeaderMap, query: &Query, operation: Operation) -> Result<User, RestError> {
+        let link = SignedLink::from_query(query, operation)
             .map_err(|_| RestError::bad_request("invalid signature_expiration"))?;
         auth::check_link(self.envd.settings().token.as_deref(), headers, link, clock::unix_seconds())?;
         self.rest_user(query.get("username"), headers)
@@ -135,9 +138,9 @@ impl Router {
 
     async fn download(&self, request: &Request<DrainableBody>) -> Result<Response<Body>, RestError> {
         let query = Query::parse(request.uri().query());
-        let user = self.file_user(request.headers(), &query, "read")?;
+        let user = self.file_user(request.headers(), &query, Operation::Read)?;
         let workdir = self.envd.settings().default_workdir.clone();
-        let path = paths::resolve(query.get("path").unwrap_or(""), &user.home, workdir.as_deref())?;
+        let path = crate::paths::resolve(query.get("path").unwrap_or(""), &user.home, workdir.as_deref())?;
         let shown = path.display().to_string();
         self.envd.logs.add(Level::Debug, "files", "download", &[("path", shown), ("username", user.name)]);
         files_get::get(path, request.headers()).await
@@ -145,7 +148,7 @@ impl Router {
 
     async fn upload(&self, request: Request<DrainableBody>) -> Result<Response<Body>, RestError> {
         let query = Query::parse(request.uri().query());
-        let user = self.file_user(request.headers(), &query, "write")?;
+        let user = self.file_user(request.headers(), &query, Operation::Write)?;
         let workdir = self.envd.settings().default_workdir.clone();
         let named = query.get("path").unwrap_or("").to_owned();
         self.envd.logs.add(
@@ -168,7 +171,7 @@ impl Router {
             return Err(RestError::bad_request("destination must not be empty"));
         }
         let user = self.rest_user(request.username.as_deref(), &parts.headers)?;
-        let resolve = |path: &str| paths::resolve(path, &user.home, None);
+        let resolve = |path: &str| crate::paths::resolve(path, &user.home, None);
         let destination = resolve(&request.destination)?;
         let sources = request.source_paths.iter().map(|path| resolve(path)).collect::<Result<Vec<_>, _>>()?;
         tokio::task::spawn_blocking(move || compose::compose(&sources, &destination, &user)).await?

@@ -15,5 +15,3 @@ pub use message::{Call, CallOutcome, GuestIdentity, GuestMessage, HostRequest, S
 
 /// Name of the virtio-serial port that the control channel is.
 pub const PORT_NAME: &str = "cofferdam.agent";
-/// Where envd listens in every sandbox.
-pub const ENVD_PORT: u16 = 49_983;

@@ -10,7 +10,6 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use guest_api::ENVD_PORT;
 use rustix::fs::{CWD, Mode, OFlags, open, openat};
 use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::mount::{
@@ -72,7 +71,7 @@ fn become_envd() -> Result<std::convert::Infallible, InitError> {
 }
 
 fn listen() -> io::Result<TcpListener> {
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, ENVD_PORT))?;
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, envd_api::PORT))?;
     rustix::net::listen(&listener, BACKLOG)?;
     Ok(listener)
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use envd_api::{headers, paths};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -55,9 +56,9 @@ async fn ask(
     };
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let mut request =
-        http::Request::get("/envs").header("host", address.to_string()).header("connection", "close");
+        http::Request::get(paths::ENVS).header("host", address.to_string()).header("connection", "close");
     if let Some(token) = token {
-        request = request.header("x-access-token", token);
+        request = request.header(headers::ACCESS_TOKEN, token);
     }
     let exchange = async {
         let response = sender.send_request(request.body(Empty::<bytes::Bytes>::new())?).await?;

@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal, Read, Write};
 use std::process::ExitCode;
 
 use clap::Args;
-use cofferdam_client::{Event, Exit, Process, RunOptions, Sandbox};
+use cofferdam_client::{Exit, Process, ProcessEvent, RunOptions, Sandbox};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -65,9 +65,9 @@ pub(crate) async fn exec(arguments: ExecArguments) -> Result<ExitCode, Failure> 
             _ = terminate.recv() => { process.kill().await?; continue }
         };
         let written = match event {
-            Some(Event::Stdout(bytes) | Event::Pty(bytes)) => write(io::stdout(), &bytes),
-            Some(Event::Stderr(bytes)) => write(io::stderr(), &bytes),
-            Some(Event::Exited(exit)) => return Ok(exit_code(&exit)),
+            Some(ProcessEvent::Stdout(bytes) | ProcessEvent::Pty(bytes)) => write(io::stdout(), &bytes),
+            Some(ProcessEvent::Stderr(bytes)) => write(io::stderr(), &bytes),
+            Some(ProcessEvent::Exited(exit)) => return Ok(exit_code(&exit)),
             None => return Ok(ExitCode::FAILURE),
         };
         if written.is_err() {

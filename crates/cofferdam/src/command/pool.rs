@@ -66,7 +66,7 @@ async fn list(server: &Operated, json: bool) -> Result<(), Failure> {
         .into_iter()
         .map(|entry| {
             vec![
-                if entry.names.is_empty() { entry.template } else { entry.names.join(", ") },
+                if entry.names.is_empty() { entry.template_id } else { entry.names.join(", ") },
                 format!("{} of {}", entry.ready, entry.wanted),
                 entry.fixed.map_or_else(|| "by demand".to_owned(), |_| "set".to_owned()),
                 format!("{} of {}", entry.hits, entry.hits + entry.misses),

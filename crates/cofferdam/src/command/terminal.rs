@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use cofferdam_client::{Client, Event, Process, PtyOptions, PtySize, Sandbox};
+use cofferdam_client::{Client, Process, ProcessEvent, PtyOptions, PtySize, Sandbox};
 use rustix::termios::{self, OptionalActions, Termios};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -68,12 +68,12 @@ pub(crate) async fn attach(
     loop {
         tokio::select! {
             event = shell.next() => match event? {
-                Some(Event::Pty(bytes) | Event::Stdout(bytes) | Event::Stderr(bytes)) => {
+                Some(ProcessEvent::Pty(bytes) | ProcessEvent::Stdout(bytes) | ProcessEvent::Stderr(bytes)) => {
                     let mut out = io::stdout();
                     out.write_all(&bytes)?;
                     out.flush()?;
                 }
-                Some(Event::Exited(exit)) => return Ok(exit_code(&exit)),
+                Some(ProcessEvent::Exited(exit)) => return Ok(exit_code(&exit)),
                 None => return Ok(ExitCode::FAILURE),
             },
             _ = resized.recv() => drop(process.resize(size()).await),

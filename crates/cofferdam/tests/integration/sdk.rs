@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::common::Server;
 use bytes::Bytes;
 use cofferdam_client::{
-    Client, ClientConfig, CreateOptions, EntryKind, Error, Event, ListOptions, Operation, PtyOptions,
+    Client, ClientConfig, CreateOptions, EntryKind, Error, ListOptions, Operation, ProcessEvent, PtyOptions,
     PtySize, RunOptions, Sandbox, SandboxState, SignedUrlOptions,
 };
 use futures::{StreamExt, stream};
@@ -90,7 +90,7 @@ async fn commands_stream_and_end() {
     let feed = RunOptions { stdin: true, timeout: None, tag: Some("feed".into()), ..RunOptions::default() };
     let mut running = commands.start("head -n 1; exec cat", feed).await.unwrap();
     running.send_stdin("first\n").await.unwrap();
-    assert_eq!(running.next().await.unwrap(), Some(Event::Stdout(Bytes::from("first\n"))));
+    assert_eq!(running.next().await.unwrap(), Some(ProcessEvent::Stdout(Bytes::from("first\n"))));
     let listed = commands.list().await.unwrap();
     assert!(listed.iter().any(|p| p.pid == running.pid() && p.tag.as_deref() == Some("feed")), "{listed:?}");
     let joined = commands.connect(running.pid()).await.unwrap();

@@ -13,7 +13,7 @@ use store::{
 use time::OffsetDateTime;
 
 use crate::reference::DEFAULT_TAG;
-use crate::{Control, ControlError, ENVD_VERSION, TemplateRef, check_template_size};
+use crate::{Control, ControlError, TemplateRef, check_template_size};
 
 /// Longest wait for a build's start.
 const MAX_WAIT: Duration = Duration::from_secs(40 * 60);
@@ -101,7 +101,7 @@ impl Control {
             cpu_count,
             memory_mib,
             disk_mib,
-            envd_version: ENVD_VERSION.to_owned(),
+            envd_version: envd_api::VERSION.to_owned(),
             layers: Vec::new(),
             config: BuildConfig::default(),
             snapshot: None,

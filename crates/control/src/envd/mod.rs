@@ -1,70 +1,33 @@
-//! Talk with envd, the agent that is PID 1 in every sandbox: `POST /init` and `GET /metrics`; for template builds also
-//! commands (`process`) and uploads (`files`). Plain HTTP/1.1 over a stream the engine dials; nothing it answers is trusted beyond its status.
-//! Protocol: envd REST, version 0.6.13.
+//! Requests to envd, the daemon that is PID 1 in every sandbox: settings, health, metrics and logs; for template builds
+//! also commands (`process`) and uploads (`files`). Each uses a connection of its own, opened by the engine.
+//! What envd sends is untrusted: code in the sandbox may have replaced it.
 
 mod files;
 mod process;
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
+use connectrpc::{ConnectError, ErrorCode};
+use envd_api::{InitRequest, headers, paths};
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Incoming};
+use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 pub(crate) use files::upload;
 pub(crate) use process::{Command, End, Output, run};
 
-/// Port of envd in every sandbox.
-pub const ENVD_PORT: u16 = 49983;
-/// Most bytes of an answer that are looked at.
-const MAX_ANSWER: usize = 64 * 1024;
+/// Maximum size of a response body, bytes.
+const MAX_RESPONSE: usize = 64 * 1024;
 
-/// The body of `POST /init`.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Init<'a> {
-    pub(crate) access_token: &'a str,
-    /// Absent leaves them as they are.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) env_vars: Option<&'a BTreeMap<String, String>>,
-    /// RFC 3339; envd sets its clock by it.
-    pub(crate) timestamp: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) default_user: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) default_workdir: Option<&'a str>,
-    // Ours: what upstream's envd finds in its metadata service.
-    #[serde(rename = "sandboxID")]
-    pub(crate) sandbox_id: &'a str,
-    #[serde(rename = "templateID")]
-    pub(crate) template_id: &'a str,
-    #[serde(rename = "teamID")]
-    pub(crate) team_id: String,
-    // Ours too: on a shared kernel the agent sees the host's processors and memory.
-    pub(crate) cpu_count: u32,
-    #[serde(rename = "memoryMB")]
-    pub(crate) memory_mib: u32,
-    /// Authorities to trust, PEM.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) ca_bundle: Option<&'a str>,
-    /// Fresh randomness, hex, for an agent that was copied.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) seed: Option<String>,
-}
-
-/// Says that the agent has taken the seed.
-const RESEEDED: &str = "x-envd-reseeded";
-
-/// What envd says about its machine. Sizes are bytes.
+/// What a sandbox uses, as envd measures it. Sizes are bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub(crate) struct EnvdMetrics {
-    /// Used since it was last asked, percent of all processors.
+    /// Processor time used since the last request, percent of all processors.
     pub(crate) cpu_used_pct: f32,
-    /// Memory there is.
+    /// Memory of the sandbox.
     pub(crate) mem_total: u64,
     /// Memory in use.
     pub(crate) mem_used: u64,
@@ -72,61 +35,88 @@ pub(crate) struct EnvdMetrics {
     pub(crate) mem_cache: u64,
     /// Disk in use.
     pub(crate) disk_used: u64,
-    /// Disk there is.
+    /// Size of the disk.
     pub(crate) disk_total: u64,
 }
 
-/// Why envd did not do as told.
+/// Why a request to envd failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EnvdError {
-    #[error("the agent cannot be reached: {0}")]
+    #[error("envd cannot be reached: {0}")]
     Dial(#[from] std::io::Error),
-    #[error("the agent broke off: {0}")]
+    #[error("the connection to envd broke: {0}")]
     Http(#[from] hyper::Error),
-    #[error("the agent answered {0}")]
+    #[error("the stream from envd broke: {0}")]
+    Stream(ConnectError),
+    #[error("envd answered {0}")]
     Status(StatusCode),
-    #[error("the agent did not confirm its fresh randomness")]
+    #[error("envd did not confirm that it reseeded the random generator")]
     NotReseeded,
-    #[error("the agent's answer makes no sense")]
-    Answer,
+    #[error("envd's response is malformed")]
+    Response,
     /// As users of template builds know it: `unauthenticated: invalid username: 'x'`.
     #[error("{code}: {message}")]
     Refused { code: String, message: String },
 }
 
-/// Makes a sandbox its own: token, environment, clock, defaults. `authority` is the token its agent knows, if it knows one.
+impl From<ConnectError> for EnvdError {
+    fn from(error: ConnectError) -> Self {
+        match error.code {
+            // The client itself reports broken connections and malformed messages by these.
+            ErrorCode::Unavailable | ErrorCode::Internal | ErrorCode::Unknown => Self::Stream(error),
+            code => {
+                Self::Refused { code: code.as_str().to_owned(), message: error.message.unwrap_or_default() }
+            }
+        }
+    }
+}
+
+/// Gives a sandbox its settings: token, environment, clock, defaults. `current_token` is the token that its envd
+/// demands now, if it demands one.
+///
+/// # Errors
+/// envd cannot be reached, refused the settings, or did not take the seed.
 pub(crate) async fn init(
     sandbox: &dyn engine::Sandbox,
-    authority: &str,
-    init: &Init<'_>,
+    current_token: &str,
+    init: &InitRequest,
 ) -> Result<(), EnvdError> {
     let body = serde_json::to_vec(init).expect("strings and string maps serialise");
-    let answer = call(sandbox, Method::POST, "/init", authority, body).await?;
-    if answer.status() != StatusCode::NO_CONTENT {
-        return Err(EnvdError::Status(answer.status()));
+    let response = call(sandbox, Method::POST, paths::INIT, current_token, body).await?;
+    if response.status() != StatusCode::NO_CONTENT {
+        return Err(EnvdError::Status(response.status()));
     }
-    if init.seed.is_some() && !answer.headers().contains_key(RESEEDED) {
+    if init.seed.is_some() && !response.headers().contains_key(headers::RESEEDED) {
         return Err(EnvdError::NotReseeded);
     }
     Ok(())
 }
 
-/// Whether it answers at all.
+/// Checks that envd answers.
+///
+/// # Errors
+/// It does not, or not with success.
 pub(crate) async fn health(sandbox: &dyn engine::Sandbox) -> Result<(), EnvdError> {
-    let answer = call(sandbox, Method::GET, "/health", "", Vec::new()).await?;
-    if answer.status().is_success() { Ok(()) } else { Err(EnvdError::Status(answer.status())) }
+    let response = call(sandbox, Method::GET, paths::HEALTH, "", Vec::new()).await?;
+    if response.status().is_success() { Ok(()) } else { Err(EnvdError::Status(response.status())) }
 }
 
-/// Asks what the sandbox uses.
+/// Returns what the sandbox uses.
+///
+/// # Errors
+/// envd cannot be reached, refused the token, or its response is malformed.
 pub(crate) async fn metrics(sandbox: &dyn engine::Sandbox, token: &str) -> Result<EnvdMetrics, EnvdError> {
-    let answer = call(sandbox, Method::GET, "/metrics", token, Vec::new()).await?;
-    if answer.status() != StatusCode::OK {
-        return Err(EnvdError::Status(answer.status()));
+    let response = call(sandbox, Method::GET, paths::METRICS, token, Vec::new()).await?;
+    if response.status() != StatusCode::OK {
+        return Err(EnvdError::Status(response.status()));
     }
-    serde_json::from_slice(answer.body()).map_err(|_| EnvdError::Answer)
+    serde_json::from_slice(response.body()).map_err(|_| EnvdError::Response)
 }
 
-/// Asks for an answer without an end and hands its body on.
+/// Requests a response without an end and hands its body to `read`.
+///
+/// # Errors
+/// envd cannot be reached or refused the request, and those of `read`.
 pub(crate) async fn stream<F>(
     sandbox: &dyn engine::Sandbox,
     path: &str,
@@ -137,7 +127,7 @@ where
     F: Future<Output = Result<(), EnvdError>>,
 {
     let request = request(Method::GET, path, token, Vec::new())?;
-    converse(sandbox, request, async |response| match response.status() {
+    exchange(sandbox, request, async |response| match response.status() {
         StatusCode::OK => read(response.into_body()).await,
         status => Err(EnvdError::Status(status)),
     })
@@ -155,9 +145,9 @@ fn request(
         .uri(path)
         .header(header::HOST, "localhost")
         .header(header::CONTENT_TYPE, "application/json")
-        .header("x-access-token", token)
+        .header(headers::ACCESS_TOKEN, token)
         .body(Full::new(Bytes::from(body)))
-        .map_err(|_| EnvdError::Answer)
+        .map_err(|_| EnvdError::Response)
 }
 
 async fn call(
@@ -167,19 +157,18 @@ async fn call(
     token: &str,
     body: Vec<u8>,
 ) -> Result<http::Response<Bytes>, EnvdError> {
-    converse(sandbox, request(method, path, token, body)?, whole).await
+    exchange(sandbox, request(method, path, token, body)?, whole).await
 }
 
-/// Reads a short answer to its end.
+/// Reads a short response to its end.
 async fn whole(response: http::Response<Incoming>) -> Result<http::Response<Bytes>, EnvdError> {
     let (head, body) = response.into_parts();
-    let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|_| EnvdError::Answer)?.to_bytes();
+    let body = Limited::new(body, MAX_RESPONSE).collect().await.map_err(|_| EnvdError::Response)?.to_bytes();
     Ok(http::Response::from_parts(head, body))
 }
 
-/// One request on a connection of its own. The connection is driven here and not in a task: it ends with this call,
-/// however that ends.
-async fn converse<B, T>(
+/// Sends one request on a connection of its own and hands the response to `read`.
+async fn exchange<B, T>(
     sandbox: &dyn engine::Sandbox,
     request: Request<B>,
     read: impl AsyncFnOnce(http::Response<Incoming>) -> Result<T, EnvdError>,
@@ -188,13 +177,27 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let stream = sandbox.dial(ENVD_PORT).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let exchange = async { read(sender.send_request(request).await?).await };
+    on_connection(sandbox, async |mut sender: SendRequest<B>| read(sender.send_request(request).await?).await)
+        .await
+}
+
+/// Opens a connection to envd and runs `exchange` over it. The connection is driven here and not in a task, so it is
+/// closed when this call ends or is dropped.
+async fn on_connection<B, T>(
+    sandbox: &dyn engine::Sandbox,
+    exchange: impl AsyncFnOnce(SendRequest<B>) -> Result<T, EnvdError>,
+) -> Result<T, EnvdError>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let stream = sandbox.dial(envd_api::PORT).await?;
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let exchange = exchange(sender);
     tokio::pin!(exchange, connection);
     tokio::select! {
-        answer = &mut exchange => return answer,
-        broken = &mut connection => broken?,
+        outcome = &mut exchange => return outcome,
+        closed = &mut connection => closed?,
     }
     exchange.await
 }

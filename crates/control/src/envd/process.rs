@@ -1,35 +1,32 @@
-//! Commands in a sandbox, their output as it comes: `process.Process/Start` of Connect-RPC, in JSON.
-//! Whoever drops the call leaves the process running, as envd promises.
-//! Protocol: connect streaming, five bytes before each message; envd's `process.proto`.
+//! Commands in a sandbox, with their output as it arrives: `process.Process/Start` of envd's RPC.
+//! Dropping the call leaves the process running: envd ends no process because its client has gone.
 
 use std::collections::BTreeMap;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use bytes::{Buf, Bytes, BytesMut};
-use http::{Request, StatusCode, header};
-use http_body_util::{BodyExt, Full};
+use connectrpc::client::{CallOptions, ClientConfig, ServerStream};
+use envd_api::process::__buffa::oneof::process_event::Event;
+use envd_api::process::__buffa::oneof::process_event::data_event::Output as WireOutput;
+use envd_api::process::__buffa::view::StartResponseView;
+use envd_api::process::{ProcessClient, ProcessConfig, StartRequest, StartResponse};
+use envd_api::{ConnectionTransport, headers};
+use http::{Uri, header};
 use hyper::body::Incoming;
-use serde::Deserialize;
-use serde_json::json;
 
-use super::{EnvdError, converse};
+use super::{EnvdError, on_connection};
 
-/// Flag of the last message of a stream.
-const END_OF_STREAM: u8 = 2;
-/// Longest message taken; envd's pieces of output are far smaller.
-const LONGEST: usize = 4 << 20;
+/// Maximum size of one message, bytes; envd's pieces of output are far smaller.
+const MAX_MESSAGE: usize = 4 << 20;
 
-/// A command line for bash, and its surroundings.
+/// A program to run in a sandbox.
 #[derive(Debug, Clone)]
 pub(crate) struct Command<'a> {
     pub(crate) program: &'a str,
     pub(crate) args: &'a [&'a str],
     pub(crate) user: &'a str,
-    /// None is the user's home.
+    /// Working directory; `None` is the user's home.
     pub(crate) cwd: Option<&'a str>,
     pub(crate) env: &'a BTreeMap<String, String>,
-    /// Longest run, after which the process is ended; none lets it run on.
+    /// Maximum run time, after which envd kills the process; `None` is no limit.
     pub(crate) limit: Option<std::time::Duration>,
 }
 
@@ -41,8 +38,7 @@ pub(crate) enum Output<'a> {
 }
 
 /// How a process ended.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct End {
     pub(crate) exit_code: i32,
     /// `exit status 1`, `signal: killed`.
@@ -55,154 +51,58 @@ impl End {
     }
 }
 
-#[derive(Debug, Default, Deserialize)]
-struct Message {
-    event: Option<Event>,
-    error: Option<Refusal>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-enum Event {
-    Start(serde::de::IgnoredAny),
-    Data(Data),
-    End(End),
-    Keepalive(serde::de::IgnoredAny),
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Data {
-    stdout: String,
-    stderr: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct Refusal {
-    #[serde(default)]
-    code: String,
-    #[serde(default)]
-    message: String,
-}
-
-/// Runs a command to its end.
+/// Runs a command to its end and hands each piece of its output to `output`.
+///
+/// # Errors
+/// envd refused the command, its time was up, or the sandbox ended meanwhile.
 pub(crate) async fn run(
     sandbox: &dyn engine::Sandbox,
     token: &str,
     command: &Command<'_>,
     mut output: impl FnMut(Output<'_>) + Send,
 ) -> Result<End, EnvdError> {
-    let start = json!({
-        "process": {
-            "cmd": command.program,
-            "args": command.args,
-            "envs": command.env,
-            "cwd": command.cwd,
-        },
-        "stdin": false,
-    });
-    let text = serde_json::to_vec(&start).expect("strings and string maps serialise");
-    let mut body = Vec::with_capacity(text.len() + 5);
-    body.push(0);
-    body.extend_from_slice(&u32::try_from(text.len()).map_err(|_| EnvdError::Answer)?.to_be_bytes());
-    body.extend_from_slice(&text);
-    let mut request = Request::post("/process.Process/Start");
+    let process = ProcessConfig {
+        cmd: command.program.to_owned(),
+        args: command.args.iter().map(|&arg| arg.to_owned()).collect(),
+        envs: command.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+        cwd: command.cwd.map(str::to_owned),
+        ..Default::default()
+    };
+    let request = StartRequest { process: process.into(), stdin: Some(false), ..Default::default() };
+    let mut options = CallOptions::default()
+        .with_max_message_size(MAX_MESSAGE)
+        .with_header(headers::ACCESS_TOKEN, token)
+        .with_header(header::AUTHORIZATION, headers::user_authorization(command.user));
     if let Some(limit) = command.limit {
-        request = request.header("connect-timeout-ms", limit.as_millis().to_string());
+        options = options.with_timeout(limit);
     }
-    let request = request
-        .header(header::HOST, "localhost")
-        .header(header::CONTENT_TYPE, "application/connect+json")
-        .header("connect-protocol-version", "1")
-        .header("x-access-token", token)
-        .header(header::AUTHORIZATION, format!("Basic {}", STANDARD.encode(format!("{}:", command.user))))
-        .body(Full::new(Bytes::from(body)))
-        .map_err(|_| EnvdError::Answer)?;
-    converse(sandbox, request, async |response| match response.status() {
-        StatusCode::OK => follow(response.into_body(), &mut output).await,
-        status => Err(EnvdError::Status(status)),
+    on_connection(sandbox, async |sender| {
+        let config = ClientConfig::new(Uri::from_static("http://localhost"));
+        let client = ProcessClient::new(ConnectionTransport::new(sender), config);
+        let stream = client.start_with_options(request, options).await?;
+        follow(stream, &mut output).await
     })
     .await
 }
 
-async fn follow(mut body: Incoming, output: &mut impl FnMut(Output<'_>)) -> Result<End, EnvdError> {
-    let mut buffer = BytesMut::new();
+async fn follow(
+    mut stream: ServerStream<Incoming, StartResponseView<'static>>,
+    output: &mut (impl FnMut(Output<'_>) + Send),
+) -> Result<End, EnvdError> {
     let mut end = None;
-    while let Some(frame) = body.frame().await {
-        if let Ok(data) = frame?.into_data() {
-            buffer.extend_from_slice(&data);
-        }
-        while let Some((flags, message)) = next_message(&mut buffer)? {
-            let message: Message = serde_json::from_slice(&message).map_err(|_| EnvdError::Answer)?;
-            match message.event {
-                Some(Event::Data(data)) => {
-                    let decode = |text: &str| STANDARD.decode(text).map_err(|_| EnvdError::Answer);
-                    if !data.stdout.is_empty() {
-                        output(Output::Stdout(&decode(&data.stdout)?));
-                    }
-                    if !data.stderr.is_empty() {
-                        output(Output::Stderr(&decode(&data.stderr)?));
-                    }
-                }
-                Some(Event::End(ended)) => end = Some(ended),
-                Some(Event::Start(_) | Event::Keepalive(_)) | None => {}
+    while let Some(message) = stream.message::<StartResponse>().await? {
+        let event = message.to_owned_message().event.into_option().and_then(|event| event.event);
+        match event {
+            Some(Event::Data(data)) => match data.output {
+                Some(WireOutput::Stdout(piece)) => output(Output::Stdout(&piece)),
+                Some(WireOutput::Stderr(piece)) => output(Output::Stderr(&piece)),
+                Some(WireOutput::Pty(_)) | None => {}
+            },
+            Some(Event::End(ended)) => {
+                end = Some(End { exit_code: ended.exit_code, status: ended.status });
             }
-            if flags & END_OF_STREAM != 0 {
-                return match (message.error, end) {
-                    (Some(Refusal { code, message }), _) => Err(EnvdError::Refused { code, message }),
-                    (None, Some(end)) => Ok(end),
-                    (None, None) => Err(EnvdError::Answer),
-                };
-            }
+            Some(Event::Start(_) | Event::Keepalive(_)) | None => {}
         }
     }
-    // The sandbox went away in the middle.
-    Err(EnvdError::Answer)
-}
-
-fn next_message(buffer: &mut BytesMut) -> Result<Option<(u8, BytesMut)>, EnvdError> {
-    let Some((&flags, length)) = buffer.split_first().and_then(|(flags, rest)| Some((flags, rest.get(..4)?)))
-    else {
-        return Ok(None);
-    };
-    let length = u32::from_be_bytes(length.try_into().expect("four bytes")) as usize;
-    if length > LONGEST {
-        return Err(EnvdError::Answer);
-    }
-    if buffer.len() < 5 + length {
-        return Ok(None);
-    }
-    buffer.advance(5);
-    Ok(Some((flags, buffer.split_to(length))))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn messages_are_found_however_they_are_cut() {
-        let mut wire = BytesMut::from(&b"\x00\x00\x00\x00\x02{}\x02\x00\x00\x00\x01"[..]);
-        assert_eq!(next_message(&mut wire).unwrap().unwrap(), (0, BytesMut::from(&b"{}"[..])));
-        assert!(next_message(&mut wire).unwrap().is_none());
-        wire.extend_from_slice(b"x");
-        assert_eq!(next_message(&mut wire).unwrap().unwrap(), (2, BytesMut::from(&b"x"[..])));
-        let mut large = BytesMut::from(&b"\x00\xff\xff\xff\xff"[..]);
-        assert!(next_message(&mut large).is_err());
-    }
-
-    #[test]
-    fn events_are_read_as_the_agent_writes_them() {
-        let read = |text: &str| serde_json::from_str::<Message>(text).unwrap();
-        assert!(matches!(read(r#"{"event":{"start":{"pid":7}}}"#).event, Some(Event::Start(_))));
-        assert!(matches!(read(r#"{"event":{"keepalive":{}}}"#).event, Some(Event::Keepalive(_))));
-        let Some(Event::End(end)) =
-            read(r#"{"event":{"end":{"exited":true,"status":"exit status 0"}}}"#).event
-        else {
-            panic!("no end")
-        };
-        assert!(end.is_success());
-        let refused = read(r#"{"error":{"code":"unauthenticated","message":"invalid username: 'x'"}}"#);
-        assert_eq!(refused.error.unwrap().message, "invalid username: 'x'");
-    }
+    end.ok_or(EnvdError::Response)
 }

@@ -46,7 +46,7 @@ impl Control {
 
     async fn follow_once(&self, live: &Arc<Live>, book: &Arc<Book>) -> Result<(), EnvdError> {
         let token = self.envd_token(&live.id);
-        envd::stream(&*live.engine, "/logs", &token, |body| keep_lines(body, live, book)).await
+        envd::stream(&*live.engine, envd_api::paths::LOGS, &token, |body| keep_lines(body, live, book)).await
     }
 }
 

@@ -22,7 +22,7 @@ use crate::sandboxes::idempotency::{Begun, Claim};
 use crate::sandboxes::launch::{Boot, Origin, discard};
 use crate::sandboxes::running::{Live, SandboxInfo, Timing};
 use crate::templates::Resolved;
-use crate::{Control, ControlError, ENVD_VERSION, IdempotencyKey, LogLevel, TemplateRef};
+use crate::{Control, ControlError, IdempotencyKey, LogLevel, TemplateRef};
 
 /// A sandbox woken by traffic lives at least this long, seconds.
 const MIN_AFTER_WAKING: i64 = 300;
@@ -152,7 +152,7 @@ impl Control {
                 cpu_count: build.cpu_count,
                 memory_mib: build.memory_mib,
                 disk_mib: build.disk_mib,
-                envd_version: ENVD_VERSION.to_owned(),
+                envd_version: envd_api::VERSION.to_owned(),
                 layers: build.layers.clone(),
                 config: build.config.clone(),
             },

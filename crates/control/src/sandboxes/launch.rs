@@ -8,6 +8,7 @@ use std::sync::Arc;
 use engine::{
     EngineError, ExitReason, Resources, RestoreMode, Sandbox as EngineSandbox, StartSpec, TemplateImage,
 };
+use envd_api::InitRequest;
 use ids::{SandboxId, SnapshotId, TeamId, TemplateId};
 use net::EgressPolicy;
 use store::BuildConfig;
@@ -16,7 +17,7 @@ use time::format_description::well_known::Rfc3339;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
-use crate::envd::{self, Init};
+use crate::envd;
 use crate::sandboxes::running::wait_for_exit;
 use crate::{Control, ControlError};
 
@@ -145,19 +146,21 @@ impl Control {
     ) -> Result<(), ControlError> {
         let mut seed = [0u8; SEED_LEN];
         getrandom::fill(&mut seed).expect("the kernel's random source answers on every supported system");
-        let init = Init {
-            access_token: &self.tokens.envd(&boot.id),
-            env_vars: boot.env.as_ref(),
-            timestamp: OffsetDateTime::now_utc().format(&Rfc3339).expect("the present has a four-digit year"),
-            default_user: boot.config.default_user.as_deref(),
-            default_workdir: boot.config.default_workdir.as_deref(),
-            sandbox_id: boot.id.as_str(),
-            template_id: boot.template.as_str(),
-            team_id: boot.team.to_string(),
-            cpu_count: boot.cpu_count,
-            memory_mib: boot.memory_mib,
-            ca_bundle: self.config.trusted_ca.as_deref().filter(|_| boot.trusts),
+        let now = OffsetDateTime::now_utc().format(&Rfc3339).expect("the present has a four-digit year");
+        let init = InitRequest {
+            access_token: Some(self.tokens.envd(&boot.id)),
+            env_vars: boot.env.clone(),
+            timestamp: Some(now),
+            default_user: boot.config.default_user.clone(),
+            default_workdir: boot.config.default_workdir.clone(),
+            sandbox_id: Some(boot.id.as_str().to_owned()),
+            template_id: Some(boot.template.as_str().to_owned()),
+            team_id: Some(boot.team.to_string()),
+            cpu_count: Some(boot.cpu_count.into()),
+            memory_mib: Some(boot.memory_mib.into()),
+            ca_bundle: self.config.trusted_ca.clone().filter(|_| boot.trusts),
             seed: restored.map(|_| hex::encode(seed)),
+            ..InitRequest::default()
         };
         let authority = self.tokens.envd(restored.unwrap_or(&boot.id));
         let mut exit = sandbox.exit();

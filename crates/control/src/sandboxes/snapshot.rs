@@ -20,7 +20,7 @@ use time::format_description::well_known::Rfc3339;
 use crate::reference::DEFAULT_TAG;
 use crate::sandboxes::registry::Entry;
 use crate::sandboxes::running::Live;
-use crate::{Control, ControlError, ENVD_VERSION, LogLevel, MAX_PAGE, TemplateRef};
+use crate::{Control, ControlError, LogLevel, MAX_PAGE, TemplateRef};
 
 /// A snapshot as its owner sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,7 +142,7 @@ impl Control {
             cpu_count: details.cpu_count,
             memory_mib: details.memory_mib,
             disk_mib: details.disk_mib,
-            envd_version: ENVD_VERSION.to_owned(),
+            envd_version: envd_api::VERSION.to_owned(),
             layers: details.layers,
             config: details.config,
             snapshot: Some(BuildSnapshot {

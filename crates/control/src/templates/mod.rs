@@ -17,7 +17,7 @@ use time::OffsetDateTime;
 pub(crate) use self::catalog::Catalog;
 use self::catalog::Known;
 use crate::reference::DEFAULT_TAG;
-use crate::{Control, ControlError, ENVD_VERSION, TemplateRef};
+use crate::{Control, ControlError, TemplateRef};
 
 /// A template with what belongs to it.
 #[derive(Debug, Clone)]
@@ -306,7 +306,7 @@ impl Control {
             cpu_count: registration.cpu_count,
             memory_mib: registration.memory_mib,
             disk_mib: registration.disk_mib,
-            envd_version: ENVD_VERSION.to_owned(),
+            envd_version: envd_api::VERSION.to_owned(),
             layers: registration.layers,
             config: registration.config,
             snapshot: None,

@@ -20,7 +20,6 @@ use tokio::sync::{Notify, Semaphore, broadcast, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::guest;
-use crate::ENVD_PORT;
 
 /// A port on which every test sandbox serves the same pages as on the agent's.
 pub const APP_PORT: u16 = 8000;
@@ -225,11 +224,11 @@ impl TestSandbox {
             frozen: AtomicBool::new(false),
             states,
         });
-        for port in [ENVD_PORT, APP_PORT] {
+        for port in [envd_api::PORT, APP_PORT] {
             let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
             sandbox.ports.lock().expect("no test panicked").insert(port, listener.local_addr()?);
             let guest = Arc::clone(&sandbox.guest);
-            let server = tokio::spawn(guest::serve(listener, guest, silent && port == ENVD_PORT));
+            let server = tokio::spawn(guest::serve(listener, guest, silent && port == envd_api::PORT));
             sandbox.servers.lock().expect("no test panicked").push(AbortOnDropHandle::new(server));
         }
         Ok(sandbox)

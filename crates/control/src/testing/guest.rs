@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use envd_api::{headers, paths};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
@@ -68,15 +69,15 @@ pub(super) async fn serve(listener: TcpListener, guest: Arc<Guest>, silent: bool
 
 async fn answer(request: Request<Incoming>, guest: Arc<Guest>) -> Result<Response<GuestBody>, hyper::Error> {
     Ok(match (request.method(), request.uri().path()) {
-        (&Method::GET, "/health") => empty(StatusCode::NO_CONTENT),
-        (&Method::POST, "/init") => {
+        (&Method::GET, paths::HEALTH) => empty(StatusCode::NO_CONTENT),
+        (&Method::POST, paths::INIT) => {
             let body = request.into_body().collect().await?.to_bytes();
             *guest.init.lock().expect("no test panicked") = serde_json::from_slice(&body).ok();
             let mut answer = empty(StatusCode::NO_CONTENT);
-            answer.headers_mut().insert("x-envd-reseeded", http::HeaderValue::from_static("true"));
+            answer.headers_mut().insert(headers::RESEEDED, http::HeaderValue::from_static("true"));
             answer
         }
-        (&Method::GET, "/metrics") => text(
+        (&Method::GET, paths::METRICS) => text(
             r#"{"ts":1700000000,"cpu_count":2,"cpu_used_pct":12.5,"mem_total":1000,"mem_used":100,"mem_cache":10,
                "disk_used":5,"disk_total":50}"#,
         ),

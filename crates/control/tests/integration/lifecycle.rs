@@ -122,7 +122,7 @@ async fn a_sandbox_that_ends_by_itself_is_gone() {
     live.wait_ended().await;
     assert_eq!(*live.ended().borrow(), Some(EndReason::Exited(ExitReason::Exited(3))));
     assert!(fixture.control.find(&made.info.id).is_none());
-    let refused = fixture.control.dial(&made.info.id, 49983).await.unwrap_err();
+    let refused = fixture.control.dial(&made.info.id, envd_api::PORT).await.unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::NotConnected);
     assert!(fixture.control.kill(fixture.team.id, &made.info.id).await.is_err());
 }
@@ -352,7 +352,7 @@ async fn a_crash_loses_no_sandbox() {
     assert!(control.get(fixture.team.id, &expires.info.id).is_err());
     assert_eq!(fixture.engine.kept.lock().unwrap().as_slice(), std::slice::from_ref(&lives.info.id));
     assert_eq!(fixture.engine.alive(), 1);
-    control.dial(&lives.info.id, 49983).await.unwrap();
+    control.dial(&lives.info.id, envd_api::PORT).await.unwrap();
     control.kill(fixture.team.id, &lives.info.id).await.unwrap();
     assert_eq!(fixture.engine.alive(), 0);
 }

@@ -71,7 +71,7 @@ async fn a_failed_capture_leaves_it_running() {
     assert!(!fixture.guest(id).frozen.load(Ordering::SeqCst));
     let live = fixture.control.find(id).unwrap();
     assert_eq!(live.end_at(), made.info.end_at);
-    live.dial(control::ENVD_PORT).await.unwrap();
+    live.dial(envd_api::PORT).await.unwrap();
     fail();
     assert!(fixture.control.snapshot(&fixture.team, id, None, true).await.is_err());
     fail();
@@ -166,7 +166,7 @@ async fn a_silent_agent_is_noted_or_refused() {
     let fixture = Fixture::new().await;
     let id = fixture.create().await.unwrap().info.id;
     let closed = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap().local_addr().unwrap();
-    fixture.guest(&id).open_port(control::ENVD_PORT, closed);
+    fixture.guest(&id).open_port(envd_api::PORT, closed);
     for request in [
         PauseRequest { memory: true, require_healthy: true },
         PauseRequest { memory: false, require_healthy: false },

@@ -10,9 +10,6 @@ use tokio::net::TcpStream;
 
 use crate::Sandbox;
 
-/// envd's port.
-pub const AGENT_PORT: u16 = 49983;
-
 /// A finished command.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Finished {
@@ -35,7 +32,7 @@ pub struct Running {
 
 /// Waits for envd's answer to a health check.
 pub async fn health(sandbox: &dyn Sandbox) {
-    let mut stream = sandbox.dial(AGENT_PORT).await.expect("envd's port is open");
+    let mut stream = sandbox.dial(envd_api::PORT).await.expect("envd's port is open");
     stream.write_all(b"GET /health HTTP/1.0\r\n\r\n").await.expect("asks");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.expect("answers");
@@ -63,7 +60,7 @@ pub async fn spawn(sandbox: &dyn Sandbox, program: &str, args: &[&str]) -> Runni
     request.push(0);
     request.extend(length.to_be_bytes());
     request.extend(body.into_bytes());
-    let mut stream = sandbox.dial(AGENT_PORT).await.expect("envd's port is open");
+    let mut stream = sandbox.dial(envd_api::PORT).await.expect("envd's port is open");
     stream.write_all(&request).await.expect("asks");
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {

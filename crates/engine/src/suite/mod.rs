@@ -18,7 +18,7 @@ use crate::{
     EgressPolicy, Engine, EngineError, ExitReason, Resources, Sandbox, SandboxId, StartSpec, TemplateImage,
 };
 
-pub use agent::{AGENT_PORT, Finished, Running, health, run, spawn};
+pub use agent::{Finished, Running, health, run, spawn};
 
 /// Time in which anything that should happen has happened, on a busy machine and in an emulator too.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -228,7 +228,7 @@ where
         sandbox.kill().await.expect("ends");
         assert_eq!(*exit.wait_for(Option::is_some).await.expect("is told"), Some(ExitReason::Signalled(9)));
         assert!(!private.exists(), "private files stayed");
-        assert!(sandbox.dial(AGENT_PORT).await.is_err());
+        assert!(sandbox.dial(envd_api::PORT).await.is_err());
         assert!(matches!(sandbox.stats().await, Err(EngineError::NotFound)));
         sandbox.kill().await.expect("ending twice is fine");
         let same_name = self.start(&engine).await;
@@ -255,7 +255,7 @@ where
             "one group, one directory"
         );
         assert!(!stray_private.exists());
-        assert!(stray.dial(AGENT_PORT).await.is_err(), "the stray lives on");
+        assert!(stray.dial(envd_api::PORT).await.is_err(), "the stray lives on");
         health(&*adopted).await;
         let beating = "kill -0 $(cat /tmp/pid) && n=$(wc -l < /tmp/beats); until [ $(wc -l < /tmp/beats) -gt $n ]; do :; done; echo beats";
         let alive = run(&*adopted, beating).await;

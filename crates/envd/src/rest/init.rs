@@ -2,48 +2,19 @@
 //! Requests are applied one after another; one with an old timestamp is acknowledged and not applied.
 //! The first may come without a token. Once a token is set, only who knows it may set or clear one.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use body_drain::DrainableBody;
+use envd_api::{InitRequest, VERSION, headers as wire};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
-use serde::Deserialize;
 
 use crate::rest::metrics::Given;
 use crate::rest::{Body, RestError, no_content, reader, system};
 use crate::state::{Envd, Settings};
-use crate::{VERSION, auth, clock};
+use crate::{auth, clock};
 
 /// A body holds at most some variables and a bundle of certificates.
 const MAX_BODY: usize = 16 << 20;
-
-/// The request's body. Absent means: leave as it is. The one exception is the token.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Init {
-    env_vars: Option<BTreeMap<String, String>>,
-    /// Absent clears the token.
-    access_token: Option<String>,
-    timestamp: Option<String>,
-    default_user: Option<String>,
-    default_workdir: Option<String>,
-    #[serde(rename = "hyperloopIP")]
-    hyperloop_ip: Option<String>,
-    volume_mounts: Option<Vec<serde_json::Value>>,
-    ca_bundle: Option<String>,
-    #[serde(rename = "sandboxID")]
-    sandbox_id: Option<String>,
-    #[serde(rename = "templateID")]
-    template_id: Option<String>,
-    #[serde(rename = "teamID")]
-    team_id: Option<String>,
-    hostname: Option<String>,
-    cpu_count: Option<u64>,
-    #[serde(rename = "memoryMB")]
-    memory_mb: Option<u64>,
-    /// Ours: randomness for a sandbox that was copied, hex.
-    seed: Option<String>,
-}
 
 /// Applies a request.
 pub async fn post(
@@ -55,7 +26,7 @@ pub async fn post(
     let parsed = if body.iter().all(u8::is_ascii_whitespace) {
         None
     } else {
-        let parsed = serde_json::from_slice::<Init>(&body);
+        let parsed = serde_json::from_slice::<InitRequest>(&body);
         Some(parsed.map_err(|error| RestError::bad_request(format!("invalid request body: {error}")))?)
     };
     let _turn = envd.init.lock().await;
@@ -71,13 +42,13 @@ pub async fn post(
     }
     let mut response = no_content();
     if reseeded {
-        response.headers_mut().insert("x-envd-reseeded", HeaderValue::from_static("true"));
+        response.headers_mut().insert(wire::RESEEDED, HeaderValue::from_static("true"));
     }
-    response.headers_mut().insert("x-envd-version", HeaderValue::from_static(VERSION));
+    response.headers_mut().insert(wire::VERSION, HeaderValue::from_static(VERSION));
     Ok(response)
 }
 
-fn authorize(settings: &Settings, headers: &HeaderMap, init: Option<&Init>) -> Result<(), RestError> {
+fn authorize(settings: &Settings, headers: &HeaderMap, init: Option<&InitRequest>) -> Result<(), RestError> {
     let Some(current) = &settings.token else { return Ok(()) };
     let given = auth::token(headers).or_else(|| init.and_then(|init| init.access_token.as_deref()));
     match given {
@@ -87,7 +58,7 @@ fn authorize(settings: &Settings, headers: &HeaderMap, init: Option<&Init>) -> R
     }
 }
 
-async fn apply(envd: &Envd, init: Init) -> Result<(), RestError> {
+async fn apply(envd: &Envd, init: InitRequest) -> Result<(), RestError> {
     let timestamp = match &init.timestamp {
         Some(text) => {
             Some(clock::parse_rfc3339(text).ok_or_else(|| RestError::bad_request("invalid timestamp"))?)
@@ -117,7 +88,7 @@ async fn apply(envd: &Envd, init: Init) -> Result<(), RestError> {
     Ok(())
 }
 
-fn change_system(root: &Path, init: &Init) -> Result<(), RestError> {
+fn change_system(root: &Path, init: &InitRequest) -> Result<(), RestError> {
     if let Some(pem) = init.ca_bundle.as_deref().filter(|pem| !pem.trim().is_empty()) {
         system::install_ca(root, pem)
             .map_err(|error| RestError::bad_request(format!("error installing CA bundle: {error}")))?;
@@ -133,7 +104,7 @@ fn change_system(root: &Path, init: &Init) -> Result<(), RestError> {
     Ok(())
 }
 
-fn set(settings: &mut Settings, init: Init, timestamp: Option<i128>) {
+fn set(settings: &mut Settings, init: InitRequest, timestamp: Option<i128>) {
     settings.token = init.access_token.filter(|token| !token.is_empty());
     if let Some(env) = init.env_vars {
         settings.env = env;
@@ -156,7 +127,7 @@ fn set(settings: &mut Settings, init: Init, timestamp: Option<i128>) {
             settings.platform_env.insert(name.to_owned(), value);
         }
     }
-    if let (Some(cpu_count), Some(memory)) = (init.cpu_count, init.memory_mb) {
+    if let (Some(cpu_count), Some(memory)) = (init.cpu_count, init.memory_mib) {
         settings.given = Some(Given { cpu_count, memory: memory << 20 });
     }
     settings.applied = timestamp.or(settings.applied);

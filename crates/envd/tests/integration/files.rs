@@ -179,13 +179,13 @@ fn signed_links() {
     };
     assert_eq!(message(envd.get("/files?path=hello.txt")), "missing signature query parameter");
     assert_eq!(message(envd.get("/files?path=hello.txt&signature=v1_x")), "invalid signature");
-    let link = envd::auth::Link {
+    let link = envd_api::FileLink {
         path: "/etc/hostname",
-        operation: "read",
+        operation: envd_api::Operation::Read,
+        username: "",
         expiration: Some(1),
-        ..Default::default()
     };
-    let late = envd::auth::sign(link, token).replace('+', "%2B");
+    let late = link.sign(token).replace('+', "%2B");
     let answer = envd.get(&format!("/files?path=/etc/hostname&signature_expiration=1&signature={late}"));
     assert_eq!(answer.status, 401);
     assert_eq!(answer.json(), json!({"code": 401, "message": "signature is already expired"}));

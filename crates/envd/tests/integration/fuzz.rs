@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::common::corpus;
 use bytes::Bytes;
-use envd::auth::{self, AuthError, Link};
+use envd::auth::{self, AuthError, SignedLink};
 use envd::rest::RestError;
 use envd::rest::multipart::{Multipart, Part, Pieces};
 use envd::rest::query::Query;
@@ -127,7 +127,7 @@ const NOW: i64 = 1_000_000_000;
 
 fn verdict(query: &str) -> &'static str {
     let query = Query::parse(Some(query));
-    let Ok(link) = Link::from_query(&query, "read") else { return "malformed" };
+    let Ok(link) = SignedLink::from_query(&query, envd_api::Operation::Read) else { return "malformed" };
     match auth::check_link(Some(TOKEN), &HeaderMap::new(), link, NOW) {
         Ok(()) => "good",
         Err(AuthError::NoSignature) => "missing",
@@ -156,7 +156,8 @@ fn links_of_the_corpus_are_judged_as_before() {
 fn no_changed_link_opens_anything_else() {
     let parts = |query: &str| {
         let query = Query::parse(Some(query));
-        let link = Link::from_query(&query, "read").ok()?;
+        let link = SignedLink::from_query(&query, envd_api::Operation::Read).ok()?;
+        let link = link.link;
         Some((link.path.to_owned(), link.username.to_owned(), link.expiration))
     };
     let signed: Vec<_> =

@@ -170,12 +170,12 @@ async fn restart(State(app): State<App>, headers: HeaderMap, Path(id): Path<Stri
 
 impl App {
     async fn ask_envd(&self, headers: &HeaderMap) -> Answer {
-        envd::env(self.envd, headers.get("x-access-token")).await
+        envd::env(self.envd, headers.get(envd_api::headers::ACCESS_TOKEN)).await
     }
 
     /// The SDKs send the token along only when they run code; elsewhere it may be missing, but not wrong.
     async fn refuse_wrong_token(&self, headers: &HeaderMap) -> Option<Response> {
-        headers.get("x-access-token")?;
+        headers.get(envd_api::headers::ACCESS_TOKEN)?;
         match self.ask_envd(headers).await {
             Answer::Env(_) | Answer::Absent => None,
             refusal => Some(refused(&refusal)),

@@ -23,7 +23,6 @@ use crate::failure::Failure;
 use crate::paths;
 
 const CHECK: &str = "probe";
-const AGENT_PORT: u16 = 49983;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(super) async fn run(arguments: &DoctorArguments) -> Finding {
@@ -136,7 +135,7 @@ async fn answers(sandbox: &Arc<dyn Sandbox>) -> Result<(), Failure> {
 }
 
 async fn health(sandbox: &Arc<dyn Sandbox>) -> Result<(), Failure> {
-    let mut stream = sandbox.dial(AGENT_PORT).await?;
+    let mut stream = sandbox.dial(envd_api::PORT).await?;
     stream.write_all(b"GET /health HTTP/1.0\r\n\r\n").await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;

@@ -80,5 +80,5 @@ pub(super) async fn import(arguments: &ImportArguments) -> Result<(), Failure> {
     let build = client.request_build(&options).await?;
     client.import_archive(&build, ReaderStream::with_capacity(file, 256 << 10)).await?;
     follow(&client, &arguments.name, &build, arguments.verbose).await?;
-    show::line(&build.template)
+    show::line(&build.template_id)
 }

@@ -139,7 +139,7 @@ pub(super) async fn run(arguments: &BuildArguments) -> Result<(), Failure> {
     };
     client.start_build(&build, &plan).await?;
     follow(&client, &name, &build, arguments.verbose).await?;
-    show::line(&build.template)
+    show::line(&build.template_id)
 }
 
 fn dockerfile(dir: &Path, named: Option<PathBuf>) -> Result<PathBuf, Failure> {

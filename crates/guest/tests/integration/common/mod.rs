@@ -16,7 +16,7 @@ use guest::{Tools, disk_images, initramfs};
 use guest_api::network::GUEST_MAC;
 use guest_api::relay::{RELAY_PORT, RelayRequest};
 use guest_api::{
-    BootOptions, Call, CallOutcome, Decoded, Decoder, ENVD_PORT, GuestIdentity, GuestMessage, HostRequest,
+    BootOptions, Call, CallOutcome, Decoded, Decoder, GuestIdentity, GuestMessage, HostRequest,
     PORT_NAME, SYNC_MARK, Seed, encode,
 };
 
@@ -113,8 +113,9 @@ impl Files {
             .arg("-netdev")
             .arg(format!(
                 "user,id=n0,net=169.254.0.0/24,host=169.254.0.22,restrict=on,ipv6=off,\
-                 hostfwd=tcp:127.0.0.1:{envd}-169.254.0.21:{ENVD_PORT},hostfwd=tcp:127.0.0.1:{relay}-169.254.0.21:{RELAY_PORT},\
-                 hostfwd=tcp:127.0.0.1:{loopback}-127.0.0.1:{LOOPBACK_PORT}"
+                 hostfwd=tcp:127.0.0.1:{envd}-169.254.0.21:{},hostfwd=tcp:127.0.0.1:{relay}-169.254.0.21:{RELAY_PORT},\
+                 hostfwd=tcp:127.0.0.1:{loopback}-127.0.0.1:{LOOPBACK_PORT}",
+                envd_api::PORT
             ))
             .args(["-device", &format!("virtio-net-device,netdev=n0,mac={mac}")])
             .arg("-chardev")

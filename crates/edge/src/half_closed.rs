@@ -1,6 +1,6 @@
-//! A connection to a server that may stop reading before it has spoken: one that refuses an upload answers and hangs up.
-//! What cannot be written any more is dropped, so that its answer is still read; HTTP libraries give up at the first failed
-//! write. If there is no answer, reading tells.
+//! A connection to a server that may stop reading before its response is read: a server that refuses an upload
+//! responds and closes. HTTP libraries give up at the first failed write, so here writes that fail for that reason
+//! succeed and are discarded, and the response is still read. If there is none, reading fails.
 
 use std::io::{self, ErrorKind, IoSlice};
 use std::pin::Pin;
@@ -9,24 +9,24 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// The connection.
+/// A connection to a server in a sandbox that stays readable after the server has closed it.
 #[derive(Debug)]
-pub(crate) struct ToServer {
+pub(crate) struct HalfClosedStream {
     stream: TcpStream,
-    /// The other side has hung up; it may have said something before.
-    is_deaf: bool,
+    /// The server has closed its side; there may be a response to read.
+    stopped_reading: bool,
 }
 
-impl ToServer {
+impl HalfClosedStream {
     pub(crate) fn new(stream: TcpStream) -> Self {
-        Self { stream, is_deaf: false }
+        Self { stream, stopped_reading: false }
     }
 
-    /// The outcome of a write of that many bytes, once it is known.
+    /// Returns the outcome of a write of `wanted` bytes; success if the server no longer reads.
     fn written(&mut self, outcome: io::Result<usize>, wanted: usize) -> Poll<io::Result<usize>> {
         match outcome {
             Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
-                self.is_deaf = true;
+                self.stopped_reading = true;
                 Poll::Ready(Ok(wanted))
             }
             outcome => Poll::Ready(outcome),
@@ -34,7 +34,7 @@ impl ToServer {
     }
 }
 
-impl AsyncRead for ToServer {
+impl AsyncRead for HalfClosedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -44,9 +44,9 @@ impl AsyncRead for ToServer {
     }
 }
 
-impl AsyncWrite for ToServer {
+impl AsyncWrite for HalfClosedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if self.is_deaf {
+        if self.stopped_reading {
             return Poll::Ready(Ok(buf.len()));
         }
         let outcome = ready!(Pin::new(&mut self.stream).poll_write(cx, buf));
@@ -59,7 +59,7 @@ impl AsyncWrite for ToServer {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let wanted = bufs.iter().map(|buf| buf.len()).sum();
-        if self.is_deaf {
+        if self.stopped_reading {
             return Poll::Ready(Ok(wanted));
         }
         let outcome = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bufs));
