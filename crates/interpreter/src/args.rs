@@ -34,7 +34,7 @@ pub(crate) struct Serve {
     #[arg(long, default_value = "python3")]
     pub(crate) python: PathBuf,
     /// envd: who may run code, and with which environment.
-    #[arg(long, default_value = "127.0.0.1:49983")]
+    #[arg(long, default_value_t = SocketAddr::from(([127, 0, 0, 1], envd_api::PORT)))]
     pub(crate) envd: SocketAddr,
     /// Where contexts start that name no directory.
     #[arg(long, default_value = "/home/user")]

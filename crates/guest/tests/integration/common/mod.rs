@@ -16,8 +16,8 @@ use guest::{Tools, disk_images, initramfs};
 use guest_api::network::GUEST_MAC;
 use guest_api::relay::{RELAY_PORT, RelayRequest};
 use guest_api::{
-    BootOptions, Call, CallOutcome, Decoded, Decoder, GuestIdentity, GuestMessage, HostRequest,
-    PORT_NAME, SYNC_MARK, Seed, encode,
+    BootOptions, Call, CallOutcome, Decoded, Decoder, GuestIdentity, GuestMessage, HostRequest, PORT_NAME,
+    SYNC_MARK, Seed, encode,
 };
 
 use serde_json::{Value, json};
