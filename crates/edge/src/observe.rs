@@ -6,7 +6,6 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use axum::body::{Body, Bytes};
-use control::ENVD_PORT;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use hyper::{Request, Response};
 use telemetry::Outcome;
@@ -18,9 +17,6 @@ use crate::connection::Resetter;
 use crate::proxy;
 use crate::target::Address;
 
-/// Path of envd's call that starts a process and streams its output.
-const START_PROCESS: &str = "/process.Process/Start";
-
 /// Forwards a request to a sandbox in a span, and records its status and, for a process start, its latency.
 pub(crate) async fn forward(
     request: Request<Body>,
@@ -29,8 +25,8 @@ pub(crate) async fn forward(
     resetter: &Resetter,
 ) -> Response<Body> {
     let began = Instant::now();
-    let to_envd = address.port == ENVD_PORT;
-    let is_exec = to_envd && request.uri().path() == START_PROCESS;
+    let to_envd = address.port == envd_api::PORT;
+    let is_exec = to_envd && request.uri().path() == envd_api::paths::START_PROCESS;
     let span = info_span!(
         "sandbox_request", method = %request.method(), port = address.port, sandbox_id = %address.id,
         team_id = Empty, status = Empty

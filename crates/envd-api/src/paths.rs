@@ -17,6 +17,8 @@ pub const LOGS: &str = "/logs";
 
 /// Prefix of the RPC methods on processes.
 pub const PROCESS_SERVICE: &str = "/process.Process/";
+/// RPC method that starts a process and streams its output.
+pub const START_PROCESS: &str = "/process.Process/Start";
 /// Prefix of the RPC methods on files.
 pub const FILESYSTEM_SERVICE: &str = "/filesystem.Filesystem/";
 
