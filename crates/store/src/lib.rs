@@ -8,6 +8,7 @@ mod error;
 mod events;
 mod identity;
 mod measured;
+mod migrations;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod records;

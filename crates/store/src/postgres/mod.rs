@@ -21,8 +21,6 @@ type DbConnection = PgConnection;
 type DbPool = sqlx::PgPool;
 type DbRow = sqlx::postgres::PgRow;
 
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations/postgres");
-
 /// Ours among the database's advisory locks: "coffer".
 const LOCK: i64 = 0x636f_6666_6572;
 /// A server that was killed a moment ago may still have it.
@@ -52,7 +50,7 @@ impl PostgresStore {
         let connect = tokio::time::timeout(PATIENCE, PgConnection::connect_with(&options));
         let mut lock = connect.await.map_err(|_| sqlx::Error::PoolTimedOut)??;
         take_lock(&mut lock).await?;
-        MIGRATIONS.run(&mut lock).await?;
+        crate::migrations::postgres().run(&mut lock).await?;
         let pool = PgPoolOptions::new()
             .max_connections(CONNECTIONS)
             .min_connections(1)

@@ -21,8 +21,6 @@ type DbConnection = sqlx::SqliteConnection;
 type DbPool = sqlx::SqlitePool;
 type DbRow = sqlx::sqlite::SqliteRow;
 
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations/sqlite");
-
 /// The embedded database.
 #[derive(Debug)]
 pub struct SqliteStore {
@@ -88,7 +86,7 @@ impl SqliteStore {
                 .connect_with(options.clone().synchronous(synchronous))
         };
         let durable = pool(1, SqliteSynchronous::Full).await?;
-        MIGRATIONS.run(&durable).await?;
+        crate::migrations::sqlite().run(&durable).await?;
         let quick = pool(1, SqliteSynchronous::Normal).await?;
         // Without room it is as it would be without this: what must grow fails.
         let _ = reserve(&quick).await;
