@@ -10,6 +10,7 @@ const SHELL: [&str; 6] =
 
 /// Everything that needs no build of the workspace.
 pub(crate) fn all() -> Outcome {
+    crate::docs::check()?;
     run::cargo(["fmt", "--all", "--check"]).run()?;
     run::cargo(["machete"]).run()?;
     run::cargo(["clippy", "--workspace", "--all-targets", "--quiet", "--", "--deny", "warnings"]).run()?;

@@ -6,6 +6,7 @@
 mod budget;
 mod build;
 mod conformance;
+mod docs;
 mod interpreter;
 mod lint;
 mod lock;
@@ -29,13 +30,15 @@ usage: cargo xtask <task>
 
   quickstart    install what is missing, build, and run a first sandbox
   test          everything: lint, unit, engine and conformance tests
-  lint          formatting, clippy, unused dependencies, other architectures, repeated builds
+  lint          formatting, clippy, unused dependencies, documents, other architectures, repeated builds
   unit          unit and engine tests
   languages     the root file system that the interpreter's tests run in
   conformance   the official SDKs and CLI against a real server
   template      builds a recipe of templates/ on this machine's server
   build         release build of the server, envd and guest-init
   dist          the same for packages: slower to build, a little faster
+  docs          writes docs/cli.md and docs/configuration.md; with --check only checks the other documents
+  compatibility writes COMPATIBILITY.md from the results of the last conformance run
   bench         speed and memory, printed and written to target/bench.json; with --dist first, of that build
 
 words after the task go to the tool behind it (quickstart, unit, conformance, template, bench);
@@ -48,15 +51,16 @@ fn main() -> ExitCode {
     let outcome = match task.as_str() {
         "quickstart" => quickstart(&rest),
         "test" => test(),
-        "lint" => {
-            setup::for_testing().and_then(|()| lint::all()).and_then(|()| lint::builds_are_not_repeated())
-        }
+        "lint" => lint(),
         "unit" => unit_alone(&rest).map(|tally| println!("{tally}")),
         "languages" => {
             setup::for_testing().and_then(|()| interpreter::root()).map(|root| println!("{}", root.display()))
         }
         "conformance" => conformance_alone(&rest).map(|tally| println!("{tally}")),
         "template" => templates::build(&rest),
+        "docs" if rest.first().is_some_and(|word| word == "--check") => docs::check(),
+        "docs" => docs::write(),
+        "compatibility" => docs::compatibility(),
         "build" => setup::for_running().and_then(|()| build::release("release")).map(|_| ()),
         "dist" => setup::for_running().and_then(|()| build::release("dist")).map(|_| ()),
         "bench" => bench(&rest),
@@ -69,6 +73,13 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn lint() -> Outcome {
+    setup::for_testing()?;
+    lint::all()?;
+    lint::builds_are_not_repeated()?;
+    docs::check_generated()
 }
 
 fn quickstart(rest: &[String]) -> Outcome {
@@ -126,6 +137,7 @@ fn test() -> Outcome {
         tally.step("lint", budget.part("lint", 240, lint::all));
         tally.step("build", budget.part("build", 300, build::tests));
         tally.step("fresh builds", budget.part("builds are not repeated", 20, lint::builds_are_not_repeated));
+        tally.step("generated documents", budget.part("generated documents", 10, docs::check_generated));
         let environment = budget
             .part("what tests share", 180, || Environment::prepare(&build::server()?, finished(clients)?));
         let (server, environment) = match environment.and_then(|ready| Ok((build::server()?, ready))) {
