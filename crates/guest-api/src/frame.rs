@@ -1,32 +1,35 @@
-//! Frames on the control channel: a length (`u32`, big-endian) and as much JSON.
-//! The channel is one stream that outlives whoever reads it: a server may die in the middle of a frame, a guest may be restored
-//! beside another host. So there is a mark, [`SYNC_MARK`], that can be nowhere in a frame and makes void what came before it.
+//! Frames on the control channel: a length (`u32`, big-endian) and that many bytes of JSON.
+//!
+//! The channel is one stream that outlives its reader: a server may die in the middle of a frame,
+//! and a guest may be restored on another host. [`SYNC_MARK`] is therefore a byte sequence that
+//! never occurs in a frame; everything before it is void.
 
 use std::collections::VecDeque;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Most bytes of a frame without its length.
+/// Maximum length of the JSON in a frame, bytes.
 pub const MAX_FRAME: usize = 1 << 20;
 
-/// Whoever connects to a guest sends this first; the guest answers with the same and, if it is ready, says so again. What came
-/// before the mark belongs to an earlier conversation. Lengths begin with a zero byte and JSON has no byte 255, so four
-/// of them in a row are never part of a frame.
+/// Sent first by a host that connects to a guest. The guest answers with the same bytes and, if it
+/// is ready, with [`GuestMessage::Ready`](crate::GuestMessage::Ready). Everything before the mark
+/// belongs to an earlier conversation. Lengths begin with a zero byte and JSON never contains byte
+/// 255, so four of them in a row are never part of a frame.
 pub const SYNC_MARK: [u8; 4] = [0xff; 4];
 
-/// What is wrong with a frame.
+/// Errors of frames.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
-    /// A length that cannot be.
-    #[error("a frame of {0} bytes; the most are {MAX_FRAME}: synchronise and ask again")]
+    /// The length exceeds [`MAX_FRAME`].
+    #[error("a frame of {0} bytes exceeds the maximum of {MAX_FRAME}: synchronize and repeat the request")]
     TooLong(usize),
-    /// Not the expected JSON.
-    #[error("a frame is not understood: {0}; both sides must be of one version")]
+    /// The JSON is not the expected one.
+    #[error("cannot decode a frame: {0}; host and guest must have the same version")]
     Json(#[from] serde_json::Error),
 }
 
-/// A frame, ready to be sent.
+/// Encodes a message as a frame.
 ///
 /// # Errors
 /// The message is too long.
@@ -41,28 +44,28 @@ pub fn encode(message: &impl Serialize) -> Result<Vec<u8>, FrameError> {
     Ok(frame)
 }
 
-/// What a [`Decoder`] has found.
+/// What a [`Decoder`] finds in the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decoded<T> {
-    /// The other side begins anew.
+    /// The other side starts a new conversation.
     Sync,
     /// A message.
     Message(T),
 }
 
-/// Makes messages of bytes, in whatever pieces they come. Holds a frame at most.
+/// Decodes messages from a stream of bytes. Buffers one frame at most.
 #[derive(Debug, Default)]
 pub struct Decoder {
     buffer: VecDeque<u8>,
-    /// Bytes of the mark that the last ones read may be.
+    /// Number of bytes at the end of the input that may be the start of a mark.
     marks: usize,
     was_synced: bool,
-    /// After an error nothing is understood until the next mark.
+    /// After an error everything is skipped until the next mark.
     is_lost: bool,
 }
 
 impl Decoder {
-    /// Takes what was read.
+    /// Adds bytes that were read from the stream.
     pub fn push(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.marks = if *byte == SYNC_MARK[0] { self.marks + 1 } else { 0 };
@@ -74,15 +77,16 @@ impl Decoder {
         }
     }
 
-    /// The next item, if all of it is there. After an error everything is passed over until the other side synchronises.
+    /// Returns the next item, or `None` if it is incomplete. After an error everything is skipped
+    /// until the other side sends a mark.
     ///
     /// # Errors
-    /// What came is no frame.
+    /// The input is not a frame.
     pub fn pop<T: DeserializeOwned>(&mut self) -> Result<Option<Decoded<T>>, FrameError> {
         if std::mem::take(&mut self.was_synced) {
             return Ok(Some(Decoded::Sync));
         }
-        let message = self.message();
+        let message = self.next_message();
         if message.is_err() {
             self.buffer.clear();
             self.is_lost = true;
@@ -90,8 +94,8 @@ impl Decoder {
         Ok(message?.map(Decoded::Message))
     }
 
-    fn message<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
-        // What may become a mark is not looked at: a whole frame does not end like that.
+    fn next_message<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
+        // Bytes that may belong to a mark are not decoded yet: a frame never ends with them.
         let certain = self.buffer.len().saturating_sub(self.marks);
         let bytes = &self.buffer.make_contiguous()[..certain];
         let Some((length, rest)) = bytes.split_first_chunk() else { return Ok(None) };
@@ -117,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_ends_whatever_was_before() {
+    fn a_mark_voids_what_came_before() {
         let frame = encode(&"late").unwrap();
         for cut in 0..frame.len() {
             let mut decoder = Decoder::default();
@@ -147,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_believed_after_nonsense() {
+    fn frames_after_an_error_are_skipped() {
         let mut decoder = Decoder::default();
         decoder.push(&[0, 0x10, 0, 1]);
         assert!(matches!(decoder.pop::<String>(), Err(FrameError::TooLong(0x10_0001))));
@@ -164,7 +168,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pieces_do_not_matter(messages in proptest::collection::vec(".{0,300}", 1..6), size in 1usize..400) {
+        fn frames_may_arrive_in_pieces(messages in proptest::collection::vec(".{0,300}", 1..6), size in 1usize..400) {
             let stream: Vec<u8> = messages.iter().flat_map(|message| encode(message).unwrap()).collect();
             prop_assert!(!stream.windows(4).any(|four| four == SYNC_MARK));
             let mut decoder = Decoder::default();

@@ -1,6 +1,8 @@
-//! What is said over the control channel. The host asks with an id and gets one answer with the same id; the guest says by
-//! itself only that it is ready. Requests are carried out one after another, in their order.
-//! The host asks for nothing while it captures the guest, so a captured guest owes no answers.
+//! Messages on the control channel. The host sends requests with ids and gets one answer to each;
+//! by itself the guest only reports that it is ready or broken. Requests are handled one after
+//! another, in order.
+//!
+//! The host sends no request while it captures the guest, so a captured guest owes no answer.
 
 use std::fmt;
 
@@ -8,110 +10,111 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Host to guest.
+/// A request from the host to the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostRequest {
-    /// Comes back with the answer.
+    /// Repeated in the answer.
     pub id: u64,
-    /// What to do.
+    /// The requested action.
     pub call: Call,
 }
 
-/// What the host may ask for.
+/// Actions that the host can request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Call {
-    /// Make this guest one of its own, then let user code go on; after a cold start too, which leaves it with a host name and
-    /// randomness of nobody in particular. If any of it fails, user code stays as it was: frozen,
-    /// in a guest that was captured after [`Call::Quiesce`].
+    /// Give this guest its own identity, then resume user code. Sent after a boot, too, which
+    /// leaves the guest with a default host name. If any part fails, user code stays as it was:
+    /// frozen, in a guest that was captured after [`Call::Quiesce`].
     #[serde(rename = "revive")]
     Personalize(GuestIdentity),
-    /// Stop envd and all user code where they stand and write what they wrote to the private disk.
+    /// Freeze envd and all user code, and sync the private disk.
     #[serde(rename = "still")]
     Quiesce {},
-    /// Set the clock and let user code go on.
+    /// Set the clock and resume user code.
     #[serde(rename = "go")]
     Resume {
         /// Time since 1970, nanoseconds.
         realtime_ns: u64,
     },
-    /// Switch the machine off at once. There is no answer.
+    /// Power off at once. There is no answer.
     PowerOff {},
 }
 
-/// What makes a guest different from all that were started from the same state.
+/// What distinguishes a guest from others that were restored from the same snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestIdentity {
     /// Time since 1970, nanoseconds.
     pub realtime_ns: u64,
-    /// Fresh randomness for the guest's kernel.
+    /// Fresh randomness for the guest kernel.
     pub seed: Seed,
-    /// Host name seen by user code.
+    /// Host name that user code sees.
     pub hostname: String,
-    /// New content of `/proc/sys/kernel/random/boot_id`, a UUID; without one it stays as it is.
+    /// New content of `/proc/sys/kernel/random/boot_id`, a UUID; unchanged if `None`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_id: Option<String>,
-    /// Most processes and threads of user code; without a number it stays as it is.
+    /// Maximum number of processes and threads of user code; unchanged if `None`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pids: Option<u32>,
 }
 
-/// Guest to host.
+/// A message from the guest to the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GuestMessage {
-    /// Everything is mounted, the network is up, envd runs. Said once after the start and once after each
-    /// [`SYNC_MARK`](crate::SYNC_MARK).
+    /// Everything is mounted, the network is up and envd runs. Sent once after the start and once
+    /// after each [`SYNC_MARK`](crate::SYNC_MARK).
     Ready {},
-    /// The guest could not be made ready and switches itself off.
+    /// The guest could not be prepared, or envd has ended; the guest powers off.
     Broken {
         /// What failed.
         reason: String,
     },
-    /// To the request with this id.
+    /// The answer to a request.
     Answer {
-        /// The request's.
+        /// The id of the request.
         id: u64,
-        /// What came of it.
+        /// Whether it succeeded.
         outcome: CallOutcome,
     },
 }
 
-/// What came of a request.
+/// Whether a request succeeded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CallOutcome {
     /// All of it was done.
     Done,
-    /// Something was not.
+    /// Some of it was not done.
     Failed {
         /// What, and why.
         reason: String,
     },
 }
 
-/// Randomness that nobody else may know, at least [`Seed::MIN_BYTES`] bytes. Base64 on the wire, never shown.
+/// Secret random bytes, at least [`Seed::MIN_BYTES`]. Base64 on the wire; never shown in debug
+/// output.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Seed(Vec<u8>);
 
-/// Less randomness than a kernel needs.
+/// The error of too few random bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a seed of {0} bytes is too short, 32 are needed; take them from the host's random numbers")]
+#[error("a seed of {0} bytes is too short; at least 32 random bytes are needed")]
 pub struct SeedTooShort(usize);
 
 impl Seed {
-    /// Bytes that make the kernel's random numbers unpredictable.
+    /// Minimum number of bytes: as many as the kernel's random number generator needs.
     pub const MIN_BYTES: usize = 32;
 
-    /// Takes random bytes.
+    /// Wraps random bytes.
     ///
     /// # Errors
-    /// They are too few.
+    /// There are fewer than [`Seed::MIN_BYTES`].
     pub fn new(bytes: Vec<u8>) -> Result<Self, SeedTooShort> {
         if bytes.len() < Self::MIN_BYTES { Err(SeedTooShort(bytes.len())) } else { Ok(Self(bytes)) }
     }
 
-    /// The bytes.
+    /// Returns the bytes.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
@@ -143,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_look_like_this() {
+    fn requests_keep_their_wire_format() {
         let seed = Seed::new(vec![0; 32]).unwrap();
         let identity =
             GuestIdentity { realtime_ns: 5, seed, hostname: "a".into(), boot_id: None, pids: Some(9) };
@@ -160,10 +163,10 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_is_long_enough_and_secret() {
+    fn short_seeds_are_rejected_and_seeds_are_not_shown() {
         assert_eq!(Seed::new(vec![1; 31]), Err(SeedTooShort(31)));
         let short = format!("\"{}\"", STANDARD.encode([1; 31]));
-        assert!(serde_json::from_str::<Seed>(&short).is_err(), "a short one came in by the wire");
+        assert!(serde_json::from_str::<Seed>(&short).is_err(), "a short seed was accepted from the wire");
         assert_eq!(format!("{:?}", Seed::new(vec![1; 32]).unwrap()), "Seed(32 bytes)");
     }
 }

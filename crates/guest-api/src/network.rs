@@ -1,24 +1,26 @@
-//! Addresses of the link between a guest and its host. They are the same for every guest, as each link is in a network
-//! namespace of its own; so a captured guest fits everywhere.
-//! Neither side asks for the other's hardware address: neighbours are set.
+//! Addresses of the link between a guest and its host. They are the same for all guests, as each
+//! link is in a network namespace of its own; so a snapshot can be restored in any namespace.
+//!
+//! Neither side resolves the other's hardware address: neighbour entries are permanent.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// The guest's interface.
+/// Name of the guest's network interface.
 pub const GUEST_INTERFACE: &str = "eth0";
-/// Its hardware address.
+/// Hardware address of the guest.
 pub const GUEST_MAC: [u8; 6] = [0x02, 0xcf, 0, 0, 0, 0x01];
-/// The hardware address of the host's tap.
+/// Hardware address of the host's tap.
 pub const HOST_MAC: [u8; 6] = [0x02, 0xcf, 0, 0, 0, 0x02];
-/// The guest's address.
+/// IPv4 address of the guest.
 pub const GUEST_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 21);
-/// The host's end and the guest's way out.
+/// IPv4 address of the host's end, which is the guest's gateway.
 pub const HOST_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 22);
-/// Bits of the link's network.
+/// Prefix length of the link's IPv4 network.
 pub const PREFIX_V4: u8 = 30;
-/// The guest's address.
+/// IPv6 address of the guest.
 pub const GUEST_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xcf, 0, 0, 0, 0, 0, 2);
-/// The host's end and the guest's way out.
+/// IPv6 address of the host's end, which is the guest's gateway.
 pub const HOST_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xcf, 0, 0, 0, 0, 0, 1);
-/// Bits of the link's network: the larger it is, the more senders a guest could invent, each of them a neighbour to the kernel.
+/// Prefix length of the link's IPv6 network. A larger network would let a guest invent more
+/// senders, each of which the kernel could add to its neighbour table.
 pub const PREFIX_V6: u8 = 126;

@@ -1,26 +1,30 @@
-//! The relay: a port of the agent that only the host's end of the link may use.
-//! A connection begins with one line that says what it is for. `connect` reaches services that listen on `::1` only (`127.0.0.1`
-//! is reached directly); `export` answers with what user code changed of the template, as `layers::write_layer` writes it.
+//! The relay: a port of the guest agent that accepts connections from the host's end of the link
+//! only.
+//!
+//! A connection begins with one line that says what it is for. `connect` reaches services that
+//! listen on `::1` only (`127.0.0.1` is reached directly); `export` is answered with what user code
+//! changed in the template's files, in the format of `layers::write_layer`.
 
-/// Where the agent listens, on the guest's IPv4 address. Above the ports that Linux gives to clients by itself.
+/// Port of the relay, on the guest's IPv4 address. It is above the range from which Linux chooses
+/// ports of clients.
 pub const RELAY_PORT: u16 = 61_983;
-/// Most bytes of a line with its end.
+/// Maximum length of a line including its end, bytes.
 pub const MAX_LINE: usize = 64;
-/// Answer to a `connect` that was accepted; from here on bytes are passed on.
+/// Answer to a `connect` that was accepted; from then on bytes are forwarded.
 pub const OK: &str = "ok\n";
 /// Answer to a `connect` to a port where nothing listens; the connection is then closed.
 pub const REFUSED: &str = "refused\n";
-/// What a connection is for.
+/// The request at the start of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RelayRequest {
-    /// Pass on to `[::1]:port`.
+    /// Forward to `[::1]:port`.
     Connect(u16),
-    /// Send the upper layer.
+    /// Send the upper directory of the overlay as a layer.
     Export,
 }
 
 impl RelayRequest {
-    /// The first line of a connection.
+    /// Returns the line that begins a connection.
     #[must_use]
     pub fn to_line(self) -> String {
         match self {
@@ -29,7 +33,7 @@ impl RelayRequest {
         }
     }
 
-    /// Reads a line, with or without its end.
+    /// Parses a line, with or without its end; `None` if it is not a request.
     #[must_use]
     pub fn parse(line: &str) -> Option<Self> {
         match line.strip_suffix('\n').unwrap_or(line) {
@@ -47,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_come_back() {
+    fn lines_are_parsed_as_written() {
         for request in [RelayRequest::Export, RelayRequest::Connect(1), RelayRequest::Connect(65_535)] {
             assert_eq!(RelayRequest::parse(&request.to_line()), Some(request));
             assert!(request.to_line().len() <= MAX_LINE);

@@ -1,6 +1,8 @@
-//! Outgoing TCP: accepts what the namespace redirects to us, asks the policy, dials from the host and copies bytes.
-//! The sandbox's own address never leaves the machine; the destination is where the client wanted to go, not where it landed.
-//! A refused connection is reset at once, so nobody waits for a time-out.
+//! The gateway: outgoing TCP connections of one sandbox.
+//!
+//! Accepts connections that the namespace redirects, applies the egress policy, connects from the
+//! host to the original destination, and copies bytes. The sandbox's own address never leaves the
+//! host. A refused connection is reset at once, so that the client need not wait for a time-out.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -23,22 +25,23 @@ use crate::sniff::{self, SniffedName};
 use crate::{DNS_PORT, EGRESS_PORT};
 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a client may take to name the host it wants before it is judged by address alone.
+/// How long a client may take to send the name of the host that it wants; then only the address
+/// counts.
 const SNIFF_TIMEOUT: Duration = Duration::from_secs(5);
 const COPY_BUFFER: usize = 64 * 1024;
-/// Of one sandbox at once; each costs the server two descriptors.
+/// Maximum number of connections of one sandbox at once; each costs the server two descriptors.
 const MAX_CONNECTIONS: usize = 512;
 
-/// What the operator decides for all sandboxes.
+/// Settings of the operator for all sandboxes.
 #[derive(Debug, Clone, Default)]
 pub struct GatewayConfig {
-    /// Where DNS questions go.
+    /// The resolvers that DNS queries are forwarded to.
     pub resolvers: Resolvers,
-    /// Private networks that sandboxes may reach nevertheless. Empty unless the operator says so.
+    /// Private networks that sandboxes may reach nevertheless. Empty by default.
     pub internal_allowed: Vec<Cidr>,
 }
 
-/// The outgoing side of one sandbox's network. Dropping it cuts every connection.
+/// The outgoing network of one sandbox. Dropping it closes the listeners and all connections.
 #[derive(Debug)]
 pub struct Gateway {
     state: Arc<GatewayState>,
@@ -51,8 +54,8 @@ struct GatewayState {
     policy: RwLock<Arc<EgressPolicy>>,
     config: GatewayConfig,
     connections: Arc<Semaphore>,
-    questions: Arc<Semaphore>,
-    /// Ends the connections there are; those to come have another.
+    queries: Arc<Semaphore>,
+    /// Cancels the present connections; later ones get a new token.
     cut: Mutex<CancellationToken>,
 }
 
@@ -66,7 +69,7 @@ impl Gateway {
             policy: RwLock::new(Arc::new(policy)),
             config,
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
-            questions: Arc::new(Semaphore::new(dns::MAX_QUERIES)),
+            queries: Arc::new(Semaphore::new(dns::MAX_QUERIES)),
             cut: Mutex::default(),
         });
         let stop = CancellationToken::new();
@@ -82,7 +85,7 @@ impl Gateway {
             let (state, stop) = (gateway.state.clone(), gateway.stop.clone());
             let serve = async move {
                 let policy = || state.policy();
-                dns::serve(socket, &state.config.resolvers, policy, &state.questions, stop).await;
+                dns::serve(socket, &state.config.resolvers, policy, &state.queries, stop).await;
             };
             gateway.servers.spawn(gateway.stop.clone().run_until_cancelled_owned(serve));
         }
@@ -90,19 +93,19 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// Closes the listeners and cuts every connection; returns once the ports are free again.
+    /// Closes the listeners and all connections; returns once the ports are free again.
     pub async fn stop(self) {
         self.stop.cancel();
         self.servers.wait().await;
     }
 
-    /// Resets every connection there is. New ones are served as before.
+    /// Resets all present connections. New ones are served as before.
     pub fn cut(&self) {
         let mut cut = self.state.cut.lock();
         std::mem::take(&mut *cut).cancel();
     }
 
-    /// Replaces the rules for connections still to come.
+    /// Replaces the egress policy for connections that are made from now on.
     pub fn set_policy(&self, policy: EgressPolicy) {
         *self.state.policy.write() = Arc::new(policy);
     }
@@ -119,7 +122,7 @@ impl GatewayState {
         self.policy.read().clone()
     }
 
-    /// Whether an address may be dialled at all, whatever the sandbox's own rules say.
+    /// Whether an address may be connected to at all, whatever the sandbox's policy permits.
     fn is_reachable(&self, address: IpAddr) -> bool {
         if self.config.internal_allowed.iter().any(|cidr| cidr.contains(address.to_canonical())) {
             return true;
@@ -128,11 +131,13 @@ impl GatewayState {
     }
 }
 
-/// Whether the address is one of the host's own: its services are not the sandbox's business even when public.
+/// Whether the address is one of the host's own. Sandboxes may not reach the host's services even
+/// on public addresses.
 #[must_use]
 pub fn is_host_address(address: IpAddr) -> bool {
-    // Binding asks the kernel's present state. Only its clear "not mine" counts: any other trouble, such as a lack of
-    // descriptors, must not open the host's own addresses.
+    // Binding asks the kernel for its present addresses. Only the explicit "not available" counts
+    // as false: any other error, such as a lack of descriptors, must not open the host's own
+    // addresses.
     match std::net::UdpSocket::bind((address, 0)) {
         Err(error) => error.kind() != io::ErrorKind::AddrNotAvailable,
         Ok(_) => true,
@@ -146,7 +151,7 @@ async fn accept_loop(listener: TcpListener, state: Arc<GatewayState>, stop: Canc
             Ok((client, _)) => client,
             Err(error) => {
                 warn!(%error, "cannot accept a sandbox's connection");
-                // Out of descriptors: no event tells when there are some again.
+                // Out of descriptors: there is no event for when there are some again.
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
@@ -172,12 +177,12 @@ async fn forward(mut client: TcpStream, state: &GatewayState, cut: &Cancellation
             return reset(&client);
         }
     };
-    let dialled = tokio::time::timeout(DIAL_TIMEOUT, TcpStream::connect(target)).await;
+    let connected = tokio::time::timeout(DIAL_TIMEOUT, TcpStream::connect(target)).await;
     if destination.port() == DNS {
-        let Ok(Ok(server)) = dialled else { return reset(&client) };
+        let Ok(Ok(server)) = connected else { return reset(&client) };
         return dns::relay(client, server).await;
     }
-    let Ok(Ok(mut server)) = dialled else {
+    let Ok(Ok(mut server)) = connected else {
         debug!(%target, "outgoing connection failed");
         return reset(&client);
     };
@@ -185,7 +190,8 @@ async fn forward(mut client: TcpStream, state: &GatewayState, cut: &Cancellation
     server.set_nodelay(true)?;
     let copy = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut server, COPY_BUFFER, COPY_BUFFER);
     if !matches!(cut.run_until_cancelled(copy).await, Some(Ok(_))) {
-        // One side was reset, or we cut both: so must the other be, or a cut download looks complete.
+        // One side was reset, or both were cut. Both must see a reset, or an interrupted download
+        // looks complete.
         reset(&client)?;
         reset(&server)?;
     }
@@ -195,19 +201,22 @@ async fn forward(mut client: TcpStream, state: &GatewayState, cut: &Cancellation
 
 const DNS: u16 = 53;
 
-/// Makes the coming close an RST.
+/// Makes the following close send an RST.
 fn reset(stream: &TcpStream) -> io::Result<()> {
     Ok(sockopt::set_socket_linger(stream, Some(Duration::ZERO))?)
 }
 
-/// Where the client wanted to go before the redirect.
+/// Returns the destination that the client connected to, before the redirect.
+///
+/// # Errors
+/// The connection was not redirected.
 fn original_destination(client: &TcpStream) -> io::Result<SocketAddr> {
     let destination: SocketAddr = if client.local_addr()?.is_ipv4() {
         sockopt::ip_original_dst(client)?.into()
     } else {
         sockopt::ipv6_original_dst(client)?.into()
     };
-    // Somebody talks to our listener directly: there is nowhere to forward to.
+    // The client connected to our listener directly, so there is no other destination.
     let ours = destination.ip().is_loopback() && [EGRESS_PORT, DNS_PORT].contains(&destination.port());
     if ours { Err(io::Error::other("not a redirected connection")) } else { Ok(destination) }
 }
@@ -238,14 +247,16 @@ async fn decide(client: &TcpStream, destination: SocketAddr, state: &GatewayStat
     if !policy.permits_domain(&name) {
         return EgressDecision::Refuse("the name is denied");
     }
-    // The name decides, so the name is dialled: an /etc/hosts entry in the sandbox cannot point it elsewhere.
+    // The name is what the policy permits, so the name is resolved here: an /etc/hosts entry in the
+    // sandbox cannot point it to another address.
     match dns::lookup(&state.config.resolvers, &name).await.into_iter().find(|ip| state.is_reachable(*ip)) {
         Some(address) => EgressDecision::Dial(SocketAddr::new(address, destination.port())),
         None => EgressDecision::Refuse("the name has no reachable address"),
     }
 }
 
-/// The host a client names in its first bytes, on the two ports where clients name one. Consumes nothing.
+/// Returns the host name in the first bytes from the client, on the two ports where clients send
+/// one. Consumes nothing.
 async fn requested_name(client: &TcpStream, port: u16) -> Option<String> {
     let read: fn(&[u8]) -> SniffedName = match port {
         80 => sniff::http_host,
@@ -264,7 +275,8 @@ async fn requested_name(client: &TcpStream, port: u16) -> Option<String> {
                 SniffedName::NeedMore => {}
             }
             if length == seen {
-                // Peeking does not consume, so readiness stays set; wait for the next arrival by its edge.
+                // Peeking does not consume, so readiness stays set; clear it and wait for the next
+                // arrival.
                 let _ = client.try_io(Interest::READABLE, || -> io::Result<()> {
                     Err(io::ErrorKind::WouldBlock.into())
                 });

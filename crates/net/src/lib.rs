@@ -1,7 +1,10 @@
-//! Socket-only networking: a sandbox's network namespace has only `lo` (or the cable of a virtual machine), and our listeners
-//! inside it are all it can reach.
-//! Outgoing connections land on those listeners, the policy decides, and the server dials from the host.
-//! Incoming ones are sockets made inside the namespace.
+//! Networking of sandboxes through sockets alone: no bridge, no routes and no NAT on the host.
+//!
+//! A sandbox's network namespace has only `lo`, or the tap of its VM, and our listeners inside the
+//! namespace are all that it can reach. Outgoing connections are redirected to those listeners,
+//! where the `gateway` applies the egress policy and connects from the host; `dns` answers DNS
+//! queries. Incoming connections (`dial`) are made from sockets that are created inside the
+//! namespace.
 #![forbid(unsafe_code)]
 
 mod dial;
@@ -25,15 +28,16 @@ use std::io;
 
 use sys::{Namespace, in_network_namespace};
 
-/// Port inside each sandbox's namespace where redirected TCP connections land.
+/// Port in each sandbox's namespace that TCP connections are redirected to.
 pub const EGRESS_PORT: u16 = 15001;
-/// Port inside each sandbox's namespace where redirected DNS datagrams land.
+/// Port in each sandbox's namespace that DNS datagrams are redirected to.
 pub const DNS_PORT: u16 = 15053;
 
-/// Turns a fresh network namespace into a sandbox's: `lo` up, every address local, TCP and DNS redirected to us.
+/// Configures a fresh network namespace for a container: brings `lo` up, makes every address local,
+/// and redirects TCP and DNS to our listeners.
 ///
 /// # Errors
-/// The kernel lacks nf_tables NAT, or the namespace is not fresh.
+/// The kernel has no nf_tables NAT, or the namespace is not fresh.
 pub fn configure(namespace: &Namespace) -> io::Result<()> {
     in_network_namespace(namespace, || {
         loopback::bring_up()?;

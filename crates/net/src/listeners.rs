@@ -1,6 +1,9 @@
-//! The sockets the server keeps inside a sandbox's namespace: what outgoing traffic lands on.
-//! A thread enters, binds and leaves; the sockets are then used from outside like any others.
-//! They vanish with the server and are opened again when a new server adopts the sandbox.
+//! The sockets that the server opens inside a sandbox's namespace; outgoing traffic is redirected
+//! to them.
+//!
+//! A thread enters the namespace, binds and leaves; the sockets are then used from outside like any
+//! others. They are closed when the server ends, and a new server that adopts the sandbox opens
+//! them again.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -11,30 +14,31 @@ use sys::{Namespace, in_network_namespace};
 
 use crate::{DNS_PORT, EGRESS_PORT};
 
-/// A listening TCP socket inside a namespace, for a process there to inherit.
+/// A listening TCP socket in a namespace, for a process there to inherit.
 pub type TcpListener = std::net::TcpListener;
 
 const BACKLOG: i32 = 1024;
 
-/// The gateway's sockets of one sandbox, IPv4 and IPv6.
+/// The gateway's sockets in the namespace of one sandbox, for IPv4 and IPv6.
 #[derive(Debug)]
 pub struct Listeners {
-    /// Redirected TCP.
+    /// Accept redirected TCP connections.
     pub(crate) tcp: [std::net::TcpListener; 2],
-    /// Redirected DNS datagrams.
+    /// Receive redirected DNS datagrams.
     pub(crate) dns: [std::net::UdpSocket; 2],
 }
 
 impl Listeners {
-    /// Opens the gateway's sockets in a configured namespace.
+    /// Opens the gateway's sockets in the configured namespace of a container.
     ///
     /// # Errors
-    /// A port is taken (something in the sandbox listens there) or `lo` is not up.
+    /// A port is taken (a process in the sandbox listens there), or `lo` is not up.
     pub fn open(namespace: &Namespace) -> io::Result<Self> {
         Self::open_at(namespace, Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST)
     }
 
-    /// Opens them in a namespace that a machine is plugged into: its packets land on the cable's own addresses.
+    /// Opens the gateway's sockets in the namespace of a VM. They listen on all addresses, because
+    /// redirected packets arrive at those of the tap.
     ///
     /// # Errors
     /// A port is taken.
@@ -74,11 +78,12 @@ fn bound(address: SocketAddr, kind: SocketType) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
     if kind == SocketType::STREAM {
-        // Connections of an earlier server may linger in TIME_WAIT when a new one adopts the sandbox.
+        // Connections of an earlier server may still be in TIME_WAIT when a new one adopts the
+        // sandbox.
         sockopt::set_socket_reuseaddr(&socket, true)?;
     }
     if address.is_ipv6() {
-        // Its sibling has the same port for IPv4.
+        // The IPv4 socket has the same port.
         sockopt::set_ipv6_v6only(&socket, true)?;
     }
     rustix::net::bind(&socket, &address)?;

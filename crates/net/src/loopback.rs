@@ -1,6 +1,8 @@
-//! `lo`, and the two routes that make every address in the world local to the sandbox.
-//! With them a packet to anywhere is delivered inside the namespace, where a redirect rule or nobody takes it.
-//! Runs on a thread that is inside the namespace.
+//! Configures `lo` of a container's network namespace, with two routes that make every address
+//! local.
+//!
+//! A packet to any address is then delivered inside the namespace, where a redirect rule or nothing
+//! accepts it. Must be called on a thread that is inside the namespace.
 
 use std::io;
 

@@ -1,21 +1,23 @@
-//! Which outgoing connections a sandbox may make: pure decisions, no sockets.
-//! Allow beats deny; addresses that belong to the host or to private networks are refused whatever the rules say.
-//! Domains are matched by the name the client asked for (SNI or Host), never by reverse lookup.
+//! The egress policy: which outgoing connections a sandbox may make. Decisions only, no sockets.
+//!
+//! Allow rules take precedence over deny rules. Addresses of the host and of private networks are
+//! refused whatever the rules permit. Domains are matched by the name that the client sends (SNI or
+//! Host), never by reverse lookup.
 
 use std::net::IpAddr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Why a rule is not one.
+/// Errors in the rules of a policy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
-    /// Neither an address nor a network.
+    /// Neither an address nor a network in CIDR notation.
     #[error("invalid CIDR {0}")]
     Cidr(String),
 }
 
-/// A network in CIDR notation; a bare address is a network of one.
+/// A network in CIDR notation; a bare address is a network with one address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Cidr {
@@ -24,7 +26,8 @@ pub struct Cidr {
 }
 
 impl Cidr {
-    /// Whether the address lies in the network. Families never match each other.
+    /// Whether the address is in the network. An IPv4 network contains no IPv6 address and vice
+    /// versa.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         match (self.base, address) {
@@ -40,13 +43,13 @@ impl Cidr {
         }
     }
 
-    /// Whether it holds every address of its family (`0.0.0.0/0`, `::/0`).
+    /// Whether the network contains every address of its family (`0.0.0.0/0`, `::/0`).
     #[must_use]
     pub fn is_everything(&self) -> bool {
         self.prefix == 0
     }
 
-    /// The first address as written.
+    /// Returns the address as written.
     #[must_use]
     pub fn base(&self) -> IpAddr {
         self.base
@@ -89,43 +92,44 @@ impl From<Cidr> for String {
     }
 }
 
-/// Rules for outgoing traffic of one sandbox. The default lets everything public through.
+/// The egress rules of one sandbox. The default permits all public addresses.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EgressPolicy {
-    /// Networks reachable although denied below.
+    /// Networks that are permitted although `deny` contains them.
     pub allow: Vec<Cidr>,
-    /// Names reachable although denied below: exact, or `*.suffix` (any depth, not the apex). Lower-case.
+    /// Domains that are permitted although `deny` contains their addresses: exact, or `*.suffix`
+    /// (any depth, not the apex). In lower case.
     pub allow_domains: Vec<String>,
-    /// Networks refused.
+    /// Networks that are denied.
     pub deny: Vec<Cidr>,
 }
 
 impl EgressPolicy {
-    /// The policy of `allow_internet_access: false`.
+    /// Returns the policy of `allow_internet_access: false`.
     #[must_use]
     pub fn deny_all() -> Self {
         let everything = ["0.0.0.0/0", "::/0"].map(|cidr| cidr.parse().expect("a literal network"));
         Self { deny: everything.to_vec(), ..Self::default() }
     }
 
-    /// Whether a connection to this public address is let through by its address alone.
+    /// Whether the rules permit a connection to this public address by its address alone.
     #[must_use]
     pub fn permits_address(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.allow.iter().any(|cidr| cidr.contains(address))
             || !self.deny.iter().any(|cidr| {
-                // `0.0.0.0/0` is how the SDKs say "all traffic", and IPv6 is traffic too.
+                // `0.0.0.0/0` is how the SDKs say "all traffic", and that includes IPv6.
                 cidr.contains(address) || (cidr.is_everything() && cidr.base().is_ipv4())
             })
     }
 
-    /// Whether only listed names may be looked up: so it is when all traffic is denied.
+    /// Whether only the listed domains may be resolved, which is so when all traffic is denied.
     #[must_use]
     pub fn restricts_names(&self) -> bool {
         self.deny.iter().any(Cidr::is_everything)
     }
 
-    /// Whether a connection that names this host (SNI or Host) is let through by its name.
+    /// Whether the rules permit a connection whose client sends this host name (SNI or Host).
     #[must_use]
     pub fn permits_domain(&self, name: &str) -> bool {
         let name = name.trim_end_matches('.').to_ascii_lowercase();
@@ -136,8 +140,9 @@ impl EgressPolicy {
     }
 }
 
-/// Addresses no rule can open: loopback, private, link-local (cloud metadata), carrier-grade NAT, multicast,
-/// unspecified and reserved ones, and IPv6 forms that carry such an IPv4 address.
+/// Whether no rule can permit the address: loopback, private, link-local (cloud metadata),
+/// carrier-grade NAT, multicast, unspecified and reserved addresses, and IPv6 forms that contain
+/// such an IPv4 address.
 #[must_use]
 pub fn is_never_public(address: IpAddr) -> bool {
     match address.to_canonical() {
@@ -157,9 +162,10 @@ pub fn is_never_public(address: IpAddr) -> bool {
         IpAddr::V6(v6) => {
             let segments = v6.segments();
             let embedded = match segments {
-                // Teredo hides an IPv4 address, local NAT64 one of the host's own network.
+                // Teredo contains an obfuscated IPv4 address; local-use NAT64 one of the host's own
+                // network.
                 [0x2001, 0, ..] | [0x64, 0xff9b, 1, ..] => return true,
-                // NAT64, 6to4: the IPv4 address inside is what would be reached.
+                // NAT64, 6to4: the IPv4 address inside is the one that would be reached.
                 [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => Some((high, low)),
                 [0, 0, 0, 0, 0, 0, high, low] if high != 0 => Some((high, low)),
                 _ => None,

@@ -1,6 +1,8 @@
-//! The nf_tables rules of a sandbox: loopback stays inside, DNS and all other TCP go to our listeners.
-//! Everything else has nowhere to go: no interface but `lo`, or the machine's own cable, exists.
-//! Attribute numbers are those of `linux/netfilter/nf_tables.h`; numbers travel in network byte order.
+//! The nf_tables rules in a sandbox's namespace: loopback traffic is left alone, DNS and all other
+//! TCP is redirected to our listeners.
+//!
+//! Other packets have no destination: there is no interface but `lo` or the tap. Attribute numbers
+//! are those of `linux/netfilter/nf_tables.h`; numbers are sent in network byte order.
 
 use std::io;
 
@@ -40,20 +42,23 @@ const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
 const AT_MOST: u32 = 3;
 const AT_LEAST: u32 = 5;
-/// Priorities of chains.
+/// Priorities of chains: lower ones run first.
 const DESTINATION_NAT: i32 = -100;
 const BEFORE_ALL: i32 = -300;
 
-/// Where packets are caught.
+/// The hook that sees the packets of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hook {
-    /// On their way out of a process in the namespace.
+    /// Packets from processes in the namespace: containers.
     LocalOut = 3,
-    /// On their way in, from a machine that is plugged into the namespace.
+    /// Packets that arrive through the tap: VMs.
     PreRouting = 0,
 }
 
 /// Installs the rules in the calling thread's network namespace.
+///
+/// # Errors
+/// The kernel has no nf_tables NAT.
 pub(crate) fn install(hook: Hook) -> io::Result<()> {
     let mut batch = Batch::default();
     batch.begin(BATCH_BEGIN, REQUEST, &BATCH).finish();
@@ -82,17 +87,20 @@ pub(crate) fn install(hook: Hook) -> io::Result<()> {
     });
     match hook {
         Hook::LocalOut => guard_control_address(&mut batch),
-        Hook::PreRouting => refuse_discovery(&mut batch),
+        Hook::PreRouting => drop_neighbour_discovery(&mut batch),
     }
     batch.begin(BATCH_END, REQUEST, &BATCH).finish();
     batch.exchange(Some(netlink::NETFILTER))
 }
 
-/// Drops what a machine has to say of neighbours and routers in IPv6. Both ends know each other; but each sender that asks becomes an
-/// entry of a table which the kernel has one of, for all namespaces: full of them, it would have no room for the host's own neighbours.
-fn refuse_discovery(batch: &mut Batch) {
+/// Drops IPv6 neighbour and router discovery from a guest. Both ends know each other's hardware
+/// address. And each sender of a solicitation would become an entry in the neighbour table, which
+/// the kernel shares among all namespaces: if a guest filled it, there would be no room for the
+/// host's own neighbours.
+fn drop_neighbour_discovery(batch: &mut Batch) {
     const ICMPV6: u8 = 58;
-    /// Solicitations and advertisements of routers and neighbours, and redirects.
+    /// Range of ICMPv6 types: solicitations and advertisements of routers and neighbours, and
+    /// redirects.
     const TYPES: [u8; 2] = [133, 137];
     chain(batch, DISCOVERY, "filter", Hook::PreRouting, BEFORE_ALL);
     rule(batch, DISCOVERY, |rule| {

@@ -1,22 +1,24 @@
-//! Reads the name a client asks for from the first bytes it sends: TLS server name or HTTP Host.
-//! Hostile input: every length is checked, nothing is trusted beyond being a name to match against rules.
-//! Answers "need more" until enough has come.
+//! Reads the host name that a client asks for from the first bytes that it sends: TLS server name
+//! or HTTP Host.
+//!
+//! The bytes are untrusted: every length is checked, and the name is only matched against rules.
+//! Functions return [`SniffedName::NeedMore`] until enough bytes have arrived.
 
-/// What the first bytes say.
+/// The host name in the first bytes of a connection.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum SniffedName {
     /// The client asks for this host.
     Found(String),
-    /// It names none, or speaks something else.
+    /// There is no name, or the protocol is another one.
     Absent,
-    /// Not decided yet.
+    /// More bytes are needed.
     NeedMore,
 }
 
-/// Longest prefix worth waiting for.
+/// Maximum number of bytes to wait for.
 pub(crate) const MAX_SNIFFED: usize = 16 * 1024;
 
-/// The `Host` of an HTTP/1.x request.
+/// Returns the `Host` of an HTTP/1.x request.
 pub(crate) fn http_host(bytes: &[u8]) -> SniffedName {
     let Some(end) = find(bytes, b"\r\n\r\n") else {
         return if bytes.len() >= MAX_SNIFFED { SniffedName::Absent } else { SniffedName::NeedMore };
@@ -26,7 +28,7 @@ pub(crate) fn http_host(bytes: &[u8]) -> SniffedName {
         let (name, value) = line.split_once(':')?;
         name.eq_ignore_ascii_case("host").then(|| value.trim())
     });
-    // Two Host headers are an attempt to be read differently by two readers.
+    // Two Host headers are an attempt to be understood differently by two readers.
     match (hosts.next(), hosts.next()) {
         (Some(host), None) => SniffedName::Found(without_port(host).to_ascii_lowercase()),
         _ => SniffedName::Absent,
@@ -44,7 +46,7 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     haystack.windows(needle.len()).position(|window| window == needle)
 }
 
-/// The server name of a TLS ClientHello that fits one record.
+/// Returns the server name of a TLS ClientHello that fits into one record.
 pub(crate) fn tls_server_name(bytes: &[u8]) -> SniffedName {
     const HANDSHAKE: u8 = 22;
     if bytes.first().is_some_and(|kind| *kind != HANDSHAKE) {

@@ -1,6 +1,8 @@
-//! The namespace of a virtual machine: one cable (a tap) and our listeners at this end of it.
-//! Every machine has the same addresses, as none sees another's cable; what it sends is redirected or has nowhere to go.
-//! Its loopback is dialled straight through the cable: this end routes 127.0.0.0/8 to the guest, which accepts that.
+//! The network namespace of a VM: a tap, with our listeners at the host's end of the link.
+//!
+//! All VMs have the same addresses, as each link is in a namespace of its own. Packets from the
+//! guest are redirected to our listeners or dropped. The guest's loopback can be reached through
+//! the link: the host's end routes 127.0.0.0/8 to the guest, which accepts that.
 
 use std::fs;
 use std::io;
@@ -12,6 +14,7 @@ use sys::{Namespace, in_network_namespace, make_tap};
 use crate::redirect;
 use sys::netlink::{Batch, CREATE, REQUEST_ACK};
 
+/// Name of the host's end of the link, in the namespace.
 const TAP: &str = "tap0";
 
 const RTM_NEWLINK: u16 = 16;
@@ -21,45 +24,45 @@ const RTM_NEWNEIGH: u16 = 28;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
-/// The addresses at both ends of a machine's addresses.
+/// Addresses at both ends of the link between a guest and its namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LinkAddresses {
-    /// The guest's hardware address.
+    /// Hardware address of the guest.
     pub guest_mac: [u8; 6],
-    /// Ours.
+    /// Hardware address of the host's end.
     pub host_mac: [u8; 6],
-    /// The guest's IPv4 address.
+    /// IPv4 address of the guest.
     pub guest_ipv4: Ipv4Addr,
-    /// Ours, the guest's gateway.
+    /// IPv4 address of the host's end, which is the guest's gateway.
     pub host_ipv4: Ipv4Addr,
-    /// Length of the IPv4 network's prefix.
+    /// Prefix length of the IPv4 network.
     pub prefix_ipv4: u8,
-    /// The guest's IPv6 address.
+    /// IPv6 address of the guest.
     pub guest_ipv6: Ipv6Addr,
-    /// Ours, the guest's gateway.
+    /// IPv6 address of the host's end, which is the guest's gateway.
     pub host_ipv6: Ipv6Addr,
-    /// Length of the IPv6 network's prefix.
+    /// Prefix length of the IPv6 network.
     pub prefix_ipv6: u8,
 }
 
-/// A namespace with a cable in it.
+/// A network namespace with a tap in it.
 #[derive(Debug)]
 pub struct TapNetwork {
-    /// Lives as long as a handle, a process or a socket in it.
+    /// The namespace; it exists as long as a handle, process or socket in it.
     pub namespace: Namespace,
-    /// The guest's end, for the machine monitor to inherit.
+    /// The guest's end of the link, for QEMU to inherit.
     pub tap: OwnedFd,
 }
 
-/// Makes a machine's network. Takes about a millisecond.
+/// Creates a network namespace with a configured tap and redirect rules. Takes about a millisecond.
 ///
 /// # Errors
-/// The kernel lacks TUN or nf_tables NAT.
+/// The kernel has no TUN or no nf_tables NAT.
 pub fn create_tap_network(addresses: &LinkAddresses) -> io::Result<TapNetwork> {
     let namespace = Namespace::new_network()?;
     let tap = in_network_namespace(&namespace, || {
         let tap = make_tap(TAP)?;
-        tune()?;
+        set_options()?;
         configure(addresses)?;
         redirect::install(redirect::Hook::PreRouting)?;
         Ok(tap)
@@ -67,24 +70,26 @@ pub fn create_tap_network(addresses: &LinkAddresses) -> io::Result<TapNetwork> {
     Ok(TapNetwork { namespace, tap })
 }
 
-/// `/proc/sys/net` shows the namespace of who looks. What the host sets for all its interfaces must not come in here.
-fn tune() -> io::Result<()> {
+/// Sets the options of the network stack. `/proc/sys/net` shows those of the calling thread's
+/// namespace. Defaults that the host sets for new interfaces must not apply here.
+fn set_options() -> io::Result<()> {
     let settings = [
         ("ipv4/ip_forward", "0"),
         ("ipv4/conf/all/rp_filter", "0"),
         ("ipv4/conf/tap0/rp_filter", "0"),
-        // Answers of the guest's loopback come from 127.0.0.1.
+        // Answers from the guest's loopback have the source 127.0.0.1.
         ("ipv4/conf/tap0/route_localnet", "1"),
-        // The guest's end is known, and every sender that asks for ours would get an entry in a table that all namespaces share.
+        // The guest's hardware address is set, so ARP is not needed. And each sender of an ARP
+        // request would get an entry in the neighbour table, which all namespaces share.
         ("ipv4/conf/tap0/arp_ignore", "8"),
         ("ipv6/conf/all/forwarding", "0"),
         ("ipv6/conf/tap0/accept_ra", "0"),
-        // No address but ours.
+        // No automatic link-local address.
         ("ipv6/conf/tap0/addr_gen_mode", "1"),
     ];
     for (name, value) in settings {
         match fs::write(format!("/proc/sys/net/{name}"), value) {
-            // A kernel without IPv6.
+            // The kernel has no IPv6.
             Err(error) if error.kind() == io::ErrorKind::NotFound && name.starts_with("ipv6") => {}
             answer => answer?,
         }
@@ -131,7 +136,7 @@ const RTA_PREFSRC: u16 = 7;
 fn address(batch: &mut Batch, index: u32, family: u8, prefix: u8, octets: &[u8]) {
     const LOCAL: u16 = 2;
     const ADDRESS: u16 = 1;
-    /// `IFA_F_NODAD`: nobody else is on the addresses.
+    /// `IFA_F_NODAD`: no other host is on the link, so no duplicate address detection.
     const UNIQUE: u8 = 2;
     // struct ifaddrmsg: family, prefixlen, flags, scope, index
     let mut header = vec![family, prefix, if family == AF_INET6 { UNIQUE } else { 0 }, 0];
@@ -182,7 +187,7 @@ mod tests {
     };
 
     #[test]
-    fn the_guests_loopback_is_at_the_other_end() {
+    fn loopback_addresses_are_routed_to_the_guest() {
         let network = create_tap_network(&ADDRESSES).unwrap();
         let show = |arguments: &[&str]| {
             let said =
@@ -197,7 +202,8 @@ mod tests {
         crate::Listeners::open_for_tap(&network.namespace).unwrap();
     }
 
-    /// What a guest may send to make the kernel remember it: a header of virtio, then a frame.
+    /// A frame that a guest may send to create an entry in the neighbour table: a virtio header,
+    /// then an Ethernet frame.
     fn frame(kind: [u8; 2], rest: &[u8]) -> Vec<u8> {
         const NO_OFFLOAD: [u8; 10] = [0; 10];
         let stranger = [2, 0xcf, 0, 0, 9, 9];
@@ -226,9 +232,9 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_cannot_fill_the_table_of_neighbours() {
+    fn a_guest_cannot_add_neighbours() {
         let network = create_tap_network(&ADDRESSES).unwrap();
-        // One end in use, as by QEMU, is what makes the link a running one.
+        // The open tap, as in QEMU, is what makes the link a running one.
         let send = |frame: &[u8]| assert_eq!(rustix::io::write(&network.tap, frame).unwrap(), frame.len());
         for last in [20, 23] {
             send(&arp_request(Ipv4Addr::new(169, 254, 0, last)));
