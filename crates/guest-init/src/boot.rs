@@ -1,6 +1,8 @@
-//! From a bare kernel to a sandbox's root file system: modules, disks, the overlay.
-//! The template's disk is the one that cannot be written; the sandbox's own, what it writes, is the other.
-//! envd lies in the initramfs, as the overlay's uppermost lower layer, so a new envd needs no new disks.
+//! Boot: from a bare kernel to the sandbox's root file system. Loads modules, mounts disks, mounts
+//! the overlay.
+//!
+//! The template's disk is the read-only one; the other is the sandbox's own. envd is in the
+//! initramfs, as the uppermost lower layer of the overlay, so a new envd needs no new disks.
 
 use std::fs::{self, File};
 use std::io;
@@ -16,18 +18,18 @@ use crate::error::InitError;
 use crate::uevents::UeventSocket;
 use crate::{cgroup, devices, network};
 
-/// Where the template's disk is mounted.
+/// Mount point of the template's disk.
 const BASE: &str = "/base";
-/// Where the sandbox's own disk is mounted.
+/// Mount point of the sandbox's own disk.
 const PRIVATE: &str = "/private";
-/// What the sandbox has written, a directory of [`PRIVATE`].
+/// Upper directory of the overlay, in [`PRIVATE`]: what the sandbox has written.
 pub(crate) const UPPER: &str = "/private/upper";
 const WORK: &str = "/private/work";
-/// The layer with envd.
+/// The layer with envd, in the initramfs.
 const ENVD_LAYER: &str = "/envd-layer";
-/// Where the sandbox's root is put together.
+/// Mount point of the sandbox's root file system.
 pub(crate) const ROOT: &str = "/root";
-/// Mount points and the like; the initramfs may have some of them.
+/// Directories to create; the initramfs may have some of them.
 const DIRS: [&str; 10] = [
     "/dev",
     "/proc",
@@ -41,16 +43,20 @@ const DIRS: [&str; 10] = [
     ENVD_LAYER,
 ];
 
-/// What a started machine has for the agent.
+/// What the guest agent needs of a booted guest.
 pub(crate) struct BootedGuest {
     pub(crate) options: BootOptions,
     pub(crate) cgroup: SandboxCgroup,
     pub(crate) boot_id: BootId,
-    /// The sandbox's own disk, for having it written.
+    /// The mount of the sandbox's own disk, for syncing it.
     pub(crate) private: File,
 }
 
-/// Mounts the kernel's own file systems and loads modules; returns the control channel, which everything else can be told on.
+/// Mounts the kernel's file systems, loads modules, and opens the control channel, on which later
+/// errors can be reported.
+///
+/// # Errors
+/// The kernel refuses a mount or module, or there is no control channel.
 pub(crate) fn mount_and_open_channel(events: &mut Option<UeventSocket>) -> Result<Channel, InitError> {
     let kernel = |what: &'static str| InitError::kernel::<io::Error>(what);
     DIRS.iter().try_for_each(fs::create_dir_all).map_err(kernel("make directories"))?;
@@ -66,7 +72,10 @@ pub(crate) fn mount_and_open_channel(events: &mut Option<UeventSocket>) -> Resul
     Channel::open(&port)
 }
 
-/// Everything up to where envd can be started.
+/// Prepares the sandbox up to the start of envd.
+///
+/// # Errors
+/// A device is missing, or the kernel refuses a step.
 pub(crate) fn prepare_sandbox(events: &UeventSocket) -> Result<BootedGuest, InitError> {
     let cmdline = fs::read_to_string("/proc/cmdline").map_err(InitError::kernel("read the command line"))?;
     let options = BootOptions::parse(&cmdline)?;
@@ -94,7 +103,7 @@ fn load_modules() -> Result<(), InitError> {
         };
         load().map_err(InitError::kernel(format!("load the module {name}")))?;
     }
-    // The kernel has what it needs of them; they would take memory from user code.
+    // The files are not needed any more and would take memory from user code.
     fs::remove_dir_all(dir).map_err(InitError::kernel("remove loaded modules"))
 }
 
@@ -103,7 +112,8 @@ fn mount_disks(events: &UeventSocket) -> Result<File, InitError> {
         .wait_for("there are not two disks, one of them read-only", || Some((disk(true)?, disk(false)?)))?;
     mount(base.as_str(), BASE, "ext4", MountFlags::RDONLY | MountFlags::NODEV, None)
         .map_err(InitError::kernel("mount the template's disk"))?;
-    // What reaches the disk, and when, is for captures to decide: no rename waits for it. What is not there need not be initialised.
+    // Captures sync the disk when that is needed, so renames need not wait for it
+    // (`noauto_da_alloc`). Unused inode tables need not be initialized.
     let (flags, options) =
         (MountFlags::NODEV | MountFlags::NOATIME, c"discard,noauto_da_alloc,noinit_itable");
     let mounted = mount(own.as_str(), PRIVATE, "ext4", flags, Some(options));
@@ -111,7 +121,7 @@ fn mount_disks(events: &UeventSocket) -> Result<File, InitError> {
     File::open(PRIVATE).map_err(InitError::kernel("open the sandbox's disk"))
 }
 
-/// The disk that can, or cannot, be written.
+/// Returns the device of the disk that is read-only, or of the one that is not.
 fn disk(read_only: bool) -> Option<String> {
     let wanted = if read_only { "1" } else { "0" };
     let mut disks: Vec<String> = fs::read_dir("/sys/block")
@@ -136,11 +146,11 @@ fn mount_root() -> Result<(), InitError> {
     prepare().map_err(InitError::kernel("make the directories of the overlay"))?;
     layers::renew_overlay_work(Path::new(WORK), false)
         .map_err(|error| InitError::kernel("renew the overlay's work directory")(io::Error::other(error)))?;
-    // `volatile`: what is durable comes from explicit captures, which write the disk below. `index` off: a base that was made
-    // anew has other inode numbers, and is refused with it.
+    // `volatile`: data becomes durable by explicit captures, which sync the disk below. `index`
+    // off: a base image that was built again has other inode numbers and would be refused with it.
     let options =
         c"lowerdir=/envd-layer:/base,upperdir=/private/upper,workdir=/private/work,redirect_dir=on,index=off,metacopy=off,volatile";
-    // Set-user-id programs work: sudo is one.
+    // Without `nosuid`: set-user-id programs such as sudo must work.
     mount("cofferdam", ROOT, "overlay", MountFlags::NODEV, Some(options))
         .map_err(InitError::kernel("mount the sandbox's root"))
 }

@@ -1,5 +1,5 @@
-//! Carrying out what the host asks for, one thing after another.
-//! User code goes on only after everything before that has succeeded.
+//! Handles requests of the host, one after another. User code is resumed only after everything
+//! before that has succeeded.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -13,21 +13,23 @@ use crate::cgroup::SandboxCgroup;
 use crate::devices::BootId;
 use crate::error::InitError;
 
-/// What calls work on. All of it is open: what a clone does first, an emulator sees for the first time and is slow at.
+/// What requests work on. Everything is opened beforehand: the first steps of a clone are executed
+/// by the emulator for the first time, which is slow.
 pub(crate) struct CallHandler {
-    /// Of the kernel.
+    /// `/dev/urandom`.
     pub(crate) randomness: File,
-    /// envd's host name.
+    /// UTS namespace of envd.
     pub(crate) hostname: Namespace,
-    /// What the host wanted it to be; user code may have decided otherwise.
+    /// Host name that the host set last; user code may have changed it since.
     pub(crate) name: RefCell<String>,
     pub(crate) boot_id: BootId,
     pub(crate) cgroup: SandboxCgroup,
-    /// The sandbox's own disk.
+    /// The mount of the sandbox's own disk.
     pub(crate) private: File,
 }
 
 impl CallHandler {
+    /// Handles a request and returns whether it succeeded.
     pub(crate) fn handle(&self, call: &Call) -> CallOutcome {
         let done = match call {
             Call::Personalize(identity) => self.personalize(identity),
@@ -43,7 +45,7 @@ impl CallHandler {
 
     fn personalize(&self, identity: &GuestIdentity) -> Result<(), InitError> {
         sys::reseed(&self.randomness, identity.seed.as_bytes())
-            .map_err(InitError::kernel("renew the kernel's randomness"))?;
+            .map_err(InitError::kernel("reseed the kernel's random number generator"))?;
         set_clock(identity.realtime_ns)?;
         self.set_hostname(&identity.hostname)?;
         identity.boot_id.as_deref().map_or(Ok(()), |id| self.boot_id.set(id))?;
@@ -62,10 +64,11 @@ impl CallHandler {
 
     fn quiesce(&self) -> Result<(), InitError> {
         self.cgroup.freeze()?;
-        // Of the disk below: the overlay itself is mounted `volatile` and writes nothing on demand.
+        // Syncs the disk below the overlay: the overlay itself is mounted `volatile`, and syncing
+        // it does nothing.
         rustix::fs::syncfs(&self.private).map_err(|error| {
             let _ = self.cgroup.thaw();
-            InitError::kernel("write the sandbox's disk")(error)
+            InitError::kernel("sync the sandbox's disk")(error)
         })
     }
 }

@@ -1,6 +1,8 @@
-//! The control group of envd and all user code: how many processes there may be, and whether they run.
-//! Limits are on a group above the one that processes are in, so that user code finds them nowhere below its own root.
-//! Its files stay open: a clone's first steps are as few as can be.
+//! The control group of envd and all user code: limits the number of processes, and freezes them.
+//!
+//! Limits are set on the parent of the group that contains the processes, so that user code cannot
+//! reach them from its own cgroup root. Its files stay open, so that the first steps of a clone are
+//! as few as possible.
 
 use std::cell::Cell;
 use std::fs::{self, File};
@@ -16,20 +18,23 @@ use crate::error::InitError;
 const ROOT: &str = "/cgroup";
 const SANDBOX: &str = "/cgroup/sandbox";
 const PROCESSES: &str = "/cgroup/sandbox/processes/cgroup.procs";
-/// Most time for all processes to stop.
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum time until all processes are frozen.
+const FREEZE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The group, as the agent holds it.
+/// The open files of the control group.
 #[derive(Debug)]
 pub(crate) struct SandboxCgroup {
     freeze: File,
     events: File,
     limit: File,
-    /// What that is now.
+    /// The present limit.
     pids: Cell<u32>,
 }
 
-/// Makes the group, with at most this many processes and threads.
+/// Creates the group with this limit of processes and threads.
+///
+/// # Errors
+/// The kernel refuses it.
 pub(crate) fn make(pids: u32) -> Result<SandboxCgroup, InitError> {
     let make = || -> io::Result<SandboxCgroup> {
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
@@ -50,13 +55,13 @@ pub(crate) fn make(pids: u32) -> Result<SandboxCgroup, InitError> {
     make().map_err(InitError::kernel("make the control cgroup"))
 }
 
-/// Puts the calling process into it.
+/// Moves the calling process into the group.
 pub(crate) fn join() -> io::Result<()> {
     fs::write(PROCESSES, "0")
 }
 
 impl SandboxCgroup {
-    /// Limits the number of processes and threads.
+    /// Changes the limit of processes and threads.
     pub(crate) fn limit(&self, pids: u32) -> Result<(), InitError> {
         if self.pids.get() == pids {
             return Ok(());
@@ -67,18 +72,21 @@ impl SandboxCgroup {
         Ok(())
     }
 
-    /// Stops all processes and waits until they stand. They go on where that fails.
+    /// Freezes all processes and returns once all are frozen.
+    ///
+    /// # Errors
+    /// Not all of them are frozen in time; then they are thawed.
     pub(crate) fn freeze(&self) -> Result<(), InitError> {
         let frozen = self.set_frozen(true).and_then(|()| self.wait_until_frozen());
         frozen.map_err(|error| {
             let _ = self.set_frozen(false);
-            InitError::kernel("stop user code")(error)
+            InitError::kernel("freeze user code")(error)
         })
     }
 
-    /// Lets them go on.
+    /// Thaws all processes.
     pub(crate) fn thaw(&self) -> Result<(), InitError> {
-        self.set_frozen(false).map_err(InitError::kernel("let user code go on"))
+        self.set_frozen(false).map_err(InitError::kernel("thaw user code"))
     }
 
     fn set_frozen(&self, frozen: bool) -> io::Result<()> {
@@ -86,7 +94,7 @@ impl SandboxCgroup {
     }
 
     fn wait_until_frozen(&self) -> io::Result<()> {
-        let end = Instant::now() + TIMEOUT;
+        let end = Instant::now() + FREEZE_TIMEOUT;
         let mut text = [0; 256];
         loop {
             let length = self.events.read_at(&mut text, 0)?;

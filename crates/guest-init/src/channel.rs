@@ -1,6 +1,9 @@
-//! The control channel as the guest has it: a virtio-serial port that may lose and gain a host at any time.
-//! What cannot be sent yet waits here, within a limit; when a host begins anew, what waited for the one before is dropped.
-//! The port is watched for changes only (edge-triggered): while no host is there it would be ready all the time, for nothing.
+//! The guest's end of the control channel: a virtio-serial port whose host may disconnect and
+//! reconnect at any time.
+//!
+//! Data that cannot be sent yet is buffered within a limit; when a host starts a new conversation,
+//! data for the previous one is dropped. The port is watched edge-triggered: while no host is
+//! connected it would be ready all the time.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -13,19 +16,19 @@ use rustix::fs::OFlags;
 
 use crate::error::InitError;
 
-/// Most bytes that wait for a host.
-const MAX_WAITING: usize = 2 * MAX_FRAME;
+/// Maximum number of buffered bytes.
+const MAX_BUFFERED: usize = 2 * MAX_FRAME;
 
-/// The port, what was read of a frame, and what waits to be sent.
+/// The port, the decoder of requests, and buffered output.
 #[derive(Debug)]
 pub(crate) struct Channel {
     port: File,
     decoder: Decoder,
-    waiting: Vec<u8>,
+    buffered: Vec<u8>,
 }
 
 impl Channel {
-    /// The device whose name is the control channel's.
+    /// Returns the device of the control channel, once it exists.
     pub(crate) fn find() -> Option<PathBuf> {
         let ports = fs::read_dir("/sys/class/virtio-ports").ok()?.flatten();
         let named =
@@ -35,18 +38,20 @@ impl Channel {
         device.exists().then_some(device)
     }
 
+    /// Opens the device of the control channel.
     pub(crate) fn open(device: &Path) -> Result<Self, InitError> {
         let flags = OFlags::NONBLOCK.bits().cast_signed();
         let port = OpenOptions::new().read(true).write(true).custom_flags(flags).open(device);
         let port = port.map_err(InitError::kernel("open the control channel"))?;
-        Ok(Self { port, decoder: Decoder::default(), waiting: Vec::new() })
+        Ok(Self { port, decoder: Decoder::default(), buffered: Vec::new() })
     }
 
-    /// Takes what the host has sent. Nonsense is passed over, up to where the host begins anew.
+    /// Reads what the host has sent. Input that cannot be decoded is skipped, up to where the host
+    /// starts a new conversation.
     pub(crate) fn read(&mut self) -> Vec<Decoded<HostRequest>> {
         let mut items = Vec::new();
         let mut buffer = [0; 4096];
-        // No bytes: no host is there.
+        // Zero bytes: no host is connected.
         while let Ok(count @ 1..) = self.port.read(&mut buffer) {
             self.decoder.push(&buffer[..count]);
             loop {
@@ -60,27 +65,27 @@ impl Channel {
         items
     }
 
-    /// Sends a message now or when that is possible.
+    /// Sends a message, or buffers it until it can be sent.
     pub(crate) fn send(&mut self, message: &GuestMessage) {
         match encode(message) {
-            Ok(frame) if self.waiting.len() + frame.len() <= MAX_WAITING => self.waiting.extend(frame),
-            Ok(_) => log_error(&"nobody reads the control channel"),
+            Ok(frame) if self.buffered.len() + frame.len() <= MAX_BUFFERED => self.buffered.extend(frame),
+            Ok(_) => log_error(&"the host does not read; a message is dropped"),
             Err(error) => log_error(&error),
         }
         self.flush();
     }
 
-    /// Begins anew, as the host does.
+    /// Drops buffered output and answers the mark of a new conversation.
     pub(crate) fn synchronise(&mut self) {
-        self.waiting = SYNC_MARK.to_vec();
+        self.buffered = SYNC_MARK.to_vec();
         self.flush();
     }
 
-    /// Sends what waits, as far as the host takes it.
+    /// Sends buffered output, as far as the host accepts it.
     pub(crate) fn flush(&mut self) {
-        while !self.waiting.is_empty() {
-            match self.port.write(&self.waiting) {
-                Ok(count @ 1..) => drop(self.waiting.drain(..count)),
+        while !self.buffered.is_empty() {
+            match self.port.write(&self.buffered) {
+                Ok(count @ 1..) => drop(self.buffered.drain(..count)),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 _ => return,
             }

@@ -1,6 +1,8 @@
-//! The sandbox's `/dev`: six harmless device nodes, the usual links, and empty directories to mount on; the same as in containers.
-//! The agent has it under a name of its own too, where it can change what covers the id of the boot.
-//! The machine's real devices are in the agent's `/dev` only.
+//! The sandbox's `/dev`: six harmless device nodes, the usual links, and empty directories to mount
+//! on; the same as in containers.
+//!
+//! The guest agent has it under a path of its own too, where it can change the file that is mounted
+//! over the kernel's boot id. The VM's real devices are in the guest agent's `/dev` only.
 
 use std::fs::{self, File};
 use std::io;
@@ -22,20 +24,23 @@ const LINKS: [(&str, &str); 5] = [
     ("stderr", "/proc/self/fd/2"),
 ];
 const DIRS: [&str; 3] = ["pts", "shm", "mqueue"];
-/// Where the agent can write it.
+/// The guest agent's writable mount of it.
 const WRITABLE: &str = "/sandbox-dev";
-/// The same as the sandbox gets it, read-only.
+/// The read-only mount of it that the sandbox gets.
 pub(crate) const READ_ONLY: &str = "/sandbox-dev-view";
-/// Covers the id of the machine's boot, which all copies of one captured state share.
+/// File that is mounted over the kernel's boot id, which all clones of one snapshot share.
 pub(crate) const BOOT_ID: &str = ".boot_id";
-/// What it covers.
+/// The kernel's boot id.
 pub(crate) const KERNELS_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// The file that covers the id of the boot.
+/// The open file with the boot id that the sandbox sees.
 #[derive(Debug)]
 pub(crate) struct BootId(File);
 
-/// Makes the sandbox's `/dev`.
+/// Creates the sandbox's `/dev`.
+///
+/// # Errors
+/// The kernel refuses a mount or node.
 pub(crate) fn make() -> Result<BootId, InitError> {
     fill().map(BootId).map_err(InitError::kernel("make the sandbox's /dev"))
 }
@@ -47,7 +52,7 @@ fn fill() -> io::Result<File> {
     for (name, major, minor) in NODES {
         let path = format!("{WRITABLE}/{name}");
         mknodat(CWD, &path, FileType::CharacterDevice, everyone, makedev(major, minor))?;
-        // The umask has taken bits away.
+        // `mknod` has applied the umask.
         chmod(&path, everyone)?;
     }
     LINKS.iter().try_for_each(|(name, target)| symlink(target, format!("{WRITABLE}/{name}")))?;
@@ -62,13 +67,16 @@ fn fill() -> io::Result<File> {
 }
 
 impl BootId {
-    /// Gives the sandbox another boot's id.
+    /// Changes the boot id that the sandbox sees.
+    ///
+    /// # Errors
+    /// `id` is not a UUID.
     pub(crate) fn set(&self, id: &str) -> Result<(), InitError> {
         let is_uuid = id.len() == 36 && id.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
         if !is_uuid {
-            return Err(InitError::Request(format!("{id:?} is no boot id; send a UUID")));
+            return Err(InitError::Request(format!("{id:?} is not a boot id; send a UUID")));
         }
-        // All ids are equally long.
+        // All ids have the same length.
         self.0.write_all_at(id.as_bytes(), 0).map_err(InitError::kernel("set the boot id"))
     }
 }

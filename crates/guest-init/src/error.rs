@@ -1,40 +1,39 @@
-//! What can go wrong in a guest, for its host's log.
-//! There is nobody inside who could repair anything, so the remedies are the host's.
+//! Errors in the guest. They are reported to the host's log, so the remedies are the host's.
 
 use std::io;
 
 use guest_api::BootError;
 
-/// Why the guest cannot be a sandbox, or did not do what it was asked for.
+/// Why the guest cannot become a sandbox, or did not handle a request.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum InitError {
-    /// The command line is not as it must be.
+    /// The kernel command line lacks boot options.
     #[error(transparent)]
     Boot(#[from] BootError),
-    /// The kernel refused something.
+    /// The kernel refused a step.
     #[error("cannot {what}: {source}")]
     Kernel {
-        /// What was tried.
+        /// The step.
         what: String,
-        /// Its answer.
+        /// The error.
         source: io::Error,
     },
-    /// Something that the host should have attached is not there.
+    /// A device that the host should have attached is missing.
     #[error("{0}; attach it and start the guest again")]
     Missing(&'static str),
-    /// A request that cannot be carried out as it is.
+    /// A request that is not valid.
     #[error("{0}")]
     Request(String),
-    /// What becomes envd has failed.
+    /// envd could not be executed.
     #[error("envd was not started: {0}")]
     Envd(String),
-    /// The sandbox is over.
+    /// envd has ended, and the sandbox with it.
     #[error("envd has ended")]
     Ended,
 }
 
 impl InitError {
-    /// An answer of the kernel to an attempt to do `what`.
+    /// Returns a function that wraps an error of the step `what`.
     pub(crate) fn kernel<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
         move |source| Self::Kernel { what: what.into(), source: source.into() }
     }

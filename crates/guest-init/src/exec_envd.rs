@@ -1,6 +1,9 @@
-//! What becomes envd: the first process of a pid namespace, and then of namespaces of its own for everything but the network.
-//! It sees the overlay as its root, a small `/dev`, and neither the agent nor the machine's disks and ports.
-//! Where something fails it says so on its output, which the agent reads; that closes by itself when envd is executed.
+//! The child that executes envd: the first process of a PID namespace, which enters new namespaces
+//! for everything but the network.
+//!
+//! It sees the overlay as its root and a small `/dev`, but neither the guest agent nor the VM's
+//! disks and ports. If a step fails it writes the error to its standard output, which the guest
+//! agent reads; a successful `exec` closes that.
 
 use std::ffi::CString;
 use std::fs;
@@ -25,18 +28,20 @@ use crate::error::InitError;
 use crate::{boot, cgroup, devices};
 
 const ENVD: &str = "/usr/bin/envd";
-/// Until the host gives it another one.
+/// Host name until the host sets another one.
 pub(crate) const HOSTNAME: &str = "sandbox";
-/// envd runs before user code when both want the processor; it takes this away from every process it starts.
+/// Nice value of envd, so that it runs before user code when both want the processor. It resets the
+/// value in processes that it starts.
 const ENVD_NICE: i32 = -10;
 const MAX_OPEN_FILES: u64 = 16_384;
 const MAX_QUEUED_SIGNALS: u64 = 4096;
-/// Of the process limit, what no single user inside can take (root can: it is this kernel's root).
+/// Part of the process limit that no single user inside can use (except root: it is root of this
+/// kernel).
 const RESERVED_PIDS: u64 = 32;
-/// Connections that wait for envd.
+/// Maximum number of connections that wait for envd to accept them.
 const BACKLOG: i32 = 1024;
 
-/// Becomes envd; answers only where that fails.
+/// Executes envd; returns only if that fails.
 pub(crate) fn run() -> InitError {
     match become_envd() {
         Ok(never) => match never {},
@@ -45,28 +50,29 @@ pub(crate) fn run() -> InitError {
 }
 
 fn become_envd() -> Result<std::convert::Infallible, InitError> {
-    // First, so that it is number 3 as in containers.
+    // First, so that its descriptor is 3 as in containers.
     let listener = listen().map_err(InitError::kernel("listen for envd"))?;
     let shm_mib = std::env::args().nth(2).unwrap_or_default();
     cgroup::join().map_err(InitError::kernel("enter the control group"))?;
-    // User code must be what goes when memory runs out, and it inherits this.
-    fs::write("/proc/self/oom_score_adj", "0").map_err(InitError::kernel("be no more spared than others"))?;
-    setpriority_process(None, ENVD_NICE).map_err(InitError::kernel("favour envd"))?;
+    // User code inherits this and must be what the OOM killer chooses.
+    fs::write("/proc/self/oom_score_adj", "0")
+        .map_err(InitError::kernel("reset the OOM score adjustment"))?;
+    setpriority_process(None, ENVD_NICE).map_err(InitError::kernel("set the priority of envd"))?;
     let own = UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC | UnshareFlags::NEWCGROUP;
     sys::enter_new_namespaces(own).map_err(InitError::kernel("make namespaces"))?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    mount_change("/", private).map_err(InitError::kernel("part from the agent's mounts"))?;
+    mount_change("/", private).map_err(InitError::kernel("make mounts private"))?;
     mount_all(&shm_mib)?;
     rustix::system::sethostname(HOSTNAME.as_bytes()).map_err(InitError::kernel("set the host name"))?;
     set_limits().map_err(InitError::kernel("set limits"))?;
-    let report = arrange_descriptors(&listener).map_err(InitError::kernel("arrange descriptors"))?;
+    let output = arrange_descriptors(&listener).map_err(InitError::kernel("arrange descriptors"))?;
     let error = Command::new(ENVD)
         .args(["--listen-fd", &listener.as_raw_fd().to_string()])
         .env_clear()
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         .exec();
-    // Back to where the agent listens.
-    let _ = dup2_stdout(&report);
+    // Restores the output that the guest agent reads.
+    let _ = dup2_stdout(&output);
     Err(InitError::kernel("execute envd")(error))
 }
 
@@ -86,12 +92,12 @@ fn mount_all(shm_mib: &str) -> Result<(), InitError> {
         .map_err(InitError::kernel("mount /sys"))?;
     switch_root(&root).map_err(InitError::kernel("change the root"))?;
     let boot_id = format!("/dev/{}", devices::BOOT_ID);
-    let cover = || {
+    let hide = || {
         mount_bind(&boot_id, devices::KERNELS_BOOT_ID)?;
         let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NOEXEC;
         mount_remount(devices::KERNELS_BOOT_ID, flags, "")
     };
-    cover().map_err(InitError::kernel("cover the boot id"))
+    hide().map_err(InitError::kernel("hide the boot id"))
 }
 
 fn mount_dev(root: &OwnedFd, shm_mib: &str) -> Result<(), Errno> {
@@ -107,7 +113,8 @@ fn mount_dev(root: &OwnedFd, shm_mib: &str) -> Result<(), Errno> {
     mount_new("mqueue", &dev, "mqueue", &[], none)
 }
 
-/// Not `pivot_root`, which the initramfs cannot: the new root covers the old one, as after every boot.
+/// Changes the root. Not by `pivot_root`, which does not work in an initramfs: the new root is
+/// mounted over the old one, as after every boot.
 fn switch_root(root: &OwnedFd) -> Result<(), Errno> {
     fchdir(root)?;
     mount_move(".", "/")?;
@@ -128,13 +135,14 @@ fn set_limits() -> io::Result<()> {
     Ok(setrlimit(Resource::Core, limit(1))?)
 }
 
-/// 0–2 become the sandbox's `/dev/null`; the listener stays open for envd; returns the old output.
+/// Makes descriptors 0 to 2 the sandbox's `/dev/null` and keeps the listener open for envd; returns
+/// the previous output.
 fn arrange_descriptors(listener: &TcpListener) -> Result<OwnedFd, Errno> {
-    let report = fcntl_dupfd_cloexec(rustix::stdio::stdout(), 0)?;
+    let output = fcntl_dupfd_cloexec(rustix::stdio::stdout(), 0)?;
     let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     rustix::stdio::dup2_stdin(&null)?;
     dup2_stdout(&null)?;
     dup2_stderr(&null)?;
     fcntl_setfd(listener, FdFlags::empty())?;
-    Ok(report)
+    Ok(output)
 }

@@ -1,6 +1,8 @@
-//! The guest's network: `lo`, and one interface with the addresses that every guest has.
-//! The host reaches services that listen on `127.0.0.1` by that very address, so it is routed from outside too.
-//! Nothing is asked or announced: no duplicate detection, no router advertisements, neighbours are set.
+//! Configures the guest's network: `lo`, and one interface with the addresses that every guest has.
+//!
+//! The host connects to services on `127.0.0.1` with that very destination address, so it is routed
+//! from outside too. Nothing is resolved or announced: no duplicate address detection, no router
+//! advertisements, permanent neighbour entries.
 
 use std::fs;
 use std::io;
@@ -34,7 +36,7 @@ const NDA_LLADDR: u16 = 2;
 /// `lo` is the first interface of every network namespace.
 const LOOPBACK: u32 = 1;
 
-/// Settings under `/proc/sys/net`, in this order.
+/// Settings under `/proc/sys/net`, in the order in which they are written.
 const SETTINGS: [(&str, &str); 5] = [
     ("ipv4/conf/all/route_localnet", "1"),
     ("ipv4/conf/eth0/route_localnet", "1"),
@@ -43,12 +45,15 @@ const SETTINGS: [(&str, &str); 5] = [
     ("ipv6/conf/eth0/autoconf", "0"),
 ];
 
-/// Waits for the interface and sets everything up.
+/// Waits for the interface and configures the network.
+///
+/// # Errors
+/// There is no interface, or the kernel refuses a setting.
 pub(crate) fn set_up(events: &UeventSocket) -> Result<(), InitError> {
     let index = events.wait_for("there is no network interface", interface)?;
     let set = |(name, value): &(&str, &str)| fs::write(format!("/proc/sys/net/{name}"), value);
-    SETTINGS.iter().try_for_each(set).map_err(InitError::kernel("set the network's options"))?;
-    configure(index).map_err(InitError::kernel("set up the network"))
+    SETTINGS.iter().try_for_each(set).map_err(InitError::kernel("set network options"))?;
+    configure(index).map_err(InitError::kernel("configure the network"))
 }
 
 fn interface() -> Option<u32> {

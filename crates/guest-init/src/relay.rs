@@ -1,6 +1,9 @@
-//! The relay: connections of the host to services on `::1`, and the way out for what user code has changed.
-//! Only the host's end of the link is served. Each connection has threads of its own, within a limit; most of their life they copy.
-//! Threads, not an event loop: there are few, and the kernel frees the guest of thinking about them.
+//! The relay: connects the host to services on `::1`, and sends what user code has changed as a
+//! layer.
+//!
+//! Only connections from the host's end of the link are served. Each has threads of its own, which
+//! spend most of their life copying; their number is limited. Threads instead of an event loop:
+//! there are few.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
@@ -16,13 +19,16 @@ use guest_api::relay::{MAX_LINE, OK, REFUSED, RELAY_PORT, RelayRequest};
 use crate::boot::UPPER;
 use crate::error::InitError;
 
-/// Connections served at once; more are closed.
+/// Maximum number of connections at once; more are closed.
 const MAX_CONNECTIONS: usize = 128;
-/// For the first line, and for a connection inside.
+/// Time limit for the first line, and for connecting to a service.
 const TIMEOUT: Duration = Duration::from_secs(5);
 const STACK: usize = 128 << 10;
 
-/// Begins to listen, in a thread.
+/// Starts to listen, on a thread.
+///
+/// # Errors
+/// The port is taken, or the thread cannot be created.
 pub(crate) fn start() -> Result<(), InitError> {
     let listener = TcpListener::bind((GUEST_V4, RELAY_PORT))
         .map_err(InitError::kernel("listen for relayed connections"))?;
@@ -39,7 +45,7 @@ pub(crate) fn start() -> Result<(), InitError> {
                 let _permit = permit;
                 let _ = serve(stream);
             };
-            // Without memory for a thread the connection is closed.
+            // If the thread cannot be created, the connection is closed.
             let _ = thread::Builder::new().stack_size(STACK).spawn(serve);
         }
     };
@@ -47,7 +53,7 @@ pub(crate) fn start() -> Result<(), InitError> {
     started.map(drop).map_err(InitError::kernel("start the relay"))
 }
 
-/// One of the connections that may be at once.
+/// One of the connections that may exist at once.
 struct ConnectionPermit(Arc<AtomicUsize>);
 
 impl ConnectionPermit {
@@ -73,7 +79,7 @@ fn serve(mut host: TcpStream) -> io::Result<()> {
     }
 }
 
-/// Byte by byte: what follows the line is not ours.
+/// Reads the first line byte by byte, because what follows it belongs to the service.
 fn read_request(host: &mut TcpStream) -> io::Result<RelayRequest> {
     let mut line = Vec::new();
     while line.last() != Some(&b'\n') && line.len() < MAX_LINE {
@@ -95,13 +101,13 @@ fn connect(mut host: TcpStream, port: u16) -> io::Result<()> {
     }
     host.write_all(OK.as_bytes())?;
     let (to_host, from_service) = (host.try_clone()?, service.try_clone()?);
-    thread::Builder::new().stack_size(STACK).spawn(move || pass_on(&from_service, &to_host))?;
-    pass_on(&host, &service);
+    thread::Builder::new().stack_size(STACK).spawn(move || copy_stream(&from_service, &to_host))?;
+    copy_stream(&host, &service);
     Ok(())
 }
 
-/// Until the end of `from`, or until `to` takes nothing any more.
-fn pass_on(mut from: &TcpStream, mut to: &TcpStream) {
+/// Copies until the end of `from`, or until `to` accepts no more data.
+fn copy_stream(mut from: &TcpStream, mut to: &TcpStream) {
     let copied = io::copy(&mut from, &mut to);
     let _ = to.shutdown(Shutdown::Write);
     if copied.is_err() {

@@ -1,6 +1,6 @@
-//! The kernel's news of devices, so that whoever needs one waits for it and not for a while.
-//! Begin to listen before what makes the device appear.
-//! Every wait has a limit.
+//! Waits for devices by the kernel's uevents instead of polling.
+//!
+//! Open the socket before whatever makes the device appear. Every wait has a time limit.
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -12,16 +12,18 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv,
 
 use crate::error::InitError;
 
-/// A device is there at once when its driver is loaded; this is for a machine that hardly runs.
-const TIMEOUT: Duration = Duration::from_secs(20);
-/// The group that the kernel itself speaks to.
+/// Time limit for a device. It appears as soon as its driver is loaded; the limit is for a very
+/// slow host.
+const DEVICE_TIMEOUT: Duration = Duration::from_secs(20);
+/// The multicast group of uevents from the kernel itself.
 const KERNEL_GROUP: u32 = 1;
 
-/// Hears of every device that comes.
+/// A netlink socket that receives an event for every new device.
 #[derive(Debug)]
 pub(crate) struct UeventSocket(OwnedFd);
 
 impl UeventSocket {
+    /// Opens the socket.
     pub(crate) fn listen() -> Result<Self, InitError> {
         let open = || -> Result<OwnedFd, Errno> {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -32,13 +34,16 @@ impl UeventSocket {
         open().map(Self).map_err(InitError::kernel("listen for devices"))
     }
 
-    /// Looks whenever there is news, until `look` finds something.
+    /// Calls `look` now and after every event, until it returns something.
+    ///
+    /// # Errors
+    /// It returns nothing in time; `missing` names what is missing.
     pub(crate) fn wait_for<T>(
         &self,
         missing: &'static str,
         mut look: impl FnMut() -> Option<T>,
     ) -> Result<T, InitError> {
-        let end = Instant::now() + TIMEOUT;
+        let end = Instant::now() + DEVICE_TIMEOUT;
         loop {
             if let Some(found) = look() {
                 return Ok(found);
@@ -51,7 +56,7 @@ impl UeventSocket {
             let limit =
                 Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
             let _ = poll(&mut fds, Some(&limit));
-            // Read away, also where some were lost: what counts is what is found.
+            // Drains the socket, even if events were lost: only what `look` finds counts.
             while let Ok(_) | Err(Errno::NOBUFS | Errno::INTR) =
                 recv(&self.0, &mut [0u8; 4096], RecvFlags::empty())
             {}

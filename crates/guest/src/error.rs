@@ -1,50 +1,50 @@
-//! What can go wrong while a guest's files are made.
-//! Messages are for the operator.
+//! Errors of creating the files of a guest. The texts are for the operator.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use layers::LayerError;
 
-/// Why a guest's files could not be made, or its layer not be taken.
+/// Why a file of a guest could not be created, or its layer not be unpacked.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
     /// A file or directory could not be used.
     #[error("{}: {source}", path.display())]
     Io {
-        /// Which one.
+        /// The file or directory.
         path: PathBuf,
-        /// Why.
+        /// The error.
         source: io::Error,
     },
-    /// A template that cannot be used.
-    #[error("the template's layer {} is not there; build the template again", path.display())]
+    /// A layer of the template does not exist.
+    #[error("the template's layer {} is missing; build the template again", path.display())]
     NoLayer {
-        /// Where it should be.
+        /// The expected path.
         path: PathBuf,
     },
-    /// The layers do not go together.
+    /// overlayfs refuses to stack the layers.
     #[error("the template's layers cannot be mounted together: {0}; build the template again")]
     Merge(io::Error),
-    /// A program that makes file systems is not installed.
+    /// A program of e2fsprogs is not installed.
     #[error("{0} is not installed; install it with: apt-get install e2fsprogs")]
     NoProgram(&'static str),
-    /// It failed.
-    #[error("{name} could not make {}: {output}", path.display())]
+    /// A program of e2fsprogs failed.
+    #[error("{name} failed to create {}: {output}", path.display())]
     Program {
-        /// Which one.
+        /// The program.
         name: &'static str,
-        /// What it was to make.
+        /// The file to create.
         path: PathBuf,
-        /// Its own words.
+        /// What it wrote to standard error.
         output: String,
     },
-    /// What came out of a guest is no layer.
+    /// The stream from a guest is not a layer.
     #[error(transparent)]
     Layer(#[from] LayerError),
 }
 
 impl GuestError {
+    /// Returns a function that wraps an error of using `path`.
     pub(crate) fn at<E: Into<io::Error>>(path: &Path) -> impl FnOnce(E) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { path, source: source.into() }

@@ -1,6 +1,8 @@
-//! The initramfs: the agent as `/init`, envd as the layer that goes on top of every template, and the kernel's modules.
-//! An archive of the kernel's own kind (`newc`), not compressed: unpacking would cost every guest's start more than reading does.
-//! The same content is always the same file.
+//! The initramfs of guests: guest-init as `/init`, envd as the layer above every template, and
+//! kernel modules.
+//!
+//! A cpio archive in the kernel's `newc` format, not compressed: decompressing would cost every
+//! boot more than reading does. The same content always gives the same file.
 
 use std::fs;
 use std::io::{self, BufWriter, Write};
@@ -11,24 +13,24 @@ use tempfile::NamedTempFile;
 
 use crate::{GuestError, Tools};
 
-/// Some firmware does not boot with lengths that are no multiple of a page.
+/// Some firmware does not boot with an initramfs whose length is not a multiple of a page.
 const PAGE: usize = 4096;
 const DIR: u32 = 0o040_755;
 const EXECUTABLE: u32 = 0o100_755;
 const FILE: u32 = 0o100_644;
 const NODE: u32 = 0o020_600;
 
-/// Writes it to `target`, instead of what may be there.
+/// Writes the initramfs to `target`, replacing an existing file.
 ///
 /// # Errors
-/// One of the files cannot be read, or there is no room.
+/// One of the files cannot be read, or there is no room on the disk.
 pub fn write(tools: &Tools, init: &Path, envd: &Path, target: &Path) -> Result<(), GuestError> {
     let dir = target.parent().unwrap_or(Path::new("/"));
     let new = NamedTempFile::new_in(dir).map_err(GuestError::at(dir))?;
     let read = |path: &Path| fs::read(path).map_err(GuestError::at(path));
     let mut entries = vec![
         CpioEntry::new("dev", DIR),
-        // For the agent's own output, and so that it has one where there is no console.
+        // For the guest agent's own output, also where there is no console.
         CpioEntry { device: (5, 1), ..CpioEntry::new("dev/console", NODE) },
         CpioEntry { device: (1, 3), ..CpioEntry::new("dev/null", NODE) },
         CpioEntry { content: read(init)?, ..CpioEntry::new("init", EXECUTABLE) },
@@ -46,13 +48,13 @@ pub fn write(tools: &Tools, init: &Path, envd: &Path, target: &Path) -> Result<(
     }
     entries.push(CpioEntry { content: order.into_bytes(), ..CpioEntry::new("modules/order", FILE) });
     archive(&entries, new.as_file()).map_err(GuestError::at(target))?;
-    // Nothing in it is secret, and QEMU may run as any user.
+    // It contains no secrets, and QEMU may run as any user.
     fs::set_permissions(new.path(), fs::Permissions::from_mode(0o444)).map_err(GuestError::at(target))?;
     new.persist(target).map_err(|error| GuestError::at(target)(error.error))?;
     Ok(())
 }
 
-/// Something in the archive.
+/// An entry of the archive.
 struct CpioEntry {
     name: String,
     mode: u32,
@@ -118,9 +120,9 @@ mod tests {
 
     use super::*;
 
-    /// What another program takes out of it is what went in.
+    /// The cpio program extracts what was written.
     #[test]
-    fn is_an_archive_like_any_other() {
+    fn cpio_extracts_the_archive() {
         let dir = tempfile::tempdir().unwrap();
         let entries = [
             CpioEntry::new("dev", DIR),

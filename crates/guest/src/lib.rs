@@ -1,6 +1,8 @@
-//! What a microVM's guest is made of: the programs that were set up for it (`tools`), its initramfs, its disks (`base`); and
-//! layers that come out of one (`export`). Everything is a file that is there whole or not at all.
-//! Starting QEMU and talking with a guest is the engine's.
+//! The files of a microVM's guest: QEMU and the guest kernel (`tools`), the initramfs, the disks
+//! (`disk_images`); and layers that are exported from a guest (`unpack`). Every file is written
+//! completely or not at all.
+//!
+//! Starting QEMU and communicating with a guest is up to the engine.
 #![forbid(unsafe_code)]
 
 pub mod disk_images;

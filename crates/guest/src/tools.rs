@@ -1,16 +1,18 @@
-//! Where QEMU and the guest's kernel are, and of which versions: what `host_tools::install_microvm` put into a directory.
-//! The directory is believed as far as its manifest goes; each file that is used later is looked for once, here.
-//! Nothing is run.
+//! Finds QEMU and the guest kernel, and their versions, in a directory that
+//! `template::install_microvm` has filled.
+//!
+//! The manifest in the directory is trusted; each file that is used later is checked for existence
+//! once, here. No program is executed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-/// The arrangement of the directory that this code knows.
+/// The version of the directory layout that this code supports.
 const FORMAT: u32 = 1;
 
-/// A set-up directory.
+/// A directory with QEMU and a guest kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tools {
     dir: PathBuf,
@@ -27,17 +29,17 @@ struct Manifest {
 }
 
 impl Tools {
-    /// Looks at what is in `directory`.
+    /// Checks the directory.
     ///
     /// # Errors
-    /// What is missing, as a sentence for the operator.
+    /// Something is missing or of another version; the text is for the operator.
     pub fn find(dir: &Path) -> Result<Self, String> {
         let shown = dir.display();
-        let remedy = "`cofferdam setup microvm` brings it";
+        let remedy = "`cofferdam setup microvm` installs it";
         let manifest = fs::read(dir.join("manifest.json"))
             .map_err(|_| format!("no QEMU and guest kernel in {shown}; {remedy}"))?;
         let manifest: Manifest = serde_json::from_slice(&manifest)
-            .map_err(|error| format!("the manifest in {shown} is not understood ({error}); {remedy}"))?;
+            .map_err(|error| format!("cannot parse the manifest in {shown} ({error}); {remedy}"))?;
         if manifest.format != FORMAT {
             return Err(format!("{shown} was set up by another version; {remedy}"));
         }
@@ -57,43 +59,45 @@ impl Tools {
         }
     }
 
-    /// The whole emulator, inside [`Tools::root`].
+    /// Path of the complete QEMU inside [`Tools::root`].
     pub const QEMU: &'static str = "usr/bin/qemu-system-x86_64";
-    /// A smaller one that has the `microvm` machine and KVM only, inside [`Tools::root`].
+    /// Path of a smaller QEMU inside [`Tools::root`], with the `microvm` machine type and KVM only.
     pub const QEMU_KVM: &'static str = "usr/bin/qemu-system-x86_64-microvm";
-    /// The loader that starts either without a change of root, inside [`Tools::root`].
+    /// Path of the dynamic loader inside [`Tools::root`]; it starts either QEMU without a change of
+    /// root.
     pub const LOADER: &'static str = "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2";
-    /// Where libraries are, inside [`Tools::root`].
+    /// Directory of the libraries inside [`Tools::root`].
     pub const LIBRARIES: &'static str = "usr/lib/x86_64-linux-gnu";
-    /// Where firmware is, inside [`Tools::root`]: for QEMU's `-L`, where the root was not changed.
+    /// Directories of firmware inside [`Tools::root`]: for QEMU's `-L` option, without a change of
+    /// root.
     pub const FIRMWARE: [&'static str; 2] = ["usr/share/qemu", "usr/share/seabios"];
 
-    /// A file system tree with QEMU and all that it needs, and empty directories `dev`, `proc`, `template`, `tmp` and `vm` to
-    /// mount on.
+    /// Returns the directory tree with QEMU and everything that it needs, and empty directories
+    /// `dev`, `proc`, `template`, `tmp` and `vm` to mount on.
     #[must_use]
     pub fn root(&self) -> PathBuf {
         self.dir.join("root")
     }
 
-    /// The guest's kernel, an ELF file.
+    /// Returns the path of the guest kernel, an ELF file.
     #[must_use]
     pub fn kernel(&self) -> PathBuf {
         self.dir.join("vmlinux")
     }
 
-    /// The kernel's modules, in the order in which they must be loaded.
+    /// Returns the paths of the kernel modules, in the order in which they must be loaded.
     #[must_use]
     pub fn modules(&self) -> &[PathBuf] {
         &self.modules
     }
 
-    /// QEMU's version, such as `10.0.2`.
+    /// Returns QEMU's version, such as `10.0.2`.
     #[must_use]
     pub fn qemu_version(&self) -> &str {
         &self.qemu_version
     }
 
-    /// The kernel's release.
+    /// Returns the release of the guest kernel.
     #[must_use]
     pub fn kernel_version(&self) -> &str {
         &self.kernel_version
@@ -105,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_dir_is_complete_or_refused() {
+    fn incomplete_directories_are_rejected() {
         let dir = tempfile::tempdir().unwrap();
         let put = |path: &str, content: &str| {
             let path = dir.path().join(path);
@@ -118,7 +122,7 @@ mod tests {
         };
         refused("no QEMU");
         put("manifest.json", "{}");
-        refused("not understood");
+        refused("cannot parse");
         put("manifest.json", r#"{"format": 2, "qemu": "10.0.2", "kernel": "6.12"}"#);
         refused("another version");
         put("manifest.json", r#"{"format": 1, "qemu": "10.0.2", "kernel": "6.12"}"#);

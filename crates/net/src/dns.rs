@@ -256,14 +256,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_the_name_of_a_question() {
+    fn reads_the_name_of_a_query() {
         let packet = encode_query("WWW.Example.com", TYPE_A).unwrap();
         assert_eq!(query_name(&packet).unwrap(), "www.example.com");
         assert_eq!(error_response(packet, REFUSED)[3] & 15, REFUSED);
     }
 
     #[test]
-    fn only_plain_questions_are_passed_on() {
+    fn only_plain_queries_are_forwarded() {
         let plain = encode_query("a.example", TYPE_A).unwrap();
         let with = |at: usize, value: u8| {
             let mut packet = plain.clone();

@@ -1,6 +1,8 @@
-//! The microVM engine against the behaviour suite of all engines, in emulation: it works on every machine.
-//! Every test has its own data directory and leaves no group, mount or process.
-//! What only this engine promises is tested beside this.
+//! The behaviour suite of all engines, run against the microVM engine in emulation, which works on
+//! every host.
+//!
+//! Every test has a data directory of its own and leaves no control group, mount or process. What
+//! only this engine promises is tested in the other modules.
 
 use std::path::PathBuf;
 

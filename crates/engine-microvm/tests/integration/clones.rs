@@ -1,6 +1,7 @@
-//! Clones of one warm start: equal in everything that a template is, different in everything that makes one a sandbox of its own.
-//! They are asked for at once, so that none profits from another's noise.
-//! A warm start that is no good costs time and nothing else.
+//! Clones of one warm start: equal in everything that belongs to a template, different in
+//! everything that identifies a sandbox.
+//!
+//! They are started at the same time, so that none gets randomness from the activity of another.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,8 +11,8 @@ use crate::common::{assert_nothing_left, bench};
 use engine::suite::{health, run};
 use engine::{Durability, EngineError, RestoreMode, SandboxId, SnapshotId, StartSpec};
 
-/// The first random bytes anybody gets there, by three ways, and what tells sandboxes apart.
-const WHO: &str = "python3 -c 'import os; print(os.getrandom(32).hex(), open(\"/dev/urandom\", \"rb\").read(32).hex())'; \
+/// Prints the first random bytes that a program gets, by three ways, and what identifies a sandbox.
+const IDENTITY: &str = "python3 -c 'import os; print(os.getrandom(32).hex(), open(\"/dev/urandom\", \"rb\").read(32).hex())'; \
     cat /proc/sys/kernel/random/uuid /proc/sys/kernel/random/boot_id; hostname; date +%s";
 
 fn now() -> u64 {
@@ -19,7 +20,7 @@ fn now() -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clones_are_sandboxes_of_their_own() {
+async fn clones_differ_in_randomness_boot_id_and_host_name() {
     let data = tempfile::tempdir().expect("a directory");
     let engine = bench().engine(data.path()).await;
     bench().start(&engine).await.kill().await.expect("the first one makes the warm start");
@@ -30,23 +31,26 @@ async fn clones_are_sandboxes_of_their_own() {
                 engine.start(StartSpec { hostname: format!("clone{number}"), ..spec }).await.expect("starts");
             health(&*sandbox).await;
             let before = now();
-            let said = run(&*sandbox, WHO).await.stdout;
-            (sandbox, said, before..=now())
+            let output = run(&*sandbox, IDENTITY).await.stdout;
+            (sandbox, output, before..=now())
         })
     });
     let starts: Vec<_> = starts.collect();
     let mut seen = BTreeSet::new();
     for (number, start) in starts.into_iter().enumerate() {
-        let (sandbox, said, during) = start.await.expect("no panic");
-        let words: Vec<&str> = said.split_whitespace().collect();
-        assert_eq!(words.len(), 6, "{said}");
+        let (sandbox, output, during) = start.await.expect("no panic");
+        let words: Vec<&str> = output.split_whitespace().collect();
+        assert_eq!(words.len(), 6, "{output}");
         for secret in &words[..4] {
             assert!(seen.insert((*secret).to_owned()), "{secret} was seen before");
         }
         assert_eq!(words[4], format!("clone{number}"));
-        let theirs: u64 = words[5].parse().expect("seconds");
+        let guest_time: u64 = words[5].parse().expect("seconds");
         let (earliest, latest) = (during.start() - 2, during.end() + 2);
-        assert!((earliest..=latest).contains(&theirs), "its clock says {theirs}, ours {during:?}");
+        assert!(
+            (earliest..=latest).contains(&guest_time),
+            "the guest's clock is {guest_time}, the host's {during:?}"
+        );
         sandbox.kill().await.expect("ends");
     }
     engine.shutdown().await;
@@ -79,27 +83,29 @@ async fn a_broken_warm_start_is_replaced() {
     assert_nothing_left(data.path());
 }
 
-/// A name that no kernel takes stands for all that can go wrong before user code may run.
+/// A host name that the kernel refuses stands for any error before user code is resumed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_guest_that_does_not_confirm_is_ended() {
+async fn a_guest_that_does_not_confirm_its_identity_is_killed() {
     let data = tempfile::tempdir().expect("a directory");
     let engine = bench().engine(data.path()).await;
     let source = bench().start(&engine).await;
-    let state = SnapshotId::generate();
-    source.capture(state, true, Durability::Durable).await.expect("is captured");
+    let snapshot_id = SnapshotId::generate();
+    source.capture(snapshot_id, true, Durability::Durable).await.expect("is captured");
     source.kill().await.expect("ends");
     let spec = |hostname: &str| StartSpec {
         id: SandboxId::generate(),
         hostname: hostname.to_owned(),
         ..bench().spec()
     };
-    let refused = engine.restore(state, RestoreMode::Memory, spec(&"x".repeat(65))).await;
+    let refused = engine.restore(snapshot_id, RestoreMode::Memory, spec(&"x".repeat(65))).await;
     let refused = refused.err().expect("is refused");
     assert!(matches!(&refused, EngineError::Restore(reason) if reason.contains("host name")), "{refused}");
     let records = fs::read_dir(data.path().join("microvm/sandboxes")).expect("records");
-    assert_eq!(records.count(), 0, "its machine is gone");
-    let copy =
-        engine.restore(state, RestoreMode::Memory, spec("other")).await.expect("the state is still good");
+    assert_eq!(records.count(), 0, "its VM was not killed");
+    let copy = engine
+        .restore(snapshot_id, RestoreMode::Memory, spec("other"))
+        .await
+        .expect("the snapshot_id is still good");
     assert_eq!(run(&*copy, "hostname").await.stdout, "other\n");
     copy.kill().await.expect("ends");
     engine.shutdown().await;

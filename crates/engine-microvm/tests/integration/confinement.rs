@@ -1,6 +1,7 @@
-//! What QEMU may do on the host: the wall behind the wall, looked at from outside.
-//! A guest that breaks out of its machine is this process.
-//! Everything is read from `/proc`, as the kernel sees it.
+//! The confinement of QEMU, seen from outside: code that breaks out of the guest would be this
+//! process.
+//!
+//! Everything is read from `/proc`, as the kernel reports it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::common::{assert_nothing_left, bench};
 use engine::Sandbox;
 
-/// The pid in the sandbox's record.
+/// Returns the `/proc` directory of a sandbox's QEMU, from the sandbox's record.
 fn monitor(data: &Path, sandbox: &dyn Sandbox) -> PathBuf {
     let record = data.join(format!("microvm/sandboxes/{}.json", sandbox.id()));
     let record: serde_json::Value =
@@ -22,7 +23,7 @@ fn field<'a>(status: &'a str, name: &str) -> &'a str {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn qemu_is_nobody_and_sees_nothing() {
+async fn qemu_is_unprivileged_and_sees_only_its_files() {
     let data = tempfile::tempdir().expect("a directory");
     let engine = bench().engine(data.path()).await;
     let (one, two) = (bench().start(&engine).await, bench().start(&engine).await);
@@ -35,7 +36,7 @@ async fn qemu_is_nobody_and_sees_nothing() {
         assert!(all.len() == 4 && all.iter().all(|id| *id >= 1 << 28 && *id == all[0]), "{status}");
     }
     let other = fs::read_to_string(monitor(data.path(), &*one).join("status")).expect("a status");
-    assert_ne!(field(&status, "Uid"), field(&other, "Uid"), "two machines are two users");
+    assert_ne!(field(&status, "Uid"), field(&other, "Uid"), "two VMs run as the same user");
     assert_eq!(field(&status, "Groups"), "");
     for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
         assert_eq!(field(&status, set), "0000000000000000", "{set}");
@@ -67,9 +68,9 @@ async fn qemu_is_nobody_and_sees_nothing() {
     let mounts = fs::read_to_string(process.join("mountinfo")).expect("mounts");
     for mount in mounts.lines() {
         let fields: Vec<&str> = mount.split(' ').collect();
-        let (place, options) = (fields[4], fields[5]);
-        let is_own = place == "/vm";
-        assert!(["/", "/base", "/memory", "/state", "/vm"].contains(&place), "{mount}");
+        let (target, options) = (fields[4], fields[5]);
+        let is_own = target == "/vm";
+        assert!(["/", "/base", "/memory", "/state", "/vm"].contains(&target), "{mount}");
         assert!(is_own || options.split(',').any(|option| option == "ro"), "{mount}");
         assert!(options.contains("nosuid") && options.contains("nodev"), "{mount}");
     }
@@ -78,7 +79,7 @@ async fn qemu_is_nobody_and_sees_nothing() {
         .flatten()
         .map(|entry| entry.file_name())
         .collect();
-    assert_eq!(own.len(), 2, "a disk and the devices' state: {own:?}");
+    assert_eq!(own.len(), 2, "expected a disk and a file of devices: {own:?}");
 
     let interfaces = fs::read_to_string(process.join("net/dev")).expect("interfaces");
     let names: Vec<&str> =

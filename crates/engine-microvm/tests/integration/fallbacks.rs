@@ -1,6 +1,8 @@
-//! The second ways: another machine, for hosts where guests do not boot on `microvm`, and memory as a stream, for those where its pages
-//! cannot be looked at. Each is started, cloned, captured and brought back.
-//! Everything else about them is what the behaviour suite says of the first.
+//! The fallbacks: machine type `q35`, for hosts where guests do not boot on `microvm`, and memory
+//! as a stream, for hosts where its pages cannot be read. Each is booted, cloned, captured and
+//! restored.
+//!
+//! Everything else about them is tested by the behaviour suite with the default settings.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +12,7 @@ use engine::suite::{health, run};
 use engine::{Durability, Engine, RestoreMode, Sandbox, SandboxId, SnapshotId, StartSpec};
 use engine_microvm::{MachineType, MicrovmConfig, MicrovmEngine};
 
-/// Something in memory, something on the disk.
+/// Writes a file in memory and one on the disk.
 const WRITE: &str = "echo memory > /dev/shm/file; echo disk > /root/file";
 const READ: &str = "cat /dev/shm/file /root/file";
 
@@ -19,20 +21,20 @@ async fn clone_of(engine: &Arc<dyn Engine>) -> Arc<dyn Sandbox> {
     bench().start(engine).await
 }
 
-/// Captures it twice, the second time what came out of the first, and returns what was brought back last.
+/// Captures and restores a sandbox twice, the second time the restored one; returns the last one.
 async fn through_captures(engine: &Arc<dyn Engine>, mut sandbox: Arc<dyn Sandbox>) -> Arc<dyn Sandbox> {
     run(&*sandbox, WRITE).await;
     for _ in 0..2 {
-        let state = SnapshotId::generate();
-        let captured = sandbox.capture(state, true, Durability::Durable).await.expect("is captured");
+        let snapshot_id = SnapshotId::generate();
+        let captured = sandbox.capture(snapshot_id, true, Durability::Durable).await.expect("is captured");
         assert!(captured.memory && captured.memory_bytes > 0);
-        assert_eq!(run(&*sandbox, READ).await.stdout, "memory\ndisk\n", "it goes on");
+        assert_eq!(run(&*sandbox, READ).await.stdout, "memory\ndisk\n", "after the capture");
         sandbox.kill().await.expect("ends");
         let spec = StartSpec { id: SandboxId::generate(), ..bench().spec() };
-        sandbox = engine.restore(state, RestoreMode::Memory, spec).await.expect("is restored");
+        sandbox = engine.restore(snapshot_id, RestoreMode::Memory, spec).await.expect("is restored");
         health(&*sandbox).await;
-        assert_eq!(run(&*sandbox, READ).await.stdout, "memory\ndisk\n", "it is back");
-        engine.discard(state).await.expect("goes");
+        assert_eq!(run(&*sandbox, READ).await.stdout, "memory\ndisk\n", "after the restore");
+        engine.discard(snapshot_id).await.expect("goes");
     }
     sandbox
 }
@@ -46,7 +48,7 @@ async fn open(data: &Path, change: impl FnOnce(&mut MicrovmConfig)) -> Arc<dyn E
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pc_is_a_machine_too() {
+async fn q35_boots_and_restores() {
     let data = tempfile::tempdir().expect("a directory");
     let engine = open(data.path(), |config| config.machine_type = MachineType::Q35).await;
     let sandbox = clone_of(&engine).await;
@@ -59,7 +61,7 @@ async fn a_pc_is_a_machine_too() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn memory_comes_as_a_stream_too() {
+async fn memory_streams_are_restored() {
     let data = tempfile::tempdir().expect("a directory");
     let engine = open(data.path(), |config| config.stream_memory = true).await;
     let sandbox = clone_of(&engine).await;

@@ -1,6 +1,8 @@
-//! A template's layers as one tree: an overlay that is mounted nowhere, so nothing of it is left when its descriptor is closed.
-//! What overlayfs writes in layers for itself (whiteouts, opaque directories, renames) is carried out and not to be seen.
-//! Reading only.
+//! Merges the layers of a template: an overlay that is not attached anywhere, so it ends with its
+//! descriptor.
+//!
+//! What overlayfs writes in layers for itself (whiteouts, opaque directories, redirects) is applied
+//! and not visible. Read-only.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -11,23 +13,26 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
 };
 
-/// The mounted tree.
+/// The merged tree.
 #[derive(Debug)]
 pub(super) struct MergedLayers(OwnedFd);
 
 impl MergedLayers {
-    /// Where this process and those it starts find it.
+    /// Returns the path of the tree, for this process and its children.
     pub(super) fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()))
     }
 }
 
-/// Mounts `layers`, uppermost first, over the empty directory `bottom`.
+/// Merges `layers`, uppermost first, and the empty directory `bottom`.
+///
+/// # Errors
+/// A layer is missing, or overlayfs refuses the stack.
 pub(super) fn mount(layers: &[PathBuf], bottom: &Path) -> io::Result<MergedLayers> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     for layer in layers.iter().map(PathBuf::as_path).chain([bottom]) {
-        // By descriptor, because a value has 255 bytes at most.
+        // By descriptor, because the value is limited to 255 bytes.
         let dir = openat(CWD, layer, flags, Mode::empty())?;
         fsconfig_set_string(&context, "lowerdir+", format!("/proc/self/fd/{}", dir.as_raw_fd()))?;
     }

@@ -1,6 +1,9 @@
-//! A guest's two disks as files: a template's layers merged into one read-only file system, and an empty one for what is written.
-//! Both are made by mkfs.ext4 without mounting what it makes, and take as much of the host's disk as they hold.
-//! Several may make the same file at once; the last one stays, and all are equal.
+//! The two disk images of a guest: the merged layers of a template as a read-only file system, and
+//! an empty file system for what the sandbox writes.
+//!
+//! Both are made by mkfs.ext4 without mounting the result, and use as much of the host's disk as
+//! they have content. Several tasks may create the same file at once: all results are equal, and
+//! the last one is kept.
 
 mod merge;
 
@@ -15,26 +18,27 @@ use tempfile::{NamedTempFile, TempDir};
 use crate::GuestError;
 
 const MIB: u64 = 1 << 20;
-/// Room that a file system wants for itself, besides what it holds.
+/// Space that the file system itself needs, besides its content, bytes.
 const MARGIN: u64 = 32 * MIB;
-/// What a file takes beyond its content: its inode, its name, the rest of its last block.
+/// Space that a file needs besides its content, bytes: inode, name, the rest of its last block.
 const BYTES_PER_ENTRY: u64 = 4096;
-/// The directory that mkfs.ext4 always makes.
+/// The directory that mkfs.ext4 always creates.
 const LOST_AND_FOUND: &str = "lost+found";
-/// Lets every base of the same layers be the same file.
+/// Fixed UUID, so that equal layers give equal images.
 const UUID: &str = "c0fe0000-0000-4000-8000-000000000000";
 
-/// Makes the read-only disk of a template: what overlayfs shows of `layers`, uppermost first, without overlayfs' own marks.
-/// Blocks for about two seconds for a template of some hundred MiB.
+/// Builds the base image of a template: what overlayfs shows of `layers`, uppermost first, without
+/// overlayfs' own marks. Blocks for about two seconds for a template of some hundred MiB.
 ///
 /// # Errors
-/// A layer is not there, layers do not go together, mkfs.ext4 (1.47 or newer) is missing or fails, or there is no room.
+/// A layer is missing, layers cannot be stacked, mkfs.ext4 (1.47 or newer) is missing or fails, or
+/// there is no room on the disk.
 pub fn build_base(layers: &[PathBuf], target: &Path) -> Result<(), GuestError> {
     if let Some(missing) = layers.iter().find(|layer| !layer.is_dir()) {
         return Err(GuestError::NoLayer { path: missing.clone() });
     }
     let dir = target.parent().unwrap_or(Path::new("/"));
-    // overlayfs wants two layers at least.
+    // overlayfs needs at least two layers.
     let empty = TempDir::new_in(dir).map_err(GuestError::at(dir))?;
     let merged = merge::mount(layers, empty.path()).map_err(GuestError::Merge)?;
     let size = layers::tree_size(&merged.path())?;
@@ -51,24 +55,25 @@ pub fn build_base(layers: &[PathBuf], target: &Path) -> Result<(), GuestError> {
         .arg(&source);
     run("mkfs.ext4", mkfs, file.path())?;
     if fs::symlink_metadata(source.join(LOST_AND_FOUND)).is_err() {
-        // The template has none, and nothing will ever be found.
+        // The template does not have the directory, and e2fsck never runs here.
         let mut remove = program("debugfs");
         remove.args(["-w", "-R", &format!("rmdir {LOST_AND_FOUND}")]);
         run("debugfs", remove, file.path())?;
     }
-    // Readable by a QEMU of any user; who reaches it is up to the directory.
+    // Readable by QEMU as any user; access is controlled by the directory.
     finish(file, target, 0o444)
 }
 
-/// Makes an empty, formatted disk to be copied for each sandbox.
+/// Creates an empty, formatted disk image, to be copied for each sandbox.
 ///
 /// # Errors
-/// mkfs.ext4 (1.47 or newer) is missing or fails, or there is no room.
+/// mkfs.ext4 (1.47 or newer) is missing or fails, or there is no room on the disk.
 pub fn format_empty(size_mib: u32, target: &Path) -> Result<(), GuestError> {
     let dir = target.parent().unwrap_or(Path::new("/"));
     let file = new_file(dir, u64::from(size_mib) * MIB)?;
     let mut mkfs = mkfs();
-    // Nothing is left to be zeroed by the guest's kernel in the background, and a large journal would be copied each time.
+    // The guest kernel has nothing to initialize in the background. The journal is small because it
+    // is copied for each sandbox.
     mkfs.args(["-O", "ea_inode", "-J", "size=8", "-E", "assume_storage_prezeroed=1"]);
     run("mkfs.ext4", mkfs, file.path())?;
     finish(file, target, 0o600)
@@ -86,14 +91,15 @@ fn finish(file: NamedTempFile, target: &Path, mode: u32) -> Result<(), GuestErro
     Ok(())
 }
 
-/// No blocks are reserved: the guest's root is user code.
+/// Returns the common part of mkfs.ext4 commands. No blocks are reserved for root: the guest's root
+/// is user code.
 fn mkfs() -> Command {
     let mut command = program("mkfs.ext4");
     command.args(["-q", "-F", "-m", "0", "-b", "4096"]);
     command
 }
 
-/// A program of e2fsprogs, which takes its time from here, so that equal content is an equal file.
+/// Returns a command of e2fsprogs with a fixed clock, so that equal content gives an equal file.
 fn program(name: &'static str) -> Command {
     let mut command = Command::new(name);
     command.env("E2FSPROGS_FAKE_TIME", "1735689600").stdin(Stdio::null());

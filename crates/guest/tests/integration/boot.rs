@@ -1,6 +1,9 @@
-//! A whole guest: kernel, initramfs, disks, agent, envd, under QEMU. What the agent promises is asked of the real thing.
-//! Needs root and what `cargo xtask unit` sets up: `COFFERDAM_MICROVM`, `COFFERDAM_GUEST_INIT`, `COFFERDAM_ENVD`, `COFFERDAM_LAYERS`.
-//! A boot takes three seconds on an idle machine, so each test asks for a lot.
+//! A complete guest under QEMU: kernel, initramfs, disks, guest agent, envd. Tests what the guest
+//! agent promises.
+//!
+//! Needs root and what `cargo xtask unit` sets up: `COFFERDAM_MICROVM`, `COFFERDAM_GUEST_INIT`,
+//! `COFFERDAM_ENVD`, `COFFERDAM_LAYERS`. A boot takes three seconds on an idle host, so each test
+//! checks many things.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
@@ -24,7 +27,7 @@ fn failure(outcome: CallOutcome) -> String {
     }
 }
 
-/// Forks until it may not, says how often that was, and cleans up.
+/// Forks until the limit, prints the number of children, and kills them.
 const BOMB: &str = "python3 -c '
 import os, signal
 children = []
@@ -42,7 +45,7 @@ for child in children:
     os.waitpid(child, 0)
 '";
 
-/// Hears of a file that is made in a directory of the template.
+/// Gets an inotify event of a file that is created in a directory of the template.
 const WATCH: &str = "python3 -c '
 import ctypes, os
 libc = ctypes.CDLL(None)
@@ -61,7 +64,7 @@ fn a_guest_becomes_a_sandbox() {
     let lines = [
         ("cat /proc/1/comm; hostname; id -u", "envd\nsandbox\n0\n"),
         ("cat /proc/self/cgroup", "0::/\n"),
-        // What runs here that is neither envd nor this.
+        // Names of all processes: only envd and this shell.
         (
             "for p in /proc/[0-9]*; do read name < $p/comm; echo $name; done > /tmp/names; sort -u /tmp/names",
             "bash\nenvd\n",
@@ -105,7 +108,7 @@ fn a_guest_becomes_a_sandbox() {
     );
     assert_eq!(guest.run("echo alive > /srv/alive; rm -r /opt2; cat /srv/alive"), "alive\n");
     assert_eq!(guest.host.call(Call::Quiesce {}), CallOutcome::Done);
-    // Cut off, as by power: the disk was written when it stood.
+    // Killed, as by a power failure: the disk was synced by the freeze.
     drop(guest);
     let mut again = files.start(&[]);
     ready(&mut again);
@@ -119,7 +122,7 @@ fn a_guest_becomes_a_sandbox() {
 }
 
 #[test]
-fn a_captured_guest_goes_on_as_another() {
+fn restored_guests_get_identities_of_their_own() {
     let files = Files::make(&[crate::common::base_layer()]);
     let mut guest = files.start(&[]);
     ready(&mut guest);
@@ -127,7 +130,7 @@ fn a_captured_guest_goes_on_as_another() {
         guest.run("cat /proc/sys/kernel/random/boot_id; (sleep 1000 & echo $! > /tmp/pid) >/dev/null 2>&1");
     assert_eq!(boot.len(), 37);
 
-    // A server that dies in the middle of a frame, and the next one.
+    // A server dies in the middle of a frame, and the next one connects.
     let half = encode(&"x".repeat(1000)).unwrap();
     guest.host.send_raw(&half[..100]);
     guest.reconnect();
@@ -137,7 +140,7 @@ fn a_captured_guest_goes_on_as_another() {
     assert!(guest.run("date +%s").starts_with("30000000"));
 
     assert_eq!(guest.host.call(Call::Quiesce {}), CallOutcome::Done);
-    assert!(guest.is_silent(), "it answered while it stood");
+    assert!(guest.is_silent(), "envd answered while it was frozen");
     assert_eq!(guest.host.call(Call::Resume { realtime_ns: 3_000_000_000_000_000_000 }), CallOutcome::Done);
     assert_eq!(guest.run("echo goes on"), "goes on\n");
     assert_eq!(guest.host.call(Call::Quiesce {}), CallOutcome::Done);
@@ -155,11 +158,11 @@ fn a_captured_guest_goes_on_as_another() {
         ready(&mut copy);
         let wrong = GuestIdentity { boot_id: Some("../../etc/passwd".into()), ..identity(seed) };
         let reason = failure(copy.host.call(Call::Personalize(wrong)));
-        assert!(reason.contains("no boot id"), "{reason}");
+        assert!(reason.contains("not a boot id"), "{reason}");
         let long = GuestIdentity { hostname: "x".repeat(65), ..identity(seed) };
         let reason = failure(copy.host.call(Call::Personalize(long)));
         assert!(reason.contains("set the host name"), "{reason}");
-        assert!(copy.is_silent(), "user code runs after a failure");
+        assert!(copy.is_silent(), "user code was resumed after a failure");
         let id = format!("0000000{seed}-0000-4000-8000-000000000000");
         let own = GuestIdentity { boot_id: Some(id.clone()), pids: Some(100), ..identity(seed) };
         assert_eq!(copy.host.call(Call::Personalize(own)), CallOutcome::Done);
@@ -172,10 +175,10 @@ fn a_captured_guest_goes_on_as_another() {
         copy.host.send(Call::PowerOff {});
         assert!(copy.end().success());
     }
-    assert_ne!(numbers[0], numbers[1], "two copies have the same randomness");
+    assert_ne!(numbers[0], numbers[1], "two clones have the same randomness");
 }
 
-/// Everything that overlays have a special form for.
+/// Changes that overlayfs represents in a special form.
 const CHANGES: &str = "set -e
     echo new > /srv/new; chown 1000:1000 /srv/new; chmod 4750 /srv/new
     ln /srv/new /srv/same; ln -s new /srv/link; mkfifo /srv/pipe
@@ -188,7 +191,7 @@ const CHANGES: &str = "set -e
     mkdir -p /srv/deep/$(printf 'd/%.0s' $(seq 300)); touch /srv/deep/$(printf 'd/%.0s' $(seq 300))bottom
     touch /srv/$(printf 'x%.0s' $(seq 250)); truncate -s 100M /srv/sparse; sync; echo done";
 
-/// What must be the same on a layer of it.
+/// Shows what must be equal on top of the exported layer.
 const LOOK: &str = "stat -c '%n %u %g %a %h %s' /srv/new /srv/same; readlink /srv/link; cat /srv/new
     test -p /srv/pipe && echo pipe; ls -d /srv/x*
     ls /etc/debian_version 2>/dev/null; ls -A /opt; ls -d /usr/share/zoneinfo 2>/dev/null
@@ -197,12 +200,12 @@ const LOOK: &str = "stat -c '%n %u %g %a %h %s' /srv/new /srv/same; readlink /sr
     find /srv/deep -name bottom | wc -l; stat -c %s /srv/sparse";
 
 #[test]
-fn what_was_written_comes_out_as_a_layer() {
+fn changes_are_exported_as_a_layer() {
     let files = Files::make(&[crate::common::base_layer()]);
     let mut guest = files.start(&[]);
     ready(&mut guest);
 
-    // Services on the guest's own loopback, of version 6.
+    // Services on the guest's IPv6 loopback, through the relay.
     let mut refused = String::new();
     guest.ask_relay(RelayRequest::Connect(8082)).read_to_string(&mut refused).unwrap();
     assert_eq!(refused, REFUSED);
@@ -226,7 +229,7 @@ while data := c.recv(1 << 16): c.sendall(data.upper())' >/dev/null 2>&1 </dev/nu
     stream.write_all(sent.as_bytes()).unwrap();
     stream.shutdown(Shutdown::Write).unwrap();
     assert_eq!(echo.join().unwrap(), sent.to_uppercase());
-    // And of version 4, which need no relay.
+    // Services on the IPv4 loopback need no relay.
     let server = "setsid python3 -c 'import socket
 s = socket.create_server((\"127.0.0.1\", 8081)); open(\"/tmp/up4\", \"w\"); s.accept()[0].sendall(b\"here\")' \
 >/dev/null 2>&1 </dev/null & until [ -e /tmp/up4 ]; do :; done; echo up";
@@ -234,7 +237,7 @@ s = socket.create_server((\"127.0.0.1\", 8081)); open(\"/tmp/up4\", \"w\"); s.ac
     let mut answer = String::new();
     guest.dial_loopback().read_to_string(&mut answer).unwrap();
     assert_eq!(answer, "here");
-    // User code is not the host, so it gets no answer.
+    // The relay does not serve user code.
     let ask = "python3 -c 'import socket
 s = socket.create_connection((\"169.254.0.21\", 61983)); s.sendall(b\"export\\n\")
 try: print(s.recv(9))
@@ -253,12 +256,13 @@ except ConnectionError: print(b\"\")'";
     let on_layer = Files::make(&[layer, crate::common::base_layer()]);
     let mut other = on_layer.start(&[]);
     ready(&mut other);
-    assert_eq!(other.run(LOOK), seen, "on the layer");
+    assert_eq!(other.run(LOOK), seen, "on top of the exported layer");
 }
 
 #[test]
-fn a_guest_without_envd_says_why_and_ends() {
-    // A template with one program, which says its version and ends, when it is asked to in this way.
+fn a_guest_without_envd_reports_why_and_powers_off() {
+    // The template has one program, which prints its version and exits when it is started in this
+    // way.
     let layer = tempfile::tempdir().unwrap();
     fs::create_dir(layer.path().join("bin")).unwrap();
     fs::copy(crate::common::variable("COFFERDAM_ENVD"), layer.path().join("bin/short")).unwrap();

@@ -1,5 +1,5 @@
-//! Disks as a guest's kernel would see them: mounted by this machine's, from a loop device.
-//! Needs root and mkfs.ext4. Every mount is undone, in whatever way a test ends.
+//! Disk images as a kernel sees them: mounted on this host from a loop device. Needs root and
+//! mkfs.ext4. Every mount is undone even if a test fails.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
@@ -11,7 +11,7 @@ use std::process::Command;
 use guest::{GuestError, disk_images};
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, lgetxattr, llistxattr, lsetxattr, mknodat};
 
-/// An image, mounted as long as this lives.
+/// A mounted image; unmounted when dropped.
 struct Mounted(PathBuf);
 
 impl Mounted {
@@ -58,7 +58,7 @@ fn lower(layer: &Path) {
     set(&layer.join("etc/kept"), "user.note", b"kept");
     set(&layer.join("etc/kept"), "user.large", &[7; 3000]);
     mknodat(CWD, layer.join("pipe"), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
-    // An image's lowest layer may have marks too.
+    // The lowest layer of an image may have marks of overlayfs too.
     set(&layer.join("etc"), "trusted.overlay.opaque", b"y");
     mknodat(CWD, layer.join("etc/nothing"), FileType::CharacterDevice, Mode::empty(), 0).unwrap();
 }
@@ -76,7 +76,7 @@ fn upper(layer: &Path) {
 }
 
 #[test]
-fn a_base_is_the_layers_as_one() {
+fn a_base_image_has_the_merged_layers() {
     let dir = tempfile::tempdir().unwrap();
     let layers = ["upper", "lower"].map(|name| dir.path().join(name));
     layers.iter().for_each(|layer| fs::create_dir(layer).unwrap());
@@ -111,18 +111,18 @@ fn a_base_is_the_layers_as_one() {
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
     let again = dir.path().join("again.ext4");
     disk_images::build_base(&layers, &again).unwrap();
-    assert!(fs::read(&image).unwrap() == fs::read(&again).unwrap(), "another file of the same layers");
+    assert!(fs::read(&image).unwrap() == fs::read(&again).unwrap(), "equal layers gave different images");
     drop(mounted);
     let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left.len(), 5, "{left:?}");
 }
 
 #[test]
-fn one_layer_is_a_template_too() {
+fn a_single_layer_fits_into_its_image() {
     let dir = tempfile::tempdir().unwrap();
     let layer = dir.path().join("layer");
     fs::create_dir(&layer).unwrap();
-    // Content that does not shrink, and many small files: both ways to underestimate.
+    // Content that cannot be compressed, and many small files: both are easily underestimated.
     fs::write(layer.join("large"), vec![1; 40 << 20]).unwrap();
     fs::create_dir(layer.join("many")).unwrap();
     fs::create_dir(layer.join("lost+found")).unwrap();
@@ -137,7 +137,7 @@ fn one_layer_is_a_template_too() {
 }
 
 #[test]
-fn a_missing_layer_is_named() {
+fn a_missing_layer_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("base.ext4");
     let missing = PathBuf::from("/nonexistent/layer");
@@ -147,7 +147,7 @@ fn a_missing_layer_is_named() {
 }
 
 #[test]
-fn an_empty_disk_costs_little_and_holds_its_size() {
+fn an_empty_disk_takes_little_space_and_has_its_size() {
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("empty.ext4");
     disk_images::format_empty(1024, &image).unwrap();

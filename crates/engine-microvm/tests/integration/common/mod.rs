@@ -1,6 +1,8 @@
-//! What tests of this engine begin with: the engine in emulation on a data directory, and the base template.
-//! Needs root, `COFFERDAM_ENVD`, `COFFERDAM_GUEST_INIT`, `COFFERDAM_MICROVM` and `COFFERDAM_LAYERS`: `cargo xtask unit`.
-//! Every test program takes what it needs.
+//! Common parts of this engine's tests: the engine in emulation with a data directory, and the base
+//! template.
+//!
+//! Needs root, `COFFERDAM_ENVD`, `COFFERDAM_GUEST_INIT`, `COFFERDAM_MICROVM` and
+//! `COFFERDAM_LAYERS`: `cargo xtask unit` sets them.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses its part")]
 
 use std::env;
@@ -38,7 +40,7 @@ pub fn config(data_dir: PathBuf) -> MicrovmConfig {
 }
 
 pub fn open(data_dir: PathBuf) -> Opening {
-    let engine = MicrovmEngine::open(&config(data_dir)).expect("this host can emulate machines");
+    let engine = MicrovmEngine::open(&config(data_dir)).expect("this host can emulate VMs");
     std::future::ready(Arc::new(engine))
 }
 
@@ -49,7 +51,7 @@ pub fn bench() -> Bench<fn(PathBuf) -> Opening> {
     Bench { open, layers: vec![store.path(&layer)] }
 }
 
-/// No mount and no control group of this data directory's engine may outlive it.
+/// Asserts that no mount and no control group of the engine on this data directory is left.
 pub fn assert_nothing_left(data: &Path) {
     let instance = engine_host::instance_name(&data.join("microvm")).expect("the directory is there");
     engine::suite::assert_nothing_left(&instance);

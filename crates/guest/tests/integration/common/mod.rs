@@ -1,6 +1,8 @@
-//! A real guest under QEMU's own processor (TCG), as the engine starts one, but with QEMU's own network and without confinement.
-//! Waits for what the guest says or for QEMU's end, never for a while; every wait has a limit.
-//! QEMU ends with the test, in whatever way that ends.
+//! A guest under QEMU's emulation (TCG), started as the engine starts it but with QEMU's user
+//! network and without confinement.
+//!
+//! Tests wait for output of the guest or for QEMU's end, never for a fixed time; every wait has a
+//! limit. QEMU is killed when the test ends, even if it fails.
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
@@ -22,10 +24,10 @@ use guest_api::{
 
 use serde_json::{Value, json};
 
-/// A boot takes three seconds on an idle machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Time limit for all waits. A boot takes three seconds on an idle host.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Where tests listen on the guest's loopback.
+/// Port on the guest's loopback where tests listen.
 const LOOPBACK_PORT: u16 = 8081;
 
 pub(crate) fn variable(name: &str) -> PathBuf {
@@ -38,14 +40,14 @@ pub(crate) fn tools() -> Tools {
     Tools::find(&variable("COFFERDAM_MICROVM")).expect("QEMU is set up: cargo xtask unit")
 }
 
-/// The base template's layer.
+/// Returns the layer of the base template.
 pub(crate) fn base_layer() -> PathBuf {
     let store = layers::LayerStore::open(&variable("COFFERDAM_LAYERS")).expect("a layer store");
     let recipe = template::Recipe::base().expect("the base recipe");
     store.path(&store.by_recipe(recipe.fingerprint()).expect("the base layer is built: cargo xtask unit"))
 }
 
-/// The files of one guest.
+/// The files of a guest.
 pub(crate) struct Files {
     pub(crate) dir: tempfile::TempDir,
     tools: Tools,
@@ -56,7 +58,7 @@ impl Files {
         Self::with(layers, &variable("COFFERDAM_ENVD"))
     }
 
-    /// With something else where envd should be.
+    /// Creates the files with other content in place of envd.
     pub(crate) fn with_envd(layers: &[PathBuf], envd: &[u8]) -> Self {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), envd).unwrap();
@@ -77,7 +79,7 @@ impl Files {
         self.dir.path().join(name)
     }
 
-    /// Starts a guest; `more` are further words for QEMU.
+    /// Starts a guest; `more` are additional arguments of QEMU.
     pub(crate) fn start(&self, more: &[&str]) -> Guest {
         let bind = |name: &str| {
             let socket = self.path(name);
@@ -138,14 +140,15 @@ impl Files {
 
 fn cmdline() -> String {
     let options = BootOptions { pids: 200, shm_mib: 256 };
-    // Without it boots hang now and then: there is nothing on this machine that the clock could be compared with.
+    // Without `tsc_early_khz` boots hang now and then: the guest has no other clock to compare the
+    // counter with.
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap();
     let mhz = cpu.lines().find_map(|line| line.strip_prefix("cpu MHz")?.split(": ").nth(1)?.parse().ok());
     let khz = mhz.map_or(0.0, |mhz: f64| mhz * 1000.0);
     format!("console=ttyS0 quiet reboot=t panic=-1 tsc_early_khz={khz:.0} {}", options.to_cmdline())
 }
 
-/// Free now; QEMU cannot say which it took.
+/// Returns a port that is free now; QEMU cannot report a port that it chose itself.
 fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
@@ -171,15 +174,15 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// Lets go of the control channel and takes it up again, as a new server does.
+    /// Closes the control channel and connects again, as a new server does.
     pub(crate) fn reconnect(&mut self) {
-        // Before QEMU tries again, so that it finds somebody.
+        // Before QEMU reconnects, so that the listener is there.
         self.host.stream.shutdown(std::net::Shutdown::Both).unwrap();
         self.host = Host::accept(&self.listener);
         self.host.stream.write_all(&SYNC_MARK).unwrap();
     }
 
-    /// As for a guest that goes on elsewhere: its memory and devices go to a file, and it ends.
+    /// Writes memory and devices of the guest to a file and ends it.
     pub(crate) fn capture(mut self, state: &Path) {
         self.monitor.execute("stop", &json!({}));
         self.monitor.migrate("migrate", state);
@@ -187,15 +190,15 @@ impl Guest {
         self.qemu.0.wait().unwrap();
     }
 
-    /// Takes a captured state in and lets it go on; QEMU was started with `-incoming defer`.
+    /// Loads a file of [`Self::capture`] and resumes; QEMU was started with `-incoming defer`.
     pub(crate) fn restore(&mut self, state: &Path) {
         self.monitor.migrate("migrate-incoming", state);
         self.monitor.execute("cont", &json!({}));
     }
 
-    /// Waits for QEMU to end by itself.
+    /// Waits until QEMU ends by itself.
     pub(crate) fn end(mut self) -> ExitStatus {
-        // Nothing more comes once it has: both ends of the channel are closed.
+        // QEMU closes both ends of the channel when it ends.
         let mut rest = Vec::new();
         let _ = self.host.stream.read_to_end(&mut rest);
         drop(self.host);
@@ -210,19 +213,19 @@ impl Guest {
         dial(self.envd)
     }
 
-    /// Port 8081 of the guest's own `127.0.0.1`.
+    /// Connects to port 8081 on the guest's own `127.0.0.1`.
     pub(crate) fn dial_loopback(&self) -> TcpStream {
         dial(self.loopback)
     }
 
-    /// Asks something of the relay.
+    /// Connects to the relay and sends a request.
     pub(crate) fn ask_relay(&self, request: RelayRequest) -> TcpStream {
         let mut stream = dial(self.relay);
         stream.write_all(request.to_line().as_bytes()).unwrap();
         stream
     }
 
-    /// Whether envd says nothing for a while, as user code that stands.
+    /// Whether envd does not answer for a while, because it is frozen.
     pub(crate) fn is_silent(&self) -> bool {
         let mut stream = self.dial_envd();
         stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
@@ -230,7 +233,7 @@ impl Guest {
         stream.read(&mut [0]).is_err()
     }
 
-    /// Runs a shell command inside, as root, and returns what it printed.
+    /// Runs a shell command in the guest as root and returns its output.
     pub(crate) fn run(&self, command: &str) -> String {
         envd::run(self.dial_envd(), command)
     }
@@ -238,17 +241,17 @@ impl Guest {
 
 fn dial(port: u16) -> TcpStream {
     let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream
 }
 
-/// QEMU's own control channel.
+/// QEMU's monitor.
 pub(crate) struct Monitor(BufReader<UnixStream>);
 
 impl Monitor {
     fn accept(listener: &UnixListener) -> Self {
         let (stream, _) = listener.accept().unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let mut monitor = Self(BufReader::new(stream));
         monitor.wait_for(|message| message.get("QMP").is_some());
         monitor.execute("qmp_capabilities", &json!({}));
@@ -273,7 +276,7 @@ impl Monitor {
         self.wait_for(|message| message.get("return").is_some());
     }
 
-    /// To or from a file, to the end.
+    /// Migrates to or from a file and waits until that is complete.
     fn migrate(&mut self, command: &str, state: &Path) {
         let events = json!({ "capabilities": [{ "capability": "events", "state": true }] });
         self.execute("migrate-set-capabilities", &events);
@@ -293,7 +296,7 @@ pub(crate) struct Host {
 impl Host {
     fn accept(listener: &UnixListener) -> Self {
         let (stream, _) = listener.accept().unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         Self { stream, decoder: Decoder::default(), last: 0 }
     }
 
@@ -309,7 +312,7 @@ impl Host {
         }
     }
 
-    /// Sends bytes that are no request.
+    /// Sends bytes that are not a request.
     pub(crate) fn send_raw(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).unwrap();
     }
@@ -342,12 +345,12 @@ pub(crate) fn identity(seed: u8) -> GuestIdentity {
 }
 
 pub(crate) mod envd {
-    //! Just enough of envd's protocol to run a command.
+    //! The part of envd's protocol that running a command needs.
 
     use std::io::{Read, Write};
     use std::net::TcpStream;
 
-    /// Whether envd answers at all.
+    /// Returns the status line of envd's health check.
     pub(crate) fn health(mut stream: TcpStream) -> std::io::Result<String> {
         stream.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
         let mut answer = String::new();
@@ -355,7 +358,7 @@ pub(crate) mod envd {
         Ok(answer.lines().next().unwrap_or_default().to_owned())
     }
 
-    /// Runs a shell command and returns what it printed, without what it complained.
+    /// Runs a shell command and returns its standard output.
     pub(crate) fn run(mut stream: TcpStream, command: &str) -> String {
         let command = serde_json::json!({ "cmd": "/bin/bash", "args": ["-c", command], "cwd": "/" });
         let body = serde_json::json!({ "process": command, "stdin": false }).to_string();
