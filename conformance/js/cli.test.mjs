@@ -85,7 +85,7 @@ test('a command gives its output and its exit code', async () => {
   await e2b(['kill', id])
 })
 
-test('piped input reaches a command whole, and its end is an end', async () => {
+test('piped input reaches a command complete, with its end', async () => {
   const id = await create()
   const data = randomBytes(150_000).toString('hex')
   const { code, out } = await e2b(['exec', id, 'cat'], data)
@@ -94,7 +94,7 @@ test('piped input reaches a command whole, and its end is an end', async () => {
   await e2b(['kill', id])
 })
 
-test('a background command goes on after the client has left', async () => {
+test('a background command continues after the client has disconnected', async () => {
   const id = await create()
   const { code, err } = await e2b(['exec', '-b', id, 'while true; do date +%N > beat; sleep 0.01; done'])
   assert.equal(code, 0)
@@ -123,7 +123,7 @@ test('metrics are printed', async () => {
   await e2b(['kill', id])
 })
 
-test('logs tell what ran in a sandbox', async () => {
+test('logs list what ran in a sandbox', async () => {
   const id = await create()
   await e2b(['exec', id, 'echo findme'])
   // Following ends by itself when the sandbox does.
@@ -135,7 +135,7 @@ test('logs tell what ran in a sandbox', async () => {
   for (const line of out.text.split('\n').filter((line) => line.startsWith('{'))) assert.ok(JSON.parse(line).timestamp)
 })
 
-test('all sandboxes are killed at once', async () => {
+test('all sandboxes are killed by one command', async () => {
   const ids = [await create(), await create()]
   const { code, out } = await e2b(['kill', '--all'])
   assert.equal(code, 0)
@@ -143,7 +143,7 @@ test('all sandboxes are killed at once', async () => {
   assert.deepEqual(JSON.parse((await e2b(['list', '--format', 'json'])).out), [])
 })
 
-test('a terminal is as large as the one it is shown in, and stays when it is left', async () => {
+test('a terminal has the size of the local one, and survives a disconnect', async () => {
   const id = await create('--timeout', '120')
   const shell = terminal(['connect', id])
   await shell.out.until(({ text }) => text.includes('$ '))
@@ -156,7 +156,7 @@ test('a terminal is as large as the one it is shown in, and stays when it is lef
   await e2b(['kill', id])
 })
 
-test('a sandbox made with its terminal ends soon after it', async () => {
+test('a sandbox created for a terminal ends soon after it', async () => {
   const shell = terminal(['create', '-e', 'OWN=mine'])
   await shell.out.until(({ text }) => text.includes('$ '))
   const [, sandboxId] = shell.out.text.match(/with sandbox ID \S*?(i[a-z0-9]{20})/)
@@ -173,7 +173,7 @@ test('a sandbox made with its terminal ends soon after it', async () => {
   }
 })
 
-test('failures are told and counted', async () => {
+test('failures are printed and set the exit code', async () => {
   const id = await create()
   await e2b(['kill', id])
   assert.equal((await e2b(['exec', id, 'true'])).code, 1)

@@ -85,7 +85,7 @@ test('contexts are made, listed, restarted and removed', async () => {
   await assert.rejects(sandbox.runCode('1', { context }))
 })
 
-test('what is no code is refused', async () => {
+test('code that is no string is rejected', async () => {
   await assert.rejects(sandbox.runCode({ code: '1' }))
   await assert.rejects(sandbox.createCodeContext({ language: 'cobol' }))
 })
@@ -107,7 +107,7 @@ test('a run that takes too long is interrupted, and its state stays', async () =
   await sandbox.removeCodeContext(context)
 })
 
-test('a killed kernel is told', async () => {
+test('a killed kernel is reported', async () => {
   const context = await sandbox.createCodeContext()
   const execution = await sandbox.runCode('import os; os._exit(1)', { context })
   assert.equal(execution.error.name, 'ContextRestarting')

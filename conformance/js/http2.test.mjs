@@ -32,9 +32,9 @@ after(async () => {
 
 async function site() {
   const sandbox = await Sandbox.create()
-  await sandbox.files.write('inside.js', INSIDE)
+  await sandbox.files.write('echo_server.js', INSIDE)
   const out = new Collected()
-  await sandbox.commands.run('node inside.js', { background: true, timeoutMs: 0, onStdout: out.add })
+  await sandbox.commands.run('node echo_server.js', { background: true, timeoutMs: 0, onStdout: out.add })
   await out.until(({ text }) => text === 'up\n')
   return sandbox
 }

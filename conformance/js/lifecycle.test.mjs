@@ -64,7 +64,7 @@ test('memory, processes, files and servers survive a pause', async () => {
   assert.equal(await again.kill(), true)
 })
 
-test('a terminal goes on where it was', async () => {
+test('a terminal continues', async () => {
   const sandbox = await Sandbox.create()
   const output = new Collected()
   const send = (text) => sandbox.pty.sendInput(handle.pid, Buffer.from(text))
@@ -84,7 +84,7 @@ test('a terminal goes on where it was', async () => {
   await sandbox.kill()
 })
 
-test('a snapshot is started from many times, and goes when it is deleted', async () => {
+test('a snapshot starts many sandboxes, until it is deleted', async () => {
   const source = await Sandbox.create()
   const sleeper = await source.commands.run('sleep 1000', { background: true, timeoutMs: 0 })
   await source.files.write('note', 'then')
@@ -110,7 +110,7 @@ test('a snapshot is started from many times, and goes when it is deleted', async
   await Promise.all([source, ...copies].map((each) => each.kill()))
 })
 
-test('forks are others, and go their own ways', async () => {
+test('forks are independent', async () => {
   const source = await Sandbox.create({ envs: { OWN: 'mine' } })
   await source.files.write('note', 'source')
   const forks = await source.fork({ count: 3, timeoutMs: 60_000 })
@@ -125,7 +125,7 @@ test('forks are others, and go their own ways', async () => {
   await Promise.all([source, ...forks].map((each) => each.kill()))
 })
 
-test('the end of its time is a pause, and traffic ends that', async () => {
+test('an expired sandbox is paused, and resumed by traffic', async () => {
   const lifecycle = { onTimeout: 'pause', autoResume: true }
   const sandbox = await Sandbox.create({ timeoutMs: 60_000, lifecycle })
   const info = await sandbox.getInfo()
@@ -139,7 +139,7 @@ test('the end of its time is a pause, and traffic ends that', async () => {
   await sandbox.kill()
 })
 
-test('only what was asked for is resumed, and only by who may', async () => {
+test('only authorized traffic resumes a sandbox, and only where auto-resume is on', async () => {
   const asleep = await Sandbox.create({ timeoutMs: 60_000, lifecycle: { onTimeout: 'pause' } })
   await asleep.pause()
   const { status, text } = await server.call('GET', '/', toPort(asleep))

@@ -41,7 +41,7 @@ async function own(use, options) {
   }
 }
 
-test('output is streamed while the command runs, and the exit code is told', async () => {
+test('output is streamed while the command runs, and the exit code is reported', async () => {
   const out = new Collected()
   const err = new Collected()
   const handle = await sandbox.commands.run('echo one; echo two >&2; read x; echo $x; exit 42', {
@@ -71,7 +71,7 @@ test('a command has its environment, directory and user', () =>
     { envs: { SHARED: 'sandbox', KEPT: 'kept' } }
   ))
 
-test('much output arrives whole, and characters are never split', async () => {
+test('large output arrives complete, and characters are never split', async () => {
   const result = await sandbox.commands.run(`python3 -c "print('ä€😀' * 300000, end='')"`)
   assert.equal(result.stdout, 'ä€😀'.repeat(300_000))
 })
@@ -104,13 +104,13 @@ test('input reaches a command, and closing it ends the command', async () => {
   assert.equal(stdout.split(' ')[0], createHash('sha256').update(data).digest('hex'))
 })
 
-test('a command past its time is ended', async () => {
+test('a command is killed at its timeout', async () => {
   await assert.rejects(sandbox.commands.run('echo $$ > slow; exec sleep 60', { timeoutMs: 1000 }), TimeoutError)
   const gone = await sandbox.commands.run('! kill -0 $(cat slow) 2>/dev/null && echo gone')
   assert.equal(gone.stdout, 'gone\n')
 })
 
-test('text and a binary of 20 MB come back as they went, in every form', async () => {
+test('text and 20 MB of bytes are read back unchanged, in every form', async () => {
   const info = await sandbox.files.write('forms/deep/note.txt', 'hällo\n')
   assert.equal(info.path, '/home/user/forms/deep/note.txt')
   assert.equal(await sandbox.files.read('forms/deep/note.txt'), 'hällo\n')
@@ -150,7 +150,7 @@ test('files are listed, described, moved and removed', async () => {
   await assert.rejects(files.read('tree/b'), FileNotFoundError)
 })
 
-test('a watched directory tells what happens in it, as it happens', async () => {
+test('a watched directory reports events as they happen', async () => {
   const events = new Collected()
   const ended = new Collected()
   await sandbox.files.makeDir('watched')
@@ -196,7 +196,7 @@ test('a terminal takes input, a new size and a second viewer', async () => {
   for (const end of [handle, viewer]) await assert.rejects(end.wait(), { exitCode: 7 })
 })
 
-test('a sandbox lives as long as it was given, to the second', async () => {
+test('a sandbox ends at its timeout, to the second', async () => {
   const sandbox = await Sandbox.create({ timeoutMs: 60_000 })
   const began = performance.now()
   await sandbox.setTimeout(2000)
@@ -208,7 +208,7 @@ test('a sandbox lives as long as it was given, to the second', async () => {
   await assert.rejects(Sandbox.connect(sandbox.sandboxId), SandboxNotFoundError)
 })
 
-test('killing cuts every open stream at once', async () => {
+test('a kill closes every open stream at once', async () => {
   const sandbox = await Sandbox.create()
   const ended = new Collected()
   const open = [
@@ -239,7 +239,7 @@ test('another client connects, and extends the time but never shortens it', asyn
   assert.equal(await sandbox.files.read('from-another'), 'x')
 })
 
-test('info and metrics speak of this sandbox', async () => {
+test('info and metrics describe this sandbox', async () => {
   const info = await sandbox.getInfo()
   assert.deepEqual([info.name, info.state, info.cpuCount, info.memoryMB], ['base', 'running', 2, 1024])
   const [metrics] = await sandbox.getMetrics()
@@ -247,7 +247,7 @@ test('info and metrics speak of this sandbox', async () => {
   assert.ok(metrics.memUsed > 0 && metrics.diskTotal > 0)
 })
 
-test('lists come by metadata, newest first, in pages', async () => {
+test('lists are filtered by metadata, newest first, and paged', async () => {
   const made = []
   for (let n = 0; n < 3; n++) made.push(await Sandbox.create({ metadata: { set: 'js', n: `${n} &=ü` } }))
   try {
@@ -290,7 +290,7 @@ test('a killed sandbox is not found at its host', async () => {
   )
 })
 
-test('signed URLs open what they name, in one direction, for their time', async () => {
+test('signed URLs give access to one file, in one direction, until they expire', async () => {
   const headers = { 'E2b-Sandbox-Id': sandbox.sandboxId, 'E2b-Sandbox-Port': '49983' }
   await sandbox.files.write('shared.txt', 'for a friend')
   const get = (url) => fetch(url, { headers })
@@ -308,7 +308,7 @@ test('signed URLs open what they name, in one direction, for their time', async 
   assert.equal((await get(upload)).status, 401, 'a signature for writing does not read')
 })
 
-test('failures come as the classes a caller can tell apart', async () => {
+test('failures have their error classes', async () => {
   await assert.rejects(Sandbox.create({ apiKey: 'e2b_' + '0'.repeat(40) }), AuthenticationError)
   await assert.rejects(Sandbox.create('no-such-template'), (error) => {
     assert.ok(error instanceof SandboxError)
@@ -323,7 +323,7 @@ test('failures come as the classes a caller can tell apart', async () => {
   await assert.rejects(sandbox.files.getInfo('missing'), FileNotFoundError)
 })
 
-test('many sandboxes at once keep to themselves', async () => {
+test('many concurrent sandboxes are isolated', async () => {
   const one = (n) =>
     own(async (sandbox) => {
       await sandbox.files.write('n', `${n}`)

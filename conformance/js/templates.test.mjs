@@ -70,7 +70,7 @@ test('a failed step is named in the error', async () => {
   })
 })
 
-test('names and tags are asked for, assigned and removed', async () => {
+test('names and tags are queried, assigned and removed', async () => {
   const name = fresh('tagged')
   assert.equal(await Template.exists(name), false)
   const { buildId } = await Template.build(Template().fromBaseImage().runCmd('true'), `${name}:v1`)

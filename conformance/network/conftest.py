@@ -10,7 +10,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "python"))
 
 import results  # noqa: E402
 from server import Server  # noqa: E402
-from world import RESOLVER, World  # noqa: E402
+from fake_network import RESOLVER, World  # noqa: E402
 
 
 def pytest_configure(config):

@@ -12,7 +12,7 @@ import tempfile
 import urllib.parse
 import urllib.request
 
-import remains
+import host_state
 
 # What the server is told to run sandboxes with.
 ENGINE = os.environ.get("COFFERDAM_ENGINE", "container")
@@ -153,9 +153,9 @@ class Server:
         for home in filter(pathlib.Path.is_dir, [self.data, self.data / "microvm"]):
             assert not list((home / "sandboxes").iterdir())
             assert self.kept or not list((home / "snapshots").iterdir()), self.tail()
-            assert not remains.mounts(home)
-            assert not remains.processes(home)
-            assert not remains.dumps(home)
-            assert not remains.groups(home)
+            assert not host_state.mounts(home)
+            assert not host_state.processes(home)
+            assert not host_state.dumps(home)
+            assert not host_state.groups(home)
         # The kernel clears it when the last mount of it goes, which may be a moment later.
-        assert not remains.settled(lambda: remains.loop_devices(self.data))
+        assert not host_state.settled(lambda: host_state.loop_devices(self.data))

@@ -4,9 +4,9 @@ next, be it a pause, a fork or the death of the platform's server, finds it list
 
 import pathlib
 
-import inside
+import echo_server
 
-SCRIPT = pathlib.Path(inside.__file__).read_text()
+SCRIPT = pathlib.Path(echo_server.__file__).read_text()
 
 
 def started(handle, words):
@@ -27,7 +27,7 @@ def serving(sandbox, port, address="127.0.0.1"):
 
 
 def serve(sandbox, port, address="127.0.0.1"):
-    """The server of `inside.py`; answers its handle."""
-    sandbox.files.write("/tmp/inside.py", SCRIPT)
-    command = f"exec python3 /tmp/inside.py {address} {port}"
+    """The server of `echo_server.py`; answers its handle."""
+    sandbox.files.write("/tmp/echo_server.py", SCRIPT)
+    command = f"exec python3 /tmp/echo_server.py {address} {port}"
     return started(sandbox.commands.run(command, background=True, timeout=0), "listening\n")

@@ -40,7 +40,7 @@ def text(items):
     return "".join(item if isinstance(item, str) else item.decode(errors="replace") for item in items)
 
 
-async def test_output_is_told_while_the_command_runs(async_sandbox):
+async def test_output_is_streamed_while_the_command_runs(async_sandbox):
     out, err = Collected(), Collected()
     handle = await async_sandbox.commands.run(
         "echo one; echo two >&2; read answer; echo $answer; exit 3",
@@ -85,7 +85,7 @@ async def test_background_command_is_listed_joined_and_killed(async_sandbox):
         await other.commands.connect(handle.pid + 100_000)
 
 
-async def test_input_streamed_keeps_its_order(async_sandbox):
+async def test_streamed_input_keeps_its_order(async_sandbox):
     handle = await async_sandbox.commands.run("sha256sum", background=True, stdin=True)
     pieces = [os.urandom(50_000).hex() for _ in range(40)]
     async with async_sandbox.commands.stream_input(handle.pid) as stream:
@@ -101,7 +101,7 @@ async def test_input_streamed_keeps_its_order(async_sandbox):
         await lost.close()
 
 
-async def test_a_command_past_its_time_is_ended(async_sandbox):
+async def test_a_command_is_killed_at_its_timeout(async_sandbox):
     with pytest.raises(TimeoutException):
         await async_sandbox.commands.run("echo $$ > pid; exec sleep 60", timeout=1)
     gone = await async_sandbox.commands.run("! kill -0 $(cat pid) 2>/dev/null && echo gone")
@@ -134,14 +134,14 @@ async def test_files_in_every_form_and_20_mb(async_sandbox):
         await files.read("void")
 
 
-async def test_metadata_of_a_file_stays_with_it(async_sandbox):
+async def test_metadata_of_a_file_is_kept(async_sandbox):
     await async_sandbox.files.write("tagged", "x", metadata={"origin": "test"})
     assert (await async_sandbox.files.get_info("tagged")).metadata == {"origin": "test"}
     moved = await async_sandbox.files.rename("tagged", "renamed")
     assert moved.metadata == {"origin": "test"}
 
 
-async def test_watching_a_tree_tells_events_as_they_happen(async_sandbox):
+async def test_a_recursive_watch_reports_events_as_they_happen(async_sandbox):
     events, ended = Collected(), Collected()
     await async_sandbox.files.make_dir("tree")
     watch = await async_sandbox.files.watch_dir(
@@ -184,7 +184,7 @@ async def test_a_terminal_takes_input_size_and_a_second_viewer(async_sandbox):
         assert ended.value.exit_code == 7
 
 
-async def test_a_sandbox_lives_as_long_as_it_was_given(server):
+async def test_a_sandbox_ends_at_its_timeout(server):
     sandbox = await AsyncSandbox.create(timeout=60)
     began = time.monotonic()
     await sandbox.set_timeout(2)
@@ -196,7 +196,7 @@ async def test_a_sandbox_lives_as_long_as_it_was_given(server):
         await AsyncSandbox.connect(sandbox.sandbox_id)
 
 
-async def test_lists_in_pages_what_the_metadata_asks_for(server):
+async def test_lists_are_filtered_by_metadata_and_paged(server):
     made = await asyncio.gather(*(AsyncSandbox.create(metadata={"set": "async", "n": str(n)}) for n in range(5)))
     try:
         pages = AsyncSandbox.list(query=SandboxQuery(metadata={"set": "async"}), limit=2)
@@ -212,7 +212,7 @@ async def test_lists_in_pages_what_the_metadata_asks_for(server):
         assert await asyncio.gather(*(sandbox.kill() for sandbox in made)) == [True] * 5
 
 
-async def test_killing_cuts_every_open_stream(server):
+async def test_a_kill_closes_every_open_stream(server):
     sandbox = await AsyncSandbox.create()
     ended = Collected()
     silent = await sandbox.commands.run("sleep 1000", background=True)
@@ -236,7 +236,7 @@ async def test_many_commands_at_once_in_one_sandbox_do_not_mix(async_sandbox):
     assert all(await asyncio.gather(*(one(number) for number in range(50))))
 
 
-async def test_many_sandboxes_at_once_keep_to_themselves(server):
+async def test_many_concurrent_sandboxes_are_isolated(server):
     async def one(number):
         async with await AsyncSandbox.create(envs={"N": str(number)}) as sandbox:
             await sandbox.files.write("n", f"{number}")

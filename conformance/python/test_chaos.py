@@ -11,7 +11,7 @@ import urllib.parse
 
 import pytest
 
-import remains
+import host_state
 from server import Server
 
 ROUNDS = int(os.environ.get("COFFERDAM_CHAOS_ROUNDS", "60"))
@@ -142,7 +142,7 @@ class Model:
             return self.broken_promises(listed) + self.wrong_states(listed)
 
         # A capture that the killed server began may still be under way: until it has ended, its sandbox is one being paused.
-        found = remains.settled(wrong, 60)
+        found = host_state.settled(wrong, 60)
         assert not found, f"round {round}: {found}"
         # Those not acknowledged are complete or not there at all: they are sandboxes like others from here on.
         self.states = dict(listed)
@@ -172,7 +172,7 @@ class Model:
 
     def wrong_states(self, listed):
         """Each paused sandbox and each snapshot has one, and nobody else."""
-        states = remains.states(self.server)
+        states = host_state.states(self.server)
         half_made = [f"half-made state {name}" for name in states if "." in name]
         wanted = sum(state == "paused" for state in listed.values()) + len(self.listed_snapshots())
         return half_made or [f"{len(states)} states instead of {wanted}"] * (len(states) != wanted)
@@ -181,28 +181,28 @@ class Model:
         """Whatever exists belongs to a sandbox that is listed, to a snapshot, or to what the server keeps ready."""
         data = self.server.home
         running = {id for id, state in listed.items() if state == "running"}
-        states = remains.states(self.server)
+        states = host_state.states(self.server)
 
         def strays():
             """Of no record; what is being made ready at the moment gets one."""
             records = records_of(data)
-            inhabited = remains.processes(data)
+            inhabited = host_state.processes(data)
             known = {record["cgroup"] for record in records_of(data).values()}
             found = [f"process {pid} in {group}" for pid, group in inhabited.items() if group not in known]
             found += [f"running {id} without a record" for id in running - set(records)]
             found += [f"{id}, which waited at the killed server" for id in waited & set(records)]
             found += [f"waiting {id}" for id in list(set(records) - running)[WAITING:]]
-            found += [f"group {group}" for group in list(remains.groups(data) - known)[READY:]]
+            found += [f"group {group}" for group in list(host_state.groups(data) - known)[READY:]]
             # Those of a template, and those that wait, are nobody's in particular; a memory goes with its disk.
             common = ("ready-", "blank-", "t-", "m-t-")
-            volumes = {name.removeprefix("m-") for name in remains.volumes(self.server) if not name.startswith(common)}
+            volumes = {name.removeprefix("m-") for name in host_state.volumes(self.server) if not name.startswith(common)}
             found += [f"volume {name}" for name in volumes - set(records) - set(states)]
-            found += [f"network {name}" for name in list(remains.network_namespaces(data))[len(running) + WAITING + READY :]]
-            found += [f"mount {line}" for line in remains.mounts(data)]
-            found += [f"loop device {name}" for name in remains.loop_devices(data)[1:]]
-            return found + [f"dump {pid}" for pid in remains.dumps(data)]
+            found += [f"network {name}" for name in list(host_state.network_namespaces(data))[len(running) + WAITING + READY :]]
+            found += [f"mount {line}" for line in host_state.mounts(data)]
+            found += [f"loop device {name}" for name in host_state.loop_devices(data)[1:]]
+            return found + [f"dump {pid}" for pid in host_state.dumps(data)]
 
-        found = remains.settled(strays)
+        found = host_state.settled(strays)
         assert not found, f"round {round}: {found}"
 
     def work_in_peace(self):
@@ -228,7 +228,7 @@ class Model:
         self.server.delete_snapshots()
         self.snapshots.clear()
         assert not self.server.sandboxes()
-        found = remains.settled(lambda: self.wrong_states({}))
+        found = host_state.settled(lambda: self.wrong_states({}))
         assert not found, found
         self.check_remains(round, {}, set())
 
@@ -267,7 +267,7 @@ def longest_call(server):
 
 
 @pytest.mark.every_engine
-def test_whatever_was_acknowledged_survives_a_server_killed_at_any_moment(own_server):
+def test_acknowledged_calls_survive_a_server_killed_at_any_moment(own_server):
     print(f"seed {SEED}")
     longest_round = max(0.6, 1.5 * longest_call(own_server))
     luck = random.Random(SEED)

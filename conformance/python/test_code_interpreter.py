@@ -82,7 +82,7 @@ def test_an_error_has_a_traceback(interpreter):
     assert [error.name for error in errors] == ["NameError"]
 
 
-def test_text_of_any_script_arrives_whole(interpreter):
+def test_text_in_any_script_arrives_unchanged(interpreter):
     text = "\u00e9 \u4e2d\u6587 \U0001f600 \u2028 \u0085 end" * 500
     assert printed(interpreter.run_code(f"print({text!r})")) == text + "\n"
 
@@ -106,7 +106,7 @@ def test_every_language(interpreter, language, code, value):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_variables_of_the_environment(interpreter, language):
+def test_environment_variables(interpreter, language):
     read, unset = READ[language]
 
     def value(name, **options):
@@ -136,7 +136,7 @@ def test_contexts_are_made_listed_restarted_and_removed(interpreter):
     assert not {context.id, other.id} & {each.id for each in interpreter.list_code_contexts()}
 
 
-def test_only_known_languages_and_strings(interpreter):
+def test_unknown_languages_and_code_that_is_no_string_are_rejected(interpreter):
     with pytest.raises(Exception, match="500"):
         interpreter.create_code_context(language="cobol")
     with pytest.raises(Exception, match="422"):
@@ -219,7 +219,7 @@ def test_objects_that_describe_themselves(interpreter):
 # ---- trouble
 
 
-def test_a_timeout_interrupts_and_state_stays(interpreter):
+def test_a_timeout_interrupts_and_keeps_state(interpreter):
     context = interpreter.create_code_context()
     with pytest.raises(TimeoutException):
         interpreter.run_code("q = 1\nimport time\ntime.sleep(600)", context=context, timeout=2)
@@ -240,7 +240,7 @@ def test_code_that_ignores_interrupts_does_not_block_its_context(interpreter):
 
 
 @pytest.mark.parametrize("code", ["import os; os._exit(1)", "import os; os.kill(os.getpid(), 9)"])
-def test_a_killed_kernel_is_told_and_replaced(interpreter, code):
+def test_a_killed_kernel_is_reported_and_replaced(interpreter, code):
     context = interpreter.create_code_context(cwd="/tmp")
     execution = interpreter.run_code(code, context=context, timeout=30)
     assert execution.error.name == "ContextRestarting"
@@ -249,7 +249,7 @@ def test_a_killed_kernel_is_told_and_replaced(interpreter, code):
     interpreter.remove_code_context(context)
 
 
-def test_a_sandbox_killed_in_mid_run_is_told(own):
+def test_a_sandbox_killed_during_a_run_is_reported(own):
     sandbox = own()
     started = threading.Event()
     failures = []
@@ -270,7 +270,7 @@ def test_a_sandbox_killed_in_mid_run_is_told(own):
     assert isinstance(failure, TimeoutException), failure
 
 
-def test_a_killed_interpreter_comes_back_and_leaves_no_kernels(own):
+def test_a_killed_interpreter_restarts_and_leaves_no_kernels(own):
     sandbox = own()
     former = sandbox.commands.run("sudo ls /run/interpreter").stdout.split()
     assert len(former) >= 3, "kernels of Python and JavaScript, and what Python's is forked from"
@@ -312,7 +312,7 @@ def test_pause_and_resume_keep_variables_alive(own):
     assert printed(resumed.run_code("echo $((x + 1))", language="bash")) == "42\n"
 
 
-def test_forks_have_their_parents_variables_and_numbers_of_their_own(own):
+def test_forks_have_their_parents_variables_and_different_random_numbers(own):
     sandbox = own()
     sandbox.run_code("import random, numpy\nx = 'inherited'\nrandom.seed(1); numpy.random.seed(1)")
     sandbox.run_code("let x = 'inherited'", language="javascript")
@@ -333,7 +333,7 @@ def test_forks_have_their_parents_variables_and_numbers_of_their_own(own):
             fork.kill()
 
 
-def test_two_new_sandboxes_draw_different_numbers(own):
+def test_two_new_sandboxes_draw_different_random_numbers(own):
     code = "import random, numpy; (random.random(), numpy.random.rand())"
     drawn = [own().run_code(code).text.strip("()").split(", ") for _ in range(2)]
     assert len({number for numbers in drawn for number in numbers}) == 4
@@ -349,7 +349,7 @@ async def async_interpreter(interpreter_server):
     await sandbox.kill()
 
 
-async def test_async_contexts_run_beside_each_other(async_interpreter):
+async def test_async_contexts_run_concurrently(async_interpreter):
     one, two = await asyncio.gather(*[async_interpreter.create_code_context() for _ in range(2)])
     # Each waits for the other: one after another they would never end.
     code = "import os, time\nopen('{}', 'w')\nwhile not os.path.exists('{}'): time.sleep(0.01)\n'met'"

@@ -5,7 +5,7 @@ from e2b import CommandExitException, InvalidArgumentException, NotFoundExceptio
 from server import ENGINE
 
 
-def test_streams_output_as_it_comes_and_reports_the_exit_code(sandbox):
+def test_output_is_streamed_and_the_exit_code_reported(sandbox):
     seen = []
     with pytest.raises(CommandExitException) as failed:
         sandbox.commands.run(
@@ -27,7 +27,7 @@ def test_runs_as_the_default_user_in_its_home(sandbox):
     assert sandbox.commands.run("pwd", cwd="/tmp").stdout == "/tmp\n"
 
 
-def test_a_missing_dir_is_named(sandbox):
+def test_the_error_names_a_missing_directory(sandbox):
     with pytest.raises(InvalidArgumentException, match="/no/such/directory"):
         sandbox.commands.run("pwd", cwd="/no/such/directory")
 
@@ -43,7 +43,7 @@ def test_environment_of_the_sandbox_and_of_a_command(server):
         sandbox.kill()
 
 
-def test_background_command_is_listed_found_again_and_killed(sandbox):
+def test_a_background_command_is_listed_connected_to_and_killed(sandbox):
     handle = sandbox.commands.run("while true; do echo beat; sleep 0.05; done", background=True)
     assert handle.pid in [process.pid for process in sandbox.commands.list()]
     other = Sandbox.connect(sandbox.sandbox_id).commands.connect(handle.pid)
@@ -65,19 +65,19 @@ def test_input_reaches_a_command_and_closing_it_ends_cat(sandbox):
     assert handle.wait().stdout == "hello\n"
 
 
-def test_a_command_past_its_time_is_ended(sandbox):
+def test_a_command_is_killed_at_its_timeout(sandbox):
     with pytest.raises(TimeoutException):
         sandbox.commands.run("echo $$ > /tmp/slow; exec sleep 60", timeout=1)
     gone = sandbox.commands.run("! kill -0 $(cat /tmp/slow) 2>/dev/null && echo gone")
     assert gone.stdout == "gone\n"
 
 
-def test_much_output_arrives_whole(sandbox):
+def test_large_output_arrives_complete(sandbox):
     result = sandbox.commands.run("head -c 100000000 /dev/zero | tr '\\0' x")
     assert len(result.stdout) == 100_000_000
 
 
-def test_text_split_inside_a_character_is_put_together(sandbox):
+def test_a_character_split_between_chunks_is_joined(sandbox):
     result = sandbox.commands.run("python3 -c \"print('ä€😀' * 20000, end='')\"")
     assert result.stdout == "ä€😀" * 20000
 

@@ -68,7 +68,7 @@ def test_processes_of_a_killed_sandbox_are_gone(own_server):
     assert not alive()
 
 
-def test_crashes_in_the_middle_of_creates_lose_nothing_acknowledged_and_leave_nothing_else(own_server):
+def test_crashes_during_creates_lose_no_acknowledged_sandbox_and_leak_nothing(own_server):
     import threading
 
     acknowledged, stop = set(), threading.Event()

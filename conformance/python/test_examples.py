@@ -50,11 +50,11 @@ def test_install_test_run(interpreter_server, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["openai_function_call.py", "langchain_tool.py"])
-def test_a_model_that_calls_functions(interpreter_server, tmp_path, name):
+def test_function_calls_of_a_model(interpreter_server, tmp_path, name):
     assert python(name, cwd=tmp_path) == ANSWER
 
 
-def test_no_example_is_forgotten():
+def test_every_example_is_tested():
     source = pathlib.Path(__file__).read_text()
     programs = {path.name for path in EXAMPLES.iterdir() if path.suffix in {".py", ".mjs"}} - {"stub_model.py"}
     assert {name for name in programs if name not in source and f'"{name}"' not in source} == set()

@@ -12,11 +12,11 @@ import threading
 import time
 
 import pytest
-import remains
+import host_state
 from conftest import options_of
 from e2b import Sandbox
 from e2b.exceptions import SandboxException
-from remains import states
+from host_state import states
 from server import ENGINE, Server
 
 # What a dump or a restore is at for so long that it can be stopped in the middle.
@@ -113,7 +113,7 @@ def test_a_full_disk(small_disk):
         sandbox.kill()
 
 
-def test_a_disk_that_others_have_filled_to_the_last_byte(small_disk):
+def test_a_disk_filled_by_others(small_disk):
     """The volumes' file system stands still then, as is documented; what is left is to delete and to start again."""
     with a_server(data=small_disk / "data") as (server, options):
         paused, running, late = (Sandbox.create(**options) for _ in range(3))
@@ -143,7 +143,7 @@ def test_a_disk_that_others_have_filled_to_the_last_byte(small_disk):
         again.kill()
 
 
-def test_states_that_cannot_be_written():
+def test_snapshots_that_cannot_be_written():
     with a_server() as (server, options):
         sandbox, paused = Sandbox.create(**options), Sandbox.create(**options)
         pid = sleeper_in(sandbox)
@@ -164,7 +164,7 @@ def test_states_that_cannot_be_written():
         server.crash()
         server.restart()
         assert not states(server), "a start sweeps what could not be removed"
-        assert not [name for name in remains.volumes(server) if not name.startswith(("ready-", "blank-", "t-", "m-t-"))]
+        assert not [name for name in host_state.volumes(server) if not name.startswith(("ready-", "blank-", "t-", "m-t-"))]
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ exec {loader} "$@"
 
 
 @pytest.mark.container
-def test_a_criu_that_fails(unreliable_criu):
+def test_criu_fails(unreliable_criu):
     tree, mood = unreliable_criu
     with a_server("--criu", str(tree)) as (server, options):
         sandbox = Sandbox.create(**options)
@@ -237,7 +237,7 @@ def test_a_criu_that_fails(unreliable_criu):
 
 
 @pytest.mark.container
-def test_a_criu_that_dies_in_the_middle(unreliable_criu):
+def test_criu_is_killed_during_a_dump(unreliable_criu):
     tree, mood = unreliable_criu
     with a_server("--criu", str(tree)) as (server, options):
         for _ in range(3):
@@ -255,12 +255,12 @@ def test_a_criu_that_dies_in_the_middle(unreliable_criu):
             sandbox.kill()
             assert sandbox.kill() is False
             assert not states(server)
-            assert not remains.settled(lambda: remains.dumps(server.data))
+            assert not host_state.settled(lambda: host_state.dumps(server.data))
 
 
 @pytest.mark.container
 @pytest.mark.parametrize("way", ["mute", "stop"])
-def test_a_criu_that_hangs(unreliable_criu, way):
+def test_criu_hangs(unreliable_criu, way):
     tree, mood = unreliable_criu
     with a_server("--criu", str(tree), "--criu-timeout", "2") as (server, options):
         sandbox, kept = Sandbox.create(**options), Sandbox.create(**options)
@@ -269,7 +269,7 @@ def test_a_criu_that_hangs(unreliable_criu, way):
         mood.write_text(way)
         fails(sandbox.pause, "CRIU was silent")
         assert not states(server) or len(states(server)) == 1, "nothing half-made is left"
-        assert not remains.settled(lambda: remains.dumps(server.data)), "it was ended"
+        assert not host_state.settled(lambda: host_state.dumps(server.data)), "it was ended"
         listed = {each["sandboxID"]: each["state"] for each in server.sandboxes()}
         if way == "mute":
             is_well(sandbox, pid)
@@ -287,7 +287,7 @@ def test_a_criu_that_hangs(unreliable_criu, way):
         for each in (sandbox, kept):
             each.kill()
             assert each.kill() is False
-        assert not remains.settled(lambda: states(server))
+        assert not host_state.settled(lambda: states(server))
 
 
 @contextlib.contextmanager
@@ -306,14 +306,14 @@ def asking(call):
 
 def a_dump_hangs(server, stopped):
     """Whether a dump is at work; and if it shall have stopped in the middle, whether it has."""
-    at_work = remains.dumps(server.data)
-    return at_work and (not stopped or any("State:\tT" in remains.read(f"/proc/{pid}/status") for pid in at_work))
+    at_work = host_state.dumps(server.data)
+    return at_work and (not stopped or any("State:\tT" in host_state.read(f"/proc/{pid}/status") for pid in at_work))
 
 
 @pytest.mark.container
 @pytest.mark.parametrize("way", ["mute", "stop", "linger"])
 @pytest.mark.parametrize("call", ["pause", "create_snapshot"])
-def test_a_server_that_dies_while_a_dump_hangs(unreliable_criu, way, call):
+def test_the_server_is_killed_while_a_dump_hangs(unreliable_criu, way, call):
     tree, mood = unreliable_criu
     with a_server("--criu", str(tree), "--criu-timeout", "20") as (server, options):
         sandbox, other = Sandbox.create(**options), Sandbox.create(**options)
@@ -328,12 +328,12 @@ def test_a_server_that_dies_while_a_dump_hangs(unreliable_criu, way, call):
         mood.write_text("well")
         server.restart()
         # The next server has not waited for it, and serves everybody else.
-        assert remains.dumps(server.data), "the dump goes on without its server"
+        assert host_state.dumps(server.data), "the dump goes on without its server"
         assert other.commands.run("echo well").stdout == "well\n"
         Sandbox.create(**options).kill()
         listed = {each["sandboxID"]: each["state"] for each in server.sandboxes()}
         assert listed == {sandbox.sandbox_id: "paused", other.sandbox_id: "running"}, "it stands still, and says so"
-        assert remains.dumps(server.data), "all that took no time"
+        assert host_state.dumps(server.data), "all that took no time"
         # Whoever asks for it waits until it is known what has become of it.
         mood.with_name(mood.name + ".go").touch()
         try:
@@ -341,12 +341,12 @@ def test_a_server_that_dies_while_a_dump_hangs(unreliable_criu, way, call):
             lives = True
         except SandboxException:
             lives = False
-        assert not remains.dumps(server.data), "it was waited for or ended"
+        assert not host_state.dumps(server.data), "it was waited for or ended"
         listed = {each["sandboxID"]: each["state"] for each in server.sandboxes()}
         assert listed.get(sandbox.sandbox_id) == ("running" if lives else None), listed
         # One that was cut off with its hands in the processes may have taken them with it.
         assert lives or way == "stop", server.tail()
-        assert not remains.settled(lambda: states(server)), "the half of a state is swept"
+        assert not host_state.settled(lambda: states(server)), "the half of a state is swept"
         if lives:
             if way == "stop":
                 # It was in the middle of being taken over: it may be dying right now, and still be listed.
@@ -365,11 +365,11 @@ def test_a_server_that_dies_while_a_dump_hangs(unreliable_criu, way, call):
                 is_well(sandbox, pid)
         assert sandbox.kill() is lives
         assert sandbox.kill() is False
-        assert not remains.settled(lambda: states(server))
+        assert not host_state.settled(lambda: states(server))
 
 
 @pytest.mark.container
-def test_a_time_up_that_cannot_pause_keeps_the_sandbox_running(unreliable_criu):
+def test_an_expired_sandbox_that_cannot_be_paused_keeps_running(unreliable_criu):
     tree, mood = unreliable_criu
     with a_server("--criu", str(tree)) as (server, options):
         sandbox = Sandbox.create(lifecycle={"on_timeout": "pause"}, timeout=600, **options)
@@ -405,7 +405,7 @@ def test_a_time_up_that_cannot_pause_keeps_the_sandbox_running(unreliable_criu):
 
 
 @pytest.mark.container
-def test_without_criu_files_can_still_be_kept(tmp_path):
+def test_without_criu_a_pause_keeps_files(tmp_path):
     with a_server("--criu", str(tmp_path / "nothing")) as (server, options):
         status, _, engine = server.call("GET", "/cofferdam/v1/engine")
         assert status == 200 and engine["capabilities"]["memory_snapshots"] is False
@@ -445,7 +445,7 @@ def undying(tmp_path):
             writer.wait()
 
     until = time.monotonic() + 10
-    while "State:\tD" not in remains.read(f"/proc/{writer.pid}/status"):
+    while "State:\tD" not in host_state.read(f"/proc/{writer.pid}/status"):
         assert time.monotonic() < until
         time.sleep(0.01)
     yield writer.pid, let_go
@@ -454,14 +454,14 @@ def undying(tmp_path):
 
 
 @pytest.mark.container
-def test_a_sandbox_that_refuses_to_die(undying):
+def test_a_sandbox_that_cannot_be_killed(undying):
     pid, let_go = undying
     with a_server() as (server, options):
         sandbox, other = Sandbox.create(**options), Sandbox.create(**options)
         record = server.home / "sandboxes" / f"{sandbox.sandbox_id}.json"
         group = json.loads(record.read_text())["cgroup"]
-        name = remains.instance(server.data)
-        tops = [top for top in [remains.GROUPS / name, *remains.GROUPS.glob(f"*/{name}")] if (top / group).is_dir()]
+        name = host_state.instance(server.data)
+        tops = [top for top in [host_state.GROUPS / name, *host_state.GROUPS.glob(f"*/{name}")] if (top / group).is_dir()]
         for top in tops:
             (top / group / "cgroup.procs").write_text(str(pid))
         status, _, body = server.call("DELETE", f"/sandboxes/{sandbox.sandbox_id}")
@@ -479,7 +479,7 @@ def test_a_sandbox_that_refuses_to_die(undying):
         assert other.commands.run("echo well").stdout == "well\n"
 
 
-def test_a_late_pause_costs_what_an_early_one_did():
+def test_the_200th_pause_uses_no_more_disk_than_the_first():
     with a_server() as (server, options):
         sandbox = Sandbox.create(**options)
         pid = sleeper_in(sandbox, 5)
@@ -489,14 +489,14 @@ def test_a_late_pause_costs_what_an_early_one_did():
             assert len(states(server)) == 1
             files = (server.home / "snapshots").rglob("*")
             sizes = [file.stat().st_size for file in files if file.is_file() and file.suffix != ".pages"]
-            return len(sizes), sum(sizes), len(remains.volumes(server))
+            return len(sizes), sum(sizes), len(host_state.volumes(server))
 
         costs, taken = [], []
         for number in range(PAUSES):
             sandbox.files.write(f"notes/{number % 10}", str(number) * 1000)
             sandbox.pause()
             costs.append(cost())
-            taken.append(remains.bytes_in_volumes(server))
+            taken.append(host_state.bytes_in_volumes(server))
             sandbox.connect()
         is_well(sandbox, pid)
         early, late = costs[10:20], costs[-10:]
@@ -505,6 +505,6 @@ def test_a_late_pause_costs_what_an_early_one_did():
             assert after <= before * 1.25 + slack, (what, early, late)
         # What was freed is given back in the background, half a minute later at most.
         most = max(taken[10:20]) + (4 << 20)
-        assert not remains.settled(lambda: remains.bytes_in_volumes(server) > most, 90), taken
+        assert not host_state.settled(lambda: host_state.bytes_in_volumes(server) > most, 90), taken
         assert sandbox.files.read(f"notes/{(PAUSES - 1) % 10}").startswith(str(PAUSES - 1))
         sandbox.kill()

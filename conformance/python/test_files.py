@@ -10,7 +10,7 @@ from e2b import FileType, NotFoundException, Sandbox
 
 
 @pytest.mark.every_engine
-def test_text_and_a_binary_of_20_mb_come_back_as_they_went(sandbox):
+def test_text_and_20_mb_of_bytes_are_read_back_unchanged(sandbox):
     info = sandbox.files.write("/home/user/dir/sub/note.txt", "hällo\n")
     assert info.path == "/home/user/dir/sub/note.txt"
     assert sandbox.files.read("dir/sub/note.txt") == "hällo\n"
@@ -58,7 +58,7 @@ def test_proc_files_are_read_to_their_end(sandbox):
     assert len(sandbox.files.read("/proc/sys/kernel/random/boot_id").strip()) == 36
 
 
-def test_signed_urls_open_one_file_and_nothing_else(server, sandbox):
+def test_a_signed_url_gives_access_to_one_file_only(server, sandbox):
     sandbox.files.write("shared.txt", "for a friend")
     route = {"E2b-Sandbox-Id": sandbox.sandbox_id, "E2b-Sandbox-Port": "49983"}
 
@@ -75,7 +75,7 @@ def test_signed_urls_open_one_file_and_nothing_else(server, sandbox):
     assert get(f"{server.url}/files?path=shared.txt") == 401
 
 
-def test_signed_urls_serve_curl_both_ways(sandbox, tmp_path):
+def test_curl_uploads_and_downloads_by_signed_urls(sandbox, tmp_path):
     content = os.urandom(8 << 20)
     (tmp_path / "up").write_bytes(content)
     route = ["-H", f"E2b-Sandbox-Id: {sandbox.sandbox_id}", "-H", "E2b-Sandbox-Port: 49983"]
@@ -103,7 +103,7 @@ def test_signed_urls_serve_curl_both_ways(sandbox, tmp_path):
     assert not sandbox.files.exists("curl/other")
 
 
-def test_watching_a_dir_tells_what_happens_in_order(sandbox):
+def test_a_watched_directory_reports_events_in_order(sandbox):
     sandbox.files.make_dir("watched")
     with_events = sandbox.files.watch_dir("watched", recursive=True)
     sandbox.files.write("watched/new.txt", "x")

@@ -31,7 +31,7 @@ def git_sandbox(server):
     sandbox.kill()
 
 
-def test_work_travels_from_one_clone_to_another(git_sandbox):
+def test_commits_are_pushed_and_pulled_between_clones(git_sandbox):
     sandbox, git = git_sandbox, git_sandbox.git
     git.clone(URL, "/home/user/first")
     assert git.status("first").is_clean
@@ -58,7 +58,7 @@ def test_work_travels_from_one_clone_to_another(git_sandbox):
     assert sandbox.files.read("second/hello.txt") == "hello again\n"
 
 
-def test_branches_are_made_changed_and_deleted(git_sandbox):
+def test_branches_are_created_switched_and_deleted(git_sandbox):
     git = git_sandbox.git
     git.init("/home/user/branches", initial_branch="trunk")
     git.commit("branches", "Empty", allow_empty=True)
@@ -88,7 +88,7 @@ def test_changes_are_restored_and_reset(git_sandbox):
     assert sandbox.files.read("undo/file") == "kept" and git.status("undo").is_clean
 
 
-def test_config_is_kept_where_it_was_put(git_sandbox):
+def test_config_is_kept_in_its_scope(git_sandbox):
     git = git_sandbox.git
     git.init("/home/user/configured")
     git.set_config("pull.rebase", "true", scope="local", path="configured")
@@ -97,7 +97,7 @@ def test_config_is_kept_where_it_was_put(git_sandbox):
     assert git.get_config("user.email") == "tester@example.com"
 
 
-def test_failures_are_told_by_their_kind(git_sandbox):
+def test_failures_have_their_exception_classes(git_sandbox):
     git = git_sandbox.git
     with pytest.raises(GitAuthException):
         git.clone("git://127.0.0.1/missing.git", "/home/user/missing")

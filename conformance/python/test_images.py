@@ -119,7 +119,7 @@ def image_layers(archive, dir):
     return [path for path in (target / "blobs" / "sha256").iterdir() if path.stat().st_size > 1 << 20]
 
 
-def test_debian_is_made_from_packages_where_no_registry_answers(debian):
+def test_debian_is_built_from_packages_without_a_registry(debian):
     name, lines = debian
     assert any("is made from Debian packages, because registry docker.io cannot be reached" in line for line in lines)
     assert read(name, "/tmp/version").startswith("13")
@@ -127,14 +127,14 @@ def test_debian_is_made_from_packages_where_no_registry_answers(debian):
         assert sandbox.commands.run("id -un; pwd; sudo id -un").stdout == "user\n/home/user\nroot\n"
 
 
-def test_another_image_that_cannot_be_reached_names_the_remedy(images):
+def test_the_error_of_an_unreachable_image_names_the_remedy(images):
     with pytest.raises(BuildException) as caught:
         build(Template().from_ubuntu_image("24.04"))
     text = str(caught.value)
     assert "docker.io" in text and "--registry-mirror" in text and "template import" in text
 
 
-def test_an_image_is_pulled_with_a_password_and_becomes_a_computer(images, registry, layout):
+def test_an_image_is_pulled_with_a_password_and_runs(images, registry, layout):
     registry.push(layout, "team/app:v1")
     name, image = fresh("image"), f"{registry.address}/team/app:v1"
     template = Template().from_image(image, username="me", password="secret").run_cmd("echo $FROM_IMAGE > built")
@@ -159,7 +159,7 @@ def test_an_image_is_pulled_with_a_password_and_becomes_a_computer(images, regis
         ("team/none:v1", "secret", "repository '{}' not found: verify the image name is correct"),
     ],
 )
-def test_what_cannot_be_pulled_is_told_as_it_is(images, registry, layout, image, password, message):
+def test_errors_of_pulls_name_the_cause(images, registry, layout, image, password, message):
     registry.push(layout, "team/app:v1")
     image = f"{registry.address}/{image}"
     with pytest.raises(BuildException) as caught:
@@ -167,7 +167,7 @@ def test_what_cannot_be_pulled_is_told_as_it_is(images, registry, layout, image,
     assert message.format(image) in str(caught.value)
 
 
-def test_an_image_for_another_machine_is_refused(images, registry, layout, tmp_path):
+def test_an_image_of_another_architecture_is_refused(images, registry, layout, tmp_path):
     other = tmp_path / "arm"
     run("skopeo", "copy", "--quiet", f"oci:{layout}", f"oci:{other}:v1")
     run("umoci", "config", "--image", f"{other}:v1", "--architecture", "arm64")
@@ -185,7 +185,7 @@ def test_a_saved_image_is_imported(images, layout, tmp_path):
     assert read(name, "/etc/second") == "second layer"
 
 
-def test_a_template_travels(images, tmp_path):
+def test_a_template_is_exported_and_imported(images, tmp_path):
     name = fresh("traveller")
     template = (
         Template().from_base_image().set_envs({"HOME_TOWN": "Bergen"}).run_cmd("echo hi > /tmp/hi; rm -r /opt", user="root")

@@ -89,7 +89,7 @@ def test_kernel_switches_cannot_be_written(cell, path):
 
 
 @pytest.mark.container
-def test_devices_are_the_harmless_six_and_no_more_can_be_made(cell):
+def test_there_are_six_harmless_devices_and_no_others_can_be_created(cell):
     nodes = cell.commands.run("find /dev -xdev -type c -o -xdev -type b | sort").stdout.split()
     assert nodes == ["/dev/full", "/dev/null", "/dev/random", "/dev/tty", "/dev/urandom", "/dev/zero"]
     made = cell.commands.run("sudo mknod /tmp/disk b 254 0 2>&1; sudo mknod /tmp/mem c 1 1 2>&1; true").stdout
@@ -106,7 +106,7 @@ def test_nothing_of_the_host_is_mounted_or_inherited(server, cell):
     assert cell.commands.run("sudo cat /proc/1/environ | tr '\\0' '\\n'").stdout.startswith("PATH=")
 
 
-def test_the_agent_cannot_be_ended_from_inside(cell):
+def test_envd_cannot_be_killed_from_inside(cell):
     cell.commands.run("sudo kill -9 1; sudo kill -STOP 1; sudo kill -TERM 1; true")
     assert cell.commands.run("echo alive").stdout == "alive\n"
 
@@ -132,7 +132,7 @@ for _ in range(15000):
 
 
 @pytest.mark.parametrize("way", ["auto", "copy"])
-def test_a_tree_of_any_depth_cannot_hurt_the_server(way):
+def test_a_directory_tree_of_any_depth_is_copied_and_removed(way):
     from e2b import Sandbox
     from server import Server
 
@@ -172,7 +172,7 @@ def test_kernel_limits_of_a_user_are_not_shared_between_sandboxes(server):
         other.kill()
 
 
-def test_devices_are_each_sandboxes_own(server):
+def test_device_nodes_are_not_shared_between_sandboxes(server):
     from e2b import Sandbox
 
     one, two = Sandbox.create(), Sandbox.create()
@@ -188,11 +188,11 @@ def test_devices_are_each_sandboxes_own(server):
 
 
 @pytest.mark.container
-def test_the_core_limit_stays(cell):
+def test_the_core_limit_cannot_be_changed(cell):
     cell.commands.run("ulimit -c 0; prlimit --core=0 --pid 1; true", user="root")
     limits = cell.commands.run("grep core /proc/1/limits; ulimit -c 0; grep core /proc/self/limits", user="root").stdout.splitlines()
     assert [line.split()[4:6] for line in limits] == [["1", "1"]] * 2
 
 
-def test_the_servers_dir_is_closed_to_other_users(server):
+def test_the_data_directory_is_closed_to_other_users(server):
     assert server.data.stat().st_mode & 0o077 == 0

@@ -48,7 +48,7 @@ def test_memory_survives_a_pause(cold_server, options):
 
 
 @pytest.mark.every_engine
-def test_a_reboot_keeps_files_only(options):
+def test_a_pause_without_memory_keeps_files_only(options):
     sandbox = Sandbox.create(**options)
     sleeper = sandbox.commands.run("sleep 1000", background=True)
     sandbox.files.write("note", "kept")
@@ -62,7 +62,7 @@ def test_a_reboot_keeps_files_only(options):
 
 
 @pytest.mark.every_engine
-def test_snapshots_are_started_from_many_times(options):
+def test_a_snapshot_starts_many_sandboxes(options):
     sandbox = Sandbox.create(**options)
     counter = sandbox.commands.run(COUNTER, background=True)
     sandbox.files.write("note", "then")
@@ -87,7 +87,7 @@ def test_snapshots_are_started_from_many_times(options):
 
 
 @pytest.mark.every_engine
-def test_forks_go_separate_ways(options):
+def test_forks_are_independent(options):
     sandbox = Sandbox.create(envs={"FOO": "bar"}, **options)
     sandbox.files.write("note", "source")
     forks = sandbox.fork(timeout=60, count=3)
@@ -101,7 +101,7 @@ def test_forks_go_separate_ways(options):
 
 
 @pytest.mark.every_engine
-def test_time_up_pauses_and_traffic_wakes(cold_server, options):
+def test_an_expired_sandbox_is_paused_and_resumed_by_traffic(cold_server, options):
     lifecycle = {"on_timeout": "pause", "auto_resume": True}
     sandbox = Sandbox.create(timeout=600, lifecycle=lifecycle, **options)
     serving(sandbox, 8000)
@@ -117,7 +117,7 @@ def test_time_up_pauses_and_traffic_wakes(cold_server, options):
 
 
 @pytest.mark.container
-def test_what_cannot_be_captured_is_said_and_harmless(options):
+def test_a_sandbox_that_cannot_be_captured_is_reported_and_runs_on(options):
     sandbox = Sandbox.create(**options)
     # A deleted file that is still open is carried in the image, up to a size.
     hold = "f=$(mktemp); head -c 80M /dev/zero > $f; exec 9<>$f; rm $f; echo held; sleep 1000"

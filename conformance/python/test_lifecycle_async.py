@@ -32,7 +32,7 @@ async def test_many_are_paused_and_resumed_at_once(cold):
     assert not any(await asyncio.gather(*(each.kill() for each in sandboxes)))
 
 
-async def test_a_pause_cuts_streams_and_leaves_what_they_followed(cold):
+async def test_a_pause_closes_streams_and_keeps_their_processes(cold):
     sandbox = await AsyncSandbox.create(**cold)
     followed = await sandbox.commands.run("for i in $(seq 100); do echo $i; sleep 0.2; done; echo end", background=True, timeout=0)
     await sandbox.pause()
@@ -67,7 +67,7 @@ async def test_snapshots_and_forks(cold):
         await AsyncSandbox.connect(source.sandbox_id, **cold)
 
 
-async def test_files_only_is_a_cold_start(cold):
+async def test_a_resume_without_memory_is_a_cold_start(cold):
     sandbox = await AsyncSandbox.create(**cold)
     sleeper = (await sandbox.commands.run(SLEEP, background=True, timeout=0)).pid
     await sandbox.files.write("note", "kept")
@@ -79,7 +79,7 @@ async def test_files_only_is_a_cold_start(cold):
     await sandbox.kill()
 
 
-async def test_calls_that_cross_leave_one_honest_state(cold):
+async def test_concurrent_calls_leave_one_consistent_state(cold):
     for _ in range(5):
         sandbox = await AsyncSandbox.create(**cold)
         calls = [sandbox.pause(), sandbox.connect(), sandbox.create_snapshot(mode="filesystem"), sandbox.pause(), sandbox.connect()]

@@ -29,7 +29,7 @@ def ids(paginator):
     return found
 
 
-def test_a_name_with_tags_means_its_newest_snapshot(cold, source):
+def test_a_tagged_name_means_its_newest_snapshot(cold, source):
     taken = {}
     for tag in ("one", "two"):
         source.files.write("tag", tag)
@@ -53,7 +53,7 @@ def test_a_name_with_tags_means_its_newest_snapshot(cold, source):
             source.create_snapshot(name=bad)
 
 
-def test_lists_go_page_by_page_newest_first(cold, source):
+def test_lists_are_paged_newest_first(cold, source):
     taken = [source.create_snapshot(mode="filesystem").snapshot_id for _ in range(5)]
     pages = source.list_snapshots(limit=2)
     seen = []
@@ -71,13 +71,13 @@ def test_lists_go_page_by_page_newest_first(cold, source):
     assert ids(source.list_snapshots()) == []
 
 
-def test_lists_refuse_what_they_cannot_read(cold_server):
+def test_lists_reject_invalid_parameters(cold_server):
     for query in ("limit=0", "limit=101", "limit=x", "nextToken=garbage", "sandboxID=NO"):
         status, _, body = cold_server.call("GET", f"/snapshots?{query}")
         assert status == 400 and body["code"] == 400, (query, body)
 
 
-def test_a_snapshot_of_files_starts_cold(cold, source):
+def test_a_disk_snapshot_starts_cold(cold, source):
     sleeper = source.commands.run("sleep 1000", background=True, timeout=0)
     source.files.write("note", "kept")
     snapshot = source.create_snapshot(mode="filesystem")
@@ -100,7 +100,7 @@ def test_paused_and_unknown_ones_cannot_be_captured(cold_server, cold, source):
         Sandbox.create_snapshot("i" + "0" * 20, **api(cold))
 
 
-def test_each_fork_has_an_answer_of_its_own():
+def test_each_fork_has_a_result_of_its_own():
     server = Server("--max-sandboxes", "5", "--pool", "0")
     try:
         options = options_of(server)
@@ -123,7 +123,7 @@ def test_each_fork_has_an_answer_of_its_own():
 
 
 @pytest.mark.every_engine
-def test_a_rollback_puts_memory_files_and_processes_back(cold_server, cold, source):
+def test_a_rollback_restores_memory_files_and_processes(cold_server, cold, source):
     kept = source.commands.run("sleep 1000", background=True, timeout=0)
     source.files.write("note", "then")
     snapshot = source.create_snapshot(name="before")
@@ -153,7 +153,7 @@ def test_a_rollback_puts_memory_files_and_processes_back(cold_server, cold, sour
     other.kill()
 
 
-def test_snapshots_are_their_teams_own(cold_server, source):
+def test_snapshots_belong_to_their_team(cold_server, source):
     snapshot = source.create_snapshot()
     admin = {"X-Admin-Token": cold_server.admin_token}
     team = cold_server.call("POST", "/admin/teams", {"name": "others", "slug": "others"}, admin)[2]["teamID"]
@@ -167,7 +167,7 @@ def test_snapshots_are_their_teams_own(cold_server, source):
         assert cold_server.call("POST", f"/sandboxes/{source.sandbox_id}/{call}", {}, stranger)[0] == 404
 
 
-def test_a_create_with_a_key_happens_once(cold_server, cold):
+def test_a_create_with_an_idempotency_key_happens_once(cold_server, cold):
     first = Sandbox.create(metadata={"n": "1"}, idempotency_key="once-1", **cold)
     again = Sandbox.create(metadata={"n": "1"}, idempotency_key="once-1", **cold)
     assert again.sandbox_id == first.sandbox_id

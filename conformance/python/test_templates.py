@@ -50,7 +50,7 @@ def context(tmp_path):
     return tmp_path
 
 
-def test_a_template_is_what_its_steps_made_it(server, context):
+def test_every_step_takes_effect(server, context):
     name = fresh()
     template = (
         Template(file_context_path=str(context))
@@ -88,7 +88,7 @@ def test_a_template_is_what_its_steps_made_it(server, context):
         assert f"BUILD_ID={info.build_id}" in run("cat /.e2b")
 
 
-def test_what_is_built_is_not_built_again_and_what_changed_is(server):
+def test_cached_steps_are_reused_and_changed_ones_are_run(server):
     def steps(last):
         return (
             Template()
@@ -134,7 +134,7 @@ def read(template, path):
         (lambda t: t.set_start_cmd("echo no >&2; exit 3", wait_for_timeout(10_000)), "start command failed: exit status 3"),
     ],
 )
-def test_a_failure_names_what_failed(server, make, message):
+def test_a_failure_names_its_step(server, make, message):
     with pytest.raises(BuildException) as caught:
         build(make(Template().from_base_image()))
     assert message in str(caught.value)
@@ -208,7 +208,7 @@ CMD touch /tmp/cmd && sleep 1000
         assert run("stat -c %U /texts/a.txt; ls /tmp/cmd; pgrep -fc 'sleep 1000'") == "user\n/tmp/cmd\n1\n"
 
 
-def test_names_and_tags_lead_to_builds(server):
+def test_names_and_tags_select_builds(server):
     name = fresh()
     make = lambda text: Template().from_base_image().run_cmd(f"echo {text} > /tmp/version")
     assert not Template.exists(name)
@@ -274,7 +274,7 @@ async def test_the_asynchronous_sdk_builds_too(server):
     assert read(name, "/tmp/file") == "async\n"
 
 
-def test_requests_that_make_no_sense_are_refused(server):
+def test_invalid_requests_are_refused(server):
     call = lambda path, body: server.call("POST", path, body)
     for body, message in [
         ({}, "Name is required"),
@@ -319,7 +319,7 @@ def wait_for_end(server, template, build_id):
         time.sleep(0.05)
 
 
-def test_a_build_that_a_crash_cut_short_has_failed_and_left_nothing(tmp_path):
+def test_a_build_interrupted_by_a_crash_has_failed_and_leaks_nothing(tmp_path):
     from server import Server
 
     server = Server()

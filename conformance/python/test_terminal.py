@@ -25,7 +25,7 @@ class Screen:
         return self.unread + "".join(data.decode(errors="replace") for _, _, data in self.events)
 
 
-def test_a_terminal_has_its_size_and_takes_another(sandbox):
+def test_a_terminal_has_a_size_and_is_resized(sandbox):
     handle = sandbox.pty.create(PtySize(rows=24, cols=80), envs={"OWN": "variable"})
     screen = Screen(handle)
     screen.until("$ ")

@@ -20,7 +20,7 @@ def gone_at(sandbox):
     return now()
 
 
-def test_the_end_comes_within_a_fraction_of_a_second(server):
+def test_a_sandbox_ends_within_a_fraction_of_a_second_of_its_timeout(server):
     sandboxes, ends = [], []
     for seconds in (1, 2, 2, 3):
         sandboxes.append(Sandbox.create(timeout=seconds))
@@ -56,7 +56,7 @@ def test_set_timeout_shortens_down_to_now(server):
     assert server.call("POST", f"/sandboxes/{sandbox.sandbox_id}/timeout", {"timeout": 60})[0] == 404
 
 
-def test_times_are_held_to_the_teams_limit():
+def test_timeouts_are_limited_by_the_team():
     server = Server("--max-hours", "1")
     try:
         options = options_of(server)
@@ -77,7 +77,7 @@ def test_times_are_held_to_the_teams_limit():
         server.stop()
 
 
-def test_the_time_a_start_takes_is_not_charged(cold):
+def test_a_timeout_begins_when_the_sandbox_is_ready(cold):
     sandbox = Sandbox.create(**cold)
     sandbox.commands.run("python3 -c \"import os; open('/dev/shm/x', 'wb').write(os.urandom(100 << 20))\"")
     sandbox.pause()
@@ -90,7 +90,7 @@ def test_the_time_a_start_takes_is_not_charged(cold):
     sandbox.kill()
 
 
-def test_a_restart_catches_up_on_what_ran_out_meanwhile():
+def test_sandboxes_that_expired_without_a_server_end_at_its_start():
     server = Server("--keep-frozen-max", "0")
     try:
         options = options_of(server)
@@ -119,7 +119,7 @@ def test_a_restart_catches_up_on_what_ran_out_meanwhile():
         server.stop()
 
 
-def test_a_pause_that_comes_at_the_end_is_whole_two_seconds_later(cold):
+def test_a_pause_at_the_timeout_is_complete_within_two_seconds(cold):
     sandbox = Sandbox.create(timeout=3, lifecycle={"on_timeout": "pause"}, **cold)
     end = sandbox.get_info().end_at
     time.sleep(max(0, (end - now()).total_seconds()) + 2)

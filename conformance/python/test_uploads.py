@@ -52,7 +52,7 @@ def own_server():
     server.stop()
 
 
-def test_an_upload_that_broke_off_goes_on(own_server):
+def test_an_interrupted_upload_is_continued(own_server):
     server, options = own_server, options_of(own_server)
     content = os.urandom(3 * MIB)
     archive = archive_of("blob", content)
@@ -162,7 +162,7 @@ class Cutter:
 
 
 @pytest.mark.parametrize("cuts", [0, 3])
-def test_our_command_line_goes_on_after_cut_connections(server, tmp_path, cuts):
+def test_our_cli_continues_uploads_after_lost_connections(server, tmp_path, cuts):
     content = os.urandom(8 * MIB)
     (tmp_path / "blob").write_bytes(content)
     (tmp_path / "Dockerfile").write_text("FROM e2bdev/base\nCOPY blob /srv/blob\n")

@@ -68,7 +68,7 @@ def test_a_template_may_have_no_name(server):
     assert server.call("DELETE", f"/templates/{asked['templateID']}")[0] == 204
 
 
-def test_what_cannot_be_built_is_refused_when_it_is_asked_for(server):
+def test_a_dockerfile_that_cannot_be_built_is_refused_at_once(server):
     for dockerfile, message in [
         (None, "dockerfile is required"),
         ("RUN true\n", "cannot be read: expected FROM"),
@@ -89,7 +89,7 @@ def test_what_cannot_be_built_is_refused_when_it_is_asked_for(server):
     assert status == 400 and "leave alias out" in answer["message"], answer
 
 
-def test_a_dockerfile_that_was_taken_survives_the_server():
+def test_an_accepted_dockerfile_survives_a_server_crash():
     server = Server("--slots", "1", "--pool", "0")
     try:
         asked = server.call("POST", "/templates", {"alias": "kept", "dockerfile": "FROM e2bdev/base\nRUN echo kept > /note\n"})[2]
@@ -102,7 +102,7 @@ def test_a_dockerfile_that_was_taken_survives_the_server():
         server.stop()
 
 
-def test_the_second_generation_asks_in_its_own_shape(server):
+def test_the_second_version_of_the_build_api(server):
     name = fresh()
     status, _, asked = server.call("POST", "/v2/templates", {"alias": name, "cpuCount": 2, "memoryMB": 256})
     assert status == 202 and LEGACY <= set(asked) and asked["aliases"] == [name], asked
@@ -135,7 +135,7 @@ def test_sdks_from_before_the_default_user_build_as_root(server, agent):
         assert said == ["user", "/home/user", "root", "/srv", "root", "/srv"]
 
 
-def test_a_team_has_only_so_many_builds_under_way():
+def test_concurrent_builds_of_a_team_are_limited():
     server = Server("--max-builds", "1", "--slots", "2", "--pool", "0")
     try:
         ask = lambda path, body: server.call("POST", path, body)

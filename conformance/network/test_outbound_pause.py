@@ -6,7 +6,7 @@ from e2b import Sandbox
 
 from server import Server
 from services import started
-from world import ECHO, PUBLIC
+from fake_network import ECHO, PUBLIC
 
 # Asks over one connection to the outside and one within, in turn, and counts the answers of each; tells of a loss once.
 ASKER = f"""
@@ -45,7 +45,7 @@ def pausing(world, request):
     server.stop()
 
 
-def test_outgoing_connections_are_closed_and_inner_ones_live(pausing):
+def test_a_pause_closes_outer_connections_and_keeps_inner_ones(pausing):
     sandbox = Sandbox.create(**pausing)
     sandbox.files.write("/tmp/asker.py", ASKER)
     asker = started(sandbox.commands.run("exec python3 /tmp/asker.py", background=True, timeout=0), "both answer")

@@ -31,11 +31,11 @@ def test_malformed_json(server, body):
 
 
 @pytest.mark.parametrize("timeout", [0, -1, 1e12, "soon"])
-def test_timeouts_that_cannot_be(server, timeout):
+def test_impossible_timeouts(server, timeout):
     refused(server.call("POST", "/v2/sandboxes", {"templateID": "base", "timeout": timeout}), 400)
 
 
-def test_keys_that_do_not_open(server):
+def test_wrong_api_keys(server):
     assert "authorization header is missing" in refused(server.call("GET", "/v2/sandboxes", headers={"X-API-Key": ""}), 401)
     for key in ["e2b_" + "0" * 40, "e2b_xyz", "sk_nothing", "e2b_"]:
         refused(server.call("GET", "/v2/sandboxes", headers={"X-API-Key": key}), 401)
@@ -59,7 +59,7 @@ def test_unknown_paths_methods_and_oversize_bodies(server):
     refused(server.call("POST", "/v2/sandboxes", b'{"templateID":"' + b"x" * (17 << 20) + b'"}'), 413)
 
 
-def test_data_plane_of_a_sandbox_that_is_not_there(server):
+def test_traffic_to_an_unknown_sandbox(server):
     gone = "i" + "0" * 20
     code, _, body = server.call("GET", "/", headers={"E2b-Sandbox-Id": gone, "E2b-Sandbox-Port": "3000"})
     assert (code, body) == (502, {"sandboxId": gone, "message": "The sandbox was not found", "code": 502})
@@ -81,7 +81,7 @@ def test_envd_refuses_a_wrong_token(server, sandbox):
         assert code == 401 and body["code"] == 401
 
 
-def test_a_client_that_speaks_nonsense_hurts_nobody(server, sandbox):
+def test_a_client_that_sends_no_http_does_no_harm(server, sandbox):
     host, port = server.url.removeprefix("http://").split(":")
     for garbage in [b"\x00" * 100, b"GET / HTTP/9.9\r\n\r\n", b"POST / HTTP/1.1\r\nContent-Length: -5\r\n\r\n", b"\x16\x03\x01"]:
         with socket.create_connection((host, int(port))) as connection:

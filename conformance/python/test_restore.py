@@ -9,7 +9,7 @@ from e2b import PtySize, Sandbox
 from e2b.exceptions import AuthenticationException, TimeoutException
 from server import Server
 from services import serve, started
-from test_network_in import by_headers
+from test_inbound import by_headers
 
 # Asks over one connection, for ever; the file holds how often it was answered.
 CLIENT = """
@@ -71,7 +71,7 @@ def grows(sandbox, path):
     return int(sandbox.commands.run(f"cat {path}").stdout)
 
 
-def test_connections_within_live_on_and_those_to_the_outside_are_cut(cold_server, cell):
+def test_inner_connections_survive_and_outer_ones_are_closed(cold_server, cell):
     start(cell, "echo", ECHO)
     start(cell, "client", CLIENT, ready=False)
     serve(cell, 8000)
@@ -91,7 +91,7 @@ def test_connections_within_live_on_and_those_to_the_outside_are_cut(cold_server
     assert cold_server.call("GET", "/echo", headers=by_headers(cell))[0] == 200, "it still listens"
 
 
-def test_timers_go_on_and_time_that_passed_is_seen(cell):
+def test_timers_continue_and_the_clock_shows_the_time_that_passed(cell):
     start(cell, "timers", TIMERS)
     before = grows(cell, "/tmp/ticks")
     sleeper = cell.commands.run("sleep 3; echo slept > /tmp/slept", background=True, timeout=0)
@@ -104,7 +104,7 @@ def test_timers_go_on_and_time_that_passed_is_seen(cell):
     assert sleeper.pid not in {process.pid for process in cell.commands.list()}
 
 
-def test_a_terminal_goes_on_where_it_was(cell):
+def test_a_terminal_continues(cell):
     terminal = cell.pty.create(PtySize(rows=30, cols=91), envs={"PS1": "$ "}, timeout=0)
     cell.pty.send_stdin(terminal.pid, b"kept=in-the-shell; cd /tmp; vi /tmp/file\n")
     seen = b""
@@ -134,7 +134,7 @@ def test_a_terminal_goes_on_where_it_was(cell):
     assert cell.files.read("/tmp/file") == "hello\n"
 
 
-def test_it_is_still_itself(cell):
+def test_a_resumed_sandbox_keeps_its_identity(cell):
     look = "hostname; id -un; pwd; echo $OWN $E2B_SANDBOX_ID $E2B_TEMPLATE_ID $E2B_TEAM_ID; cat /run/e2b/.E2B_SANDBOX_ID /etc/hostname; ulimit -a; ip -o addr 2>/dev/null"
     before = cell.commands.run(look).stdout
     assert cell.sandbox_id in before
@@ -148,7 +148,7 @@ def test_it_is_still_itself(cell):
     assert cell.commands.run("sudo id -un").stdout == "root\n"
 
 
-def test_a_fork_is_somebody_else(cold_server, cell):
+def test_a_fork_has_an_identity_of_its_own(cold_server, cell):
     own = "echo $E2B_SANDBOX_ID; cat /run/e2b/.E2B_SANDBOX_ID; echo; echo $OWN"
     sleeper = cell.commands.run("sleep 1000", background=True, timeout=0)
     forks = cell.fork(count=3, timeout=60)
@@ -174,7 +174,7 @@ def asleep(**more):
     return dict(lifecycle={"on_timeout": "pause", "auto_resume": True}, **more)
 
 
-def test_only_who_may_come_in_wakes_a_sandbox(cold_server, cold):
+def test_only_authorized_traffic_resumes_a_sandbox(cold_server, cold):
     sandbox = Sandbox.create(network={"allow_public_traffic": False}, **asleep(**cold))
     serve(sandbox, 8000)
     sandbox.pause()
@@ -187,7 +187,7 @@ def test_only_who_may_come_in_wakes_a_sandbox(cold_server, cold):
     sandbox.kill()
 
 
-def test_many_who_come_at_once_are_held_and_answered(cold_server, cold):
+def test_concurrent_requests_wait_for_one_resume(cold_server, cold):
     from concurrent.futures import ThreadPoolExecutor
 
     sandbox = Sandbox.create(**asleep(**cold))
@@ -202,7 +202,7 @@ def test_many_who_come_at_once_are_held_and_answered(cold_server, cold):
 
 
 @pytest.mark.parametrize("mode", ["full", "filesystem"])
-def test_without_auto_resume_traffic_wakes_nobody(cold_server, cold, mode):
+def test_without_auto_resume_traffic_resumes_nothing(cold_server, cold, mode):
     sandbox = Sandbox.create(lifecycle={"on_timeout": {"action": "pause", "mode": mode}}, **cold)
     sandbox.pause(mode=mode)
     assert cold_server.call("GET", "/", headers=by_headers(sandbox))[0] == 502
@@ -215,7 +215,7 @@ def test_without_auto_resume_traffic_wakes_nobody(cold_server, cold, mode):
     sandbox.kill()
 
 
-def test_frozen_processes_are_thawed_and_are_the_same():
+def test_frozen_processes_are_thawed():
     """The quick way: nothing is restored, and nobody can tell."""
     server = Server("--keep-frozen-max", "4")
     try:
@@ -240,7 +240,7 @@ def test_frozen_processes_are_thawed_and_are_the_same():
         server.stop()
 
 
-def test_a_token_of_before_is_good_after(cold_server, cold, cell):
+def test_tokens_are_valid_after_a_resume(cold_server, cold, cell):
     token = cell._envd_access_token
     cell.files.write("note", "kept")
     url = cell.download_url("note", use_signature_expiration=600)

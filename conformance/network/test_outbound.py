@@ -8,7 +8,7 @@ from e2b import Sandbox
 
 from server import ENGINE
 from services import serving
-from world import HOST, METADATA, NAME, PRIVATE, PUBLIC, PUBLIC6, REBINDING
+from fake_network import HOST, METADATA, NAME, PRIVATE, PUBLIC, PUBLIC6, REBINDING
 
 
 def curl(sandbox, *words):
@@ -59,14 +59,14 @@ def test_names_are_resolved_by_the_servers_resolver(sandbox):
     "address",
     [METADATA, PRIVATE, HOST, "203.0.113.2", f"[::ffff:{METADATA}]", f"[::ffff:{PRIVATE}]", "0.0.0.0", "[fe80::1]", REBINDING],
 )
-def test_metadata_private_and_host_addresses_are_closed(sandbox, address):
+def test_metadata_private_and_host_addresses_are_unreachable(sandbox, address):
     if address == "203.0.113.2":
         assert curl(sandbox, f"http://{address}/").startswith("hello"), "a neighbour of the host with a public address is public"
     else:
         assert curl(sandbox, f"http://{address}/") is None
 
 
-def test_no_service_of_the_host_is_reached(server, sandbox, host_services):
+def test_no_service_of_the_host_is_reachable(server, sandbox, host_services):
     for port in [9000, 9001, 9002]:
         for address in ["127.0.0.1", "localhost", HOST, "0.0.0.0", "[::1]", f"[::ffff:{HOST}]", "[2001:db8::1]"]:
             assert curl(sandbox, f"http://{address}:{port}/") is None, (address, port)
@@ -88,7 +88,7 @@ def test_two_sandboxes_do_not_reach_each_other(server, sandbox):
         other.kill()
 
 
-def test_a_sandbox_without_internet_reaches_nothing_and_asks_no_names(server):
+def test_a_sandbox_without_internet_reaches_nothing_and_resolves_no_names(server):
     sandbox = Sandbox.create(allow_internet_access=False)
     try:
         assert curl(sandbox, f"http://{PUBLIC}/") is None
@@ -100,7 +100,7 @@ def test_a_sandbox_without_internet_reaches_nothing_and_asks_no_names(server):
         sandbox.kill()
 
 
-def test_allowed_networks_and_names_pass_a_closed_gate(server):
+def test_allowed_networks_and_names_are_reachable_when_all_else_is_denied(server):
     by_network = Sandbox.create(network={"allow_out": ["198.51.100.0/24"], "deny_out": ["0.0.0.0/0"]})
     by_name = Sandbox.create(network={"allow_out": [NAME], "deny_out": ["0.0.0.0/0"]})
     try:
@@ -115,7 +115,7 @@ def test_allowed_networks_and_names_pass_a_closed_gate(server):
         by_name.kill()
 
 
-def test_rules_change_while_it_runs(server, sandbox):
+def test_rules_are_changed_at_run_time(server, sandbox):
     assert curl(sandbox, f"http://{PUBLIC}/").startswith("hello")
     status, _, body = server.call("PUT", f"/sandboxes/{sandbox.sandbox_id}/network", {"denyOut": [f"{PUBLIC}/32"]})
     assert status == 204, body
@@ -132,7 +132,7 @@ def test_root_in_the_sandbox_cannot_change_its_network(sandbox):
     assert sandbox.commands.run("ip -o link | wc -l").stdout == "1\n"
 
 
-def test_other_protocols_lead_nowhere(sandbox):
+def test_other_protocols_are_blocked(sandbox):
     code = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(2); s.connect(('%s', 443)); s.send(b'x'); s.recv(9)" % PUBLIC
     result = sandbox.commands.run(f'python3 -c "{code}" 2>&1 | tail -1').stdout
     assert ("refused" if ENGINE == "container" else "timed out") in result.lower(), result

@@ -30,7 +30,7 @@ class World:
         links = subprocess.run(["ip", "-oneline", "link"], capture_output=True, text=True, check=True).stdout
         assert "lo: <LOOPBACK>" in links and links.count("\n") == 1, "run me under `unshare --net`"
         self.internet = subprocess.Popen(
-            ["unshare", "--net", sys.executable, str(pathlib.Path(__file__).with_name("internet.py"))],
+            ["unshare", "--net", sys.executable, str(pathlib.Path(__file__).with_name("fake_internet.py"))],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
         assert self.internet.stdout.readline() == "namespace\n"

@@ -49,7 +49,7 @@ def new_team(server, name, **limits):
     return team, key["key"]
 
 
-def test_metrics_have_a_history_that_outlives_sandbox_and_server(own):
+def test_the_history_of_metrics_survives_sandbox_and_server(own):
     begin = datetime.datetime.now(datetime.timezone.utc)
     sandbox = Sandbox.create(**options(own))
     sandbox.commands.run("head -c 8M /dev/zero > /tmp/file; for i in $(seq 200000); do :; done")
@@ -80,7 +80,7 @@ def test_metrics_have_a_history_that_outlives_sandbox_and_server(own):
     assert own.call("GET", f"/sandboxes/i{'0' * 20}/metrics")[2] == []
 
 
-def test_teams_see_their_figures(own):
+def test_teams_see_their_metrics(own):
     team, key = new_team(own, "figures")
     for _ in range(2):
         Sandbox.create(**options(own, key)).kill()
@@ -96,7 +96,7 @@ def test_teams_see_their_figures(own):
     assert own.call("GET", path)[0] == 403
 
 
-def test_events_tell_a_life_and_survive_a_crash(own):
+def test_events_describe_a_sandboxs_life_and_survive_a_crash(own):
     sandbox = Sandbox.create(metadata={"app": "x"}, **options(own))
     sandbox.set_timeout(60)
     expired = Sandbox.create(**options(own))
@@ -149,7 +149,7 @@ class Receiver:
         return {name.lower(): value for name, value in headers.items()}, body
 
 
-def test_webhooks_are_signed_and_tried_again(own):
+def test_webhooks_are_signed_and_retried(own):
     receiver = Receiver(failures=1)
     hook = {"name": "h", "url": receiver.url, "events": ["sandbox.lifecycle.created"], "signatureSecret": "s3cret"}
     status, _, made = own.call("POST", "/events/webhooks", hook)
@@ -175,13 +175,13 @@ def test_webhooks_are_signed_and_tried_again(own):
     receiver.server.shutdown()
 
 
-def test_webhooks_reach_no_inner_address_unless_allowed(server):
+def test_webhooks_reach_no_internal_address_unless_allowed(server):
     for url in ("http://127.0.0.1:1/", "http://169.254.169.254/latest/meta-data", "http://[::1]/", "ftp://example.com"):
         hook = {"name": "h", "url": url, "events": ["sandbox.lifecycle.created"], "signatureSecret": "s"}
         assert server.call("POST", "/events/webhooks", hook)[0] == 400, url
 
 
-def test_keys_open_until_deleted_and_teams_until_stopped(own):
+def test_keys_are_valid_until_deleted_and_teams_until_stopped(own):
     team, key = new_team(own, "stopped")
     sandbox = Sandbox.create(**options(own, key))
     with pytest.raises(Exception):
@@ -203,7 +203,7 @@ def test_keys_open_until_deleted_and_teams_until_stopped(own):
         Sandbox.create(**options(own, key))
 
 
-def test_people_sign_in_as_the_cli_does(own):
+def test_access_tokens_as_the_cli_uses_them(own):
     user = admin(own, "POST", "/admin/users", {"email": "ann@example.com"}, 201)
     team, _ = new_team(own, "people")
     admin(own, "PUT", f"/admin/teams/{team['teamID']}/members/{user['id']}", status=204)
@@ -216,7 +216,7 @@ def test_people_sign_in_as_the_cli_does(own):
     assert own.call("GET", "/teams", headers=bearer)[0] == 401
 
 
-def test_the_node_is_this_machine(own):
+def test_the_node_describes_this_host(own):
     nodes = admin(own, "GET", "/nodes")
     assert len(nodes) == 1 and nodes[0]["status"] == "ready" and nodes[0]["createSuccesses"] > 0
     assert nodes[0]["metrics"]["memoryTotalBytes"] > nodes[0]["metrics"]["memoryUsedBytes"] > 0
@@ -228,7 +228,7 @@ def test_the_node_is_this_machine(own):
     admin(own, "POST", path, {"status": "ready"}, 204)
 
 
-def test_limits_are_errors_the_sdk_knows(own):
+def test_limits_raise_the_sdks_exceptions(own):
     team, key = new_team(own, "limited", concurrentSandboxes=1, maxLengthHours=1)
     sandbox = Sandbox.create(**options(own, key))
     with pytest.raises(RateLimitException, match="maximum number of concurrent sandboxes"):
@@ -241,7 +241,7 @@ def test_limits_are_errors_the_sdk_knows(own):
         Sandbox.create(**options(own, key))
 
 
-def test_rates_are_waited_out_by_the_sdk():
+def test_the_sdk_waits_at_a_rate_limit():
     server = Server("--rate-limit", "GET /sandboxes/{sandboxID}=1/s")
     try:
         sandbox = Sandbox.create(**options(server))

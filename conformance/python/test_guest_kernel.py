@@ -20,7 +20,7 @@ LIBERTIES = {
     "raw packets": "python3 -c 'import socket; socket.socket(17, 3, 0)' && echo done",
 }
 
-def test_root_may_do_what_it_likes_and_the_host_sees_nothing_of_it(sandbox):
+def test_root_changes_its_kernel_and_not_the_hosts(sandbox):
     before = pathlib.Path("/proc/sys/kernel/core_pattern").read_text()
     for what, command in LIBERTIES.items():
         assert sandbox.commands.run(command, user="root").stdout == "done\n", what
@@ -28,7 +28,7 @@ def test_root_may_do_what_it_likes_and_the_host_sees_nothing_of_it(sandbox):
     assert sandbox.commands.run("uname --kernel-release").stdout.strip() != pathlib.Path("/proc/sys/kernel/osrelease").read_text().strip()
 
 @pytest.mark.parametrize("way", [pytest.param("b", id="reset"), pytest.param("o", id="off"), pytest.param("c", id="panic")])
-def test_a_kernel_that_ends_is_the_end_of_its_sandbox_alone(server, sandbox, way):
+def test_a_guest_kernel_that_stops_ends_only_its_sandbox(server, sandbox, way):
     doomed = Sandbox.create(timeout=600)
     with pytest.raises(Exception):
         doomed.commands.run(f"echo 1 > /proc/sys/kernel/sysrq; echo {way} > /proc/sysrq-trigger; sleep 60", user="root", timeout=60)
@@ -57,7 +57,7 @@ print("went on", flush=True)
 """
 
 
-def test_what_cannot_be_stopped_is_not_captured_with_its_memory_and_runs_on(sandbox):
+def test_a_process_that_cannot_be_stopped_prevents_a_memory_snapshot_and_runs_on(sandbox):
     sandbox.files.write("/root/unstoppable.py", UNSTOPPABLE, user="root")
     process = sandbox.commands.run("python3 /root/unstoppable.py", user="root", background=True, timeout=0)
     assert next(iter(process))[0] == "waits\n"
@@ -85,7 +85,7 @@ while True:
 """
 
 
-def test_a_pause_that_was_answered_outlives_a_server_that_is_killed_at_once():
+def test_an_acknowledged_pause_survives_an_immediate_kill_of_the_server():
     server = Server("--keep-frozen-max", "0", "--slots", "2", "--pool", "0")
     try:
         options = options_of(server)

@@ -15,7 +15,7 @@ def pieces(total):
         yield piece
 
 
-def test_a_gigabyte_goes_up_and_down_and_envd_stays_small(sandbox):
+def test_a_gigabyte_is_uploaded_and_downloaded_in_little_memory(sandbox):
     sandbox.files.write("/home/user/huge", pieces(1024 * MIB), request_timeout=0)
     size = 0
     for piece in sandbox.files.read("/home/user/huge", format="stream", request_timeout=0):
@@ -26,7 +26,7 @@ def test_a_gigabyte_goes_up_and_down_and_envd_stays_small(sandbox):
     assert peak < 32 * 1024, f"envd grew to {peak} KiB"
 
 
-def test_a_full_disk_is_told_and_the_old_file_is_intact(server, sandbox):
+def test_a_full_disk_is_reported_and_the_old_file_is_intact(server, sandbox):
     sandbox.files.write("/dev/shm/kept", "old content")
     sandbox.commands.run("head -c 508M /dev/zero > /dev/shm/filler")
     with pytest.raises(NotEnoughSpaceException):
@@ -40,7 +40,7 @@ def test_a_full_disk_is_told_and_the_old_file_is_intact(server, sandbox):
     assert sandbox.files.read("/dev/shm/kept") == "old content"
 
 
-def test_names_with_newlines_spaces_and_any_script(sandbox):
+def test_file_names_with_newlines_spaces_and_any_script(sandbox):
     for name in ["two\nlines", " spaces ", "ünïcödé 漢字 😀", "-dash", "quote'\"$(x)`", "a" * 255, "%2e%2e"]:
         sandbox.files.write(f"/home/user/names/{name}", name)
         assert sandbox.files.read(f"/home/user/names/{name}") == name
@@ -48,14 +48,14 @@ def test_names_with_newlines_spaces_and_any_script(sandbox):
     assert len(listed) == 7 and "two\nlines" in listed
 
 
-def test_names_that_are_not_text_are_shown_without_harm(sandbox):
+def test_file_names_that_are_not_utf8_are_listed(sandbox):
     sandbox.commands.run("mkdir odd && touch odd/$'bad\\xff\\xfename' odd/good")
     names = [entry.name for entry in sandbox.files.list("odd")]
     assert len(names) == 2 and "good" in names
     assert sandbox.is_running()
 
 
-def test_links_broken_circular_and_chained(sandbox):
+def test_symlinks_broken_circular_and_chained(sandbox):
     sandbox.commands.run("mkdir l && cd l && ln -s nowhere broken && ln -s b a && ln -s a b && echo x > f && ln -s f one && ln -s one two")
     entries = {entry.name: entry for entry in sandbox.files.list("l")}
     # The SDK leaves out what has no type, as a link to nowhere has none.
@@ -66,7 +66,7 @@ def test_links_broken_circular_and_chained(sandbox):
     sandbox.files.remove("l")
 
 
-def test_five_hundred_processes_at_once(sandbox):
+def test_five_hundred_concurrent_processes(sandbox):
     handles = [sandbox.commands.run("sleep 100", background=True, timeout=0) for _ in range(25)]
     many = sandbox.commands.run("for i in $(seq 500); do sleep 100 & done; jobs -p | wc -l; kill $(jobs -p)", timeout=60)
     assert many.stdout.strip() == "500"
@@ -121,7 +121,7 @@ def test_full_screen_programs_and_colours(sandbox):
     sandbox.pty.kill(handle.pid)
 
 
-def test_who_a_sandbox_is_stands_in_every_process_and_in_run(server):
+def test_the_sandbox_id_is_in_every_environment_and_in_run(server):
     sandbox = Sandbox.create(envs={"MINE": "1"})
     try:
         environment = dict(line.split("=", 1) for line in sandbox.commands.run("env").stdout.splitlines())
@@ -142,7 +142,7 @@ def test_supplementary_groups_of_a_user_are_set(sandbox):
     assert "extra" in sandbox.commands.run("id -Gn").stdout.split()
 
 
-def test_metadata_travels_with_a_file(sandbox):
+def test_metadata_is_kept_when_a_file_is_moved(sandbox):
     sandbox.files.write("tagged", "x", metadata={"Colour": "red", "n": "1"})
     assert sandbox.files.get_info("tagged").metadata == {"colour": "red", "n": "1"}
     sandbox.files.rename("tagged", "moved")
@@ -151,7 +151,7 @@ def test_metadata_travels_with_a_file(sandbox):
     assert not sandbox.files.get_info("moved").metadata
 
 
-def test_ten_thousand_files_in_a_burst_are_all_seen(sandbox):
+def test_ten_thousand_new_files_are_all_reported(sandbox):
     sandbox.files.make_dir("burst")
     watch = sandbox.files.watch_dir("burst", recursive=True)
     sandbox.commands.run("cd burst && for d in $(seq 100); do mkdir $d && (cd $d && touch $(seq 100)); done", timeout=120)

@@ -15,7 +15,7 @@ PROCESSES = 500
 FILES = 2 * int(open("/proc/sys/fs/inotify/max_queued_events").read()) + 1000
 
 
-async def test_500_processes_started_at_once(server):
+async def test_500_processes_are_started_concurrently(server):
     sandbox = await AsyncSandbox.create()
     try:
         # 200 connections are what the SDK opens to one address; the rest waits for its turn.
@@ -49,7 +49,7 @@ async def test_500_processes_started_at_once(server):
 
 
 @pytest.mark.container
-def test_events_that_did_not_fit_are_reported_lost(server):
+def test_events_lost_to_a_full_queue_are_reported(server):
     sandbox = Sandbox.create()
     try:
         sandbox.files.make_dir("busy")

@@ -48,7 +48,7 @@ test('metrics have a range', async () => {
   }
 })
 
-test('a life is told in events', async () => {
+test('events describe the life of a sandbox', async () => {
   const sandbox = await Sandbox.create({ metadata: { app: 'js' } })
   await sandbox.setTimeout(60_000)
   await sandbox.kill()
@@ -77,7 +77,7 @@ test('webhooks are kept without their secret', async () => {
   assert.equal((await call('DELETE', `/events/webhooks/${made.body.id}`)).status, 200)
 })
 
-test('limits and keys are errors the SDK knows', async () => {
+test('limits and wrong keys raise the errors of the SDK', async () => {
   const team = await admin('POST', '/admin/teams', { name: 'js', limits: { concurrentSandboxes: 1 } })
   assert.equal(team.status, 201)
   const keys = `/admin/teams/${team.body.teamID}/api-keys`

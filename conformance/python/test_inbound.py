@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from e2b import Sandbox
 
-import inside
+import echo_server
 from services import serve
 
 
@@ -62,21 +62,21 @@ def test_a_server_is_reached_by_host_on_any_domain(server, site, domain):
     assert (status, seen["headers"]["host"]) == (200, headers["Host"])
 
 
-def test_the_host_the_sdk_gives_out_is_the_one_that_works(server, site):
+def test_the_sdks_host_of_a_port_works(server, site):
     domain = "localhost:" + server.url.rsplit(":", 1)[1]
     host = Sandbox.connect(site.sandbox_id, domain=domain).get_host(8000)
     assert host == f"8000-{site.sandbox_id}.{domain}"
     assert get(server, "/echo", {"Host": host})[0] == 200
 
 
-def test_a_host_wins_over_headers_and_a_shared_host_needs_them(server, site):
+def test_a_sandbox_host_overrides_headers_and_a_shared_host_needs_them(server, site):
     assert get(server, "/echo", by_headers(site, port=1) | by_host(site))[0] == 200
     status, seen = get(server, "/echo", by_headers(site, Host="sandbox.example.com"))
     assert (status, seen["headers"]["host"]) == (200, f"8000-{site.sandbox_id}.example.com")
     assert get(server, "/echo", {"Host": "sandbox.example.com"})[0] == 400
 
 
-def test_a_server_learns_nothing_of_its_client(server, site):
+def test_headers_do_not_reveal_the_client(server, site):
     claims = {"X-Forwarded-For": "1.2.3.4", "X-Forwarded-Host": "x", "X-Forwarded-Proto": "https", "Forwarded": "for=1.2.3.4"}
     _, seen = get(server, "/echo", by_headers(site, **claims))
     assert not [name for name in seen["headers"] if "forwarded" in name]
@@ -88,13 +88,13 @@ def test_a_server_is_reached_whatever_address_it_is_bound_to(server, sandbox, ad
     assert get(server, "/echo", by_headers(sandbox, 5000))[0] == 200
 
 
-def test_a_port_closed_now_is_open_when_something_listens(server, sandbox):
+def test_a_port_is_reachable_once_something_listens(server, sandbox):
     assert get(server, "/echo", by_headers(sandbox, 9000))[0] == 502
     serve(sandbox, 9000)
     assert get(server, "/echo", by_headers(sandbox, 9000))[0] == 200
 
 
-def test_one_connection_carries_many_requests_to_many_places(server, site):
+def test_one_connection_carries_requests_to_several_sandboxes(server, site):
     link = connection(server)
     for _ in range(20):
         link.request("GET", "/echo", headers=by_headers(site))
@@ -121,13 +121,13 @@ def test_events_arrive_when_they_are_sent(server, site):
     link.close()
 
 
-def test_100_mb_arrive_whole(server, site):
+def test_100_mb_arrive_complete(server, site):
     link = connection(server)
     link.request("GET", "/big", headers=by_headers(site))
     answer = link.getresponse()
     expected, digest, size = hashlib.sha256(), hashlib.sha256(), 0
     for _ in range(100):
-        expected.update(inside.BLOCK)
+        expected.update(echo_server.BLOCK)
     while piece := answer.read(1 << 20):
         digest.update(piece)
         size += len(piece)
@@ -135,7 +135,7 @@ def test_100_mb_arrive_whole(server, site):
     link.close()
 
 
-def test_a_chunked_upload_arrives_chunked_and_whole(server, site):
+def test_a_chunked_upload_arrives_chunked_and_complete(server, site):
     pieces = [os.urandom(size) for size in [1, 10, 1000, 100_000, 5_000_000]]
     link = connection(server)
     link.request("POST", "/", iter(pieces), by_headers(site), encode_chunked=True)
@@ -149,7 +149,7 @@ def test_a_chunked_upload_arrives_chunked_and_whole(server, site):
     link.close()
 
 
-def test_an_upload_is_not_held_back_until_it_is_whole(server, sandbox):
+def test_an_upload_is_passed_on_as_it_arrives(server, sandbox):
     sandbox.files.write(
         "/tmp/first.py",
         "import socket\ns = socket.create_server(('127.0.0.1', 7000))\nprint('listening', flush=True)\n"
@@ -172,7 +172,7 @@ def test_an_upload_is_not_held_back_until_it_is_whole(server, sandbox):
     link.close()
 
 
-def test_an_answer_cut_short_inside_is_cut_short_outside(server, site):
+def test_a_truncated_response_is_truncated_for_the_client(server, site):
     link = connection(server)
     link.request("GET", "/cut", headers=by_headers(site))
     with pytest.raises((http.client.IncompleteRead, ConnectionResetError)):
@@ -180,7 +180,7 @@ def test_an_answer_cut_short_inside_is_cut_short_outside(server, site):
     link.close()
 
 
-def test_a_client_that_leaves_is_gone_inside_too(server, site):
+def test_a_clients_disconnect_is_seen_inside(server, site):
     link = connection(server)
     link.request("GET", "/endless", headers=by_headers(site))
     assert link.getresponse().read(4) == b"tick"
@@ -204,10 +204,10 @@ class WebSocket:
         self.headers = dict(http.client.parse_headers(self.stream))
 
     def send(self, opcode, payload):
-        self.socket.sendall(inside.frame(opcode, payload, os.urandom(4)))
+        self.socket.sendall(echo_server.frame(opcode, payload, os.urandom(4)))
 
     def read(self):
-        return inside.read_frame(self.stream)
+        return echo_server.read_frame(self.stream)
 
     def close(self):
         self.stream.close()
@@ -243,7 +243,7 @@ def test_a_websocket_is_cut_when_its_sandbox_is_killed(server):
     client.close()
 
 
-def test_many_at_once_reach_the_same_server(server, site):
+def test_many_concurrent_requests_reach_one_server(server, site):
     with ThreadPoolExecutor(40) as pool:
         answers = list(pool.map(lambda n: get(server, f"/echo?{n}", by_headers(site)), range(200)))
     assert [(status, seen["path"]) for status, seen in answers] == [(200, f"/echo?{n}") for n in range(200)]

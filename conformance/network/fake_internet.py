@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 
-from world import ECHO, METADATA, NAME, PRIVATE, PUBLIC, PUBLIC6, REBINDING, RESOLVER
+from fake_network import ECHO, METADATA, NAME, PRIVATE, PUBLIC, PUBLIC6, REBINDING, RESOLVER
 
 
 def ip(*words):
