@@ -22,49 +22,37 @@ fn field<'a>(status: &'a str, name: &str) -> &'a str {
     line.unwrap_or_else(|| panic!("{name} in {status}")).trim()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn qemu_is_unprivileged_and_sees_only_its_files() {
-    let data = tempfile::tempdir().expect("a directory");
-    let engine = bench().engine(data.path()).await;
-    let (one, two) = (bench().start(&engine).await, bench().start(&engine).await);
-    let process = monitor(data.path(), &*two);
-
-    let status = fs::read_to_string(process.join("status")).expect("a status");
+/// Asserts that the process has an unprivileged user, no capabilities, and seccomp.
+fn assert_unprivileged(status: &str) {
     for ids in ["Uid", "Gid"] {
         let all: Vec<u32> =
-            field(&status, ids).split_whitespace().map(|id| id.parse().expect("a number")).collect();
+            field(status, ids).split_whitespace().map(|id| id.parse().expect("a number")).collect();
         assert!(all.len() == 4 && all.iter().all(|id| *id >= 1 << 28 && *id == all[0]), "{status}");
     }
-    let other = fs::read_to_string(monitor(data.path(), &*one).join("status")).expect("a status");
-    assert_ne!(field(&status, "Uid"), field(&other, "Uid"), "two VMs run as the same user");
-    assert_eq!(field(&status, "Groups"), "");
+    assert_eq!(field(status, "Groups"), "");
     for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
-        assert_eq!(field(&status, set), "0000000000000000", "{set}");
+        assert_eq!(field(status, set), "0000000000000000", "{set}");
     }
-    assert_eq!((field(&status, "NoNewPrivs"), field(&status, "Seccomp")), ("1", "2"));
+    assert_eq!((field(status, "NoNewPrivs"), field(status, "Seccomp")), ("1", "2"));
+}
 
-    let limits = fs::read_to_string(process.join("limits")).expect("limits");
-    let line = limits.lines().find(|line| line.starts_with("Max file size")).expect("a limit");
-    let disk = fs::metadata(process.join("root/vm/disk.raw")).expect("a disk").len();
-    assert_eq!(line.split_whitespace().nth(3), Some(disk.to_string().as_str()), "{line}");
-
-    let mut seen = fs::read_dir(process.join("root"))
-        .expect("a root")
-        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
-        .collect::<Vec<_>>();
-    seen.sort();
+/// Asserts that the files that the process sees are QEMU's and those of its guest.
+fn assert_sees_only_its_files(process: &Path) {
+    let names = |dir: &str| -> Vec<String> {
+        let entries = fs::read_dir(process.join("root").join(dir)).expect("a directory");
+        entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect()
+    };
     let known = [
         "base", "bin", "boot", "dev", "lib", "lib64", "memory", "proc", "state", "template", "tmp", "usr",
         "vm",
     ];
+    let seen = names("");
     assert!(seen.iter().all(|name| known.contains(&name.as_str())), "{seen:?}");
     for empty in ["proc", "dev", "tmp"] {
-        assert_eq!(
-            fs::read_dir(process.join("root").join(empty)).expect("a directory").count(),
-            0,
-            "{empty}"
-        );
+        assert_eq!(names(empty).len(), 0, "{empty}");
     }
+    let own = names("vm");
+    assert_eq!(own.len(), 2, "expected a disk and a file of devices: {own:?}");
     let mounts = fs::read_to_string(process.join("mountinfo")).expect("mounts");
     for mount in mounts.lines() {
         let fields: Vec<&str> = mount.split(' ').collect();
@@ -74,12 +62,26 @@ async fn qemu_is_unprivileged_and_sees_only_its_files() {
         assert!(is_own || options.split(',').any(|option| option == "ro"), "{mount}");
         assert!(options.contains("nosuid") && options.contains("nodev"), "{mount}");
     }
-    let own: Vec<_> = fs::read_dir(process.join("root/vm"))
-        .expect("its directory")
-        .flatten()
-        .map(|entry| entry.file_name())
-        .collect();
-    assert_eq!(own.len(), 2, "expected a disk and a file of devices: {own:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn qemu_is_unprivileged_and_sees_only_its_files() {
+    let data = tempfile::tempdir().expect("a directory");
+    let engine = bench().engine(data.path()).await;
+    let (one, two) = (bench().start(&engine).await, bench().start(&engine).await);
+    let process = monitor(data.path(), &*two);
+
+    let status = fs::read_to_string(process.join("status")).expect("a status");
+    assert_unprivileged(&status);
+    let other = fs::read_to_string(monitor(data.path(), &*one).join("status")).expect("a status");
+    assert_ne!(field(&status, "Uid"), field(&other, "Uid"), "two VMs run as the same user");
+
+    let limits = fs::read_to_string(process.join("limits")).expect("limits");
+    let line = limits.lines().find(|line| line.starts_with("Max file size")).expect("a limit");
+    let disk = fs::metadata(process.join("root/vm/disk.raw")).expect("a disk").len();
+    assert_eq!(line.split_whitespace().nth(3), Some(disk.to_string().as_str()), "{line}");
+
+    assert_sees_only_its_files(&process);
 
     let interfaces = fs::read_to_string(process.join("net/dev")).expect("interfaces");
     let names: Vec<&str> =

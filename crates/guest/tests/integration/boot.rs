@@ -55,46 +55,45 @@ open(\"/srv/made\", \"w\")
 print(os.read(fd, 4096)[16:20])
 '";
 
+/// Commands in a fresh guest, and their output.
+const EXPECTED: &[(&str, &str)] = &[
+    ("cat /proc/1/comm; hostname; id -u", "envd\nsandbox\n0\n"),
+    ("cat /proc/self/cgroup", "0::/\n"),
+    // Names of all processes: only envd and this shell.
+    (
+        "for p in /proc/[0-9]*; do read name < $p/comm; echo $name; done > /tmp/names; sort -u /tmp/names",
+        "bash\nenvd\n",
+    ),
+    ("cut -d' ' -f19 /proc/1/stat; cat /proc/1/oom_score_adj; cut -d' ' -f19 /proc/$$/stat", "-10\n0\n0\n"),
+    ("ulimit -n; ulimit -c; ulimit -i; ulimit -u", "16384\n0\n4096\n168\n"),
+    ("cd /dev; echo *", "fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero\n"),
+    ("df --output=size -m /dev/shm /dev | tail -n 2 | tr -d ' '", "256\n1\n"),
+    ("ls -d /lost+found /envd-layer /base /private /init 2>/dev/null; echo none", "none\n"),
+    ("touch /dev/x /sys/x 2>/dev/null || echo read-only", "read-only\n"),
+    (
+        "cut -d' ' -f5 /proc/self/mountinfo | sort | tr '\\n' ' '",
+        "/ /dev /dev/mqueue /dev/pts /dev/shm /proc /proc/sys/kernel/random/boot_id /sys ",
+    ),
+    ("mv /opt /opt2 && ls -d /opt2; echo 1 > /etc/debian_version; cat /etc/debian_version", "/opt2\n1\n"),
+    ("mknod /root/disk b 254 0; cat /root/disk 2>&1 | grep -o 'denied'", "denied\n"),
+    ("cat /proc/sys/net/ipv4/conf/eth0/route_localnet; grep -c 169.254.0.22 /proc/net/arp", "1\n1\n"),
+    ("grep -c '^fd0000cf000000000000000000000002 .* eth0' /proc/net/if_inet6", "1\n"),
+    (
+        "grep -c '^00000000000000000000000000000000 00 .* fd0000cf000000000000000000000001 .* eth0' /proc/net/ipv6_route",
+        "1\n",
+    ),
+    ("su user -c 'sudo id -u'", "0\n"),
+    (WATCH, "b'made'\n"),
+];
+
 #[test]
 fn a_guest_becomes_a_sandbox() {
     let files = Files::make(&[crate::common::base_layer()]);
     let mut guest = files.start(&[]);
     ready(&mut guest);
     assert_eq!(envd::health(guest.dial_envd()).unwrap(), "HTTP/1.0 204 No Content");
-    let lines = [
-        ("cat /proc/1/comm; hostname; id -u", "envd\nsandbox\n0\n"),
-        ("cat /proc/self/cgroup", "0::/\n"),
-        // Names of all processes: only envd and this shell.
-        (
-            "for p in /proc/[0-9]*; do read name < $p/comm; echo $name; done > /tmp/names; sort -u /tmp/names",
-            "bash\nenvd\n",
-        ),
-        (
-            "cut -d' ' -f19 /proc/1/stat; cat /proc/1/oom_score_adj; cut -d' ' -f19 /proc/$$/stat",
-            "-10\n0\n0\n",
-        ),
-        ("ulimit -n; ulimit -c; ulimit -i; ulimit -u", "16384\n0\n4096\n168\n"),
-        ("cd /dev; echo *", "fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero\n"),
-        ("df --output=size -m /dev/shm /dev | tail -n 2 | tr -d ' '", "256\n1\n"),
-        ("ls -d /lost+found /envd-layer /base /private /init 2>/dev/null; echo none", "none\n"),
-        ("touch /dev/x /sys/x 2>/dev/null || echo read-only", "read-only\n"),
-        (
-            "cut -d' ' -f5 /proc/self/mountinfo | sort | tr '\\n' ' '",
-            "/ /dev /dev/mqueue /dev/pts /dev/shm /proc /proc/sys/kernel/random/boot_id /sys ",
-        ),
-        ("mv /opt /opt2 && ls -d /opt2; echo 1 > /etc/debian_version; cat /etc/debian_version", "/opt2\n1\n"),
-        ("mknod /root/disk b 254 0; cat /root/disk 2>&1 | grep -o 'denied'", "denied\n"),
-        ("cat /proc/sys/net/ipv4/conf/eth0/route_localnet; grep -c 169.254.0.22 /proc/net/arp", "1\n1\n"),
-        ("grep -c '^fd0000cf000000000000000000000002 .* eth0' /proc/net/if_inet6", "1\n"),
-        (
-            "grep -c '^00000000000000000000000000000000 00 .* fd0000cf000000000000000000000001 .* eth0' /proc/net/ipv6_route",
-            "1\n",
-        ),
-        ("su user -c 'sudo id -u'", "0\n"),
-        (WATCH, "b'made'\n"),
-    ];
-    for (command, wanted) in lines {
-        assert_eq!(guest.run(command), wanted, "{command}");
+    for (command, wanted) in EXPECTED {
+        assert_eq!(guest.run(command), *wanted, "{command}");
     }
     let alive: u32 = guest.run(BOMB).trim().parse().unwrap();
     assert!((100..200).contains(&alive), "{alive} processes with a limit of 200");
