@@ -9,24 +9,24 @@ import pathlib
 import sys
 
 FEATURES = {
-    "Create, connect, list, time limits": ["test_timers", "test_refusals", "test_async", "sdk.test"],
-    "Commands": ["test_commands", "test_many"],
+    "Create, connect, list, time limits": ["test_timers", "test_bad_requests", "test_async", "sdk.test"],
+    "Commands": ["test_commands", "test_many_processes"],
     "Terminals": ["test_terminal"],
-    "Files, watching, signed URLs": ["test_files", "test_envd"],
+    "Files, watching, signed URLs": ["test_files", "test_envd_limits"],
     "Git": ["test_git"],
-    "Traffic to ports, HTTP/2, websockets": ["test_network_in", "http2.test"],
-    "Egress rules and DNS": ["test_network_out"],
-    "Pause, resume, auto-pause": ["test_lifecycle", "test_lifecycle_async", "test_revival", "lifecycle.test", "test_lifecycle_out"],
+    "Traffic to ports, HTTP/2, websockets": ["test_inbound", "http2.test"],
+    "Egress rules and DNS": ["test_outbound"],
+    "Pause, resume, auto-pause": ["test_lifecycle", "test_lifecycle_async", "test_restore", "lifecycle.test", "test_outbound_pause"],
     "Snapshots, forks, rollback": ["test_snapshots"],
     "Templates and builds": ["test_templates", "test_uploads", "test_recipes", "templates.test"],
-    "Older template routes": ["test_older_templates"],
+    "Older template routes": ["test_legacy_templates"],
     "Container images": ["test_images"],
     "Code interpreter": ["test_code_interpreter", "code_interpreter.test"],
     "Examples of E2B's documentation": ["test_examples"],
     "Logs": ["test_logs"],
-    "Metrics, events, webhooks, teams, keys": ["test_watching", "watching.test"],
+    "Metrics, events, webhooks, teams, keys": ["test_monitoring", "monitoring.test"],
     "Command line (`e2b`)": ["cli.test"],
-    "Isolation and limits": ["test_isolation", "test_exhaustion", "test_own_kernel"],
+    "Isolation and limits": ["test_isolation", "test_exhaustion", "test_guest_kernel"],
     "Crashes and faults": ["test_crash", "test_chaos", "test_faults"],
 }
 ENGINES = {"container": "Containers", "microvm": "microVMs, emulated"}

@@ -1,4 +1,4 @@
-// The command line client, as a person or a script uses it.
+// The official CLI, used interactively and by scripts.
 
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
@@ -18,7 +18,7 @@ let server, environment
 
 before(async () => {
   server = await Server.start()
-  // A home of its own: nothing of the developer's login is read or written.
+  // A home directory of its own, so that the developer's login is not read or changed.
   environment = { ...process.env, HOME: server.dir, NO_UPDATE_NOTIFIER: '1', NO_COLOR: '1' }
 })
 
@@ -26,7 +26,7 @@ after(async () => {
   await server.stop()
 })
 
-/** A running `e2b sandbox …`. */
+/** Starts `e2b sandbox …`. */
 function start(words, stdin = 'ignore', command = [process.execPath, CLI, 'sandbox', ...words]) {
   const child = spawn(command[0], command.slice(1), { env: environment, stdio: [stdin, 'pipe', 'pipe'] })
   const out = new Collected()
@@ -36,7 +36,7 @@ function start(words, stdin = 'ignore', command = [process.execPath, CLI, 'sandb
   return { child, out, err, closed: once(child, 'close') }
 }
 
-/** Exit code and output of `e2b sandbox …` run to its end. */
+/** Runs `e2b sandbox …`; returns its exit code and output. */
 async function e2b(words, input) {
   const { child, out, err, closed } = start(words, input === undefined ? 'ignore' : 'pipe')
   child.stdin?.end(input)
@@ -52,7 +52,7 @@ async function create(...options) {
   return id
 }
 
-/** `e2b sandbox …` in a terminal of a known size. */
+/** Starts `e2b sandbox …` in a terminal of a known size. */
 function terminal(words) {
   const line = [process.execPath, CLI, 'sandbox', ...words].join(' ')
   return start([], 'pipe', ['script', '-qefc', `stty rows 33 cols 111 && exec ${line}`, '/dev/null'])
@@ -126,7 +126,7 @@ test('metrics are printed', async () => {
 test('logs list what ran in a sandbox', async () => {
   const id = await create()
   await e2b(['exec', id, 'echo findme'])
-  // Following ends by itself when the sandbox does.
+  // Following the logs ends when the sandbox does.
   const { out, closed } = start(['logs', '--follow', '--format', 'json', id])
   await out.until(({ text }) => text.includes('findme'))
   await e2b(['kill', id])
@@ -164,7 +164,7 @@ test('a sandbox created for a terminal ends soon after it', async () => {
   const [code] = await shell.closed
   assert.equal(code, 0, shell.out.text)
   assert.match(shell.out.text, /<mine>/)
-  // The client leaves it a second to live.
+  // The client sets its timeout to a second.
   const headers = { 'X-API-Key': server.key }
   const deadline = Date.now() + 5000
   while ((await server.call('GET', `/sandboxes/${sandboxId}`, { headers })).status !== 404) {

@@ -1,5 +1,5 @@
 // The code interpreter through its official JavaScript SDK, against a server whose template `code-interpreter-v1` is ready.
-// The server's data is kept between runs: the template takes minutes to build, and seconds to be found again.
+// The server's data directory is kept between runs, because the template takes minutes to build.
 
 import assert from 'node:assert/strict'
 import { after, before, test } from 'node:test'

@@ -40,7 +40,7 @@ async function site() {
 }
 
 function open(headers, body) {
-  // Not sooner: the server does not keep those that ask nothing.
+  // Not sooner: the server closes connections without requests.
   connection ??= http2.connect(server.url)
   const stream = connection.request(headers, { endStream: body === undefined })
   if (body !== undefined) stream.end(body)

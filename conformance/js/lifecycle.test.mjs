@@ -1,4 +1,4 @@
-// The lifecycle through the official JavaScript SDK: pause, resume, snapshots, forks, and what time does.
+// The lifecycle through the official JavaScript SDK: pause, resume, snapshots, forks, timeouts.
 
 import assert from 'node:assert/strict'
 import { after, before, test } from 'node:test'
@@ -19,7 +19,7 @@ after(() => server.stop())
 const pids = async (sandbox) => (await sandbox.commands.list()).map(({ pid }) => pid)
 const said = async (sandbox, command) => (await sandbox.commands.run(command)).stdout
 
-// A web server that listens once this resolves: it says so itself.
+// Starts a web server; resolves once the server's output says that it listens.
 async function serving(sandbox) {
   const output = new Collected()
   const web = await sandbox.commands.run('python3 -u -m http.server 8000', {
@@ -132,7 +132,7 @@ test('an expired sandbox is paused, and resumed by traffic', async () => {
   assert.deepEqual(info.lifecycle, { onTimeout: 'pause', autoResume: true })
   await serving(sandbox)
   await sandbox.setTimeout(1000)
-  // Asking how it is, as the SDK does then, is traffic too.
+  // The health check that the SDK sends then is traffic, too.
   await assert.rejects(sandbox.commands.run('sleep 30'))
   assert.equal((await server.call('GET', '/', toPort(sandbox))).status, 200)
   assert.equal((await sandbox.getInfo()).state, 'running')

@@ -1,4 +1,4 @@
-// Metrics over time, events, webhooks and limits as a JavaScript client meets them.
+// Metrics over time, events, webhooks and limits through the JavaScript SDK.
 
 import assert from 'node:assert/strict'
 import fs from 'node:fs'
@@ -18,7 +18,7 @@ after(async () => {
   await server.stop()
 })
 
-/** Status and JSON of a call by key. */
+/** Calls with an API key; returns the status and the JSON. */
 async function call(method, target, body, headers = { 'X-API-Key': server.key }) {
   const json = { 'Content-Type': 'application/json', ...headers }
   const answer = await server.call(method, target, { headers: json, body: body && JSON.stringify(body) })

@@ -19,7 +19,7 @@ function version(name) {
 
 export default async function* results(events) {
   for await (const { type, data } of events) {
-    // A file is reported as a test, too: its own name says so.
+    // Files are reported as tests, too.
     if (!['test:pass', 'test:fail'].includes(type) || !data.file || data.name === data.file || data.name.endsWith('.mjs')) continue
     const outcome = type === 'test:fail' ? 'failed' : data.skip ? 'skipped' : 'passed'
     const test = `conformance/js/${data.file.split('/').at(-1)}::${data.name}`

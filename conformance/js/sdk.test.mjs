@@ -187,7 +187,7 @@ test('a terminal takes input, a new size and a second viewer', async () => {
   const handle = await sandbox.pty.create({ cols: 80, rows: 24, onData: first.add, envs: { OWN: 'mine' }, cwd: '/tmp' })
   await first.until(({ text }) => text.includes('$ '))
   await send('echo $OWN-$PWD-$(tput cols)\n')
-  // The shell may throw away what is typed before it asks.
+  // The shell may discard what is typed before its prompt.
   await first.until(({ text }) => /mine-\/tmp-80\r\n[^]*\$ /.test(text))
   const viewer = await sandbox.pty.connect(handle.pid, { onData: second.add })
   await sandbox.pty.resize(handle.pid, { cols: 132, rows: 50 })

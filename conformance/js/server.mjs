@@ -1,5 +1,5 @@
-// A real server for tests: its own data directory, a free port, everything gone afterwards.
-// The binary, envd and the layer store come from `cargo xtask conformance` by environment variables.
+// A real server for tests, with a data directory of its own and a free port. Stopping it checks that nothing is left.
+// `cargo xtask conformance` names the binary, envd and the layer store by environment variables.
 
 import assert from 'node:assert/strict'
 import { execFile, spawn } from 'node:child_process'
@@ -12,7 +12,7 @@ import readline from 'node:readline'
 import { promisify } from 'node:util'
 
 export class Server {
-  /** `trusting` has sandboxes trust what this machine does, so that package managers work in them. */
+  /** `trusting` gives sandboxes the certificate authorities that this host trusts, so that package managers work in them. */
   static async start({ data, trusting = false, options: more = [] } = {}) {
     const server = new Server()
     server.dir = fs.mkdtempSync(path.join(os.tmpdir(), 'cofferdam-test-'))
@@ -47,7 +47,7 @@ export class Server {
     Object.assign(process.env, this.environment())
   }
 
-  /** Builds a recipe of the repository with our own command line. */
+  /** Builds a recipe of `templates/` with our own CLI. */
   async build(recipe) {
     const { COFFERDAM_BIN, COFFERDAM_RECIPES } = process.env
     const words = ['template', 'build', path.join(COFFERDAM_RECIPES, recipe), '--data-dir', this.data]
@@ -63,7 +63,7 @@ export class Server {
     return { E2B_API_KEY: this.key, E2B_API_URL: this.url, E2B_SANDBOX_URL: this.url }
   }
 
-  /** Status, headers and text; any header may be set, `Host` included. */
+  /** Returns status, headers and text. Any request header may be set, `Host` included. */
   call(method, target, { headers = {}, body } = {}) {
     return new Promise((resolve, reject) => {
       const request = http.request(this.url + target, { method, headers, agent: false }, (response) => {
@@ -104,7 +104,7 @@ export class Server {
   }
 }
 
-/** What callbacks were told, and a way to wait until they were told enough. */
+/** Collects the arguments of callbacks, and waits until they fulfil a condition. */
 export class Collected {
   items = []
   #waiting = new Set()

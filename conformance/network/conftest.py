@@ -1,4 +1,4 @@
-"""One world and one server in it for the whole run."""
+"""Fixtures: one fake network, and one server in it, for the whole run."""
 
 import os
 import pathlib

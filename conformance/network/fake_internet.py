@@ -1,4 +1,4 @@
-"""The other side: web servers at public, private and metadata addresses, and a name server."""
+"""The fake internet's servers: web servers at public, private and metadata addresses, and a name server."""
 
 import contextlib
 import http.server

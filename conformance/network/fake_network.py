@@ -1,7 +1,7 @@
-"""A small internet for one test run: a second network namespace behind a veth pair, with servers at public addresses.
+"""A fake internet for one test run: a second network namespace behind a veth pair, with servers at public addresses.
 
-The whole test run is itself in a namespace of its own (`unshare --net`), which plays the host. Everything vanishes
-with the processes; nothing of the machine's network is touched.
+The test run is itself in a network namespace (`unshare --net`), which plays the host. Both disappear with their processes; the machine's
+own network is not touched.
 """
 
 import os
@@ -17,7 +17,7 @@ PRIVATE = "10.9.9.9"
 METADATA = "169.254.169.254"
 NAME = "files.example.test"
 REBINDING = "rebinding.example.test"
-# Port of a server at PUBLIC that sends back what it gets.
+# Port of an echo server at PUBLIC.
 ECHO = 7777
 
 

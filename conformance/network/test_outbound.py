@@ -1,4 +1,4 @@
-"""What a sandbox reaches: the public internet through the server, and nothing of the host's or of private networks."""
+"""Outgoing traffic: a sandbox reaches the public internet through the server, and neither the host nor private networks."""
 
 import http.server
 import threading
@@ -12,7 +12,7 @@ from fake_network import HOST, METADATA, NAME, PRIVATE, PUBLIC, PUBLIC6, REBINDI
 
 
 def curl(sandbox, *words):
-    """Body, or None when nothing could be reached; blocked must not mean slow."""
+    """The response's body, or None when nothing was reached. Fails soon: a blocked connection is refused, not left to time out."""
     command = "curl --silent --show-error --max-time 5 " + " ".join(f"'{word}'" for word in words) + " || echo exit=$?"
     output = sandbox.commands.run(command).stdout
     assert "exit=28" not in output, "a blocked connection must fail at once, not time out"
@@ -21,7 +21,7 @@ def curl(sandbox, *words):
 
 @pytest.fixture
 def host_services(world):
-    """Listeners on the host itself: on loopback, on its public address, on all addresses."""
+    """Listeners on the host: on loopback, on its public address, on all addresses."""
 
     class Secret(http.server.BaseHTTPRequestHandler):
         def do_GET(self):

@@ -1,4 +1,4 @@
-"""What a pause does to connections that a sandbox has opened: those to the outside are closed, those within live on."""
+"""What a pause does to connections that a sandbox has opened: outer ones are closed, those inside the sandbox survive."""
 
 import pytest
 from conftest import RESOLVER
@@ -8,7 +8,7 @@ from server import Server
 from services import started
 from fake_network import ECHO, PUBLIC
 
-# Asks over one connection to the outside and one within, in turn, and counts the answers of each; tells of a loss once.
+# Sends requests over an outer and an inner connection in turn, counts the responses of each, and reports a lost connection once.
 ASKER = f"""
 import os, socket, threading, time
 def note(name, text):

@@ -1,4 +1,4 @@
-"""One server for the whole run, and the official SDK pointed at it as its users do: by environment variables."""
+"""Fixtures: one server for the whole run, which the official SDKs find by environment variables, as for their users."""
 
 import os
 
@@ -46,7 +46,7 @@ def server():
 
 @pytest.fixture(scope="session")
 def one_interpreter_server():
-    """Keeps its data between runs: the template takes minutes to build, and seconds to be found again."""
+    """A server whose data directory is kept between runs, because the template takes minutes to build."""
     server = Server(data=os.environ["COFFERDAM_INTERPRETER_DATA"], trusting=True, kept=True)
     try:
         server.build("code-interpreter-v1")
@@ -57,7 +57,7 @@ def one_interpreter_server():
 
 @pytest.fixture(scope="module")
 def interpreter_server(one_interpreter_server):
-    """A server with the template `code-interpreter-v1`; for this module it is the one in the environment."""
+    """A server with the template `code-interpreter-v1`, in the environment variables for the tests of this module."""
     before = {name: os.environ.get(name) for name in one_interpreter_server.environment()}
     os.environ.update(one_interpreter_server.environment())
     yield one_interpreter_server
@@ -88,7 +88,7 @@ async def async_sandbox(server):
 
 @pytest.fixture(scope="session")
 def cold_server():
-    """A second one, which keeps nothing of a paused sandbox in memory: every resume is a restore."""
+    """A second server, which keeps no frozen processes: every resume is a restore."""
     server = Server("--keep-frozen-max", "0", "--slots", "4")
     yield server
     server.stop()
@@ -96,7 +96,7 @@ def cold_server():
 
 @pytest.fixture
 def cold(cold_server):
-    """Options that point a call of the SDK at it."""
+    """Options that direct a call of the SDK to `cold_server`."""
     return options_of(cold_server)
 
 

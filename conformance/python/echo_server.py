@@ -1,6 +1,6 @@
-"""The server that tests put into a sandbox and reach from outside. Standard library only: it runs on the base template.
+"""A web server that tests run inside a sandbox and call from outside. It needs Python's standard library only.
 
-Arguments: address and port. Its first line of output says that it listens.
+Arguments: address and port. It prints `listening` once it listens.
 """
 
 import base64
@@ -56,7 +56,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif path == "/events":
             self.events()
         elif path == "/cut":
-            # Promises more than it sends.
+            # Announces more bytes than it sends.
             self.send_response(200)
             self.send_header("Content-Length", "1000")
             self.end_headers()
@@ -80,7 +80,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer({"size": size, "digest": digest.hexdigest(), "chunked": chunked}, 201)
 
     def events(self):
-        """Each event after a step, so that whoever waits for one before the next step sees it held back, if it is."""
+        """Sends each event only after a `/step`, so that a client notices if an event is held back until the next one."""
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")

@@ -1,4 +1,4 @@
-"""What a server has made of this machine, looked at from outside: groups, processes, dumps, mounts, loop devices, volumes."""
+"""What a server has created on this host, seen from outside: control groups, processes, dumps, mounts, loop devices, writable trees."""
 
 import hashlib
 import os
@@ -9,19 +9,19 @@ GROUPS = pathlib.Path("/sys/fs/cgroup")
 
 
 def instance(data):
-    """The name that everything of this data directory's server carries."""
+    """The name of the server of a data directory, which everything it creates on the host contains."""
     return "cofferdam-" + hashlib.sha256(os.fsencode(pathlib.Path(data).resolve())).hexdigest()[:12]
 
 
 def groups(data):
-    """Names of its control groups, in any hierarchy."""
+    """Names of the server's control groups, in any hierarchy."""
     name = instance(data)
     tops = [top for top in [GROUPS / name, *GROUPS.glob(f"*/{name}")] if top.is_dir()]
     return {group.name for top in tops for group in top.iterdir() if group.is_dir()}
 
 
 def processes(data):
-    """Who runs in which of its groups: pid to group. The dead that nobody has waited for yet run no more."""
+    """Processes in the server's control groups, as a dict of pid to group, without zombies."""
     mark, found = f"/{instance(data)}/", {}
     for pid in filter(str.isdigit, os.listdir("/proc")):
         text = read(f"/proc/{pid}/cgroup")
@@ -31,8 +31,8 @@ def processes(data):
 
 
 def dumps(data):
-    """CRIUs at work for it, in whatever group: they have its directories open. Once one is asked something it changes its command
-    line, but not the loader that it runs from."""
+    """Pids of CRIU processes that work for the server, in whatever control group: they have its directories open. CRIU changes its
+    command line, but not the loader that it is run with."""
     dir, found = os.path.realpath(data), set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -57,14 +57,15 @@ def loop_devices(data):
 
 
 def states(server):
-    """Names of captured states: each is a directory, or a note and for a moment a journal beside it. What is half of one has a dot in its name."""
+    """Names of saved snapshots: each is a directory, or a JSON file with a journal beside it for a moment. Unfinished ones have a dot in
+    their name."""
     files = {path.name for path in (server.home / "snapshots").iterdir()}
     journals = {name for name in files if name.endswith(".pages") and name.replace(".pages", ".json") in files}
     return [name.removesuffix(".json") for name in files - journals]
 
 
 def dir_of_volumes(server):
-    """They are mounted where no path leads, but the server's own descriptors do."""
+    """The directory of writable trees, which is mounted in no visible place, but open in the server."""
     found = []
     for entry in os.scandir(f"/proc/{server.process.pid}/fd"):
         try:
@@ -72,7 +73,7 @@ def dir_of_volumes(server):
         except OSError:
             continue
         if ".trash" in names:
-            # Engines have volumes of their own; only machines begin with blank disks.
+            # Each engine has writable trees of its own; only those of microVMs contain blank disks.
             is_of_machines = any(name.startswith("blank-") for name in names)
             found.append((is_of_machines == (server.home != server.data), entry.path))
     assert found, "the server has no volumes open"
@@ -80,7 +81,7 @@ def dir_of_volumes(server):
 
 
 def volumes(server):
-    """Names of its volumes."""
+    """Names of the server's writable trees."""
     return {name for name in os.listdir(dir_of_volumes(server)) if not name.startswith(".")}
 
 
@@ -90,7 +91,7 @@ def bytes_in_volumes(server):
 
 
 def network_namespaces(data):
-    """Those that its processes are in."""
+    """Network namespaces of the server's processes."""
     found = set()
     for pid in processes(data):
         try:
@@ -108,7 +109,7 @@ def read(path):
 
 
 def settled(look, seconds=10):
-    """What `look` finds once it finds nothing, or after this time: what is on its way out may take a moment."""
+    """Calls `look` until it finds nothing or the time is up, and returns what it found last."""
     until = time.monotonic() + seconds
     while (found := look()) and time.monotonic() < until:
         time.sleep(0.05)

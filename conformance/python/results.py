@@ -20,7 +20,7 @@ def clients(item):
 
 
 def rows(item):
-    """What every result of this test says, whatever its outcome."""
+    """The client packages of a test with their versions."""
     for name in clients(item):
         package = PACKAGES[name]
         yield {"client": f"pypi:{package}", "version": importlib.metadata.version(package)}

@@ -1,6 +1,6 @@
-"""A real server for tests: its own data directory, a free port, everything gone afterwards.
+"""A real server for tests, with a data directory of its own and a free port. Stopping it checks that nothing is left on the host.
 
-The binary, envd and the layer store come from `cargo xtask conformance` by environment variables.
+`cargo xtask conformance` names the binary, envd and the layer store by environment variables.
 """
 
 import json
@@ -14,14 +14,14 @@ import urllib.request
 
 import host_state
 
-# What the server is told to run sandboxes with.
+# The engine that runs the sandboxes.
 ENGINE = os.environ.get("COFFERDAM_ENGINE", "container")
 
 
 class Server:
     def __init__(self, *options, prefix=(), data=None, trusting=False, kept=False):
-        """`trusting` has sandboxes trust what this machine does, so that package managers work in them; a `kept` server's
-        templates are there at the next run."""
+        """`trusting` gives sandboxes the certificate authorities that this host trusts, so that package managers work in them. The templates
+        of a `kept` server are not deleted at its end."""
         self.kept = kept
         self.dir = tempfile.TemporaryDirectory(prefix="cofferdam-test-")
         self.data = pathlib.Path(data or pathlib.Path(self.dir.name) / "data")
@@ -55,7 +55,7 @@ class Server:
         return (self.data / "admin-token").read_text().strip()
 
     def call(self, method, path, body=None, headers=None):
-        """Status, headers and decoded body; errors are answers too."""
+        """Returns status, headers and decoded body, also of error responses."""
         data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
         headers = {"X-API-Key": self.key or "", "Content-Type": "application/json"} | (headers or {})
         request = urllib.request.Request(self.url + path, data, headers, method=method)
@@ -78,7 +78,7 @@ class Server:
         return key["key"]
 
     def cli(self, *words):
-        """Our own command line against this server; answers what it printed."""
+        """Runs our own CLI against this server; returns its output."""
         environment = os.environ | self.environment()
         command = [os.environ["COFFERDAM_BIN"], *words, "--data-dir", str(self.data)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -86,12 +86,12 @@ class Server:
         return done.stdout
 
     def build(self, recipe):
-        """Builds a recipe of the repository."""
+        """Builds a recipe of `templates/`."""
         words = ("template", "build", str(pathlib.Path(os.environ["COFFERDAM_RECIPES"]) / recipe))
         try:
             self.cli(*words)
         except AssertionError as failure:
-            # The interpreter's takes longer in emulation than a build may. What was done is remembered.
+            # In emulation the interpreter's build exceeds the time limit of builds. Its finished steps are cached.
             if ENGINE != "microvm" or "build timed out" not in str(failure):
                 raise
             self.cli(*words)
@@ -100,7 +100,7 @@ class Server:
         return {"E2B_API_KEY": self.key, "E2B_API_URL": self.url, "E2B_SANDBOX_URL": self.url}
 
     def sandboxes(self):
-        """All of them, page by page."""
+        """All sandboxes, page by page."""
         found, token = [], ""
         while True:
             _, headers, page = self.call("GET", f"/v2/sandboxes?nextToken={token}" if token else "/v2/sandboxes")
@@ -110,7 +110,7 @@ class Server:
                 return found
 
     def crash(self):
-        """The worst end a server can have."""
+        """Kills the server with SIGKILL."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
         self.process.stdout.close()
@@ -146,7 +146,7 @@ class Server:
 
     @property
     def home(self):
-        """Where the engine under test keeps what is its own."""
+        """The engine's directory in the data directory."""
         return self.data / "microvm" if ENGINE == "microvm" else self.data
 
     def assert_nothing_left(self):
@@ -157,5 +157,5 @@ class Server:
             assert not host_state.processes(home)
             assert not host_state.dumps(home)
             assert not host_state.groups(home)
-        # The kernel clears it when the last mount of it goes, which may be a moment later.
+        # The kernel detaches a loop device after its last unmount, which may be a moment later.
         assert not host_state.settled(lambda: host_state.loop_devices(self.data))

@@ -1,5 +1,5 @@
-"""Servers that tests start inside sandboxes. Each function returns once its server listens, and says so itself: what comes
-next, be it a pause, a fork or the death of the platform's server, finds it listening.
+"""Starts servers inside sandboxes. Each function returns once the server's own output says that it listens, so that a pause, a fork or a
+crash of our server comes after that.
 """
 
 import pathlib
@@ -10,7 +10,7 @@ SCRIPT = pathlib.Path(echo_server.__file__).read_text()
 
 
 def started(handle, words):
-    """Reads a command's output until it has said `words`, and lets go of it; it runs on."""
+    """Reads a command's output until it contains `words`, then disconnects; the command runs on."""
     said = ""
     for stdout, stderr, _ in handle:
         said += (stdout or "") + (stderr or "")
@@ -21,13 +21,13 @@ def started(handle, words):
 
 
 def serving(sandbox, port, address="127.0.0.1"):
-    """A web server with the files of the user's home; answers its handle."""
+    """Starts a web server of the user's home directory; returns its handle."""
     command = f"exec python3 -u -m http.server {port} --bind {address}"
     return started(sandbox.commands.run(command, background=True, timeout=0), "Serving HTTP")
 
 
 def serve(sandbox, port, address="127.0.0.1"):
-    """The server of `echo_server.py`; answers its handle."""
+    """Starts the server of `echo_server.py`; returns its handle."""
     sandbox.files.write("/tmp/echo_server.py", SCRIPT)
     command = f"exec python3 /tmp/echo_server.py {address} {port}"
     return started(sandbox.commands.run(command, background=True, timeout=0), "listening\n")

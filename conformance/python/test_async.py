@@ -18,7 +18,7 @@ from e2b import (
 
 
 class Collected:
-    """What callbacks were told, and a way to wait until they were told enough."""
+    """Collects the arguments of callbacks, and waits until they fulfil a condition."""
 
     def __init__(self):
         self.items = []
@@ -171,7 +171,7 @@ async def test_a_terminal_takes_input_size_and_a_second_viewer(async_sandbox):
     handle = await async_sandbox.pty.create(PtySize(rows=24, cols=80), on_data=first, envs={"OWN": "mine"}, cwd="/tmp")
     await first.until(lambda items: "$ " in text(items))
     await async_sandbox.pty.send_stdin(handle.pid, b"echo $OWN-$PWD-$(tput cols)\n")
-    # The shell may throw away what is typed before it asks.
+    # The shell may discard what is typed before its prompt.
     await first.until(lambda items: "$ " in text(items).partition("mine-/tmp-80\r\n")[2])
     viewer = await async_sandbox.pty.connect(handle.pid, on_data=second)
     await async_sandbox.pty.resize(handle.pid, PtySize(rows=50, cols=132))

@@ -1,4 +1,4 @@
-"""Bad input gets the contract's status and JSON body, and does no harm."""
+"""Bad requests get the contract's status and JSON body, and do no harm."""
 
 import contextlib
 import json
@@ -85,7 +85,7 @@ def test_a_client_that_sends_no_http_does_no_harm(server, sandbox):
     host, port = server.url.removeprefix("http://").split(":")
     for garbage in [b"\x00" * 100, b"GET / HTTP/9.9\r\n\r\n", b"POST / HTTP/1.1\r\nContent-Length: -5\r\n\r\n", b"\x16\x03\x01"]:
         with socket.create_connection((host, int(port))) as connection:
-            # It may hang up before it has heard all.
+            # The server may close the connection before it has read everything.
             with contextlib.suppress(OSError):
                 connection.sendall(garbage)
                 connection.shutdown(socket.SHUT_WR)

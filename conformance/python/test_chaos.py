@@ -1,5 +1,5 @@
-"""SIGKILL of the server in the middle of everything a sandbox can go through: whatever was acknowledged is there, whatever
-was not is wholly there or wholly gone, and nothing else is left. Rounds: COFFERDAM_CHAOS_ROUNDS.
+"""SIGKILL of the server during every call on a sandbox: everything acknowledged is there, every other call has happened completely or
+not at all, and nothing else is left. COFFERDAM_CHAOS_ROUNDS is the number of rounds.
 """
 
 import json
@@ -18,13 +18,14 @@ ROUNDS = int(os.environ.get("COFFERDAM_CHAOS_ROUNDS", "60"))
 SEED = int(os.environ.get("COFFERDAM_CHAOS_SEED", str(random.randrange(1 << 32))))
 MAX_SANDBOXES = 8
 WORKERS = 3
-# Sandboxes that wait for a creator, and slots that wait for a sandbox.
+# Pre-started sandboxes, and prepared slots.
 WAITING = 2
 READY = 4
 
 
 class Model:
-    """What the server has promised. `busy` are those with a call under way when the server died: either state is honest."""
+    """What the server has acknowledged. `busy` are sandboxes with a call under way when the server was killed: the state before the call and
+    that after it are both correct."""
 
     def __init__(self, server, luck):
         self.server, self.luck = server, luck
@@ -141,10 +142,10 @@ class Model:
             listed.update({sandbox["sandboxID"]: sandbox["state"] for sandbox in self.server.sandboxes()})
             return self.broken_promises(listed) + self.wrong_states(listed)
 
-        # A capture that the killed server began may still be under way: until it has ended, its sandbox is one being paused.
+        # A capture that the killed server began may still be under way; until it ends, its sandbox is being paused.
         found = host_state.settled(wrong, 60)
         assert not found, f"round {round}: {found}"
-        # Those not acknowledged are complete or not there at all: they are sandboxes like others from here on.
+        # Unacknowledged ones exist completely or not at all; those that exist are treated like any other from here on.
         self.states = dict(listed)
         self.interrupted |= set(self.busy.values())
         self.busy.clear()
@@ -171,20 +172,20 @@ class Model:
         return {snapshot["snapshotID"] for snapshot in page}
 
     def wrong_states(self, listed):
-        """Each paused sandbox and each snapshot has one, and nobody else."""
+        """There is exactly one saved snapshot for each paused sandbox and each snapshot."""
         states = host_state.states(self.server)
         half_made = [f"half-made state {name}" for name in states if "." in name]
         wanted = sum(state == "paused" for state in listed.values()) + len(self.listed_snapshots())
         return half_made or [f"{len(states)} states instead of {wanted}"] * (len(states) != wanted)
 
     def check_remains(self, round, listed, waited):
-        """Whatever exists belongs to a sandbox that is listed, to a snapshot, or to what the server keeps ready."""
+        """Everything that exists belongs to a listed sandbox, to a snapshot, or to what the server keeps prepared."""
         data = self.server.home
         running = {id for id, state in listed.items() if state == "running"}
         states = host_state.states(self.server)
 
         def strays():
-            """Of no record; what is being made ready at the moment gets one."""
+            """Objects without a record, but for those that are being prepared at the moment."""
             records = records_of(data)
             inhabited = host_state.processes(data)
             known = {record["cgroup"] for record in records_of(data).values()}
@@ -193,7 +194,7 @@ class Model:
             found += [f"{id}, which waited at the killed server" for id in waited & set(records)]
             found += [f"waiting {id}" for id in list(set(records) - running)[WAITING:]]
             found += [f"group {group}" for group in list(host_state.groups(data) - known)[READY:]]
-            # Those of a template, and those that wait, are nobody's in particular; a memory goes with its disk.
+            # Trees of templates and of pre-started sandboxes belong to no listed sandbox; a memory image belongs to its disk's snapshot.
             common = ("ready-", "blank-", "t-", "m-t-")
             volumes = {name.removeprefix("m-") for name in host_state.volumes(self.server) if not name.startswith(common)}
             found += [f"volume {name}" for name in volumes - set(records) - set(states)]
@@ -206,7 +207,7 @@ class Model:
         assert not found, f"round {round}: {found}"
 
     def work_in_peace(self):
-        """After all that, everything works."""
+        """Every operation works after the crashes."""
         for id in list(self.states)[: len(self.states) // 2]:
             assert self.server.call("DELETE", f"/sandboxes/{id}")[0] == 204
             del self.states[id]
@@ -221,7 +222,7 @@ class Model:
                 self.states |= {fork["sandbox"]["sandboxID"]: "running" for fork in answer}
 
     def end_all(self, round):
-        """Everything can be ended, and then nothing is left but what is kept ready."""
+        """Everything can be killed and deleted, and then only prepared slots are left."""
         for id in self.states:
             status, _, body = self.server.call("DELETE", f"/sandboxes/{id}")
             assert status == 204, body
@@ -234,7 +235,7 @@ class Model:
 
 
 def records_of(data):
-    """The engine's records of what runs, by id."""
+    """The engine's records of running sandboxes, by id."""
     found = {}
     for path in (data / "sandboxes").iterdir():
         try:
@@ -247,7 +248,7 @@ def records_of(data):
 @pytest.fixture
 def own_server():
     server = Server("--keep-frozen-max", "2", "--slots", str(READY), "--pool", "4")
-    # Whatever the demand, so that some wait at every restart.
+    # Independent of demand, so that there are pre-started sandboxes at every restart.
     admin = {"X-Admin-Token": server.admin_token}
     assert server.call("PUT", "/cofferdam/v1/pool/base", {"ready": WAITING}, admin)[0] == 204
     yield server
@@ -255,7 +256,7 @@ def own_server():
 
 
 def longest_call(server):
-    """Seconds that the longest of all calls takes on this machine: rounds shorter than that would see none to its end."""
+    """Seconds that the slowest call takes on this machine. In shorter rounds no call would be acknowledged."""
     body = {"templateID": "base", "timeout": 3000}
     began = time.monotonic()
     id = server.call("POST", "/v2/sandboxes", body)[2]["sandboxID"]

@@ -1,6 +1,6 @@
-"""The code interpreter through its official SDK, synchronous and asynchronous: six languages, contexts, charts, and trouble.
+"""The code interpreter through its official SDK, synchronous and asynchronous: six languages, contexts, charts, and failures.
 
-`interpreter_server` is a server whose template `code-interpreter-v1` is ready; it is in the environment as `server` is.
+The fixture `interpreter_server` has the template `code-interpreter-v1`, and is in the environment variables as `server` is.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from server import ENGINE
 
 LANGUAGES = ["python", "javascript", "typescript", "r", "java", "bash"]
 
-# What reads a variable of the environment, and what that prints without one.
+# Code that prints an environment variable, and its output when the variable is not set.
 READ = {
     "python": ("import os; print(os.environ.get('{}'))", "None"),
     "javascript": ("console.log(process.env.{})", "undefined"),
@@ -28,7 +28,7 @@ READ = {
 
 @pytest.fixture(scope="module")
 def interpreter(interpreter_server):
-    """One sandbox for all tests that leave it as it was."""
+    """One sandbox for all tests that do not change it for the others."""
     sandbox = Sandbox.create(timeout=600, envs={"SHARED": "sandbox"})
     yield sandbox
     sandbox.kill()
@@ -36,7 +36,7 @@ def interpreter(interpreter_server):
 
 @pytest.fixture
 def own(interpreter_server):
-    """Makes sandboxes that a test may break."""
+    """Creates sandboxes that a test may break."""
     made = []
 
     def make(**options):
@@ -216,7 +216,7 @@ def test_objects_that_describe_themselves(interpreter):
     assert (result.html, result.data) == ("<i>", {"k": [1]})
 
 
-# ---- trouble
+# ---- failures
 
 
 def test_a_timeout_interrupts_and_keeps_state(interpreter):
@@ -275,7 +275,7 @@ def test_a_killed_interpreter_restarts_and_leaves_no_kernels(own):
     former = sandbox.commands.run("sudo ls /run/interpreter").stdout.split()
     assert len(former) >= 3, "kernels of Python and JavaScript, and what Python's is forked from"
     sandbox.commands.run("sudo pkill --signal KILL --exact interpreter")
-    # A start from nothing takes minutes in emulation.
+    # A cold start of the interpreter takes minutes in emulation.
     sandbox.commands.run("until curl --silent --fail localhost:49999/health; do sleep 0.1; done", timeout=60 if ENGINE == "container" else 900)
     assert sandbox.run_code("1 + 1").text == "2"
     assert not set(former) & {str(process) for process in running(sandbox)}
@@ -283,11 +283,11 @@ def test_a_killed_interpreter_restarts_and_leaves_no_kernels(own):
 
 
 def running(sandbox):
-    """Numbers of all processes that are more than a number."""
+    """Pids of the sandbox's interpreters and kernels."""
     return [int(line) for line in sandbox.commands.run("ps -e -o pid=,stat= | awk '$2 !~ /Z/ {print $1}'").stdout.split()]
 
 
-# ---- the sandbox's life
+# ---- lifecycle
 
 
 def test_another_client_finds_the_same_state(own):
@@ -351,7 +351,7 @@ async def async_interpreter(interpreter_server):
 
 async def test_async_contexts_run_concurrently(async_interpreter):
     one, two = await asyncio.gather(*[async_interpreter.create_code_context() for _ in range(2)])
-    # Each waits for the other: one after another they would never end.
+    # Each waits for the other: sequentially they would never end.
     code = "import os, time\nopen('{}', 'w')\nwhile not os.path.exists('{}'): time.sleep(0.01)\n'met'"
     first, second = await asyncio.gather(
         async_interpreter.run_code(code.format("/tmp/a", "/tmp/b"), context=one, timeout=60),

@@ -83,7 +83,7 @@ def test_a_character_split_between_chunks_is_joined(sandbox):
 
 
 def test_languages_of_the_base_template(sandbox):
-    # Emulated, a virtual environment takes minutes.
+    # In emulation, a virtual environment takes minutes.
     patience = 60 if ENGINE == "container" else 900
     script = "python3 -c 'print(1+1)'; node -e 'console.log(2+2)'; echo 'int main(){return 7;}' > /tmp/a.c"
     assert sandbox.commands.run(script + "; gcc -o /tmp/a /tmp/a.c && /tmp/a; echo $?", timeout=patience).stdout == "2\n4\n7\n"

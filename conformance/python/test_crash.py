@@ -1,4 +1,4 @@
-"""SIGKILL of the server loses nothing: the next one adopts what runs."""
+"""SIGKILL of the server loses nothing: the next server adopts the running sandboxes."""
 
 import os
 import time
@@ -82,7 +82,7 @@ def test_crashes_during_creates_lose_no_acknowledged_sandbox_and_leak_nothing(ow
             if status == 201:
                 acknowledged.add(body["sandboxID"])
 
-    # Dozens of emulated guests take all of a processor by doing nothing.
+    # Dozens of idle emulated guests use up a processor.
     for round in range(8 if ENGINE == "container" else 2):
         stop.clear()
         threads = [threading.Thread(target=create) for _ in range(4)]

@@ -1,4 +1,4 @@
-"""The corners of the in-sandbox contract: full disks, odd names, huge files, many processes, full-screen programs."""
+"""Limits and special cases of envd: full disks, odd file names, huge files, many processes, full-screen programs."""
 
 import functools
 import re
@@ -32,7 +32,7 @@ def test_a_full_disk_is_reported_and_the_old_file_is_intact(server, sandbox):
     with pytest.raises(NotEnoughSpaceException):
         sandbox.files.write("/dev/shm/new", pieces(16 * MIB), request_timeout=0)
     assert not sandbox.files.exists("/dev/shm/new"), "half a file takes room from whole ones"
-    # Its length is announced, so nothing is begun that cannot be finished.
+    # The request announces its length, so the server refuses it before writing.
     route = {"E2b-Sandbox-Id": sandbox.sandbox_id, "E2b-Sandbox-Port": "49983", "Content-Type": "application/octet-stream"}
     url = sandbox.upload_url("/dev/shm/kept", user="user")
     status, _, body = server.call("POST", "/files?" + url.split("?", 1)[1], b"x" * (16 * MIB), route)
@@ -58,7 +58,7 @@ def test_file_names_that_are_not_utf8_are_listed(sandbox):
 def test_symlinks_broken_circular_and_chained(sandbox):
     sandbox.commands.run("mkdir l && cd l && ln -s nowhere broken && ln -s b a && ln -s a b && echo x > f && ln -s f one && ln -s one two")
     entries = {entry.name: entry for entry in sandbox.files.list("l")}
-    # The SDK leaves out what has no type, as a link to nowhere has none.
+    # The SDK omits entries without a type, as a dangling link is.
     assert {"f", "one", "two"} <= set(entries) <= {"broken", "a", "b", "f", "one", "two"}
     assert sandbox.files.get_info("l/two").symlink_target == "/home/user/l/f"
     assert sandbox.files.read("l/two") == "x\n"
@@ -84,7 +84,7 @@ def test_orphans_are_reaped(sandbox):
 
 
 class Screen:
-    """What a terminal shows, read piece by piece: pieces end anywhere, and what comes after a found text may be in the same one."""
+    """A terminal's output, read in chunks. A chunk may end anywhere, and may contain more than the text that was waited for."""
 
     def __init__(self, handle):
         self.handle, self.rest = handle, ""
@@ -109,7 +109,7 @@ def test_full_screen_programs_and_colours(sandbox):
     screen.until("note.txt")
     sandbox.pty.send_stdin(handle.pid, b"ihello from vi\x1b:wq\n")
     screen.until("written")
-    # What is typed before the shell is back, a full-screen program on its way out throws away.
+    # Waits for the shell's prompt: a full-screen program discards what is typed while it exits.
     screen.until("$ ")
     assert sandbox.files.read("note.txt") == "hello from vi\n"
     sandbox.pty.send_stdin(handle.pid, b"top\n")

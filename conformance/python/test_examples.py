@@ -1,4 +1,4 @@
-"""Every program in `examples/` is run as a reader would run it, and must print what it is there to show."""
+"""Runs every program in `examples/` and checks what it prints."""
 
 import os
 import pathlib
@@ -34,7 +34,7 @@ def test_csv_to_plot(interpreter_server, tmp_path):
 
 
 def test_csv_to_plot_in_javascript(interpreter_server, tmp_path):
-    # Node looks for modules above the program's own directory.
+    # Node searches for modules in the directories above the program.
     modules = pathlib.Path(os.environ["COFFERDAM_NODE_MODULES"])
     program = modules / "csv_to_plot.mjs"
     program.write_text((EXAMPLES / program.name).read_text())

@@ -1,9 +1,11 @@
-"""A sandbox whose processor, processes, memory or disk are used up by its own code still answers and can be cleaned up."""
+"""A sandbox whose own code has used up its processor, processes, memory or disk still answers and can be cleaned up."""
 
 import pytest
 from conftest import options_of
 from e2b import NotEnoughSpaceException, Sandbox
 from server import Server
+
+pytestmark = pytest.mark.alone
 
 
 @pytest.fixture
@@ -14,7 +16,7 @@ def cell(server):
 
 
 def answers(sandbox):
-    """Everything an operator needs to look and to clean up, each call within seconds."""
+    """The calls to inspect and clean up a sandbox work, each within seconds."""
     assert sandbox.is_running(request_timeout=5)
     assert sandbox.commands.list(request_timeout=5) is not None
     assert sandbox.files.exists("/etc/hostname", request_timeout=5)
@@ -34,7 +36,7 @@ def test_processes(cell):
     for stdout, _, _ in handle:
         break
     answers(cell)
-    # Again and again: those that were born meanwhile would go on.
+    # Repeated, because processes forked during one pass survive it.
     cell.commands.run("while pkill -9 -u user; do :; done", user="root", timeout=60)
     assert cell.commands.run("echo back").stdout == "back\n"
 

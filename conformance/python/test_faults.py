@@ -1,5 +1,5 @@
-"""A full disk, a directory that cannot be written, a CRIU that fails, a process that does not die: the sandbox is in one honest
-state, the error says why, deleting works, and nothing is left.
+"""Failures below the server: a full disk, a directory that cannot be written, CRIU that fails, a process that cannot be killed. The sandbox
+keeps a correct state, the error names the cause, deleting works, and nothing is left.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from e2b.exceptions import SandboxException
 from host_state import states
 from server import ENGINE, Server
 
-# What a dump or a restore is at for so long that it can be stopped in the middle.
+# Memory that takes a dump or a restore long enough to be stopped in the middle.
 LARGE = 200
 PAUSES = int(os.environ.get("COFFERDAM_MANY_PAUSES", "200" if ENGINE == "container" else "40"))
 HOLD = "import os, sys, time; x = os.urandom(int(sys.argv[1]) << 20); open('/tmp/held', 'w').close(); time.sleep(10 ** 6)"
@@ -39,7 +39,7 @@ def a_server(*options, **more):
 
 
 def sleeper_in(sandbox, mib=1):
-    """A process that holds so much memory that nothing compresses."""
+    """Starts a process that holds this much incompressible memory."""
     sandbox.commands.run("rm -f /tmp/held")
     handle = sandbox.commands.run(f'exec python3 -c "{HOLD}" {mib}', background=True, timeout=0)
     handle.disconnect()
@@ -54,7 +54,7 @@ def is_well(sandbox, pid):
 
 
 def fails(call, *words):
-    """The error says what is wrong."""
+    """Checks that an error names its cause."""
     with pytest.raises(SandboxException) as failed:
         call()
     assert any(word in str(failed.value) for word in words), failed.value
@@ -68,7 +68,7 @@ def small_disk(tmp_path):
     if ENGINE == "container":
         run("mount", "-t", "tmpfs", "-o", "size=700M", "none", str(disk))
     else:
-        # Machines have an image of the template's files there, too, and holes in files that must stay holes when they are mapped.
+        # microVMs also have an image of the template's files there, and sparse files whose holes must stay holes when they are mapped.
         with open(tmp_path / "image", "wb") as file:
             file.truncate(2600 << 20)
         run("mkfs.ext4", "-q", "-m", "0", str(tmp_path / "image"))
@@ -78,9 +78,9 @@ def small_disk(tmp_path):
 
 
 def fill(disk, leave):
-    """Takes all but so many MiB."""
+    """Fills the disk but for this many MiB."""
     free = os.statvfs(disk)
-    # The file system's books take some, too.
+    # The file system's own metadata takes some, too.
     size = free.f_bavail * free.f_frsize - (max(leave, 4) << 20)
     with open(disk / "filler", "wb", buffering=0) as file:
         os.posix_fallocate(file.fileno(), 0, max(size, 1))
@@ -104,7 +104,7 @@ def test_a_full_disk(small_disk):
         assert sandbox.pause(mode="filesystem") is True, "files are there already"
         sandbox.connect()
         filler.unlink()
-        # What volumes may take follows the disk's free space within two seconds; machines keep their memory there.
+        # The limit of the writable trees follows the disk's free space within two seconds; microVMs keep their memory there.
         time.sleep(0 if ENGINE == "container" else 3)
         pid = sleeper_in(sandbox, 20)
         assert sandbox.pause() is True
@@ -114,7 +114,7 @@ def test_a_full_disk(small_disk):
 
 
 def test_a_disk_filled_by_others(small_disk):
-    """The volumes' file system stands still then, as is documented; what is left is to delete and to start again."""
+    """The file system of the writable trees becomes read-only then, as is documented; deleting and a new server help."""
     with a_server(data=small_disk / "data") as (server, options):
         paused, running, late = (Sandbox.create(**options) for _ in range(3))
         for each in (paused, running):
@@ -156,7 +156,7 @@ def test_snapshots_that_cannot_be_written():
                 fails(call, "Read-only file system", "read-only")
                 is_well(sandbox, pid)
             assert paused.get_info().state.value == "paused"
-            assert paused.kill() is True, "its remains are for later"
+            assert paused.kill() is True, "what is left of it is removed later"
             assert sandbox.kill() is True
             assert server.sandboxes() == []
         finally:
@@ -169,8 +169,8 @@ def test_snapshots_that_cannot_be_written():
 
 @pytest.fixture
 def unreliable_criu(tmp_path):
-    """CRIU, but it does what a file says: `fail`, `die` in the middle, `stop` there, `linger` there until a third file
-    says `go`, never say a word (`mute`), or nothing special. Another file counts how often it was asked.
+    """A CRIU whose behaviour a file selects: `fail`; `die` during a dump; `stop` during a dump; `linger` during a dump until a third file
+    contains `go`; `mute`, which never responds; or to work. Another file counts its calls.
     """
     real = pathlib.Path(os.environ["COFFERDAM_CRIU"])
     tree, mood = tmp_path / "criu", tmp_path / "mood"
@@ -247,7 +247,7 @@ def test_criu_is_killed_during_a_dump(unreliable_criu):
             with contextlib.suppress(SandboxException):
                 sandbox.pause()
             mood.write_text("well")
-            # Its processes may not outlive a dump that was cut off; then it is gone, and says so.
+            # Its processes may not survive a dump that was interrupted; then it is gone, and calls say so.
             listed = {each["sandboxID"]: each["state"] for each in server.sandboxes()}
             running = listed.get(sandbox.sandbox_id) == "running"
             assert listed.get(sandbox.sandbox_id) in ("running", "paused", None)
@@ -274,9 +274,9 @@ def test_criu_hangs(unreliable_criu, way):
         if way == "mute":
             is_well(sandbox, pid)
         elif sandbox.is_running():
-            # It was stopped with its hands in the processes: they may not have outlived that, but it says which.
+            # CRIU was stopped while it controlled the processes: they may have died, and the sandbox's state says whether they did.
             assert listed[sandbox.sandbox_id] == "running"
-        # A restore that hangs leaves it as it was: paused, and none of its processes.
+        # A restore that hangs leaves the sandbox paused, without processes.
         for _ in range(2):
             with pytest.raises(SandboxException, match="CRIU was silent|could not be"):
                 kept.connect()
@@ -292,7 +292,7 @@ def test_criu_hangs(unreliable_criu, way):
 
 @contextlib.contextmanager
 def asking(call):
-    """Asks in a thread; what comes of it does not matter, as the server may die meanwhile."""
+    """Calls in a thread and ignores the result, because the server may be killed meanwhile."""
 
     def ask():
         with contextlib.suppress(Exception):
@@ -305,7 +305,7 @@ def asking(call):
 
 
 def a_dump_hangs(server, stopped):
-    """Whether a dump is at work; and if it shall have stopped in the middle, whether it has."""
+    """Whether a dump is under way; for one that is to stop in the middle, whether it has stopped."""
     at_work = host_state.dumps(server.data)
     return at_work and (not stopped or any("State:\tT" in host_state.read(f"/proc/{pid}/status") for pid in at_work))
 
@@ -327,14 +327,14 @@ def test_the_server_is_killed_while_a_dump_hangs(unreliable_criu, way, call):
             server.crash()
         mood.write_text("well")
         server.restart()
-        # The next server has not waited for it, and serves everybody else.
+        # The next server does not wait for the dump, and serves other sandboxes.
         assert host_state.dumps(server.data), "the dump goes on without its server"
         assert other.commands.run("echo well").stdout == "well\n"
         Sandbox.create(**options).kill()
         listed = {each["sandboxID"]: each["state"] for each in server.sandboxes()}
         assert listed == {sandbox.sandbox_id: "paused", other.sandbox_id: "running"}, "it stands still, and says so"
         assert host_state.dumps(server.data), "all that took no time"
-        # Whoever asks for it waits until it is known what has become of it.
+        # Calls on this sandbox wait until its state is known.
         mood.with_name(mood.name + ".go").touch()
         try:
             sandbox.connect()
@@ -344,19 +344,19 @@ def test_the_server_is_killed_while_a_dump_hangs(unreliable_criu, way, call):
         assert not host_state.dumps(server.data), "it was waited for or ended"
         listed = {each["sandboxID"]: each["state"] for each in server.sandboxes()}
         assert listed.get(sandbox.sandbox_id) == ("running" if lives else None), listed
-        # One that was cut off with its hands in the processes may have taken them with it.
+        # An interrupted dump that controlled the processes may have killed them.
         assert lives or way == "stop", server.tail()
         assert not host_state.settled(lambda: states(server)), "the half of a state is swept"
         if lives:
             if way == "stop":
-                # It was in the middle of being taken over: it may be dying right now, and still be listed.
+                # CRIU was taking over the process: it may be dying, and still be listed.
                 pid = sleeper_in(sandbox)
             is_well(sandbox, pid)
             try:
                 assert sandbox.pause() is True
                 sandbox.connect()
             except SandboxException as refused:
-                # What the dump had put into a process is still there: that cannot be dumped again, but goes on.
+                # The dump's code is still in a process: it cannot be dumped again, but runs on.
                 assert way == "stop" and "could not be captured" in str(refused)
                 is_well(sandbox, pid)
                 assert sandbox.pause(mode="filesystem") is True
@@ -385,13 +385,13 @@ def test_an_expired_sandbox_that_cannot_be_paused_keeps_running(unreliable_criu)
             assert time.monotonic() < until
             time.sleep(0.05)
         assert told[0]["level"] == "warn" and "could not be captured" in told[0]["fields"]["reason"], told
-        # Nothing is lost, it says that it runs, and it is not stopped again and again.
+        # Nothing is lost, its state is running, and the pause is not tried again and again.
         is_well(sandbox, pid)
         end = sandbox.get_info().end_at.timestamp()
         assert end > before + 20, "it has got further time"
         events = [event["type"] for event in server.call("GET", f"/events/sandboxes/{sandbox.sandbox_id}")[2]]
         assert not [event for event in events if event.endswith(("paused", "killed"))], events
-        # As long as that time is not over, nobody tries again.
+        # Before that time is over, the pause is not tried again.
         assert len(count.read_text().split()) == asked_before + 1
         mood.write_text("well")
         sandbox.set_timeout(1)
@@ -426,7 +426,7 @@ def test_without_criu_a_pause_keeps_files(tmp_path):
 
 @pytest.fixture
 def undying(tmp_path):
-    """A process that no signal ends until this test lets go of it: it writes to a file system that stands still."""
+    """A process that no signal ends before this test ends it: it waits for a write to a suspended file system."""
     image, disk = tmp_path / "image", tmp_path / "still"
     disk.mkdir()
     with open(image, "wb") as file:
@@ -434,7 +434,7 @@ def undying(tmp_path):
     run("mkfs.ext4", "-q", str(image))
     run("mount", "-o", "loop", str(image), str(disk))
     run("fsfreeze", "--freeze", str(disk))
-    # No shell of ours waits for it: it is dead only when the file system goes on.
+    # Not a child of our shell, which would wait for it: it dies only when the file system is resumed.
     writer = subprocess.Popen(["touch", str(disk / "x")])
     thawed = []
 
@@ -475,7 +475,7 @@ def test_a_sandbox_that_cannot_be_killed(undying):
         server.crash()
         server.restart()
         assert sandbox.kill() is False
-        # Its ids, and with them its group's name, may be in use again; whether anything is left is looked at in the end.
+        # Its ids, and so its control group's name, may be in use again; the server's stop checks for leftovers.
         assert other.commands.run("echo well").stdout == "well\n"
 
 
@@ -485,7 +485,7 @@ def test_the_200th_pause_uses_no_more_disk_than_the_first():
         pid = sleeper_in(sandbox, 5)
 
         def cost():
-            """Files and bytes of what is kept now, and volumes."""
+            """The files and bytes of saved snapshots, and the writable trees."""
             assert len(states(server)) == 1
             files = (server.home / "snapshots").rglob("*")
             sizes = [file.stat().st_size for file in files if file.is_file() and file.suffix != ".pages"]
@@ -503,7 +503,7 @@ def test_the_200th_pause_uses_no_more_disk_than_the_first():
         for what, slack in [(0, 2), (1, 4 << 20), (2, 2)]:
             before, after = max(cost[what] for cost in early), min(cost[what] for cost in late)
             assert after <= before * 1.25 + slack, (what, early, late)
-        # What was freed is given back in the background, half a minute later at most.
+        # Freed space is returned in the background, at most half a minute later.
         most = max(taken[10:20]) + (4 << 20)
         assert not host_state.settled(lambda: host_state.bytes_in_volumes(server) > most, 90), taken
         assert sandbox.files.read(f"notes/{(PAUSES - 1) % 10}").startswith(str(PAUSES - 1))

@@ -97,7 +97,7 @@ def test_curl_uploads_and_downloads_by_signed_urls(sandbox, tmp_path):
         assert (tmp_path / "part").read_bytes() == content[1000:2000]
     owner = sandbox.commands.run("stat -c '%U %a %s' curl curl/*").stdout.splitlines()
     assert owner[1:] == [f"user 644 {len(content)}"] * 3 and owner[0].startswith("user 755 ")
-    # A link is for one direction and one file, and wins nothing by naming another.
+    # A link is valid for one direction and one file; changing the path in it makes it invalid.
     assert curl(*curl_raw, url(sandbox.download_url, "curl/raw")).endswith(b"401")
     assert curl("-F", "file=@up", url(sandbox.upload_url, "curl/raw").replace("path=curl%2Fraw", "path=curl%2Fother")).endswith(b"401")
     assert not sandbox.files.exists("curl/other")

@@ -7,7 +7,7 @@ from e2b import CommandExitException, Sandbox
 from e2b.exceptions import GitAuthException, GitUpstreamException
 from services import started
 
-# The module is deprecated, not gone.
+# The module is deprecated but still there.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 URL = "git://127.0.0.1/shared.git"

@@ -1,4 +1,4 @@
-"""Root in a microVM has a kernel of its own: it may do to it what it likes, and whatever becomes of it, it becomes of that sandbox alone."""
+"""Root in a microVM controls the guest's kernel. Whatever it does to that kernel affects its own sandbox only."""
 
 import pathlib
 import time
@@ -10,7 +10,7 @@ from server import Server
 
 pytestmark = [pytest.mark.microvm, pytest.mark.every_engine]
 
-# All that a container is refused.
+# Everything that a container refuses.
 LIBERTIES = {
     "a file system": "mount -t tmpfs none /mnt && touch /mnt/x && umount /mnt && echo done",
     "namespaces": "unshare --user --map-root-user --net --mount --pid --fork echo done",
@@ -40,7 +40,7 @@ def test_a_guest_kernel_that_stops_ends_only_its_sandbox(server, sandbox, way):
     assert sandbox.commands.run("echo well").stdout == "well\n"
 
 
-# A read into memory whose faults nobody handles (userfaultfd): it waits in the kernel, where no freezer stops it.
+# A read into memory whose page faults are not handled (userfaultfd): it waits in the kernel, where the freezer cannot stop it.
 UNSTOPPABLE = """
 import ctypes, mmap, struct
 libc = ctypes.CDLL(None, use_errno=True)
@@ -71,7 +71,7 @@ def test_a_process_that_cannot_be_stopped_prevents_a_memory_snapshot_and_runs_on
     assert Sandbox.connect(sandbox.sandbox_id).commands.run("echo well").stdout == "well\n"
 
 
-# Holds memory that nothing compresses, and says what it is: once at first, and whenever it is asked.
+# Holds incompressible memory, and prints its digest at first and at each request.
 HOLDER = """
 import hashlib, os, signal
 held = os.urandom(120 << 20)
@@ -95,7 +95,7 @@ def test_an_acknowledged_pause_survives_an_immediate_kill_of_the_server():
         handle.disconnect()
         sandbox.commands.run("until [ -s /tmp/told ]; do sleep 0.1; done", timeout=60)
         for asked in (2, 3):
-            # What was its own is in a journal, and on its way into the image of its memory.
+            # Its changed pages are in a journal, which is being applied to the memory image.
             assert sandbox.pause() is True
             server.crash()
             server.restart()

@@ -1,4 +1,4 @@
-"""Container images as a base, from a real registry with images made by real tools; and templates that travel as archives."""
+"""Container images as base images, from a real registry, made by real tools; export and import of templates as archives."""
 
 import json
 import pathlib
@@ -68,7 +68,7 @@ def registry(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(registry):
-    """A server for which the registry of docker.io is not there, and that speaks plainly to ours."""
+    """A server that cannot reach docker.io's registry, and uses plain HTTP with ours."""
     import os
 
     options = ["--registry-mirror", "docker.io=http://127.0.0.1:1", "--registry-insecure", registry.address]
@@ -83,7 +83,7 @@ def images(registry):
 
 @pytest.fixture(scope="module")
 def debian(images):
-    """A template made from Debian's packages, since no registry answers for its image."""
+    """A template built from Debian's packages, because its image's registry is unreachable."""
     name = fresh("debian")
     _, lines = build(Template().from_debian_image("trixie").run_cmd("cat /etc/debian_version > /tmp/version"), name)
     return name, lines
@@ -91,7 +91,7 @@ def debian(images):
 
 @pytest.fixture(scope="module")
 def layout(debian, images, tmp_path_factory):
-    """An image with two layers, the second one with a whiteout, made by umoci from what Debian's packages gave."""
+    """An image of two layers, the second with a whiteout, made by umoci from the template of Debian's packages."""
     dir = tmp_path_factory.mktemp("image")
     exported, layout, bundle = dir / "template.tar", dir / "oci", dir / "bundle"
     images.cli("template", "export", debian[0], "--output", str(exported))

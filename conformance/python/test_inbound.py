@@ -1,4 +1,4 @@
-"""Reaching servers inside a sandbox: by headers, by host, by websocket, in streams, with and without tokens."""
+"""Incoming traffic to servers in a sandbox: by headers, by host, websockets, streams, with and without tokens."""
 
 import hashlib
 import http.client
@@ -113,7 +113,7 @@ def test_events_arrive_when_they_are_sent(server, site):
     answer = link.getresponse()
     assert answer.getheader("Content-Type") == "text/event-stream"
     for number in range(3):
-        # The next is sent only after this step: nothing can have pushed this one through.
+        # The next event is sent only after this step, so it cannot have flushed this one.
         get(server, "/step", by_headers(site))
         assert answer.readline() == f"data: {number}\n".encode()
         assert answer.readline() == b"\n"
@@ -189,7 +189,7 @@ def test_a_clients_disconnect_is_seen_inside(server, site):
 
 
 class WebSocket:
-    """As much of a client as tests need."""
+    """A minimal websocket client."""
 
     def __init__(self, server, headers):
         host, port = server.url.removeprefix("http://").split(":")

@@ -1,5 +1,5 @@
-"""What root in a sandbox is refused: the promises of docs/isolation.md, tried from inside. In a microVM root has a kernel of its own,
-and what it does to that is in `test_own_kernel`.
+"""What root in a sandbox is refused: the promises of docs/isolation.md, tried from inside. `test_guest_kernel` has what root in a microVM
+may do to the guest's kernel.
 """
 
 import time

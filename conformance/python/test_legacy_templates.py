@@ -1,5 +1,5 @@
-"""Older ways to build a template: a Dockerfile as text that the server reads, the second generation's first call, and what SDKs
-older than the default user expect. No client of today calls them, so this is plain HTTP.
+"""Older ways to build a template: a Dockerfile as text that the server parses, the first call of the second version of the API, and SDKs
+from before the default user. No current client calls these, so the tests use plain HTTP.
 """
 
 import time
@@ -38,7 +38,7 @@ def test_a_dockerfile_is_read_by_the_server(server):
     status, _, asked = server.call("POST", "/templates", body)
     assert status == 202 and LEGACY <= set(asked), asked
     assert (asked["aliases"], asked["cpuCount"], asked["memoryMB"], asked["buildCount"], asked["createdBy"]) == ([name], 2, 512, 1, None)
-    # What was asked for is not lost.
+    # The request's settings are kept.
     path = f"/templates/{asked['templateID']}/builds/{asked['buildID']}"
     assert server.call("GET", f"{path}/status")[2]["status"] == "waiting"
     assert start(server, asked)[0] == 202
@@ -154,7 +154,7 @@ def test_concurrent_builds_of_a_team_are_limited():
             status, headers, answer = ask(call, body)
             assert status == 429 and "concurrent template builds (1)" in answer["message"], (call, answer)
             assert headers["Should-Retry"] == "false"
-        # The one that is under way makes room when it ends.
+        # The running build makes room when it ends.
         assert server.call("DELETE", f"/templates/{slow['templateID']}")[0] == 204
         until = time.monotonic() + 20
         while (asked := ask("/v3/templates", {"name": "more"}))[0] == 429:

@@ -1,4 +1,4 @@
-"""Pause, resume, snapshots and forks as the official SDK has them: memory, processes, files and identities."""
+"""Pause, resume, snapshots and forks through the synchronous SDK: memory, processes, files and identities."""
 
 import time
 
@@ -119,7 +119,7 @@ def test_an_expired_sandbox_is_paused_and_resumed_by_traffic(cold_server, option
 @pytest.mark.container
 def test_a_sandbox_that_cannot_be_captured_is_reported_and_runs_on(options):
     sandbox = Sandbox.create(**options)
-    # A deleted file that is still open is carried in the image, up to a size.
+    # The snapshot contains deleted files that are still open, up to a size.
     hold = "f=$(mktemp); head -c 80M /dev/zero > $f; exec 9<>$f; rm $f; echo held; sleep 1000"
     started(sandbox.commands.run(hold, background=True), "held")
     with pytest.raises(Exception, match="could not be captured"):

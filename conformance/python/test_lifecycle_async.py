@@ -1,4 +1,4 @@
-"""Pause, resume, snapshots and forks through the asynchronous SDK: the same promises, many sandboxes at once."""
+"""Pause, resume, snapshots and forks through the asynchronous SDK, with concurrent calls."""
 
 import asyncio
 
@@ -20,7 +20,7 @@ async def pids(sandbox):
 async def test_many_are_paused_and_resumed_at_once(cold):
     sandboxes = await asyncio.gather(*(AsyncSandbox.create(metadata={"batch": "async"}, **cold) for _ in range(4)))
     sleepers = [(await each.commands.run(SLEEP, background=True, timeout=0)).pid for each in sandboxes]
-    # Each twice at once: one pause, and nobody is told that it failed.
+    # Two concurrent pauses of each sandbox: one capture, and both calls succeed.
     answers = await asyncio.gather(*(each.pause() for each in sandboxes for _ in range(2)))
     assert len(answers) == 8
     paused = AsyncSandbox.list(SandboxQuery(metadata={"batch": "async"}, state=[SandboxState.PAUSED]), **api(cold))

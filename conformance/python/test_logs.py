@@ -1,4 +1,4 @@
-"""Logs of a sandbox on both endpoints: what ran in it, and its own life, for its team only and after its end too."""
+"""Logs of a sandbox on both endpoints: processes and lifecycle events, for its team only, also after its end."""
 
 import time
 

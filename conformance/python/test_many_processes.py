@@ -1,4 +1,4 @@
-"""Much at once inside one sandbox: hundreds of processes through the SDK, and more events than the kernel's queue holds."""
+"""Load in one sandbox: hundreds of concurrent processes through the SDK, and more file events than the kernel's queue holds."""
 
 import asyncio
 import json
@@ -10,6 +10,8 @@ import pytest
 from e2b import AsyncSandbox, Sandbox
 from e2b.exceptions import SandboxException
 
+pytestmark = pytest.mark.alone
+
 PROCESSES = 500
 # More than the kernel queues for one watcher (fs.inotify.max_queued_events).
 FILES = 2 * int(open("/proc/sys/fs/inotify/max_queued_events").read()) + 1000
@@ -18,13 +20,13 @@ FILES = 2 * int(open("/proc/sys/fs/inotify/max_queued_events").read()) + 1000
 async def test_500_processes_are_started_concurrently(server):
     sandbox = await AsyncSandbox.create()
     try:
-        # 200 connections are what the SDK opens to one address; the rest waits for its turn.
+        # The SDK opens at most 200 connections to one address; further calls wait.
         wait = {"timeout": 0, "request_timeout": 120}
         ready = await asyncio.gather(
             *(sandbox.commands.run(f"echo {number} > /tmp/at-{number}; exec sleep 1000", background=True, **wait) for number in range(PROCESSES // 5)),
         )
         pids = {handle.pid for handle in ready}
-        # Whoever is no longer followed runs on, and gives its connection to the next.
+        # A disconnected command runs on, and its connection is free for the next.
         for handle in ready:
             await handle.disconnect()
         for _ in range(4):
@@ -38,7 +40,7 @@ async def test_500_processes_are_started_concurrently(server):
         assert (await sandbox.commands.run("pgrep -c -x sleep")).stdout.strip() == str(PROCESSES)
         killed = await asyncio.gather(*(sandbox.commands.kill(pid) for pid in pids))
         assert all(killed)
-        # A signal is sent when the call returns; the end of a process comes after it.
+        # When the call returns the signal was sent; the process ends later.
         until = time.monotonic() + 30
         while pids & {process.pid for process in await sandbox.commands.list()}:
             assert time.monotonic() < until
@@ -58,7 +60,7 @@ def test_events_lost_to_a_full_queue_are_reported(server):
         assert any(event.name == "first" for event in watch.get_new_events())
         script = f"until [ -e go ]; do :; done; cd busy; for i in $(seq {FILES}); do : > $i; done; touch ../done"
         sandbox.commands.run(script, background=True, timeout=0)
-        # envd is the sandbox's first process, and stands still while the files are made.
+        # envd is the sandbox's first process; it is stopped while the files are created.
         record = json.loads((server.home / "sandboxes" / f"{sandbox.sandbox_id}.json").read_text())
         sandbox.files.write("go", "")
         os.kill(record["pid"], signal.SIGSTOP)
@@ -69,7 +71,7 @@ def test_events_lost_to_a_full_queue_are_reported(server):
         finally:
             os.kill(record["pid"], signal.SIGCONT)
         with pytest.raises(SandboxException, match="overflow"):
-            # What came before the gap is told first.
+            # Events from before the gap are delivered first.
             while True:
                 watch.get_new_events()
         again = sandbox.files.watch_dir("busy")

@@ -18,7 +18,7 @@ from server import Server
 
 @pytest.fixture(scope="module")
 def own():
-    """A server of its own: it is limited, crashed, and may post to this machine."""
+    """A server of the module's own, which tests limit and crash, and which may send webhooks to this host."""
     server = Server("--webhook-allow-internal", "127.0.0.0/8")
     yield server
     server.stop()
@@ -121,7 +121,7 @@ def test_events_describe_a_sandboxs_life_and_survive_a_crash(own):
 
 
 class Receiver:
-    """Takes posts; fails the first so many of them."""
+    """A web server that receives webhooks and fails the first ones."""
 
     def __init__(self, failures):
         self.posts, failing = queue.Queue(), iter([500] * failures)

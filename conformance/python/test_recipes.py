@@ -1,4 +1,4 @@
-"""Recipes of the repository, built by our own command line."""
+"""Recipes in `templates/`, built by our own CLI."""
 
 import json
 import urllib.request

@@ -1,4 +1,4 @@
-"""What a sandbox finds when it comes back from its captured state: connections, terminals, timers, clock, and who it is."""
+"""What a sandbox finds after a restore of its memory snapshot: connections, terminals, timers, clock, identity."""
 
 import socket
 import time
@@ -11,7 +11,7 @@ from server import Server
 from services import serve, started
 from test_inbound import by_headers
 
-# Asks over one connection, for ever; the file holds how often it was answered.
+# Sends requests over one connection for ever; the file holds the number of responses.
 CLIENT = """
 import socket, time
 link = socket.create_connection(("127.0.0.1", 7000))
@@ -42,7 +42,7 @@ signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
 print("ready", flush=True)
 while True:
     signal.pause()
-    # Not in the handler, which a slow machine would call within itself.
+    # Not in the signal handler, which would interrupt itself on a slow machine.
     with open("/tmp/ticks.new", "w") as file: file.write(str(ticks))
     os.rename("/tmp/ticks.new", "/tmp/ticks")
 """
@@ -66,7 +66,7 @@ def start(sandbox, name, text, ready=True):
 
 
 def grows(sandbox, path):
-    """Waits until the number in a file is larger than it is now; the sandbox does the waiting."""
+    """Waits, inside the sandbox, until the number in a file is larger than it is now."""
     sandbox.commands.run(f"until [ -s {path} ]; do sleep 0.01; done; seen=$(cat {path}); until [ $(cat {path}) -gt $seen ]; do sleep 0.01; done", timeout=20)
     return int(sandbox.commands.run(f"cat {path}").stdout)
 
@@ -121,7 +121,7 @@ def test_a_terminal_continues(cell):
     seen = b""
     for _, _, data in again:
         seen += data or b""
-        # The shell is back: what is typed before that, an editor on its way out throws away.
+        # Waits for the shell's prompt: an editor discards what is typed while it exits.
         if seen.rstrip().endswith(b"$"):
             break
     cell.pty.send_stdin(terminal.pid, b"echo end-$kept-$PWD-$(stty size | tr ' ' x); exit 7\n")
@@ -216,7 +216,7 @@ def test_without_auto_resume_traffic_resumes_nothing(cold_server, cold, mode):
 
 
 def test_frozen_processes_are_thawed():
-    """The quick way: nothing is restored, and nobody can tell."""
+    """A resume that only thaws the frozen processes looks the same as a restore."""
     server = Server("--keep-frozen-max", "4")
     try:
         options = options_of(server)

@@ -1,4 +1,4 @@
-"""Snapshots by name, tag and page; forks with limits; the way back; creates that are asked for twice."""
+"""Snapshots by name, tag and page; forks and their limits; rollback; idempotent creates."""
 
 import urllib.parse
 

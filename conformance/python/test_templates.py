@@ -1,4 +1,4 @@
-"""Templates built by the official SDK: every step, the cache, failures with the step to blame, start commands, tags, names."""
+"""Templates built by the official SDK: every step, the cache, failures and their steps, start commands, tags, names."""
 
 import os
 import stat
@@ -36,7 +36,7 @@ def build(template, name=None, **options):
 
 @pytest.fixture
 def context(tmp_path):
-    """A directory of files in every shape that COPY meets."""
+    """A directory with every kind of file that COPY handles."""
     (tmp_path / "app" / "nested").mkdir(parents=True)
     (tmp_path / "app" / "main.py").write_text("print('main')")
     (tmp_path / "app" / ".hidden").write_text("hidden")

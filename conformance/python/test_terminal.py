@@ -4,14 +4,14 @@ from e2b import PtySize
 
 
 class Screen:
-    """What a terminal shows, read as a person does: waiting for what must come next."""
+    """A terminal's output; reading waits for an expected text."""
 
     def __init__(self, handle):
         self.events = iter(handle)
         self.unread = ""
 
     def until(self, text):
-        """What is shown up to and with `text`."""
+        """Returns the output up to and including `text`."""
         while text not in self.unread:
             for _, _, data in self.events:
                 self.unread += data.decode(errors="replace")
@@ -45,7 +45,7 @@ def test_job_control_and_interrupt(sandbox):
     sandbox.pty.send_stdin(handle.pid, b"cat\n")
     sandbox.commands.run("until ps -C cat -o stat= | grep -qF +; do sleep 0.01; done", timeout=10)
     sandbox.pty.send_stdin(handle.pid, b"\x03")
-    # What is typed before the shell is back, it throws away.
+    # Waits for the shell's prompt: the shell discards what is typed before.
     screen.until("^C")
     screen.until("$ ")
     sandbox.pty.send_stdin(handle.pid, b"echo after=$?; exit 0\n")

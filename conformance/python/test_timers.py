@@ -1,4 +1,4 @@
-"""A sandbox's time: how exactly it ends, who may move the end, and what a server does that was not there at the time."""
+"""Timeouts of sandboxes: how exact they are, what changes them, and what expired while no server ran."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +8,9 @@ import pytest
 from conftest import options_of
 from e2b import Sandbox
 from server import Server
+
+# Times are checked to fractions of a second.
+pytestmark = pytest.mark.alone
 
 
 def now():

@@ -1,4 +1,4 @@
-"""Files for builds that break off on their way and go on where they were: by plain HTTP, and by our own command line."""
+"""Interrupted uploads of files for builds continue where they stopped: by plain HTTP, and by our own CLI."""
 
 import gzip
 import hashlib
@@ -35,7 +35,7 @@ def archive_of(name, content):
 
 
 def request(method, url, body=None, **headers):
-    """Status and the Range that says how far an upload is; 308 leads nowhere else."""
+    """The status, and the Range header with the bytes received so far. (308 is no redirect here.)"""
     asked = urllib.request.Request(url, body, headers, method=method)
     try:
         answer = urllib.request.urlopen(asked, timeout=60)
@@ -75,7 +75,7 @@ def test_an_interrupted_upload_is_continued(own_server):
     assert request("HEAD", other) == (308, None), "it belongs to its link"
     assert link()["present"] is False, "half an archive is none"
 
-    # The server may well believe that the first connection lives: whoever comes last is right.
+    # The server may not have noticed that the first connection is dead: the newest one wins.
     total = len(archive)
     assert request("PUT", url, b"x", **{"Content-Range": f"bytes {half + 1}-{half + 1}/{total}"}) == (416, f"bytes=0-{half - 1}")
     assert request("PUT", url, b"", **{"Content-Range": f"bytes */{total}"}) == (308, f"bytes=0-{half - 1}")
@@ -102,7 +102,7 @@ def test_an_interrupted_upload_is_continued(own_server):
 
 
 class Cutter:
-    """A stretch of network that breaks: each of the first connections that upload is cut after so many bytes."""
+    """A TCP proxy that closes each of the first uploading connections after a number of bytes."""
 
     def __init__(self, url, cuts, after):
         host, port = url.removeprefix("http://").split(":")
@@ -134,7 +134,7 @@ class Cutter:
         near.close()
 
     def forth(self, near, far):
-        """One connection carries many requests: an upload is known by its first line."""
+        """Whether a request is an upload, by its first line. A connection carries several requests."""
         passed = None
         try:
             while piece := near.recv(1 << 16):
@@ -179,7 +179,7 @@ def test_our_cli_continues_uploads_after_lost_connections(server, tmp_path, cuts
     assert network.uploads[0] is None and all(network.uploads[1:]), "the first is a plain PUT"
     begins = [int(re.match(r"bytes (\d+)-", each)[1]) for each in network.uploads[1:]]
     assert begins == sorted(set(begins)) and (not begins or begins[0] > MIB), begins
-    # What was on its way when a connection broke is sent again, and not more.
+    # Only what was in flight when a connection broke is sent again.
     assert network.uploaded < len(content) + (cuts + 1) * MIB, network.uploaded
     with Sandbox.create(name) as sandbox:
         assert sandbox.commands.run("sha256sum /srv/blob").stdout.split()[0] == hashlib.sha256(content).hexdigest()
