@@ -14,6 +14,7 @@ mod limits;
 mod logs;
 mod metrics;
 mod node;
+mod paging;
 mod pool;
 mod reference;
 mod resources;
@@ -47,12 +48,13 @@ pub use keys::{KEY_PREFIX, NewKey};
 pub use logs::{LogLevel, LogLine, LogQuery};
 pub use metrics::{Sample, TeamMetric, TeamSample};
 pub use node::{NodeReport, NodeStatus};
+pub use paging::MAX_PAGE;
 pub use pool::PoolReport;
 pub use reference::{DEFAULT_TAG, TemplateRef};
 pub use resources::{BuildPlace, check_template_size};
 pub use sandboxes::{
-    Access, CreateRequest, EndReason, ForkRequest, IdempotencyKey, ListQuery, Live, MAX_PAGE, NetworkUpdate,
-    Page, PauseRequest, SandboxInfo, SnapshotEntry, SnapshotPage, SnapshotQuery, Waking, egress_policy,
+    Access, CreateRequest, EndReason, ForkRequest, IdempotencyKey, ListQuery, Live, NetworkUpdate, Page,
+    PauseRequest, SandboxInfo, SnapshotEntry, SnapshotPage, SnapshotQuery, Waking, egress_policy,
 };
 pub use teams::{KillCount, LimitsChange, NewTeam, TeamChange};
 pub use templates::{Entry, Registration};

@@ -2,22 +2,16 @@
 //! Ordered by start time and then by id, so that a page continues exactly where the last one ended.
 //! Times are compared in microseconds, the precision they are kept in.
 
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE;
-use ids::{SandboxId, TemplateId};
+use ids::TemplateId;
 use percent_encoding::percent_decode_str;
 use store::{SandboxState, Team, truncate_to_micros};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
+use crate::paging::{Cursor, PageRequest};
 use crate::sandboxes::running::SandboxInfo;
 use crate::{Control, ControlError};
-
-/// Most sandboxes on one page.
-pub const MAX_PAGE: usize = 100;
 
 /// What to list.
 #[derive(Debug, Clone, Default)]
@@ -49,77 +43,18 @@ pub struct Page {
     pub total_running: Option<usize>,
 }
 
-/// A place in the order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Cursor {
-    started_at: OffsetDateTime,
-    id: SandboxId,
-}
-
-impl Cursor {
-    fn of(info: &SandboxInfo) -> Self {
-        Self { started_at: info.started_at, id: info.id.clone() }
-    }
-
-    /// Newest first; among equals by id. The ascending order is its exact reverse.
-    fn cmp_descending(&self, other: &Self) -> Ordering {
-        other.started_at.cmp(&self.started_at).then_with(|| self.id.cmp(&other.id))
-    }
-
-    fn encode(&self, ascending: bool) -> String {
-        let at = self.started_at.format(&Rfc3339).expect("start times have four-digit years");
-        let order = if ascending { "__asc" } else { "" };
-        URL_SAFE.encode(format!("{at}__{}{order}", self.id))
-    }
-
-    fn decode(token: &str, ascending: bool) -> Option<Self> {
-        let text = String::from_utf8(URL_SAFE.decode(token).ok()?).ok()?;
-        let mut parts = text.split("__");
-        let at = OffsetDateTime::parse(parts.next()?, &Rfc3339).ok()?;
-        let id = parts.next()?.parse().ok()?;
-        let order = parts.next();
-        if parts.next().is_some() || order != ascending.then_some("asc") {
-            return None;
-        }
-        Some(Self { started_at: truncate_to_micros(at), id })
-    }
-}
-
 impl Control {
     /// A page of a team's sandboxes.
     ///
     /// # Errors
     /// A filter, the limit or the token is malformed.
     pub async fn list(&self, team: &Team, query: &ListQuery) -> Result<Page, ControlError> {
-        let limit = match query.limit {
-            None => MAX_PAGE,
-            Some(limit) => usize::try_from(limit)
-                .ok()
-                .filter(|limit| (1..=MAX_PAGE).contains(limit))
-                .ok_or_else(|| ControlError::Invalid(format!("limit must be from 1 to {MAX_PAGE}")))?,
-        };
-        let cursor = match query.next_token.as_deref().filter(|token| !token.is_empty()) {
-            None => None,
-            Some(token) => Some(
-                Cursor::decode(token, query.ascending)
-                    .ok_or_else(|| ControlError::Invalid("Invalid next token".to_owned()))?,
-            ),
-        };
-        let mut items = self.matching(team, query).await?;
+        let request = PageRequest::parse(query.limit, query.next_token.as_deref(), query.ascending)?;
+        let items = self.matching(team, query).await?;
         let wants_running = query.states.is_empty() || query.states.contains(&SandboxState::Running);
         let running = items.iter().filter(|info| info.state == SandboxState::Running).count();
-
-        let order = |a: &Cursor, b: &Cursor| {
-            if query.ascending { b.cmp_descending(a) } else { a.cmp_descending(b) }
-        };
-        items.sort_by(|a, b| order(&Cursor::of(a), &Cursor::of(b)));
-        if let Some(cursor) = cursor {
-            items.retain(|info| order(&cursor, &Cursor::of(info)) == Ordering::Less);
-        }
-        let more = items.len() > limit;
-        items.truncate(limit);
-        let next_token =
-            if more { items.last().map(|last| Cursor::of(last).encode(query.ascending)) } else { None };
+        let (items, next_token) =
+            request.apply(items, |info| Cursor { at: info.started_at, id: info.id.clone() });
         Ok(Page { items, next_token, total_running: wants_running.then_some(running) })
     }
 
@@ -168,20 +103,6 @@ fn parse_metadata(text: &str) -> Result<BTreeMap<String, String>, ControlError> 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn tokens_carry_place_and_order() {
-        let cursor =
-            Cursor { started_at: truncate_to_micros(OffsetDateTime::now_utc()), id: "iabc".parse().unwrap() };
-        for ascending in [false, true] {
-            let token = cursor.encode(ascending);
-            assert_eq!(Cursor::decode(&token, ascending), Some(cursor.clone()));
-            assert_eq!(Cursor::decode(&token, !ascending), None, "the other order");
-        }
-        for bad in ["", "!", "bm90aGluZw==", "MjAyNi0wMS0wMVQwMDowMDowMFo="] {
-            assert_eq!(Cursor::decode(bad, false), None, "{bad:?}");
-        }
-    }
 
     #[test]
     fn metadata_is_decoded_layer_by_layer() {

@@ -23,7 +23,7 @@ pub use create::{Access, CreateRequest};
 pub use egress::egress_policy;
 pub use fork::ForkRequest;
 pub use idempotency::IdempotencyKey;
-pub use list::{ListQuery, MAX_PAGE, Page};
+pub use list::{ListQuery, Page};
 pub use pause::PauseRequest;
 pub(crate) use pause::RETRY_PAUSE;
 pub(crate) use paused::Paused;

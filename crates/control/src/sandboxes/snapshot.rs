@@ -2,11 +2,8 @@
 //! To the catalog a snapshot is a template whose build is a captured state; its name may move on to a newer one.
 //! A state nobody can name any more is removed.
 
-use std::cmp::Reverse;
 use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE;
 use engine::Durability;
 use ids::{BuildId, SandboxId, SnapshotId, TemplateId};
 use serde_json::Map;
@@ -15,12 +12,12 @@ use store::{
     truncate_to_micros,
 };
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
+use crate::paging::{Cursor, PageRequest};
 use crate::reference::DEFAULT_TAG;
 use crate::sandboxes::registry::Entry;
 use crate::sandboxes::running::Live;
-use crate::{Control, ControlError, LogLevel, MAX_PAGE, TemplateRef};
+use crate::{Control, ControlError, LogLevel, TemplateRef};
 
 /// A snapshot as its owner sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -201,23 +198,11 @@ impl Control {
     /// # Errors
     /// The name, the limit or the token is malformed.
     pub fn snapshots(&self, team: &Team, query: &SnapshotQuery) -> Result<SnapshotPage, ControlError> {
-        let limit = match query.limit {
-            None => MAX_PAGE,
-            Some(limit) => usize::try_from(limit)
-                .ok()
-                .filter(|limit| (1..=MAX_PAGE).contains(limit))
-                .ok_or_else(|| ControlError::Invalid(format!("limit must be from 1 to {MAX_PAGE}")))?,
-        };
-        let cursor = match query.next_token.as_deref().filter(|token| !token.is_empty()) {
-            None => None,
-            Some(token) => {
-                Some(decode(token).ok_or_else(|| ControlError::Invalid("Invalid next token".to_owned()))?)
-            }
-        };
+        let request = PageRequest::parse(query.limit, query.next_token.as_deref(), false)?;
         let name = query.name.as_deref().filter(|name| !name.is_empty());
         let wanted = name.map(|name| Ok::<_, ControlError>((TemplateRef::parse(name)?, name.contains(':'))));
         let wanted = wanted.transpose()?;
-        let mut items: Vec<SnapshotEntry> = self
+        let items: Vec<SnapshotEntry> = self
             .catalog
             .snapshots_of(team.id)
             .into_iter()
@@ -240,13 +225,8 @@ impl Control {
             })
             .map(|(template, tag, build)| entry_of(&template, &tag, build.created_at))
             .collect();
-        items.sort_by_key(|item| (Reverse(item.created_at), item.id.clone()));
-        if let Some((at, id)) = cursor {
-            items.retain(|item| (Reverse(item.created_at), &item.id) > (Reverse(at), &id));
-        }
-        let more = items.len() > limit;
-        items.truncate(limit);
-        let next_token = items.last().filter(|_| more).map(encode);
+        let (items, next_token) =
+            request.apply(items, |item| Cursor { at: item.created_at, id: item.id.clone() });
         Ok(SnapshotPage { items, next_token })
     }
 }
@@ -256,30 +236,4 @@ fn entry_of(template: &Template, tag: &str, created_at: OffsetDateTime) -> Snaps
     let id = format!("{}:{tag}", name.as_deref().unwrap_or(template.id.as_str()));
     let shown = name.map(|name| if tag == DEFAULT_TAG { name } else { format!("{name}:{tag}") });
     SnapshotEntry { id, names: shown.into_iter().collect(), created_at }
-}
-
-fn encode(item: &SnapshotEntry) -> String {
-    let at = item.created_at.format(&Rfc3339).expect("creation times have four-digit years");
-    URL_SAFE.encode(format!("{at}__{}", item.id))
-}
-
-fn decode(token: &str) -> Option<(OffsetDateTime, String)> {
-    let text = String::from_utf8(URL_SAFE.decode(token).ok()?).ok()?;
-    let (at, id) = text.split_once("__")?;
-    Some((truncate_to_micros(OffsetDateTime::parse(at, &Rfc3339).ok()?), id.to_owned()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tokens_carry_the_place() {
-        let at = truncate_to_micros(OffsetDateTime::now_utc());
-        let item = SnapshotEntry { id: "team/a__b:v1".to_owned(), names: Vec::new(), created_at: at };
-        assert_eq!(decode(&encode(&item)), Some((at, item.id)));
-        for bad in ["", "!", "bm90aGluZw=="] {
-            assert_eq!(decode(bad), None, "{bad:?}");
-        }
-    }
 }
