@@ -124,7 +124,7 @@ impl EngineArguments {
 
     fn container(&self, data: &DataDir, gateway: &GatewayConfig) -> Result<Arc<dyn Engine>, Failure> {
         let criu = Criu::find(&self.criu.path(data))
-            .map(|criu| criu.with_patience(Duration::from_secs(self.criu_timeout)))
+            .map(|criu| criu.with_timeout(Duration::from_secs(self.criu_timeout)))
             .inspect_err(|reason| {
                 warn!(reason, "CRIU cannot be used: pauses and snapshots of containers keep files only");
             })
@@ -132,10 +132,10 @@ impl EngineArguments {
         let engine = ContainerEngine::open(&ContainerConfig {
             data_dir: data.data_dir.clone(),
             run_dir: self.run_dir.clone(),
-            agent: paths::envd(self.envd.as_deref())?,
+            envd: paths::envd(self.envd.as_deref())?,
             criu,
             trees: self.storage(),
-            pool: self.slots,
+            slots: self.slots,
             gateway: gateway.clone(),
         })?;
         info!(storage = engine.storage(), "storage of containers");

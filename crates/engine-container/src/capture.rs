@@ -1,6 +1,6 @@
-//! Captured states: a sandbox's files as they stood at one moment and, if wanted, the memory of its processes.
-//! A state is made beside its final name and renamed when all of it is on disk, so a half-made one is never seen.
-//! The sandbox stands still meanwhile and is then as it was.
+//! Capturing a sandbox as a snapshot: its files as they are at one moment and, if wanted, the memory of its processes.
+//! A snapshot's directory is written under another name and renamed when it is complete, so a partial one is never used.
+//! The sandbox is stopped for the capture and afterwards is as it was.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,46 +11,46 @@ use std::time::Instant;
 
 use engine::{Durability, EngineError, SandboxId, SnapshotId, SnapshotInfo};
 use engine_host::{snapshot_tree, tree_error, tree_of};
-use layers::{export_upper, room_beside};
+use layers::export_upper;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use crate::host::Host;
-use crate::record::Record;
-use crate::slot::Claim;
+use crate::host::{Host, Lease};
+use crate::record::SandboxRecord;
 
-/// What a restore must know about a captured state.
+/// What a restore must know about a snapshot.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Meta {
-    /// Name of the agent's layer that its processes run from.
-    pub(crate) agent: String,
-    /// What its processes see as the id of their boot.
+pub(crate) struct SnapshotRecord {
+    /// Name of the envd layer that its processes run from.
+    #[serde(rename = "agent")]
+    pub(crate) envd_layer: String,
+    /// The boot id that its processes see.
     pub(crate) inner_boot: String,
     /// Whether there is a memory image.
     pub(crate) memory: bool,
-    /// Its size, bytes.
+    /// Size of the memory image, bytes.
     pub(crate) memory_bytes: u64,
 }
 
-/// Where a captured state is kept.
+/// The files of a snapshot: a directory with its record and memory image, and a tree with the sandbox's files.
 #[derive(Debug)]
-pub(crate) struct State {
+pub(crate) struct SnapshotFiles {
     id: SnapshotId,
     dir: PathBuf,
 }
 
-impl State {
+impl SnapshotFiles {
     pub(crate) fn of(host: &Host, id: SnapshotId) -> Self {
         Self { id, dir: host.snapshots.join(id.to_string()) }
     }
 
-    /// The state that is being made of a sandbox: it has one capture at a time, and what a killed server leaves is known by its
-    /// name.
-    pub(crate) fn half_made(host: &Host, sandbox: &SandboxId, id: SnapshotId) -> Self {
-        Self { id, dir: host.snapshots.join(half_made_name(sandbox)) }
+    /// The snapshot that is being written of a sandbox. A sandbox has one capture at a time, so what a killed server left of it is
+    /// found by the sandbox's id.
+    fn partial(host: &Host, sandbox: &SandboxId, id: SnapshotId) -> Self {
+        Self { id, dir: host.snapshots.join(partial_name(sandbox)) }
     }
 
-    /// The memory image.
+    /// Returns the directory of the memory image.
     pub(crate) fn memory(&self) -> PathBuf {
         self.dir.join("memory")
     }
@@ -60,64 +60,76 @@ impl State {
         !self.dir.exists()
     }
 
-    /// Reads what is known about it.
-    pub(crate) fn meta(&self) -> Result<Meta, EngineError> {
+    /// Reads its record.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`] if there is no such snapshot, [`EngineError::Restore`] if its record is damaged.
+    pub(crate) fn record(&self) -> Result<SnapshotRecord, EngineError> {
         let bytes = fs::read(self.dir.join("meta.json")).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => EngineError::NotFound,
-            _ => EngineError::Kernel { step: "read a captured state", source: error },
+            _ => EngineError::Kernel { step: "read a snapshot's record", source: error },
         })?;
         serde_json::from_slice(&bytes)
             .map_err(|error| EngineError::Restore(format!("its record is damaged: {error}")))
     }
 
-    /// Removes it. From the first step on it is no state any more, so that a crash in between leaves remains and no half.
+    /// Removes the snapshot. The directory is renamed first, so that a crash in between leaves no snapshot that looks complete.
+    ///
+    /// # Errors
+    /// Its files cannot be renamed or removed.
     pub(crate) fn discard(&self, host: &Host) -> Result<(), EngineError> {
         let aside = self.dir.with_extension("old");
         match fs::rename(&self.dir, &aside) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(EngineError::Kernel { step: "move a captured state aside", source: error });
+                return Err(EngineError::Kernel { step: "move a snapshot aside", source: error });
             }
             _ => {}
         }
-        host.trees.discard(&snapshot_tree(self.id)).map_err(tree_error("discard captured files"))?;
+        host.trees.discard(&snapshot_tree(self.id)).map_err(tree_error("remove a snapshot's files"))?;
         remove_dir(&aside).map_err(EngineError::kernel("remove a memory image"))
     }
 }
 
-/// Name of the directory of a state while it is made.
-pub(crate) fn half_made_name(sandbox: &SandboxId) -> String {
+/// Returns the name of the directory of a snapshot that is being written.
+pub(crate) fn partial_name(sandbox: &SandboxId) -> String {
     format!("{sandbox}.new")
 }
 
 /// Captures a running sandbox.
+///
+/// # Errors
+/// [`EngineError::Unsupported`] without CRIU, [`EngineError::Capture`] with the reason otherwise.
 pub(crate) async fn capture(
-    claim: Arc<Claim>,
+    lease: Arc<Lease>,
     sandbox: SandboxId,
     id: SnapshotId,
     memory: bool,
     durability: Durability,
 ) -> Result<SnapshotInfo, EngineError> {
     if memory {
-        claim.host.memory()?;
+        lease.host.checkpointer()?;
     }
     let begun = Instant::now();
-    let guard = stop(&claim).await?;
-    // Runs to its end even if the caller goes away: a dump must not be interrupted, and the thaw comes after it.
+    let guard = freeze(&lease).await?;
+    // Runs to its end even if the caller is cancelled: a dump must not be interrupted, and the thaw comes after it.
     let work = tokio::task::spawn_blocking(move || {
-        let captured = write(&claim, &sandbox, id, memory, durability);
+        let captured = write_snapshot(&lease, &sandbox, id, memory, durability);
         drop(guard);
         captured.map(|memory_bytes| SnapshotInfo { memory, memory_bytes, stopped: begun.elapsed() })
     });
     work.await.map_err(|_| EngineError::Capture("the capture was interrupted".into()))?
 }
 
-/// Writes the sandbox's changes as a layer.
+/// Writes what the sandbox has changed into `target`, as a layer.
+///
+/// # Errors
+/// [`EngineError::Capture`] with the reason.
 pub(crate) async fn export_layer(
-    claim: Arc<Claim>,
+    lease: Arc<Lease>,
     upper: PathBuf,
     target: PathBuf,
 ) -> Result<(), EngineError> {
-    let guard = stop(&claim).await?;
+    let guard = freeze(&lease).await?;
     let work = tokio::task::spawn_blocking(move || {
         let exported = export_upper(&upper, &target);
         drop(guard);
@@ -126,106 +138,97 @@ pub(crate) async fn export_layer(
     work.await.map_err(|_| EngineError::Capture("the export was interrupted".into()))?
 }
 
-/// Freezes the sandbox, unless it is frozen already, until the answer is dropped.
-async fn stop(claim: &Arc<Claim>) -> Result<Thaw, EngineError> {
-    let was_frozen = claim.group.is_frozen().map_err(EngineError::kernel("look at the freezer"))?;
-    let guard = Thaw(Some(claim.clone()).filter(|_| !was_frozen));
+/// Freezes the sandbox, unless it is frozen already. It is thawed again when the returned guard is dropped.
+async fn freeze(lease: &Arc<Lease>) -> Result<ThawGuard, EngineError> {
+    let was_frozen = lease.group.is_frozen().map_err(EngineError::kernel("read the freezer's state"))?;
+    let guard = ThawGuard(Some(lease.clone()).filter(|_| !was_frozen));
     if !was_frozen {
-        claim.group.set_frozen(true).await.map_err(EngineError::kernel("freeze"))?;
+        lease.group.set_frozen(true).await.map_err(EngineError::kernel("freeze"))?;
     }
     Ok(guard)
 }
 
-/// Lets the sandbox go on, whatever happened.
-struct Thaw(Option<Arc<Claim>>);
+/// Thaws the sandbox when dropped, if it was running before.
+struct ThawGuard(Option<Arc<Lease>>);
 
-impl Drop for Thaw {
+impl Drop for ThawGuard {
     fn drop(&mut self) {
-        if let Some(claim) = self.0.take()
-            && let Err(error) = claim.group.thaw_now()
+        if let Some(lease) = self.0.take()
+            && let Err(error) = lease.group.thaw_now()
         {
-            warn!(group = claim.group.name(), %error, "a sandbox could not be thawed after its capture");
+            warn!(group = lease.group.name(), %error, "failed to thaw a sandbox after its capture");
         }
     }
 }
 
-/// Returns the size of the memory image.
-fn write(
-    claim: &Claim,
+/// Writes the snapshot of a frozen sandbox and returns the size of its memory image. On an error nothing is left of it.
+fn write_snapshot(
+    lease: &Lease,
     sandbox: &SandboxId,
     id: SnapshotId,
     memory: bool,
     durability: Durability,
 ) -> Result<u64, EngineError> {
-    let host = &claim.host;
-    let state = State::of(host, id);
-    let new = State::half_made(host, sandbox, id);
-    let record: Record = host.records.load(sandbox).map_err(|_| EngineError::NotFound)?;
+    let host = &lease.host;
+    let partial = SnapshotFiles::partial(host, sandbox, id);
+    let record: SandboxRecord = host.records.load(sandbox).map_err(|_| EngineError::NotFound)?;
     let lock = host.records.lock(sandbox).map_err(|_| EngineError::NotFound)?;
     let work = || -> Result<u64, EngineError> {
-        fs::create_dir_all(new.memory())
-            .map_err(EngineError::kernel("make a directory for the captured state"))?;
-        let mut size = 0;
-        if memory {
-            let size_mib = u32::try_from(check_room(claim)? >> 20).unwrap_or(u32::MAX);
-            host.memory()?.dump(
-                record.process.pid,
-                size_mib,
-                claim.owner(),
-                claim.group.unified_path(),
-                &new.memory(),
-                lock.as_fd(),
-            )?;
-            if durability == Durability::Durable {
-                make_durable(&new.memory()).map_err(EngineError::kernel("write the memory image"))?;
-            }
-            size = size_of(&new.memory()).map_err(EngineError::kernel("measure the memory image"))?;
-        }
+        fs::create_dir_all(partial.memory())
+            .map_err(EngineError::kernel("make a directory for the snapshot"))?;
+        let memory_bytes =
+            if memory { write_memory(lease, &record, &partial.memory(), &lock, durability)? } else { 0 };
         host.trees
             .copy(&tree_of(sandbox), &snapshot_tree(id), true, None)
             .map_err(tree_error("capture the files"))?;
-        let (agent, inner_boot) = (record.agent.clone(), record.inner_boot.clone());
-        let meta = Meta { agent, inner_boot, memory, memory_bytes: size };
-        save(&new.dir.join("meta.json"), &meta, durability)
-            .map_err(EngineError::kernel("record the captured state"))?;
-        fs::rename(&new.dir, &state.dir)
+        let (envd_layer, inner_boot) = (record.envd_layer.clone(), record.inner_boot.clone());
+        let snapshot_record = SnapshotRecord { envd_layer, inner_boot, memory, memory_bytes };
+        write_record(&partial.dir.join("meta.json"), &snapshot_record, durability)
+            .map_err(EngineError::kernel("write the snapshot's record"))?;
+        fs::rename(&partial.dir, &SnapshotFiles::of(host, id).dir)
             .and_then(|()| durability.sync(&File::open(&host.snapshots)?))
-            .map_err(EngineError::kernel("keep the captured state"))?;
-        Ok(size)
+            .map_err(EngineError::kernel("complete the snapshot"))?;
+        Ok(memory_bytes)
     };
     work().map_err(|error| {
         let _ = host.trees.discard(&snapshot_tree(id));
-        let _ = remove_dir(&new.dir);
-        EngineError::Capture(describe(&error))
+        let _ = remove_dir(&partial.dir);
+        match error {
+            EngineError::Capture(_) => error,
+            other => EngineError::Capture(other.to_string()),
+        }
     })
 }
 
-/// A memory image must not take the last of a disk that trees may lie on: no sandbox of this server would survive that.
-/// Returns how much memory there is to write, bytes.
-fn check_room(claim: &Claim) -> Result<u64, EngineError> {
-    let stats = claim.group.stats().map_err(EngineError::kernel("read statistics"))?;
-    let room = room_beside(&claim.host.snapshots)
-        .map_err(EngineError::kernel("look for room for the memory image"))?;
-    if stats.memory_bytes <= room {
-        return Ok(stats.memory_bytes);
+/// Dumps the memory of a frozen sandbox into the directory `images`; returns the size of the image, bytes.
+fn write_memory(
+    lease: &Lease,
+    record: &SandboxRecord,
+    images: &Path,
+    lock: &File,
+    durability: Durability,
+) -> Result<u64, EngineError> {
+    let size_mib = lease.host.check_memory_room(&lease.group)?.needed_mib();
+    lease.host.checkpointer()?.dump(
+        record.process.pid,
+        size_mib,
+        lease.namespace_owner(),
+        lease.group.unified_path(),
+        images,
+        lock.as_fd(),
+    )?;
+    if durability == Durability::Durable {
+        sync_dir(images).map_err(EngineError::kernel("sync the memory image"))?;
     }
-    Err(EngineError::Exhausted(format!(
-        "its memory takes {} MiB and the disk of captured states has {} to give; free some space or capture without \
-         memory",
-        stats.memory_bytes >> 20,
-        room >> 20
-    )))
+    total_size(images).map_err(EngineError::kernel("measure the memory image"))
 }
 
-/// A reason to be told: the sandbox is as it was, whatever the step.
-fn describe(error: &EngineError) -> String {
-    match error {
-        EngineError::Capture(reason) => reason.clone(),
-        other => other.to_string(),
-    }
+fn write_record(path: &Path, record: &SnapshotRecord, durability: Durability) -> io::Result<()> {
+    fs::write(path, serde_json::to_vec(record)?)?;
+    durability.sync(&File::open(path)?)
 }
 
-/// Removes a directory with all that is in it; one that is not there is a success.
+/// Removes a directory and everything in it. Succeeds if it does not exist.
 pub(crate) fn remove_dir(dir: &Path) -> io::Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -233,30 +236,24 @@ pub(crate) fn remove_dir(dir: &Path) -> io::Result<()> {
     }
 }
 
-fn save(path: &Path, meta: &Meta, durability: Durability) -> io::Result<()> {
-    fs::write(path, serde_json::to_vec(meta)?)?;
-    durability.sync(&File::open(path)?)
-}
-
-/// Size of all files of a flat directory, bytes.
-fn size_of(dir: &Path) -> io::Result<u64> {
+/// Returns the size of all files of a directory without subdirectories, bytes.
+fn total_size(dir: &Path) -> io::Result<u64> {
     fs::read_dir(dir)?.map(|entry| Ok(entry?.metadata()?.len())).sum()
 }
 
-/// Threads that put files on disk at once. Each wait for a file is one for the file system's journal, and those that wait together
-/// wait once.
-const SYNCERS: usize = 8;
+/// Number of threads that sync files at once. Each sync waits for the file system's journal; those that wait together wait once.
+const SYNC_THREADS: usize = 8;
 
-/// Puts every file of a flat directory on disk.
-fn make_durable(dir: &Path) -> io::Result<()> {
+/// Syncs every file of a directory without subdirectories, and the directory itself.
+fn sync_dir(dir: &Path) -> io::Result<()> {
     let open = |entry: io::Result<fs::DirEntry>| File::open(entry?.path());
     let files = fs::read_dir(dir)?.map(open).collect::<io::Result<Vec<File>>>()?;
-    let share = files.len().div_ceil(SYNCERS).max(1);
+    let share = files.len().div_ceil(SYNC_THREADS).max(1);
     std::thread::scope(|scope| {
         let sync = |files: &[File]| files.iter().try_for_each(File::sync_all);
-        let syncers: Vec<_> = files.chunks(share).map(|files| scope.spawn(move || sync(files))).collect();
-        syncers.into_iter().try_for_each(|syncer| {
-            syncer.join().unwrap_or_else(|_| Err(io::Error::other("a file's sync was interrupted")))
+        let threads: Vec<_> = files.chunks(share).map(|files| scope.spawn(move || sync(files))).collect();
+        threads.into_iter().try_for_each(|thread| {
+            thread.join().unwrap_or_else(|_| Err(io::Error::other("a file's sync was interrupted")))
         })
     })?;
     File::open(dir)?.sync_all()

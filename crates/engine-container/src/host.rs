@@ -1,116 +1,103 @@
-//! What all sandboxes of this server share on the host: directories, id ranges, control groups, the filter and envd.
-//! Opened once; refuses with a remedy where the host cannot run sandboxes.
-//! Names contain the data directory's fingerprint, so two servers never touch each other's objects.
+//! [`Host`]: what all containers of this server share on the host: the engine's directories and records, the system call filter,
+//! CRIU, and the layer with envd. Opened once, when the server starts.
 
 use std::fs;
 use std::io;
+use std::ops::Deref;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use engine::EngineError;
 use engine_host::{
-    Hierarchies, Records, RunDir, Running, UidRanges, check_kernel, check_root, fingerprint, instance_name,
-    make_dir, make_private_dir, raise_open_files,
+    HostLease, HostResources, RunningSandboxes, check_host, fingerprint, make_dir, make_private_dir,
 };
-use layers::Trees;
 use libc::sock_filter;
 use net::GatewayConfig;
 
-use crate::criu::{Criu, Memory};
+use crate::criu::{Checkpointer, Criu};
 use crate::sandbox::ContainerSandbox;
 use crate::{ContainerConfig, seccomp};
 
-/// First kernel with all that the engine uses: overlay layers given as file descriptors.
-const MINIMUM_KERNEL: (u32, u32) = (6, 15);
+/// Ids and a control group, held for one slot or sandbox.
+pub(crate) type Lease = HostLease<Host>;
 
 /// Shared state of the engine.
 #[derive(Debug)]
 pub(crate) struct Host {
-    /// Records of running sandboxes.
-    pub(crate) records: Records,
-    /// What sandboxes write, and captured states of it.
-    pub(crate) trees: Trees,
-    /// An empty directory that PID 1 attaches its root to, in its own mount namespace.
-    pub(crate) root_target: PathBuf,
-    /// The layer on top of every template: envd and nothing else.
-    pub(crate) agent_layer: PathBuf,
-    /// Captured states.
-    pub(crate) snapshots: PathBuf,
-    memory: Option<Memory>,
+    /// The layer on top of every template. It contains envd and nothing else.
+    pub(crate) envd_layer: PathBuf,
+    /// Captures and restores memory; `None` without CRIU.
+    checkpointer: Option<Checkpointer>,
+    /// Where connections to the outside go.
     pub(crate) gateway: GatewayConfig,
-    pub(crate) uids: UidRanges,
-    pub(crate) hierarchies: Hierarchies,
+    /// The system call filter of every sandbox.
     pub(crate) filter: Vec<sock_filter>,
-    pub(crate) running: Running<ContainerSandbox>,
-    /// Last, because the others have things in it.
-    _run_dir: RunDir,
+    /// The sandboxes that this server watches over.
+    pub(crate) running: RunningSandboxes<ContainerSandbox>,
+    /// Dropped last, because the other fields use it.
+    resources: HostResources,
 }
 
 impl Host {
     /// Opens everything.
+    ///
+    /// # Errors
+    /// [`EngineError::Host`] with the remedy where this host cannot run containers.
     pub(crate) fn open(config: &ContainerConfig) -> Result<Self, EngineError> {
-        check_kernel("the container engine", MINIMUM_KERNEL)?;
-        check_root("the container engine makes namespaces for other user ids")?;
-        raise_open_files().map_err(EngineError::kernel("raise the limit of open files"))?;
+        check_host("container", "create namespaces for other user ids")?;
         let data_dir = make_dir(&config.data_dir)?;
-        let instance = instance_name(&data_dir).map_err(EngineError::kernel("name this server"))?;
-        let run_dir = make_dir(&config.run_dir.join(&instance))?;
-        let host = Self {
-            records: Records::new(make_private_dir(&data_dir.join("sandboxes"))?),
-            trees: Trees::open(&data_dir, config.trees).map_err(|error| EngineError::Host {
-                what: format!("sandboxes' files cannot be opened: {error}"),
-                remedy: "see `cofferdam doctor`; --storage chooses another way to keep them".into(),
-            })?,
-            root_target: make_dir(&run_dir.join("root"))?,
-            snapshots: make_private_dir(&data_dir.join("snapshots"))?,
-            memory: open_memory(config.criu.as_ref(), &run_dir)?,
-            agent_layer: install_agent(&config.agent, &make_private_dir(&data_dir.join("agent"))?)?,
+        let resources = HostResources::open(&data_dir, &config.run_dir, config.trees)?;
+        Ok(Self {
+            checkpointer: open_checkpointer(config.criu.as_ref(), &resources.run_dir.0)?,
+            envd_layer: install_envd(&config.envd, &make_private_dir(&data_dir.join("agent"))?)?,
             gateway: config.gateway.clone(),
-            uids: UidRanges::open(&config.run_dir.join("uids"), &data_dir)
-                .map_err(EngineError::kernel("take uids"))?,
-            hierarchies: Hierarchies::open(&instance, &run_dir)
-                .map_err(EngineError::kernel("open control groups"))?,
             filter: seccomp::program(),
-            running: Running::default(),
-            _run_dir: RunDir(run_dir.clone()),
-        };
-        Ok(host)
+            running: RunningSandboxes::default(),
+            resources,
+        })
     }
-}
 
-impl Host {
-    /// What captures and restores memory.
-    pub(crate) fn memory(&self) -> Result<&Memory, EngineError> {
-        self.memory.as_ref().ok_or(EngineError::Unsupported(
+    /// Returns what captures and restores memory.
+    ///
+    /// # Errors
+    /// [`EngineError::Unsupported`] without CRIU.
+    pub(crate) fn checkpointer(&self) -> Result<&Checkpointer, EngineError> {
+        self.checkpointer.as_ref().ok_or(EngineError::Unsupported(
             "memory snapshots on this host: CRIU 4.2 or newer is missing (cofferdam setup criu brings it)",
         ))
     }
 
-    /// The agent's layer of this name.
-    pub(crate) fn agent_layer_named(&self, name: &str) -> PathBuf {
-        self.agent_layer.with_file_name(name)
+    /// Returns the path of the envd layer with this name; a restored sandbox needs the layer that it was captured with.
+    pub(crate) fn envd_layer_named(&self, name: &str) -> PathBuf {
+        self.envd_layer.with_file_name(name)
     }
 }
 
-fn open_memory(criu: Option<&Criu>, run_dir: &Path) -> Result<Option<Memory>, EngineError> {
-    let open = |criu: &Criu| Memory::open(criu.clone(), run_dir);
-    criu.map(open).transpose().map_err(EngineError::kernel("set up CRIU"))
+impl Deref for Host {
+    type Target = HostResources;
+
+    fn deref(&self) -> &HostResources {
+        &self.resources
+    }
 }
 
 impl Drop for Host {
     fn drop(&mut self) {
-        if let Some(memory) = &self.memory {
-            memory.close();
+        if let Some(checkpointer) = &self.checkpointer {
+            checkpointer.close();
         }
-        self.hierarchies.remove_if_empty();
-        let _ = fs::remove_dir(&self.root_target);
     }
 }
 
-/// Copies envd into a layer of its own, named by its content: a new envd never changes a layer in use.
-fn install_agent(binary: &Path, layers: &Path) -> Result<PathBuf, EngineError> {
+fn open_checkpointer(criu: Option<&Criu>, run_dir: &Path) -> Result<Option<Checkpointer>, EngineError> {
+    let open = |criu: &Criu| Checkpointer::open(criu.clone(), run_dir);
+    criu.map(open).transpose().map_err(EngineError::kernel("set up CRIU"))
+}
+
+/// Copies envd into a layer of its own, named by its content, so that a new envd never changes a layer in use. Returns the layer.
+fn install_envd(binary: &Path, layers: &Path) -> Result<PathBuf, EngineError> {
     let content = fs::read(binary).map_err(|error| EngineError::Host {
-        what: format!("envd cannot be read at {}: {error}", binary.display()),
+        what: format!("cannot read envd at {}: {error}", binary.display()),
         remedy: "build it (cargo xtask build) or name it with --envd".into(),
     })?;
     let layer = layers.join(fingerprint(&content));

@@ -1,13 +1,16 @@
 //! The container engine: each sandbox is a set of namespaces owned by its own user namespace, on the host's kernel.
-//! Read `slot` for what is made ahead, `rootfs` and `launch` for a start, `sandbox` for the life after, `sweep` for crashes.
-//! Needs Linux 6.15 and root; sandboxes themselves never run with an id of the host.
+//! Where to read: `slot` for what is made in advance, `rootfs` and `launch` for a start, `sandbox` for a running container, `capture`,
+//! `restore` and `criu` for snapshots, `sweep` for what happens after a restart of the server.
+//! Needs Linux 6.15 and root; the processes of sandboxes never run with an id of the host.
 
 mod capture;
 mod criu;
 mod devices;
 mod host;
 mod launch;
-mod private;
+mod namespaces;
+mod private_tree;
+mod ready_slots;
 mod record;
 mod restore;
 mod rootfs;
@@ -25,53 +28,53 @@ use engine::{
     Capabilities, Descriptor, Engine, EngineError, Isolation, RestoreMode, Sandbox, SandboxId, SnapshotId,
     StartSpec, TemplateImage,
 };
+use engine_host::StartSource;
 use layers::TreesConfig;
 use net::GatewayConfig;
 
-use crate::capture::State;
+use crate::capture::SnapshotFiles;
 pub use crate::criu::Criu;
 use crate::host::Host;
-use crate::slot::Pool;
-use crate::start::Origin;
+use crate::ready_slots::ReadySlots;
 
 /// How the engine is set up.
 #[derive(Debug, Clone)]
 pub struct ContainerConfig {
-    /// Where sandboxes keep their private files; this server's alone.
+    /// Directory of sandboxes' files, records and snapshots. Used by this server alone.
     pub data_dir: PathBuf,
-    /// Where short-lived mounts and locks go; shared by all servers of the machine. Usually `/run/cofferdam`.
+    /// Directory for mounts and locks, shared by all servers of the host. Usually `/run/cofferdam`.
     pub run_dir: PathBuf,
-    /// The envd binary: static, for this architecture.
-    pub agent: PathBuf,
-    /// What captures memory; without it only files can be captured.
+    /// The envd binary: statically linked, for this architecture.
+    pub envd: PathBuf,
+    /// Captures memory; without it only files can be captured.
     pub criu: Option<Criu>,
-    /// How what sandboxes write is kept.
+    /// How writable trees are kept.
     pub trees: TreesConfig,
-    /// Slots kept ready. 0 makes each one when it is wanted.
-    pub pool: usize,
-    /// Resolvers, and exceptions from the closed private networks.
+    /// Number of slots that are kept ready. With 0 each create makes its own.
+    pub slots: usize,
+    /// DNS resolvers, and private networks that sandboxes may reach.
     pub gateway: GatewayConfig,
 }
 
-/// The engine.
+/// The container engine.
 #[derive(Debug)]
 pub struct ContainerEngine {
     descriptor: Descriptor,
     host: Arc<Host>,
-    pool: Arc<Pool>,
-    pool_size: usize,
+    slots: Arc<ReadySlots>,
+    ready_slots: usize,
 }
 
 impl ContainerEngine {
     /// Opens the engine. Blocks for some milliseconds.
     ///
     /// # Errors
-    /// [`EngineError::Host`] with the remedy where this machine cannot run it.
+    /// [`EngineError::Host`] with the remedy where this host cannot run it.
     pub fn open(config: &ContainerConfig) -> Result<Self, EngineError> {
         let host = Arc::new(Host::open(config)?);
-        let pool = Pool::new(host.clone());
+        let slots = ReadySlots::new(host.clone());
         let capabilities = Capabilities {
-            memory_snapshots: host.memory().is_ok(),
+            memory_snapshots: host.checkpointer().is_ok(),
             disk_limit: host.trees.enforces_limits(),
             resource_limits: host.hierarchies.has_limits(),
         };
@@ -83,12 +86,10 @@ impl ContainerEngine {
                 .into(),
             capabilities,
         };
-        Ok(Self { descriptor, host, pool, pool_size: config.pool })
+        Ok(Self { descriptor, host, slots, ready_slots: config.slots })
     }
-}
 
-impl ContainerEngine {
-    /// One honest sentence on how what sandboxes write is kept.
+    /// Returns a sentence on how writable trees are kept, for logs.
     #[must_use]
     pub fn storage(&self) -> &str {
         self.host.trees.describe()
@@ -109,7 +110,7 @@ impl Engine for ContainerEngine {
     }
 
     async fn start(&self, spec: StartSpec) -> Result<Arc<dyn Sandbox>, EngineError> {
-        start::start(&self.host, &self.pool, spec, Origin::Template).await
+        start::start(&self.host, &self.slots, spec, StartSource::Template).await
     }
 
     async fn adopt(&self, id: &SandboxId) -> Result<Arc<dyn Sandbox>, EngineError> {
@@ -126,13 +127,15 @@ impl Engine for ContainerEngine {
         restore_mode: RestoreMode,
         spec: StartSpec,
     ) -> Result<Arc<dyn Sandbox>, EngineError> {
-        start::start(&self.host, &self.pool, spec, Origin::Snapshot(snapshot, restore_mode)).await
+        let source = StartSource::Snapshot(snapshot, restore_mode);
+        start::start(&self.host, &self.slots, spec, source).await
     }
 
     async fn discard(&self, snapshot: SnapshotId) -> Result<(), EngineError> {
         let host = self.host.clone();
-        let discard = tokio::task::spawn_blocking(move || State::of(&host, snapshot).discard(&host)).await;
-        discard.map_err(|_| EngineError::Timeout("discarding a captured state"))?
+        let discard =
+            tokio::task::spawn_blocking(move || SnapshotFiles::of(&host, snapshot).discard(&host)).await;
+        discard.map_err(|_| EngineError::Timeout("removing a snapshot"))?
     }
 
     async fn memory_pressure(&self) {
@@ -141,8 +144,8 @@ impl Engine for ContainerEngine {
 
     async fn sweep(&self, keep: &[SandboxId], snapshots: &[SnapshotId]) -> Result<usize, EngineError> {
         let removed = sweep::sweep(&self.host, keep, snapshots).await?;
-        // Not before: a new slot must not take the name of a stray group.
-        self.pool.fill(self.pool_size).map_err(EngineError::kernel("start the slot pool"))?;
+        // After the sweep: a new slot must not take the name of a stale control group.
+        self.slots.fill(self.ready_slots).map_err(EngineError::kernel("start to prepare slots"))?;
         Ok(removed)
     }
 
@@ -150,7 +153,7 @@ impl Engine for ContainerEngine {
         for sandbox in self.host.running.take_all() {
             sandbox.leave().await;
         }
-        let pool = self.pool.clone();
-        let _ = tokio::task::spawn_blocking(move || pool.stop()).await;
+        let slots = self.slots.clone();
+        let _ = tokio::task::spawn_blocking(move || slots.stop()).await;
     }
 }

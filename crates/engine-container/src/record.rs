@@ -1,22 +1,21 @@
-//! What a later server needs to find a running container again.
-//! Written before the sandbox is announced to anyone.
-//! Where records lie and how a process is proven is `engine_host`'s.
+//! [`SandboxRecord`]: what a later server needs to adopt a running container. Written before the start is announced.
 
 use engine_host::ProcessId;
 use serde::{Deserialize, Serialize};
 
-/// A running sandbox on disk.
+/// The record of a running sandbox.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Record {
+pub(crate) struct SandboxRecord {
     /// PID 1, as the host sees it.
     #[serde(flatten)]
     pub(crate) process: ProcessId,
-    /// First id of its range.
+    /// First id of its range of user ids.
     pub(crate) uid_base: u32,
     /// Name of its control group.
     pub(crate) cgroup: String,
-    /// Name of the agent's layer it runs from.
-    pub(crate) agent: String,
-    /// What its processes see as the id of their boot.
+    /// Name of the envd layer that it runs from.
+    #[serde(rename = "agent")]
+    pub(crate) envd_layer: String,
+    /// The boot id that its processes see.
     pub(crate) inner_boot: String,
 }

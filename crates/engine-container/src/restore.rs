@@ -1,6 +1,6 @@
-//! Bringing processes back from a memory image: CRIU makes the namespaces, we make what they contain.
+//! Restoring processes from a memory image: CRIU creates the namespaces, this module configures them.
 //! The network is configured and our listeners are opened before the first process runs.
-//! The new sandbox has user ids, control groups and a `/dev` of its own, whoever it was captured from.
+//! The new sandbox has user ids, control groups and a `/dev` of its own, whatever it was captured with.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,18 +13,21 @@ use sys::Namespace;
 
 use crate::criu::RestorePlan;
 use crate::host::Host;
-use crate::launch::{Started, forbid_user_namespaces};
+use crate::launch::{InitProcess, forbid_user_namespaces};
 use crate::slot::Slot;
 
-/// A restored PID 1 and the network made for it.
+/// A restored PID 1 and the network that was made for it.
 #[derive(Debug)]
-pub(crate) struct Restored {
-    pub(crate) started: Started,
+pub(crate) struct RestoredInit {
+    pub(crate) init: InitProcess,
     pub(crate) network: Namespace,
     pub(crate) listeners: Listeners,
 }
 
-/// Restores an image on the slot's thread.
+/// Restores the memory image in the directory `images`. Called on the slot's thread.
+///
+/// # Errors
+/// [`EngineError::Restore`] with CRIU's reason; no process of the sandbox is left then.
 pub(crate) fn restore(
     host: &Host,
     slot: &Slot,
@@ -32,19 +35,19 @@ pub(crate) fn restore(
     size: u64,
     root: OwnedFd,
     hostname: &str,
-) -> Result<Restored, EngineError> {
+) -> Result<RestoredInit, EngineError> {
     let mut network = None;
     let plan = RestorePlan {
         images,
         size_mib: u32::try_from(size >> 20).unwrap_or(u32::MAX),
-        uid_base: slot.claim.uid_base,
-        owner: slot.claim.owner(),
+        uid_base: slot.lease.uid_base,
+        owner: slot.lease.namespace_owner(),
         root,
         dev: &slot.dev,
-        cgroup: slot.claim.group.unified_path(),
+        cgroup: slot.lease.group.unified_path(),
     };
-    let pid = host.memory()?.restore(&plan, |pid| {
-        network = Some(furnish(pid, hostname)?);
+    let pid = host.checkpointer()?.restore(&plan, |pid| {
+        network = Some(configure_namespaces(pid, hostname)?);
         Ok(())
     });
     let opened = pid.and_then(|pid| {
@@ -53,16 +56,17 @@ pub(crate) fn restore(
         let pidfd = pidfd.map_err(|_| EngineError::Restore("PID 1 ended at once".into()))?;
         let (network, listeners) =
             network.ok_or_else(|| EngineError::Restore("CRIU did not ask for the network".into()))?;
-        Ok(Restored { started: Started { pid, pidfd }, network, listeners })
+        Ok(RestoredInit { init: InitProcess { pid, pidfd }, network, listeners })
     });
-    // CRIU ends what it could not restore; what it missed is ended here.
+    // CRIU kills the processes that it could not restore; this kills those that it missed.
     opened.inspect_err(|_| {
-        let _ = slot.claim.group.kill();
+        let _ = slot.lease.group.kill();
     })
 }
 
-/// Everything in fresh namespaces that an image does not carry.
-fn furnish(pid: i32, hostname: &str) -> io::Result<(Namespace, Listeners)> {
+/// Configures in the fresh namespaces of the process `pid` what an image does not carry. Returns the network namespace and the
+/// listeners inside it.
+fn configure_namespaces(pid: i32, hostname: &str) -> io::Result<(Namespace, Listeners)> {
     forbid_user_namespaces(&Namespace::of_process(pid, "user")?)?;
     sys::set_hostname_in(&Namespace::of_process(pid, "uts")?, hostname)?;
     let network = Namespace::of_process(pid, "net")?;

@@ -1,111 +1,113 @@
-//! A running container: how it is reached, stopped, measured and ended.
-//! Its end is noticed through PID 1's pidfd, whoever caused it; everything it held on the host is then given back.
+//! [`ContainerSandbox`]: a running container, and how it is reached, stopped, measured and ended.
+//! Its end is noticed through PID 1's pidfd, whatever the cause; everything that it held on the host is then released.
 //! The same code serves sandboxes started by this server and those adopted from an earlier one.
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use engine::{
     Durability, EgressPolicy, EngineError, ExitReason, Sandbox, SandboxId, SnapshotId, SnapshotInfo, Stats,
 };
-use engine_host::{Life, tree_of};
+use engine_host::{MainProcess, tree_of};
 use net::Gateway;
+use parking_lot::Mutex;
 use sys::Namespace;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use crate::capture;
-use crate::host::Host;
-use crate::slot::Claim;
+use crate::host::Lease;
 
 /// A running container.
 #[derive(Debug)]
 pub(crate) struct ContainerSandbox {
     id: SandboxId,
-    private: PathBuf,
-    life: Life,
+    private_dir: PathBuf,
+    main_process: MainProcess,
     network: Namespace,
     /// Present while it runs.
-    held: Mutex<Option<Held>>,
+    resources: Mutex<Option<RunningResources>>,
 }
 
-/// What goes away with the sandbox.
+/// What is released when the sandbox ends.
 #[derive(Debug)]
-struct Held {
-    /// None when something inside took the gateway's ports while no server was there: then nothing gets out.
+struct RunningResources {
+    /// `None` when a process of the sandbox took the gateway's ports while no server was running: then nothing gets out.
     gateway: Option<Gateway>,
-    claim: Arc<Claim>,
+    lease: Arc<Lease>,
 }
 
 impl ContainerSandbox {
-    /// Begins to watch over a running PID 1.
+    /// Begins to watch over a running PID 1, on a task that ends with it.
+    ///
+    /// # Errors
+    /// The pidfd cannot be registered with the runtime.
     pub(crate) fn watch(
-        host: Arc<Host>,
         id: SandboxId,
         pidfd: OwnedFd,
         network: Namespace,
         gateway: Option<Gateway>,
-        claim: Claim,
+        lease: Lease,
     ) -> io::Result<Arc<Self>> {
+        let host = lease.host.clone();
         let sandbox = Arc::new(Self {
-            private: host.trees.path(&tree_of(&id)),
+            private_dir: host.trees.path(&tree_of(&id)),
             id: id.clone(),
-            life: Life::of(pidfd)?,
+            main_process: MainProcess::new(pidfd)?,
             network,
-            held: Mutex::new(Some(Held { gateway, claim: Arc::new(claim) })),
+            resources: Mutex::new(Some(RunningResources { gateway, lease: Arc::new(lease) })),
         });
         host.running.add(id, &sandbox);
-        let follow = sandbox.clone().follow_to_the_end(host);
-        tokio::spawn(sandbox.life.left().run_until_cancelled_owned(follow));
+        tokio::spawn(sandbox.clone().follow_to_end());
         Ok(sandbox)
     }
 
-    async fn follow_to_the_end(self: Arc<Self>, host: Arc<Host>) {
-        let reason = self.life.ended().await;
-        debug!(sandbox = %self.id, ?reason, "sandbox ended");
-        host.running.remove(&self.id);
-        // First the news, so that streams are cut at once; then the cleaning.
-        self.life.tell(reason);
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let id = self.id.clone();
-        let clean = move || {
-            // PID 1 takes the others with it. One that hangs in the kernel is left to the sweep of a later start.
-            let emptied = held.as_ref().map_or(Ok(()), |held| held.claim.end_processes());
-            if let Err(error) = &emptied {
-                warn!(sandbox = %id, %error, "a process of an ended sandbox does not die");
+    /// Follows PID 1 to its end and then releases everything that the sandbox held.
+    async fn follow_to_end(self: Arc<Self>) {
+        let on_exit = |reason: &ExitReason| {
+            debug!(sandbox_id = %self.id, ?reason, "sandbox ended");
+            let resources = self.resources.lock().take();
+            if let Some(resources) = &resources {
+                resources.lease.host.running.remove(&self.id);
             }
-            drop(held);
-            if let Err(error) = host.trees.discard(&tree_of(&id)) {
-                warn!(sandbox = %id, %error, "a sandbox's files could not be discarded");
+            let id = self.id.clone();
+            move || {
+                let Some(RunningResources { gateway, lease }) = resources else { return true };
+                let host = lease.host.clone();
+                // The kernel kills the other processes with PID 1. One that hangs in the kernel is left to the sweep of a later start.
+                let all_dead = lease.kill_processes(&id);
+                drop((gateway, lease));
+                host.remove_sandbox(&id);
+                all_dead
             }
-            if let Err(error) = host.records.remove(&id) {
-                warn!(sandbox = %id, %error, "a sandbox's record could not be removed");
-            }
-            emptied.is_ok()
         };
-        let cleaned = tokio::task::spawn_blocking(clean).await;
-        self.life.release(cleaned.unwrap_or(false));
+        self.main_process.follow(on_exit).await;
     }
 
     /// Stops serving the sandbox without ending it, so that another server can adopt it.
     pub(crate) async fn leave(&self) {
-        self.life.leave();
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(held) = held {
-            held.claim.leave();
-            if let Some(gateway) = held.gateway {
+        self.main_process.leave();
+        let resources = self.resources.lock().take();
+        if let Some(resources) = resources {
+            resources.lease.leave();
+            if let Some(gateway) = resources.gateway {
                 gateway.stop().await;
             }
         }
     }
 
-    fn claim(&self) -> Result<Arc<Claim>, EngineError> {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.as_ref().map(|held| held.claim.clone()).ok_or(EngineError::NotFound)
+    fn lease(&self) -> Result<Arc<Lease>, EngineError> {
+        self.resources.lock().as_ref().map(|held| held.lease.clone()).ok_or(EngineError::NotFound)
+    }
+
+    fn with_gateway(&self, action: impl FnOnce(&Gateway)) {
+        if let Some(gateway) = self.resources.lock().as_ref().and_then(|held| held.gateway.as_ref()) {
+            action(gateway);
+        }
     }
 }
 
@@ -116,24 +118,21 @@ impl Sandbox for ContainerSandbox {
     }
 
     async fn dial(&self, port: u16) -> io::Result<TcpStream> {
-        if self.life.is_over() {
+        if self.main_process.has_exited() {
             return Err(io::ErrorKind::NotConnected.into());
         }
         net::dial(&self.network, port).await
     }
 
     async fn freeze(&self) -> Result<(), EngineError> {
-        self.claim()?.group.set_frozen(true).await.map_err(EngineError::kernel("freeze"))?;
-        // Whether it is thawed or restored later, it finds the same: what it had open to the outside is closed.
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(gateway) = held.as_ref().and_then(|held| held.gateway.as_ref()) {
-            gateway.cut();
-        }
+        self.lease()?.group.set_frozen(true).await.map_err(EngineError::kernel("freeze"))?;
+        // A thaw and a restore then find the same: connections to the outside are closed.
+        self.with_gateway(Gateway::cut);
         Ok(())
     }
 
     async fn thaw(&self) -> Result<(), EngineError> {
-        self.claim()?.group.set_frozen(false).await.map_err(EngineError::kernel("thaw"))
+        self.lease()?.group.set_frozen(false).await.map_err(EngineError::kernel("thaw"))
     }
 
     async fn capture(
@@ -142,35 +141,32 @@ impl Sandbox for ContainerSandbox {
         memory: bool,
         durability: Durability,
     ) -> Result<SnapshotInfo, EngineError> {
-        capture::capture(self.claim()?, self.id.clone(), snapshot, memory, durability).await
+        capture::capture(self.lease()?, self.id.clone(), snapshot, memory, durability).await
     }
 
     async fn export_layer(&self, target: &Path) -> Result<(), EngineError> {
-        capture::export_layer(self.claim()?, self.private.join("upper"), target.to_owned()).await
+        capture::export_layer(self.lease()?, self.private_dir.join("upper"), target.to_owned()).await
     }
 
     async fn stats(&self) -> Result<Stats, EngineError> {
-        let claim = self.claim()?;
-        let read = tokio::task::spawn_blocking(move || claim.group.stats()).await;
+        let lease = self.lease()?;
+        let read = tokio::task::spawn_blocking(move || lease.group.stats()).await;
         read.map_err(|_| EngineError::NotFound)?.map_err(EngineError::kernel("read statistics"))
     }
 
     fn set_egress(&self, policy: EgressPolicy) {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(gateway) = held.as_ref().and_then(|held| held.gateway.as_ref()) {
-            gateway.set_policy(policy);
-        }
+        self.with_gateway(|gateway| gateway.set_policy(policy));
     }
 
     async fn kill(&self) -> Result<(), EngineError> {
-        self.life.kill().await
+        self.main_process.kill().await
     }
 
     fn exit(&self) -> watch::Receiver<Option<ExitReason>> {
-        self.life.exit()
+        self.main_process.exit()
     }
 
     fn private_dir(&self) -> PathBuf {
-        self.private.clone()
+        self.private_dir.clone()
     }
 }

@@ -1,165 +1,177 @@
-//! A start, from specification to a running PID 1 under watch.
-//! The blocking part runs on the slot's own thread; the caller may be cancelled at any point and nothing stays behind.
-//! By the time it returns, the record that lets a later server adopt the sandbox is on disk.
+//! Starting a sandbox, from its specification to a running PID 1 that is watched.
+//! The blocking part runs on the slot's own thread. The caller may be cancelled at any point; nothing is left behind then.
+//! The record that lets a later server adopt the sandbox is written before the start returns.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use engine::{EngineError, RestoreMode, Sandbox, SnapshotId, StartSpec};
-use engine_host::{ProcessId, tree_error, tree_of};
+use engine_host::{ProcessId, StartSource, tree_error, tree_of};
 use net::{Gateway, Listeners};
 use sys::Namespace;
 use tracing::debug;
 
-use crate::capture::State;
+use crate::capture::SnapshotFiles;
 use crate::devices;
 use crate::host::Host;
-use crate::launch::{Parts, Started, launch};
-use crate::private::copy_of;
-use crate::record::Record;
+use crate::launch::{InitProcess, LaunchParts, launch};
+use crate::private_tree::copy_snapshot_tree;
+use crate::ready_slots::ReadySlots;
+use crate::record::SandboxRecord;
 use crate::restore::restore;
 use crate::rootfs;
 use crate::sandbox::ContainerSandbox;
-use crate::slot::{Pool, Slot};
-
-/// What a sandbox begins with.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Origin {
-    /// Its template alone.
-    Template,
-    /// A captured state.
-    Snapshot(SnapshotId, RestoreMode),
-}
+use crate::slot::Slot;
 
 /// Starts a sandbox.
+///
+/// # Errors
+/// As [`engine::Engine::start`] and [`engine::Engine::restore`].
 pub(crate) async fn start(
     host: &Arc<Host>,
-    pool: &Arc<Pool>,
+    slots: &Arc<ReadySlots>,
     spec: StartSpec,
-    origin: Origin,
+    source: StartSource,
 ) -> Result<Arc<dyn Sandbox>, EngineError> {
-    let (host, pool) = (host.clone(), pool.clone());
-    // One blocking task from the slot to the watcher: if the caller goes away, it still runs to its end and
-    // the last handle dropped does not matter, because the watcher owns the sandbox.
-    let blocking = tokio::task::spawn_blocking(move || start_blocking(&host, &pool, spec, origin));
+    let (host, slots) = (host.clone(), slots.clone());
+    // One blocking task from taking the slot to watching PID 1: if the caller is cancelled, it still runs to its end. Dropping the
+    // returned handle does not matter then, because the task that watches owns the sandbox.
+    let blocking = tokio::task::spawn_blocking(move || start_blocking(&host, &slots, spec, source));
     blocking.await.map_err(|_| EngineError::Died("the start was interrupted".into()))?
 }
 
-/// A running PID 1 and, if it did not take the slot's, its network.
-struct Running {
-    started: Started,
+/// A running PID 1 and the layer that its envd comes from.
+struct StartedInit {
+    init: InitProcess,
+    envd_layer: PathBuf,
+    /// The network of a restored sandbox; others have their slot's.
     network: Option<(Namespace, Listeners)>,
 }
 
 fn start_blocking(
     host: &Arc<Host>,
-    pool: &Pool,
+    slots: &ReadySlots,
     spec: StartSpec,
-    origin: Origin,
+    source: StartSource,
 ) -> Result<Arc<dyn Sandbox>, EngineError> {
-    let slot = pool.take_ready().map_or_else(|| Slot::prepare(host), Ok)?;
+    let slot = slots.take_ready().map_or_else(|| Slot::prepare(host), Ok)?;
     let job_host = host.clone();
     let job_spec = spec.clone();
-    let (slot, running) = slot
-        .run_on_thread(move |slot| run(&job_host, slot, &job_spec, origin))
+    let (slot, started) = slot
+        .run_on_thread(move |slot| start_init(&job_host, slot, &job_spec, source))
         .recv()
         .map_err(|_| EngineError::Died("the slot's thread ended".into()))?;
-    let Running { started: Started { pid, pidfd }, network: own_network } = match running {
-        Ok(running) => running,
+    let StartedInit { init: InitProcess { pid, pidfd }, network: own_network, .. } = match started {
+        Ok(started) => started,
         Err(error) => {
             let _ = host.trees.discard(&tree_of(&spec.id));
-            return Err(match origin {
-                // Discarded while we were at it.
-                Origin::Snapshot(id, _) if State::of(host, id).is_gone() => EngineError::NotFound,
+            return Err(match source {
+                // The snapshot was discarded in the meantime.
+                StartSource::Snapshot(id, _) if SnapshotFiles::of(host, id).is_gone() => {
+                    EngineError::NotFound
+                }
                 _ => error,
             });
         }
     };
-    debug!(sandbox = %spec.id, pid, ?origin, "sandbox started");
-    let (slot_network, slot_listeners, claim) = slot.into_parts();
+    debug!(sandbox_id = %spec.id, pid, ?source, "sandbox started");
+    let (slot_network, slot_listeners, lease) = slot.into_parts();
     let (network, listeners) = own_network.unwrap_or((slot_network, slot_listeners));
     let gateway = Gateway::start(listeners, spec.egress, host.gateway.clone());
-    let watched = gateway.and_then(|gateway| {
-        ContainerSandbox::watch(host.clone(), spec.id, pidfd, network, Some(gateway), claim)
-    });
+    let watched =
+        gateway.and_then(|gateway| ContainerSandbox::watch(spec.id, pidfd, network, Some(gateway), lease));
     Ok(watched.map_err(EngineError::kernel("watch the sandbox"))?)
 }
 
-/// The part that runs on the slot's thread.
-fn run(host: &Host, slot: &mut Slot, spec: &StartSpec, origin: Origin) -> Result<Running, EngineError> {
-    let disk = spec.resources.disk_mib;
-    slot.claim.group.limit(&spec.resources).map_err(EngineError::kernel("set limits"))?;
-    let (agent, running) = match origin {
-        Origin::Template => {
-            let private = slot.tree.take(&spec.id, disk).map_err(tree_error("take a tree"))?;
-            begin(host, slot, spec, &private)?
+/// Starts PID 1 and writes the sandbox's record. Runs on the slot's thread.
+fn start_init(
+    host: &Host,
+    slot: &mut Slot,
+    spec: &StartSpec,
+    source: StartSource,
+) -> Result<StartedInit, EngineError> {
+    slot.lease.group.limit(&spec.resources).map_err(EngineError::kernel("set limits"))?;
+    let started = match source {
+        StartSource::Template => {
+            let tree =
+                slot.tree.take(&spec.id, spec.resources.disk_mib).map_err(tree_error("take a tree"))?;
+            start_envd(host, slot, spec, &tree)?
         }
-        Origin::Snapshot(id, restore_mode) => {
-            let state = State::of(host, id);
-            let meta = state.meta()?;
-            let private =
-                copy_of(&host.trees, id, &spec.id, disk).map_err(tree_error("copy the captured files"))?;
-            match restore_mode {
-                RestoreMode::Disk => begin(host, slot, spec, &private)?,
-                RestoreMode::Memory if !meta.memory => return Err(EngineError::NotFound),
-                RestoreMode::Memory => {
-                    // Its processes go on in the very files they were started from.
-                    let agent = host.agent_layer_named(&meta.agent);
-                    slot.dev = devices::make(slot.user_namespace.as_fd(), &meta.inner_boot)
-                        .map_err(EngineError::kernel("make /dev"))?;
-                    slot.inner_boot = meta.inner_boot;
-                    let root = assemble(slot, spec, &agent, &private)?;
-                    let restored =
-                        restore(host, slot, &state.memory(), meta.memory_bytes, root, &spec.hostname)?;
-                    let network = Some((restored.network, restored.listeners));
-                    (agent, Running { started: restored.started, network })
-                }
-            }
-        }
+        StartSource::Snapshot(id, restore_mode) => start_snapshot(host, slot, spec, id, restore_mode)?,
     };
-    let agent = agent.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let record = ProcessId::of(running.started.pid).map(|process| Record {
+    let envd_layer = started.envd_layer.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let record = ProcessId::of(started.init.pid).map(|process| SandboxRecord {
         process,
-        uid_base: slot.claim.uid_base,
-        cgroup: slot.claim.group.name().to_owned(),
-        agent,
+        uid_base: slot.lease.uid_base,
+        cgroup: slot.lease.group.name().to_owned(),
+        envd_layer,
         inner_boot: slot.inner_boot.clone(),
     });
     if let Err(source) = record.and_then(|record| host.records.save(&spec.id, &record)) {
-        let _ = slot.claim.group.kill();
+        let _ = slot.lease.group.kill();
         return Err(EngineError::Kernel { step: "record the sandbox", source });
     }
-    Ok(running)
+    Ok(started)
 }
 
-/// Starts envd; returns the layer it comes from, too.
-fn begin(
+/// Starts a snapshot's envd anew on its files, or restores its processes.
+fn start_snapshot(
     host: &Host,
-    slot: &Slot,
+    slot: &mut Slot,
     spec: &StartSpec,
-    private: &Path,
-) -> Result<(PathBuf, Running), EngineError> {
-    let agent = host.agent_layer.clone();
-    let started = launch(Parts {
+    id: SnapshotId,
+    restore_mode: RestoreMode,
+) -> Result<StartedInit, EngineError> {
+    let snapshot = SnapshotFiles::of(host, id);
+    let record = snapshot.record()?;
+    let tree = copy_snapshot_tree(&host.trees, id, &spec.id, spec.resources.disk_mib)
+        .map_err(tree_error("copy the snapshot's files"))?;
+    match restore_mode {
+        RestoreMode::Disk => start_envd(host, slot, spec, &tree),
+        RestoreMode::Memory if !record.memory => Err(EngineError::NotFound),
+        RestoreMode::Memory => {
+            // The processes continue with the very files that they were started from.
+            let envd_layer = host.envd_layer_named(&record.envd_layer);
+            slot.dev = devices::make_dev(slot.user_namespace.as_fd(), &record.inner_boot)
+                .map_err(EngineError::kernel("make /dev"))?;
+            slot.inner_boot = record.inner_boot;
+            let root = assemble_root(slot, spec, &envd_layer, &tree)?;
+            let restored =
+                restore(host, slot, &snapshot.memory(), record.memory_bytes, root, &spec.hostname)?;
+            let network = Some((restored.network, restored.listeners));
+            Ok(StartedInit { init: restored.init, envd_layer, network })
+        }
+    }
+}
+
+/// Starts envd as PID 1 on the files in `tree`.
+fn start_envd(host: &Host, slot: &Slot, spec: &StartSpec, tree: &Path) -> Result<StartedInit, EngineError> {
+    let envd_layer = host.envd_layer.clone();
+    let init = launch(LaunchParts {
         user_namespace: &slot.user_namespace,
         network_namespace: &slot.network_namespace,
-        cgroup: slot.claim.group.unified_fd(),
-        root: assemble(slot, spec, &agent, private)?,
+        cgroup: slot.lease.group.unified_fd(),
+        root: assemble_root(slot, spec, &envd_layer, tree)?,
         root_target: &host.root_target,
         dev: slot.dev.as_fd(),
         shm_mib: spec.resources.memory_mib / 2,
         hostname: spec.hostname.clone(),
         pids: spec.resources.pids,
-        listener: slot.agent_listener.as_fd(),
+        listener: slot.envd_listener.as_fd(),
         filter: host.filter.clone(),
     })?;
-    Ok((agent, Running { started, network: None }))
+    Ok(StartedInit { init, envd_layer, network: None })
 }
 
-fn assemble(slot: &Slot, spec: &StartSpec, agent: &Path, private: &Path) -> Result<OwnedFd, EngineError> {
-    let mut layers = vec![agent.to_owned()];
+fn assemble_root(
+    slot: &Slot,
+    spec: &StartSpec,
+    envd_layer: &Path,
+    tree: &Path,
+) -> Result<OwnedFd, EngineError> {
+    let mut layers = vec![envd_layer.to_owned()];
     layers.extend_from_slice(&spec.template.layers);
-    let root = rootfs::assemble(&layers, private, slot.user_namespace.as_fd(), slot.claim.uid_base);
+    let root = rootfs::assemble(&layers, tree, slot.user_namespace.as_fd(), slot.lease.uid_base);
     root.map_err(EngineError::kernel("assemble the root file system"))
 }

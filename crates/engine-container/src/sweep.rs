@@ -1,48 +1,54 @@
-//! After a crash: what lives is adopted, what does not is removed.
-//! A sandbox is proven to be ours by its record and its process's start time; a group without an adopted sandbox is emptied.
-//! Runs once at start, before anything new is made; a sandbox that is still being dumped is adopted later.
+//! After a restart of the server: adopts the sandboxes that still run and removes everything else.
+//! A sandbox is known by its record and by the start time of its PID 1; a control group without an adopted sandbox is emptied.
+//! Runs once at the start, before anything new is made. A sandbox whose memory is still being dumped is adopted later.
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{EgressPolicy, EngineError, Sandbox, SandboxId, SnapshotId};
-use engine_host::{Group, remove_groups, remove_others, snapshot_tree, tree_error, tree_of};
+use engine_host::{Group, remove_stale_groups, remove_unlisted, snapshot_tree, tree_error, tree_of};
 use layers::TreeName;
 use net::{Gateway, Listeners};
 use sys::Namespace;
 use tracing::warn;
 
-use crate::capture::{State, half_made_name, remove_dir};
-use crate::criu::remove_prepared;
-use crate::host::Host;
-use crate::record::Record;
+use crate::capture::{SnapshotFiles, partial_name, remove_dir};
+use crate::criu::remove_restore_dirs;
+use crate::host::{Host, Lease};
+use crate::private_tree::is_prepared_tree_in_use;
+use crate::record::SandboxRecord;
 use crate::sandbox::ContainerSandbox;
-use crate::slot::Claim;
 
-/// Takes over a sandbox that is still alive. Its egress is closed until the caller sets the policy again.
+/// Takes over a running sandbox. Nothing gets out of it until the caller sets its egress policy.
+///
+/// # Errors
+/// As [`engine::Engine::adopt`].
 pub(crate) async fn adopt(host: &Arc<Host>, id: &SandboxId) -> Result<Arc<dyn Sandbox>, EngineError> {
     let lock = host.records.try_lock(id).map_err(|_| EngineError::NotFound)?;
-    let record: Record = host.records.load(id).map_err(|_| EngineError::NotFound)?;
+    let record: SandboxRecord = host.records.load(id).map_err(|_| EngineError::NotFound)?;
     let Some(_lock) = lock else {
-        // A dump that the former server had begun goes on without it. Nobody else may have its ids meanwhile.
+        // A dump that the earlier server had begun continues without it. No other sandbox may have the ids meanwhile.
         host.uids.reserve(record.uid_base);
         return Err(EngineError::Capturing);
     };
     take_over(host, id, &record).await
 }
 
-/// Takes over a sandbox once its dump has ended or was ended. Cut off in the middle it may have lost its processes with it.
+/// Takes over a sandbox once its dump has ended or was killed. A dump that is killed may take the sandbox's processes with it.
+///
+/// # Errors
+/// As [`engine::Engine::adopt_late`].
 pub(crate) async fn adopt_late(host: &Arc<Host>, id: &SandboxId) -> Result<Arc<dyn Sandbox>, EngineError> {
-    let record: Record = host.records.load(id).map_err(|_| EngineError::NotFound)?;
+    let record: SandboxRecord = host.records.load(id).map_err(|_| EngineError::NotFound)?;
     let adopted = async {
-        let (_lock, was_ended) = host
+        let (_lock, was_killed) = host
             .records
-            .lock_within(id, patience(host, &record))
+            .lock_within(id, dump_timeout(host, &record))
             .await
             .map_err(EngineError::kernel("wait for a memory dump that an earlier server began"))?;
-        if was_ended {
-            warn!(sandbox = %id, "a memory dump that an earlier server began hung and was ended");
+        if was_killed {
+            warn!(sandbox_id = %id, "killed a memory dump of an earlier server, because it hung");
         }
         take_over(host, id, &record).await
     };
@@ -51,65 +57,66 @@ pub(crate) async fn adopt_late(host: &Arc<Host>, id: &SandboxId) -> Result<Arc<d
         Err(error) => error,
     };
     let (host, id) = (host.clone(), id.clone());
-    let _ = tokio::task::spawn_blocking(move || clear(&host, &id, &record)).await;
+    let _ = tokio::task::spawn_blocking(move || remove_lost(&host, &id, &record)).await;
     Err(error)
 }
 
-/// How long a dump of this sandbox may take: all its memory has to be written.
-fn patience(host: &Host, record: &Record) -> Duration {
+/// Returns how long a dump of this sandbox may be silent; all its memory has to be written.
+fn dump_timeout(host: &Host, record: &SandboxRecord) -> Duration {
     let group = Group::open(&host.hierarchies, &record.cgroup);
     let bytes = group.and_then(|group| group.stats()).map_or(0, |stats| stats.memory_bytes);
     let size_mib = u32::try_from(bytes >> 20).unwrap_or(u32::MAX);
-    // A server that has no CRIU any more has nothing to wait for: there is no way to be patient with what it does not know.
-    host.memory().map_or(Duration::ZERO, |memory| memory.patience(size_mib))
+    // Without CRIU this server knows no timeout.
+    host.checkpointer().map_or(Duration::ZERO, |checkpointer| checkpointer.timeout(size_mib))
 }
 
-/// With its lock held: nobody has a hand in its processes.
+/// Adopts a sandbox whose lock the caller holds, so that no dump is working on its processes.
 async fn take_over(
     host: &Arc<Host>,
     id: &SandboxId,
-    record: &Record,
+    record: &SandboxRecord,
 ) -> Result<Arc<dyn Sandbox>, EngineError> {
-    // Of a capture that the former server did not finish.
-    if let Err(error) = remove_dir(&host.snapshots.join(half_made_name(id))) {
-        warn!(sandbox = %id, %error, "a half-made state could not be removed");
+    // Of a capture that the earlier server did not finish.
+    if let Err(error) = remove_dir(&host.snapshots.join(partial_name(id))) {
+        warn!(sandbox_id = %id, %error, "failed to remove a partial snapshot");
     }
     let pidfd = record.process.open().map_err(|_| EngineError::NotFound)?;
     let group = Group::open(&host.hierarchies, &record.cgroup).map_err(|_| EngineError::NotFound)?;
     group.set_frozen(false).await.map_err(EngineError::kernel("thaw an adopted sandbox"))?;
     let open = || -> io::Result<Arc<ContainerSandbox>> {
         let network = Namespace::of_process(record.process.pid, "net")?;
-        host.uids.reserve(record.uid_base);
-        let claim = Claim::new(host.clone(), record.uid_base, group);
-        // Whatever happens here, the sandbox is its owner's: better without a way out than not at all.
+        let lease = Lease::adopt(host, record.uid_base, group);
+        // A sandbox without a way out is better than none, so the adoption continues without a gateway.
         let gateway = Listeners::open(&network)
             .and_then(|listeners| Gateway::start(listeners, EgressPolicy::deny_all(), host.gateway.clone()))
-            .inspect_err(|error| warn!(sandbox = %id, %error, "adopted without network: its gateway's ports are taken"))
+            .inspect_err(|error| {
+                warn!(sandbox_id = %id, %error, "adopted a sandbox without network: its gateway's ports are taken");
+            })
             .ok();
-        ContainerSandbox::watch(host.clone(), id.clone(), pidfd, network, gateway, claim)
+        ContainerSandbox::watch(id.clone(), pidfd, network, gateway, lease)
     };
     Ok(open().map_err(EngineError::kernel("adopt the sandbox"))?)
 }
 
-/// Ends and removes what is left of a sandbox that the sweep has kept and that could not be taken over after all.
-fn clear(host: &Arc<Host>, id: &SandboxId, record: &Record) {
+/// Kills and removes what is left of a sandbox that the sweep has kept but that could not be taken over in the end.
+fn remove_lost(host: &Arc<Host>, id: &SandboxId, record: &SandboxRecord) {
     if let Ok(group) = Group::open(&host.hierarchies, &record.cgroup) {
-        if let Err(error) = group.kill() {
-            warn!(sandbox = %id, %error, "a process of a lost sandbox does not die");
-        }
-        // Dropped, it removes the group and gives the ids back.
-        drop(Claim::new(host.clone(), record.uid_base, group));
+        let lease = Lease::adopt(host, record.uid_base, group);
+        lease.kill_processes(id);
+        // Removes the group and gives the ids back.
+        drop(lease);
     }
-    if let Err(error) = host.trees.discard(&tree_of(id)) {
-        warn!(sandbox = %id, %error, "a lost sandbox's files could not be discarded");
+    if let Err(error) = remove_dir(&host.snapshots.join(partial_name(id))) {
+        warn!(sandbox_id = %id, %error, "failed to remove a partial snapshot");
     }
-    let kept = remove_dir(&host.snapshots.join(half_made_name(id))).and_then(|()| host.records.remove(id));
-    if let Err(error) = kept {
-        warn!(sandbox = %id, %error, "a lost sandbox's remains could not be removed");
-    }
+    host.remove_sandbox(id);
 }
 
-/// Ends and removes everything of this server that is not in `keep`.
+/// Kills and removes all sandboxes of this server that are not in `keep` and all snapshots that are not in `snapshots`. Returns how
+/// many were removed.
+///
+/// # Errors
+/// Something cannot be listed or removed.
 pub(crate) async fn sweep(
     host: &Arc<Host>,
     keep: &[SandboxId],
@@ -120,44 +127,48 @@ pub(crate) async fn sweep(
     swept.map_err(|_| EngineError::Died("the sweep was interrupted".into()))?
 }
 
-/// Whether a slot of this very process holds the group.
-fn in_use(host: &Host, group: &str) -> bool {
-    let base = group.strip_prefix('s').and_then(|hex| u32::from_str_radix(hex, 16).ok());
-    base.is_some_and(|base| host.uids.is_used(base))
-}
-
 fn sweep_blocking(host: &Host, keep: &[SandboxId], snapshots: &[SnapshotId]) -> Result<usize, EngineError> {
+    kill_captures(host, keep)?;
     let kept_groups: Vec<String> =
-        keep.iter().filter_map(|id| Some(host.records.load::<Record>(id).ok()?.cgroup)).collect();
-    for id in host.records.list().map_err(EngineError::kernel("list records"))? {
-        // First whoever has a hand in its processes: it would hang on, or hold their names.
-        if !keep.contains(&id)
-            && let Err(error) = host.records.end_captures(&id)
-        {
-            warn!(sandbox = %id, %error, "the capture of a sandbox that nobody owns could not be ended");
-        }
-    }
-    let is_kept = |name: &str| kept_groups.iter().any(|kept| kept == name) || in_use(host, name);
-    let mut removed = remove_groups(&host.hierarchies, is_kept)?;
-    let mut wanted: Vec<TreeName> = keep.iter().map(tree_of).collect();
-    wanted.extend(snapshots.iter().copied().map(snapshot_tree));
-    for tree in host.trees.list().map_err(tree_error("list trees"))? {
-        // A slot's own.
-        if !wanted.contains(&tree) && !in_use(host, &tree.as_str().replace("ready-", "s")) {
-            host.trees.discard(&tree).map_err(tree_error("discard a stray tree"))?;
-            removed += 1;
-        }
-    }
-    // One that is still being dumped has files written into its half-made state; whoever adopts it removes that.
-    let of_sandbox = |id: &SandboxId| [format!("{id}.json"), half_made_name(id)];
-    let states = snapshots.iter().map(ToString::to_string);
-    let names: Vec<String> = keep.iter().flat_map(of_sandbox).chain(states).collect();
+        keep.iter().filter_map(|id| Some(host.records.load::<SandboxRecord>(id).ok()?.cgroup)).collect();
+    let is_kept = |name: &str| kept_groups.iter().any(|kept| kept == name) || host.is_group_in_use(name);
+    let removed = remove_stale_groups(&host.hierarchies, is_kept)? + sweep_trees(host, keep, snapshots)?;
+    // A sandbox that is still being dumped has a partial snapshot; its adoption removes that.
+    let of_sandbox = |id: &SandboxId| [format!("{id}.json"), partial_name(id)];
+    let of_snapshots = snapshots.iter().map(ToString::to_string);
+    let names: Vec<String> = keep.iter().flat_map(of_sandbox).chain(of_snapshots).collect();
     for dir in [host.records.dir(), &host.snapshots] {
-        remove_others(dir, &names).map_err(EngineError::kernel("remove a stray file"))?;
+        remove_unlisted(dir, &names).map_err(EngineError::kernel("remove a stale file"))?;
     }
     for id in snapshots {
-        if let Err(error) = remove_prepared(&State::of(host, *id).memory()) {
-            warn!(state = %id, %error, "what restores of a state have left could not be removed");
+        if let Err(error) = remove_restore_dirs(&SnapshotFiles::of(host, *id).memory()) {
+            warn!(snapshot_id = %id, %error, "failed to remove what interrupted restores of a snapshot left over");
+        }
+    }
+    Ok(removed)
+}
+
+/// Kills the memory dumps of sandboxes that are not kept, before their processes: such a dump would hang, or hold their names.
+fn kill_captures(host: &Host, keep: &[SandboxId]) -> Result<(), EngineError> {
+    for id in host.records.list().map_err(EngineError::kernel("list records"))? {
+        if !keep.contains(&id)
+            && let Err(error) = host.records.kill_captures(&id)
+        {
+            warn!(sandbox_id = %id, %error, "failed to kill the memory dump of a stale sandbox");
+        }
+    }
+    Ok(())
+}
+
+/// Removes the trees of sandboxes and snapshots that are not kept; returns how many.
+fn sweep_trees(host: &Host, keep: &[SandboxId], snapshots: &[SnapshotId]) -> Result<usize, EngineError> {
+    let mut kept: Vec<TreeName> = keep.iter().map(tree_of).collect();
+    kept.extend(snapshots.iter().copied().map(snapshot_tree));
+    let mut removed = 0;
+    for tree in host.trees.list().map_err(tree_error("list trees"))? {
+        if !kept.contains(&tree) && !is_prepared_tree_in_use(host, &tree) {
+            host.trees.discard(&tree).map_err(tree_error("remove a stale tree"))?;
+            removed += 1;
         }
     }
     Ok(removed)

@@ -26,10 +26,10 @@ fn open(data_dir: PathBuf) -> Opening {
     let config = ContainerConfig {
         data_dir,
         run_dir: "/run/cofferdam".into(),
-        agent: variable("COFFERDAM_ENVD"),
+        envd: variable("COFFERDAM_ENVD"),
         criu: criu(),
         trees: TreesConfig::default(),
-        pool: 2,
+        slots: 2,
         gateway: GatewayConfig::default(),
     };
     std::future::ready(Arc::new(ContainerEngine::open(&config).expect("this host can run containers")))

@@ -1,29 +1,35 @@
-//! What any engine needs of the machine: control groups, ranges of user ids, names for kernel objects, proof that a process is
-//! still the same, news of scarce memory. An engine takes from here what it shares with the others and nothing more.
-//! Names contain the data directory's fingerprint, so two servers never touch each other's objects.
+//! What every engine needs from the host: its directories and records ([`HostResources`]), control groups, ranges of user ids
+//! ([`HostLease`] holds one of each for a sandbox), the watch over a sandbox's process ([`MainProcess`]), proof that a process is
+//! still the same, and the sweep of what an earlier server left over.
+//! Names of kernel objects contain the data directory's fingerprint, so two servers never touch each other's objects.
 
 pub mod cgroup;
 mod dirs;
-mod holders;
-mod life;
-mod pressure;
+mod host_lease;
+mod host_resources;
+mod lock_holders;
+mod main_process;
+mod memory_pressure;
+mod memory_room;
 mod process;
 mod records;
-mod remains;
-mod running;
+mod running_sandboxes;
+mod start_source;
+mod sweep;
 mod trees;
 pub mod uids;
 
-pub use cgroup::{Entrance, Group, Hierarchies};
-pub use dirs::{
-    RunDir, check_kernel, check_root, fingerprint, instance_name, make_dir, make_private_dir,
-    raise_open_files,
-};
-pub use life::Life;
-pub use pressure::memory_pressure;
+pub use cgroup::{Group, GroupEntrance, Hierarchies};
+pub use dirs::{RunDir, fingerprint, instance_name, make_dir, make_private_dir};
+pub use host_lease::HostLease;
+pub use host_resources::{HostResources, check_host};
+pub use main_process::MainProcess;
+pub use memory_pressure::memory_pressure;
+pub use memory_room::MemoryRoom;
 pub use process::{ProcessId, exit_reason};
 pub use records::Records;
-pub use remains::{remove_groups, remove_others};
-pub use running::Running;
+pub use running_sandboxes::RunningSandboxes;
+pub use start_source::StartSource;
+pub use sweep::{remove_stale_groups, remove_unlisted};
 pub use trees::{snapshot_tree, tree_error, tree_of};
 pub use uids::UidRanges;

@@ -1,6 +1,5 @@
-//! Proof that a process is still the one that was started, and how it ended.
-//! A pid alone is no proof: the start time and the boot must match too.
-//! Written down before a sandbox is announced to anyone.
+//! [`ProcessId`]: identifies a process across restarts of the server and of the host. Pids are reused, so the start time and the
+//! boot must match too. Also [`exit_reason`]: how a process ended.
 
 use std::fs;
 use std::io;
@@ -10,7 +9,7 @@ use engine::ExitReason;
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
 use serde::{Deserialize, Serialize};
 
-/// A process of this machine, for ever.
+/// Identifies one process of this host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessId {
     /// Its pid on the host.
@@ -22,7 +21,7 @@ pub struct ProcessId {
 }
 
 impl ProcessId {
-    /// Describes a process that is alive.
+    /// Identifies the running process with this pid.
     ///
     /// # Errors
     /// It has ended.
@@ -37,7 +36,7 @@ impl ProcessId {
             && start_time(self.pid).is_ok_and(|t| t == self.start_time)
     }
 
-    /// A handle on it.
+    /// Opens a pidfd of the process.
     ///
     /// # Errors
     /// `NotFound` when it has ended, also if another process has its pid now.
@@ -49,7 +48,8 @@ impl ProcessId {
     }
 }
 
-/// How a process ended. Only its parent is told; an adopted one has another parent.
+/// Returns how a process ended. Only its parent can find out: the result is [`ExitReason::Unknown`] for processes that an earlier
+/// server started.
 #[must_use]
 pub fn exit_reason(pidfd: &OwnedFd) -> ExitReason {
     match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {
@@ -66,7 +66,8 @@ fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
-/// Field 22 of `/proc/<pid>/stat`; the command name before it may hold spaces and brackets. A zombie is not alive.
+/// Reads the start time: field 22 of `/proc/<pid>/stat`. The command name before it may contain spaces and brackets. `NotFound` for
+/// a zombie.
 fn start_time(pid: i32) -> io::Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
@@ -83,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_is_itself_and_no_other() {
+    fn a_process_with_another_start_time_is_another_process() {
         let mut own = ProcessId::of(i32::try_from(std::process::id()).unwrap()).unwrap();
         assert!(own.is_alive() && own.open().is_ok());
         own.start_time += 1;

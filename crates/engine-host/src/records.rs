@@ -1,6 +1,6 @@
-//! What a later server needs to find running sandboxes again: a small JSON file for each.
-//! Whole or not there at all, and a lock for whoever changes what the record speaks of.
-//! What is in a record is the engine's own business.
+//! [`Records`]: the records that a later server finds running sandboxes by, one small JSON file for each sandbox.
+//! A record is complete or not there at all. A lock on the file serves as the lock on its sandbox's captures. Each engine defines
+//! what its records contain.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,40 +13,38 @@ use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::holders::{end_within, holders, kill};
+use crate::lock_holders::{end_within, kill, lock_holders};
 
-/// How long a killed process may take to be dead.
-const MAX_DEATH: Duration = Duration::from_secs(20);
+/// How long to wait for a killed process to be gone.
+const DEATH_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The directory of an engine's records.
 #[derive(Debug, Clone)]
 pub struct Records(PathBuf);
 
 impl Records {
-    /// Records in `directory`, which exists.
+    /// Records in the directory `dir`, which exists.
     #[must_use]
     pub fn new(dir: PathBuf) -> Self {
         Self(dir)
     }
 
-    /// The directory.
+    /// Returns the directory.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.0
     }
 
-    /// Writes a sandbox's record.
+    /// Writes or replaces a sandbox's record.
     ///
     /// # Errors
     /// The directory cannot be written to.
     pub fn save(&self, id: &SandboxId, record: &impl Serialize) -> io::Result<()> {
-        let new = self.0.join(format!("{id}.new"));
-        fs::write(&new, serde_json::to_vec(record)?)?;
-        fs::rename(new, self.path(id))
+        fs_atomic::write_json(&self.path(id), record, fs_atomic::Options::DEFAULT)
     }
 
-    /// Waits until no capture of the sandbox is under way, also one of a server that has died, and keeps others away until it is
-    /// dropped. Blocks.
+    /// Locks the sandbox for a capture; the lock is held until the returned file is dropped. Waits while another capture holds it,
+    /// also one of a server process that has died. Blocks.
     ///
     /// # Errors
     /// There is no record.
@@ -56,7 +54,7 @@ impl Records {
         Ok(file)
     }
 
-    /// As [`Records::lock`] without the wait: None while a capture is under way.
+    /// As [`Records::lock`], but returns `None` instead of waiting.
     ///
     /// # Errors
     /// There is no record.
@@ -69,53 +67,53 @@ impl Records {
         }
     }
 
-    /// As [`Records::lock`], but whoever holds it in another process for longer than `patience` is killed. Answers whether that
-    /// was necessary, too. May be dropped at any point.
+    /// As [`Records::lock`], but kills the processes that still hold the lock after `timeout`. Also returns whether it did. Can be
+    /// cancelled at any point.
     ///
     /// # Errors
-    /// There is no record, or who holds it does not die (`TimedOut`).
-    pub async fn lock_within(&self, id: &SandboxId, patience: Duration) -> io::Result<(File, bool)> {
-        let deadline = Instant::now() + patience;
-        let mut was_ended = false;
+    /// There is no record, or a killed process does not die (`TimedOut`).
+    pub async fn lock_within(&self, id: &SandboxId, timeout: Duration) -> io::Result<(File, bool)> {
+        let deadline = Instant::now() + timeout;
+        let mut was_killed = false;
         loop {
             if let Some(lock) = self.try_lock(id)? {
-                return Ok((lock, was_ended));
+                return Ok((lock, was_killed));
             }
             let path = self.path(id);
-            let held_by = tokio::task::spawn_blocking(move || holders(&path)).await;
+            let held_by = tokio::task::spawn_blocking(move || lock_holders(&path)).await;
             let held_by = held_by.map_err(|_| io::Error::from(io::ErrorKind::Interrupted))??;
             if held_by.is_empty() {
-                // About to let go: its descriptors are closed, its locks in a moment.
+                // The holder is ending: its descriptors are closed already, its locks go in a moment.
                 let (records, id) = (self.clone(), id.clone());
                 let lock = tokio::task::spawn_blocking(move || records.lock(&id)).await;
-                return Ok((lock.map_err(|_| io::Error::from(io::ErrorKind::Interrupted))??, was_ended));
+                return Ok((lock.map_err(|_| io::Error::from(io::ErrorKind::Interrupted))??, was_killed));
             }
             if end_within(&held_by, deadline.saturating_duration_since(Instant::now())).await? {
                 continue;
             }
             kill(&held_by)?;
-            was_ended = true;
-            if !end_within(&held_by, MAX_DEATH).await? {
+            was_killed = true;
+            if !end_within(&held_by, DEATH_TIMEOUT).await? {
                 return Err(io::Error::new(
                     io::ErrorKind::TimedOut,
-                    "what captures the sandbox does not die",
+                    "the process that captures the sandbox does not die",
                 ));
             }
         }
     }
 
-    /// Ends whoever captures a sandbox that nobody wants any more. Blocks.
+    /// Kills the processes that capture a sandbox which is about to be removed. Blocks.
     ///
     /// # Errors
-    /// There is no record, or a process cannot be ended.
-    pub fn end_captures(&self, id: &SandboxId) -> io::Result<()> {
+    /// There is no record, or a process cannot be killed.
+    pub fn kill_captures(&self, id: &SandboxId) -> io::Result<()> {
         match self.try_lock(id)? {
             Some(_lock) => Ok(()),
-            None => kill(&holders(&self.path(id))?),
+            None => kill(&lock_holders(&self.path(id))?),
         }
     }
 
-    /// The sandboxes that have a record.
+    /// Returns the sandboxes that have a record.
     ///
     /// # Errors
     /// The directory cannot be read.
@@ -132,12 +130,12 @@ impl Records {
     /// Reads a record.
     ///
     /// # Errors
-    /// There is none, or it is damaged.
+    /// There is no record, or it is damaged.
     pub fn load<T: DeserializeOwned>(&self, id: &SandboxId) -> io::Result<T> {
         Ok(serde_json::from_slice(&fs::read(self.path(id))?)?)
     }
 
-    /// Removes a record; one that is not there is a success.
+    /// Removes a record. Succeeds if there is none.
     ///
     /// # Errors
     /// The directory cannot be written to.
@@ -162,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_comes_back_and_goes() {
+    fn a_record_is_saved_loaded_and_removed() {
         let dir = tempfile::tempdir().unwrap();
         let records = Records::new(dir.path().to_owned());
         let id = SandboxId::generate();
@@ -174,8 +172,8 @@ mod tests {
         assert!(records.load::<i32>(&id).is_err());
     }
 
-    /// A process that has inherited the lock, as a dump has; it says when it does.
-    fn a_heir(lock: File, program: &str) -> Child {
+    /// Starts a process that inherits the lock, as a memory dump does, and waits until it runs.
+    fn start_heir(lock: File, program: &str) -> Child {
         let mut command = Command::new("sh");
         command.args(["-c", program]).stdin(lock).stdout(Stdio::piped());
         let mut heir = command.spawn().unwrap();
@@ -184,19 +182,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_keeps_a_lock_too_long_is_ended() {
+    async fn a_process_that_holds_a_lock_too_long_is_killed() {
         let dir = tempfile::tempdir().unwrap();
         let records = Records::new(dir.path().to_owned());
         let id = SandboxId::generate();
         records.save(&id, &7).unwrap();
-        let mut heir = a_heir(records.lock(&id).unwrap(), "echo; exec sleep 1000");
-        // It has the record open without a lock on it: that is no reason to end it.
-        let mut bystander = a_heir(File::open(records.path(&id)).unwrap(), "echo; exec sleep 1000");
+        let mut heir = start_heir(records.lock(&id).unwrap(), "echo; exec sleep 1000");
+        // Has the record open without a lock on it, so it must not be killed.
+        let mut bystander = start_heir(File::open(records.path(&id)).unwrap(), "echo; exec sleep 1000");
         assert!(records.try_lock(&id).unwrap().is_none());
-        let (lock, was_ended) = records.lock_within(&id, Duration::from_millis(20)).await.unwrap();
-        assert!(was_ended);
+        let (lock, was_killed) = records.lock_within(&id, Duration::from_millis(20)).await.unwrap();
+        assert!(was_killed);
         assert_eq!(heir.wait().unwrap().signal(), Some(9));
-        assert!(records.try_lock(&id).unwrap().is_none(), "it is ours now");
+        assert!(records.try_lock(&id).unwrap().is_none(), "the lock is held by this process now");
         drop(lock);
         assert!(bystander.try_wait().unwrap().is_none());
         bystander.kill().unwrap();
@@ -204,14 +202,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lock_that_is_let_go_of_in_time_ends_nobody() {
+    async fn a_lock_that_is_released_in_time_kills_no_process() {
         let dir = tempfile::tempdir().unwrap();
         let records = Records::new(dir.path().to_owned());
         let id = SandboxId::generate();
         records.save(&id, &7).unwrap();
-        let mut heir = a_heir(records.lock(&id).unwrap(), "echo; exec sleep 0.2");
-        let (_lock, was_ended) = records.lock_within(&id, Duration::from_secs(60)).await.unwrap();
-        assert!(!was_ended);
+        let mut heir = start_heir(records.lock(&id).unwrap(), "echo; exec sleep 0.2");
+        let (_lock, was_killed) = records.lock_within(&id, Duration::from_secs(60)).await.unwrap();
+        assert!(!was_killed);
         assert!(heir.wait().unwrap().success());
     }
 }

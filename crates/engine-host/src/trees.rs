@@ -1,13 +1,11 @@
-//! Names and errors of trees, the same in every engine.
-//! A sandbox's tree has its id as name, a captured state's the state's.
-//! How trees are kept is `layers`' business.
+//! Names of the writable trees of sandboxes and snapshots, and their errors as [`EngineError`]; the same in every engine.
 
 use std::io;
 
 use engine::{EngineError, SandboxId, SnapshotId};
 use layers::{LayerError, TreeName};
 
-/// For `map_err`: names the step that a tree's error belongs to.
+/// Returns a function for `map_err` that names the step in which an error of a writable tree happened.
 pub fn tree_error(step: &'static str) -> impl FnOnce(LayerError) -> EngineError {
     move |error| match error {
         LayerError::Full(_) => EngineError::Exhausted(error.to_string()),
@@ -15,13 +13,13 @@ pub fn tree_error(step: &'static str) -> impl FnOnce(LayerError) -> EngineError 
     }
 }
 
-/// The tree of a sandbox.
+/// Returns the name of a sandbox's tree: its id.
 #[must_use]
 pub fn tree_of(id: &SandboxId) -> TreeName {
     id.as_str().parse().expect("sandbox ids are short and alphanumeric")
 }
 
-/// The tree of a captured state.
+/// Returns the name of a snapshot's tree: its id.
 #[must_use]
 pub fn snapshot_tree(id: SnapshotId) -> TreeName {
     id.to_string().parse().expect("UUIDs are hexadecimal digits and dashes")

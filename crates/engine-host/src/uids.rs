@@ -1,32 +1,35 @@
-//! Ranges of 65,536 user ids, one for each sandbox, so that no two sandboxes and no host user share an id.
-//! A server takes a block of ranges by locking a file, so several servers on one machine never overlap.
-//! Files on disk store ids as inside the sandbox (root is 0): a range means nothing once its sandbox has ended.
+//! [`UidRanges`]: ranges of 65,536 user ids, one for each sandbox, so that no two sandboxes and no host user share an id.
+//! A server takes a block of ranges by locking a file, so servers on one host never overlap.
+//! Files on the disk are stored with the ids seen inside the sandbox (root is 0), so a range can be used again once its sandbox has
+//! ended.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, flock};
 
-/// Ids in a range: 0..65535 inside the sandbox.
+/// Number of ids in a range: 0 to 65,535 inside the sandbox.
 pub const RANGE_SIZE: u32 = 65_536;
-/// Ranges in a block: the most sandboxes one server can run at once.
+/// Number of ranges in a block, and so the maximum number of sandboxes that one server can run at once.
 const RANGES: u32 = 4096;
 /// The first id of the first range.
 pub const FIRST_ID: u32 = 1 << 28;
+/// Number of blocks, and so the maximum number of servers on one host.
 const BLOCKS: u32 = 14;
 
-/// Ids that own user namespaces, one a range. Nothing runs with them and no range holds them.
+/// First of the ids that own user namespaces, one for each range. No process runs with them, and they are in no range.
 const FIRST_OWNER: u32 = 1 << 27;
 
-/// The host id that owns the user namespace of the range that begins at `base`.
-pub fn owner_of(base: u32) -> u32 {
+/// Returns the host id that owns the user namespace of the range that begins at `base`.
+#[must_use]
+pub fn namespace_owner(base: u32) -> u32 {
     FIRST_OWNER + (base - FIRST_ID) / RANGE_SIZE
 }
 
-/// The ranges of this server.
+/// One server's ranges of user ids.
 #[derive(Debug)]
 pub struct UidRanges {
     block: u32,
@@ -35,7 +38,10 @@ pub struct UidRanges {
 }
 
 impl UidRanges {
-    /// Locks a block, preferring the one this data directory had before: its sandboxes may be alive.
+    /// Locks a block; if possible the one that this data directory had before, because its sandboxes may be running.
+    ///
+    /// # Errors
+    /// Every block is taken, or a file cannot be written.
     pub fn open(lock_dir: &Path, data_dir: &Path) -> io::Result<Self> {
         fs::create_dir_all(lock_dir)?;
         let remembered = data_dir.join("uid-block");
@@ -48,34 +54,33 @@ impl UidRanges {
                 return Ok(Self { block, used: Mutex::default(), _lock: lock });
             }
         }
-        Err(io::Error::other("every block of user ids is taken by another server on this machine"))
+        Err(io::Error::other("every block of user ids is taken by another server on this host"))
     }
 
-    /// Takes a free range; returns its first id on the host.
+    /// Takes a free range and returns its first id on the host; `None` when every range is in use.
     pub fn take(&self) -> Option<u32> {
-        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut used = self.used.lock();
         let index = (0..RANGES).find(|index| !used.contains(index))?;
         used.insert(index);
         Some(self.base(index))
     }
 
-    /// Marks the range that begins at `base` as used by an adopted sandbox.
+    /// Marks the range that begins at `base` as in use, for a sandbox that an earlier server started.
     pub fn reserve(&self, base: u32) {
         if let Some(index) = self.index(base) {
-            self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(index);
+            self.used.lock().insert(index);
         }
     }
 
     /// Whether the range that begins at `base` is in use.
     pub fn is_used(&self, base: u32) -> bool {
-        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        self.index(base).is_some_and(|index| used.contains(&index))
+        self.index(base).is_some_and(|index| self.used.lock().contains(&index))
     }
 
     /// Gives a range back.
     pub fn release(&self, base: u32) {
         if let Some(index) = self.index(base) {
-            self.used.lock().unwrap_or_else(PoisonError::into_inner).remove(&index);
+            self.used.lock().remove(&index);
         }
     }
 
@@ -113,6 +118,6 @@ mod tests {
         let last = u64::from(FIRST_ID) + u64::from(BLOCKS) * u64::from(RANGES) * u64::from(RANGE_SIZE);
         assert!(last < u64::from(u32::MAX));
         const { assert!(FIRST_OWNER + BLOCKS * RANGES < FIRST_ID) };
-        assert_ne!(owner_of(FIRST_ID), owner_of(FIRST_ID + RANGE_SIZE));
+        assert_ne!(namespace_owner(FIRST_ID), namespace_owner(FIRST_ID + RANGE_SIZE));
     }
 }

@@ -38,10 +38,10 @@ pub(crate) async fn capture(
 ) -> Result<SnapshotInfo, EngineError> {
     let frozen = sandbox.frozen.lock().await;
     let started = Instant::now();
-    let claim = sandbox.claim()?;
+    let lease = sandbox.lease()?;
     if *frozen {
         // QEMU itself must run to save its devices; the virtual processors stay stopped.
-        claim.group.set_frozen(false).await.map_err(EngineError::kernel("wake QEMU"))?;
+        lease.group.set_frozen(false).await.map_err(EngineError::kernel("wake QEMU"))?;
     } else {
         sandbox.stop_vm().await?;
     }
@@ -52,12 +52,12 @@ pub(crate) async fn capture(
     };
     let stopped = started.elapsed();
     if *frozen {
-        claim.group.set_frozen(true).await.map_err(EngineError::kernel("freeze"))?;
+        lease.group.set_frozen(true).await.map_err(EngineError::kernel("freeze"))?;
     } else {
         sandbox.resume_vm().await?;
     }
     if written.is_ok() && durability == Durability::Durable {
-        claim.host.journal_replayer.add(snapshot, snapshot.image(&claim.host));
+        lease.host.journal_replayer.add(snapshot, snapshot.image(&lease.host));
     }
     let memory_bytes = written.map_err(|error| match error {
         EngineError::Capture(_) => error,
@@ -91,8 +91,8 @@ pub(crate) async fn keep_as_warm_start(
 /// Waits, for a limited time, until the guest uses next to no processor time. What a kernel defers
 /// until after its boot would otherwise be done again by every clone, before its first answer.
 async fn wait_until_idle(sandbox: &MicrovmSandbox) -> Result<(), EngineError> {
-    let claim = sandbox.claim()?;
-    let used = || claim.group.stats().map(|stats| Duration::from_micros(stats.cpu_usec));
+    let lease = sandbox.lease()?;
+    let used = || lease.group.stats().map(|stats| Duration::from_micros(stats.cpu_usec));
     let mut before = used().map_err(EngineError::kernel("read statistics"))?;
     let end = Instant::now() + MAX_IDLE_WAIT;
     while Instant::now() < end {
@@ -121,10 +121,10 @@ async fn check_health(sandbox: &MicrovmSandbox) -> std::io::Result<()> {
 /// The guest does not send a valid layer within its limits, or the disk is full.
 pub(crate) async fn export_layer(sandbox: &Arc<MicrovmSandbox>, target: PathBuf) -> Result<(), EngineError> {
     let frozen = sandbox.frozen.lock().await;
-    let claim = sandbox.claim()?;
+    let lease = sandbox.lease()?;
     if *frozen {
         // User code stays frozen.
-        claim.group.set_frozen(false).await.map_err(EngineError::kernel("wake QEMU"))?;
+        lease.group.set_frozen(false).await.map_err(EngineError::kernel("wake QEMU"))?;
         sandbox.vm.monitor.cont().await?;
     } else {
         sandbox.vm.guest_agent.quiesce().await.map_err(EngineError::Capture)?;
@@ -132,7 +132,7 @@ pub(crate) async fn export_layer(sandbox: &Arc<MicrovmSandbox>, target: PathBuf)
     let exported = receive_layer(sandbox, target).await;
     if *frozen {
         sandbox.vm.monitor.stop().await?;
-        claim.group.set_frozen(true).await.map_err(EngineError::kernel("freeze"))?;
+        lease.group.set_frozen(true).await.map_err(EngineError::kernel("freeze"))?;
     } else {
         sandbox.vm.guest_agent.resume().await.map_err(EngineError::Capture)?;
     }

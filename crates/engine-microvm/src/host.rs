@@ -5,17 +5,14 @@
 //! the data directory, so this engine and the container engine share no files.
 
 use std::fs;
+use std::ops::Deref;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use engine::EngineError;
-use engine_host::{
-    Hierarchies, Records, RunDir, Running, UidRanges, check_kernel, check_root, fingerprint, instance_name,
-    make_dir, make_private_dir, raise_open_files,
-};
+use engine_host::{HostResources, RunningSandboxes, check_host, fingerprint, make_dir, make_private_dir};
 use guest::Tools;
-use layers::Trees;
 use net::GatewayConfig;
 
 use crate::MicrovmConfig;
@@ -29,23 +26,14 @@ use crate::vm::command_line::{
 };
 use crate::warm_starts::WarmStarts;
 
-/// The first kernel that can clone detached mounts.
-const MINIMUM_KERNEL: (u32, u32) = (6, 15);
-
 /// The shared resources of the engine.
 #[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) tools: Tools,
     pub(crate) accelerator: Accelerator,
     pub(crate) machine_type: MachineType,
-    /// Records of running sandboxes.
-    pub(crate) records: Records,
-    /// Declared before `trees`, so that its thread ends before those are closed.
+    /// Declared before `resources` with the trees, so that its thread ends before those are closed.
     pub(crate) journal_replayer: JournalReplayer,
-    /// Disks and memory images of sandboxes and snapshots.
-    pub(crate) trees: Trees,
-    /// Directory of snapshot records and journals.
-    pub(crate) snapshots: PathBuf,
     /// Base images of templates.
     pub(crate) base_images: BaseImages,
     /// Sparse files that the memories of booting guests start from, by size.
@@ -54,14 +42,11 @@ pub(crate) struct Host {
     pub(crate) boot: PathBuf,
     pub(crate) warm_starts: WarmStarts,
     pub(crate) gateway: GatewayConfig,
-    pub(crate) uids: UidRanges,
-    pub(crate) hierarchies: Hierarchies,
     pub(crate) boot_timeout: Duration,
     pub(crate) stream_memory: bool,
-    pub(crate) running: Running<MicrovmSandbox>,
-    /// An empty directory that QEMU's root is mounted on, in QEMU's own mount namespace.
-    pub(crate) root_target: PathBuf,
-    run_dir: RunDir,
+    pub(crate) running: RunningSandboxes<MicrovmSandbox>,
+    /// What every engine has on the host. Dropped last, because the other fields use it.
+    resources: HostResources,
 }
 
 impl Host {
@@ -70,40 +55,26 @@ impl Host {
     /// # Errors
     /// [`EngineError::Host`], with the remedy, if the host cannot run this engine.
     pub(crate) fn open(config: &MicrovmConfig) -> Result<Self, EngineError> {
-        check_kernel("the microvm engine", MINIMUM_KERNEL)?;
-        check_root("the microvm engine makes network namespaces and confines QEMU")?;
-        raise_open_files().map_err(EngineError::kernel("raise the limit of open files"))?;
+        check_host("microvm", "create network namespaces and to confine QEMU")?;
         let data_dir = make_private_dir(&config.data_dir.join("microvm"))?;
-        let instance = instance_name(&data_dir).map_err(EngineError::kernel("name this server"))?;
-        let run_dir = make_dir(&config.run_dir.join(&instance))?;
+        let resources = HostResources::open(&data_dir, &config.run_dir, config.trees)?;
         make_mount_points(&config.tools.root())?;
         let boot = install_boot(config, &make_dir(&data_dir.join("boot"))?)?;
         Ok(Self {
             tools: config.tools.clone(),
             accelerator: config.accelerator.clone(),
             machine_type: config.machine_type,
-            records: Records::new(make_private_dir(&data_dir.join("sandboxes"))?),
             journal_replayer: JournalReplayer::start(config.compress_after)
                 .map_err(EngineError::kernel("start a thread"))?,
-            trees: Trees::open(&data_dir, config.trees).map_err(|error| EngineError::Host {
-                what: format!("the storage of sandboxes cannot be opened: {error}"),
-                remedy: "see `cofferdam doctor`; --storage chooses another way to store them".into(),
-            })?,
-            snapshots: make_private_dir(&data_dir.join("snapshots"))?,
             base_images: BaseImages::open(make_dir(&data_dir.join("bases"))?),
             zero_memory_dir: make_dir(&data_dir.join("holes"))?,
             warm_starts: WarmStarts::open(make_dir(&data_dir.join("templates"))?),
             boot,
             gateway: config.gateway.clone(),
-            uids: UidRanges::open(&config.run_dir.join("uids"), &data_dir)
-                .map_err(EngineError::kernel("open the ranges of user ids"))?,
-            hierarchies: Hierarchies::open(&instance, &run_dir)
-                .map_err(EngineError::kernel("open control groups"))?,
             boot_timeout: config.boot_timeout,
             stream_memory: config.stream_memory,
-            running: Running::default(),
-            root_target: make_dir(&run_dir.join("root"))?,
-            run_dir: RunDir(run_dir),
+            running: RunningSandboxes::default(),
+            resources,
         })
     }
 
@@ -120,10 +91,11 @@ impl Host {
     }
 }
 
-impl Drop for Host {
-    fn drop(&mut self) {
-        self.hierarchies.remove_if_empty();
-        let _ = fs::remove_dir(&self.root_target);
+impl Deref for Host {
+    type Target = HostResources;
+
+    fn deref(&self) -> &HostResources {
+        &self.resources
     }
 }
 

@@ -17,9 +17,9 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use sys::Namespace;
 
 use crate::accelerator::Accelerator;
-use crate::claim::Claim;
 use crate::disks;
 use crate::host::Host;
+use crate::lease::{self, Lease};
 use crate::record::{SandboxRecord, VmSpec};
 use crate::vm::command_line::{
     BASE_DIR, BOOT_DIR, InheritedFds, MEMORY_DIR, SNAPSHOT_DIR, StartMode, VM_DIR, command_line,
@@ -57,7 +57,7 @@ pub(crate) struct LaunchedQemu {
     pub(crate) pidfd: OwnedFd,
     pub(crate) network: Namespace,
     pub(crate) listeners: Listeners,
-    pub(crate) claim: Claim,
+    pub(crate) lease: Lease,
 }
 
 impl LaunchPlan {
@@ -78,28 +78,28 @@ impl LaunchPlan {
 
     fn start(&self, host: &Arc<Host>) -> Result<LaunchedQemu, EngineError> {
         let Self { spec, vm_spec, .. } = self;
-        let claim = Claim::take(host, &Resources { memory_mib: vm_spec.size.memory_mib, ..spec.resources })?;
+        let lease = lease::take(host, &Resources { memory_mib: vm_spec.size.memory_mib, ..spec.resources })?;
         let network =
             create_tap_network(&LINK_ADDRESSES).map_err(EngineError::kernel("create a tap network"))?;
         let listeners =
             Listeners::open_for_tap(&network.namespace).map_err(EngineError::kernel("open the gateway"))?;
         let qemu_log = QemuLog::new().map_err(EngineError::kernel("create QEMU's log"))?;
-        let pid = self.spawn(host, &claim, &network, &qemu_log)?;
+        let pid = self.spawn(host, &lease, &network, &qemu_log)?;
         let pidfd =
-            self.record(host, &claim, pid).map_err(EngineError::kernel("write the record of a sandbox"))?;
-        Ok(LaunchedQemu { qemu_log, pid, pidfd, network: network.namespace, listeners, claim })
+            self.record(host, &lease, pid).map_err(EngineError::kernel("write the record of a sandbox"))?;
+        Ok(LaunchedQemu { qemu_log, pid, pidfd, network: network.namespace, listeners, lease })
     }
 
     /// Creates the disk and the sockets and starts QEMU with them; returns its pid.
     fn spawn(
         &self,
         host: &Host,
-        claim: &Claim,
+        lease: &Lease,
         network: &TapNetwork,
         log: &QemuLog,
     ) -> Result<i32, EngineError> {
         let Self { spec, vm_spec, disk, memory, start_mode, source } = self;
-        let private = disks::create_disk(host, disk, &spec.id, vm_spec.disk_mib, claim.uid_base)?;
+        let private = disks::create_disk(host, disk, &spec.id, vm_spec.disk_mib, lease.uid_base)?;
         let sockets = host.sockets(spec.id.as_str()).listen();
         let (monitor, agent) = sockets.map_err(EngineError::kernel("create the sockets of a VM"))?;
         let kvm = open_kvm(&host.accelerator).map_err(EngineError::kernel("open /dev/kvm"))?;
@@ -123,8 +123,8 @@ impl LaunchPlan {
                 root_target: &host.root_target,
                 mounts,
                 network: &network.namespace,
-                groups: claim.group.gates(),
-                uid: claim.uid_base,
+                groups: lease.group.procs_files(),
+                uid: lease.uid_base,
                 max_file_bytes: u64::from(vm_spec.disk_mib.max(disks::DEVICES_ROOM_MIB)) << 20,
                 inherited,
                 log: log.writer()?,
@@ -135,12 +135,12 @@ impl LaunchPlan {
     }
 
     /// Writes the record of the sandbox; returns a descriptor of its process.
-    fn record(&self, host: &Host, claim: &Claim, pid: i32) -> io::Result<OwnedFd> {
+    fn record(&self, host: &Host, lease: &Lease, pid: i32) -> io::Result<OwnedFd> {
         let pidfd = pidfd_open(Pid::from_raw(pid).ok_or(io::ErrorKind::NotFound)?, PidfdFlags::empty())?;
         let record = SandboxRecord {
             process: ProcessId::of(pid)?,
-            uid_base: claim.uid_base,
-            cgroup: claim.group.name().to_owned(),
+            uid_base: lease.uid_base,
+            cgroup: lease.group.name().to_owned(),
             vm_spec: self.vm_spec.clone(),
         };
         host.records.save(&self.spec.id, &record)?;

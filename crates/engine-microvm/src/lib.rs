@@ -11,7 +11,7 @@ mod accelerator;
 
 mod base_images;
 mod capture;
-mod claim;
+mod lease;
 
 mod disks;
 mod host;
@@ -37,6 +37,7 @@ use engine::{
     Capabilities, Descriptor, Engine, EngineError, RestoreMode, Sandbox, SandboxId, SnapshotId, StartSpec,
     TemplateImage,
 };
+use engine_host::StartSource;
 pub use guest::Tools;
 use layers::TreesConfig;
 use net::GatewayConfig;
@@ -45,7 +46,6 @@ pub use crate::accelerator::Accelerator;
 use crate::host::Host;
 pub use crate::probe::probe;
 use crate::snapshot::SnapshotFiles;
-use crate::start::StartSource;
 pub use crate::vm::command_line::MachineType;
 
 /// Configuration of the engine.

@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use engine::{
     Durability, EgressPolicy, EngineError, ExitReason, Sandbox, SandboxId, SnapshotId, SnapshotInfo, Stats,
 };
-use engine_host::{Life, tree_of};
+use engine_host::{MainProcess, tree_of};
 use guest_api::network::GUEST_V4;
 use guest_api::relay::{self, MAX_LINE, RELAY_PORT, RelayRequest};
 use net::Gateway;
@@ -28,7 +28,7 @@ use tracing::{debug, warn};
 
 use crate::base_images::{self, BaseImage};
 use crate::capture;
-use crate::claim::Claim;
+use crate::lease::Lease;
 use crate::record::VmSpec;
 use crate::snapshot::SnapshotFiles;
 use crate::vm::Vm;
@@ -46,7 +46,7 @@ pub(crate) struct MicrovmSandbox {
     pub(crate) frozen: tokio::sync::Mutex<bool>,
     is_quiesced: AtomicBool,
     private: PathBuf,
-    life: Life,
+    main_process: MainProcess,
     network: Namespace,
     /// `None` once the sandbox has ended or was left to a later server.
     resources: Mutex<Option<RunningResources>>,
@@ -61,7 +61,7 @@ pub(crate) struct SandboxParts {
     pub(crate) vm: Vm,
     /// `None` if it could not be started at an adoption: then the sandbox has no outgoing network.
     pub(crate) gateway: Option<Gateway>,
-    pub(crate) claim: Claim,
+    pub(crate) lease: Lease,
     pub(crate) vm_spec: VmSpec,
 }
 
@@ -69,7 +69,7 @@ pub(crate) struct SandboxParts {
 #[derive(Debug)]
 struct RunningResources {
     gateway: Option<Gateway>,
-    claim: Arc<Claim>,
+    lease: Arc<Lease>,
     base: BaseImage,
 }
 
@@ -79,8 +79,8 @@ impl MicrovmSandbox {
     /// # Errors
     /// The process descriptor cannot be registered with the runtime.
     pub(crate) fn watch(id: SandboxId, parts: SandboxParts) -> io::Result<Arc<Self>> {
-        let SandboxParts { pid, pidfd, network, vm, gateway, claim, vm_spec } = parts;
-        let (host, life) = (claim.host.clone(), Life::of(pidfd)?);
+        let SandboxParts { pid, pidfd, network, vm, gateway, lease, vm_spec } = parts;
+        let (host, main_process) = (lease.host.clone(), MainProcess::new(pidfd)?);
         let base = host.base_images.hold(&vm_spec.base);
         let sandbox = Arc::new_cyclic(|this| Self {
             this: this.clone(),
@@ -91,64 +91,55 @@ impl MicrovmSandbox {
             vm_spec,
             frozen: tokio::sync::Mutex::new(false),
             is_quiesced: AtomicBool::new(false),
-            life,
+            main_process,
             network,
-            resources: Mutex::new(Some(RunningResources { gateway, claim: Arc::new(claim), base })),
+            resources: Mutex::new(Some(RunningResources { gateway, lease: Arc::new(lease), base })),
         });
         host.running.add(id, &sandbox);
-        let follow = sandbox.clone().clean_up_at_end();
-        tokio::spawn(sandbox.life.left().run_until_cancelled_owned(follow));
+        tokio::spawn(sandbox.clone().clean_up_at_end());
         Ok(sandbox)
     }
 
     async fn clean_up_at_end(self: Arc<Self>) {
-        let reason = self.life.ended().await;
-        debug!(sandbox_id = %self.id, ?reason, "VM ended");
-        let resources = self.resources.lock().take();
-        let Some(host) = resources.as_ref().map(|resources| resources.claim.host.clone()) else { return };
-        host.running.remove(&self.id);
-        // First report the end, so that streams are cut at once; then clean up.
-        self.life.tell(reason);
-        let id = self.id.clone();
-        let clean = move || {
-            let emptied = resources.as_ref().map_or(Ok(()), |resources| resources.claim.end_processes());
-            if let Err(error) = &emptied {
-                warn!(sandbox_id = %id, %error, "a process of an ended sandbox cannot be killed");
+        let on_exit = |reason: &ExitReason| {
+            debug!(sandbox_id = %self.id, ?reason, "VM ended");
+            let resources = self.resources.lock().take();
+            if let Some(resources) = &resources {
+                resources.lease.host.running.remove(&self.id);
             }
-            // User ids and control group are released first: checking whether the base image is
-            // still needed takes longer.
-            if let Some(base) = resources.map(|resources| resources.base) {
+            let id = self.id.clone();
+            move || {
+                let Some(RunningResources { gateway, lease, base }) = resources else { return true };
+                let host = lease.host.clone();
+                let all_dead = lease.kill_processes(&id);
+                // User ids and control group are released first: checking whether the base image is
+                // still needed takes longer.
+                drop((gateway, lease));
                 base_images::release(&host, base);
+                host.sockets(id.as_str()).remove();
+                host.remove_sandbox(&id);
+                all_dead
             }
-            host.sockets(id.as_str()).remove();
-            if let Err(error) = host.trees.discard(&tree_of(&id)) {
-                warn!(sandbox_id = %id, %error, "failed to remove the files of a sandbox");
-            }
-            if let Err(error) = host.records.remove(&id) {
-                warn!(sandbox_id = %id, %error, "failed to remove the record of a sandbox");
-            }
-            emptied.is_ok()
         };
-        let cleaned = tokio::task::spawn_blocking(clean).await;
-        self.life.release(cleaned.unwrap_or(false));
+        self.main_process.follow(on_exit).await;
     }
 
     /// Releases the sandbox without ending it, so that another server can adopt it.
     pub(crate) async fn leave(&self) {
-        self.life.leave();
+        self.main_process.leave();
         self.vm.close().await;
         let resources = self.resources.lock().take();
         if let Some(resources) = resources {
-            resources.claim.leave();
+            resources.lease.leave();
             if let Some(gateway) = resources.gateway {
                 gateway.stop().await;
             }
         }
     }
 
-    pub(crate) fn claim(&self) -> Result<Arc<Claim>, EngineError> {
+    pub(crate) fn lease(&self) -> Result<Arc<Lease>, EngineError> {
         let resources = self.resources.lock();
-        resources.as_ref().map(|resources| resources.claim.clone()).ok_or(EngineError::NotFound)
+        resources.as_ref().map(|resources| resources.lease.clone()).ok_or(EngineError::NotFound)
     }
 
     fn with_gateway(&self, action: impl FnOnce(&Gateway)) {
@@ -226,7 +217,7 @@ impl Sandbox for MicrovmSandbox {
     }
 
     async fn dial(&self, port: u16) -> io::Result<TcpStream> {
-        if self.life.is_over() {
+        if self.main_process.has_exited() {
             return Err(io::ErrorKind::NotConnected.into());
         }
         match net::connect(&self.network, Ipv4Addr::LOCALHOST.into(), port).await {
@@ -238,14 +229,14 @@ impl Sandbox for MicrovmSandbox {
     }
 
     async fn freeze(&self) -> Result<(), EngineError> {
-        let (this, claim) = (self.this()?, self.claim()?);
+        let (this, lease) = (self.this()?, self.lease()?);
         run_detached(async move {
             let mut frozen = this.frozen.lock().await;
             if *frozen {
                 return Ok(());
             }
             this.stop_vm().await?;
-            claim.group.set_frozen(true).await.map_err(EngineError::kernel("freeze"))?;
+            lease.group.set_frozen(true).await.map_err(EngineError::kernel("freeze"))?;
             *frozen = true;
             // Outgoing connections are closed now, so that a thaw and a restore find the same.
             this.with_gateway(Gateway::cut);
@@ -255,13 +246,13 @@ impl Sandbox for MicrovmSandbox {
     }
 
     async fn thaw(&self) -> Result<(), EngineError> {
-        let (this, claim) = (self.this()?, self.claim()?);
+        let (this, lease) = (self.this()?, self.lease()?);
         run_detached(async move {
             let mut frozen = this.frozen.lock().await;
             if !*frozen {
                 return Ok(());
             }
-            claim.group.set_frozen(false).await.map_err(EngineError::kernel("thaw"))?;
+            lease.group.set_frozen(false).await.map_err(EngineError::kernel("thaw"))?;
             this.resume_vm().await?;
             *frozen = false;
             Ok(())
@@ -276,7 +267,7 @@ impl Sandbox for MicrovmSandbox {
         durability: Durability,
     ) -> Result<SnapshotInfo, EngineError> {
         let this = self.this()?;
-        let snapshot = SnapshotFiles::of_snapshot(&this.claim()?.host, snapshot_id);
+        let snapshot = SnapshotFiles::of_snapshot(&this.lease()?.host, snapshot_id);
         run_detached(async move { capture::capture(&this, &snapshot, memory, durability).await }).await
     }
 
@@ -286,8 +277,8 @@ impl Sandbox for MicrovmSandbox {
     }
 
     async fn stats(&self) -> Result<Stats, EngineError> {
-        let claim = self.claim()?;
-        let read = tokio::task::spawn_blocking(move || claim.group.stats()).await;
+        let lease = self.lease()?;
+        let read = tokio::task::spawn_blocking(move || lease.group.stats()).await;
         let stats =
             read.map_err(|_| EngineError::NotFound)?.map_err(EngineError::kernel("read statistics"))?;
         // The group's limit includes QEMU's own memory; the sandbox's limit does not.
@@ -299,11 +290,11 @@ impl Sandbox for MicrovmSandbox {
     }
 
     async fn kill(&self) -> Result<(), EngineError> {
-        self.life.kill().await
+        self.main_process.kill().await
     }
 
     fn exit(&self) -> watch::Receiver<Option<ExitReason>> {
-        self.life.exit()
+        self.main_process.exit()
     }
 
     fn private_dir(&self) -> PathBuf {

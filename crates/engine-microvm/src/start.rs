@@ -6,8 +6,8 @@
 
 use std::sync::Arc;
 
-use engine::{EngineError, Resources, RestoreMode, Sandbox, SandboxId, SnapshotId, StartSpec};
-use engine_host::tree_of;
+use engine::{EngineError, Resources, RestoreMode, Sandbox, SandboxId, StartSpec};
+use engine_host::StartSource;
 use guest_api::BootOptions;
 use layers::TreeName;
 use net::Gateway;
@@ -24,15 +24,6 @@ use crate::snapshot::SnapshotFiles;
 use crate::vm::command_line::{DEVICES_FILE, SNAPSHOT_DIR, StartMode, VmSize};
 use crate::vm::{QemuLog, Vm};
 use crate::warm_starts::warm_start_key;
-
-/// What a sandbox is started from.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum StartSource {
-    /// The template.
-    Template,
-    /// A snapshot.
-    Snapshot(SnapshotId, RestoreMode),
-}
 
 /// Starts a sandbox.
 ///
@@ -306,7 +297,7 @@ async fn launch_vm(
     let (spec, vm_spec) = (plan.spec.clone(), plan.vm_spec.clone());
     let blocking_host = host.clone();
     let started = tokio::task::spawn_blocking(move || plan.launch(&blocking_host)).await;
-    let LaunchedQemu { mut qemu_log, pid, pidfd, network, listeners, claim } =
+    let LaunchedQemu { mut qemu_log, pid, pidfd, network, listeners, lease } =
         started.map_err(|_| EngineError::Died("the start was interrupted".into()))??;
     let sockets = host.sockets(spec.id.as_str());
     let gateway = Gateway::start(listeners, spec.egress.clone(), host.gateway.clone())
@@ -314,12 +305,12 @@ async fn launch_vm(
     let watched = match (Vm::connect(&sockets).await, gateway) {
         (Ok(vm), Ok(gateway)) => {
             let gateway = Some(gateway);
-            let parts = SandboxParts { pid, pidfd, network, vm, gateway, claim, vm_spec };
+            let parts = SandboxParts { pid, pidfd, network, vm, gateway, lease, vm_spec };
             MicrovmSandbox::watch(spec.id.clone(), parts)
         }
         (vm, gateway) => {
             let error = vm.err().or(gateway.err()).map_or_else(String::new, |error| error.to_string());
-            let _ = tokio::task::spawn_blocking(move || drop(claim)).await;
+            let _ = tokio::task::spawn_blocking(move || drop(lease)).await;
             remove_files(host, &spec).await;
             let qemu_log = qemu_log.text();
             return Err(EngineError::Died(format!("{error}; QEMU: {qemu_log:?}")));
@@ -334,10 +325,7 @@ async fn remove_files(host: &Arc<Host>, spec: &StartSpec) {
     let (host, id) = (host.clone(), spec.id.clone());
     let remove = move || {
         host.sockets(id.as_str()).remove();
-        let _ = host.records.remove(&id);
-        if let Err(error) = host.trees.discard(&tree_of(&id)) {
-            warn!(sandbox_id = %id, %error, "failed to remove the files of a sandbox");
-        }
+        host.remove_sandbox(&id);
     };
     let _ = tokio::task::spawn_blocking(remove).await;
 }

@@ -10,15 +10,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{EgressPolicy, EngineError, Sandbox, SandboxId, SnapshotId};
-use engine_host::{Group, remove_groups, remove_others, snapshot_tree, tree_error, tree_of};
+use engine_host::{Group, remove_stale_groups, remove_unlisted, snapshot_tree, tree_error, tree_of};
 use layers::TreeName;
 use net::{Gateway, Listeners};
 use sys::Namespace;
 use tracing::warn;
 
 use crate::base_images;
-use crate::claim::Claim;
 use crate::host::Host;
+use crate::lease::Lease;
 use crate::record::SandboxRecord;
 use crate::sandbox::{MicrovmSandbox, SandboxParts};
 use crate::snapshot::{SnapshotFiles, file_names, memory_tree, read_record};
@@ -37,13 +37,12 @@ pub(crate) async fn adopt(host: &Arc<Host>, id: &SandboxId) -> Result<Arc<dyn Sa
     let pidfd = record.process.open().map_err(|_| EngineError::NotFound)?;
     let group = Group::open(&host.hierarchies, &record.cgroup).map_err(|_| EngineError::NotFound)?;
     group.set_frozen(false).await.map_err(EngineError::kernel("thaw an adopted sandbox"))?;
-    host.uids.reserve(record.uid_base);
-    let claim = Claim::of(host.clone(), record.uid_base, group);
+    let lease = Lease::adopt(host, record.uid_base, group);
     let vm = match Vm::connect(&host.sockets(id.as_str())).await {
         Ok(vm) => vm,
         Err(error) => {
             // The sweep decides whether to end it.
-            claim.leave();
+            lease.leave();
             return Err(error);
         }
     };
@@ -55,7 +54,7 @@ pub(crate) async fn adopt(host: &Arc<Host>, id: &SandboxId) -> Result<Arc<dyn Sa
             .inspect_err(|error| warn!(sandbox_id = %id, %error, "adopted without outgoing network"))
             .ok();
         let (pid, vm_spec) = (record.process.pid, record.vm_spec);
-        MicrovmSandbox::watch(id.clone(), SandboxParts { pid, pidfd, network, vm, gateway, claim, vm_spec })
+        MicrovmSandbox::watch(id.clone(), SandboxParts { pid, pidfd, network, vm, gateway, lease, vm_spec })
     };
     let sandbox = open().map_err(EngineError::kernel("adopt the sandbox"))?;
     // The former server may have died while the VM was stopped.
@@ -88,7 +87,7 @@ pub(crate) async fn sweep(
 fn sweep_blocking(host: &Host, keep: &[SandboxId], snapshots: &[SnapshotId]) -> Result<usize, EngineError> {
     let kept: Vec<SandboxRecord> = keep.iter().filter_map(|id| host.records.load(id).ok()).collect();
     let is_kept = |name: &str| kept.iter().any(|record| record.cgroup == name);
-    let mut removed = remove_groups(&host.hierarchies, is_kept)?;
+    let mut removed = remove_stale_groups(&host.hierarchies, is_kept)?;
     let mut wanted_bases: Vec<String> = kept.iter().map(|record| record.vm_spec.base.clone()).collect();
     let warm_starts = sweep_warm_starts(host, &mut wanted_bases)?;
     removed += sweep_trees(host, keep, snapshots, &warm_starts)?;
@@ -100,7 +99,7 @@ fn sweep_blocking(host: &Host, keep: &[SandboxId], snapshots: &[SnapshotId]) -> 
     let files_of_snapshots = snapshots.iter().copied().flat_map(file_names);
     let names: Vec<String> = keep.iter().map(|id| format!("{id}.json")).chain(files_of_snapshots).collect();
     for dir in [host.records.dir(), &host.snapshots] {
-        remove_others(dir, &names).map_err(EngineError::kernel("remove a stale file"))?;
+        remove_unlisted(dir, &names).map_err(EngineError::kernel("remove a stale file"))?;
     }
     for snapshot in &kept_snapshots {
         host.journal_replayer.add(snapshot, snapshot.image(host));
@@ -110,7 +109,7 @@ fn sweep_blocking(host: &Host, keep: &[SandboxId], snapshots: &[SnapshotId]) -> 
     let mut sockets: Vec<String> = keep.iter().map(ToString::to_string).collect();
     sockets.push("root".into());
     let run_dir = host.root_target.parent().unwrap_or(&host.root_target);
-    remove_others(run_dir, &sockets).map_err(EngineError::kernel("remove a stale socket"))?;
+    remove_unlisted(run_dir, &sockets).map_err(EngineError::kernel("remove a stale socket"))?;
     Ok(removed)
 }
 

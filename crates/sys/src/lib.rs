@@ -23,9 +23,9 @@ mod socket;
 mod tap;
 mod writeback;
 
-pub use attach::{attach_mount, mount_new};
+pub use attach::{attach_and_open, attach_at, attach_mount, change_root, mount_new};
 pub use clone::{ChildStack, Clone3, Spawned, spawn_child};
-pub use creds::{with_effective_user, with_filesystem_ids};
+pub use creds::{limit_bounding_set, with_effective_user, with_filesystem_ids};
 pub use entropy::reseed;
 pub use extents::{Extent, extents};
 pub use loop_device::LoopDevice;

@@ -1,5 +1,5 @@
-//! Editing a memory image: the user id range is the only thing in it that differs from one restore to the next.
-//! An image is never changed in place: a restore gets a directory of hard links with the edited files in it.
+//! [`RestoreDir`]: a memory image prepared for one restore. Only the range of user ids differs from one restore to the next.
+//! The image itself is never changed: each restore gets a directory of hard links to it, with the edited files in it.
 //! The file format is CRIU's: two magic words, then the length and content of one protobuf message.
 
 use std::fs;
@@ -10,9 +10,10 @@ use prost::Message;
 
 use engine_host::uids::RANGE_SIZE;
 
+/// Size of the two magic words.
 const HEADER: usize = 8;
-/// What directories of links are called, beside the image.
-const PREPARED: &str = "restore-";
+/// Prefix of the names of restore directories, beside the image.
+const PREFIX: &str = "restore-";
 
 /// `userns_entry`.
 #[derive(Clone, PartialEq, Message)]
@@ -34,28 +35,31 @@ struct Extent {
     count: u32,
 }
 
-/// A directory of links to an image, for one restore; removed when dropped.
+/// A directory of hard links to an image, for one restore. Removed when dropped.
 #[derive(Debug)]
-pub(super) struct Prepared(PathBuf);
+pub(super) struct RestoreDir(PathBuf);
 
-impl Prepared {
-    /// Prepares `images` for the range of ids that begins at `base`.
-    pub(super) fn new(images: &Path, base: u32) -> io::Result<Self> {
-        let dir = images.with_file_name(format!("{PREPARED}{}", ids::random_hex::<6>()));
+impl RestoreDir {
+    /// Prepares the image in the directory `images` for the range of ids that begins at `uid_base`.
+    ///
+    /// # Errors
+    /// The image is damaged, or a file cannot be written.
+    pub(super) fn new(images: &Path, uid_base: u32) -> io::Result<Self> {
+        let dir = images.with_file_name(format!("{PREFIX}{}", ids::random_hex::<6>()));
         fs::create_dir(&dir)?;
-        let prepared = Self(dir);
+        let restore_dir = Self(dir);
         for entry in fs::read_dir(images)? {
             let entry = entry?;
-            let target = prepared.0.join(entry.file_name());
+            let target = restore_dir.0.join(entry.file_name());
             let name = entry.file_name();
             let name = name.to_string_lossy();
             if name.starts_with("userns-") {
-                fs::write(target, shift(&fs::read(entry.path())?, base)?)?;
+                fs::write(target, shift_ids(&fs::read(entry.path())?, uid_base)?)?;
             } else if !name.ends_with(".log") {
                 fs::hard_link(entry.path(), target)?;
             }
         }
-        Ok(prepared)
+        Ok(restore_dir)
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -63,26 +67,29 @@ impl Prepared {
     }
 }
 
-impl Drop for Prepared {
+impl Drop for RestoreDir {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
 }
 
-/// Removes what restores of `images` have left whose server was killed.
-pub(crate) fn remove_prepared(images: &Path) -> io::Result<()> {
+/// Removes the restore directories of the image in `images` that a killed server left over.
+///
+/// # Errors
+/// A directory cannot be read or removed.
+pub(crate) fn remove_restore_dirs(images: &Path) -> io::Result<()> {
     let Some(beside) = images.parent().filter(|dir| dir.is_dir()) else { return Ok(()) };
     for entry in fs::read_dir(beside)? {
         let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(PREPARED) {
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) {
             fs::remove_dir_all(entry.path())?;
         }
     }
     Ok(())
 }
 
-/// The image of a user namespace, with another range of ids.
-fn shift(image: &[u8], base: u32) -> io::Result<Vec<u8>> {
+/// Returns the image of a user namespace with the range of ids that begins at `uid_base`.
+fn shift_ids(image: &[u8], uid_base: u32) -> io::Result<Vec<u8>> {
     let damaged = || io::Error::new(io::ErrorKind::InvalidData, "the image of the user namespace is damaged");
     let length = image.get(HEADER..HEADER + 4).ok_or_else(damaged)?;
     let length = u32::from_le_bytes(length.try_into().map_err(|_| damaged())?) as usize;
@@ -92,7 +99,7 @@ fn shift(image: &[u8], base: u32) -> io::Result<Vec<u8>> {
         if (extent.first, extent.count) != (0, RANGE_SIZE) {
             return Err(damaged());
         }
-        extent.lower_first = base;
+        extent.lower_first = uid_base;
     }
     let body = namespace.encode_to_vec();
     let length = u32::try_from(body.len()).map_err(|_| damaged())?;
@@ -110,10 +117,10 @@ mod tests {
     }
 
     #[test]
-    fn the_range_moves_and_nothing_else() {
-        assert_eq!(shift(&image(65_536), 1 << 28).unwrap(), image(1 << 28));
-        assert!(shift(&image(1)[..20], 1).is_err());
-        assert!(shift(b"", 1).is_err());
+    fn only_the_range_of_ids_changes() {
+        assert_eq!(shift_ids(&image(65_536), 1 << 28).unwrap(), image(1 << 28));
+        assert!(shift_ids(&image(1)[..20], 1).is_err());
+        assert!(shift_ids(b"", 1).is_err());
     }
 
     #[test]
@@ -124,18 +131,18 @@ mod tests {
         fs::write(images.join("userns-9.img"), image(65_536)).unwrap();
         fs::write(images.join("pages-1.img"), "pages").unwrap();
         fs::write(images.join("dump.log"), "text").unwrap();
-        let prepared = Prepared::new(&images, 131_072).unwrap();
+        let prepared = RestoreDir::new(&images, 131_072).unwrap();
         assert_eq!(fs::read(prepared.path().join("userns-9.img")).unwrap(), image(131_072));
         assert_eq!(fs::read(images.join("userns-9.img")).unwrap(), image(65_536));
         assert!(prepared.path().join("pages-1.img").exists() && !prepared.path().join("dump.log").exists());
         drop(prepared);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-        // A server that is killed drops nothing.
-        std::mem::forget(Prepared::new(&images, 1).unwrap());
+        // As a server that is killed leaves it.
+        std::mem::forget(RestoreDir::new(&images, 1).unwrap());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
-        remove_prepared(&images).unwrap();
+        remove_restore_dirs(&images).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         assert!(images.join("pages-1.img").exists());
-        remove_prepared(Path::new("/nowhere/memory")).unwrap();
+        remove_restore_dirs(Path::new("/nowhere/memory")).unwrap();
     }
 }

@@ -1,39 +1,39 @@
-//! Finding CRIU: a private copy with its own libraries, brought by `cofferdam setup criu`.
-//! Debian 12's 3.17 and every release before 4.2 fail on today's kernels, so an unfit one is named, not tried.
-//! It is run through the copy's own loader: nothing of the host's libraries is used.
+//! [`Criu`]: a private copy of CRIU with its libraries, installed by `cofferdam setup criu`.
+//! Debian 12's 3.17 and every release before 4.2 fail on current kernels, so an older one is refused.
+//! It is run through the copy's own loader, so none of the host's libraries is used.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 /// First release whose dumps work on Linux 6.16 and newer.
-const OLDEST: (u32, u32) = (4, 2);
+const MIN_VERSION: (u32, u32) = (4, 2);
 
-/// A CRIU that can be run.
+/// An installed CRIU.
 #[derive(Debug, Clone)]
 pub struct Criu {
     loader: PathBuf,
     libraries: PathBuf,
     program: PathBuf,
     version: String,
-    patience: Duration,
+    timeout: Duration,
 }
 
-/// How long it may be silent where nothing else is said.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// How long CRIU may be silent where nothing else is configured.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
 
 impl Criu {
-    /// Looks for CRIU under `prefix`, an unpacked Debian tree.
+    /// Finds CRIU in `prefix`, an unpacked Debian tree.
     ///
     /// # Errors
-    /// What is missing or too old, in words for the operator.
+    /// What is missing or too old, as a text for the operator.
     pub fn find(prefix: &Path) -> Result<Self, String> {
         let (triplet, loader) = if cfg!(target_arch = "aarch64") {
             ("aarch64-linux-gnu", "ld-linux-aarch64.so.1")
         } else {
             ("x86_64-linux-gnu", "ld-linux-x86-64.so.2")
         };
-        // It is run in another directory than this one.
+        // It will be run in another working directory.
         let prefix =
             &std::path::absolute(prefix).map_err(|error| format!("{}: {error}", prefix.display()))?;
         let libraries = prefix.join("usr/lib").join(triplet);
@@ -42,7 +42,7 @@ impl Criu {
             program: prefix.join("usr/sbin/criu"),
             libraries,
             version: String::new(),
-            patience: PATIENCE,
+            timeout: DEFAULT_TIMEOUT,
         };
         if !criu.program.exists() {
             return Err(format!("no CRIU in {}", prefix.display()));
@@ -52,31 +52,32 @@ impl Criu {
         let text = String::from_utf8_lossy(&output.stdout);
         let version = text.lines().find_map(|line| line.strip_prefix("Version: ")).unwrap_or("").trim();
         let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
-        if (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < OLDEST {
-            let (major, minor) = OLDEST;
+        if (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < MIN_VERSION {
+            let (major, minor) = MIN_VERSION;
             return Err(format!("CRIU in {} is {version:?}; {major}.{minor} is needed", prefix.display()));
         }
         criu.version = version.to_owned();
         Ok(criu)
     }
 
-    /// Its version, such as `4.2.1`.
+    /// Returns its version, such as `4.2.1`.
     #[must_use]
     pub fn version(&self) -> &str {
         &self.version
     }
 
-    /// The same, which may be silent for so long, plus what the size of the memory explains. Then it hangs, and is ended.
+    /// Sets how long CRIU may be silent, beside the time that the size of the memory adds. After that it is taken to hang, and is
+    /// killed.
     #[must_use]
-    pub fn with_patience(self, patience: Duration) -> Self {
-        Self { patience, ..self }
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
     }
 
-    pub(crate) fn patience(&self) -> Duration {
-        self.patience
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
     }
 
-    /// A command that runs it, without arguments yet.
+    /// Returns a command that runs it, without arguments.
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(&self.loader);
         command.arg("--library-path").arg(&self.libraries).arg(&self.program);

@@ -1,6 +1,6 @@
-//! Memory images by CRIU: the only place that runs it, and everything known about its ways.
-//! What it makes is owned by, and charged to, the sandbox's own owner id: see `process` and `owner`.
-//! Flags and traps: `docs/criu.md`.
+//! [`Checkpointer`]: memory images by CRIU. Nothing else runs CRIU.
+//! The namespaces that CRIU makes belong to the sandbox's owner id, which the kernel charges for them: see `process` and `owner`.
+//! CRIU's options and pitfalls are described in `docs/criu.md`.
 
 mod images;
 mod kernel;
@@ -18,34 +18,36 @@ use std::time::Duration;
 use engine::EngineError;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
-use images::Prepared;
-pub(crate) use images::remove_prepared;
+use images::RestoreDir;
+pub(crate) use images::remove_restore_dirs;
 pub use locate::Criu;
-use process::{Place, Process};
+use process::{CriuProcess, CriuRole};
 use rpc::{Kind, Options, Request};
 
-/// Deleted files up to this size are carried in the image, bytes.
+/// Maximum size of deleted files that are stored in the image, bytes.
 const GHOST_LIMIT: u32 = 64 << 20;
-/// The key that both sides give to the one mount CRIU does not make: `/dev`.
+/// The key that dump and restore give to `/dev`, the only mount that CRIU does not make.
 const DEV_KEY: &str = "dev";
-/// Options that have no number in CRIU's protocol.
+/// Options that CRIU's protocol has no field for, as configuration files.
 const DUMP_OPTIONS: &str = "network-lock skip\nunprivileged\n";
 const RESTORE_OPTIONS: &str = "network-lock skip\n";
 
-/// Longest silence of a restore: somebody waits for it, and nothing is lost when it is ended.
-const RESTORE_PATIENCE: Duration = Duration::from_secs(20);
-/// What each MiB adds to the longest silence of CRIU. Ending a dump that is only slow may end the sandbox: no disk is slower.
-const PATIENCE_PER_MIB: Duration = Duration::from_millis(20);
+/// How long a restore may be silent: a user waits for it, and nothing is lost when it is killed.
+const RESTORE_TIMEOUT: Duration = Duration::from_secs(20);
+/// What each MiB of memory adds to the time that CRIU may be silent. Longer than any disk needs, because killing a dump that is only
+/// slow may kill the sandbox.
+const TIMEOUT_PER_MIB: Duration = Duration::from_millis(20);
 
-/// CRIU, set up for this server.
+/// Captures and restores the memory of sandboxes with CRIU.
 #[derive(Debug)]
-pub(crate) struct Memory {
+pub(crate) struct Checkpointer {
     criu: Criu,
-    /// What CRIU reads and keeps. A restore finds it at `/run`, in a mount namespace of its own.
+    /// Directory of the files that CRIU reads and writes. In a restore's own mount namespace it is at `/run`.
     dir: PathBuf,
 }
 
-/// Names in the directory; [`process`] says what the last three are for.
+/// Names in the directory. Configuration of dumps and restores, the mount points of a restore's root and `/dev`, a second `/proc`,
+/// and a file that takes the writes to settings which a restore may not change: see [`process`].
 const DUMP_FILE: &str = "dump";
 const RESTORE_FILE: &str = "restore";
 const ROOT: &str = "root";
@@ -53,23 +55,27 @@ const DEV: &str = "dev";
 const SPARE_PROC: &str = "proc";
 const SCRATCH: &str = "scratch";
 
-/// What a restore begins with.
+/// What a restore needs.
 pub(crate) struct RestorePlan<'a> {
-    /// The image.
+    /// Directory of the memory image.
     pub(crate) images: &'a Path,
-    /// How big it is.
+    /// Size of the memory image, MiB.
     pub(crate) size_mib: u32,
-    /// First id of the new range, and the id that shall own the user namespace.
+    /// First id of the new range of user ids.
     pub(crate) uid_base: u32,
+    /// The id that will own the user namespace.
     pub(crate) owner: u32,
     pub(crate) root: OwnedFd,
     pub(crate) dev: &'a OwnedFd,
-    /// Directory of the version 2 group to be born in.
+    /// Directory of the sandbox's version 2 control group.
     pub(crate) cgroup: &'a Path,
 }
 
-impl Memory {
-    /// Writes what CRIU reads, in `run_dir`.
+impl Checkpointer {
+    /// Creates a directory for CRIU in `run_dir` and has CRIU check the kernel.
+    ///
+    /// # Errors
+    /// A file cannot be written, or CRIU does not run.
     pub(crate) fn open(criu: Criu, run_dir: &Path) -> io::Result<Self> {
         let dir = run_dir.join("criu");
         for name in [ROOT, DEV, SPARE_PROC] {
@@ -78,17 +84,20 @@ impl Memory {
         fs::write(dir.join(DUMP_FILE), DUMP_OPTIONS)?;
         fs::write(dir.join(RESTORE_FILE), RESTORE_OPTIONS)?;
         fs::write(dir.join(SCRATCH), "")?;
-        kernel::learn(&criu, &dir)?;
+        kernel::check_kernel(&criu, &dir)?;
         Ok(Self { criu, dir })
     }
 
-    /// Removes what [`Memory::open`] wrote.
+    /// Removes the directory.
     pub(crate) fn close(&self) {
         let _ = fs::remove_dir_all(&self.dir);
     }
 
-    /// Writes the memory of the processes under `pid`, so many MiB, into `images`. They stay as they were: frozen in `cgroup`.
-    /// `lock` is held by CRIU until it has let go of them.
+    /// Dumps the memory of the process `pid` and its descendants, `size_mib` in total, into the directory `images`. They stay frozen in
+    /// `cgroup`. CRIU holds `lock` until it has released them.
+    ///
+    /// # Errors
+    /// [`EngineError::Capture`] with CRIU's reason.
     pub(crate) fn dump(
         &self,
         pid: i32,
@@ -108,27 +117,30 @@ impl Memory {
             config_file: Some(self.dir.join(DUMP_FILE).to_string_lossy().into_owned()),
             ..self.options()
         };
-        let patience = self.patience(size_mib);
-        self.run(Kind::Dump, options, images, Place::Beside { owner, lock }, patience, |_, _, _| Ok(()))
+        let timeout = self.timeout(size_mib);
+        self.run(Kind::Dump, options, images, CriuRole::Dump { owner, lock }, timeout, |_, _, _| Ok(()))
             .map_err(|reason| EngineError::Capture(format!("its memory could not be captured: {reason}")))?;
         Ok(())
     }
 
-    /// How long a dump of so many MiB may be silent.
-    pub(crate) fn patience(&self, size_mib: u32) -> Duration {
-        self.criu.patience() + PATIENCE_PER_MIB * size_mib
+    /// Returns how long a dump of `size_mib` may be silent.
+    pub(crate) fn timeout(&self, size_mib: u32) -> Duration {
+        self.criu.timeout() + TIMEOUT_PER_MIB * size_mib
     }
 
-    /// Brings the processes of an image back. `on_namespaces` is called with the new PID 1's pid when its namespaces exist and
-    /// nothing runs in them yet. Must be called on a thread inside the sandbox's control groups.
+    /// Restores the processes of an image and returns the pid of PID 1. Calls `on_namespaces` with that pid when its namespaces exist
+    /// but no process runs in them yet. Must be called on a thread inside the sandbox's control groups.
+    ///
+    /// # Errors
+    /// [`EngineError::Restore`] with CRIU's reason.
     pub(crate) fn restore(
         &self,
         plan: &RestorePlan<'_>,
         mut on_namespaces: impl FnMut(i32) -> io::Result<()>,
     ) -> Result<i32, EngineError> {
-        let prepared = Prepared::new(plan.images, plan.uid_base)
+        let restore_dir = RestoreDir::new(plan.images, plan.uid_base)
             .map_err(EngineError::kernel("prepare the memory image"))?;
-        let patience = self.criu.patience().min(RESTORE_PATIENCE) + PATIENCE_PER_MIB * plan.size_mib;
+        let timeout = self.criu.timeout().min(RESTORE_TIMEOUT) + TIMEOUT_PER_MIB * plan.size_mib;
         let options = Options {
             root: Some(format!("/run/{ROOT}")),
             notify_scripts: Some(true),
@@ -137,20 +149,21 @@ impl Memory {
             config_file: Some(format!("/run/{RESTORE_FILE}")),
             ..self.options()
         };
-        let place = Place::Sandbox { cgroup: plan.cgroup, root: plan.root.as_fd(), dev: plan.dev.as_fd() };
+        let role = CriuRole::Restore { cgroup: plan.cgroup, root: plan.root.as_fd(), dev: plan.dev.as_fd() };
         let on_notify = |script: &str, criu: i32, pid: i32| match script {
             "pre-restore" => owner::set_effective_user(criu, plan.owner),
             "setup-namespaces" => on_namespaces(pid),
             _ => Ok(()),
         };
         let response = self
-            .run(Kind::Restore, options, prepared.path(), place, patience, on_notify)
+            .run(Kind::Restore, options, restore_dir.path(), role, timeout, on_notify)
             .map_err(|reason| EngineError::Restore(format!("its memory could not be restored: {reason}")))?;
         let restored =
             response.restore.ok_or_else(|| EngineError::Restore("CRIU named no process".into()))?;
         Ok(restored.pid)
     }
 
+    /// Returns the options that dumps and restores have in common.
     fn options(&self) -> Options {
         Options {
             tcp_established: Some(true),
@@ -163,13 +176,14 @@ impl Memory {
         }
     }
 
+    /// Runs CRIU for one request; returns its response, or the reason of a failure.
     fn run(
         &self,
         kind: Kind,
         options: Options,
         images: &Path,
-        place: Place<'_>,
-        patience: Duration,
+        role: CriuRole<'_>,
+        timeout: Duration,
         mut on_notify: impl FnMut(&str, i32, i32) -> io::Result<()>,
     ) -> Result<rpc::Response, String> {
         let log = images.join(options.log_file.as_deref().unwrap_or_default());
@@ -177,29 +191,29 @@ impl Memory {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let dir = openat(CWD, images, flags, Mode::empty())?;
             let options = Options { images_dir_fd: dir.as_raw_fd(), ..options };
-            let mut process = Process::start(&self.criu, &self.dir, place, patience)?;
+            let mut process = CriuProcess::start(&self.criu, &self.dir, role, timeout)?;
             let request = Request { kind: kind as i32, options: Some(options), notify_success: None };
             let criu = process.pid();
-            let answer = process.ask(&request, |script, pid| on_notify(script, criu, pid));
-            match &answer {
+            let response = process.ask(&request, |script, pid| on_notify(script, criu, pid));
+            match &response {
                 Ok(response) if response.success => {}
-                // It may wait for ever for processes that it could not restore. They are ended with their group.
+                // It may wait forever for processes that it could not restore. They are killed with their control group.
                 _ if kind == Kind::Restore => process.kill(),
-                // It hangs. What it has stopped it lets go of; whether that goes on well, its agent shows.
+                // It hangs. The processes that it has stopped are released; whether they still work, envd's answers show.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => process.kill(),
                 _ => {}
             }
-            answer.map_err(|error| match error.kind() {
+            response.map_err(|error| match error.kind() {
                 io::ErrorKind::WouldBlock => io::Error::new(
                     io::ErrorKind::TimedOut,
-                    format!("CRIU was silent for {} s", patience.as_secs()),
+                    format!("CRIU was silent for {} s", timeout.as_secs()),
                 ),
                 _ => error,
             })
         };
         match talk() {
             Ok(response) if response.success => Ok(response),
-            Ok(response) => Err(why(
+            Ok(response) => Err(failure_reason(
                 &log,
                 response.message.unwrap_or_else(|| {
                     format!(
@@ -208,13 +222,13 @@ impl Memory {
                     )
                 }),
             )),
-            Err(error) => Err(why(&log, error.to_string())),
+            Err(error) => Err(failure_reason(&log, error.to_string())),
         }
     }
 }
 
-/// CRIU's own words are in its log; the protocol rarely carries them.
-fn why(log: &Path, otherwise: String) -> String {
+/// Returns the errors in CRIU's log, or `otherwise` if there are none: CRIU's responses rarely contain the reason of a failure.
+fn failure_reason(log: &Path, otherwise: String) -> String {
     const MAX_LINES: usize = 4;
     let text = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);

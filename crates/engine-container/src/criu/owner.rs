@@ -1,6 +1,6 @@
-//! Changing who CRIU is in the middle of a restore, so that the user namespace it makes has the owner we want.
-//! CRIU restores users' ids only if it was uid 0 when it began, and the kernel takes a namespace's owner from whoever clones.
-//! So at its notification before the clone, while it waits for us, one system call of it is replaced by `setresuid`.
+//! Changing CRIU's effective user id in the middle of a restore, so that the user namespace it creates has the owner we want.
+//! CRIU restores user ids only if it was started as uid 0, and the kernel makes the effective user of the clone the namespace's owner.
+//! So at CRIU's notification before the clone, while it waits for our reply, `ptrace` replaces one of its system calls by `setresuid`.
 
 use std::io;
 
@@ -11,38 +11,38 @@ use nix::unistd::Pid;
 /// Leaves an id as it is.
 const KEEP: u64 = u64::MAX;
 
-/// Gives the process `pid` the effective uid `owner`. It keeps its capabilities if its secure bits say so. Must be called on a
-/// thread that stays alive until it returns; nobody else may trace the process.
+/// Sets the effective uid of the process `pid` to `owner`. The process keeps its capabilities if its secure bits say so. Must be called
+/// on a thread that lives until it returns; no other process may trace the process.
 ///
 /// # Errors
-/// The process is gone, is traced by somebody, or refused.
+/// The process has ended or is traced already, or the kernel refused.
 pub(super) fn set_effective_user(pid: i32, owner: u32) -> io::Result<()> {
     let pid = Pid::from_raw(pid);
     ptrace::seize(pid, Options::PTRACE_O_TRACESYSGOOD)?;
-    let answer = make_calls(pid, owner);
+    let result = inject_calls(pid, owner);
     ptrace::detach(pid, None)?;
-    answer
+    result
 }
 
-/// Has the process make two calls of ours. It stands before its own call again afterwards: it waits for a message, and is made
-/// to fail once and to repeat it without noticing.
-fn make_calls(pid: Pid, owner: u32) -> io::Result<()> {
+/// Makes the process execute two system calls. The process is waiting for a message: its own call is made to fail, the two calls are
+/// executed, and then it is put before its own call again, which it repeats without noticing.
+fn inject_calls(pid: Pid, owner: u32) -> io::Result<()> {
     ptrace::interrupt(pid)?;
     waitpid(pid, None)?;
-    to_next_stop(pid)?;
+    run_to_next_stop(pid)?;
     let own = registers::get(pid)?;
     registers::set(pid, registers::without_first_argument(own))?;
-    to_next_stop(pid)?;
+    run_to_next_stop(pid)?;
     let calls = [
         (libc::SYS_setresuid, [KEEP, owner.into(), KEEP]),
-        // A new uid takes the right to one's own files in /proc away, which CRIU needs.
+        // A change of the uid takes away the access to the process's own files in /proc, which CRIU needs.
         (libc::SYS_prctl, [libc::PR_SET_DUMPABLE.cast_unsigned().into(), 1, 0]),
     ];
     let made = calls.into_iter().try_for_each(|(number, args)| {
         registers::set(pid, registers::before_call(own, number, Some(args)))?;
-        to_next_stop(pid)?;
-        to_next_stop(pid)?;
-        match registers::answer(registers::get(pid)?) {
+        run_to_next_stop(pid)?;
+        run_to_next_stop(pid)?;
+        match registers::result(registers::get(pid)?) {
             0 => Ok(()),
             refused => Err(io::Error::from_raw_os_error(i32::try_from(-refused).unwrap_or(libc::EPERM))),
         }
@@ -51,8 +51,8 @@ fn make_calls(pid: Pid, owner: u32) -> io::Result<()> {
     made
 }
 
-/// To the next entry into, or return from, a system call.
-fn to_next_stop(pid: Pid) -> io::Result<()> {
+/// Lets the process run to its next entry into, or return from, a system call.
+fn run_to_next_stop(pid: Pid) -> io::Result<()> {
     loop {
         ptrace::syscall(pid, None)?;
         match waitpid(pid, None)? {
@@ -63,7 +63,7 @@ fn to_next_stop(pid: Pid) -> io::Result<()> {
     }
 }
 
-/// The registers of a process that stands at a system call.
+/// The registers of a process that is stopped at a system call.
 #[cfg(target_arch = "x86_64")]
 mod registers {
     use super::{Pid, io, ptrace};
@@ -80,20 +80,22 @@ mod registers {
         Ok(ptrace::setregs(pid, registers)?)
     }
 
-    /// The call it stands at.
+    /// Returns the number of the call that it is stopped at.
     pub(super) fn number(own: Registers) -> i64 {
         own.orig_rax.cast_signed()
     }
 
-    pub(super) fn answer(own: Registers) -> i64 {
+    /// Returns the result of the call that it is stopped after.
+    pub(super) fn result(own: Registers) -> i64 {
         own.rax.cast_signed()
     }
 
+    /// Returns the registers with an invalid first argument.
     pub(super) fn without_first_argument(own: Registers) -> Registers {
         Registers { rdi: u64::MAX, ..own }
     }
 
-    /// Just before the call's instruction, with this number and these arguments.
+    /// Returns the registers just before the call's instruction, with this number and these arguments.
     pub(super) fn before_call(own: Registers, number: i64, args: Option<[u64; 3]>) -> Registers {
         let [rdi, rsi, rdx] = args.unwrap_or([own.rdi, own.rsi, own.rdx]);
         let (rip, rax) = (own.rip - CALL_LENGTH, number.cast_unsigned());
@@ -101,7 +103,7 @@ mod registers {
     }
 }
 
-/// The registers of a process that stands at a system call.
+/// The registers of a process that is stopped at a system call.
 #[cfg(target_arch = "aarch64")]
 mod registers {
     use nix::sys::ptrace::{getregset, regset, setregset};
@@ -122,21 +124,23 @@ mod registers {
         Ok(setregset::<regset::NT_PRSTATUS>(pid, registers)?)
     }
 
-    /// The call it stands at.
+    /// Returns the number of the call that it is stopped at.
     pub(super) fn number(own: Registers) -> i64 {
         own.regs[NUMBER].cast_signed()
     }
 
-    pub(super) fn answer(own: Registers) -> i64 {
+    /// Returns the result of the call that it is stopped after.
+    pub(super) fn result(own: Registers) -> i64 {
         own.regs[0].cast_signed()
     }
 
+    /// Returns the registers with an invalid first argument.
     pub(super) fn without_first_argument(mut own: Registers) -> Registers {
         own.regs[0] = u64::MAX;
         own
     }
 
-    /// Just before the call's instruction, with this number and these arguments.
+    /// Returns the registers just before the call's instruction, with this number and these arguments.
     pub(super) fn before_call(mut own: Registers, number: i64, args: Option<[u64; 3]>) -> Registers {
         if let Some(args) = args {
             own.regs[..3].copy_from_slice(&args);
@@ -155,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_waiting_process_becomes_somebody_else_and_goes_on() {
+    fn a_waiting_process_gets_another_effective_user_and_continues() {
         let mut child = Command::new("cat")
             .args(["-", "/proc/self/status"])
             .stdin(Stdio::piped())
@@ -164,9 +168,9 @@ mod tests {
             .unwrap();
         set_effective_user(child.id().cast_signed(), 4242).unwrap();
         drop(child.stdin.take());
-        let mut told = String::new();
-        child.stdout.take().unwrap().read_to_string(&mut told).unwrap();
-        let uids = told.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
+        let mut status = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut status).unwrap();
+        let uids = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
         assert_eq!(uids.split_whitespace().collect::<Vec<_>>(), ["0", "4242", "0", "4242"]);
         assert!(child.wait().unwrap().success());
     }

@@ -1,7 +1,8 @@
-//! One `criu swrk` process: who it is, where it runs, and its end.
-//! A dump runs as the uid that owns the sandbox's user namespace, with the host's capabilities: owners may look at everything in it.
-//! A restore begins as root, inside the sandbox's control groups and in a mount namespace of its own; see `owner` for the rest.
+//! [`CriuProcess`]: one `criu swrk` process, its identity and namespaces, and its end.
+//! A dump runs as the uid that owns the sandbox's user namespace, with the host's capabilities: the owner may inspect everything in it.
+//! A restore starts as root, inside the sandbox's control groups and in a mount namespace of its own; `owner` changes its uid later.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -10,61 +11,63 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{CWD, Mode, OFlags, open};
-use rustix::mount::{MountPropagationFlags, MoveMountFlags, mount_bind, mount_change, move_mount};
+use rustix::fs::{Mode, OFlags, open};
+use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use rustix::thread::{
     CapabilitiesSecureBits, CapabilitySet, CapabilitySets, UnshareFlags, capabilities,
     configure_capability_in_ambient_set, set_capabilities, set_capabilities_secure_bits, unshare_unsafe,
 };
 
+use sandbox_setup::ENVD_NICE;
+
 use super::locate::Criu;
 use super::rpc::{Conversation, Request, Response};
 
-/// Where the process finds its end of the conversation.
+/// The descriptor at which CRIU finds its end of the socket.
 const SOCKET_FD: i32 = 3;
-/// As envd has it: a restored process may keep its niceness but not go below CRIU's.
-const NICE: i32 = -10;
+/// Settings that only uid 0 may write, whatever the capabilities. A scratch file is mounted over them, which takes CRIU's writes; the
+/// engine sets the host name itself.
+const ROOT_ONLY_SETTINGS: [&str; 2] = ["/proc/sys/kernel/hostname", "/proc/sys/kernel/domainname"];
 
-/// Settings of namespaces that only uid 0 may write, whatever its capabilities. CRIU writes them into a scratch file; the
-/// names are set by us, the others have their defaults, which a sandbox cannot change.
-const ROOTS_SETTINGS: [&str; 2] = ["/proc/sys/kernel/hostname", "/proc/sys/kernel/domainname"];
-
-/// Where CRIU runs.
+/// What CRIU is run for, which decides its identity and namespaces.
 #[derive(Clone, Copy)]
-pub(super) enum Place<'a> {
-    /// Beside the server, as the owner of the sandbox's user namespace: a dump.
-    /// It keeps `lock` open: whoever waits for that waits for the dump, also when this server has died.
-    Beside { owner: u32, lock: BorrowedFd<'a> },
-    /// Where the sandbox will be: a restore.
-    Sandbox { cgroup: &'a Path, root: BorrowedFd<'a>, dev: BorrowedFd<'a> },
-    /// Beside the server as root, with this mount at `/run`: to learn about the kernel.
-    Alone { run: BorrowedFd<'a> },
+pub(super) enum CriuRole<'a> {
+    /// A dump: in the server's namespaces, as the owner of the sandbox's user namespace. It keeps `lock` open, so the lock is held until
+    /// the dump has ended, also when this server has died.
+    Dump { owner: u32, lock: BorrowedFd<'a> },
+    /// A restore: in the sandbox's control group, with its root and `/dev` mounted.
+    Restore { cgroup: &'a Path, root: BorrowedFd<'a>, dev: BorrowedFd<'a> },
+    /// A check of the kernel: as root, with the mount `run` at `/run`.
+    CheckKernel { run: BorrowedFd<'a> },
 }
 
-/// What the new process needs for its place.
-enum Entry {
-    Owner(u32, i32),
-    Sandbox { group: OwnedFd, dir: PathBuf, root: i32, dev: i32 },
-    Alone(i32),
+/// What the child does between fork and exec, with descriptors as numbers.
+enum ChildSetup {
+    Dump { owner: u32, lock: i32 },
+    Restore { group: OwnedFd, dir: PathBuf, root: i32, dev: i32 },
+    CheckKernel { run: i32 },
 }
 
-/// How long it may take to end once nobody talks to it any more.
-const MAX_END: Duration = Duration::from_secs(30);
+/// How long CRIU may take to end once its socket is closed.
+const END_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A running CRIU. Waits for its end when dropped, and brings it about if it does not come.
-pub(super) struct Process {
-    /// Dropped by hand before the wait, because CRIU ends when it closes.
+/// A running CRIU. The drop waits for its end, and kills it if it does not end by itself.
+pub(super) struct CriuProcess {
+    /// Closed before the drop waits, because CRIU ends when it is closed.
     conversation: Option<Conversation>,
     child: Child,
-    /// Whether its helpers are in a process group with it: one that is killed leaves them behind, with all it had open.
+    /// Whether CRIU and its helpers are a process group. A killed CRIU leaves its helpers behind, with everything it had open.
     leads_group: bool,
 }
 
-impl Process {
-    /// Starts it with `directory` for its own files.
-    pub(super) fn start(criu: &Criu, dir: &Path, place: Place<'_>, patience: Duration) -> io::Result<Self> {
-        let (conversation, socket) = Conversation::pair(patience)?;
+impl CriuProcess {
+    /// Starts CRIU with `dir` for its own files. It may be silent for `timeout`.
+    ///
+    /// # Errors
+    /// The process cannot be started.
+    pub(super) fn start(criu: &Criu, dir: &Path, role: CriuRole<'_>, timeout: Duration) -> io::Result<Self> {
+        let (conversation, socket) = Conversation::pair(timeout)?;
         let mut command = criu.command();
         command
             .args(["swrk", &SOCKET_FD.to_string()])
@@ -75,50 +78,40 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        let entry = match place {
-            Place::Beside { owner, lock } => Entry::Owner(owner, lock.as_raw_fd()),
-            Place::Sandbox { cgroup, root, dev } => Entry::Sandbox {
+        let setup = match role {
+            CriuRole::Dump { owner, lock } => ChildSetup::Dump { owner, lock: lock.as_raw_fd() },
+            CriuRole::Restore { cgroup, root, dev } => ChildSetup::Restore {
                 group: open(cgroup.join("cgroup.procs"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?,
                 dir: dir.to_owned(),
                 root: root.as_raw_fd(),
                 dev: dev.as_raw_fd(),
             },
-            Place::Alone { run } => Entry::Alone(run.as_raw_fd()),
+            CriuRole::CheckKernel { run } => ChildSetup::CheckKernel { run: run.as_raw_fd() },
         };
-        let leads_group = matches!(entry, Entry::Owner(..));
+        let leads_group = matches!(setup, ChildSetup::Dump { .. });
         let socket_number = socket.as_raw_fd();
         let prepare = move || {
-            rustix::process::setpriority_process(None, NICE)?;
-            // Or the kernel would take the capabilities away with uid 0.
+            // As envd has it: a restored process may keep its niceness but not go below CRIU's.
+            rustix::process::setpriority_process(None, ENVD_NICE)?;
+            // Otherwise the kernel takes the capabilities away with uid 0.
             set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP)?;
-            match &entry {
-                Entry::Owner(owner, lock) => {
-                    // A group with whatever it starts, so that all of it can be ended; of another session, or the kernel would
-                    // end a stopped one when the server dies.
-                    rustix::process::setsid()?;
-                    keep_open(*lock)?;
-                    become_owner(*owner)?;
-                }
-                Entry::Sandbox { group, dir, root, dev } => enter(group, dir, *root, *dev)?,
-                Entry::Alone(run) => {
-                    // SAFETY: this is a process of one thread; its own namespace changes.
-                    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
-                    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-                    attach(*run, "/run")?;
-                }
-            }
-            inherit(socket_number)
+            setup.apply()?;
+            pass_socket(socket_number)
         };
         // SAFETY: the closure makes system calls only; it allocates nothing and takes no locks.
         let child = unsafe { command.pre_exec(prepare) }.spawn()?;
         Ok(Self { conversation: Some(conversation), child, leads_group })
     }
 
-    /// Its pid.
+    /// Returns CRIU's pid.
     pub(super) fn pid(&self) -> i32 {
         self.child.id().cast_signed()
     }
 
+    /// Sends a request and returns the response; calls `on_notify` with the name of each notification before that and the pid in it.
+    ///
+    /// # Errors
+    /// CRIU ended, was silent too long (`WouldBlock`), or `on_notify` failed.
     pub(super) fn ask(
         &self,
         request: &Request,
@@ -126,33 +119,29 @@ impl Process {
     ) -> io::Result<Response> {
         self.conversation.as_ref().expect("present until dropped").ask(request, on_notify)
     }
-}
 
-impl Process {
-    /// For one that does not end by itself. The caller sees to what it was working on.
+    /// Kills CRIU, which may leave the processes that it was working on stopped.
     pub(super) fn kill(&mut self) {
         let _ = self.child.kill();
     }
-}
 
-impl Process {
     fn ends_within(&self, limit: Duration) -> bool {
         let pidfd = Pid::from_raw(self.pid()).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
-        // Only a child that was waited for has no pidfd.
+        // Only a child that was waited for cannot be opened.
         let Some(Ok(pidfd)) = pidfd else { return true };
         let limit = Timespec { tv_sec: limit.as_secs().cast_signed(), tv_nsec: 0 };
-        // A wait that is interrupted counts as too long: it is ended for nothing, and that harms nobody.
+        // An interrupted wait counts as too long: CRIU is then killed early, which does no harm, as its work is done.
         matches!(poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit)), Ok(ended) if ended > 0)
     }
 }
 
-impl Drop for Process {
+impl Drop for CriuProcess {
     fn drop(&mut self) {
         self.conversation = None;
-        if !self.ends_within(MAX_END) {
+        if !self.ends_within(END_TIMEOUT) {
             self.kill();
         }
-        // Before it is waited for: until then its pid, and with it the group's, cannot come to mean another.
+        // Before the wait: until then its pid, which is also the group's, cannot be reused.
         if let Some(pid) = Pid::from_raw(self.pid()).filter(|_| self.leads_group) {
             let _ = kill_process_group(pid, Signal::KILL);
         }
@@ -160,32 +149,55 @@ impl Drop for Process {
     }
 }
 
-/// Moves into the sandbox's place. The version 1 groups are the calling thread's already.
-fn enter(group: &OwnedFd, dir: &Path, root: i32, dev: i32) -> io::Result<()> {
+impl ChildSetup {
+    /// Runs in the child: makes system calls only.
+    fn apply(&self) -> io::Result<()> {
+        match self {
+            Self::Dump { owner, lock } => {
+                // A process group, so that all of it can be killed; in another session, or the kernel would end a stopped one when the
+                // server dies.
+                rustix::process::setsid()?;
+                pass_lock(*lock)?;
+                become_owner(*owner)
+            }
+            Self::Restore { group, dir, root, dev } => enter_sandbox(group, dir, *root, *dev),
+            Self::CheckKernel { run } => {
+                // SAFETY: the child has one thread; only its own namespace changes.
+                unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
+                mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+                attach(*run, c"/run")
+            }
+        }
+    }
+}
+
+/// Joins the sandbox's version 2 control group and mounts its root and `/dev`. The child is born in the version 1 groups of the calling
+/// thread.
+fn enter_sandbox(group: &OwnedFd, dir: &Path, root: i32, dev: i32) -> io::Result<()> {
     rustix::io::write(group, b"0")?;
-    // SAFETY: this is a process of one thread; its own namespaces change.
+    // SAFETY: the child has one thread; only its own namespaces change.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP) }?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-    // CRIU keeps what it knows about the kernel in /run.
+    // CRIU reads the result of its kernel check from /run.
     mount_bind(dir, "/run")?;
-    attach(root, "/run/root")?;
-    attach(dev, "/run/dev")?;
-    // A new /proc may only be mounted where an untouched one can be seen, and ours is touched next.
+    attach(root, c"/run/root")?;
+    attach(dev, c"/run/dev")?;
+    // The kernel allows a new /proc only while an unmodified one is visible, and this one is modified next.
     mount_bind("/proc", "/run/proc")?;
-    for setting in ROOTS_SETTINGS {
+    for setting in ROOT_ONLY_SETTINGS {
         mount_bind("/run/scratch", setting)?;
     }
     Ok(())
 }
 
-/// Puts a detached mount somewhere.
-fn attach(mount: i32, target: &str) -> io::Result<()> {
-    // SAFETY: the caller keeps it open until the process has started.
+/// Attaches a detached mount at the path `target`.
+fn attach(mount: i32, target: &CStr) -> io::Result<()> {
+    // SAFETY: the parent keeps it open until the child has executed CRIU.
     let mount = unsafe { BorrowedFd::borrow_raw(mount) };
-    Ok(move_mount(mount, c"", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+    Ok(sys::attach_at(mount, target)?)
 }
 
-/// Another uid with the same capabilities, across the `execve` that follows.
+/// Changes to another uid and keeps the capabilities, also across the `execve` that follows.
 fn become_owner(owner: u32) -> io::Result<()> {
     let have = capabilities(None)?;
     // SAFETY: raw calls that change this process's credentials only.
@@ -204,17 +216,19 @@ fn become_owner(owner: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Has a copy of a descriptor go through `execve`, out of the way of the socket.
-fn keep_open(descriptor: i32) -> io::Result<()> {
-    let least = SOCKET_FD as usize + 1;
+/// Makes a copy of the lock's descriptor that survives `execve`, at a number that the socket does not need.
+fn pass_lock(descriptor: i32) -> io::Result<()> {
+    let min_number = SOCKET_FD as usize + 1;
     // SAFETY: makes a new descriptor in this process's own table.
-    unsafe { sys::syscall(libc::SYS_fcntl, [descriptor as usize, libc::F_DUPFD as usize, least, 0, 0, 0]) }?;
+    unsafe {
+        sys::syscall(libc::SYS_fcntl, [descriptor as usize, libc::F_DUPFD as usize, min_number, 0, 0, 0])
+    }?;
     Ok(())
 }
 
-/// Puts the socket where CRIU is told to look.
-fn inherit(socket: i32) -> io::Result<()> {
-    // SAFETY: raw calls on this process's own descriptor table; the number overwritten is needed by nobody.
+/// Puts the socket at the descriptor that CRIU's arguments name.
+fn pass_socket(socket: i32) -> io::Result<()> {
+    // SAFETY: raw calls on this process's own descriptor table; the overwritten descriptor is not used any more.
     unsafe {
         if socket == SOCKET_FD {
             sys::syscall(libc::SYS_fcntl, [SOCKET_FD as usize, libc::F_SETFD as usize, 0, 0, 0, 0])?;

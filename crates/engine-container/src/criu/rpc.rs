@@ -1,6 +1,6 @@
-//! What is said to a `criu swrk` process: one protobuf message a packet, on a socket of its own.
-//! Field numbers are CRIU's (`images/rpc.proto`); only what we use is here.
-//! Every packet is answered; a notification is CRIU waiting for us in the middle of its work.
+//! The protocol of a `criu swrk` process: one protobuf message in each packet of a socket.
+//! Field numbers are CRIU's (`images/rpc.proto`); only the fields that are used are defined here.
+//! Every packet has a reply. CRIU sends notifications in the middle of its work and waits for the replies.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,8 +11,8 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair, sockopt,
 };
 
-/// CRIU's own answers are short; error texts are cut by it.
-const MAX_ANSWER: usize = 64 * 1024;
+/// Maximum size of a response, bytes. CRIU's responses are short, and it truncates error texts.
+const MAX_RESPONSE: usize = 64 * 1024;
 
 /// `CRIU_REQ_TYPE`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, prost::Enumeration)]
@@ -29,7 +29,7 @@ pub(super) enum Kind {
 /// `criu_opts`.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Options {
-    /// A descriptor of *this* process: CRIU opens it through /proc.
+    /// A descriptor of *this* process, which CRIU opens through `/proc`.
     #[prost(int32, required, tag = "1")]
     pub(super) images_dir_fd: i32,
     #[prost(int32, optional, tag = "2")]
@@ -48,21 +48,21 @@ pub(super) struct Options {
     pub(super) notify_scripts: Option<bool>,
     #[prost(string, optional, tag = "13")]
     pub(super) root: Option<String>,
-    /// 0: leave control groups alone.
+    /// 0: CRIU does not touch control groups.
     #[prost(int32, optional, tag = "34")]
     pub(super) manage_cgroups_mode: Option<i32>,
     #[prost(uint32, optional, tag = "35")]
     pub(super) ghost_limit: Option<u32>,
     #[prost(string, repeated, tag = "37")]
     pub(super) external: Vec<String>,
-    /// `CLONE_NEW*` bits of namespaces whose content we make ourselves.
+    /// `CLONE_NEW*` bits of the namespaces whose content the engine makes itself.
     #[prost(uint32, optional, tag = "38")]
     pub(super) empty_ns: Option<u32>,
     #[prost(string, optional, tag = "44")]
     pub(super) freeze_cgroup: Option<String>,
     #[prost(bool, optional, tag = "46")]
     pub(super) tcp_skip_in_flight: Option<bool>,
-    /// Options that have no stable number.
+    /// File with options that have no field here.
     #[prost(string, optional, tag = "51")]
     pub(super) config_file: Option<String>,
 }
@@ -111,20 +111,20 @@ pub(super) struct Response {
     pub(super) message: Option<String>,
 }
 
-/// Our end of the conversation.
+/// Our end of the socket to CRIU.
 #[derive(Debug)]
 pub(super) struct Conversation(OwnedFd);
 
 impl Conversation {
-    /// Our end, and the one that CRIU inherits. It may be silent as long as `patience`.
-    pub(super) fn pair(patience: Duration) -> io::Result<(Self, OwnedFd)> {
+    /// Returns our end and the end that CRIU inherits. A receive fails with `WouldBlock` after `timeout`.
+    pub(super) fn pair(timeout: Duration) -> io::Result<(Self, OwnedFd)> {
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        sockopt::set_socket_timeout(&ours, sockopt::Timeout::Recv, Some(patience))?;
+        sockopt::set_socket_timeout(&ours, sockopt::Timeout::Recv, Some(timeout))?;
         Ok((Self(ours), theirs))
     }
 
-    /// Asks, serves the notifications that come in between, and returns CRIU's last word.
+    /// Sends a request, replies to the notifications that come before the response, and returns the response.
     pub(super) fn ask(
         &self,
         request: &Request,
@@ -138,10 +138,10 @@ impl Conversation {
                 return failure.map_or(Ok(response), Err);
             }
             let notification = response.notify.unwrap_or_default();
-            let answer = on_notify(&notification.script.unwrap_or_default(), notification.pid.unwrap_or(0));
-            let went_well = answer.is_ok();
-            failure = failure.or(answer.err());
-            let reply = Request { kind: Kind::Notify as i32, options: None, notify_success: Some(went_well) };
+            let result = on_notify(&notification.script.unwrap_or_default(), notification.pid.unwrap_or(0));
+            let is_ok = result.is_ok();
+            failure = failure.or(result.err());
+            let reply = Request { kind: Kind::Notify as i32, options: None, notify_success: Some(is_ok) };
             self.send(&reply)?;
         }
     }
@@ -152,10 +152,10 @@ impl Conversation {
     }
 
     fn receive(&self) -> io::Result<Response> {
-        let mut packet = vec![0u8; MAX_ANSWER];
+        let mut packet = vec![0u8; MAX_RESPONSE];
         let (len, _) = recv(&self.0, packet.as_mut_slice(), RecvFlags::empty())?;
         if len == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "CRIU ended without an answer"));
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "CRIU ended without a response"));
         }
         Ok(Response::decode(&packet[..len])?)
     }

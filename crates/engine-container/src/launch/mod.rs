@@ -1,6 +1,6 @@
-//! Starting PID 1: two vforked stages that share the server's memory, so the cost does not grow with the server.
-//! Runs on the slot's own thread, which sits in the sandbox's version 1 control groups already.
-//! Nothing survives a failure: the stages end, and what they had made goes with their namespaces.
+//! Starting PID 1 in two vforked stages, which share the server's memory, so the cost does not depend on the server's size.
+//! Runs on the slot's thread, which is already in the sandbox's version 1 control groups.
+//! After a failure nothing is left: the stages end, and what they made goes with their namespaces.
 
 mod child;
 mod plan;
@@ -23,9 +23,9 @@ pub(crate) use seal::forbid_user_namespaces;
 
 use plan::{Outcome, Plan};
 
-/// What the server has put together for a sandbox.
+/// What PID 1 is started with.
 #[derive(Debug)]
-pub(crate) struct Parts<'a> {
+pub(crate) struct LaunchParts<'a> {
     pub(crate) user_namespace: &'a Namespace,
     pub(crate) network_namespace: &'a Namespace,
     pub(crate) cgroup: BorrowedFd<'a>,
@@ -39,15 +39,18 @@ pub(crate) struct Parts<'a> {
     pub(crate) filter: Vec<sock_filter>,
 }
 
-/// A started PID 1.
+/// A running PID 1.
 #[derive(Debug)]
-pub(crate) struct Started {
+pub(crate) struct InitProcess {
     pub(crate) pid: i32,
     pub(crate) pidfd: OwnedFd,
 }
 
-/// Starts PID 1 and returns once it executes envd.
-pub(crate) fn launch(parts: Parts<'_>) -> Result<Started, EngineError> {
+/// Starts PID 1; returns once it executes envd.
+///
+/// # Errors
+/// The step that failed.
+pub(crate) fn launch(parts: LaunchParts<'_>) -> Result<InitProcess, EngineError> {
     let c_string =
         |bytes: &[u8]| CString::new(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
     let target =
@@ -80,7 +83,7 @@ pub(crate) fn launch(parts: Parts<'_>) -> Result<Started, EngineError> {
     .map_err(EngineError::kernel("clone the first stage"))?;
     reap(stage_one.pid);
     let outcome = plan.outcome.into_inner();
-    // SAFETY: the kernel stored a new descriptor there for stage two; nobody else owns it.
+    // SAFETY: the kernel stored a new descriptor there for stage two; nothing else owns it.
     let pidfd = (outcome.pidfd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(outcome.pidfd) });
     if let Some((step, errno)) = outcome.failure {
         if pidfd.is_some() {
@@ -91,11 +94,11 @@ pub(crate) fn launch(parts: Parts<'_>) -> Result<Started, EngineError> {
             source: io::Error::from_raw_os_error(errno),
         });
     }
-    let pidfd = pidfd.ok_or_else(|| EngineError::Died("the first stage was ended from outside".into()))?;
-    Ok(Started { pid: outcome.pid, pidfd })
+    let pidfd = pidfd.ok_or_else(|| EngineError::Died("the first stage was killed from outside".into()))?;
+    Ok(InitProcess { pid: outcome.pid, pidfd })
 }
 
-/// Collects a child that has ended.
+/// Waits for a child that has ended.
 fn reap(pid: i32) {
     if let Some(pid) = Pid::from_raw(pid) {
         let _ = waitpid(Some(pid), WaitOptions::empty());

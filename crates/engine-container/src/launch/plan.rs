@@ -1,13 +1,13 @@
-//! Everything a starting sandbox needs, laid out before it starts, because the child may neither allocate nor look anything up.
-//! The child reads the plan in place (it shares the server's memory) and writes back where it failed.
-//! Descriptors in it are numbers: the child has a copy of the server's table.
+//! [`Plan`]: everything that a starting sandbox needs, prepared by the parent, because the child may not allocate memory.
+//! The child reads the plan in place, as it shares the server's memory, and writes back where it failed.
+//! Descriptors are numbers: the child has a copy of the server's descriptor table.
 
 use std::cell::UnsafeCell;
 use std::ffi::{CStr, CString};
 
 use libc::sock_filter;
 
-/// Steps of the child, for the error message when one fails.
+/// Steps of the child, for the error message of one that fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Step {
@@ -32,10 +32,10 @@ pub(crate) enum Step {
 }
 
 impl Step {
-    /// What the step was doing.
+    /// Returns what the step does.
     pub(crate) fn describe(self) -> &'static str {
         match self {
-            Self::Privileges => "favour the agent",
+            Self::Privileges => "raise envd's priority",
             Self::EnterUserNamespace => "enter the user namespace",
             Self::BecomeRoot => "become the sandbox's root",
             Self::EnterNetwork => "enter the network namespace",
@@ -57,7 +57,7 @@ impl Step {
     }
 }
 
-/// What the child leaves for its parent.
+/// What the child reports to its parent.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Outcome {
     /// Failed step and error number.
@@ -68,7 +68,7 @@ pub(crate) struct Outcome {
     pub(crate) pidfd: i32,
 }
 
-/// The plan. Field order is the order of use.
+/// The plan of a start, in the order of use.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) user_namespace: i32,
@@ -76,16 +76,16 @@ pub(crate) struct Plan {
     /// Stack of PID 1 until it executes envd.
     pub(crate) stack_base: u64,
     pub(crate) stack_size: u64,
-    /// The assembled root, attached nowhere.
+    /// The assembled root, a detached mount.
     pub(crate) root: i32,
-    /// An empty directory on the host to attach it to, in the child's mount namespace only.
+    /// An empty directory of the host that the root is attached to, in the child's mount namespace only.
     pub(crate) root_target: CString,
-    /// The sandbox's `/dev`, attached nowhere.
+    /// The sandbox's `/dev`, a detached mount.
     pub(crate) dev: i32,
     /// Size of `/dev/shm`, as mount option value.
     pub(crate) shm_size: CString,
     pub(crate) hostname: String,
-    /// Most processes of the sandbox.
+    /// Maximum number of processes of the sandbox.
     pub(crate) pids: u64,
     /// envd's listening socket.
     pub(crate) listener: i32,
@@ -93,13 +93,13 @@ pub(crate) struct Plan {
     pub(crate) outcome: UnsafeCell<Outcome>,
 }
 
-/// envd's place in every sandbox, put there by the agent layer.
-pub(crate) const AGENT: &CStr = c"/usr/bin/envd";
+/// Path of envd, which is in the uppermost layer: [`sandbox_setup::ENVD_PATH`], terminated.
+pub(crate) const ENVD: &CStr = c"/usr/bin/envd";
 /// The descriptor at which envd finds its listening socket.
 pub(crate) const LISTEN_FD: i32 = 3;
 
 impl Plan {
-    /// Runs one step of the child; a failure is written down and ends the child.
+    /// Returns the value of a step's result. If the step failed, writes the failure into the plan and ends the child.
     pub(super) fn must<T, E: Into<i32>>(&self, step: Step, result: Result<T, E>) -> T {
         match result {
             Ok(value) => value,
@@ -107,6 +107,7 @@ impl Plan {
         }
     }
 
+    /// Writes a failure into the plan and ends the child.
     pub(super) fn fail(&self, step: Step, errno: i32) -> ! {
         // SAFETY: the parent reads this only after the child has ended or executed envd (CLONE_VFORK).
         unsafe { (*self.outcome.get()).failure = Some((step, errno)) };
@@ -114,7 +115,7 @@ impl Plan {
     }
 }
 
-/// Ends the calling process without running anything.
+/// Ends the calling process at once.
 pub(super) fn exit() -> ! {
     loop {
         // SAFETY: ends the calling process; takes no pointers.

@@ -1,6 +1,6 @@
-//! Finds out which cgroup hierarchies this host has, and owns one directory in each for this server.
-//! Production hosts have version 2 with all controllers; development machines may keep them on version 1.
-//! Where version 2 is not mounted at all, the engine mounts it for itself: freezing and killing need it.
+//! [`Hierarchies`]: the cgroup hierarchies of this host, and this server's directory in each.
+//! Most hosts have version 2 with all controllers; some keep controllers in version 1.
+//! Where version 2 is not mounted at all, the engine mounts it for itself, because freezing and killing need it.
 
 use std::fs;
 use std::io;
@@ -20,7 +20,10 @@ pub struct Hierarchies {
 }
 
 impl Hierarchies {
-    /// Detects the layout and makes the directories named `instance`.
+    /// Finds the hierarchies in use and creates the directory `instance` in each.
+    ///
+    /// # Errors
+    /// A hierarchy cannot be mounted or written to.
     pub fn open(instance: &str, run_dir: &Path) -> io::Result<Self> {
         let mounts = fs::read_to_string("/proc/self/mountinfo")?;
         let unified_root = match find_mount(&mounts, "cgroup2", None) {
@@ -47,18 +50,21 @@ impl Hierarchies {
         Ok(Self { unified, v1 })
     }
 
-    /// Whether cpu, memory and pids can all be limited.
+    /// Whether processors, memory and the number of processes can all be limited.
     pub fn has_limits(&self) -> bool {
         self.v1.is_empty()
             || Controller::LIMITING.iter().all(|kind| self.v1.iter().any(|(have, _)| have == kind))
     }
 
-    /// The directories themselves.
+    /// Returns this server's directories.
     pub fn instance_roots(&self) -> impl Iterator<Item = &PathBuf> {
         self.v1.iter().map(|(_, path)| path).chain([&self.unified])
     }
 
-    /// Names of the groups that exist.
+    /// Returns the names of the groups in them.
+    ///
+    /// # Errors
+    /// A directory cannot be read.
     pub fn groups(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for root in self.instance_roots() {
@@ -74,7 +80,7 @@ impl Hierarchies {
         Ok(names)
     }
 
-    /// Removes this server's directories if nothing is left in them.
+    /// Removes this server's directories if they are empty.
     pub fn remove_if_empty(&self) {
         for root in self.instance_roots() {
             let _ = fs::remove_dir(root);
@@ -82,12 +88,12 @@ impl Hierarchies {
     }
 }
 
-/// Mount point of a file system type, optionally with this super block option.
+/// Returns the mount point of a file system of type `kind`, with the super block option `option` if one is given.
 fn find_mount(mountinfo: &str, kind: &str, option: Option<&str>) -> Option<PathBuf> {
     mountinfo.lines().find_map(|line| {
-        let (place, device) = line.split_once(" - ")?;
+        let (mount, device) = line.split_once(" - ")?;
         let mut device = device.split(' ');
-        let mount_point = place.split(' ').nth(4)?;
+        let mount_point = mount.split(' ').nth(4)?;
         let of_kind = device.next()? == kind;
         let options = device.nth(1)?;
         let has_option = option.is_none_or(|wanted| options.split(',').any(|have| have == wanted));

@@ -1,6 +1,6 @@
-//! Control groups of sandboxes: limits, freezing, accounting, and the list of what must be ended.
-//! Version 2 does everything where it has the controllers; on hybrid hosts the limits come from version 1
-//! and version 2 still freezes and kills. Names tie a group to its server, so a sweeper knows its own.
+//! [`Group`]: the control group of a sandbox, for limits, freezing, accounting and killing.
+//! Version 2 does everything where it has the controllers; on hybrid hosts the limits are set in version 1, and version 2 freezes
+//! and kills. All groups of a server are in directories named after it, so that its sweep never touches another server's.
 
 mod hierarchy;
 mod v1;
@@ -17,7 +17,7 @@ use rustix::fs::{Mode, OFlags, open};
 
 pub use hierarchy::Hierarchies;
 
-/// The group of one sandbox, in every hierarchy in use.
+/// The control group of one sandbox, in every hierarchy in use.
 #[derive(Debug)]
 pub struct Group {
     name: String,
@@ -27,7 +27,10 @@ pub struct Group {
 }
 
 impl Group {
-    /// Makes the group's directories.
+    /// Creates the group, or opens it if it exists.
+    ///
+    /// # Errors
+    /// A directory cannot be created.
     pub fn create(hierarchies: &Hierarchies, name: &str) -> io::Result<Self> {
         for root in hierarchies.instance_roots() {
             match fs::create_dir(root.join(name)) {
@@ -39,6 +42,9 @@ impl Group {
     }
 
     /// Opens a group that exists.
+    ///
+    /// # Errors
+    /// There is no such group.
     pub fn open(hierarchies: &Hierarchies, name: &str) -> io::Result<Self> {
         let unified = hierarchies.unified.join(name);
         let unified_fd = open(&unified, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
@@ -46,34 +52,37 @@ impl Group {
         Ok(Self { name: name.to_owned(), unified, unified_fd, v1 })
     }
 
-    /// The group's name, unique within this server.
+    /// Returns the group's name, unique within this server.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The directory in version 2.
+    /// Returns the group's directory in version 2.
     pub fn unified_path(&self) -> &Path {
         &self.unified
     }
 
-    /// For `CLONE_INTO_CGROUP`.
+    /// Returns the open directory in version 2, for `CLONE_INTO_CGROUP`.
     pub fn unified_fd(&self) -> BorrowedFd<'_> {
         self.unified_fd.as_fd()
     }
 
-    /// What a thread needs to move itself in.
-    pub fn entrance(&self) -> Entrance {
-        Entrance(self.v1.iter().map(|(_, path)| path.join("tasks")).collect())
+    /// Returns what a thread needs to move itself into the version 1 hierarchies.
+    pub fn entrance(&self) -> GroupEntrance {
+        GroupEntrance(self.v1.iter().map(|(_, path)| path.join("tasks")).collect())
     }
 
-    /// Files through which a process that writes `0` joins the group in every hierarchy.
+    /// Returns the files to which a process writes `0` to join the group in every hierarchy.
     #[must_use]
-    pub fn gates(&self) -> Vec<PathBuf> {
+    pub fn procs_files(&self) -> Vec<PathBuf> {
         let v1 = self.v1.iter().map(|(_, path)| path.join("cgroup.procs"));
         v1.chain([self.unified.join("cgroup.procs")]).collect()
     }
 
-    /// Sets the limits.
+    /// Sets the limits on processors, memory and processes.
+    ///
+    /// # Errors
+    /// The kernel refused.
     pub fn limit(&self, resources: &Resources) -> io::Result<()> {
         if self.v1.is_empty() {
             return v2::limit(&self.unified, resources);
@@ -81,22 +90,34 @@ impl Group {
         self.v1.iter().try_for_each(|(kind, path)| kind.limit(path, resources))
     }
 
-    /// Stops or continues every process and waits until the kernel says so.
+    /// Freezes or thaws every process and waits until the kernel confirms it.
+    ///
+    /// # Errors
+    /// `TimedOut` when the kernel does not confirm it in time.
     pub async fn set_frozen(&self, frozen: bool) -> io::Result<()> {
         v2::set_frozen(&self.unified, frozen).await
     }
 
-    /// Whether every process is stopped by [`Group::set_frozen`].
+    /// Whether the group was frozen by [`Group::set_frozen`].
+    ///
+    /// # Errors
+    /// The group cannot be read.
     pub fn is_frozen(&self) -> io::Result<bool> {
         Ok(read_number(&self.unified.join("cgroup.freeze"))? == 1)
     }
 
-    /// Lets every process continue, without waiting for it.
+    /// Thaws every process without waiting for the kernel's confirmation.
+    ///
+    /// # Errors
+    /// The kernel refused.
     pub fn thaw_now(&self) -> io::Result<()> {
         fs::write(self.unified.join("cgroup.freeze"), "0")
     }
 
-    /// What the group uses now.
+    /// Returns what the group uses now.
+    ///
+    /// # Errors
+    /// The group cannot be read.
     pub fn stats(&self) -> io::Result<Stats> {
         if self.v1.is_empty() {
             return v2::stats(&self.unified);
@@ -106,32 +127,41 @@ impl Group {
         Ok(stats)
     }
 
-    /// Ends every process in the group and waits until none is left.
+    /// Kills every process in the group and waits until none is left. Blocks.
+    ///
+    /// # Errors
+    /// `TimedOut` when a process does not die.
     pub fn kill(&self) -> io::Result<()> {
         v2::kill(&self.unified)
     }
 
-    /// Removes the empty group.
+    /// Removes the empty group. Succeeds if it does not exist. Blocks.
+    ///
+    /// # Errors
+    /// A process is still in it.
     pub fn remove(&self) -> io::Result<()> {
         let dirs = self.v1.iter().map(|(_, path)| path).chain([&self.unified]);
         dirs.map(|path| remove_dir(path)).fold(Ok(()), io::Result::and)
     }
 }
 
-/// The way into a group's version 1 hierarchies, for one thread.
+/// The files through which a thread joins a group in the version 1 hierarchies.
 #[derive(Debug)]
-pub struct Entrance(Vec<PathBuf>);
+pub struct GroupEntrance(Vec<PathBuf>);
 
-impl Entrance {
-    /// Moves the calling thread in, so that what it clones is born there.
-    /// Slow when the machine is idle (it waits for RCU): never on the create path.
+impl GroupEntrance {
+    /// Moves the calling thread into the group, so that the processes it clones are born there.
+    /// Slow on an idle host, because it waits for RCU, so never on the path of a create.
+    ///
+    /// # Errors
+    /// The kernel refused.
     pub fn enter(&self) -> io::Result<()> {
         self.0.iter().try_for_each(|tasks| fs::write(tasks, "0"))
     }
 }
 
-/// A thread is still counted for a moment after whoever joined it was told that it has ended, and the kernel has no
-/// event for the moment after: so a busy group is tried again, for a bounded time.
+/// Removes a group's directory. A thread is still counted for a moment after it has been joined, and the kernel has no event for the
+/// end of that, so a busy group is tried again for a limited time.
 fn remove_dir(path: &Path) -> io::Result<()> {
     const PAUSE: Duration = Duration::from_millis(1);
     let deadline = Instant::now() + Duration::from_secs(1);
@@ -141,7 +171,7 @@ fn remove_dir(path: &Path) -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
                 std::thread::park_timeout(PAUSE);
             }
-            answer => return answer,
+            result => return result,
         }
     }
 }
@@ -151,7 +181,7 @@ fn read_number(path: &Path) -> io::Result<u64> {
     Ok(text.trim().parse().unwrap_or(u64::MAX))
 }
 
-/// The value of `key` in a file of `key value` lines; 0 when it is not there.
+/// Returns the value of `key` in a file of `key value` lines; 0 when it is not there.
 fn read_field(path: &Path, key: &str) -> io::Result<u64> {
     Ok(parse_field(&fs::read_to_string(path)?, key))
 }

@@ -1,5 +1,5 @@
-//! Version 1 controllers: one hierarchy each, limits and accounting only.
-//! Processes get in by being cloned from a thread that is in already; writing `cgroup.procs` can take milliseconds.
+//! Version 1 controllers, one hierarchy each, for limits and accounting only.
+//! Processes join by being cloned from a thread inside the group, because writing to `cgroup.procs` can take milliseconds.
 //! File names and units are the kernel's.
 
 use std::fs;
@@ -10,22 +10,29 @@ use engine::{Resources, Stats};
 
 use super::{read_field, read_number};
 
-/// A controller the engine uses.
+/// A controller that the engines use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Controller {
+    /// Processor time limits.
     Cpu,
+    /// Processor time accounting.
     CpuAcct,
+    /// Memory.
     Memory,
+    /// Number of processes.
     Pids,
 }
 
-/// Short, because a sandbox that has used its share is stopped until the next period, envd with it.
+/// Short, because a sandbox that has used up its share is stopped until the next period, and envd with it.
 const CPU_PERIOD_USEC: u64 = 20_000;
 
 impl Controller {
+    /// Every controller.
     pub const ALL: [Self; 4] = [Self::Cpu, Self::CpuAcct, Self::Memory, Self::Pids];
+    /// The controllers that limits need.
     pub const LIMITING: [Self; 3] = [Self::Cpu, Self::Memory, Self::Pids];
 
+    /// Returns the kernel's name of the controller.
     pub fn name(self) -> &'static str {
         match self {
             Self::Cpu => "cpu",
@@ -35,6 +42,10 @@ impl Controller {
         }
     }
 
+    /// Sets this controller's limits on the group at `path`.
+    ///
+    /// # Errors
+    /// The kernel refused.
     pub fn limit(self, path: &Path, resources: &Resources) -> io::Result<()> {
         match self {
             Self::Cpu => {
@@ -45,7 +56,7 @@ impl Controller {
             Self::CpuAcct => Ok(()),
             Self::Memory => {
                 let bytes = u64::from(resources.memory_mib) << 20;
-                // Buffers of sockets are the sandbox's memory too; version 1 counts them apart, if at all.
+                // Socket buffers are the sandbox's memory too; version 1 counts them separately, if at all.
                 let _ = fs::write(path.join("memory.kmem.tcp.limit_in_bytes"), bytes.to_string());
                 fs::write(path.join("memory.limit_in_bytes"), bytes.to_string())
             }
@@ -53,6 +64,10 @@ impl Controller {
         }
     }
 
+    /// Adds what this controller knows of the group at `path` to `stats`.
+    ///
+    /// # Errors
+    /// The group cannot be read.
     pub fn add_stats(self, path: &Path, stats: &mut Stats) -> io::Result<()> {
         match self {
             Self::Cpu => {}

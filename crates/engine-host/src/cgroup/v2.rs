@@ -1,5 +1,5 @@
 //! Version 2: freezing and killing on every host, limits and accounting where it has the controllers.
-//! Waits are on the kernel's own notifications, never on a clock.
+//! Waits use the kernel's notifications and do not poll.
 //! File names and units are the kernel's.
 
 use std::fs::{self, File};
@@ -15,7 +15,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::{parse_field, read_field, read_number};
 
-/// Short, because a sandbox that has used its share is stopped until the next period, envd with it.
+/// Short, because a sandbox that has used up its share is stopped until the next period, and envd with it.
 const CPU_PERIOD_USEC: u64 = 20_000;
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
 const KILL_TIMEOUT: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
@@ -73,7 +73,7 @@ fn open_events(path: &Path) -> io::Result<File> {
     File::open(path.join("cgroup.events"))
 }
 
-/// Reads through the file that is being polled: that is what tells the kernel which changes we have seen.
+/// Reads a value from `cgroup.events` through the file that is being polled: the read tells the kernel which changes we have seen.
 fn event(file: &File, key: &str) -> io::Result<u64> {
     let mut buffer = [0u8; 256];
     let length = file.read_at(&mut buffer, 0)?;

@@ -13,15 +13,14 @@ use std::time::Duration;
 
 use engine::{Durability, EngineError, Sandbox};
 use engine_host::{tree_error, tree_of};
-use layers::room_beside;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 use tracing::warn;
 
-use crate::claim::Claim;
 use crate::disks::DEVICES_ROOM_MIB;
 use crate::host::Host;
+use crate::lease::Lease;
 use crate::sandbox::MicrovmSandbox;
 use crate::snapshot::memory;
 use crate::snapshot::{MemoryRecord, SnapshotFiles, SnapshotRecord};
@@ -46,34 +45,34 @@ pub(crate) async fn write_snapshot(
     with_memory: bool,
     durability: Durability,
 ) -> Result<u64, EngineError> {
-    let claim = sandbox.claim()?;
-    let written = write_parts(sandbox, &claim, snapshot, with_memory, durability).await.map_err(|error| {
+    let lease = sandbox.lease()?;
+    let written = write_parts(sandbox, &lease, snapshot, with_memory, durability).await.map_err(|error| {
         let words =
             "the disk has no room for the captured snapshot; free some space or capture without memory";
         if is_no_room(&error) { EngineError::Exhausted(words.into()) } else { error }
     });
     if written.is_err() {
         let snapshot = snapshot.clone();
-        let _ = blocking(move || snapshot.discard(&claim.host)).await;
+        let _ = blocking(move || snapshot.discard(&lease.host)).await;
     }
     written
 }
 
 async fn write_parts(
     sandbox: &Arc<MicrovmSandbox>,
-    claim: &Arc<Claim>,
+    lease: &Arc<Lease>,
     snapshot: &SnapshotFiles,
     with_memory: bool,
     durability: Durability,
 ) -> Result<u64, EngineError> {
-    let (held_claim, left_over) = (claim.clone(), snapshot.clone());
+    let (held_lease, left_over) = (lease.clone(), snapshot.clone());
     // Left over by a server that was killed while it wrote this very snapshot.
-    blocking(move || left_over.discard(&held_claim.host)).await?;
+    blocking(move || left_over.discard(&held_lease.host)).await?;
     let memory =
-        if with_memory { Some(write_memory(sandbox, claim, snapshot, durability).await?) } else { None };
-    let (held_claim, sandbox, snapshot) = (claim.clone(), sandbox.clone(), snapshot.clone());
+        if with_memory { Some(write_memory(sandbox, lease, snapshot, durability).await?) } else { None };
+    let (held_lease, sandbox, snapshot) = (lease.clone(), sandbox.clone(), snapshot.clone());
     let finish = move || {
-        let host = &held_claim.host;
+        let host = &held_lease.host;
         host.trees
             .copy(&tree_of(&sandbox.id), &snapshot.disk, true, None)
             .map_err(tree_error("capture the disk"))?;
@@ -94,19 +93,19 @@ async fn write_parts(
 
 async fn write_memory(
     sandbox: &Arc<MicrovmSandbox>,
-    claim: &Arc<Claim>,
+    lease: &Arc<Lease>,
     snapshot: &SnapshotFiles,
     durability: Durability,
 ) -> Result<MemoryRecord, EngineError> {
-    let (held_claim, tree) = (claim.clone(), snapshot.memory.clone());
+    let (held_lease, tree) = (lease.clone(), snapshot.memory.clone());
     let room = blocking(move || {
-        let room = check_room(&held_claim)?;
-        held_claim.host.trees.create(&tree, None).map_err(tree_error("create a tree for the memory"))?;
+        let room = check_room(&held_lease)?;
+        held_lease.host.trees.create(&tree, None).map_err(tree_error("create a tree for the memory"))?;
         Ok(room)
     })
     .await?;
-    if !claim.host.stream_memory {
-        match write_pages(sandbox, claim, snapshot, room, durability).await {
+    if !lease.host.stream_memory {
+        match write_pages(sandbox, lease, snapshot, room, durability).await {
             Ok(own_bytes) => return Ok(MemoryRecord { own_bytes, is_stream: false }),
             Err(error) if is_no_room(&error) => return Err(error),
             Err(error) => {
@@ -114,7 +113,7 @@ async fn write_memory(
             }
         }
     }
-    let own_bytes = receive_stream(sandbox, &claim.host, snapshot, durability).await?;
+    let own_bytes = receive_stream(sandbox, &lease.host, snapshot, durability).await?;
     Ok(MemoryRecord { own_bytes, is_stream: true })
 }
 
@@ -125,14 +124,14 @@ fn is_no_room(error: &EngineError) -> bool {
 
 async fn write_pages(
     sandbox: &Arc<MicrovmSandbox>,
-    claim: &Arc<Claim>,
+    lease: &Arc<Lease>,
     snapshot: &SnapshotFiles,
     room: FreeRoom,
     durability: Durability,
 ) -> Result<u64, EngineError> {
     sandbox.vm.monitor.save_devices(&format!("/{VM_DIR}/{DEVICES_FILE}")).await?;
     let (pid, devices) = (sandbox.pid, sandbox.private_dir().join(DEVICES_FILE));
-    let dir = claim.host.trees.path(&snapshot.memory);
+    let dir = lease.host.trees.path(&snapshot.memory);
     let memory_bytes = u64::from(sandbox.vm_spec.size.memory_mib) << 20;
     let is_image_quick_enough = durability == Durability::Ephemeral || room == FreeRoom::ForImage;
     let journal = snapshot.journal.clone().filter(|_| !is_image_quick_enough);
@@ -163,7 +162,7 @@ async fn receive_stream(
     let _ = fs::remove_file(&socket);
     let memory_bytes = u64::from(sandbox.vm_spec.size.memory_mib) << 20;
     let timeout = STREAM_TIMEOUT_PER_GIB * sandbox.vm_spec.size.memory_mib.div_ceil(1024);
-    let uid = sandbox.claim()?.uid_base;
+    let uid = sandbox.lease()?.uid_base;
     let receive = async {
         let listener = UnixListener::bind(&socket)?;
         chown(&socket, Some(uid), Some(uid))?;
@@ -208,23 +207,13 @@ enum FreeRoom {
     ForJournalAndImage,
 }
 
-/// Checks that the memory fits on the disk. It must not take the last room: then no sandbox of this
-/// server could write any more.
+/// Checks that the memory fits on the disk.
 ///
 /// # Errors
 /// [`EngineError::Exhausted`] if there is too little room.
-fn check_room(claim: &Claim) -> Result<FreeRoom, EngineError> {
-    let used = claim.group.stats().map_err(EngineError::kernel("read statistics"))?.memory_bytes;
-    let room =
-        room_beside(&claim.host.snapshots).map_err(EngineError::kernel("read the free space of the disk"))?;
-    if used <= room {
-        return Ok(if used <= room / 2 { FreeRoom::ForJournalAndImage } else { FreeRoom::ForImage });
-    }
-    Err(EngineError::Exhausted(format!(
-        "its memory takes up to {} MiB and the disk of snapshots has {} MiB left for it; free some space or capture without memory",
-        used >> 20,
-        room >> 20
-    )))
+fn check_room(lease: &Lease) -> Result<FreeRoom, EngineError> {
+    let room = lease.host.check_memory_room(&lease.group)?;
+    Ok(if room.needed <= room.free / 2 { FreeRoom::ForJournalAndImage } else { FreeRoom::ForImage })
 }
 
 /// Runs `work` on a thread where it may block.

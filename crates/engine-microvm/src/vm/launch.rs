@@ -14,15 +14,14 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use rustix::fs::{CWD, Mode, OFlags, open};
-use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::mount::{
-    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount, open_tree,
-    unmount,
+    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, move_mount, open_tree,
 };
-use rustix::process::{Resource, Rlimit, fchdir, pivot_root, setrlimit, setsid};
+use rustix::process::{Resource, Rlimit, setrlimit, setsid};
 use rustix::thread::{
     CapabilitySet, LinkNameSpaceType, UnshareFlags, disable_transparent_huge_pages,
-    move_into_link_name_space, remove_capability_from_bounding_set, set_no_new_privs, unshare_unsafe,
+    move_into_link_name_space, set_no_new_privs, unshare_unsafe,
 };
 use sys::{Namespace, seal_mount, syscall};
 
@@ -119,16 +118,12 @@ fn join_group(file: &CStr) -> io::Result<()> {
 fn change_root(root: &BindMount, target: &CStr, mounts: &[BindMount]) -> io::Result<()> {
     mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let by_fd = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    move_mount(&root.mount, c"", CWD, target, by_fd)?;
-    let top = open(target, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let top = sys::attach_and_open(&root.mount, target)?;
     for mount in mounts {
         // Relative to the root: targets have no leading slash and the tree is ours, without links.
         move_mount(&mount.mount, c"", &top, mount.target.as_c_str(), by_fd)?;
     }
-    fchdir(&top)?;
-    pivot_root(c".", c".")?;
-    unmount(c".", UnmountFlags::DETACH)?;
-    Ok(rustix::process::chdir(c"/")?)
+    Ok(sys::change_root(&top)?)
 }
 
 fn limit(max_file_bytes: u64) -> io::Result<()> {
@@ -156,14 +151,7 @@ fn join_own_keyring() -> io::Result<()> {
 }
 
 fn drop_privileges(uid: u32) -> io::Result<()> {
-    for bit in 0..64 {
-        let Some(capability) = CapabilitySet::from_bits(1 << bit) else { continue };
-        match remove_capability_from_bounding_set(capability) {
-            // The kernel knows fewer capabilities than rustix does.
-            Err(Errno::INVAL) => {}
-            answer => answer?,
-        }
-    }
+    sys::limit_bounding_set(CapabilitySet::empty())?;
     let id = uid as usize;
     // SAFETY: raw calls that change this process's credentials only.
     unsafe {

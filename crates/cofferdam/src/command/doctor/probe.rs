@@ -51,17 +51,17 @@ pub(super) async fn run(arguments: &DoctorArguments) -> Finding {
 }
 
 async fn in_own_dir(arguments: &DoctorArguments, layer: PathBuf) -> Result<String, Failure> {
-    let agent = paths::envd(arguments.envd.as_deref())?;
+    let envd = paths::envd(arguments.envd.as_deref())?;
     let data_dir = std::env::temp_dir().join(format!("cofferdam-doctor-{}", std::process::id()));
     fs::create_dir(&data_dir)?;
     let run_dir = arguments.run_dir.join(instance_name(&data_dir)?);
     let config = ContainerConfig {
         data_dir: data_dir.clone(),
         run_dir: arguments.run_dir.clone(),
-        agent,
+        envd,
         criu: Criu::find(&arguments.criu.path(&arguments.data)).ok(),
         trees: TreesConfig::default(),
-        pool: 0,
+        slots: 0,
         gateway: GatewayConfig::default(),
     };
     let outcome = start(&config, layer).await;

@@ -1,6 +1,6 @@
-//! Who holds the lock on a file: the kernel says so of each descriptor, so nothing has to be written down beforehand.
-//! A lock outlives the server that took it where a child has inherited the descriptor, as a memory dump has.
-//! Their end is waited for and, if it does not come, brought about; what they were working on is the caller's.
+//! Which processes hold an `flock` on a file, and waiting for or killing them. The kernel tells it for every descriptor, so nothing
+//! has to be written down beforehand.
+//! A lock outlives the server that took it when a child has inherited the descriptor, as a memory dump does.
 
 use std::fs;
 use std::io;
@@ -13,8 +13,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Every other process that holds an `flock` on the file at `path`. Blocks: it looks at each descriptor of the machine.
-pub(crate) fn holders(path: &Path) -> io::Result<Vec<OwnedFd>> {
+/// Returns every other process that holds an `flock` on the file at `path`. Blocks: it looks at every descriptor on the host.
+pub(crate) fn lock_holders(path: &Path) -> io::Result<Vec<OwnedFd>> {
     let file = fs::canonicalize(path)?;
     let own = std::process::id().cast_signed();
     let mut found = Vec::new();
@@ -23,16 +23,17 @@ pub(crate) fn holders(path: &Path) -> io::Result<Vec<OwnedFd>> {
             continue;
         };
         let Some(raw) = Pid::from_raw(pid).filter(|_| pid != own) else { continue };
-        // Before the look: from here on the pid cannot come to mean another process. One that has ended holds nothing.
+        // Opened before the descriptors are looked at: from here on the pid cannot come to mean another process. A process that has
+        // ended holds nothing.
         let Ok(pidfd) = pidfd_open(raw, PidfdFlags::empty()) else { continue };
-        if holds(pid, &file) {
+        if holds_lock(pid, &file) {
             found.push(pidfd);
         }
     }
     Ok(found)
 }
 
-fn holds(pid: i32, file: &Path) -> bool {
+fn holds_lock(pid: i32, file: &Path) -> bool {
     let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
     descriptors.flatten().filter(|one| fs::read_link(one.path()).is_ok_and(|target| target == file)).any(
         |one| {
@@ -42,7 +43,7 @@ fn holds(pid: i32, file: &Path) -> bool {
     )
 }
 
-/// Whether all of them end within `limit`.
+/// Waits for all `processes` to end; returns whether they did within `limit`.
 pub(crate) async fn end_within(processes: &[OwnedFd], limit: Duration) -> io::Result<bool> {
     let all = async {
         for process in processes {
@@ -56,7 +57,7 @@ pub(crate) async fn end_within(processes: &[OwnedFd], limit: Duration) -> io::Re
     tokio::time::timeout(limit, all).await.map_or(Ok(false), |ended| ended.map(|()| true))
 }
 
-/// Kills them; those that have ended are a success.
+/// Kills `processes`; succeeds for those that have ended.
 pub(crate) fn kill(processes: &[OwnedFd]) -> io::Result<()> {
     for process in processes {
         match pidfd_send_signal(process, Signal::KILL) {
