@@ -1,13 +1,14 @@
-//! Giving the kernel randomness that counts, and having it used at once.
-//! For a machine that was copied: every copy's generator would go on with the same numbers.
-//! Numbers that programs have fetched before are not recalled.
+//! Reseeds the kernel's random number generator and makes it use the new seed at once.
+//!
+//! For guests that are restored from one snapshot: without it all of them would continue with the same random numbers. Numbers that
+//! programs have read before are not affected.
 
 use std::fs::File;
 use std::io;
 
 use rustix::ioctl::{NoArg, Setter, ioctl, opcode};
 
-/// Most bytes that go in with one call.
+/// Maximum number of bytes in one call.
 const CHUNK: usize = 64;
 
 /// `struct rand_pool_info` with room for the bytes.
@@ -23,11 +24,10 @@ const ADD_ENTROPY: u32 = opcode::write::<[i32; 2]>(b'R', 0x03);
 /// `RNDRESEEDCRNG`.
 const RESEED: u32 = opcode::none(b'R', 0x07);
 
-/// Mixes `seed` in, counted at its full length, and makes the generator start anew from all there is. Needs root. `device` is
-/// `/dev/urandom`, open for writing.
+/// Adds `seed`, credited with its full length, and reseeds the generator. Needs root. `device` is `/dev/urandom`, open for writing.
 ///
 /// # Errors
-/// The kernel refuses, or had too little randomness even so.
+/// The device is another one, or the kernel refuses.
 pub fn reseed(device: &File, seed: &[u8]) -> io::Result<()> {
     for chunk in seed.chunks(CHUNK) {
         let mut bytes = [0; CHUNK];
@@ -46,13 +46,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn these_are_the_kernels_numbers() {
+    fn ioctl_numbers_are_those_of_the_kernel() {
         assert_eq!((ADD_ENTROPY, RESEED), (0x4008_5203, 0x5207));
     }
 
+    /// The generator's state cannot be read, so this checks that the kernel accepts all chunks of a seed and only from its own device.
     #[test]
-    fn the_kernel_takes_a_seed() {
-        let device = File::options().write(true).open("/dev/urandom").unwrap();
-        reseed(&device, &[7; 100]).unwrap();
+    fn the_kernel_accepts_a_seed() {
+        let open = |path: &str| File::options().write(true).open(path).unwrap();
+        let accepted = reseed(&open("/dev/urandom"), &[7; 2 * CHUNK + 1]);
+        assert!(accepted.is_ok(), "{accepted:?}");
+        let refused = reseed(&open("/dev/null"), &[7; 1]).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::ENOTTY), "{refused}");
     }
 }
