@@ -90,7 +90,7 @@ pub(crate) async fn prepare(
     let base = host.base_images.hold(&key_of(&template.layers));
     let dir = host.base_images.dir_of(&base.key);
     if !dir.join(BASE_IMAGE_FILE).exists() {
-        let lock = host.warm_starts.lock(&base.key);
+        let lock = host.boot_snapshots.lock(&base.key);
         let _one_at_a_time = lock.lock().await;
         let (dir, layers) = (dir.clone(), template.layers.clone());
         let built = tokio::task::spawn_blocking(move || build(&dir, &layers)).await;
@@ -129,7 +129,7 @@ pub(crate) fn release(host: &Host, base: BaseImage) {
     }
     held.remove(&key);
     let dir = host.base_images.dir_of(&key);
-    let dirs = [host.snapshots.as_path(), host.warm_starts.dir()];
+    let dirs = [host.snapshots.as_path(), host.boot_snapshots.dir()];
     if dir.join(KEPT).exists() || dirs.iter().any(|dir| is_used_by_snapshots(dir, &key)) {
         return;
     }

@@ -1,4 +1,4 @@
-//! Capturing snapshots: stop the VM, write the snapshot, resume the VM. Warm starts of templates
+//! Capturing snapshots: stop the VM, write the snapshot, resume the VM. Boot snapshots of templates
 //! are captured in the same way.
 //!
 //! Also exports what a sandbox changed as a layer, which the guest sends. In every case the sandbox
@@ -66,12 +66,12 @@ pub(crate) async fn capture(
     Ok(SnapshotInfo { memory, memory_bytes, stopped })
 }
 
-/// Captures a booted guest that has no owner as the warm start of its template, and returns how
+/// Captures a booted guest that has no owner as the boot snapshot of its template, and returns how
 /// long that took. The guest stays stopped.
 ///
 /// # Errors
 /// envd does not answer, the guest cannot freeze user code, or the snapshot cannot be written.
-pub(crate) async fn keep_as_warm_start(
+pub(crate) async fn capture_boot_snapshot(
     sandbox: &Arc<MicrovmSandbox>,
     snapshot: &SnapshotFiles,
 ) -> Result<Duration, EngineError> {

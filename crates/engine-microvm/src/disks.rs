@@ -31,7 +31,7 @@ pub(crate) fn blank_disk(host: &Host, disk_mib: u32) -> Result<TreeName, EngineE
     if path.join(DISK_FILE).exists() {
         return Ok(name);
     }
-    let _one_at_a_time = host.warm_starts.lock_blanks();
+    let _one_at_a_time = host.boot_snapshots.lock_blanks();
     if path.join(DISK_FILE).exists() {
         return Ok(name);
     }
@@ -83,7 +83,7 @@ pub(crate) fn zero_memory(host: &Host, memory_mib: u32) -> Result<PathBuf, Engin
     let dir = host.zero_memory_dir.join(memory_mib.to_string());
     let file = dir.join(crate::vm::command_line::MEMORY_FILE);
     if !file.exists() {
-        let _one_at_a_time = host.warm_starts.lock_blanks();
+        let _one_at_a_time = host.boot_snapshots.lock_blanks();
         fs::create_dir_all(&dir)
             .and_then(|()| create_sparse_file(&file, u64::from(memory_mib) << 20))
             .map_err(EngineError::kernel("create the memory file of a booting guest"))?;

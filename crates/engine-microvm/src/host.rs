@@ -18,13 +18,13 @@ use net::GatewayConfig;
 use crate::MicrovmConfig;
 use crate::accelerator::Accelerator;
 use crate::base_images::BaseImages;
+use crate::boot_snapshots::BootSnapshots;
 use crate::sandbox::MicrovmSandbox;
 use crate::snapshot::journal_replayer::JournalReplayer;
 use crate::vm::VmSockets;
 use crate::vm::command_line::{
     BASE_DIR, BOOT_DIR, INITRAMFS_FILE, KERNEL_FILE, MEMORY_DIR, MachineType, SNAPSHOT_DIR, VM_DIR,
 };
-use crate::warm_starts::WarmStarts;
 
 /// The shared resources of the engine.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ pub(crate) struct Host {
     pub(crate) zero_memory_dir: PathBuf,
     /// Directory of the guest kernel and initramfs, named by a hash of their content.
     pub(crate) boot: PathBuf,
-    pub(crate) warm_starts: WarmStarts,
+    pub(crate) boot_snapshots: BootSnapshots,
     pub(crate) gateway: GatewayConfig,
     pub(crate) boot_timeout: Duration,
     pub(crate) stream_memory: bool,
@@ -68,7 +68,7 @@ impl Host {
                 .map_err(EngineError::kernel("start a thread"))?,
             base_images: BaseImages::open(make_dir(&data_dir.join("bases"))?),
             zero_memory_dir: make_dir(&data_dir.join("holes"))?,
-            warm_starts: WarmStarts::open(make_dir(&data_dir.join("templates"))?),
+            boot_snapshots: BootSnapshots::open(make_dir(&data_dir.join("templates"))?),
             boot,
             gateway: config.gateway.clone(),
             boot_timeout: config.boot_timeout,

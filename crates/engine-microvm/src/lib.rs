@@ -3,7 +3,7 @@
 //!
 //! Where to read: `start` (boots and restores) and `launch_plan` (one QEMU from its parts), `vm`
 //! (the QEMU process, its monitor and the guest agent), `capture` and `snapshot` (writing and
-//! keeping memory and disk), `warm_starts` and `base_images` (what is kept for each template),
+//! keeping memory and disk), `boot_snapshots` and `base_images` (what is kept for each template),
 //! `sweep` (adoption and cleaning after a crash). Needs x86-64, Linux 6.15 and root; QEMU itself
 //! runs as an unprivileged user id of its own.
 
@@ -21,11 +21,11 @@ mod launch_plan;
 mod probe;
 mod record;
 
+mod boot_snapshots;
 mod sandbox;
 mod snapshot;
 mod start;
 mod sweep;
-mod warm_starts;
 mod worker_thread;
 
 use std::path::PathBuf;

@@ -14,6 +14,7 @@ use net::Gateway;
 use tracing::{debug, info, warn};
 
 use crate::base_images;
+use crate::boot_snapshots::boot_snapshot_key;
 use crate::capture;
 use crate::disks;
 use crate::host::Host;
@@ -23,7 +24,6 @@ use crate::sandbox::{MicrovmSandbox, SandboxParts};
 use crate::snapshot::SnapshotFiles;
 use crate::vm::command_line::{DEVICES_FILE, SNAPSHOT_DIR, StartMode, VmSize};
 use crate::vm::{QemuLog, Vm};
-use crate::warm_starts::warm_start_key;
 
 /// Starts a sandbox.
 ///
@@ -71,31 +71,31 @@ async fn start_from(
 async fn from_template(host: &Arc<Host>, spec: &StartSpec) -> Result<Arc<MicrovmSandbox>, EngineError> {
     let base = base_images::prepare(host, &spec.template, spec.recurring).await?;
     let vm_spec = vm_spec_for(base.key.clone(), spec);
-    let key = warm_start_key(host, &vm_spec.base, spec);
-    let snapshot = SnapshotFiles::of_warm_start(host, &key);
-    if let Some(clone) = from_warm_start(host, spec, &vm_spec, &snapshot).await {
+    let key = boot_snapshot_key(host, &vm_spec.base, spec);
+    let snapshot = SnapshotFiles::of_boot_snapshot(host, &key);
+    if let Some(clone) = from_boot_snapshot(host, spec, &vm_spec, &snapshot).await {
         return clone;
     }
     if !spec.recurring {
         return personalized(boot_from_blank(host, spec, &vm_spec).await?, spec).await;
     }
-    let lock = host.warm_starts.lock(&key);
+    let lock = host.boot_snapshots.lock(&key);
     let _one_at_a_time = lock.lock().await;
     // Made by the task that held the lock before.
-    if let Some(clone) = from_warm_start(host, spec, &vm_spec, &snapshot).await {
+    if let Some(clone) = from_boot_snapshot(host, spec, &vm_spec, &snapshot).await {
         return clone;
     }
-    make_warm_start(host, spec, &vm_spec, &snapshot, &key).await?;
-    match from_warm_start(host, spec, &vm_spec, &snapshot).await {
+    make_boot_snapshot(host, spec, &vm_spec, &snapshot, &key).await?;
+    match from_boot_snapshot(host, spec, &vm_spec, &snapshot).await {
         Some(clone) => clone,
         None => personalized(boot_from_blank(host, spec, &vm_spec).await?, spec).await,
     }
 }
 
-/// Boots a guest only to capture it as a warm start. It does not become a sandbox: a booted guest
+/// Boots a guest only to capture it as a boot snapshot. It does not become a sandbox: a booted guest
 /// has touched all of its memory, while a clone holds next to none. If the capture fails, sandboxes
 /// of the template boot.
-async fn make_warm_start(
+async fn make_boot_snapshot(
     host: &Arc<Host>,
     spec: &StartSpec,
     vm_spec: &VmSpec,
@@ -104,15 +104,15 @@ async fn make_warm_start(
 ) -> Result<(), EngineError> {
     let spec = StartSpec { id: SandboxId::generate(), ..spec.clone() };
     let sandbox = boot_from_blank(host, &spec, vm_spec).await?;
-    match capture::keep_as_warm_start(&sandbox, snapshot).await {
-        Ok(took) => info!(key, milliseconds = took.as_millis(), "captured a template's warm start"),
-        Err(error) => warn!(%error, "failed to capture a warm start; sandboxes of this template boot"),
+    match capture::capture_boot_snapshot(&sandbox, snapshot).await {
+        Ok(took) => info!(key, milliseconds = took.as_millis(), "captured a template's boot snapshot"),
+        Err(error) => warn!(%error, "failed to capture a boot snapshot; sandboxes of this template boot"),
     }
     sandbox.kill().await
 }
 
-/// Restores the warm start of a template. Returns `None` if there is none or it cannot be restored.
-async fn from_warm_start(
+/// Restores the boot snapshot of a template. Returns `None` if there is none or it cannot be restored.
+async fn from_boot_snapshot(
     host: &Arc<Host>,
     spec: &StartSpec,
     vm_spec: &VmSpec,
@@ -126,12 +126,12 @@ async fn from_warm_start(
         Err(EngineError::Restore(reason)) => {
             warn!(
                 reason,
-                "failed to restore a template's warm start; it is removed and the next sandbox boots"
+                "failed to restore a template's boot snapshot; it is removed and the next sandbox boots"
             );
             let (host, snapshot) = (host.clone(), snapshot.clone());
             let removed = tokio::task::spawn_blocking(move || snapshot.discard(&host)).await;
             if let Ok(Err(error)) = removed {
-                warn!(%error, "failed to remove a warm start");
+                warn!(%error, "failed to remove a boot snapshot");
             }
             None
         }

@@ -1,7 +1,7 @@
 //! Adoption of running VMs, and removal of what an earlier server left over.
 //!
 //! A VM is proven to be ours by its record and the start time of its process; its sockets still
-//! listen. Base images and warm starts are kept as long as the layers that they were made from
+//! listen. Base images and boot snapshots are kept as long as the layers that they were made from
 //! exist.
 
 use std::fs;
@@ -89,8 +89,8 @@ fn sweep_blocking(host: &Host, keep: &[SandboxId], snapshots: &[SnapshotId]) -> 
     let is_kept = |name: &str| kept.iter().any(|record| record.cgroup == name);
     let mut removed = remove_stale_groups(&host.hierarchies, is_kept)?;
     let mut wanted_bases: Vec<String> = kept.iter().map(|record| record.vm_spec.base.clone()).collect();
-    let warm_starts = sweep_warm_starts(host, &mut wanted_bases)?;
-    removed += sweep_trees(host, keep, snapshots, &warm_starts)?;
+    let boot_snapshots = sweep_boot_snapshots(host, &mut wanted_bases)?;
+    removed += sweep_trees(host, keep, snapshots, &boot_snapshots)?;
     let kept_snapshots: Vec<SnapshotFiles> =
         snapshots.iter().map(|id| SnapshotFiles::of_snapshot(host, *id)).collect();
     wanted_bases.extend(
@@ -113,15 +113,16 @@ fn sweep_blocking(host: &Host, keep: &[SandboxId], snapshots: &[SnapshotId]) -> 
     Ok(removed)
 }
 
-/// Removes warm starts whose template no longer exists or that cannot be restored; returns the
+/// Removes boot snapshots whose template no longer exists or that cannot be restored; returns the
 /// trees of the others and adds the keys of their base images to `bases`.
-fn sweep_warm_starts(host: &Host, bases: &mut Vec<String>) -> Result<Vec<TreeName>, EngineError> {
+fn sweep_boot_snapshots(host: &Host, bases: &mut Vec<String>) -> Result<Vec<TreeName>, EngineError> {
     let mut trees = Vec::new();
-    let entries = fs::read_dir(host.warm_starts.dir()).map_err(EngineError::kernel("list warm starts"))?;
+    let entries =
+        fs::read_dir(host.boot_snapshots.dir()).map_err(EngineError::kernel("list boot snapshots"))?;
     for entry in entries {
-        let path = entry.map_err(EngineError::kernel("list warm starts"))?.path();
+        let path = entry.map_err(EngineError::kernel("list boot snapshots"))?.path();
         let key = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let snapshot = SnapshotFiles::of_warm_start(host, &key);
+        let snapshot = SnapshotFiles::of_boot_snapshot(host, &key);
         match read_record(&path) {
             Ok(record)
                 if record.compatibility == host.compatibility()
@@ -142,12 +143,12 @@ fn sweep_trees(
     host: &Host,
     keep: &[SandboxId],
     snapshots: &[SnapshotId],
-    warm_starts: &[TreeName],
+    boot_snapshots: &[TreeName],
 ) -> Result<usize, EngineError> {
     let of_snapshots = snapshots.iter().copied().map(snapshot_tree);
     let of_snapshots = of_snapshots.flat_map(|disk| [memory_tree(&disk), disk]);
     let wanted: Vec<TreeName> =
-        keep.iter().map(tree_of).chain(of_snapshots).chain(warm_starts.iter().cloned()).collect();
+        keep.iter().map(tree_of).chain(of_snapshots).chain(boot_snapshots.iter().cloned()).collect();
     let mut removed = 0;
     for tree in host.trees.list().map_err(tree_error("list writable trees"))? {
         if wanted.contains(&tree) || tree.as_str().starts_with("blank-") {

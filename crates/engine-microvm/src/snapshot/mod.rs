@@ -1,4 +1,4 @@
-//! Snapshots on disk: a disk, the memory if it was captured, and a record. A template's warm start
+//! Snapshots on disk: a disk, the memory if it was captured, and a record. A template's boot snapshot
 //! is a snapshot, too.
 //!
 //! The record is written last and removed first, so an incomplete snapshot does not exist.
@@ -54,8 +54,8 @@ pub(crate) struct SnapshotRecord {
 #[derive(Debug, Clone)]
 pub(crate) struct SnapshotFiles {
     record_path: PathBuf,
-    /// Path of the journal, with pages that the memory image may not have yet. `None` for warm
-    /// starts, whose capture nobody waits for.
+    /// Path of the journal, with pages that the memory image may not have yet. `None` for boot
+    /// snapshots, whose capture nobody waits for.
     pub(crate) journal: Option<PathBuf>,
     /// The tree with the disk.
     pub(crate) disk: TreeName,
@@ -70,10 +70,10 @@ impl SnapshotFiles {
         Self { journal: Some(journal), ..Self::at(record_path, snapshot_tree(id)) }
     }
 
-    /// The warm start with this key.
-    pub(crate) fn of_warm_start(host: &Host, key: &str) -> Self {
+    /// The boot snapshot with this key.
+    pub(crate) fn of_boot_snapshot(host: &Host, key: &str) -> Self {
         let disk = format!("t-{key}").parse().expect("keys are hexadecimal digits");
-        Self::at(host.warm_starts.dir().join(format!("{key}.json")), disk)
+        Self::at(host.boot_snapshots.dir().join(format!("{key}.json")), disk)
     }
 
     fn at(record_path: PathBuf, disk: TreeName) -> Self {

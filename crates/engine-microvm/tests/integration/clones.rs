@@ -1,4 +1,4 @@
-//! Clones of one warm start: equal in everything that belongs to a template, different in
+//! Clones of one boot snapshot: equal in everything that belongs to a template, different in
 //! everything that identifies a sandbox.
 //!
 //! They are started at the same time, so that none gets randomness from the activity of another.
@@ -23,7 +23,7 @@ fn now() -> u64 {
 async fn clones_differ_in_randomness_boot_id_and_host_name() {
     let data = tempfile::tempdir().expect("a directory");
     let engine = bench().engine(data.path()).await;
-    bench().start(&engine).await.kill().await.expect("the first one makes the warm start");
+    bench().start(&engine).await.kill().await.expect("the first one makes the boot snapshot");
     let starts = (0..4).map(|number| {
         let (engine, spec) = (engine.clone(), bench().spec());
         tokio::spawn(async move {
@@ -59,7 +59,7 @@ async fn clones_differ_in_randomness_boot_id_and_host_name() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_broken_warm_start_is_replaced() {
+async fn a_broken_boot_snapshot_is_replaced() {
     let data = tempfile::tempdir().expect("a directory");
     let engine = bench().engine(data.path()).await;
     let first = bench().start(&engine).await;
@@ -69,7 +69,7 @@ async fn a_broken_warm_start_is_replaced() {
     let memory: Vec<_> = memory
         .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("m-t-")))
         .collect();
-    assert_eq!(memory.len(), 1, "one warm start");
+    assert_eq!(memory.len(), 1, "one boot snapshot");
     let devices = memory[0].join("devices");
     fs::write(&devices, b"not what QEMU wrote").expect("writes");
     let second = bench().start(&engine).await;

@@ -17,7 +17,7 @@ const WRITE: &str = "echo memory > /dev/shm/file; echo disk > /root/file";
 const READ: &str = "cat /dev/shm/file /root/file";
 
 async fn clone_of(engine: &Arc<dyn Engine>) -> Arc<dyn Sandbox> {
-    bench().start(engine).await.kill().await.expect("the first one makes the warm start");
+    bench().start(engine).await.kill().await.expect("the first one makes the boot snapshot");
     bench().start(engine).await
 }
 

@@ -25,7 +25,7 @@ pub(super) fn write_changes(target: &File, origin: &File, offset: u64, now: &[u8
     let within = |from: u64, to: u64| &now[index(from - offset)..index(to - offset)];
     let mut at = offset;
     let mut before = Vec::new();
-    // Holes need not be read, and most of a warm start is holes.
+    // Holes need not be read, and most of a boot snapshot is holes.
     for_each_data_range(origin, offset, end, |from, to| {
         let (from, to) = ((from & !(PAGE - 1)).max(at), to.next_multiple_of(PAGE).min(end));
         if from >= to {

@@ -1,8 +1,8 @@
-//! Warm starts: memory snapshots of freshly booted guests, one for each template and set of limits,
+//! Boot snapshots: memory snapshots of freshly booted guests, one for each template and set of limits,
 //! which later sandboxes are restored from.
 //!
-//! The first sandbox of a template makes the warm start while other creates of the same template
-//! wait, because booting a second guest would take longer. A warm start that cannot be restored is
+//! The first sandbox of a template makes the boot snapshot while other creates of the same template
+//! wait, because booting a second guest would take longer. A boot snapshot that cannot be restored is
 //! removed, and the next sandbox boots again.
 
 use std::collections::HashMap;
@@ -17,20 +17,20 @@ use crate::host::Host;
 
 type Locks = Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>;
 
-/// Directory of warm starts, and locks for what is created once and then shared.
+/// Directory of boot snapshots, and locks for what is created once and then shared.
 #[derive(Debug)]
-pub(crate) struct WarmStarts {
+pub(crate) struct BootSnapshots {
     dir: PathBuf,
     locks: Locks,
     blanks: Mutex<()>,
 }
 
-impl WarmStarts {
+impl BootSnapshots {
     pub(crate) fn open(dir: PathBuf) -> Self {
         Self { dir, locks: Locks::default(), blanks: Mutex::default() }
     }
 
-    /// Returns the directory of the records of warm starts.
+    /// Returns the directory of the records of boot snapshots.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
@@ -49,9 +49,9 @@ impl WarmStarts {
     }
 }
 
-/// Returns the name of the warm start that fits `spec`: a hash of everything that a memory snapshot
+/// Returns the name of the boot snapshot that fits `spec`: a hash of everything that a memory snapshot
 /// depends on.
-pub(crate) fn warm_start_key(host: &Host, base: &str, spec: &StartSpec) -> String {
+pub(crate) fn boot_snapshot_key(host: &Host, base: &str, spec: &StartSpec) -> String {
     let resources = &spec.resources;
     let boot = host.boot.file_name().unwrap_or_default().to_string_lossy();
     let parts = format!(
