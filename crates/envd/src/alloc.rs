@@ -1,28 +1,28 @@
-//! Keeps a few large memory blocks for the next one who wants such a block.
-//! The C library maps and unmaps each buffer of a transfer anew, and the kernel clears every page of it:
-//! measured, that halves the speed of an upload. When a transfer is over the blocks are given back.
+//! The global allocator, which caches a few large blocks of freed memory for reuse.
+//! The C library maps and unmaps each large buffer of a transfer, and the kernel clears all its pages:
+//! measured, that halves the speed of an upload. At the end of a transfer the cached blocks are freed.
 
-#![allow(unsafe_code, reason = "an allocator is unsafe by its nature")]
+#![allow(unsafe_code, reason = "allocators are unsafe")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-/// Requests from here on are large: buffers of transfers, which the C library would map.
+/// Minimum size of a large allocation, bytes: buffers of transfers, which the C library would map.
 const LARGE: usize = 60 * 1024;
 
-/// What a large request gets. A transfer's buffer with some room.
+/// Size of the block of every large allocation, bytes: a transfer's buffer and some room.
 const BLOCK: usize = 288 * 1024;
 
-/// The C library's alignment.
+/// Alignment of the C library's allocations.
 const ALIGN: usize = 16;
 
-/// Free blocks. Whoever takes a pointer out of a slot owns the block.
+/// Free blocks. The thread that takes a pointer out of a slot owns the block.
 static FREE: [AtomicPtr<u8>; 8] = [const { AtomicPtr::new(ptr::null_mut()) }; 8];
 
-/// The system's allocator with a few large blocks in reserve.
+/// The system's allocator with a cache of large blocks.
 #[derive(Debug)]
-pub struct Reserve;
+pub struct BlockCache;
 
 fn is_large(layout: Layout) -> bool {
     (LARGE..=BLOCK).contains(&layout.size()) && layout.align() <= ALIGN
@@ -31,27 +31,27 @@ fn is_large(layout: Layout) -> bool {
 const fn block() -> Layout {
     match Layout::from_size_align(BLOCK, ALIGN) {
         Ok(layout) => layout,
-        Err(_) => panic!("a power of two, and far from overflow"),
+        Err(_) => panic!("the alignment is a power of two and the size is small"),
     }
 }
 
-/// Gives the free blocks back.
+/// Frees the cached blocks.
 pub fn trim() {
     for slot in &FREE {
         let free = slot.swap(ptr::null_mut(), Ordering::Acquire);
         if !free.is_null() {
-            // SAFETY: blocks in slots come from `System` with exactly this layout, and the swap made us its owner.
+            // SAFETY: blocks in slots come from `System` with exactly this layout, and the swap made this thread the owner.
             unsafe { System.dealloc(free, block()) };
         }
     }
 }
 
-// SAFETY: every pointer given out is `System`'s for a layout at least as large and as aligned as asked for.
-// Whether a layout is large depends on nothing but the layout, so a block comes back the way it went out.
-unsafe impl GlobalAlloc for Reserve {
+// SAFETY: every returned pointer is `System`'s for a layout at least as large and as aligned as requested.
+// Whether a layout is large depends only on the layout, so `dealloc` takes the same path as `alloc` did.
+unsafe impl GlobalAlloc for BlockCache {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if !is_large(layout) {
-            // SAFETY: passed on as it came.
+            // SAFETY: passed on unchanged.
             return unsafe { System.alloc(layout) };
         }
         for slot in &FREE {
@@ -60,13 +60,13 @@ unsafe impl GlobalAlloc for Reserve {
                 return free;
             }
         }
-        // SAFETY: the layout has a size.
+        // SAFETY: the layout's size is not zero.
         unsafe { System.alloc(block()) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         if !is_large(layout) {
-            // SAFETY: passed on as it came; `alloc` passed it on too.
+            // SAFETY: passed on unchanged; `alloc` passed it on too.
             return unsafe { System.dealloc(pointer, layout) };
         }
         for slot in &FREE {
@@ -74,18 +74,18 @@ unsafe impl GlobalAlloc for Reserve {
                 return;
             }
         }
-        // SAFETY: `alloc` gave it out for `block()`.
+        // SAFETY: `alloc` allocated it with the layout `block()`.
         unsafe { System.dealloc(pointer, block()) };
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         let Ok(new) = Layout::from_size_align(size, layout.align()) else { return ptr::null_mut() };
         match (is_large(layout), is_large(new)) {
-            // SAFETY: passed on as it came.
+            // SAFETY: passed on unchanged.
             (false, false) => unsafe { System.realloc(pointer, layout, size) },
             (true, true) => pointer,
             _ => {
-                // SAFETY: the new layout is not empty, because the caller's size is not.
+                // SAFETY: the new layout's size is not zero, because the caller's is not.
                 let moved = unsafe { self.alloc(new) };
                 if !moved.is_null() {
                     // SAFETY: both are valid for the smaller size, and distinct; the old one was the caller's.
@@ -105,21 +105,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_come_back_and_keep_their_content() {
+    fn blocks_are_reused_and_keep_their_content() {
         let layout = |size| Layout::from_size_align(size, 8).expect("valid");
-        // SAFETY: each pointer is used within its layout and given back once, with the layout it has by then.
+        // SAFETY: each pointer is used within its layout and freed once, with its current layout.
         unsafe {
-            let small = Reserve.alloc(layout(1000));
+            let small = BlockCache.alloc(layout(1000));
             small.write_bytes(7, 1000);
-            let large = Reserve.realloc(small, layout(1000), LARGE + 1);
+            let large = BlockCache.realloc(small, layout(1000), LARGE + 1);
             assert_eq!((*large, *large.add(999)), (7, 7));
-            assert_eq!(Reserve.realloc(large, layout(LARGE + 1), BLOCK), large);
-            let huge = Reserve.realloc(large, layout(BLOCK), BLOCK * 2);
+            assert_eq!(BlockCache.realloc(large, layout(LARGE + 1), BLOCK), large);
+            let huge = BlockCache.realloc(large, layout(BLOCK), BLOCK * 2);
             assert_eq!((*huge, *huge.add(999)), (7, 7));
-            let again = Reserve.alloc(layout(LARGE));
-            assert_eq!(again, large, "the block given back just now");
-            Reserve.dealloc(again, layout(LARGE));
-            Reserve.dealloc(huge, layout(BLOCK * 2));
+            let again = BlockCache.alloc(layout(LARGE));
+            assert_eq!(again, large, "the block that was just freed");
+            BlockCache.dealloc(again, layout(LARGE));
+            BlockCache.dealloc(huge, layout(BLOCK * 2));
         }
         trim();
     }

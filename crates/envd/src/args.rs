@@ -1,6 +1,6 @@
-//! The command line. There is no configuration file and no environment variable: what a sandbox
-//! needs beyond this arrives through `POST /init`.
-//! Parsed by hand, because a parser would be a tenth of the binary.
+//! The command line. There are no configuration files or environment variables: all other settings
+//! arrive by `POST /init`.
+//! It is parsed by hand, because a parser library would be a tenth of the binary.
 
 use std::ffi::OsString;
 use std::os::fd::RawFd;
@@ -8,47 +8,47 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-/// What the command line asks for.
+/// The command to run.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Print the version and leave.
+    /// Print the version and exit.
     Version,
-    /// Serve.
+    /// Serve requests.
     Serve(Args),
 }
 
-/// How to serve.
+/// Arguments of [`Command::Serve`].
 #[derive(Debug, PartialEq, Eq)]
 pub struct Args {
-    /// Where requests come from.
+    /// The socket to listen on.
     pub listen: Listen,
     /// Directory under which `/init` writes its files (`etc/`, `run/e2b`, trust store).
     /// Host name and clock are set only when it is `/`.
     pub system_root: PathBuf,
 }
 
-/// The source of connections.
+/// The socket to listen on.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Listen {
-    /// An inherited, listening TCP socket.
+    /// An inherited TCP socket that listens already.
     Fd(RawFd),
-    /// A port to bind on every IPv4 address; 0 takes any and prints the address.
+    /// A port on every IPv4 address; 0 chooses a free one. The address is printed.
     Port(u16),
 }
 
-/// A command line that makes no sense.
+/// Why the command line is invalid.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum ArgsError {
-    /// Unknown flag.
+    /// An unknown flag.
     #[error("unknown argument {0:?}; usage: envd --listen-fd N | --port N [--system-root DIR] | --version")]
     Unknown(OsString),
-    /// Flag without its value.
+    /// A flag without its value.
     #[error("{0} needs a value")]
     NoValue(&'static str),
-    /// A value that is no number.
+    /// A value that is not a number.
     #[error("{0} needs a number, not {1:?}")]
     NoNumber(&'static str, OsString),
-    /// Nothing to listen on.
+    /// No socket to listen on.
     #[error("one of --listen-fd and --port is needed")]
     NoListener,
 }
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_nonsense() {
+    fn rejects_invalid_arguments() {
         assert_eq!(parse_strs(&[]), Err(ArgsError::NoListener));
         assert_eq!(parse_strs(&["--listen-fd"]), Err(ArgsError::NoValue("--listen-fd")));
         assert_eq!(parse_strs(&["--port", "x"]), Err(ArgsError::NoNumber("--port", "x".into())));

@@ -1,6 +1,6 @@
-//! Who may call: the sandbox's access token, signatures for file links, and the user named by Basic.
-//! The token proves the caller, the Basic user only says whom to act as.
-//! Comparisons of secrets take the same time whatever they find.
+//! Authorization of requests: the sandbox's access token, signatures of file links, and the user named by Basic.
+//! The token authorizes the caller; the Basic user only names the user to act as.
+//! Secrets are compared in constant time.
 
 use std::num::ParseIntError;
 
@@ -15,22 +15,22 @@ use thiserror::Error;
 
 use crate::rest::query::Query;
 
-/// Why a request is not let through; always 401.
+/// Why a request is refused; always status 401.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum AuthError {
-    /// Token missing or wrong.
+    /// The token is missing or wrong.
     #[error("unauthorized access, please provide a valid access token or method signing if supported")]
     Token,
-    /// A file request with a wrong token.
+    /// The token of a file request is wrong.
     #[error("access token present in header but does not match")]
     FileToken,
-    /// A file request with neither token nor signature.
+    /// A file request has neither token nor signature.
     #[error("missing signature query parameter")]
     NoSignature,
-    /// A signature for something else.
+    /// The signature does not match.
     #[error("invalid signature")]
     Signature,
-    /// A good signature too late.
+    /// The signature matches, but has expired.
     #[error("signature is already expired")]
     Expired,
 }
@@ -61,17 +61,17 @@ impl<'a> SignedLink<'a> {
     }
 }
 
-/// Compares two secrets.
+/// Compares two secrets in constant time.
 pub fn same(a: &str, b: &str) -> bool {
     a.as_bytes().ct_eq(b.as_bytes()).into()
 }
 
-/// The token a request carries.
+/// Returns the token of a request.
 pub fn token(headers: &HeaderMap) -> Option<&str> {
     headers.get(ACCESS_TOKEN)?.to_str().ok()
 }
 
-/// Checks the token of an ordinary request.
+/// Checks the token of a request that is not for a file.
 pub fn check_token(expected: Option<&str>, headers: &HeaderMap) -> Result<(), AuthError> {
     let Some(expected) = expected else { return Ok(()) };
     match token(headers) {
@@ -80,7 +80,7 @@ pub fn check_token(expected: Option<&str>, headers: &HeaderMap) -> Result<(), Au
     }
 }
 
-/// Checks a file request: a token if it has one, else its signature, else nothing.
+/// Checks a file request: by its token if it has one, else by its signature. `now` is Unix time in seconds.
 pub fn check_link(
     expected: Option<&str>,
     headers: &HeaderMap,
@@ -104,7 +104,7 @@ pub fn check_link(
     }
 }
 
-/// The user that a request names through Basic authorization, if it does.
+/// Returns the user that a request names by Basic authorization.
 pub fn basic_user(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(AUTHORIZATION)?.to_str().ok()?;
     let (scheme, credentials) = value.split_once(' ')?;

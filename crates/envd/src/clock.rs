@@ -1,6 +1,6 @@
-//! Moments as the wire writes them: RFC 3339 in `/init`, seconds in signatures and metrics.
-//! Also the one place that changes the machine's clock.
-//! Arithmetic on days follows the proleptic Gregorian calendar.
+//! Time: parsing of RFC 3339 timestamps, Unix time, and setting the clock.
+
+//! Dates are in the proleptic Gregorian calendar.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -8,13 +8,13 @@ use rustix::time::{ClockId, Timespec};
 
 const DAY: i64 = 86_400;
 
-/// Seconds since 1970 by the machine's clock.
+/// Returns the seconds since 1970.
 pub fn unix_seconds() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
-/// Nanoseconds since 1970 of an RFC 3339 text; `None` if it is not one.
+/// Parses an RFC 3339 timestamp to nanoseconds since 1970; `None` if it is malformed.
 pub fn parse_rfc3339(text: &str) -> Option<i128> {
     let (date, rest) = text.split_at_checked(10)?;
     let (time, rest) = rest.strip_prefix(['T', 't', ' '])?.split_at_checked(8)?;
@@ -67,8 +67,8 @@ fn days(year: i64, month: i64, day: i64) -> i64 {
     era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
 }
 
-/// Sets the clock to `nanos` if it lags by more than 50 ms or is more than 5 s ahead. A sandbox that
-/// shares its host's clock is not allowed to, and need not: failure is not an error.
+/// Sets the clock to `nanos` since 1970 if it lags by more than 50 ms or is more than 5 s ahead. Failure
+/// is ignored: a sandbox that shares its host's clock must not set it, and need not.
 pub fn step(nanos: i128) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let now = i128::try_from(now.as_nanos()).unwrap_or(i128::MAX);
@@ -91,14 +91,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_moments() {
+    fn parses_timestamps() {
         assert_eq!(parse_rfc3339("1970-01-01T00:00:00Z"), Some(0));
         assert_eq!(parse_rfc3339("2026-11-21T10:00:00.5+01:00"), Some(1_795_251_600_500_000_000));
         assert_eq!(parse_rfc3339("2000-02-29T23:59:59.123456789Z"), Some(951_868_799_123_456_789));
     }
 
     #[test]
-    fn refuses_what_is_no_moment() {
+    fn rejects_malformed_timestamps() {
         for text in ["", "2026", "2026-11-21", "2026-13-01T00:00:00Z", "2026-11-21T10:00:00", "éééééééééééé"]
         {
             assert_eq!(parse_rfc3339(text), None, "{text}");

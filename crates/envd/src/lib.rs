@@ -1,6 +1,6 @@
-//! envd, the daemon inside every sandbox: runs processes, moves files, watches directories.
-//! It is PID 1 there, speaks Connect-RPC and REST on one port, and trusts its own root directory.
-//! Unsafe code lives in `sys` and `alloc` alone.
+//! envd, the daemon in every sandbox: runs processes, transfers files, watches directories.
+//! It is PID 1 of the sandbox and serves Connect-RPC and REST on one port.
+//! Only `sys` and `alloc` contain unsafe code.
 
 #![deny(unsafe_code)]
 

@@ -1,6 +1,6 @@
-//! What happens in the sandbox, as JSON lines for the server, which fetches them over one long response.
-//! The buffer is bounded: without a reader the oldest lines go first and their number is told. Nobody ever waits.
-//! Lines say who did what; they never hold output, input, environment or file content.
+//! Log lines for the server, which reads them as JSON from one long response.
+//! The buffer is limited: without a reader the oldest lines are dropped and counted. Adding a line never blocks.
+//! Lines never contain output, input, environment variables or file contents.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -20,34 +20,34 @@ use tokio::sync::Notify;
 use crate::rest::Body;
 use crate::state::{Envd, lock};
 
-/// Bytes of lines kept for a reader that is not there.
-const MOST: usize = 1 << 20;
-/// Longest text in a field; commands can be megabytes.
-const LONGEST: usize = 4096;
+/// Maximum size of the buffered lines, bytes.
+const MAX_BUFFERED: usize = 1 << 20;
+/// Maximum size of a field's text, bytes; commands can be megabytes.
+const MAX_FIELD: usize = 4096;
 
-/// The buffer.
+/// The log lines that the server has not read yet.
 #[derive(Debug, Default)]
 pub struct Logs {
-    kept: Mutex<Kept>,
-    news: Notify,
+    buffer: Mutex<LogBuffer>,
+    added: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Kept {
+struct LogBuffer {
     lines: VecDeque<Bytes>,
     size: usize,
     dropped: u64,
 }
 
-/// How much a line matters.
+/// Severity of a line.
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// Everyday detail.
+    /// Details.
     Debug,
-    /// What one wants to see.
+    /// Events of interest to users.
     Info,
-    /// What one should see.
+    /// Problems.
     Warn,
 }
 
@@ -71,9 +71,9 @@ impl Serialize for Fields<'_> {
     }
 }
 
-/// At most [`LONGEST`] bytes, cut between characters.
+/// Returns at most [`MAX_FIELD`] bytes of a text, cut between characters.
 fn shorten(text: &str) -> &str {
-    let mut end = text.len().min(LONGEST);
+    let mut end = text.len().min(MAX_FIELD);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
@@ -89,29 +89,29 @@ impl Logs {
         let mut text = serde_json::to_vec(&line).expect("our own type has string keys only");
         text.push(b'\n');
         self.keep(text.into());
-        self.news.notify_one();
+        self.added.notify_one();
     }
 
     fn keep(&self, line: Bytes) {
-        let mut kept = lock(&self.kept);
-        kept.size += line.len();
-        kept.lines.push_back(line);
-        while kept.size > MOST {
-            let Some(oldest) = kept.lines.pop_front() else { break };
-            kept.size -= oldest.len();
-            kept.dropped += 1;
+        let mut buffer = lock(&self.buffer);
+        buffer.size += line.len();
+        buffer.lines.push_back(line);
+        while buffer.size > MAX_BUFFERED {
+            let Some(oldest) = buffer.lines.pop_front() else { break };
+            buffer.size -= oldest.len();
+            buffer.dropped += 1;
         }
     }
 
-    /// Waits until there are lines and takes all of them.
+    /// Waits until there are lines and takes them all.
     async fn take(&self) -> Bytes {
         loop {
-            // Before the look, so that a line added in between wakes us.
-            let news = self.news.notified();
+            // Before the buffer is read, so that a line that is added afterwards wakes this task.
+            let added = self.added.notified();
             let (lines, dropped) = {
-                let mut kept = lock(&self.kept);
-                kept.size = 0;
-                (std::mem::take(&mut kept.lines), std::mem::take(&mut kept.dropped))
+                let mut buffer = lock(&self.buffer);
+                buffer.size = 0;
+                (std::mem::take(&mut buffer.lines), std::mem::take(&mut buffer.dropped))
             };
             if dropped > 0 {
                 self.add(Level::Warn, "logs", "older lines were dropped", &[("count", dropped.to_string())]);
@@ -125,25 +125,25 @@ impl Logs {
                     })
                     .freeze();
             }
-            news.await;
+            added.await;
         }
     }
 }
 
-/// `GET /logs`: lines from now on, and those still in the buffer, for as long as the reader stays.
+/// Responds to `GET /logs` with an endless stream of the buffered lines and all later ones.
 pub fn stream(envd: Arc<Envd>) -> Response<Body> {
     let mut response =
-        Response::new(Lines { envd, next: None }.map_err(|never| match never {}).boxed_unsync());
+        Response::new(LogBody { envd, next: None }.map_err(|never| match never {}).boxed_unsync());
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     response
 }
 
-struct Lines {
+struct LogBody {
     envd: Arc<Envd>,
     next: Option<Pin<Box<dyn Future<Output = Bytes> + Send>>>,
 }
 
-impl http_body::Body for Lines {
+impl http_body::Body for LogBody {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
@@ -178,12 +178,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_a_reader_the_oldest_go_and_are_counted() {
+    async fn without_a_reader_the_oldest_lines_are_dropped_and_counted() {
         let logs = Logs::default();
         for number in 0..1000 {
             logs.add(Level::Info, "a", &number.to_string(), &[("text", "ü".repeat(3000))]);
         }
-        assert!(lock(&logs.kept).size <= MOST);
+        assert!(lock(&logs.buffer).size <= MAX_BUFFERED);
         let text = String::from_utf8(logs.take().await.to_vec()).unwrap();
         assert!(text.lines().last().unwrap().contains("\"999\""));
         let told = String::from_utf8(logs.take().await.to_vec()).unwrap();

@@ -1,6 +1,6 @@
-//! Starts envd: takes its socket, becomes the reaper of the sandbox if it is PID 1, and serves.
-//! One thread does everything; a few more wait for filesystems.
-//! Nothing is read from the environment but `PATH`.
+//! Starts envd: opens its socket, reaps the sandbox's orphans if it is PID 1, and serves.
+//! One thread runs everything but filesystem calls, which run on a few blocking threads.
+//! The only environment variable it reads is `PATH`.
 
 #![forbid(unsafe_code)]
 
@@ -17,12 +17,12 @@ use envd::state::Envd;
 use envd::{server, sys};
 
 #[global_allocator]
-static ALLOCATOR: envd::alloc::Reserve = envd::alloc::Reserve;
+static ALLOCATOR: envd::alloc::BlockCache = envd::alloc::BlockCache;
 
-/// Threads that may wait for filesystems at once.
+/// Maximum number of threads for filesystem calls.
 const BLOCKING_THREADS: usize = 32;
 
-/// Idle threads stay: when the sandbox is out of processes, no new one could be had.
+/// Idle threads are kept: when the sandbox has reached its process limit, no new one can be started.
 const KEEP_THREADS: Duration = Duration::from_secs(365 * 24 * 3600);
 
 fn main() -> ExitCode {
@@ -60,7 +60,7 @@ fn run(args: Args) -> io::Result<()> {
     };
     listener.set_nonblocking(true)?;
     if std::process::id() == 1 {
-        // The session of whoever made the sandbox is not ours. Fails only if it is ours already.
+        // Leave the session of the program that started the sandbox. Fails only if envd leads a session already.
         let _ = rustix::process::setsid();
         let _ = std::env::set_current_dir("/");
         let _ = system::write_markers(&args.system_root, None, None);
@@ -77,7 +77,7 @@ fn run(args: Args) -> io::Result<()> {
     runtime.block_on(async {
         let envd = Arc::new(Envd::new(args.system_root));
         tokio::spawn(reaper::run(Arc::clone(&envd), reaper::listen()?));
-        // The first thread for filesystems exists before anyone can use all processes up.
+        // Start the first blocking thread before user code can use up the process limit.
         tokio::task::spawn_blocking(|| {});
         server::run(envd, tokio::net::TcpListener::from_std(listener)?).await;
         Ok(())

@@ -1,12 +1,12 @@
-//! How a path in a request becomes an absolute one.
-//! Empty means the default directory, `~` the user's home, anything relative lies below the home.
-//! The result is clean by its text: no `.`, no `..`, no doubled slash. Links are left to the kernel.
+//! Resolves paths of requests to absolute paths.
+//! An empty path is the default directory, `~` the user's home, and other relative paths start at the home.
+//! The result contains no `.`, no `..` and no doubled slash; symbolic links are not resolved.
 
 use std::path::{Component, Path, PathBuf};
 
 use thiserror::Error;
 
-/// A path that cannot be resolved.
+/// Why a path cannot be resolved.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum PathError {
     /// `~name/…`.
@@ -15,17 +15,17 @@ pub enum PathError {
     /// A NUL byte, which no path can contain.
     #[error("invalid path: contains a NUL byte")]
     Nul,
-    /// Longer than the kernel takes, as a whole or in one name.
+    /// Longer than the kernel allows, in total or in one name.
     #[error("invalid path: too long")]
     TooLong,
 }
 
-/// Most bytes of a path, the final NUL included.
+/// Maximum size of a path, bytes, with the final NUL.
 const MAX_PATH: usize = 4096;
-/// Most bytes of a name.
+/// Maximum size of a name, bytes.
 const MAX_NAME: usize = 255;
 
-/// Resolves `path` for a user with that home. `workdir` is where an empty path leads, if set.
+/// Resolves `path` for a user with the home directory `home`. An empty path resolves to `workdir`, if that is set.
 pub fn resolve(path: &str, home: &Path, workdir: Option<&str>) -> Result<PathBuf, PathError> {
     if path.contains('\0') {
         return Err(PathError::Nul);
@@ -51,7 +51,7 @@ pub fn resolve(path: &str, home: &Path, workdir: Option<&str>) -> Result<PathBuf
     Ok(clean(&home.join(path)))
 }
 
-/// Removes `.`, `..` and doubled slashes by text alone; a relative path is taken from `/`.
+/// Removes `.`, `..` and doubled slashes without looking at the filesystem; relative paths start at `/`.
 pub fn clean(path: &Path) -> PathBuf {
     let mut clean = PathBuf::from("/");
     for component in path.components() {
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_other_homes_and_nul() {
+    fn rejects_other_homes_and_nul() {
         assert_eq!(at_home("~root/x"), Err(PathError::OtherHome));
         assert_eq!(at_home("a\0b"), Err(PathError::Nul));
     }

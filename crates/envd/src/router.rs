@@ -1,5 +1,5 @@
-//! From a request to its handler: cross-origin rules first, then the token, then the route.
-//! A preflight needs no token, and neither do health, `/init` and file links, which have their own rules.
+//! Routes requests to their handlers, after the cross-origin rules and the token check.
+//! Preflights and health checks need no token; `/init` and file links have their own checks.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,19 +25,21 @@ use crate::filesystem::service::Files;
 use crate::logs::Level;
 use crate::process::service::Processes;
 use crate::rest::query::Query;
-use crate::rest::{Body, RestError, compose, files_get, files_post, init, json, metrics, no_content, reader};
+use crate::rest::{
+    Body, RestError, body_reader, compose, files_get, files_post, init, json, metrics, no_content,
+};
 use crate::state::Envd;
 use crate::users::User;
 use crate::{clock, logs};
 
-/// The largest message: input to a process comes in one.
+/// Maximum size of a message: input to a process is one message.
 const MAX_MESSAGE: usize = 64 << 20;
-/// What is read of an upload that was answered already: all of it, if it comes in time.
+/// How much is read of an upload that has its response already: all of it, if it arrives in time.
 const DRAIN_LIMITS: DrainLimits = DrainLimits { bytes: u64::MAX, time: Duration::from_secs(60) };
 
 type Rpc = ConnectRpcService<Chain<ProcessServer<Processes>, FilesystemServer<Files>>>;
 
-/// All routes.
+/// The routes of envd.
 #[derive(Clone)]
 pub struct Router {
     envd: Arc<Envd>,
@@ -45,7 +47,7 @@ pub struct Router {
 }
 
 impl Router {
-    /// The routes over that state.
+    /// Makes the routes over a state.
     pub fn new(envd: Arc<Envd>) -> Self {
         let processes = ProcessServer::new(Processes(Arc::clone(&envd)));
         let files = FilesystemServer::new(Files(Arc::clone(&envd)));
@@ -60,7 +62,7 @@ impl Router {
         Self { envd, rpc }
     }
 
-    /// Returns a request.
+    /// Handles a request and returns the response.
     pub async fn handle(&mut self, request: Request<Incoming>) -> Response<Body> {
         let cross_origin = request.headers().contains_key(ORIGIN);
         if request.method() == Method::OPTIONS {
@@ -78,13 +80,13 @@ impl Router {
     async fn route(&mut self, request: Request<DrainableBody>) -> Result<Response<Body>, RestError> {
         let method = request.method();
         let path = request.uri().path();
-        let open = matches!(
+        let needs_no_token = matches!(
             (method, path),
             (&Method::GET, paths::HEALTH)
                 | (&Method::GET | &Method::POST, paths::FILES)
                 | (&Method::POST, paths::INIT)
         );
-        if !open {
+        if !needs_no_token {
             auth::check_token(self.envd.settings().token.as_deref(), request.headers())?;
         }
         if path.starts_with(paths::PROCESS_SERVICE) || path.starts_with(paths::FILESYSTEM_SERVICE) {
@@ -116,7 +118,7 @@ impl Router {
         Ok(response)
     }
 
-    /// Who a file request acts as, once its token or signature has been checked.
+    /// Checks a file request's token or signature and returns the user it acts as.
     fn file_user(&self, headers: &HeaderMap, query: &Query, operation: Operation) -> Result<User, RestError> {
         let link = SignedLink::from_query(query, operation)
             .map_err(|_| RestError::bad_request("invalid signature_expiration"))?;
@@ -164,7 +166,7 @@ impl Router {
 
     async fn compose(&self, request: Request<DrainableBody>) -> Result<Response<Body>, RestError> {
         let (parts, body) = request.into_parts();
-        let body = reader::collect(body, &parts.headers, 1 << 20).await?;
+        let body = body_reader::collect(body, &parts.headers, 1 << 20).await?;
         let request: compose::Request = serde_json::from_slice(&body)
             .map_err(|error| RestError::bad_request(format!("invalid request body: {error}")))?;
         if request.destination.is_empty() {
@@ -179,19 +181,19 @@ impl Router {
 
     async fn metrics(&self) -> Result<Response<Body>, RestError> {
         let envd = Arc::clone(&self.envd);
-        let given = envd.settings().given;
-        let metrics = tokio::task::spawn_blocking(move || metrics::read(&envd.cpu, given)).await?;
+        let limits = envd.settings().limits;
+        let metrics = tokio::task::spawn_blocking(move || metrics::read(&envd.cpu, limits)).await?;
         Ok(json(&metrics))
     }
 }
 
-/// The user an RPC acts as.
+/// Returns the user an RPC acts as.
 pub fn caller(envd: &Envd, ctx: &RequestContext) -> Result<User, ConnectError> {
     let named = auth::basic_user(ctx.headers());
     envd.user(named.as_deref()).map_err(|error| ConnectError::unauthenticated(error.to_string()))
 }
 
-/// That whoever an RPC names exists, also where it does not matter who calls.
+/// Checks that the user an RPC names exists, for methods that act as no user.
 pub fn check_caller(envd: &Envd, ctx: &RequestContext) -> Result<(), ConnectError> {
     if auth::basic_user(ctx.headers()).is_some() { caller(envd, ctx).map(drop) } else { Ok(()) }
 }

@@ -1,5 +1,5 @@
-//! Accepts connections and serves HTTP/1.1 on them, for as long as the clients keep them.
-//! There is no idle timeout: clients keep connections for minutes and expect to find them open.
+//! Accepts connections and serves HTTP/1.1 on them.
+//! There is no idle timeout: clients keep connections for minutes and expect them to stay open.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::router::Router;
 use crate::state::Envd;
 
-/// A read at most fills this; uploads are fastest with room for what a socket holds.
+/// Size of the read buffer. Uploads are fastest if it holds what a socket's buffer holds.
 const BUFFER: usize = 256 * 1024;
 
-/// Serves for ever.
+/// Serves connections; never returns.
 pub async fn run(envd: Arc<Envd>, listener: TcpListener) {
     let router = Router::new(envd);
     loop {
@@ -23,22 +23,22 @@ pub async fn run(envd: Arc<Envd>, listener: TcpListener) {
             Ok((stream, _)) => {
                 tokio::spawn(serve(router.clone(), stream));
             }
-            // The client left already.
+            // The client has gone already.
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
-            // Out of descriptors or memory: nothing tells when there will be some again.
+            // Out of descriptors or memory: nothing reports when they are available again.
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
 }
 
 async fn serve(router: Router, stream: TcpStream) {
-    // Events are small and wanted at once.
+    // Events are small and must go out at once.
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |request| {
         let mut router = router.clone();
         async move { Ok::<_, std::convert::Infallible>(router.handle(request).await) }
     });
-    // How a connection ends is of no interest: its requests have been answered or nobody waits for them.
+    // Errors of a connection need no handling: the client has gone.
     let _ = http1::Builder::new()
         .header_read_timeout(None)
         .max_buf_size(BUFFER)

@@ -1,6 +1,6 @@
-//! What envd knows between requests: the settings of `/init`, the processes, the watchers.
-//! One value, shared by reference count; each part has its own lock, held only for a moment.
-//! Nothing is on disk: a memory snapshot carries all of it.
+//! envd's state: the settings of `/init`, the processes, the watchers, the log lines.
+//! It is shared by all requests; each part has its own lock, which is held briefly.
+//! Nothing is stored on disk: memory snapshots contain the state.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -8,35 +8,35 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::filesystem::watch::Watchers;
 use crate::logs::Logs;
-use crate::process::table::Table;
-use crate::rest::metrics::{CpuSample, Given};
+use crate::process::registry::ProcessRegistry;
+use crate::rest::metrics::{CpuSample, Limits};
 use crate::users::{self, User};
 
-/// Everything.
+/// The state of envd.
 #[derive(Debug)]
 pub struct Envd {
-    /// What `/init` set.
+    /// Settings of `/init`.
     pub settings: Mutex<Settings>,
     /// Processes started through the process service.
-    pub processes: Table,
-    /// Watchers that are polled.
+    pub processes: ProcessRegistry,
+    /// Watchers that clients poll.
     pub watchers: Watchers,
-    /// CPU time at the last look at the metrics.
+    /// Processor time at the last metrics request.
     pub cpu: Mutex<Option<CpuSample>>,
-    /// What happened, for the server.
+    /// Log lines for the server.
     pub logs: Logs,
-    /// Requests to `/init` are applied one after another.
+    /// Held while a request to `/init` is applied: one after the other.
     pub init: tokio::sync::Mutex<()>,
-    /// Where `/init` finds `etc` and `run`.
+    /// Directory that contains `etc` and `run`, for `/init`.
     pub system_root: PathBuf,
 }
 
 impl Envd {
-    /// An envd that nothing has been told yet.
+    /// Makes the state of an envd without settings.
     pub fn new(system_root: PathBuf) -> Self {
         Self {
             settings: Mutex::default(),
-            processes: Table::default(),
+            processes: ProcessRegistry::default(),
             watchers: Watchers::default(),
             cpu: Mutex::default(),
             logs: Logs::default(),
@@ -45,12 +45,12 @@ impl Envd {
         }
     }
 
-    /// The settings, for a moment.
+    /// Locks the settings.
     pub fn settings(&self) -> MutexGuard<'_, Settings> {
         lock(&self.settings)
     }
 
-    /// The named user, or the default one. The error is the name that nobody has.
+    /// Returns the named user, or the default user.
     pub fn user(&self, name: Option<&str>) -> Result<User, NoUser> {
         let named = name.filter(|name| !name.is_empty());
         match named {
@@ -66,30 +66,30 @@ impl Envd {
 /// A user that does not exist.
 #[derive(Debug, thiserror::Error)]
 pub enum NoUser {
-    /// Asked for by the request.
+    /// The request names it.
     #[error("invalid username: '{0}'")]
     Named(String),
-    /// Set by `/init`.
+    /// It is the default user, which `/init` set.
     #[error("invalid default user: '{0}'")]
     Default(String),
 }
 
-/// What `/init` sets.
+/// Settings of `/init`.
 #[derive(Debug)]
 pub struct Settings {
-    /// Demanded of requests once it is set.
+    /// Token that requests must carry, once it is set.
     pub token: Option<String>,
-    /// Variables of the sandbox' creator, for every process.
+    /// Environment variables of the sandbox's creator, for every process.
     pub env: BTreeMap<String, String>,
-    /// Variables of the platform: these win over the creator's.
+    /// Environment variables of the platform, which override the creator's.
     pub platform_env: BTreeMap<String, String>,
-    /// Whom requests act as that name nobody.
+    /// Default user of requests that name none.
     pub default_user: String,
-    /// Where processes start that name no directory.
+    /// Working directory of processes that name none.
     pub default_workdir: Option<String>,
-    /// What the sandbox may use, where `/init` told.
-    pub given: Option<Given>,
-    /// Nanoseconds of the newest `/init` that was applied.
+    /// Processors and memory of the sandbox, if `/init` set them.
+    pub limits: Option<Limits>,
+    /// Timestamp of the newest `/init` that was applied, nanoseconds since 1970.
     pub applied: Option<i128>,
 }
 
@@ -101,14 +101,14 @@ impl Default for Settings {
             platform_env: BTreeMap::from([("E2B_SANDBOX".to_owned(), "true".to_owned())]),
             default_user: "root".to_owned(),
             default_workdir: None,
-            given: None,
+            limits: None,
             applied: None,
         }
     }
 }
 
 impl Settings {
-    /// The variables every process gets.
+    /// Returns the environment variables of every process.
     pub fn all_env(&self) -> BTreeMap<String, String> {
         let mut all = self.env.clone();
         all.extend(self.platform_env.clone());
@@ -116,7 +116,7 @@ impl Settings {
     }
 }
 
-/// Locks, also after a panic elsewhere: every critical section here leaves its value whole.
+/// Locks a mutex, also after a panic of another holder: no critical section leaves its value inconsistent.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

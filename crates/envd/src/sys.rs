@@ -1,8 +1,8 @@
-//! The calls that no safe crate offers: taking over an inherited socket, and the child's side of a fork.
-//! This is the only module with unsafe code.
-//! Everything the child does between fork and exec is prepared here beforehand: it must not allocate.
+//! System calls without a safe wrapper: taking over an inherited socket, and the child's side of a fork.
 
-#![allow(unsafe_code, reason = "fork, exec and inherited descriptors have no safe form")]
+//! All that the child needs between fork and exec is prepared before the fork: the child must not allocate.
+
+#![allow(unsafe_code, reason = "fork, exec and inherited descriptors have no safe interface")]
 
 use std::ffi::CString;
 use std::io;
@@ -15,20 +15,20 @@ use std::ptr;
 use rustix::process::Rlimit;
 use tokio::io::unix::AsyncFd;
 
-/// Takes over a listening socket that the parent left open as `fd`.
+/// Takes over a listening socket that this process inherited as `fd`.
 pub fn inherited_listener(fd: RawFd) -> io::Result<TcpListener> {
-    // SAFETY: `fcntl` with `F_SETFD` touches no memory, whatever the number is.
+    // SAFETY: `fcntl` with `F_SETFD` accesses no memory, whatever the number is.
     if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor is open (checked above), and the command line gives it to us alone: nothing
+    // SAFETY: the descriptor is open (checked above), and the command line names it for this use only: nothing
     // else in this process has taken it, because this runs before anything else opens or takes descriptors.
     let listener = unsafe { TcpListener::from_raw_fd(fd) };
     listener.local_addr()?;
     Ok(listener)
 }
 
-/// Closes every descriptor from 3 up, except `keep`: nothing of the parent's may live on in a sandbox.
+/// Closes every descriptor from 3 up, except `keep`: no descriptor of the server may leak into a sandbox.
 pub fn close_inherited(keep: Option<RawFd>) {
     let close = |first: u32, last: u32| {
         if first > last {
@@ -46,7 +46,7 @@ pub fn close_inherited(keep: Option<RawFd>) {
     }
 }
 
-/// A program to become, with nothing left to compute.
+/// A program for the child to execute, prepared so that the child need not allocate.
 #[derive(Debug)]
 pub struct Program {
     /// Paths to try, in order.
@@ -55,31 +55,31 @@ pub struct Program {
     pub argv: Vec<CString>,
     /// The whole environment, `NAME=value`.
     pub env: Vec<CString>,
-    /// Where to start.
+    /// Working directory.
     pub cwd: CString,
-    /// Whom to become.
+    /// User id.
     pub uid: u32,
-    /// The user's own group.
+    /// Primary group.
     pub gid: u32,
-    /// The user's other groups.
+    /// Supplementary groups.
     pub groups: Vec<u32>,
-    /// Standard input is a terminal to be taken as the controlling one.
+    /// Whether standard input is a terminal, which becomes the controlling terminal.
     pub terminal: bool,
-    /// The limit on open files to go back to: envd raises its own.
+    /// The limit on open files to restore, since envd has raised its own.
     pub open_files: Rlimit,
-    /// What a shell would say when there is no such program.
+    /// Message of a shell if the program does not exist.
     pub not_found: Vec<u8>,
-    /// What a shell would say when the program may not be run.
+    /// Message of a shell if the program is not executable.
     pub not_allowed: Vec<u8>,
 }
 
-/// Starts `program` and gives its process id. A program that is missing is no error here: the child says
-/// so on its standard error and exits with 127 (126 if it may not be run), as it would under a shell.
+/// Starts `program` and returns its process id. A missing program is not an error here: the child writes a
+/// message to its standard error and exits with 127 (126 if it is not executable), like under a shell.
 ///
-/// The caller must keep the reaper out until it has recorded the id.
+/// The caller must prevent reaping until it has recorded the id.
 pub fn spawn(program: Program, stdin: Stdio, stdout: Stdio, stderr: Stdio) -> io::Result<u32> {
     let child = Child::new(program);
-    // The name is never used: the child execs on its own terms before the standard library would.
+    // The name is never used: the child executes the program itself, before the standard library would.
     let mut command = Command::new("/");
     command.stdin(stdin).stdout(stdout).stderr(stderr);
     // SAFETY: `Child::run` makes only async-signal-safe system calls on memory prepared before the fork.
@@ -87,7 +87,7 @@ pub fn spawn(program: Program, stdin: Stdio, stdout: Stdio, stderr: Stdio) -> io
     Ok(command.spawn()?.id())
 }
 
-/// A null-terminated array of pointers for `execve`, beside the strings it points into.
+/// A null-terminated array of pointers for `execve`, with the strings that it points to.
 struct Pointers {
     pointers: Vec<*const libc::c_char>,
     /// Owns what `pointers` points to.
@@ -104,15 +104,15 @@ impl Pointers {
 struct Child {
     program: Program,
     argv: Pointers,
-    /// `sh path args…`, with the path's slot (1) still to fill: for scripts without a `#!` line.
+    /// `sh path args…` for scripts without a `#!` line. The child fills in the path, which is at index 1.
     shell_argv: Pointers,
     env: Pointers,
     limit: libc::rlimit,
 }
 
-// SAFETY: the pointers lead into strings owned by the same value, whose heap memory does not move with it.
+// SAFETY: the pointers point to strings owned by the same value, whose heap memory does not move with it.
 unsafe impl Send for Child {}
-// SAFETY: as above, and nothing is changed through a shared reference.
+// SAFETY: as above, and shared references change nothing.
 unsafe impl Sync for Child {}
 
 impl Child {
@@ -133,11 +133,11 @@ impl Child {
         }
     }
 
-    /// Runs in the child. An error travels back to the parent as a failure to start.
+    /// Runs in the child. The parent receives an error as a failure to start.
     fn run(&self) -> io::Result<()> {
         let program = &self.program;
-        // SAFETY: plain system calls; the only pointers are to `self`, which outlives them. Raw system calls
-        // are used for the identity: the C library's wrappers would look for other threads to change too.
+        // SAFETY: plain system calls; all pointers are to `self`, which outlives them. The identity is changed by
+        // raw system calls: the C library's wrappers would change other threads too.
         unsafe {
             libc::setsid();
             if program.terminal {
@@ -147,7 +147,7 @@ impl Child {
                 libc::signal(signal, libc::SIG_DFL);
             }
             prefer_for_oom();
-            // We may run with a better priority than user code should.
+            // envd may have a higher priority than user code should have.
             libc::setpriority(libc::PRIO_PROCESS, 0, 0);
             libc::setrlimit(libc::RLIMIT_NOFILE, &raw const self.limit);
             check_long(libc::syscall(libc::SYS_setgroups, program.groups.len(), program.groups.as_ptr()))?;
@@ -173,18 +173,18 @@ impl Child {
         }
         let (message, code) =
             if allowed { (&self.program.not_found, 127) } else { (&self.program.not_allowed, 126) };
-        // SAFETY: the buffer is valid for its length; `_exit` runs nothing of the parent's.
+        // SAFETY: the buffer is valid for its length; `_exit` runs no exit handlers.
         unsafe {
             libc::write(2, message.as_ptr().cast(), message.len());
             libc::_exit(code)
         }
     }
 
-    /// A text file without an interpreter line is the shell's to run.
+    /// Executes a text file without an interpreter line by the shell. Returns only on failure.
     fn exec_script(&self, path: &CString) -> io::Error {
         let shell = self.shell_argv.pointers.as_ptr().cast_mut();
-        // SAFETY: slot 1 exists (`new` filled it), this child is the only one to see it, and the array is
-        // read by the kernel alone. All strings are null-terminated and outlive the call.
+        // SAFETY: index 1 exists (`new` filled it), only this child has this memory, and the array is
+        // only read by the kernel. All strings are null-terminated and outlive the call.
         unsafe {
             shell.add(1).write(path.as_ptr());
             libc::execve(c"/bin/sh".as_ptr(), shell, self.env.pointers.as_ptr());
@@ -193,9 +193,9 @@ impl Child {
     }
 }
 
-/// When memory runs out, user code goes before envd. Best effort: /proc may be hidden.
+/// Makes the kernel kill user code before envd when memory runs out. Best effort: /proc may be hidden.
 fn prefer_for_oom() {
-    // SAFETY: constant, valid buffers; the descriptor is this function's own.
+    // SAFETY: the buffers are valid constants, and the descriptor is owned by this function.
     unsafe {
         let fd = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
         if fd >= 0 {
@@ -213,13 +213,13 @@ fn check_long(result: libc::c_long) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Makes readiness of a descriptor awaitable.
+/// Registers a descriptor, so that its readiness can be awaited.
 pub fn awaitable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` is one open descriptor and stays the same one until it is dropped.
+    // SAFETY: an `OwnedFd` is the same open descriptor until it is dropped.
     Ok(unsafe { AsyncFd::register(fd) }?)
 }
 
-/// `/dev/null`, for a process without input.
+/// Opens `/dev/null`, for a process without input.
 pub fn null() -> io::Result<OwnedFd> {
     Ok(std::fs::File::open("/dev/null")?.into())
 }

@@ -1,6 +1,6 @@
-//! Users and groups as /etc/passwd and /etc/group have them at this moment.
-//! Read on every use: user code adds users at any time, and the files are small.
-//! No C library look-ups: a static binary has no NSS.
+//! Users and groups of /etc/passwd and /etc/group.
+//! The files are read on every use: user code may change them at any time, and they are small.
+//! The C library is not used: a static binary has no NSS.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use rustix::fs::{CWD, Mode, OFlags};
 
-/// Larger files are not read further: they are not user databases.
+/// Maximum number of bytes that are read of a file.
 const MAX_SIZE: u64 = 4 << 20;
 
 /// One line of /etc/passwd.
@@ -20,20 +20,20 @@ pub struct User {
     pub name: String,
     /// User id.
     pub uid: u32,
-    /// Own group.
+    /// Primary group.
     pub gid: u32,
     /// Home directory.
     pub home: PathBuf,
 }
 
 impl User {
-    /// Ids of all groups the user is in, the own one first.
+    /// Returns the ids of all groups of the user, the primary group first.
     pub fn groups(&self) -> Vec<u32> {
         parse_memberships(&read("/etc/group"), self)
     }
 }
 
-/// The user of that name. `root` exists even where no user database does.
+/// Finds a user by name. `root` exists even without /etc/passwd.
 pub fn find(name: &str) -> Option<User> {
     let found = parse_passwd(&read("/etc/passwd")).find(|user| user.name == name);
     if found.is_none() && name == "root" {
@@ -42,7 +42,7 @@ pub fn find(name: &str) -> Option<User> {
     found
 }
 
-/// Names of ids, for listings: one read of each file for any number of entries.
+/// Names of user and group ids, for listings: each file is read once for any number of entries.
 #[derive(Debug, Default)]
 pub struct Names {
     users: HashMap<u32, String>,
@@ -50,7 +50,7 @@ pub struct Names {
 }
 
 impl Names {
-    /// Reads both files.
+    /// Reads /etc/passwd and /etc/group.
     pub fn load() -> Self {
         let mut names = Self::default();
         for user in parse_passwd(&read("/etc/passwd")) {
@@ -65,18 +65,18 @@ impl Names {
         names
     }
 
-    /// The user's name, or the number when there is none.
+    /// Returns the user's name, or the number if there is no such user.
     pub fn user(&self, uid: u32) -> String {
         self.users.get(&uid).cloned().unwrap_or_else(|| uid.to_string())
     }
 
-    /// The group's name, or the number when there is none.
+    /// Returns the group's name, or the number if there is no such group.
     pub fn group(&self, gid: u32) -> String {
         self.groups.get(&gid).cloned().unwrap_or_else(|| gid.to_string())
     }
 }
 
-/// Reads a database, whatever stands in its place: a pipe or a device counts as empty.
+/// Reads a file. A pipe, a device or a missing file counts as empty.
 fn read(path: &str) -> String {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let Ok(fd) = rustix::fs::openat(CWD, path, flags, Mode::empty()) else { return String::new() };
@@ -85,7 +85,7 @@ fn read(path: &str) -> String {
         return String::new();
     }
     let mut bytes = Vec::new();
-    // What was read before an error is still worth something.
+    // Keep what was read before an error.
     let _ = file.take(MAX_SIZE).read_to_end(&mut bytes);
     String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
 }

@@ -1,6 +1,6 @@
 //! The command line.
 //! `serve` is the template's start command; `prepare` runs once, while the template is built.
-//! Everything has a default that is right inside the template.
+//! All options have defaults that fit the template.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,40 +15,40 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// Serves until it is ended.
+    /// Serves until it is terminated.
     Serve(Serve),
-    /// Writes the drivers, and compiles what can be compiled ahead.
+    /// Writes the drivers and compiles the Java driver.
     Prepare(Prepare),
 }
 
-/// Where things are.
+/// Options of `serve`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Serve {
-    /// Address to listen on; it is opened once Python and JavaScript are ready.
+    /// Address to listen on, once Python and JavaScript are ready.
     #[arg(long, default_value = "0.0.0.0:49999")]
     pub(crate) listen: SocketAddr,
     /// Directory with the prepared drivers and their npm modules.
     #[arg(long, default_value = files::HOME)]
     pub(crate) home: PathBuf,
-    /// Python that has ipykernel.
+    /// Python interpreter with ipykernel.
     #[arg(long, default_value = "python3")]
     pub(crate) python: PathBuf,
-    /// envd: who may run code, and with which environment.
+    /// Address of envd, which checks access tokens and knows the sandbox's environment.
     #[arg(long, default_value_t = SocketAddr::from(([127, 0, 0, 1], envd_api::PORT)))]
     pub(crate) envd: SocketAddr,
-    /// Where contexts start that name no directory.
+    /// Working directory of contexts that name none.
     #[arg(long, default_value = "/home/user")]
     pub(crate) cwd: PathBuf,
-    /// Lets Python's zygote go after each fork: a memory image is a third smaller, a new context takes a second longer.
+    /// End Python's zygote after each fork: memory snapshots are a third smaller, new contexts take a second longer.
     #[arg(long)]
     pub(crate) drop_zygote: bool,
-    /// File that names the sandbox; a copy of a sandbox finds another name there.
+    /// File with the sandbox's id, by which a copy of a sandbox is detected.
     #[arg(long, default_value = "/run/e2b/.E2B_SANDBOX_ID")]
     pub(crate) identity: PathBuf,
-    /// Directory that says which kernels run, for the interpreter after one that was killed.
+    /// Directory that records the running kernels, so that the interpreter after a killed one can end them.
     #[arg(long, default_value = "/run/interpreter")]
     pub(crate) running: PathBuf,
-    /// Modules that every Python context finds imported already.
+    /// Modules that are imported before Python contexts are forked.
     #[arg(
         long,
         value_delimiter = ',',

@@ -1,6 +1,6 @@
-//! The contexts of this sandbox: made at the start, on demand, or by a client; listed in the order they were made.
-//! Each has one kernel and one session, which whoever runs code holds; the lock gives turns in the order of asking.
-//! A context outlives its kernel: a new one gets the same directory and variables.
+//! The contexts of this sandbox: created at the start, on demand, or by a client; listed in the order of creation.
+//! Each has one kernel and one session, which a run locks; runs take turns in the order of their requests.
+//! A context outlives its kernel: a new kernel gets the same directory and variables.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -11,51 +11,51 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::Serve;
+use crate::copy_detector::CopyDetector;
 use crate::envd::Env;
 use crate::error::Error;
-use crate::identity::Watch;
 use crate::kernel::{Kernel, Starter};
 use crate::language::Language;
 use crate::reaper::Reaper;
 
 type DefaultId = Arc<Mutex<Option<String>>>;
 
-/// Another name for the context that runs code without a context.
+/// Id that stands for the default context, in which code without a context runs.
 const DEFAULT: &str = "default";
 
-/// One context.
+/// A context.
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) id: String,
     pub(crate) language: Language,
-    /// As the client gave it, whether there is such a directory or not.
+    /// The directory as the client named it; it need not exist.
     pub(crate) cwd: String,
     pub(crate) session: Mutex<Session>,
-    /// Cancelled when the context is restarted or removed: whatever was asked of it before ends.
+    /// Cancelled when the context is restarted or removed: this ends all runs that were requested before.
     life: Lock<CancellationToken>,
 }
 
-/// What only one run at a time may use.
+/// The part of a context that one run at a time may use.
 #[derive(Debug, Default)]
 pub(crate) struct Session {
     pub(crate) kernel: Option<Kernel>,
-    /// Variables that the kernel has been given after its start.
+    /// Variables that were set in the kernel after its start.
     pub(crate) applied: Env,
-    /// How many copies of the sandbox ago it was seeded.
+    /// Number of detected copies of the sandbox when the kernel was seeded.
     pub(crate) seeded: u64,
-    /// Told to the next client: why its variables are gone.
+    /// Message for the next client: why its variables are lost.
     pub(crate) lost: Option<String>,
 }
 
-/// All of them.
+/// All contexts.
 #[derive(Debug)]
 pub(crate) struct Contexts {
     all: Lock<Vec<Arc<Context>>>,
-    /// Ids of the contexts for code that names none. A language's lock is held while its context is made.
+    /// Ids of the default contexts by language. A language's lock is held while its context is created.
     defaults: Lock<HashMap<Language, DefaultId>>,
     starter: Starter,
-    copies: Lock<Watch>,
-    /// The sandbox's variables as envd last told them.
+    copies: Lock<CopyDetector>,
+    /// The sandbox's variables, as envd reported them last.
     global: Lock<Env>,
     default_cwd: String,
 }
@@ -69,7 +69,7 @@ impl Context {
         lock(&self.life).clone()
     }
 
-    /// Ends whatever was asked until now.
+    /// Ends all runs that were requested until now.
     fn end_life(&self) {
         std::mem::take(&mut *lock(&self.life)).cancel();
     }
@@ -81,13 +81,13 @@ impl Contexts {
             all: Lock::default(),
             defaults: Lock::default(),
             starter: Starter::new(args, reaper),
-            copies: Lock::new(Watch::new(args.identity.clone())),
+            copies: Lock::new(CopyDetector::new(args.identity.clone())),
             global: Lock::default(),
             default_cwd: args.cwd.to_string_lossy().into_owned(),
         }
     }
 
-    /// Makes the two that every sandbox has.
+    /// Creates the two contexts that every sandbox has.
     pub(crate) async fn warm(&self) -> Result<(), Error> {
         let (python, javascript) =
             tokio::try_join!(self.make(Language::Python, None), self.make(Language::JavaScript, None))?;
@@ -111,7 +111,7 @@ impl Contexts {
         lock(&self.all).iter().find(|context| context.id == id).cloned()
     }
 
-    /// The context for code that names none.
+    /// Returns the default context of a language.
     pub(crate) async fn default_for(&self, language: Language) -> Result<Arc<Context>, Error> {
         let default = self.default(language);
         let mut default = default.lock().await;
@@ -147,9 +147,9 @@ impl Contexts {
         Ok(Arc::new(context))
     }
 
-    /// Gives the session a new kernel.
+    /// Starts a new kernel for the session.
     pub(crate) async fn fresh(&self, context: &Context, session: &mut Session) -> Result<(), Error> {
-        // First of all: the old one's memory may be needed.
+        // First: the new kernel may need the memory of the old one.
         session.kernel = None;
         session.applied = Env::new();
         session.seeded = self.copies();
@@ -172,7 +172,7 @@ impl Contexts {
         context.session.lock().await.kernel = None;
     }
 
-    /// Ends all kernels.
+    /// Kills all kernels.
     pub(crate) async fn close(&self) {
         for context in self.list() {
             self.remove(&context).await;

@@ -1,6 +1,6 @@
-//! Asks envd for the sandbox's environment, on every run, so that a copy of a sandbox has its own.
-//! The caller's token goes along: who may not ask envd may not run code either.
-//! Where no envd listens at all, there is no token either, and code runs with the variables that were known.
+//! Requests the sandbox's environment from envd, for every run, so that a copy of a sandbox uses its own.
+//! The request carries the client's token: a client that envd refuses may not run code either.
+//! Without any envd there is no token either, and code runs with the variables that are known.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,36 +12,36 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-/// envd is on the same machine; what takes longer hangs.
-const PATIENCE: Duration = Duration::from_secs(10);
-const LARGEST: usize = 16 << 20;
+/// Time limit of the request. envd is in the same sandbox and responds at once.
+const TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_BODY: usize = 16 << 20;
 
 /// Variables by name.
 pub(crate) type Env = BTreeMap<String, String>;
 
-/// What envd said.
+/// envd's response.
 #[derive(Debug)]
-pub(crate) enum Answer {
+pub(crate) enum EnvResponse {
     Env(Env),
-    /// The token is wrong, or missing where there is one.
+    /// The token is wrong or missing.
     Refused,
-    /// It is there and does not say: nobody is let in on a guess.
+    /// envd exists but failed. The client is refused, since its token is not checked.
     Unavailable,
-    /// There is none.
+    /// There is no envd.
     Absent,
 }
 
-/// Fetches the environment with the caller's token.
-pub(crate) async fn env(address: SocketAddr, token: Option<&http::HeaderValue>) -> Answer {
-    match tokio::time::timeout(PATIENCE, ask(address, token)).await {
+/// Requests the environment with the client's token.
+pub(crate) async fn env(address: SocketAddr, token: Option<&http::HeaderValue>) -> EnvResponse {
+    match tokio::time::timeout(TIMEOUT, ask(address, token)).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => {
             tracing::warn!("envd: {error}");
-            Answer::Unavailable
+            EnvResponse::Unavailable
         }
         Err(_) => {
-            tracing::warn!("envd does not answer");
-            Answer::Unavailable
+            tracing::warn!("envd does not respond");
+            EnvResponse::Unavailable
         }
     }
 }
@@ -49,9 +49,11 @@ pub(crate) async fn env(address: SocketAddr, token: Option<&http::HeaderValue>) 
 async fn ask(
     address: SocketAddr,
     token: Option<&http::HeaderValue>,
-) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+) -> Result<EnvResponse, Box<dyn std::error::Error + Send + Sync>> {
     let stream = match TcpStream::connect(address).await {
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => return Ok(Answer::Absent),
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            return Ok(EnvResponse::Absent);
+        }
         connected => connected?,
     };
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
@@ -64,13 +66,13 @@ async fn ask(
         let response = sender.send_request(request.body(Empty::<bytes::Bytes>::new())?).await?;
         let status = response.status();
         if status == http::StatusCode::UNAUTHORIZED || status == http::StatusCode::FORBIDDEN {
-            return Ok(Answer::Refused);
+            return Ok(EnvResponse::Refused);
         }
         if !status.is_success() {
-            return Err(format!("it answers {status}").into());
+            return Err(format!("status {status}").into());
         }
-        let body = Limited::new(response.into_body(), LARGEST).collect().await?.to_bytes();
-        Ok(Answer::Env(serde_json::from_slice(&body)?))
+        let body = Limited::new(response.into_body(), MAX_BODY).collect().await?.to_bytes();
+        Ok(EnvResponse::Env(serde_json::from_slice(&body)?))
     };
     tokio::pin!(connection, exchange);
     tokio::select! {

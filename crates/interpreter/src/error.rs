@@ -1,14 +1,14 @@
-//! What can go wrong, in words that name the remedy.
+//! The error of this crate, with texts that name the remedy.
 //! Errors of user code are not errors here: they are events of a run.
-//! The HTTP layer decides which of these a client gets to read.
+//! The HTTP layer decides which of them a client sees.
 
 use std::io;
 use std::path::PathBuf;
 
 use crate::language::Language;
-use crate::reaper::Ended;
+use crate::reaper::KernelExit;
 
-/// One enum for the crate.
+/// Why an operation of the interpreter failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("the runtime cannot start: {0}; are there file descriptors and threads left?")]
@@ -21,13 +21,13 @@ pub(crate) enum Error {
     Start { program: String, source: io::Error },
     #[error("javac failed: {0}; is openjdk-21-jdk-headless installed?")]
     Compile(String),
-    #[error("the {language} kernel ended while starting ({ended}); its words are in the interpreter's log")]
-    EndedEarly { language: Language, ended: Ended },
+    #[error("the {language} kernel ended while starting ({ended}); its output is in the interpreter's log")]
+    EndedEarly { language: Language, ended: KernelExit },
     #[error(
         "the {language} kernel did not start within {seconds} s; has the sandbox enough processor and memory?"
     )]
     Slow { language: Language, seconds: u64 },
-    #[error("the link to the kernel broke: {0}; restart the context")]
+    #[error("the connection to the kernel broke: {0}; restart the context")]
     Link(#[source] io::Error),
     #[error("No such kernel: {0}; use python, javascript, typescript, r, java or bash")]
     UnknownLanguage(String),

@@ -1,6 +1,6 @@
-//! The lines of a run's answer: one JSON object each, ended by a line feed, ASCII only.
-//! ASCII, because one SDK decodes every network chunk on its own and another takes U+2028 for the end of a line.
-//! What a kernel calls by MIME type, clients call by short names; the table is here.
+//! The lines of a run's response: one JSON object per line, ASCII only.
+//! ASCII, because one SDK decodes every network chunk separately and another takes U+2028 for the end of a line.
+//! Kernels name formats by MIME type, clients by short names, which are mapped here.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,13 +14,13 @@ use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
-/// What a run tells its client.
+/// An event of a run, for the client.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Event {
     Count(u64),
     Stdout(String),
     Stderr(String),
-    /// `main` is the value of the cell, as against something it displayed.
+    /// `main` is set for the value of the cell, as opposed to a value that it displayed.
     Result {
         main: bool,
         data: Bundle,
@@ -35,20 +35,20 @@ pub(crate) enum Event {
 }
 
 /// A value in several formats, by MIME type.
-pub(crate) type Bundle = BTreeMap<String, Raw>;
+pub(crate) type Bundle = BTreeMap<String, RawJson>;
 
-/// JSON as the kernel wrote it: columns of a table keep their order, numbers their digits.
+/// JSON exactly as the kernel wrote it, so that table columns keep their order and numbers their digits.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(transparent)]
-pub(crate) struct Raw(Box<RawValue>);
+pub(crate) struct RawJson(Box<RawValue>);
 
-impl PartialEq for Raw {
+impl PartialEq for RawJson {
     fn eq(&self, other: &Self) -> bool {
         self.0.get() == other.0.get()
     }
 }
 
-/// MIME types with a name of their own.
+/// Short names of MIME types.
 const NAMES: &[(&str, &str)] = &[
     ("text/plain", "text"),
     ("text/html", "html"),
@@ -69,7 +69,7 @@ impl Event {
         Self::Error { name: name.to_owned(), value: value.into(), traceback: String::new() }
     }
 
-    /// The line, with its line feed.
+    /// Returns the event's line, with its line feed.
     pub(crate) fn line(&self) -> Bytes {
         let value = match self {
             Self::Count(count) => json!({"type": "number_of_executions", "execution_count": count}),
@@ -118,7 +118,7 @@ impl Serialize for ResultLine<'_> {
     }
 }
 
-/// Without one pair of quotes around it, as clients are used to: a string shows as its text.
+/// Removes one pair of quotes, as clients expect: a string is shown as its text.
 fn unquoted(text: &str) -> &str {
     ['\'', '"'].iter().find_map(|quote| text.strip_prefix(*quote)?.strip_suffix(*quote)).unwrap_or(text)
 }
@@ -129,7 +129,7 @@ fn now() -> String {
     OffsetDateTime::now_utc().format(format).unwrap_or_default()
 }
 
-/// JSON without a byte above 127.
+/// Serializes to JSON without bytes above 127.
 pub(crate) fn ascii_json(value: &impl Serialize) -> Vec<u8> {
     let mut out = Vec::with_capacity(128);
     let mut serializer = serde_json::Serializer::with_formatter(&mut out, Ascii);
@@ -145,7 +145,7 @@ impl Formatter for Ascii {
         escape(writer, text)
     }
 
-    /// Outside of strings there is nothing but ASCII; a line feed there is only for looks.
+    /// Outside of strings JSON is ASCII; line feeds there are only formatting and are removed.
     fn write_raw_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, json: &str) -> io::Result<()> {
         json.split(['\n', '\r']).try_for_each(|part| escape(writer, part))
     }
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_ascii_and_survive_a_round_trip() {
+    fn lines_are_ascii_and_round_trip() {
         let text = "a\u{e9}\u{2028}\u{1f600}\"\\\n\u{7f}";
         let written = written(&Event::Stdout(text.to_owned()));
         assert!(
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_result_has_short_names_and_what_has_none_is_extra() {
+    fn a_result_has_short_names_and_formats_without_one_are_extra() {
         let data: Bundle = serde_json::from_value(json!({
             "text/plain": "'it'", "image/png": "aGk=", "application/json": [1], "e2b/chart": {"title": null},
             "text/html": null, "application/vnd.plotly.v1+json": {"data": []},
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn one_matching_pair_of_quotes_goes() {
+    fn one_matching_pair_of_quotes_is_removed() {
         for (given, left) in
             [("'a'", "a"), ("\"a\"", "a"), ("'a\"", "'a\""), ("'", "'"), ("''", ""), ("1", "1")]
         {

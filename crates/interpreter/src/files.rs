@@ -1,13 +1,13 @@
-//! The drivers, compiled in, and how they get to where interpreters can read them.
-//! `prepare` does it once, in the template's build; serving then only reads. A directory of another version is written anew.
-//! The npm modules beside them come from the template's `package.json`.
+//! Writes the drivers, which are part of the binary, to a directory where the languages' interpreters read them.
+//! `prepare` does it once, in the template's build. `serve` writes only files that are missing or differ.
+//! The npm modules beside them are installed by the template's `package.json`.
 
 use std::path::Path;
 use std::process::Command;
 
 use crate::error::Error;
 
-/// Where the template has everything.
+/// The directory of drivers and npm modules in the template.
 pub(crate) const HOME: &str = "/opt/interpreter";
 
 const FILES: &[(&str, &str)] = &[
@@ -20,17 +20,17 @@ const FILES: &[(&str, &str)] = &[
     ("java/Driver.java", include_str!("drivers/Driver.java")),
 ];
 
-/// Writes the drivers and compiles Java's, if there is a compiler.
+/// Writes the drivers, and compiles the Java driver if there is a compiler.
 pub(crate) fn prepare(home: &Path) -> Result<(), Error> {
     write(home)?;
     match compile(home) {
-        // A template may do without Java; whoever asks for it is told then.
+        // A template may do without Java; requests for it fail then.
         Err(Error::Start { .. }) => Ok(()),
         done => done,
     }
 }
 
-/// Writes what is missing or differs.
+/// Writes the files that are missing or differ.
 pub(crate) fn write(home: &Path) -> Result<(), Error> {
     for (name, content) in FILES {
         let path = home.join(name);
@@ -45,7 +45,7 @@ pub(crate) fn write(home: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Compiles the Java driver unless that has been done.
+/// Compiles the Java driver, unless that was done already.
 pub(crate) fn compile(home: &Path) -> Result<(), Error> {
     let dir = home.join("java");
     let (source, class) = (dir.join("Driver.java"), dir.join("Driver.class"));

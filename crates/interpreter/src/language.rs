@@ -1,10 +1,10 @@
-//! The languages, and how clients spell them.
-//! TypeScript is JavaScript's kernel with types stripped, yet a language of its own to clients.
-//! How each is run is in `kernel`.
+//! The languages, and their names in requests.
+//! TypeScript runs in JavaScript's kernel with its types stripped, but is a separate language to clients.
+//! The module `kernel` runs them.
 
 use std::fmt;
 
-/// A language that contexts can have.
+/// A language of contexts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Language {
     Python,
@@ -16,7 +16,7 @@ pub(crate) enum Language {
 }
 
 impl Language {
-    /// Reads a client's word; nothing means Python.
+    /// Parses the name in a request; `None` means Python.
     pub(crate) fn parse(word: Option<&str>) -> Option<Self> {
         Some(match word.unwrap_or_default().trim().to_lowercase().as_str() {
             "" | "python" => Self::Python,

@@ -1,21 +1,21 @@
-//! The code interpreter inside a sandbox: what `runCode` of the official SDKs talks to, on port 49999.
-//! Python and R are Jupyter kernels; JavaScript, TypeScript, Java and bash have small drivers of ours, compiled in.
-//! It trusts nothing that a kernel says, but protects nobody from the sandbox's own root: the sandbox is the wall.
+//! The code interpreter in a sandbox: the server of `runCode` of the official SDKs, on port 49999.
+//! Python and R are Jupyter kernels; JavaScript, TypeScript, Java and bash run in small drivers that are part of the binary.
+//! It does not trust kernels, but does not protect itself from root in the sandbox: the sandbox is the security boundary.
 #![forbid(unsafe_code)]
 
 mod args;
 mod contexts;
+mod copy_detector;
 mod envd;
 mod error;
 mod event;
 mod files;
 mod http;
-mod identity;
 mod kernel;
+mod kernel_env;
+mod kernel_records;
 mod language;
-mod prepare;
 mod reaper;
-mod remains;
 mod run;
 
 use std::process::ExitCode;
@@ -46,7 +46,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// One thread: what is heavy runs in the kernels.
+/// Makes a runtime with one thread: the heavy work is done by the kernels.
 fn runtime() -> Result<tokio::runtime::Runtime, Error> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)
 }

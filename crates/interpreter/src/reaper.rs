@@ -1,6 +1,6 @@
-//! Collects every child that ends, and says so at once: kernels, and orphans of kernels.
-//! There is one caller of `wait`, and processes are started under its lock, so no end comes before its process is known.
-//! Kernels that the Python zygote forked are its children; it reports them, and they come here only when it is gone.
+//! Reaps ended children, which are kernels and orphans of kernels, and reports the exits of kernels.
+//! Only this module calls `wait`. Processes are started under its lock, so a process is known before it can be reaped.
+//! Kernels that the Python zygote forked are its children: it reports their exits. They become children of this process when the zygote ends.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,16 +13,16 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::error::Error;
-use crate::remains::Remains;
+use crate::kernel_records::KernelRecords;
 
-/// How a process ended.
+/// How the process of a kernel ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ended {
+pub(crate) enum KernelExit {
     Code(i32),
     Signal(i32),
 }
 
-impl fmt::Display for Ended {
+impl fmt::Display for KernelExit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Code(code) => write!(f, "exit code {code}"),
@@ -31,29 +31,29 @@ impl fmt::Display for Ended {
     }
 }
 
-type Running = HashMap<Pid, watch::Sender<Option<Ended>>>;
+type RunningProcesses = HashMap<Pid, watch::Sender<Option<KernelExit>>>;
 
-/// The one that waits.
+/// Reaps children. Clones share their state.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Reaper {
-    running: Arc<Mutex<Running>>,
-    remains: Arc<Option<Remains>>,
+    running: Arc<Mutex<RunningProcesses>>,
+    records: Arc<Option<KernelRecords>>,
 }
 
-/// A process, known by its group, which it leads.
+/// A process that leads its process group.
 #[derive(Debug, Clone)]
 pub(crate) struct Process {
     pid: Pid,
     reaper: Reaper,
-    ended: watch::Receiver<Option<Ended>>,
+    ended: watch::Receiver<Option<KernelExit>>,
 }
 
 impl Reaper {
-    /// Starts collecting; orphans come to us from here on. Those of an interpreter before us, noted in `directory`, are ended.
+    /// Starts reaping, and becomes the parent of orphans. Kills the kernels of an earlier interpreter that are recorded in `dir`.
     pub(crate) fn start(dir: &Path) -> Result<Self, Error> {
         adopt_orphans();
         let mut children = signal(SignalKind::child()).map_err(Error::Runtime)?;
-        let reaper = Self { remains: Arc::new(Remains::sweep(dir)), ..Self::default() };
+        let reaper = Self { records: Arc::new(KernelRecords::sweep(dir)), ..Self::default() };
         let own = reaper.clone();
         tokio::spawn(async move {
             while children.recv().await.is_some() {
@@ -66,29 +66,29 @@ impl Reaper {
     /// Starts `command` as the leader of a new process group.
     pub(crate) fn spawn(&self, command: &mut Command) -> std::io::Result<(Child, Process)> {
         use std::os::unix::process::CommandExt as _;
-        // Again, because not every snapshot of a sandbox carries it.
+        // Again, because some snapshots of sandboxes do not restore this setting.
         adopt_orphans();
         let mut running = self.lock();
         let child = command.process_group(0).spawn()?;
-        let process = self.note(&mut running, Pid::from_child(&child));
+        let process = self.register(&mut running, Pid::from_child(&child));
         Ok((child, process))
     }
 
-    /// Takes in a process that the zygote started.
+    /// Registers a process that the zygote started.
     pub(crate) fn adopt(&self, pid: Pid) -> Process {
-        self.note(&mut self.lock(), pid)
+        self.register(&mut self.lock(), pid)
     }
 
-    /// What the zygote said of a child of its own.
-    pub(crate) fn report(&self, pid: Pid, ended: Ended) {
-        self.tell(&mut self.lock(), pid, ended);
+    /// Records the exit of one of the zygote's children, as the zygote reports it.
+    pub(crate) fn report(&self, pid: Pid, ended: KernelExit) {
+        self.record_exit(&mut self.lock(), pid, ended);
     }
 
-    fn note(&self, running: &mut Running, pid: Pid) -> Process {
+    fn register(&self, running: &mut RunningProcesses, pid: Pid) -> Process {
         let (sender, ended) = watch::channel(None);
         running.insert(pid, sender);
-        if let Some(remains) = &*self.remains {
-            remains.note(pid);
+        if let Some(records) = &*self.records {
+            records.add(pid);
         }
         Process { pid, reaper: self.clone(), ended }
     }
@@ -97,39 +97,39 @@ impl Reaper {
         let mut running = self.lock();
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
             if let Some(ended) = read(status) {
-                self.tell(&mut running, pid, ended);
+                self.record_exit(&mut running, pid, ended);
             }
         }
     }
 
-    fn tell(&self, running: &mut Running, pid: Pid, ended: Ended) {
+    fn record_exit(&self, running: &mut RunningProcesses, pid: Pid, ended: KernelExit) {
         let Some(sender) = running.remove(&pid) else { return };
         sender.send_replace(Some(ended));
-        if let Some(remains) = &*self.remains {
-            remains.forget(pid);
+        if let Some(records) = &*self.records {
+            records.remove(pid);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Running> {
+    fn lock(&self) -> MutexGuard<'_, RunningProcesses> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Process {
-    /// `None` while it runs.
-    pub(crate) fn status(&self) -> Option<Ended> {
+    /// Returns how the process ended; `None` while it runs.
+    pub(crate) fn status(&self) -> Option<KernelExit> {
         *self.ended.borrow()
     }
 
-    /// Waits for its end.
-    pub(crate) async fn ended(&self) -> Ended {
+    /// Waits for the end of the process.
+    pub(crate) async fn ended(&self) -> KernelExit {
         let mut ended = self.ended.clone();
-        // The sender goes only with the end, or with the reaper, thus with us.
+        // The sender is dropped only after the end, or with the reaper.
         let status = ended.wait_for(Option::is_some).await.map(|status| *status).ok().flatten();
-        status.unwrap_or(Ended::Signal(0))
+        status.unwrap_or(KernelExit::Signal(0))
     }
 
-    /// Ctrl-C for it and what it has started.
+    /// Sends SIGINT to the process group, like Ctrl-C.
     pub(crate) fn interrupt(&self) {
         self.signal(Signal::INT);
     }
@@ -139,7 +139,7 @@ impl Process {
     }
 
     fn signal(&self, signal: Signal) {
-        // Under the lock: a number that is still in the table has not been given to another process.
+        // Under the lock: an id that is still registered does not belong to another process.
         if self.reaper.lock().contains_key(&self.pid) {
             let _ = rustix::process::kill_process_group(self.pid, signal);
         }
@@ -147,14 +147,14 @@ impl Process {
 }
 
 fn adopt_orphans() {
-    // Refused nowhere; without it only the ends of orphans would go unnoticed.
+    // Never fails in practice; without it only the exits of orphans would go unnoticed.
     let _ = rustix::process::set_child_subreaper(Pid::from_raw(1));
 }
 
-fn read(status: WaitStatus) -> Option<Ended> {
+fn read(status: WaitStatus) -> Option<KernelExit> {
     match (status.exit_status(), status.terminating_signal()) {
-        (Some(code), _) => Some(Ended::Code(code)),
-        (_, Some(signal)) => Some(Ended::Signal(signal)),
+        (Some(code), _) => Some(KernelExit::Code(code)),
+        (_, Some(signal)) => Some(KernelExit::Signal(signal)),
         _ => None,
     }
 }

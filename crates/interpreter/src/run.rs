@@ -1,6 +1,6 @@
-//! One run of code: its turn, its surroundings, its events, and whatever cuts it short.
-//! The turn is kept until the kernel is idle again, so an interrupt never hits the next run.
-//! Code that swallows interrupts is given up: its kernel is killed, and the next client is told.
+//! A run of code: its turn, its environment, its events, and its end.
+//! The turn lasts until the kernel is idle again, so that an interrupt cannot hit the next run.
+//! If code ignores interrupts, its kernel is killed, and the next client gets a message.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,13 +15,13 @@ use crate::envd::Env;
 use crate::error::Error;
 use crate::event::Event;
 use crate::kernel::{Kernel, Outcome};
-use crate::prepare::Prepare;
-use crate::reaper::Ended;
+use crate::kernel_env::EnvChange;
+use crate::reaper::KernelExit;
 
-/// Clients and proxies in between hear something at least this often.
+/// Interval of keepalive lines, for clients and proxies.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
-/// IRkernel throws away what comes for a while after an interrupt, and tells nobody when it listens again.
+/// When to send a request again: IRkernel discards requests for a while after an interrupt, without notice.
 const SEND_AGAIN: [Duration; 5] = [
     Duration::ZERO,
     Duration::from_millis(100),
@@ -30,56 +30,56 @@ const SEND_AGAIN: [Duration; 5] = [
     Duration::from_secs(2),
 ];
 
-/// What is to be run.
+/// A request to run code.
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) code: String,
-    /// Variables for this run alone.
+    /// Variables of this run only.
     pub(crate) env: Env,
-    /// Ours: the run is interrupted after this, counted from its turn.
+    /// Time limit, counted from the beginning of its turn. Not in E2B's interface.
     pub(crate) limit: Option<Duration>,
 }
 
-/// Why a run is over.
+/// Why a run ended.
 #[derive(Debug)]
-enum End {
+enum RunEnd {
     Complete(Outcome),
-    /// Nobody listens any more.
+    /// The client has gone.
     Gone,
     /// The context was restarted or removed.
     Restarted,
     /// The run's own time limit has passed.
     Late,
-    /// The kernel ended, which needs no help of ours.
-    Died(Ended),
+    /// The kernel has ended.
+    Died(KernelExit),
 }
 
-/// The one that listens.
+/// The client of a run.
 #[derive(Debug)]
-struct Client {
+struct RunClient {
     lines: mpsc::Sender<Bytes>,
-    /// When a keepalive is due.
+    /// When the next keepalive line is due.
     due: Instant,
 }
 
-impl Client {
-    /// False when nobody listens any more.
-    async fn tell_both(&mut self, event: Event, note: Option<Event>) -> bool {
-        self.tell(&event).await
+impl RunClient {
+    /// Sends to the client. Returns false if it has gone.
+    async fn send_both(&mut self, event: Event, note: Option<Event>) -> bool {
+        self.send(&event).await
             && match note {
-                Some(note) => self.tell(&note).await,
+                Some(note) => self.send(&note).await,
                 None => true,
             }
     }
 
-    /// False when nobody listens any more.
-    async fn tell(&mut self, event: &Event) -> bool {
+    /// Sends to the client. Returns false if it has gone.
+    async fn send(&mut self, event: &Event) -> bool {
         self.due = Instant::now() + KEEPALIVE;
         self.lines.send(event.line()).await.is_ok()
     }
 }
 
-/// Runs code in its turn, and tells `lines` of it until the end.
+/// Waits for the run's turn, runs it, and sends its lines to `lines` until its end.
 pub(crate) async fn run(
     contexts: Arc<Contexts>,
     context: Arc<Context>,
@@ -87,7 +87,7 @@ pub(crate) async fn run(
     lines: mpsc::Sender<Bytes>,
 ) {
     let life = context.life();
-    let mut client = Client { lines, due: Instant::now() + KEEPALIVE };
+    let mut client = RunClient { lines, due: Instant::now() + KEEPALIVE };
     let turn = tokio::select! {
         biased;
         session = context.session.lock() => Ok(session),
@@ -95,19 +95,19 @@ pub(crate) async fn run(
     };
     match turn {
         Ok(mut session) => in_turn(&contexts, &context, &mut session, &run, &mut client, &life).await,
-        Err(End::Restarted) => tell_restarted(&mut client).await,
+        Err(RunEnd::Restarted) => send_restarted(&mut client).await,
         Err(_) => {}
     }
 }
 
-/// Keeps the client company until something ends the wait.
-async fn wait(client: &mut Client, life: &CancellationToken) -> End {
+/// Sends keepalives until something ends the wait.
+async fn wait(client: &mut RunClient, life: &CancellationToken) -> RunEnd {
     loop {
         let due = client.due;
         tokio::select! {
-            () = life.cancelled() => return End::Restarted,
-            () = client.lines.closed() => return End::Gone,
-            () = sleep_until(due) => if !client.tell(&Event::Keepalive).await { return End::Gone },
+            () = life.cancelled() => return RunEnd::Restarted,
+            () = client.lines.closed() => return RunEnd::Gone,
+            () = sleep_until(due) => if !client.send(&Event::Keepalive).await { return RunEnd::Gone },
         }
     }
 }
@@ -117,10 +117,10 @@ async fn in_turn(
     context: &Context,
     session: &mut Session,
     run: &Run,
-    client: &mut Client,
+    client: &mut RunClient,
     life: &CancellationToken,
 ) {
-    // Whoever waited for its turn in vain leaves no trace.
+    // A client that has gone while it waited leaves no trace.
     if client.lines.is_closed() {
         return;
     }
@@ -129,54 +129,54 @@ async fn in_turn(
         Err(error) => {
             tracing::warn!("context {}: {error}", context.id);
             session.kernel = None;
-            client.tell(&Event::error("ContextRestarting", error.to_string())).await;
-            client.tell(&Event::End).await;
+            client.send(&Event::error("ContextRestarting", error.to_string())).await;
+            client.send(&Event::End).await;
             return;
         }
     };
     match end {
-        End::Complete(Outcome::Aborted) => {
-            client.tell(&Event::error("ExecutionAborted", "Execution was aborted")).await;
+        RunEnd::Complete(Outcome::Aborted) => {
+            client.send(&Event::error("ExecutionAborted", "Execution was aborted")).await;
         }
-        End::Complete(Outcome::Done) => {}
-        End::Gone => calm(session).await,
-        End::Late => {
-            calm(session).await;
-            client.tell(&Event::error("ExecutionTimeout", "The run took longer than it was given")).await;
+        RunEnd::Complete(Outcome::Done) => {}
+        RunEnd::Gone => interrupt(session).await,
+        RunEnd::Late => {
+            interrupt(session).await;
+            client.send(&Event::error("ExecutionTimeout", "The run took longer than it was given")).await;
         }
-        End::Restarted => {
+        RunEnd::Restarted => {
             session.kernel = None;
-            tell_restarted(client).await;
+            send_restarted(client).await;
             return;
         }
-        End::Died(ended) => {
+        RunEnd::Died(ended) => {
             tracing::info!("context {}: its kernel ended ({ended})", context.id);
             session.kernel = None;
-            client.tell(&Event::error("ContextRestarting", "Context was restarted")).await;
+            client.send(&Event::error("ContextRestarting", "Context was restarted")).await;
         }
     }
-    client.tell(&Event::End).await;
-    // The stream ends here; what follows is no longer the client's time.
+    client.send(&Event::End).await;
+    // The stream ends here: the client does not wait for the rest.
     let (closed, _) = mpsc::channel(1);
     client.lines = closed;
-    if let Err(error) = settle(contexts, context, session).await {
+    if let Err(error) = prepare_next(contexts, context, session).await {
         tracing::warn!("context {}: {error}", context.id);
         session.kernel = None;
     }
 }
 
-/// Runs the code and passes on what comes of it, until it ends or something else does.
+/// Runs the code and sends its events, until the run ends.
 async fn cell(
     contexts: &Contexts,
     context: &Context,
     session: &mut Session,
     run: &Run,
-    client: &mut Client,
+    client: &mut RunClient,
     life: &CancellationToken,
-) -> Result<End, Error> {
+) -> Result<RunEnd, Error> {
     let ready = async {
         ready(contexts, context, session).await?;
-        surround(contexts, session, &run.env).await
+        set_environment(contexts, session, &run.env).await
     };
     tokio::select! {
         biased;
@@ -191,40 +191,40 @@ async fn cell(
     loop {
         let next = tokio::select! {
             biased;
-            () = life.cancelled() => return Ok(End::Restarted),
-            () = client.lines.closed() => return Ok(End::Gone),
+            () = life.cancelled() => return Ok(RunEnd::Restarted),
+            () = client.lines.closed() => return Ok(RunEnd::Gone),
             next = kernel.next() => next,
             () = sleep_until(client.due) => {
-                if !client.tell(&Event::Keepalive).await {
-                    return Ok(End::Gone);
+                if !client.send(&Event::Keepalive).await {
+                    return Ok(RunEnd::Gone);
                 }
                 continue;
             }
-            () = passed(limit) => return Ok(End::Late),
+            () = passed(limit) => return Ok(RunEnd::Late),
         };
         let event = match next {
-            Err(ended) => return Ok(End::Died(ended)),
+            Err(ended) => return Ok(RunEnd::Died(ended)),
             Ok(said) => said.event(),
         };
         match event {
-            // Swept away with an earlier run's interrupt: nothing of it was run.
+            // Discarded because of an earlier run's interrupt: nothing of it was run.
             Err(Outcome::Aborted) => {
-                let Some(pause) = again.next() else { return Ok(End::Complete(Outcome::Aborted)) };
+                let Some(pause) = again.next() else { return Ok(RunEnd::Complete(Outcome::Aborted)) };
                 tokio::select! {
                     () = tokio::time::sleep(*pause) => kernel.begin(&run.code).await?,
                     end = wait(client, life) => return Ok(end),
                 }
             }
-            Err(outcome) => return Ok(End::Complete(outcome)),
+            Err(outcome) => return Ok(RunEnd::Complete(outcome)),
             Ok(event) => {
-                // The count comes first, always.
+                // The count is always first.
                 let note = lost.take_if(|_| matches!(event, Event::Count(_)));
                 let told = tokio::select! {
-                    told = client.tell_both(event, note.map(Event::Stderr)) => told,
-                    () = life.cancelled() => return Ok(End::Restarted),
+                    told = client.send_both(event, note.map(Event::Stderr)) => told,
+                    () = life.cancelled() => return Ok(RunEnd::Restarted),
                 };
                 if !told {
-                    return Ok(End::Gone);
+                    return Ok(RunEnd::Gone);
                 }
             }
         }
@@ -238,7 +238,7 @@ async fn passed(limit: Option<Instant>) {
     }
 }
 
-/// Makes sure that there is a kernel.
+/// Starts a kernel if the session has none that runs.
 async fn ready(contexts: &Contexts, context: &Context, session: &mut Session) -> Result<(), Error> {
     let ended = match &session.kernel {
         Some(kernel) => kernel.process().status(),
@@ -251,16 +251,16 @@ async fn ready(contexts: &Contexts, context: &Context, session: &mut Session) ->
     contexts.fresh(context, session).await
 }
 
-/// Gives the kernel the sandbox's variables and the run's, and a seed of its own if the sandbox is a copy.
-async fn surround(contexts: &Contexts, session: &mut Session, own: &Env) -> Result<(), Error> {
+/// Sets the sandbox's variables and the run's in the kernel, and a new seed if the sandbox is a copy.
+async fn set_environment(contexts: &Contexts, session: &mut Session, own: &Env) -> Result<(), Error> {
     let mut env = contexts.global();
     env.extend(own.iter().map(|(name, value)| (name.clone(), value.clone())));
     let copies = contexts.copies();
     let applied = std::mem::replace(&mut session.applied, env.clone());
     let seeded = std::mem::replace(&mut session.seeded, copies);
     let kernel = running(session)?;
-    let mut change = Prepare::change(&applied, &env, kernel.base());
-    change.seed = (seeded != copies).then(crate::identity::seed);
+    let mut change = EnvChange::change(&applied, &env, kernel.base());
+    change.seed = (seeded != copies).then(crate::copy_detector::seed);
     kernel.prepare(&change).await
 }
 
@@ -268,10 +268,10 @@ fn running(session: &mut Session) -> Result<&mut Kernel, Error> {
     session.kernel.as_mut().ok_or_else(|| Error::Link(std::io::ErrorKind::NotConnected.into()))
 }
 
-/// Interrupts the kernel until it is idle; one that will not be is killed.
-async fn calm(session: &mut Session) {
+/// Interrupts the kernel until it is idle; kills it if that fails.
+async fn interrupt(session: &mut Session) {
     let Some(kernel) = session.kernel.as_mut() else { return };
-    if kernel.calm().await {
+    if kernel.interrupt_until_idle().await {
         return;
     }
     session.kernel = None;
@@ -280,18 +280,18 @@ async fn calm(session: &mut Session) {
     );
 }
 
-/// After a run: a kernel for the next one, without the variables of this one.
-async fn settle(contexts: &Contexts, context: &Context, session: &mut Session) -> Result<(), Error> {
+/// After a run: ensures a kernel for the next run and removes this run's variables.
+async fn prepare_next(contexts: &Contexts, context: &Context, session: &mut Session) -> Result<(), Error> {
     let lost = session.lost.take();
     ready(contexts, context, session).await?;
     session.lost = lost.or(session.lost.take());
-    surround(contexts, session, &Env::new()).await
+    set_environment(contexts, session, &Env::new()).await
 }
 
-async fn tell_restarted(client: &mut Client) {
+async fn send_restarted(client: &mut RunClient) {
     let lost = "The connections was lost, rerun the code to get the results";
     let cut = "Connection to the execution was closed before the execution was finished";
-    client.tell(&Event::error("WebSocketError", lost)).await;
-    client.tell(&Event::error("UnexpectedEndOfExecution", cut)).await;
-    client.tell(&Event::End).await;
+    client.send(&Event::error("WebSocketError", lost)).await;
+    client.send(&Event::error("UnexpectedEndOfExecution", cut)).await;
+    client.send(&Event::End).await;
 }

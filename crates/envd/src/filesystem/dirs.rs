@@ -1,5 +1,5 @@
-//! Making directories on the way to a file, each new one the user's.
-//! Walks by descriptor, so that nothing swapped in meanwhile can be given away in a directory's place.
+//! Creates the directories above a file, owned by the user.
+//! It walks by descriptors, so that no file that replaces a new directory meanwhile changes its owner.
 
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
@@ -10,25 +10,25 @@ use thiserror::Error;
 
 use crate::users::User;
 
-/// Why a directory could not be made.
+/// Why a directory could not be created.
 #[derive(Debug, Error)]
 pub enum DirsError {
-    /// Something on the way is no directory.
+    /// A component of the path is not a directory.
     #[error("path is a file: {0}")]
     NotDirectory(PathBuf),
-    /// Anything else.
+    /// Another error.
     #[error("{0}: {1}")]
     Io(PathBuf, Errno),
 }
 
 impl DirsError {
-    /// Whether it is for want of room.
+    /// Whether the disk or quota is full.
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Io(_, Errno::NOSPC | Errno::DQUOT))
     }
 }
 
-/// Makes `path` and what is missing above it. Tells whether the last component is new.
+/// Creates `path` and its missing parents. Returns whether the last component is new.
 pub fn ensure(path: &Path, user: &User) -> Result<bool, DirsError> {
     let mut at = open(CWD, Path::new("/"), false).map_err(|e| DirsError::Io("/".into(), e))?;
     let mut walked = PathBuf::from("/");
@@ -50,11 +50,11 @@ fn enter(at: &OwnedFd, name: &Path, user: &User) -> rustix::io::Result<(OwnedFd,
         other => return other.map(|dir| (dir, false)),
     }
     match rustix::fs::mkdirat(at, name, Mode::from_raw_mode(0o755)) {
-        // Someone else made it, or a link that leads nowhere lies there.
+        // Another process has made it, or it is a dangling link.
         Err(Errno::EXIST) => return open(at, name, false).map(|dir| (dir, false)),
         made => made?,
     }
-    // Without following: if a link has taken its place, it is not what we made.
+    // Do not follow a link that has replaced the new directory.
     let dir = open(at, name, true)?;
     rustix::fs::fchown(&dir, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))?;
     Ok((dir, true))
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn makes_what_is_missing_and_stops_at_files() {
+    fn creates_missing_directories_and_fails_at_files() {
         let dir = tempfile::tempdir().expect("a directory");
         let me = rustix::process::getuid().as_raw();
         let user =
@@ -89,9 +89,9 @@ mod tests {
         assert!(ensure(&path.join("broken"), &user).is_err());
     }
 
-    /// Whoever may replace a new directory by a link at the right moment must not be given what the link leads to.
+    /// A user who replaces a new directory by a link at the right moment must not become the owner of its target.
     #[test]
-    fn nothing_swapped_in_is_given_away() {
+    fn targets_of_swapped_in_links_keep_their_owner() {
         use std::os::unix::fs::MetadataExt;
         use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -119,7 +119,7 @@ mod tests {
             }
             is_over.store(true, Ordering::Relaxed);
         });
-        assert!(swaps.into_inner() > 0, "it was there in time now and then");
+        assert!(swaps.into_inner() > 0, "some swaps happened in time");
         let after = std::fs::metadata(&victim).expect("there");
         assert_eq!((after.uid(), after.gid()), (before.uid(), before.gid()));
     }

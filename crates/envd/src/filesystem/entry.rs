@@ -1,5 +1,5 @@
-//! What is told about an entry of a directory.
-//! Type and mode are the target's when the entry is a link; size, owner and the permission text are its own.
+//! Describes an entry of a directory.
+//! Type and mode of a symbolic link are its target's; size, owner and the permission text are its own.
 
 use std::fs::{FileType as Kind, Metadata};
 use std::io;
@@ -12,7 +12,7 @@ use envd_api::filesystem::{EntryInfo, FileType};
 use crate::filesystem::metadata;
 use crate::users::Names;
 
-/// Describes what lies at `path`.
+/// Describes the entry at `path`.
 pub fn describe(path: &Path, names: &Names) -> io::Result<EntryInfo> {
     let own = std::fs::symlink_metadata(path)?;
     let is_symlink = own.is_symlink();
@@ -40,7 +40,7 @@ pub fn describe(path: &Path, names: &Names) -> io::Result<EntryInfo> {
     })
 }
 
-/// Where a link leads in the end; the link itself if it leads nowhere.
+/// Returns the final target of a link, or the link itself if it is dangling.
 fn resolved(path: &Path) -> PathBuf {
     std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }

@@ -1,5 +1,5 @@
-//! Listing a directory to a depth: depth first, in the order of the names' bytes.
-//! Links below are named but not entered. What vanishes meanwhile is left out.
+//! Lists a directory to a depth: depth first, ordered by the bytes of the names.
+//! Symbolic links below are listed but not followed. Entries that vanish meanwhile are left out.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use envd_api::filesystem::EntryInfo;
 use crate::filesystem::entry;
 use crate::users::Names;
 
-/// Lists what is below `root`, whose spelling the entries' paths keep.
+/// Lists the entries below `root`. Their paths begin with `root` as it is written.
 pub fn list(root: &Path, depth: u32, names: &Names) -> io::Result<Vec<EntryInfo>> {
     let mut entries = Vec::new();
     // Each level's remaining names, last first: no recursion, however deep the tree.

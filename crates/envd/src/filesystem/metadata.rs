@@ -1,5 +1,5 @@
-//! A file's metadata: `X-Metadata-*` headers of an upload, kept as `user.e2b.*` extended attributes.
-//! An upload replaces the whole set. Filesystems without such attributes have none.
+//! Metadata of files: `X-Metadata-*` headers of an upload, stored as `user.e2b.*` extended attributes.
+//! An upload replaces all metadata. On filesystems without extended attributes files have no metadata.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,26 +13,26 @@ use thiserror::Error;
 
 const HEADER: &str = "x-metadata-";
 const ATTRIBUTE: &str = "user.e2b.";
-/// The kernel's limit on a name, less the prefix.
+/// Maximum size of a key, bytes: the kernel's limit on attribute names, less the prefix.
 const MAX_KEY: usize = 246;
-/// Keys with prefix, and values, of one file.
+/// Maximum size of all keys with prefix and values of a file, bytes.
 const MAX_TOTAL: usize = 4096;
 
-/// Metadata that cannot be stored.
+/// Why metadata cannot be stored.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum MetadataError {
-    /// Empty or too long.
+    /// A key is empty or too long.
     #[error("invalid metadata: key must have 1 to {MAX_KEY} bytes")]
     Key,
-    /// Something other than printable ASCII.
+    /// A key or value is not printable ASCII.
     #[error("invalid metadata: keys and values must be printable ASCII")]
     NotPrintable,
-    /// Too much of it.
+    /// The metadata is too large in total.
     #[error("invalid metadata: more than {MAX_TOTAL} bytes in total")]
     TooLarge,
 }
 
-/// The metadata a request carries. Of a repeated header the first counts.
+/// Reads the metadata of a request. The first of repeated headers counts.
 pub fn from_headers(headers: &HeaderMap) -> Result<BTreeMap<String, String>, MetadataError> {
     let mut all = BTreeMap::new();
     let mut total = 0;
@@ -65,7 +65,7 @@ pub fn replace(file: &File, metadata: &BTreeMap<String, String>) -> rustix::io::
     Ok(())
 }
 
-/// The metadata of what lies at `path` itself, not of what it may link to.
+/// Reads the metadata of the entry at `path`; of a symbolic link itself, not of its target.
 pub fn of(path: &Path) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     for name in names(|buffer| rustix::fs::llistxattr(path, buffer)) {
@@ -78,13 +78,13 @@ pub fn of(path: &Path) -> BTreeMap<String, String> {
     all
 }
 
-/// Our attributes' names without their prefix. Most files have none, which costs one call.
+/// Lists the attributes with our prefix, without the prefix. For most files, which have none, it costs one call.
 fn names(list: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> Vec<String> {
     let mut buffer = vec![0; 1024];
     let size = match list(&mut buffer) {
         Ok(size) => size,
         Err(Errno::RANGE) => {
-            // The kernel's own limit on such a list.
+            // The kernel's maximum size of the list.
             buffer.resize(64 * 1024, 0);
             list(&mut buffer).unwrap_or(0)
         }
@@ -110,14 +110,14 @@ mod tests {
     }
 
     #[test]
-    fn takes_prefixed_headers_and_the_first_of_each() {
+    fn reads_prefixed_headers_and_the_first_of_each() {
         let map = headers(&[("X-Metadata-Author", "me"), ("x-metadata-author", "you"), ("x-other", "1")]);
         let metadata = from_headers(&map).expect("valid");
         assert_eq!(metadata, BTreeMap::from([("author".to_owned(), "me".to_owned())]));
     }
 
     #[test]
-    fn refuses_what_does_not_fit() {
+    fn rejects_invalid_metadata() {
         let long = format!("x-metadata-{}", "k".repeat(247));
         assert_eq!(from_headers(&headers(&[(&long, "v")])), Err(MetadataError::Key));
         assert_eq!(

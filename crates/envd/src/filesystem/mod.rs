@@ -1,6 +1,6 @@
 //! The filesystem service: entries, directories, moves, removals, and watching.
-//! Acts as root, and gives what it makes to the user it makes it for.
-//! Every call runs on a blocking thread: the filesystem may be one that does not answer.
+//! It acts as root and makes the requesting user the owner of new entries.
+//! Every call runs on a blocking thread: filesystems may block.
 
 pub mod dirs;
 pub mod entry;

@@ -1,5 +1,5 @@
-//! The single operations on entries, and the words for their failures.
-//! Blocking: call them where waiting is allowed.
+//! Operations on single entries, and the texts of their errors.
+//! All of them block: call them on a blocking thread.
 
 use std::io::{self, ErrorKind};
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::users::{Names, User};
 /// Describes an entry.
 pub fn stat(path: &Path) -> Result<EntryInfo, ConnectError> {
     entry::describe(path, &Names::load()).map_err(|error| {
-        let text = format!("lstat {}: {}", path.display(), words(&error));
+        let text = format!("lstat {}: {}", path.display(), error_text(&error));
         match error.kind() {
             ErrorKind::NotFound | ErrorKind::NotADirectory => {
                 ConnectError::not_found(format!("file not found: {text}"))
@@ -27,7 +27,7 @@ pub fn stat(path: &Path) -> Result<EntryInfo, ConnectError> {
 /// Lists a directory; depth 0 counts as 1.
 pub fn list_dir(path: &Path, depth: u32) -> Result<Vec<EntryInfo>, ConnectError> {
     let failed = |error: io::Error| {
-        let text = format!("{}: {}", path.display(), words(&error));
+        let text = format!("{}: {}", path.display(), error_text(&error));
         match Errno::from_io_error(&error) {
             Some(Errno::LOOP) => ConnectError::failed_precondition(format!("path is a link loop: {text}")),
             Some(Errno::NOTDIR) => {
@@ -45,7 +45,7 @@ pub fn list_dir(path: &Path, depth: u32) -> Result<Vec<EntryInfo>, ConnectError>
     list::list(path, depth.max(1), &Names::load()).map_err(failed)
 }
 
-/// Makes a directory, and what is missing above it.
+/// Creates a directory and its missing parents.
 pub fn make_dir(path: &Path, user: &User) -> Result<EntryInfo, ConnectError> {
     let existing = |meta: std::fs::Metadata| {
         if meta.is_dir() {
@@ -68,13 +68,13 @@ pub fn make_dir(path: &Path, user: &User) -> Result<EntryInfo, ConnectError> {
     stat(path)
 }
 
-/// Moves an entry; directories missing above its new place are made.
+/// Moves an entry and creates the missing parents of its destination.
 pub fn move_entry(source: &Path, destination: &Path, user: &User) -> Result<EntryInfo, ConnectError> {
     let failed = |error: io::Error| match error.kind() {
         ErrorKind::NotFound => {
             ConnectError::not_found(format!("source file not found: {}", source.display()))
         }
-        _ => ConnectError::internal(format!("error renaming: {}", words(&error))),
+        _ => ConnectError::internal(format!("error renaming: {}", error_text(&error))),
     };
     std::fs::symlink_metadata(source).map_err(failed)?;
     if let Some(parent) = destination.parent() {
@@ -85,10 +85,10 @@ pub fn move_entry(source: &Path, destination: &Path, user: &User) -> Result<Entr
     stat(destination)
 }
 
-/// Removes an entry and all below it. What is not there need not be removed.
+/// Removes an entry and all below it. Succeeds if it does not exist.
 pub fn remove(path: &Path) -> Result<(), ConnectError> {
     let failed = |error: io::Error| {
-        ConnectError::internal(format!("error removing file or directory: {}", words(&error)))
+        ConnectError::internal(format!("error removing file or directory: {}", error_text(&error)))
     };
     let removed = match std::fs::symlink_metadata(path) {
         Ok(meta) if meta.is_dir() => std::fs::remove_dir_all(path),
@@ -101,8 +101,8 @@ pub fn remove(path: &Path) -> Result<(), ConnectError> {
     }
 }
 
-/// An error in the kernel's words: lower case and without a number, as clients know them.
-pub fn words(error: &io::Error) -> String {
+/// Returns the kernel's text of an error as clients expect it: in lower case and without a number.
+pub fn error_text(error: &io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or(&text);
     let mut letters = text.chars();

@@ -1,7 +1,7 @@
-//! The filesystem service as clients call it: resolves paths for the caller, hands the work to a
-//! blocking thread.
+//! The RPC methods of the filesystem service: they resolve paths for the caller and run the operations on
+//! blocking threads.
 
-#![allow(refining_impl_trait, reason = "a handler names the message it answers with")]
+#![allow(refining_impl_trait, reason = "handlers name the type of their response")]
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -45,23 +45,23 @@ async fn blocking<T: Send + 'static>(
         .unwrap_or_else(|error| Err(ConnectError::internal(error.to_string())))
 }
 
-/// The first Python SDKs cannot read an entry with more than these fields.
+/// Whether the client is one of the first Python SDKs, which cannot parse entries with newer fields.
 fn is_first_sdk(ctx: &RequestContext) -> bool {
     ctx.headers().get(USER_AGENT).is_some_and(|agent| agent == "connect-python")
 }
 
-/// An entry as the caller can read it.
-fn shown(ctx: &RequestContext, entry: EntryInfo) -> EntryInfo {
+/// Removes the fields of an entry that the client cannot parse.
+fn for_client(ctx: &RequestContext, entry: EntryInfo) -> EntryInfo {
     if !is_first_sdk(ctx) {
         return entry;
     }
     EntryInfo { name: entry.name, r#type: entry.r#type, path: entry.path, ..Default::default() }
 }
 
-/// An answer that says whether its entries were shortened.
-fn told<T>(ctx: &RequestContext, answer: T) -> ServiceResult<T> {
-    let answer = Response::new(answer);
-    Ok(if is_first_sdk(ctx) { answer.with_header("x-e2b-legacy-sdk", "true") } else { answer })
+/// Makes a response, with a header if its entries lack fields.
+fn respond<T>(ctx: &RequestContext, message: T) -> ServiceResult<T> {
+    let response = Response::new(message);
+    Ok(if is_first_sdk(ctx) { response.with_header("x-e2b-legacy-sdk", "true") } else { response })
 }
 
 impl Filesystem for Files {
@@ -72,8 +72,8 @@ impl Filesystem for Files {
     ) -> ServiceResult<StatResponse> {
         let path = self.resolve(&caller(&self.0, &ctx)?, request.path)?;
         let entry = blocking(move || ops::stat(&path)).await?;
-        let entry = shown(&ctx, entry).into();
-        told(&ctx, StatResponse { entry, ..Default::default() })
+        let entry = for_client(&ctx, entry).into();
+        respond(&ctx, StatResponse { entry, ..Default::default() })
     }
 
     async fn make_dir(
@@ -84,8 +84,8 @@ impl Filesystem for Files {
         let user = caller(&self.0, &ctx)?;
         let path = self.resolve(&user, request.path)?;
         let entry = blocking(move || ops::make_dir(&path, &user)).await?;
-        let entry = shown(&ctx, entry).into();
-        told(&ctx, MakeDirResponse { entry, ..Default::default() })
+        let entry = for_client(&ctx, entry).into();
+        respond(&ctx, MakeDirResponse { entry, ..Default::default() })
     }
 
     async fn r#move(
@@ -97,8 +97,8 @@ impl Filesystem for Files {
         let source = self.resolve(&user, request.source)?;
         let destination = self.resolve(&user, request.destination)?;
         let entry = blocking(move || ops::move_entry(&source, &destination, &user)).await?;
-        let entry = shown(&ctx, entry).into();
-        told(&ctx, MoveResponse { entry, ..Default::default() })
+        let entry = for_client(&ctx, entry).into();
+        respond(&ctx, MoveResponse { entry, ..Default::default() })
     }
 
     async fn list_dir(
@@ -109,8 +109,8 @@ impl Filesystem for Files {
         let path = self.resolve(&caller(&self.0, &ctx)?, request.path)?;
         let depth = request.depth;
         let entries = blocking(move || ops::list_dir(&path, depth)).await?;
-        let entries = entries.into_iter().map(|entry| shown(&ctx, entry)).collect();
-        told(&ctx, ListDirResponse { entries, ..Default::default() })
+        let entries = entries.into_iter().map(|entry| for_client(&ctx, entry)).collect();
+        respond(&ctx, ListDirResponse { entries, ..Default::default() })
     }
 
     async fn remove(

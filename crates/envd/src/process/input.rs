@@ -1,5 +1,5 @@
-//! Feeding a process: bytes go to its standard input or its terminal, whole and in order.
-//! A writer waits while the process does not read; other writers wait behind it.
+//! Input to a process: writes bytes to its standard input or its terminal, completely and in order.
+//! A writer waits while the process does not read; other writers wait for the first.
 
 use std::os::fd::OwnedFd;
 
@@ -7,38 +7,38 @@ use connectrpc::ConnectError;
 use envd_api::process::process_input::Input as Bytes;
 use tokio::io::unix::AsyncFd;
 
-use crate::process::table::{Input, Process};
+use crate::process::registry::{InputTarget, Process};
 
-/// Writes input of the kind the process takes.
+/// Writes input. Fails if the process does not take this type of input.
 pub async fn send(process: &Process, bytes: Option<&Bytes>) -> Result<(), ConnectError> {
     let input = process.input.lock().await;
     match (&*input, bytes) {
         (_, None) => Err(ConnectError::unimplemented("invalid input type: neither stdin nor pty")),
-        (Input::Pipe(Some(pipe)), Some(Bytes::Stdin(bytes))) => write_all(pipe, bytes, "stdin").await,
-        (Input::Pipe(None), Some(Bytes::Stdin(_))) => {
+        (InputTarget::Pipe(Some(pipe)), Some(Bytes::Stdin(bytes))) => write_all(pipe, bytes, "stdin").await,
+        (InputTarget::Pipe(None), Some(Bytes::Stdin(_))) => {
             Err(ConnectError::internal("error writing to stdin: stdin not enabled or closed"))
         }
-        (Input::Pipe(_), Some(Bytes::Pty(_))) => {
+        (InputTarget::Pipe(_), Some(Bytes::Pty(_))) => {
             Err(ConnectError::internal("error writing to tty: tty not assigned to process"))
         }
-        (Input::Terminal, Some(Bytes::Stdin(_))) => Err(ConnectError::internal(
+        (InputTarget::Terminal, Some(Bytes::Stdin(_))) => Err(ConnectError::internal(
             "error writing to stdin: tty assigned to process — input should be written to the pty, not the stdin",
         )),
-        (Input::Terminal, Some(Bytes::Pty(bytes))) => match &process.terminal {
+        (InputTarget::Terminal, Some(Bytes::Pty(bytes))) => match &process.terminal {
             Some(terminal) => write_all(terminal, bytes, "tty").await,
             None => Err(ConnectError::internal("error writing to tty: tty not assigned to process")),
         },
     }
 }
 
-/// Closes standard input, behind the writers that came before.
+/// Closes standard input, after earlier writers.
 pub async fn close(process: &Process) -> Result<(), ConnectError> {
     match &mut *process.input.lock().await {
-        Input::Pipe(pipe) => {
+        InputTarget::Pipe(pipe) => {
             pipe.take();
             Ok(())
         }
-        Input::Terminal => Err(ConnectError::unknown(
+        InputTarget::Terminal => Err(ConnectError::unknown(
             "error closing stdin: cannot close stdin for PTY process — send Ctrl+D (0x04) instead",
         )),
     }

@@ -1,13 +1,14 @@
-//! The process service: start, attach, feed, signal, resize, list.
-//! A process belongs to envd, never to the connection that asked for it.
-//! `table` knows them, `output` reads them, `reaper` learns of their end, `service` speaks to clients.
+//! The process service: start, attach to, write to, signal, resize and list processes.
+//! A process belongs to envd, not to the connection that started it.
+//! `registry` holds the processes, `output` reads their output, `reaper` collects their exit statuses, and
+//! `service` implements the RPC methods.
 
 pub mod input;
 pub mod output;
 pub mod pty;
 pub mod reaper;
+pub mod registry;
 pub mod service;
 pub mod start;
 pub mod status;
 pub mod stream;
-pub mod table;

@@ -1,6 +1,6 @@
-//! One task per process: reads its output, hands it to the subscribers, and delivers its end last.
-//! Without subscribers output is read and dropped, so that the process never blocks on an absent reader;
-//! with a slow one reading pauses, so that nothing is lost.
+//! The task of a process: reads its output, sends it to the subscribers, and sends the end last.
+//! Without subscribers output is read and dropped, so that the process never blocks;
+//! with a slow subscriber reading pauses, so that nothing is lost.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -12,13 +12,13 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
 use crate::logs::Level;
-use crate::process::table::{Event, Process};
+use crate::process::registry::{OutputEvent, Process};
 use crate::state::Envd;
 
-/// Bytes per read of a pipe or terminal.
+/// Maximum size of one read of a pipe or terminal, bytes.
 const PIECE: usize = 32 * 1024;
 
-/// The read ends of a process' pipes. A process on a terminal has none: its terminal is read instead.
+/// The read ends of a process's pipes. A process on a terminal has none: its terminal is read instead.
 #[derive(Debug, Default)]
 pub struct Pipes {
     /// Its standard output.
@@ -27,7 +27,7 @@ pub struct Pipes {
     pub stderr: Option<AsyncFd<OwnedFd>>,
 }
 
-/// Runs until the end is delivered.
+/// Runs until the end of the process has been delivered.
 pub async fn run(
     envd: Arc<Envd>,
     process: Arc<Process>,
@@ -44,11 +44,11 @@ pub async fn run(
             break status;
         }
         let event = tokio::select! {
-            piece = read(stdout.as_ref()) => keep(piece, &mut stdout).map(Event::Stdout),
-            piece = read(stderr.as_ref()) => keep(piece, &mut stderr).map(Event::Stderr),
-            piece = read(terminal) => keep(piece, &mut terminal).map(Event::Pty),
+            piece = read(stdout.as_ref()) => keep(piece, &mut stdout).map(OutputEvent::Stdout),
+            piece = read(stderr.as_ref()) => keep(piece, &mut stderr).map(OutputEvent::Stderr),
+            piece = read(terminal) => keep(piece, &mut terminal).map(OutputEvent::Pty),
             ended = &mut exit, if status.is_none() => {
-                // The sender is dropped unused only with the whole table.
+                // The sender is dropped unused only with the whole registry.
                 let Ok(ended) = ended else { return };
                 status = Some(ended);
                 None
@@ -59,17 +59,17 @@ pub async fn run(
             process.deliver(event).await;
         }
     };
-    // What the process itself wrote is in the pipes by now, whoever else still holds them open.
-    drain(&process, stdout.as_ref(), Event::Stdout).await;
-    drain(&process, stderr.as_ref(), Event::Stderr).await;
-    drain(&process, terminal, Event::Pty).await;
+    // All output of the process itself is in the pipes by now, even if other processes still hold them open.
+    drain(&process, stdout.as_ref(), OutputEvent::Stdout).await;
+    drain(&process, stderr.as_ref(), OutputEvent::Stderr).await;
+    drain(&process, terminal, OutputEvent::Pty).await;
     let end = envd.processes.ended(&process, status);
     let fields = [("pid", process.pid.to_string()), ("status", end.status.clone())];
     envd.logs.add(Level::Info, "process", "process ended", &fields);
     process.deliver_end(end).await;
 }
 
-/// Waits for a piece. At the end of the stream the piece is empty; without a stream none ever comes.
+/// Waits for a piece of output. It is empty at the end of the stream; without a stream this never returns.
 async fn read(fd: Option<&AsyncFd<OwnedFd>>) -> Bytes {
     let Some(fd) = fd else { return std::future::pending().await };
     loop {
@@ -77,7 +77,7 @@ async fn read(fd: Option<&AsyncFd<OwnedFd>>) -> Bytes {
         match ready.try_io(|fd| read_now(fd.get_ref())) {
             Ok(Ok(piece)) => return piece,
             Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-            // A terminal whose last user left reports an error instead of an end.
+            // A terminal reports an error instead of an end when its last process has closed it.
             Ok(Err(_)) => return Bytes::new(),
             Err(_not_ready) => {}
         }
@@ -87,12 +87,12 @@ async fn read(fd: Option<&AsyncFd<OwnedFd>>) -> Bytes {
 fn read_now(fd: &OwnedFd) -> io::Result<Bytes> {
     let mut piece = Vec::with_capacity(PIECE);
     rustix::io::read(fd, rustix::buffer::spare_capacity(&mut piece))?;
-    // Most pieces are short and may wait long in a queue.
+    // Most pieces are short and may stay in a queue for long.
     piece.shrink_to_fit();
     Ok(piece.into())
 }
 
-/// The piece, unless it marks the end: then the stream is dropped.
+/// Returns the piece, or drops the stream if the piece marks its end.
 fn keep<T>(piece: Bytes, stream: &mut Option<T>) -> Option<Bytes> {
     if piece.is_empty() {
         *stream = None;
@@ -101,8 +101,8 @@ fn keep<T>(piece: Bytes, stream: &mut Option<T>) -> Option<Bytes> {
     Some(piece)
 }
 
-/// Delivers what can be read without waiting, but no more than a pipe can hold: others may go on writing.
-async fn drain(process: &Process, fd: Option<&AsyncFd<OwnedFd>>, event: fn(Bytes) -> Event) {
+/// Delivers what can be read without waiting, up to the capacity of a pipe: other processes may go on writing.
+async fn drain(process: &Process, fd: Option<&AsyncFd<OwnedFd>>, event: fn(Bytes) -> OutputEvent) {
     let Some(fd) = fd else { return };
     let mut left: usize = 1 << 20;
     while left > 0 {

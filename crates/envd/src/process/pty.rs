@@ -1,5 +1,5 @@
-//! Terminals: a master side for envd, a slave side that becomes the process' controlling terminal.
-//! The slave is given to the user, so that programs may open it again by name.
+//! Pseudo-terminals: envd has the master side; the slave side becomes the process's controlling terminal.
+//! The user owns the slave, so that programs may open it again by name.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -10,25 +10,25 @@ use rustix::termios::Winsize;
 
 use crate::users::User;
 
-/// Opens a terminal of that size and gives (master, slave).
+/// Opens a terminal of a size and returns its master and slave.
 pub fn open(size: Winsize, user: &User) -> rustix::io::Result<(OwnedFd, OwnedFd)> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let master = rustix::pty::openpt(flags)?;
     rustix::pty::unlockpt(&master)?;
     let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
     rustix::termios::tcsetwinsize(&slave, size)?;
-    // Some kernels' devpts does not allow it; then only opening by name is lost.
+    // Some kernels' devpts forbids it; then only opening by name fails.
     let _ = rustix::fs::fchown(&slave, Some(Uid::from_raw(user.uid)), None::<Gid>);
     rustix::io::ioctl_fionbio(&master, true)?;
     Ok((master, slave))
 }
 
-/// Changes the size; the kernel tells the processes in front.
+/// Changes the size; the kernel notifies the foreground processes.
 pub fn resize(master: impl AsFd, size: Winsize) -> rustix::io::Result<()> {
     rustix::termios::tcsetwinsize(master, size)
 }
 
-/// The size a request asks for, 80 by 24 where it does not say.
+/// Returns the size that a request asks for, 80 by 24 by default.
 pub fn size(pty: &PTY) -> Winsize {
     let or = |value: u32, default: u16| match value {
         0 => default,

@@ -1,6 +1,6 @@
-//! Collects every child that ends: the service's processes, and as PID 1 all orphans of the sandbox.
-//! There is exactly one caller of `wait` in envd, so that no status is ever lost to a second one.
-//! Starting a process holds the same lock as reaping, so a status cannot come before its process is known.
+//! Reaps every child that ends: the service's processes and, as PID 1, all orphans of the sandbox.
+//! Only this module calls `wait`, so that no status is lost to another caller.
+//! Starting a process holds the same lock as reaping, so a process is registered before it can be reaped.
 
 use std::sync::Arc;
 
@@ -8,12 +8,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::state::Envd;
 
-/// Subscribes to the news of ended children; from here on none goes unnoticed.
+/// Subscribes to SIGCHLD; from then on no ended child goes unnoticed.
 pub fn listen() -> std::io::Result<Signal> {
     signal(SignalKind::child())
 }
 
-/// Reaps for ever.
+/// Reaps children; never returns.
 pub async fn run(envd: Arc<Envd>, mut children: Signal) {
     loop {
         envd.processes.reap();

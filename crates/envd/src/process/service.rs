@@ -1,4 +1,4 @@
-//! The process service as clients call it: finds the process, does the one thing, words the error.
+//! The RPC methods of the process service.
 
 #![allow(refining_impl_trait, reason = "a handler names the message it answers with")]
 
@@ -19,7 +19,7 @@ use envd_api::process::{
 use futures::{Stream, StreamExt};
 use rustix::io::Errno;
 
-use crate::process::table::{self, Found};
+use crate::process::registry::{self, FoundProcess};
 use crate::process::{input, pty, start, stream};
 use crate::router::{caller, check_caller};
 use crate::state::Envd;
@@ -29,7 +29,7 @@ use crate::state::Envd;
 pub struct Processes(pub Arc<Envd>);
 
 impl Processes {
-    fn find_live(&self, selector: &ProcessSelector) -> Result<Arc<table::Process>, ConnectError> {
+    fn find_live(&self, selector: &ProcessSelector) -> Result<Arc<registry::Process>, ConnectError> {
         let selector = selector.selector.as_ref().ok_or_else(no_selector)?;
         self.0.processes.find_live(selector).ok_or_else(|| not_found(selector))
     }
@@ -41,14 +41,14 @@ impl Processes {
     ) -> Result<std::pin::Pin<Box<dyn Stream<Item = ProcessEvent> + Send>>, ConnectError> {
         let selector = selector.selector.as_ref().ok_or_else(no_selector)?;
         let found = self.0.processes.find(selector);
-        if let Some(Found::Process(process)) = &found
+        if let Some(FoundProcess::Process(process)) = &found
             && let Some(events) = process.subscribe()
         {
             return Ok(stream::live(process.pid, events, keepalive).boxed());
         }
-        // Between the look-up and the subscription the end may have been delivered.
+        // The end may have been delivered between the look-up and the subscription.
         match self.0.processes.find(selector) {
-            Some(Found::Ended(pid, end)) => Ok(stream::ended(pid, end).boxed()),
+            Some(FoundProcess::Ended(pid, end)) => Ok(stream::ended(pid, end).boxed()),
             _ => Err(not_found(selector)),
         }
     }
@@ -72,7 +72,7 @@ impl Process for Processes {
         _request: ServiceRequest<'_, ListRequest>,
     ) -> ServiceResult<ListResponse> {
         check_caller(&self.0, &ctx)?;
-        let info = |process: Arc<table::Process>| ProcessInfo {
+        let info = |process: Arc<registry::Process>| ProcessInfo {
             config: process.config.clone().into(),
             pid: process.pid,
             tag: process.tag.clone(),
@@ -178,8 +178,8 @@ impl Process for Processes {
             Some(Signal::SIGNAL_SIGTERM) => rustix::process::Signal::TERM,
             _ => return Err(ConnectError::unimplemented(format!("invalid signal: {:?}", request.signal))),
         };
-        // A process that is over but whose output is held open by others: the signal lets its end through.
-        let Some(Found::Process(process)) = self.0.processes.find(selector) else {
+        // The process has ended but others hold its output open: the signal lets its end be delivered.
+        let Some(FoundProcess::Process(process)) = self.0.processes.find(selector) else {
             return Err(not_found(selector));
         };
         match process.signal(signal) {

@@ -1,5 +1,5 @@
-//! Starting a process: who, where, with which environment, on which pipes or terminal.
-//! The start itself happens under the table's lock, so that its end cannot overtake its record.
+//! Starts processes: user, working directory, environment, pipes or terminal.
+//! A process is started under the registry's lock, so that it cannot be reaped before it is registered.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -21,33 +21,33 @@ use crate::logs::Level;
 use crate::paths;
 use crate::process::output::{self, Pipes};
 use crate::process::pty;
-use crate::process::table::{Event, Input, Process, Table};
+use crate::process::registry::{InputTarget, OutputEvent, Process, ProcessRegistry};
 use crate::state::Envd;
 use crate::sys::{self, Program};
 use crate::users::User;
 
-/// Search path where envd itself was given none.
+/// Search path if envd's own environment has none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Tag under which the platform runs helpers: any number of processes may have it.
+/// Tag of the platform's helper processes: any number of processes may have it.
 const SHARED_TAG: &str = "_system";
 
-/// The limit on open files envd was started with, which its children go back to.
+/// The limit on open files that envd was started with. Child processes get it back.
 static OPEN_FILES: OnceLock<Rlimit> = OnceLock::new();
 
-/// Raises envd's own limit on open files: each process holds up to three.
+/// Raises envd's own limit on open files: it holds up to three per process.
 pub fn raise_open_files() {
     let limit = *OPEN_FILES.get_or_init(|| rustix::process::getrlimit(Resource::Nofile));
     let _ = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
-/// Starts a process and gives it with a subscription to all its output. At `deadline` it is killed.
+/// Starts a process. Returns it with a subscription to all its output. It is killed at `deadline`.
 pub async fn start(
     envd: &Arc<Envd>,
     user: &User,
     request: StartRequest,
     deadline: Option<Instant>,
-) -> Result<(Arc<Process>, mpsc::Receiver<Event>), ConnectError> {
+) -> Result<(Arc<Process>, mpsc::Receiver<OutputEvent>), ConnectError> {
     let config = request.process.into_option().unwrap_or_default();
     if config.cmd.is_empty() {
         return Err(ConnectError::invalid_argument("no command given"));
@@ -58,7 +58,7 @@ pub async fn start(
     };
     let cwd = paths::resolve(config.cwd.as_deref().unwrap_or(""), &user.home, workdir.as_deref())
         .map_err(|error| ConnectError::invalid_argument(error.to_string()))?;
-    // The directory may lie on a filesystem that does not answer: not on this thread.
+    // The directory may be on a filesystem that blocks: not on this thread.
     let (groups, exists) = {
         let (user, cwd) = (user.clone(), cwd.clone());
         tokio::task::spawn_blocking(move || (user.groups(), cwd.exists()))
@@ -74,14 +74,14 @@ pub async fn start(
 
     let failed = |error: std::io::Error| start_error(&config.cmd, &error);
     let ends = match terminal_size {
-        Some(size) => Ends::terminal(size, user).map_err(|e| failed(e.into()))?,
-        None => Ends::pipes(request.stdin.unwrap_or(true)).map_err(failed)?,
+        Some(size) => StdioEnds::terminal(size, user).map_err(|e| failed(e.into()))?,
+        None => StdioEnds::pipes(request.stdin.unwrap_or(true)).map_err(failed)?,
     };
 
     let mut processes = envd.processes.lock_for_start();
     if let Some(tag) = &request.tag
         && tag != SHARED_TAG
-        && Table::has_tag(&processes, tag)
+        && ProcessRegistry::has_tag(&processes, tag)
     {
         return Err(ConnectError::already_exists(format!("process with tag {tag} already runs")));
     }
@@ -93,7 +93,7 @@ pub async fn start(
     drop(processes);
 
     log_start(envd, &process, user);
-    let events = process.subscribe().expect("the end is delivered by the task below");
+    let events = process.subscribe().expect("the end is only delivered by the task below");
     tokio::spawn(supervise(Arc::clone(envd), Arc::clone(&process), ends.pipes, exited, deadline));
     Ok((process, events))
 }
@@ -111,7 +111,7 @@ fn log_start(envd: &Envd, process: &Process, user: &User) {
     envd.logs.add(Level::Info, "process", "process started", &fields);
 }
 
-/// Reads the process' output to its end, and kills it when its time is over.
+/// Reads the process's output to its end, and kills the process at its deadline.
 async fn supervise(
     envd: Arc<Envd>,
     process: Arc<Process>,
@@ -129,15 +129,15 @@ async fn supervise(
     output.await;
 }
 
-/// Both ends of a process' connections.
-struct Ends {
+/// Both ends of a process's standard streams.
+struct StdioEnds {
     child: [Stdio; 3],
     pipes: Pipes,
-    input: Input,
+    input: InputTarget,
     terminal: Option<AsyncFd<OwnedFd>>,
 }
 
-impl Ends {
+impl StdioEnds {
     fn terminal(size: rustix::termios::Winsize, user: &User) -> rustix::io::Result<Self> {
         let (master, slave) = pty::open(size, user)?;
         let master = sys::awaitable(master).map_err(|_| rustix::io::Errno::NOMEM)?;
@@ -146,7 +146,7 @@ impl Ends {
         Ok(Self {
             child: [stdin.into(), stdout.into(), stderr.into()],
             pipes: Pipes::default(),
-            input: Input::Terminal,
+            input: InputTarget::Terminal,
             terminal: Some(master),
         })
     }
@@ -163,7 +163,7 @@ impl Ends {
         Ok(Self {
             child: [stdin, their_stdout.into(), their_stderr.into()],
             pipes: Pipes { stdout: Some(nonblocking(stdout)?), stderr: Some(nonblocking(stderr)?) },
-            input: Input::Pipe(input),
+            input: InputTarget::Pipe(input),
             terminal: None,
         })
     }
@@ -173,14 +173,14 @@ fn pipe() -> std::io::Result<(OwnedFd, OwnedFd)> {
     Ok(rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?)
 }
 
-/// Our end of a pipe; the child's end stays blocking, because it is a description of its own.
+/// Makes envd's end of a pipe nonblocking. The child's end stays blocking, because it is another file description.
 fn nonblocking(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
     let flags = rustix::fs::fcntl_getfl(&fd)?;
     rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
     sys::awaitable(fd)
 }
 
-/// The whole environment: the user's basics, then the sandbox' variables, then the request's.
+/// Returns the whole environment: the user's variables, overridden by the sandbox's and then by the request's.
 fn environment<'a>(
     user: &User,
     sandbox: BTreeMap<String, String>,
@@ -227,7 +227,7 @@ fn program(
     })
 }
 
-/// Where a command may lie: itself if it names a directory, else in each directory of the search path.
+/// Returns the possible paths of a command: itself if it contains a slash, else in each directory of the search path.
 fn candidates(cmd: &str, path: &str) -> impl Iterator<Item = String> {
     let direct = cmd.contains('/').then(|| cmd.to_owned());
     let searched = if direct.is_some() { "" } else { path };
@@ -246,7 +246,7 @@ fn nul() -> ConnectError {
 fn start_error(cmd: &str, error: &std::io::Error) -> ConnectError {
     let message = format!("error starting process '{cmd}': {error}");
     match rustix::io::Errno::from_io_error(error) {
-        // No process, memory or descriptor left: the request was right, its moment was not.
+        // No process, memory or descriptor left: the same request may succeed later.
         Some(
             rustix::io::Errno::AGAIN
             | rustix::io::Errno::NOMEM

@@ -1,12 +1,12 @@
-//! How a process ended, in the words that clients expect.
-//! They read these texts: `signal: killed` and `exit status 1` are part of the wire format.
+//! Texts of exit statuses, as clients expect them.
+//! Clients parse them: `signal: killed` and `exit status 1` are part of the wire format.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
 use envd_api::process::process_event::EndEvent;
 
-/// The end of a process as an event.
+/// Makes the end event of an exit status.
 pub fn end_event(status: ExitStatus) -> EndEvent {
     let Some(signal) = status.signal() else {
         let code = status.code().unwrap_or(-1);
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_exact() {
+    fn texts_are_exact() {
         let end = end_of("exit 0");
         assert_eq!(
             (end.exit_code, end.exited, end.status.as_str(), end.error),

@@ -1,4 +1,4 @@
-//! What a subscriber sees of a process: its start, its output, its end, and signs of life in between.
+//! The event stream of a process: its start, its output, its end, and keepalive messages.
 //! The same stream serves `Start` and `Connect`.
 
 use std::time::Duration;
@@ -10,12 +10,12 @@ use futures::Stream;
 use http::HeaderMap;
 use tokio::sync::mpsc;
 
-use crate::process::table::Event;
+use crate::process::registry::OutputEvent;
 
-/// The interval between signs of life when the client does not ask for one.
+/// Interval of keepalive messages if the client does not choose one.
 const DEFAULT_KEEPALIVE: Duration = Duration::from_secs(90);
 
-/// The interval at which the client wants signs of life.
+/// Returns the interval of keepalive messages that a request asks for.
 pub fn keepalive(headers: &HeaderMap) -> Duration {
     headers
         .get("keepalive-ping-interval")
@@ -30,10 +30,10 @@ enum Next {
     Nothing,
 }
 
-/// The events of a process from now on.
+/// Streams the events of a process from now on.
 pub fn live(
     pid: u32,
-    events: mpsc::Receiver<Event>,
+    events: mpsc::Receiver<OutputEvent>,
     keepalive: Duration,
 ) -> impl Stream<Item = ProcessEvent> + Send {
     futures::stream::unfold((Next::Start(pid), events), move |(next, mut events)| async move {
@@ -43,14 +43,14 @@ pub fn live(
             Next::Output => match tokio::time::timeout(keepalive, events.recv()).await {
                 Err(_elapsed) => Some((alive(), (Next::Output, events))),
                 Ok(None) => None,
-                Ok(Some(Event::End(event))) => Some((end(event), (Next::Nothing, events))),
-                Ok(Some(Event::Stdout(bytes))) => {
+                Ok(Some(OutputEvent::End(event))) => Some((end(event), (Next::Nothing, events))),
+                Ok(Some(OutputEvent::Stdout(bytes))) => {
                     Some((data(Output::Stdout(bytes.into())), (Next::Output, events)))
                 }
-                Ok(Some(Event::Stderr(bytes))) => {
+                Ok(Some(OutputEvent::Stderr(bytes))) => {
                     Some((data(Output::Stderr(bytes.into())), (Next::Output, events)))
                 }
-                Ok(Some(Event::Pty(bytes))) => {
+                Ok(Some(OutputEvent::Pty(bytes))) => {
                     Some((data(Output::Pty(bytes.into())), (Next::Output, events)))
                 }
             },
@@ -58,7 +58,7 @@ pub fn live(
     })
 }
 
-/// The events of a process that is over.
+/// Streams the events of a process that has ended.
 pub fn ended(pid: u32, event: EndEvent) -> impl Stream<Item = ProcessEvent> + Send {
     futures::stream::iter([start(pid), end(event)])
 }

@@ -1,5 +1,5 @@
-//! `POST /files/compose`: several files become one, in order, and are deleted afterwards.
-//! Written beside its destination and moved there when complete, so that nobody sees a part.
+//! `POST /files/compose`: joins files to one, in order, and deletes them.
+//! The result is written to a temporary file beside its destination and renamed, so that it is never seen incomplete.
 
 use std::fs::File;
 use std::io;
@@ -12,20 +12,20 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::filesystem::dirs;
-use crate::filesystem::ops::words;
+use crate::filesystem::ops::error_text;
 use crate::rest::{Body, RestError, json};
 use crate::users::User;
 
 /// The request's body.
 #[derive(Debug, Deserialize)]
 pub struct Request {
-    /// What to join.
+    /// Files to join.
     #[serde(default)]
     pub source_paths: Vec<String>,
-    /// Where to.
+    /// Path of the result.
     #[serde(default)]
     pub destination: String,
-    /// Becomes the owner.
+    /// Owner of the result.
     pub username: Option<String>,
 }
 
@@ -71,7 +71,7 @@ pub fn compose(sources: &[PathBuf], destination: &Path, user: &User) -> Result<R
         return Err(failed(&error));
     }
     for source in sources {
-        // The result is there; a source that cannot be deleted does not undo it.
+        // The result is complete; a source that cannot be deleted is no failure.
         let _ = std::fs::remove_file(source);
     }
     Ok(json(&Composed {
@@ -87,7 +87,7 @@ fn join(sources: &[PathBuf], temporary: &Path, user: &User) -> io::Result<()> {
     for source in sources {
         let flags = OFlags::NONBLOCK.bits().cast_signed();
         let mut source = File::options().read(true).custom_flags(flags).open(source)?;
-        // Within the kernel, where the filesystem can.
+        // Copied by the kernel, where the filesystem supports it.
         io::copy(&mut source, &mut file)?;
     }
     Ok(())
@@ -98,6 +98,6 @@ fn failed(error: &io::Error) -> RestError {
         Some(Errno::NOSPC | Errno::DQUOT) => {
             RestError::new(StatusCode::INSUFFICIENT_STORAGE, "not enough disk space available")
         }
-        _ => RestError::internal(format!("error composing files: {}", words(error))),
+        _ => RestError::internal(format!("error composing files: {}", error_text(error))),
     }
 }

@@ -1,6 +1,6 @@
-//! `GET /files`: the contents of one file, as they are or compressed, whole or in part.
-//! Small files are read where they are opened, so that they cost one switch to a blocking thread.
-//! Files that claim to be empty, as those in /proc do, are read to their end.
+//! `GET /files`: the contents of one file, whole or in part, optionally compressed.
+//! Small files are opened and read on the same blocking thread, with one switch of threads.
+//! Files of size 0, like those in /proc, are read to their end.
 
 use std::fs::{File, Metadata};
 use std::io::{self, Seek, SeekFrom};
@@ -17,59 +17,59 @@ use http_body_util::BodyExt;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use rustix::io::Errno;
 
-use crate::filesystem::ops::words;
-use crate::rest::accept::{self, Encoding};
-use crate::rest::body::{FileBody, Source};
-use crate::rest::conditions::{self, Answer};
+use crate::filesystem::ops::error_text;
+use crate::rest::accept_encoding::{self, Encoding};
+use crate::rest::conditions::{self, Decision};
+use crate::rest::file_body::{FileBody, FileReader};
 use crate::rest::{Body, RestError, full};
 
-/// What a name must not contain within a header.
+/// Characters that must be encoded in a file name in a header.
 const NAME: &AsciiSet =
     &CONTROLS.add(b' ').add(b'"').add(b'%').add(b'\'').add(b'(').add(b')').add(b'*').add(b';').add(b',');
 
-/// Returns with the file at `path`.
+/// Responds with the file at `path`.
 pub async fn get(path: PathBuf, headers: &HeaderMap) -> Result<Response<Body>, RestError> {
     let encoding = if conditions::any(headers) {
-        if !accept::allows_identity(headers) {
+        if !accept_encoding::allows_identity(headers) {
             let message = "identity encoding not acceptable for Range or conditional request";
             return Err(RestError::new(StatusCode::NOT_ACCEPTABLE, message));
         }
         Encoding::Identity
     } else {
-        accept::choose(headers)
+        accept_encoding::choose(headers)
     };
     if encoding == Encoding::None {
         let message = "no acceptable encoding found, supported: [gzip]";
         return Err(RestError::new(StatusCode::NOT_ACCEPTABLE, message));
     }
     let headers = headers.clone();
-    tokio::task::spawn_blocking(move || answer(&path, &headers, encoding)).await?
+    tokio::task::spawn_blocking(move || respond(&path, &headers, encoding)).await?
 }
 
-fn answer(path: &Path, request: &HeaderMap, encoding: Encoding) -> Result<Response<Body>, RestError> {
+fn respond(path: &Path, request: &HeaderMap, encoding: Encoding) -> Result<Response<Body>, RestError> {
     let (mut file, meta) = open(path)?;
     let etag = format!("\"{:x}-{:x}\"", modified_nanos(&meta), meta.len());
     let modified = meta.modified().unwrap_or(std::time::UNIX_EPOCH);
-    let answer = match encoding {
-        Encoding::Gzip => Answer::Whole,
+    let decision = match encoding {
+        Encoding::Gzip => Decision::Whole,
         _ => conditions::decide(request, &etag, modified, meta.len()),
     };
     let failed = |error: io::Error| {
-        RestError::internal(format!("error reading file '{}': {}", path.display(), words(&error)))
+        RestError::internal(format!("error reading file '{}': {}", path.display(), error_text(&error)))
     };
-    let (status, start, end) = match answer {
-        // An empty file may be one that does not know its size.
-        Answer::Whole if meta.len() == 0 => (StatusCode::OK, 0, None),
-        Answer::Whole => (StatusCode::OK, 0, Some(meta.len())),
-        Answer::Part(start, end) => (StatusCode::PARTIAL_CONTENT, start, Some(end)),
-        Answer::NotModified => return Ok(bare(StatusCode::NOT_MODIFIED, &etag, None)),
-        Answer::PreconditionFailed => return Ok(bare(StatusCode::PRECONDITION_FAILED, &etag, None)),
-        Answer::NoSuchRange => return Ok(bare(StatusCode::RANGE_NOT_SATISFIABLE, &etag, Some(meta.len()))),
+    let (status, start, end) = match decision {
+        // The size of files like those in /proc is not known.
+        Decision::Whole if meta.len() == 0 => (StatusCode::OK, 0, None),
+        Decision::Whole => (StatusCode::OK, 0, Some(meta.len())),
+        Decision::Part(start, end) => (StatusCode::PARTIAL_CONTENT, start, Some(end)),
+        Decision::NotModified => return Ok(bare(StatusCode::NOT_MODIFIED, &etag, None)),
+        Decision::PreconditionFailed => return Ok(bare(StatusCode::PRECONDITION_FAILED, &etag, None)),
+        Decision::NoSuchRange => return Ok(bare(StatusCode::RANGE_NOT_SATISFIABLE, &etag, Some(meta.len()))),
     };
     if start > 0 {
         file.seek(SeekFrom::Start(start)).map_err(failed)?;
     }
-    let mut source = Source::new(file, end.map(|end| end - start));
+    let mut source = FileReader::new(file, end.map(|end| end - start));
     let first = source.read().map_err(failed)?;
     let content_type = content_type(path, if start == 0 { &first } else { &[] });
 
@@ -108,9 +108,9 @@ fn open(path: &Path) -> Result<(File, Metadata), RestError> {
             RestError::new(StatusCode::NOT_FOUND, format!("path '{shown}' does not exist"))
         }
         Some(Errno::NXIO) => RestError::bad_request(format!("path '{shown}' is not a regular file")),
-        _ => RestError::internal(format!("error opening file '{shown}': {}", words(&error))),
+        _ => RestError::internal(format!("error opening file '{shown}': {}", error_text(&error))),
     };
-    // Without waiting: a pipe without a writer must not hold a thread.
+    // Nonblocking: a pipe without a writer must not block a thread.
     let flags = (rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY).bits().cast_signed();
     let file = File::options().read(true).custom_flags(flags).open(path).map_err(failed)?;
     let meta = file.metadata().map_err(failed)?;
@@ -123,9 +123,9 @@ fn open(path: &Path) -> Result<(File, Metadata), RestError> {
     Ok((file, meta))
 }
 
-fn plain_body(first: Bytes, source: Source, length: Option<u64>) -> Body {
+fn plain_body(first: Bytes, source: FileReader, length: Option<u64>) -> Body {
     let read = first.len() as u64;
-    let at_end = first.is_empty() || (length.is_none() && read < crate::rest::body::PIECE as u64);
+    let at_end = first.is_empty() || (length.is_none() && read < crate::rest::file_body::PIECE as u64);
     match length {
         Some(length) if read >= length => full(first),
         None if at_end => full(first),
@@ -133,11 +133,11 @@ fn plain_body(first: Bytes, source: Source, length: Option<u64>) -> Body {
     }
 }
 
-/// Opened once more, because what was read to tell the type is compressed with the rest.
+/// Opens the file again, since the piece that was read to determine the type has to be compressed too.
 fn gzip_body(path: &Path, size: u64) -> Result<Body, RestError> {
     let (file, _) = open(path)?;
     let size = Some(size).filter(|&size| size > 0);
-    Ok(FileBody::new(None, Source::new(file, size).gzip(), None).boxed_unsync())
+    Ok(FileBody::new(None, FileReader::new(file, size).gzip(), None).boxed_unsync())
 }
 
 fn bare(status: StatusCode, etag: &str, size: Option<u64>) -> Response<Body> {
@@ -169,7 +169,7 @@ fn disposition(path: &Path) -> String {
     format!("inline; filename*=utf-8''{}", utf8_percent_encode(&name, NAME))
 }
 
-/// By the name's ending, else by a look at the first bytes.
+/// Returns the content type by the file name's extension, else by the first bytes.
 fn content_type(path: &Path, first: &[u8]) -> String {
     let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or("").to_ascii_lowercase();
     let known = match ending.as_str() {

@@ -1,5 +1,5 @@
-//! `POST /files`: one file as the body itself, or any number as parts of a form.
-//! Files are written as they arrive. What was written before a failure stays.
+//! `POST /files`: uploads one file as the body itself, or any number of files as parts of a form.
+//! Files are written as they arrive. Files that were written before a failure are kept.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -13,23 +13,23 @@ use serde::Serialize;
 use crate::alloc;
 use crate::filesystem::metadata;
 use crate::paths;
+use crate::rest::body_reader::BodyReader;
+use crate::rest::file_writer::{FileWriter, Target};
 use crate::rest::multipart::Multipart;
-use crate::rest::reader::Reader;
-use crate::rest::sink::{Sink, Target};
 use crate::rest::{Body, RestError, json};
 use crate::users::User;
 
-/// How long a client may go on sending what will not be kept.
+/// How long the rest of a body that will not be stored is read.
 const DRAIN: Duration = Duration::from_secs(60);
 
-/// Who uploads, and where to.
+/// User and destination of an upload.
 #[derive(Debug)]
 pub struct Upload {
-    /// Becomes the owner; relative paths start at the home.
+    /// Owner of the files; relative paths start at the user's home.
     pub user: User,
-    /// From the query, unresolved.
+    /// Path of the query, not resolved.
     pub path: Option<String>,
-    /// Where an empty path leads.
+    /// Directory that an empty path means.
     pub workdir: Option<String>,
 }
 
@@ -53,7 +53,7 @@ pub async fn post(
     let content_type =
         headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("").to_owned();
     let kind = content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
-    let mut reader = Reader::new(body, headers)?;
+    let mut reader = BodyReader::new(body, headers)?;
     let result = if kind.starts_with("multipart/") {
         let mut parts = Multipart::new(reader, &content_type)?;
         let result = form(&upload, &metadata, &mut parts).await;
@@ -64,7 +64,7 @@ pub async fn post(
     } else {
         Err(RestError::bad_request(format!("unsupported content type: {content_type}")))
     };
-    // Also after the last part of a form there may be a rest.
+    // There may be further bytes after the last part of a form.
     let _ = tokio::time::timeout(DRAIN, reader.drain()).await;
     alloc::trim();
     let paths = result?;
@@ -72,7 +72,7 @@ pub async fn post(
     Ok(json(&written))
 }
 
-/// The size announced, if what is announced is what will be written.
+/// Returns the `Content-Length`, if it is the size of the file.
 fn length(headers: &HeaderMap) -> Option<u64> {
     if headers.get(CONTENT_ENCODING).is_some_and(|value| value != "identity") {
         return None;
@@ -84,24 +84,24 @@ async fn raw(
     upload: &Upload,
     metadata: &BTreeMap<String, String>,
     length: Option<u64>,
-    reader: &mut Reader,
+    reader: &mut BodyReader,
 ) -> Result<Vec<PathBuf>, RestError> {
     let path = upload.path.as_deref().filter(|path| !path.is_empty());
     let path =
         path.ok_or_else(|| RestError::bad_request("path query parameter is required for raw body upload"))?;
     let path = resolve(upload, path)?;
-    let mut sink = Sink::new(target(upload, &path, metadata, length));
+    let mut writer = FileWriter::new(target(upload, &path, metadata, length));
     while let Some(bytes) = reader.next().await? {
-        sink.push(bytes).await?;
+        writer.push(bytes).await?;
     }
-    sink.finish().await?;
+    writer.finish().await?;
     Ok(vec![path])
 }
 
 async fn form(
     upload: &Upload,
     metadata: &BTreeMap<String, String>,
-    parts: &mut Multipart<Reader>,
+    parts: &mut Multipart<BodyReader>,
 ) -> Result<Vec<PathBuf>, RestError> {
     let mut paths = Vec::new();
     let mut seen = HashSet::new();
@@ -122,11 +122,11 @@ async fn form(
                 path.display()
             )));
         }
-        let mut sink = Sink::new(target(upload, &path, metadata, None));
+        let mut writer = FileWriter::new(target(upload, &path, metadata, None));
         while let Some(bytes) = parts.chunk().await? {
-            sink.push(bytes).await?;
+            writer.push(bytes).await?;
         }
-        sink.finish().await?;
+        writer.finish().await?;
         paths.push(path);
     }
     Ok(paths)

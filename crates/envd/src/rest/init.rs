@@ -1,6 +1,6 @@
-//! `POST /init`: how the platform tells a sandbox who it is, whom to trust and what time it is.
-//! Requests are applied one after another; one with an old timestamp is acknowledged and not applied.
-//! The first may come without a token. Once a token is set, only who knows it may set or clear one.
+//! `POST /init`: applies the settings of a sandbox, see [`InitRequest`].
+//! Requests are applied one after another; a request with an old timestamp succeeds without being applied.
+//! The first request needs no token. Once a token is set, only a request with this token may change or remove it.
 
 use std::path::Path;
 
@@ -8,12 +8,12 @@ use body_drain::DrainableBody;
 use envd_api::{InitRequest, VERSION, headers as wire};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
-use crate::rest::metrics::Given;
-use crate::rest::{Body, RestError, no_content, reader, system};
+use crate::rest::metrics::Limits;
+use crate::rest::{Body, RestError, body_reader, no_content, system};
 use crate::state::{Envd, Settings};
 use crate::{auth, clock};
 
-/// A body holds at most some variables and a bundle of certificates.
+/// Maximum size of the body, bytes: it contains variables and a bundle of certificates.
 const MAX_BODY: usize = 16 << 20;
 
 /// Applies a request.
@@ -22,7 +22,7 @@ pub async fn post(
     headers: &HeaderMap,
     body: DrainableBody,
 ) -> Result<Response<Body>, RestError> {
-    let body = reader::collect(body, headers, MAX_BODY).await?;
+    let body = body_reader::collect(body, headers, MAX_BODY).await?;
     let parsed = if body.iter().all(u8::is_ascii_whitespace) {
         None
     } else {
@@ -82,7 +82,7 @@ async fn apply(envd: &Envd, init: InitRequest) -> Result<(), RestError> {
     {
         clock::step(timestamp);
     }
-    // Before the settings: a request that fails here may be repeated.
+    // Before the settings change: a request that fails here may be repeated.
     let init = tokio::task::spawn_blocking(move || change_system(&root, &init).map(|()| init)).await??;
     set(&mut envd.settings(), init, timestamp);
     Ok(())
@@ -93,7 +93,7 @@ fn change_system(root: &Path, init: &InitRequest) -> Result<(), RestError> {
         system::install_ca(root, pem)
             .map_err(|error| RestError::bad_request(format!("error installing CA bundle: {error}")))?;
     }
-    // The rest is a convenience: a sandbox with a read-only /etc works without.
+    // The rest is optional: a sandbox with a read-only /etc works without it.
     let _ = system::write_markers(root, init.sandbox_id.as_deref(), init.template_id.as_deref());
     if let Some(name) = init.hostname.as_deref().filter(|name| !name.is_empty()) {
         let _ = system::set_hostname(root, name);
@@ -128,7 +128,7 @@ fn set(settings: &mut Settings, init: InitRequest, timestamp: Option<i128>) {
         }
     }
     if let (Some(cpu_count), Some(memory)) = (init.cpu_count, init.memory_mib) {
-        settings.given = Some(Given { cpu_count, memory: memory << 20 });
+        settings.limits = Some(Limits { cpu_count, memory: memory << 20 });
     }
     settings.applied = timestamp.or(settings.applied);
 }

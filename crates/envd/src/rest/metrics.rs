@@ -1,6 +1,6 @@
-//! `GET /metrics`: what the sandbox uses, by its own control group where that is visible.
-//! Where it is not, but `/init` told the limits, by adding up the processes, which are the sandbox's own: it has its own
-//! process namespace. Without either it is the machine's figures, as in a virtual machine.
+//! `GET /metrics`: what the sandbox uses of its processors, memory and disk.
+//! The figures are those of the sandbox's control group if it is visible. Otherwise, if `/init` has set limits, they are
+//! the sums over all processes, since the sandbox has its own process namespace. Else they are the system's, as in a VM.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -12,23 +12,23 @@ use crate::state::lock;
 
 const V2: &str = "/sys/fs/cgroup";
 
-/// CPU time used up to a moment.
+/// Processor time that was used until `at`.
 #[derive(Debug, Clone, Copy)]
 pub struct CpuSample {
     used: Duration,
     at: Instant,
 }
 
-/// What the sandbox was given, as `/init` told.
+/// Processors and memory of the sandbox, as `/init` set them.
 #[derive(Debug, Clone, Copy)]
-pub struct Given {
+pub struct Limits {
     /// Processors.
     pub cpu_count: u64,
     /// Bytes of memory.
     pub memory: u64,
 }
 
-/// The response's body.
+/// The body of the response.
 #[derive(Debug, Serialize)]
 pub struct Metrics {
     ts: i64,
@@ -43,15 +43,15 @@ pub struct Metrics {
     disk_total: u64,
 }
 
-/// Reads everything. `last` is the sample of the call before. Blocking.
-pub fn read(last: &Mutex<Option<CpuSample>>, given: Option<Given>) -> Metrics {
-    let cpu_count = given.map_or_else(cpu_count, |given| given.cpu_count);
-    let processes = given.map(|_| Processes::now());
-    let (mem_total, mem_used, mem_cache) = own_memory().unwrap_or_else(|| match (given, &processes) {
-        (Some(given), Some(processes)) => (given.memory, processes.memory.min(given.memory), 0),
-        _ => machine_memory(),
+/// Reads the metrics. `last` is the sample of the previous request. Blocking.
+pub fn read(last: &Mutex<Option<CpuSample>>, limits: Option<Limits>) -> Metrics {
+    let cpu_count = limits.map_or_else(cpu_count, |limits| limits.cpu_count);
+    let processes = limits.map(|_| Processes::now());
+    let (mem_total, mem_used, mem_cache) = cgroup_memory().unwrap_or_else(|| match (limits, &processes) {
+        (Some(limits), Some(processes)) => (limits.memory, processes.memory.min(limits.memory), 0),
+        _ => system_memory(),
     });
-    let used = own_cpu().or_else(|| processes.map_or_else(machine_cpu, |processes| Some(processes.cpu)));
+    let used = cgroup_cpu().or_else(|| processes.map_or_else(system_cpu, |processes| Some(processes.cpu)));
     let (disk_total, disk_used) = disk();
     Metrics {
         ts: clock::unix_seconds(),
@@ -67,7 +67,7 @@ pub fn read(last: &Mutex<Option<CpuSample>>, given: Option<Given>) -> Metrics {
     }
 }
 
-/// Share of all CPUs since the call before, with two decimals.
+/// Returns the share of all processors since the previous request, percent with two decimals.
 fn cpu_percent(last: &Mutex<Option<CpuSample>>, used: Option<Duration>, cpu_count: u64) -> f64 {
     let Some(used) = used else { return 0.0 };
     let now = CpuSample { used, at: Instant::now() };
@@ -81,12 +81,12 @@ fn cpu_percent(last: &Mutex<Option<CpuSample>>, used: Option<Duration>, cpu_coun
     (share / cpus * 10_000.0).round() / 100.0
 }
 
-/// What all processes together use.
+/// What all processes use in total.
 #[derive(Debug, Clone, Copy, Default)]
 struct Processes {
-    /// Anonymous memory, bytes. Pages of files are shared with other sandboxes and not counted.
+    /// Anonymous memory, bytes. Pages of files may be shared with other sandboxes and are not counted.
     memory: u64,
-    /// Processor time, that of their ended children included.
+    /// Processor time, with that of ended children.
     cpu: Duration,
 }
 
@@ -101,7 +101,7 @@ impl Processes {
             let kib = anonymous.and_then(|text| text.trim().strip_suffix(" kB")?.parse::<u64>().ok());
             all.memory += kib.unwrap_or(0) << 10;
             let stat = read("stat");
-            // The name before them may hold anything; user, system, children's user and system are fields 14 to 17.
+            // The process's name before them may contain any character. Fields 14 to 17 are the user and system time of the process and of its children.
             let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields).split(' ');
             let ticks: u64 = fields.skip(11).take(4).filter_map(|text| text.parse::<u64>().ok()).sum();
             all.cpu += Duration::from_millis(ticks * 10);
@@ -110,7 +110,7 @@ impl Processes {
     }
 }
 
-fn own_cpu() -> Option<Duration> {
+fn cgroup_cpu() -> Option<Duration> {
     if let Some(usec) = field(&format!("{V2}/cpu.stat"), "usage_usec") {
         return Some(Duration::from_micros(usec));
     }
@@ -120,11 +120,11 @@ fn own_cpu() -> Option<Duration> {
     None
 }
 
-fn machine_cpu() -> Option<Duration> {
+fn system_cpu() -> Option<Duration> {
     let stat = std::fs::read_to_string("/proc/stat").ok()?;
     let ticks: Vec<u64> =
         stat.lines().next()?.split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();
-    // Idle and waiting for disks are the fourth and fifth.
+    // The fourth and fifth are idle time and waiting for disks.
     let busy: u64 =
         ticks.iter().take(8).enumerate().filter(|(at, _)| !matches!(at, 3 | 4)).map(|(_, n)| n).sum();
     Some(Duration::from_millis(busy * 10))
@@ -139,7 +139,7 @@ fn cpu_count() -> u64 {
     limit.map_or(online, |limit| limit.clamp(1, online))
 }
 
-/// A field of /proc/meminfo, bytes.
+/// Reads a field of /proc/meminfo, bytes.
 fn meminfo(name: &str) -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find(|line| line.split(':').next() == Some(name));
@@ -147,14 +147,14 @@ fn meminfo(name: &str) -> u64 {
     kib.unwrap_or(0) << 10
 }
 
-/// Total, used without cache, and cache, of the whole machine.
-fn machine_memory() -> (u64, u64, u64) {
+/// Returns memory of the whole system: total, used without cache, and cache.
+fn system_memory() -> (u64, u64, u64) {
     let total = meminfo("MemTotal");
     (total, total.saturating_sub(meminfo("MemAvailable")), meminfo("Cached"))
 }
 
-/// The same of our own control group.
-fn own_memory() -> Option<(u64, u64, u64)> {
+/// Returns the same of envd's control group.
+fn cgroup_memory() -> Option<(u64, u64, u64)> {
     let (current, limit, cache) = number(&format!("{V2}/memory.current"))
         .map(|current| {
             (current, number(&format!("{V2}/memory.max")), field(&format!("{V2}/memory.stat"), "file"))
@@ -182,7 +182,7 @@ fn number(path: &str) -> Option<u64> {
     std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// A line `name value`.
+/// Reads the value of a line `name value`.
 fn field(path: &str, name: &str) -> Option<u64> {
     let text = std::fs::read_to_string(path).ok()?;
     let line = text.lines().find(|line| line.split(' ').next() == Some(name))?;
@@ -203,10 +203,10 @@ mod tests {
     }
 
     #[test]
-    fn without_a_visible_group_the_given_limits_and_the_processes_count() {
-        let metrics = read(&Mutex::default(), Some(Given { cpu_count: 3, memory: 1 << 40 }));
+    fn without_a_visible_control_group_limits_and_processes_are_used() {
+        let metrics = read(&Mutex::default(), Some(Limits { cpu_count: 3, memory: 1 << 40 }));
         assert_eq!(metrics.cpu_count, 3);
-        if own_memory().is_none() {
+        if cgroup_memory().is_none() {
             assert_eq!(metrics.mem_total, 1 << 40);
         }
         let processes = Processes::now();

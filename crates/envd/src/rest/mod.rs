@@ -1,18 +1,18 @@
-//! The plain HTTP half of envd: file contents, settings, health and metrics.
-//! Every failure is a JSON object with `code` and `message`.
+//! The REST interface of envd: file contents, settings, health and metrics.
+//! Error responses are JSON objects with `code` and `message`.
 
-pub mod accept;
-pub mod body;
+pub mod accept_encoding;
+pub mod body_reader;
 pub mod compose;
 pub mod conditions;
+pub mod file_body;
+pub mod file_writer;
 pub mod files_get;
 pub mod files_post;
 pub mod init;
 pub mod metrics;
 pub mod multipart;
 pub mod query;
-pub mod reader;
-pub mod sink;
 pub mod system;
 
 use std::io;
@@ -29,36 +29,36 @@ use crate::filesystem::dirs::DirsError;
 use crate::paths::PathError;
 use crate::state::NoUser;
 
-/// A response's body. An error in it breaks the connection, so that nobody takes a part for the whole.
+/// The body of a response. An error in it breaks the connection, so that the client notices that the body is incomplete.
 pub type Body = UnsyncBoxBody<Bytes, io::Error>;
 
-/// A failure as the client sees it.
+/// An error response.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct RestError {
     /// HTTP status, repeated in the body.
     pub status: StatusCode,
-    /// What went wrong.
+    /// Description of the error.
     pub message: String,
 }
 
 impl RestError {
-    /// A failure with that status.
+    /// Makes an error with a status.
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self { status, message: message.into() }
     }
 
-    /// The request makes no sense.
+    /// Makes an error for an invalid request.
     pub fn bad_request(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, message)
     }
 
-    /// Something failed that should not.
+    /// Makes an error for an unexpected failure.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
     }
 
-    /// The response that tells of it.
+    /// Makes the response of the error.
     pub fn response(&self) -> Response<Body> {
         #[derive(Serialize)]
         struct Shape<'a> {
@@ -106,14 +106,15 @@ impl From<tokio::task::JoinError> for RestError {
     }
 }
 
-/// A body that is there already.
+/// Makes a body of bytes in memory.
 pub fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
-/// A JSON response, 200.
+/// Makes a JSON response with status 200.
 pub fn json(value: &impl Serialize) -> Response<Body> {
-    let text = serde_json::to_vec(value).expect("our own types have string keys and no failing serializers");
+    let text =
+        serde_json::to_vec(value).expect("own types have string keys and serializers that do not fail");
     let mut response = Response::new(full(text));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
@@ -121,7 +122,7 @@ pub fn json(value: &impl Serialize) -> Response<Body> {
     response
 }
 
-/// A response without a body, 204.
+/// Makes a response without a body, with status 204.
 pub fn no_content() -> Response<Body> {
     let mut response = Response::new(full(Bytes::new()));
     *response.status_mut() = StatusCode::NO_CONTENT;

@@ -1,45 +1,45 @@
-//! `multipart/form-data` as it streams in: parts with their headers, and their bytes in pieces.
-//! Only what an upload needs is read from the headers: the field's name and the file's, slashes and all.
+//! A streaming parser of `multipart/form-data`: parts with their headers, and their contents in pieces.
+//! Of the headers only the field's name and the file's name, with its directories, are parsed.
 
 use bytes::{Bytes, BytesMut};
 use memchr::memmem;
 
 use crate::rest::RestError;
 
-/// Headers of one part.
+/// Maximum size of the headers of a part, bytes.
 const MAX_HEADERS: usize = 64 * 1024;
 
-/// Bytes joined to what is left of the piece before.
+/// Number of bytes that are joined to the rest of the piece before.
 const JOINED: usize = 4096;
 
-/// Where the bytes come from.
+/// A source of bytes.
 pub trait Pieces {
-    /// The next bytes; `None` at the end.
+    /// Returns the next bytes; `None` at the end.
     fn next(&mut self) -> impl Future<Output = Result<Option<Bytes>, RestError>> + Send;
 }
 
-impl Pieces for crate::rest::reader::Reader {
+impl Pieces for crate::rest::body_reader::BodyReader {
     fn next(&mut self) -> impl Future<Output = Result<Option<Bytes>, RestError>> + Send {
         Self::next(self)
     }
 }
 
-/// One part.
+/// The parsed headers of a part.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Part {
-    /// The field.
+    /// Name of the field.
     pub name: String,
-    /// The file's whole name, if there is one.
+    /// Name of the file with its directories, if there is one.
     pub filename: Option<String>,
 }
 
-/// The stream of parts.
+/// A stream of parts.
 #[derive(Debug)]
 pub struct Multipart<R> {
     reader: R,
-    /// Being looked at.
+    /// Bytes that are being parsed.
     buffer: Bytes,
-    /// Received behind it.
+    /// Bytes that were received after them.
     behind: Bytes,
     /// Line break, two dashes, boundary.
     delimiter: Vec<u8>,
@@ -48,25 +48,25 @@ pub struct Multipart<R> {
 }
 
 impl<R: Pieces> Multipart<R> {
-    /// A stream with the boundary that `content_type` names.
+    /// Makes a stream with the boundary of `content_type`.
     pub fn new(reader: R, content_type: &str) -> Result<Self, RestError> {
         let boundary = parameter(content_type, "boundary").filter(|boundary| !boundary.is_empty());
         let boundary =
             boundary.ok_or_else(|| RestError::bad_request("no multipart boundary param in Content-Type"))?;
         let delimiter = [b"\r\n--", boundary.as_bytes()].concat();
-        // The first delimiter may stand at the very start, without a line break; what comes before it is
-        // passed over like a part.
+        // The first delimiter may be at the very start, without a line break. A preamble before it is
+        // skipped like a part.
         let buffer = Bytes::from_static(b"\r\n");
         Ok(Self { reader, buffer, behind: Bytes::new(), delimiter, in_part: true, ended: false })
     }
 
-    /// Goes on to the next part, past what is left of this one.
+    /// Skips the rest of this part and returns the next part.
     pub async fn next_part(&mut self) -> Result<Option<Part>, RestError> {
         if self.ended {
             return Ok(None);
         }
         while self.chunk().await?.is_some() {}
-        // Behind the delimiter: two dashes at the very end, else the line's end and the headers.
+        // After the delimiter follow two dashes at the end of the form, else a line break and headers.
         while self.buffer.len() < 2 {
             self.fill().await?;
         }
@@ -74,13 +74,13 @@ impl<R: Pieces> Multipart<R> {
             self.ended = true;
             return Ok(None);
         }
-        let mut looked = 0;
+        let mut searched = 0;
         let end = loop {
-            // From the line break on: a part may have no headers at all.
-            if let Some(at) = memmem::find(&self.buffer[looked..], b"\r\n\r\n") {
-                break looked + at;
+            // The search begins at the line break: a part may have no headers.
+            if let Some(at) = memmem::find(&self.buffer[searched..], b"\r\n\r\n") {
+                break searched + at;
             }
-            looked = self.buffer.len().saturating_sub(3);
+            searched = self.buffer.len().saturating_sub(3);
             if self.buffer.len() > MAX_HEADERS {
                 return Err(RestError::bad_request("multipart: part headers too large"));
             }
@@ -91,7 +91,7 @@ impl<R: Pieces> Multipart<R> {
         Ok(Some(part(&String::from_utf8_lossy(&headers))))
     }
 
-    /// The next bytes of this part; `None` at its end.
+    /// Returns the next bytes of this part; `None` at its end.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, RestError> {
         while self.in_part {
             if let Some(at) = memmem::find(&self.buffer, &self.delimiter) {
@@ -102,8 +102,8 @@ impl<R: Pieces> Multipart<R> {
                 self.in_part = false;
                 break;
             }
-            // What cannot be the beginning of a delimiter is content: nearly always all of it.
-            let sure = self.buffer.len() - begun(&self.buffer, &self.delimiter);
+            // Bytes that cannot be the beginning of a delimiter are content: nearly always all of them.
+            let sure = self.buffer.len() - delimiter_start(&self.buffer, &self.delimiter);
             if sure > 0 {
                 return Ok(Some(self.buffer.split_to(sure)));
             }
@@ -112,8 +112,8 @@ impl<R: Pieces> Multipart<R> {
         Ok(None)
     }
 
-    /// Adds to the buffer. Large pieces are taken as they are: only where headers or a delimiter may lie
-    /// across two of them, the little that is left of the first is joined with a little of the second.
+    /// Adds to the buffer. Large pieces are not copied: only where headers or a delimiter may extend
+    /// across two of them, the rest of the first is joined with the beginning of the second.
     async fn fill(&mut self) -> Result<(), RestError> {
         if self.behind.is_empty() {
             let next = self.reader.next().await?;
@@ -124,7 +124,7 @@ impl<R: Pieces> Multipart<R> {
             return Ok(());
         }
         let some = self.behind.split_to(self.behind.len().min(JOINED.max(self.delimiter.len())));
-        // In place where that is possible: headers may come byte by byte.
+        // In place if possible: headers may arrive byte by byte.
         let left = std::mem::take(&mut self.buffer);
         let mut joined = left.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
         joined.extend_from_slice(&some);
@@ -132,15 +132,15 @@ impl<R: Pieces> Multipart<R> {
         Ok(())
     }
 
-    /// The source, to read on from it.
+    /// Returns the source, to read the rest of it.
     pub fn into_inner(self) -> R {
         self.reader
     }
 }
 
-/// Bytes at the end of `content` that may be the beginning of a delimiter. A delimiter's only carriage return
-/// is its first byte, because a header cannot contain one.
-fn begun(content: &[u8], delimiter: &[u8]) -> usize {
+/// Counts the bytes at the end of `content` that may be the beginning of a delimiter. The only carriage return of
+/// a delimiter is its first byte, because the header that names the boundary cannot contain one.
+fn delimiter_start(content: &[u8], delimiter: &[u8]) -> usize {
     let end = &content[content.len().saturating_sub(delimiter.len() - 1)..];
     match memchr::memrchr(b'\r', end) {
         Some(at) if delimiter.starts_with(&end[at..]) => end.len() - at,
@@ -160,7 +160,7 @@ fn part(headers: &str) -> Part {
     Part::default()
 }
 
-/// A parameter of a header such as `form-data; name="a"; filename="b"`.
+/// Returns a parameter of a header such as `form-data; name="a"; filename="b"`.
 fn parameter(header: &str, wanted: &str) -> Option<String> {
     let mut rest = header.split_once(';')?.1;
     loop {
@@ -173,7 +173,7 @@ fn parameter(header: &str, wanted: &str) -> Option<String> {
     }
 }
 
-/// A token or quoted string, and what follows it.
+/// Splits off a token or quoted string. Returns its value and the rest.
 fn value(text: &str) -> (String, &str) {
     let Some(quoted) = text.strip_prefix('"') else {
         let end = text.find(';').unwrap_or(text.len());
@@ -184,7 +184,7 @@ fn value(text: &str) -> (String, &str) {
     while let Some((at, letter)) = letters.next() {
         match letter {
             '"' => return (value, &quoted[at + 1..]),
-            // Only these are ever escaped; a backslash before anything else is a backslash.
+            // Only these are escaped; a backslash before other characters is a backslash.
             '\\' if quoted[at + 1..].starts_with(['"', '\\']) => value.extend(letters.next().map(|(_, l)| l)),
             _ => value.push(letter),
         }
@@ -192,14 +192,14 @@ fn value(text: &str) -> (String, &str) {
     (value, "")
 }
 
-/// `filename*=utf-8''…`.
+/// Decodes `filename*=utf-8''…`.
 fn extended(header: &str) -> Option<String> {
     let value = parameter(header, "filename*")?;
     let encoded = value.split_once("''").map_or(value.as_str(), |(_, encoded)| encoded);
     Some(percent_encoding::percent_decode_str(encoded).decode_utf8_lossy().into_owned())
 }
 
-/// Form encoders write these three, and only these, with a percent sign.
+/// Decodes the three characters that form encoders write with a percent sign.
 fn unescape(name: &str) -> String {
     name.replace("%22", "\"").replace("%0D", "\r").replace("%0A", "\n")
 }
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_parts_whatever_the_pieces() {
+    fn reads_parts_in_any_pieces() {
         let body = b"--XX\r\nContent-Disposition: form-data; name=\"file\"; filename=\"/a/b.txt\"\r\n\r\none\r\n--X\r\n\
             --XX\r\ncontent-disposition: form-data; name=file\r\nX: y\r\n\r\n\r\n--XX--\r\nrest";
         for piece in 1..body.len() {
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn large_pieces_are_passed_on_uncopied() {
+    fn large_pieces_are_not_copied() {
         let head = b"--XX\r\nContent-Disposition: form-data; name=file\r\n\r\n";
         let large = Bytes::from(vec![7u8; 1 << 18]);
         let pieces = vec![
@@ -280,7 +280,7 @@ mod tests {
         });
         assert_eq!(chunks.iter().map(Bytes::len).sum::<usize>(), 3 * large.len() + 3);
         let whole = chunks.iter().filter(|chunk| chunk.as_ptr() == large.as_ptr()).count();
-        assert_eq!(whole, 2, "only the one behind what looks like a delimiter loses its beginning");
+        assert_eq!(whole, 2, "only the piece after a possible delimiter is split");
     }
 
     #[test]
@@ -312,7 +312,7 @@ mod tests {
         }
 
         #[test]
-        fn nonsense_does_not_panic(body: Vec<u8>, header in ".*", piece in 1usize..64) {
+        fn malformed_input_does_not_panic(body: Vec<u8>, header in ".*", piece in 1usize..64) {
             let _ = read(&body, piece);
             let _ = part(&header);
         }

@@ -1,8 +1,8 @@
-//! The query of a URL: names and values, percent-decoded, with `+` for a space.
+//! Parses the query of a URL: names and values are percent-decoded, and `+` is a space.
 
 use percent_encoding::percent_decode_str;
 
-/// A decoded query. Of a repeated name the first counts.
+/// A decoded query. The first value of a repeated name counts.
 #[derive(Debug, Default)]
 pub struct Query(Vec<(String, String)>);
 
@@ -18,7 +18,7 @@ impl Query {
         )
     }
 
-    /// The value of a name.
+    /// Returns the value of a name.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(given, _)| given == name).map(|(_, value)| value.as_str())
     }

@@ -1,21 +1,21 @@
-//! What `/init` changes in the sandbox' own system: its marker files, trust store, hosts and name.
-//! All paths are below one root, so that a test does not touch its machine.
-//! Files are written whole and moved into place: whoever reads them sees the old or the new.
+//! Changes of `/init` to the sandbox's system files: marker files, trusted certificates, hosts and host name.
+//! All paths are below one root directory, so that tests do not change the system they run on.
+//! Most files are written whole and renamed into place, so that readers see either the old or the new contents.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Where programs look for certificate authorities.
+/// Certificate authorities that programs trust.
 const BUNDLE: &str = "etc/ssl/certs/ca-certificates.crt";
-/// Where the platform's own lie, to be found again by `update-ca-certificates`.
-const OURS: &str = "usr/local/share/ca-certificates/e2b-ca.crt";
+/// The platform's own authorities, where `update-ca-certificates` finds them.
+const PLATFORM_CA: &str = "usr/local/share/ca-certificates/e2b-ca.crt";
 
-/// Writes the files by which programs know that they are in a sandbox, and in which.
-pub fn write_markers(root: &Path, sandbox: Option<&str>, template: Option<&str>) -> io::Result<()> {
+/// Writes the marker files by which programs detect that they run in a sandbox, and its ids.
+pub fn write_markers(root: &Path, sandbox_id: Option<&str>, template_id: Option<&str>) -> io::Result<()> {
     let dir = root.join("run/e2b");
     std::fs::create_dir_all(&dir)?;
     write(&dir.join(".E2B_SANDBOX"), b"true")?;
-    for (name, value) in [(".E2B_SANDBOX_ID", sandbox), (".E2B_TEMPLATE_ID", template)] {
+    for (name, value) in [(".E2B_SANDBOX_ID", sandbox_id), (".E2B_TEMPLATE_ID", template_id)] {
         if let Some(value) = value {
             write(&dir.join(name), value.as_bytes())?;
         }
@@ -23,9 +23,9 @@ pub fn write_markers(root: &Path, sandbox: Option<&str>, template: Option<&str>)
     Ok(())
 }
 
-/// Makes programs trust these authorities, and no longer the ones given before.
+/// Makes programs trust these authorities, in place of those of an earlier call.
 pub fn install_ca(root: &Path, pem: &str) -> io::Result<()> {
-    let (bundle, ours) = (root.join(BUNDLE), root.join(OURS));
+    let (bundle, ours) = (root.join(BUNDLE), root.join(PLATFORM_CA));
     let before = std::fs::read_to_string(&ours).unwrap_or_default();
     let pem = format!("{}\n", pem.trim());
     let mut all = std::fs::read_to_string(&bundle).or_else(|error| match error.kind() {
@@ -46,19 +46,20 @@ pub fn install_ca(root: &Path, pem: &str) -> io::Result<()> {
     write(&ours, pem.as_bytes())
 }
 
-/// Mixes randomness into the kernel's pool: a copied machine must not repeat what its origin draws.
+/// Mixes randomness into the kernel's pool: a restored guest must not draw the same numbers as its original.
 pub fn mix_seed(root: &Path, seed: &str) -> io::Result<()> {
     let digits = seed.as_bytes().chunks(2).map(|pair| {
         let text = std::str::from_utf8(pair).ok().filter(|text| text.len() == 2)?;
         u8::from_str_radix(text, 16).ok()
     });
     let bytes: Option<Vec<u8>> = digits.collect();
-    let bytes = bytes.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "it is not hexadecimal"))?;
+    let bytes =
+        bytes.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the seed is not hexadecimal"))?;
     let mut pool = std::fs::OpenOptions::new().write(true).open(root.join("dev/urandom"))?;
     io::Write::write_all(&mut pool, &bytes)
 }
 
-/// Lets `name` stand for `address`, and for nothing else.
+/// Makes `name` resolve to `address` only.
 pub fn set_host(root: &Path, address: &str, name: &str) -> io::Result<()> {
     let path = root.join("etc/hosts");
     let hosts = std::fs::read_to_string(&path).unwrap_or_default();
@@ -67,11 +68,11 @@ pub fn set_host(root: &Path, address: &str, name: &str) -> io::Result<()> {
     let line = format!("{address} {name}");
     lines.push(&line);
     std::fs::create_dir_all(path.parent().unwrap_or(root))?;
-    // In place: /etc/hosts is a mount of its own in some sandboxes.
+    // Written in place: /etc/hosts is a mount point in some sandboxes.
     std::fs::write(&path, lines.join("\n") + "\n")
 }
 
-/// Names the sandbox.
+/// Sets the host name.
 pub fn set_hostname(root: &Path, name: &str) -> io::Result<()> {
     if root == Path::new("/") {
         rustix::system::sethostname(name.as_bytes())?;
@@ -94,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn authorities_are_replaced_not_gathered() {
+    fn authorities_are_replaced_not_accumulated() {
         let dir = tempfile::tempdir().expect("a directory");
         let bundle = dir.path().join(BUNDLE);
         std::fs::create_dir_all(bundle.parent().expect("a parent")).expect("made");

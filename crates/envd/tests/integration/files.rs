@@ -1,4 +1,4 @@
-//! File contents over REST: up, down, in part, compressed, signed.
+//! File contents over REST: uploads, downloads, ranges, compression, signed links.
 
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -120,7 +120,7 @@ fn parts_and_conditions() {
 }
 
 #[test]
-fn odd_files() {
+fn special_files() {
     let envd = Envd::start();
     let boot_id = envd.get("/files?path=/proc/sys/kernel/random/boot_id");
     assert_eq!(boot_id.text().trim().len(), 36);
@@ -136,7 +136,7 @@ fn odd_files() {
     assert_eq!(envd.get("/files?path=%00").status, 400);
     assert_eq!(envd.get("/files?path=/etc/passwd&username=missing").status, 401);
 
-    // A pipe nobody writes to must not hang anything.
+    // A pipe without a writer must not block anything.
     let fifo = envd.path("fifo");
     assert!(std::process::Command::new("mkfifo").arg(&fifo).status().expect("mkfifo").success());
     assert_eq!(envd.get(&format!("/files?path={}", fifo.display())).status, 400);
@@ -169,11 +169,11 @@ fn signed_links() {
         204
     );
     let signature = "v1_gUtH/s9YCJWgCizjfUxuWfhFE4QSydOWEIIvfLwDr6E";
-    // The signature is right; then the user is looked up, whom this machine does not have.
+    // The signature is right; then the user is looked up, who does not exist on this system.
     let answer =
         envd.get(&format!("/files?path=hello.txt&username=user&signature={}", signature.replace('/', "%2F")));
     assert!(answer.text().contains("unknown user"), "{}", answer.text());
-    let message = |answer: crate::common::Answer| {
+    let message = |answer: crate::common::Response| {
         assert_eq!(answer.status, 401);
         answer.json()["message"].as_str().expect("a message").to_owned()
     };
@@ -227,7 +227,7 @@ fn composing() {
     assert_eq!(left.len(), 1, "no half-made file is left: {left:?}");
 }
 
-/// The status for whoever sends all before listening, as proxies do, and gives up where that fails.
+/// Returns the status for a client that sends all before it reads, like a proxy, and gives up if sending fails.
 fn status_once_all_is_sent(
     envd: &Envd,
     method: &str,
@@ -248,7 +248,7 @@ fn status_once_all_is_sent(
 }
 
 #[test]
-fn a_refused_upload_is_told_while_it_is_still_sent() {
+fn a_refused_upload_gets_its_response_while_it_is_still_sent() {
     let envd = Envd::start();
     assert_eq!(envd.request("POST", "/init", &[], br#"{"accessToken": "right"}"#).status, 204);
     let content = vec![7; 32 << 20];

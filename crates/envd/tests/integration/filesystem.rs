@@ -1,4 +1,4 @@
-//! The filesystem service, watching included.
+//! The filesystem service with its watchers, over the wire.
 
 use std::os::unix::fs::symlink;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 const RAW: (&str, &str) = ("Content-Type", "application/octet-stream");
 
-fn code(answer: &crate::common::Answer) -> String {
+fn code(answer: &crate::common::Response) -> String {
     answer.json()["code"].as_str().unwrap_or_default().to_owned()
 }
 
@@ -51,7 +51,7 @@ fn stat_make_move_list_remove() {
         assert_eq!(call("Remove", json!({"path": envd.path("new")})).status, 200);
     }
     assert!(!envd.path("new").exists());
-    // Only the link goes, not what it leads to.
+    // Only the link is removed, not its target.
     symlink(envd.path("a"), envd.path("to-a")).expect("linked");
     assert_eq!(call("Remove", json!({"path": envd.path("to-a")})).status, 200);
     assert!(dir.exists());
@@ -126,12 +126,12 @@ fn make_ten_thousand(envd: &Envd) {
 }
 
 #[test]
-fn a_burst_is_streamed_whole_to_a_slow_reader() {
+fn a_burst_is_streamed_completely_to_a_slow_reader() {
     let envd = Envd::start();
     let request = json!({"path": envd.dir.path(), "recursive": true});
     let mut events = envd.stream("filesystem.Filesystem/WatchDir", &[], &request);
     assert_eq!(events.next(), Some(json!({"start": {}})));
-    // Nothing is read before all of it has happened.
+    // Nothing is read before all events have happened.
     make_ten_thousand(&envd);
     let mut seen = std::collections::HashSet::new();
     while seen.len() < 1 + 100 + 10_000 {
@@ -144,7 +144,7 @@ fn a_burst_is_streamed_whole_to_a_slow_reader() {
 }
 
 #[test]
-fn a_burst_is_seen_whole() {
+fn a_burst_is_polled_completely() {
     let envd = Envd::start();
     let request = json!({"path": envd.dir.path(), "recursive": true});
     let id = envd.call("filesystem.Filesystem/CreateWatcher", &request).json()["watcherId"].clone();
@@ -164,7 +164,7 @@ fn a_burst_is_seen_whole() {
 }
 
 #[test]
-fn the_first_sdks_get_what_they_can_read() {
+fn the_first_sdks_get_entries_that_they_can_parse() {
     let envd = Envd::start();
     std::fs::write(envd.path("f"), "x").expect("written");
     let ask = |agent: &str| {
@@ -182,7 +182,7 @@ fn the_first_sdks_get_what_they_can_read() {
 }
 
 #[test]
-fn a_quiet_watch_shows_that_it_lives() {
+fn a_silent_watch_sends_keepalives() {
     let envd = Envd::start();
     let headers = [("Keepalive-Ping-Interval", "1")];
     let mut events =

@@ -1,5 +1,5 @@
-//! What parses a request's parts, against the corpus and what is bred from it: multipart, paths, signed links, moments.
-//! The functions themselves are called, so that thousands of inputs take a moment and nothing is touched.
+//! Parsers of request parts, tested with the corpus and mutations of it: multipart, paths, signed links, timestamps.
+//! The functions are called directly, so that thousands of inputs take little time and change nothing.
 
 #![allow(missing_docs)]
 
@@ -25,7 +25,7 @@ impl Pieces for Given {
 
 type Parts = Vec<(Part, Vec<u8>)>;
 
-/// The parts of a form, and the error where it ends with one. Its first line is its type.
+/// Returns the parts of a form, and the error if it ends with one. The form's first line is its content type.
 fn parts(form: &[u8], piece: usize) -> (Parts, Option<String>) {
     let end = form.iter().position(|&byte| byte == b'\n').unwrap_or(form.len());
     let body = form.get(end + 1..).unwrap_or_default();
@@ -47,7 +47,7 @@ fn parts(form: &[u8], piece: usize) -> (Parts, Option<String>) {
     (parts, error)
 }
 
-/// One line that says what became of a form.
+/// Describes the outcome of a form in one line.
 fn outcome(form: &[u8], piece: usize) -> String {
     let (parts, error) = parts(form, piece);
     let mut words: Vec<String> = parts
@@ -71,14 +71,14 @@ fn forms_of_the_corpus_are_read_as_before() {
 }
 
 #[test]
-fn forms_mean_the_same_in_any_pieces() {
+fn forms_are_parsed_the_same_in_any_pieces() {
     let seeds = corpus::dir("multipart").into_iter().map(|(_, form)| form);
     let seeds = corpus::bred(seeds.filter(|form| form.len() < 10_000).collect());
     corpus::throw(2000, (seeds, 1usize..100), |(form, piece)| {
         let (whole, error) = parts(&form, form.len().max(1));
         let (pieced, other) = parts(&form, piece);
         prop_assert_eq!(&error, &other);
-        // What was handed out of a part before the form turned out to be broken depends on the pieces.
+        // How much of a part was returned before the form turned out to be malformed depends on the pieces.
         let complete = whole.len() - usize::from(error.is_some() && !whole.is_empty());
         prop_assert_eq!(&whole[..complete], &pieced[..complete]);
         prop_assert!(whole.iter().map(|(_, content)| content.len()).sum::<usize>() <= form.len());
@@ -93,7 +93,7 @@ fn resolve(path: &str) -> Result<PathBuf, paths::PathError> {
 }
 
 #[test]
-fn paths_of_the_corpus_lead_where_they_should() {
+fn paths_of_the_corpus_resolve_as_expected() {
     for line in corpus::lines("paths.jsonl") {
         let (path, expected): (String, Option<PathBuf>) = serde_json::from_str(&line).expect("a pair");
         assert_eq!(resolve(&path).ok(), expected, "{path:?}");
@@ -101,7 +101,7 @@ fn paths_of_the_corpus_lead_where_they_should() {
 }
 
 #[test]
-fn any_path_is_clean_or_refused() {
+fn any_path_is_clean_or_rejected() {
     let seeds = corpus::lines("paths.jsonl").into_iter().map(|line| {
         let (path, _): (String, Option<PathBuf>) = serde_json::from_str(&line).expect("a pair");
         path.into_bytes()
@@ -114,7 +114,7 @@ fn any_path_is_clean_or_refused() {
         prop_assert!(!resolved.as_os_str().as_encoded_bytes().contains(&0));
         prop_assert!(resolved.as_os_str().len() < 4096);
         prop_assert_eq!(paths::clean(&resolved), resolved.clone());
-        // Only who says so leaves the home.
+        // Only absolute paths and `..` leave the home.
         if !path.starts_with('/') && !path.contains("..") && !path.is_empty() {
             prop_assert!(resolved.starts_with(HOME));
         }
@@ -153,7 +153,7 @@ fn links_of_the_corpus_are_judged_as_before() {
 }
 
 #[test]
-fn no_changed_link_opens_anything_else() {
+fn changed_links_are_not_valid_for_other_files() {
     let parts = |query: &str| {
         let query = Query::parse(Some(query));
         let link = SignedLink::from_query(&query, envd_api::Operation::Read).ok()?;
@@ -173,7 +173,7 @@ fn no_changed_link_opens_anything_else() {
 }
 
 #[test]
-fn any_moment_is_read_or_refused() {
+fn any_timestamp_is_parsed_or_rejected() {
     let seeds = [
         "2026-01-01T00:00:00Z",
         "2016-12-31t23:59:60.5+23:59",
@@ -184,7 +184,7 @@ fn any_moment_is_read_or_refused() {
     corpus::throw(4000, corpus::bred(seeds), |text| {
         let text = String::from_utf8_lossy(&text);
         if let Some(nanos) = clock::parse_rfc3339(&text) {
-            // From the year 0 to the end of 9999, and a day of zones around.
+            // From the year 0 to the end of 9999, and a day for time zones around it.
             prop_assert!(
                 (-62_167_305_600..=253_402_387_200).contains(&nanos.div_euclid(1_000_000_000)),
                 "{}",

@@ -1,4 +1,4 @@
-//! The process service as clients see it on the wire.
+//! The process service, over the wire.
 
 use std::io::{Read, Write};
 
@@ -6,7 +6,7 @@ use crate::common::{Envd, base64, by_pid};
 use serde_json::json;
 
 #[test]
-fn runs_and_tells_both_outputs_and_the_code() {
+fn reports_both_outputs_and_the_exit_code() {
     let envd = Envd::start();
     let finished = envd.shell("echo out; echo err >&2; exit 3").finish();
     assert_eq!((finished.stdout.as_slice(), finished.stderr.as_slice()), (&b"out\n"[..], &b"err\n"[..]));
@@ -31,7 +31,7 @@ fn a_missing_program_ends_with_127() {
 }
 
 #[test]
-fn environment_is_made_not_inherited() {
+fn the_environment_is_not_inherited() {
     let mut envd = Envd::start();
     let init = json!({"envVars": {"A": "1", "B": "1", "E2B_SANDBOX": "no"}, "sandboxID": "sbx", "templateID": "tpl",
         "teamID": "team", "accessToken": "secret"});
@@ -58,7 +58,7 @@ fn environment_is_made_not_inherited() {
 }
 
 #[test]
-fn starts_where_asked() {
+fn starts_in_the_requested_directory() {
     let envd = Envd::start();
     let dir = envd.dir.path().canonicalize().expect("a path");
     let finished = envd.start_with(&[], &json!({"process": {"cmd": "pwd", "cwd": dir}})).finish();
@@ -111,11 +111,11 @@ fn input_reaches_the_process_in_order() {
 }
 
 #[test]
-fn input_for_nobody_is_refused_before_it_ends() {
+fn input_for_an_unknown_process_is_refused_before_it_ends() {
     let envd = Envd::start();
     let mut stream = std::net::TcpStream::connect(&envd.address).expect("envd listens");
     let message = json!({"start": {"process": by_pid(1 << 30)}}).to_string();
-    // One envelope in a chunk, and no last chunk: a handle stays open for as long as its owner likes.
+    // One envelope in a chunk, and no last chunk: clients may keep such a stream open.
     let head = "POST /process.Process/StreamInput HTTP/1.1\r\nHost: envd\r\nContent-Type: application/connect+json\r\n\
                 Connect-Protocol-Version: 1\r\nTransfer-Encoding: chunked\r\n\r\n";
     let length = u32::try_from(message.len()).expect("short").to_be_bytes();
@@ -168,10 +168,10 @@ fn input_without_a_pipe_is_an_error() {
 }
 
 #[test]
-fn signals_end_it_and_the_end_is_remembered() {
+fn signals_end_a_process_and_its_end_is_remembered() {
     let envd = Envd::start();
     for (signal, status) in [("SIGNAL_SIGKILL", "signal: killed"), ("SIGNAL_SIGTERM", "signal: terminated")] {
-        // The grandchild keeps the pipes open: a signalled process ends all the same.
+        // The grandchild keeps the pipes open: the end of a signalled process is delivered nevertheless.
         let mut events = envd.shell("sleep 60 & echo ready; wait");
         let pid = events.pid();
         events.until("ready");
@@ -204,7 +204,7 @@ fn a_timeout_ends_the_process_and_the_stream() {
 }
 
 #[test]
-fn a_timeout_on_connect_leaves_the_process_alone() {
+fn a_timeout_of_connect_does_not_end_the_process() {
     let envd = Envd::start();
     let mut events = envd.start_with(&[], &json!({"process": {"cmd": "cat"}}));
     let pid = events.pid();
@@ -229,7 +229,7 @@ fn several_subscribers_and_none() {
     envd.call("process.Process/SendInput", &input("hello"));
     assert_eq!((first.until("hello").as_str(), second.until("hello").as_str()), ("hello", "hello"));
     drop((first, second));
-    // Far more than any pipe or queue holds: the absent reader must not block it.
+    // Far more than pipes and queues hold: without a reader the process must not block.
     let lots = "x".repeat(1 << 20);
     for _ in 0..4 {
         assert_eq!(envd.call("process.Process/SendInput", &input(&lots)).status, 200);
@@ -247,7 +247,7 @@ fn a_slow_reader_loses_nothing() {
     let envd = Envd::start();
     let mut events = envd.shell("seq 1 400000; echo done >&2");
     events.pid();
-    // Another process runs start to end while nobody reads this one.
+    // Another process runs to its end while the output of this one is not read.
     assert_eq!(envd.shell("echo other").finish().out(), "other\n");
     let finished = events.finish();
     let mut lines = finished.out().lines();
@@ -256,7 +256,7 @@ fn a_slow_reader_loses_nothing() {
 }
 
 #[test]
-fn lists_what_lives_with_what_was_asked() {
+fn lists_live_processes_with_their_start_requests() {
     let envd = Envd::start();
     let config = json!({"cmd": "sleep", "args": ["60"], "envs": {"A": "b"}, "cwd": "/"});
     let mut events = envd.start_with(&[], &json!({"process": config, "tag": "t"}));
@@ -265,7 +265,7 @@ fn lists_what_lives_with_what_was_asked() {
     assert_eq!(listed, json!({"processes": [{"config": config, "pid": pid, "tag": "t"}]}));
     let error = envd.start_with(&[], &json!({"process": {"cmd": "true"}, "tag": "t"})).error();
     assert_eq!(error.0, "already_exists");
-    // Any number of others with tags does not keep this one from being found.
+    // Other processes with tags must not hide this one.
     let mut others: Vec<_> = (0..5)
         .map(|n| envd.start_with(&[], &json!({"process": {"cmd": "cat"}, "tag": format!("o{n}")})))
         .collect();
@@ -277,7 +277,7 @@ fn lists_what_lives_with_what_was_asked() {
 }
 
 #[test]
-fn keepalives_come_as_asked() {
+fn keepalives_are_sent_at_the_requested_interval() {
     let envd = Envd::start();
     let mut events =
         envd.start_with(&[("Keepalive-Ping-Interval", "1")], &json!({"process": {"cmd": "cat"}}));
@@ -288,7 +288,7 @@ fn keepalives_come_as_asked() {
 }
 
 #[test]
-fn a_terminal_is_a_terminal() {
+fn terminals_have_size_and_job_control() {
     let envd = Envd::start();
     let request = json!({
         "process": {"cmd": "/bin/sh", "args": ["-i"], "envs": {"TERM": "xterm-256color", "PS1": "> "}},
@@ -307,7 +307,7 @@ fn a_terminal_is_a_terminal() {
     input("stty size; echo opened-$((40+2)) > /dev/tty\n");
     let output = events.until("opened-42");
     assert!(output.contains("50 132"), "{output}");
-    // Job control: an interrupt typed at the terminal ends the command in front, not the shell.
+    // Job control: an interrupt at the terminal ends the foreground command, not the shell.
     input("sh -c 'echo started-$((40+2)); sleep 60'\n");
     events.until("started-42");
     input("\u{3}");
@@ -344,7 +344,7 @@ fn five_hundred_at_once() {
 }
 
 #[test]
-fn a_timeout_ends_the_process_of_a_client_that_left() {
+fn a_timeout_ends_the_process_of_a_client_that_has_gone() {
     let envd = Envd::start();
     let request = json!({"process": {"cmd": "sleep", "args": ["60"]}, "tag": "left"});
     let mut events = envd.start_with(&[("Connect-Timeout-Ms", "500")], &request);
@@ -355,7 +355,7 @@ fn a_timeout_ends_the_process_of_a_client_that_left() {
 }
 
 #[test]
-fn a_user_nobody_has_may_call_nothing() {
+fn unknown_users_are_refused_by_every_method() {
     let envd = Envd::start();
     let missing = format!("Basic {}", base64("missing:"));
     let said = json!({"code": "unauthenticated", "message": "invalid username: 'missing'"});
@@ -383,7 +383,7 @@ fn a_user_nobody_has_may_call_nothing() {
 }
 
 #[test]
-fn bad_requests_are_told_as_such() {
+fn invalid_requests_are_rejected() {
     let envd = Envd::start();
     let answer = envd.request("POST", "/process.Process/List", &[("Content-Type", "application/json")], b"{");
     assert_eq!((answer.status, answer.json()["code"].as_str()), (400, Some("invalid_argument")));

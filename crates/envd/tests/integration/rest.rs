@@ -1,15 +1,15 @@
 //! Health, settings, tokens and cross-origin rules.
 
-use crate::common::{Answer, Envd};
+use crate::common::{Envd, Response};
 use serde_json::{Value, json};
 
-fn init(envd: &Envd, token: Option<&str>, body: &Value) -> Answer {
+fn init(envd: &Envd, token: Option<&str>, body: &Value) -> Response {
     let headers: Vec<_> = token.map(|token| ("X-Access-Token", token)).into_iter().collect();
     envd.request("POST", "/init", &headers, body.to_string().as_bytes())
 }
 
 #[test]
-fn health_needs_nothing() {
+fn health_needs_no_token() {
     let envd = Envd::start();
     init(&envd, None, &json!({"accessToken": "t"}));
     let answer = envd.get("/health");
@@ -19,7 +19,7 @@ fn health_needs_nothing() {
 }
 
 #[test]
-fn tokens_are_set_demanded_replaced_and_cleared() {
+fn tokens_are_set_required_replaced_and_removed() {
     let envd = Envd::start();
     assert_eq!(envd.get("/envs").status, 200);
     let answer = init(&envd, None, &json!({"accessToken": "one"}));
@@ -40,7 +40,7 @@ fn tokens_are_set_demanded_replaced_and_cleared() {
 }
 
 #[test]
-fn variables_are_replaced_or_kept_and_old_news_ignored() {
+fn variables_are_replaced_or_kept_and_old_requests_ignored() {
     let envd = Envd::start();
     let at = |second: u32| format!("2026-01-01T00:00:{second:02}Z");
     assert_eq!(init(&envd, None, &json!({"envVars": {"A": "1", "B": "1"}, "timestamp": at(1)})).status, 204);
@@ -99,7 +99,7 @@ fn metrics_have_every_field() {
 }
 
 #[test]
-fn browsers_may_call() {
+fn cross_origin_requests_are_allowed() {
     let envd = Envd::start();
     init(&envd, None, &json!({"accessToken": "t"}));
     let headers = [
@@ -116,7 +116,7 @@ fn browsers_may_call() {
 }
 
 #[test]
-fn the_version_is_told() {
+fn the_version_is_printed() {
     let output =
         std::process::Command::new(env!("CARGO_BIN_EXE_envd")).arg("--version").output().expect("runs");
     assert_eq!(output.stdout, b"0.6.13\n");

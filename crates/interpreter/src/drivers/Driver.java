@@ -1,6 +1,6 @@
-// Runs cells of Java in one lasting JShell, inside this process.
+// Runs cells of Java in one persistent JShell, inside of this process.
 // Standard input is a socket to the interpreter, both ways: lines of words, all but the first in base64.
-// An interrupt stops the running snippet; what it had declared stays.
+// An interrupt stops the running snippet; its declarations are kept.
 
 import java.io.BufferedReader;
 import java.io.ByteArrayOutputStream;
@@ -49,7 +49,7 @@ public final class Driver {
         for (String name : IMPORTS) {
             shell.eval("import " + name + ";");
         }
-        // Compiles once, so that the first cell finds the compiler warm.
+        // Compile once, so that the compiler is loaded before the first cell.
         shell.eval("1 + 1");
         sun.misc.Signal.handle(new sun.misc.Signal("INT"), signal -> {
             if (running) {

@@ -74,7 +74,7 @@ def data_of_frame(frame):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         columns = frame.to_dict(orient="list")
-    # Tuples as labels are no keys to orjson.
+    # orjson does not take tuples as keys.
     return plain({str(name): values for name, values in columns.items()}, cell)
 
 
@@ -109,7 +109,7 @@ def show_pictures():
 
     def saving(self, fp, *args, **kwargs):
         save(self, fp, *args, **kwargs)
-        # Only what a cell saves: libraries save to files in memory.
+        # Only figures that a cell saves: libraries save to files in memory.
         if isinstance(fp, str):
             from IPython.display import display
 
@@ -146,7 +146,7 @@ def run(connection_file, listening):
     config = Config()
     config.InteractiveShell.colors = "NoColor"
     config.PlainTextFormatter.max_seq_length = 0
-    # The history file would be shared by all contexts, and locked by one.
+    # All contexts would share the history file, and one would lock it.
     config.HistoryManager.enabled = False
     app = App.instance(connection_file=connection_file, config=config)
     app.initialize(["-f", connection_file])
@@ -154,7 +154,7 @@ def run(connection_file, listening):
     if "PIL.Image" in sys.modules:
         show_pictures()
     if "matplotlib_inline.backend_inline" in sys.modules:
-        # Imported before there was a shell to draw for.
+        # Imported before there was a shell.
         app.shell.enable_matplotlib("inline")
     hook = types.ModuleType("_interpreter")
     hook.prepare = prepare

@@ -17,7 +17,7 @@ import sysconfig
 
 # Before anything is imported: matplotlib reads its backend once.
 os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
-# A debugger that no client speaks to would cost a quarter of a second and eight megabytes.
+# The debugger, which no client uses, would cost a quarter of a second and eight megabytes.
 sys.modules["debugpy"] = None
 
 
@@ -28,7 +28,7 @@ def preload(names):
     for name in names:
         try:
             importlib.import_module(name)
-        except Exception as error:  # A template may do without; a broken package must not cost the whole of Python.
+        except Exception as error:  # The module is optional; a broken package must not break Python as a whole.
             print(f"not preloaded: {name}: {error}", file=sys.stderr)
 
 
@@ -52,7 +52,7 @@ def reseed():
 
 
 def tell(control, **message):
-    # One short write, so that lines of two processes do not mix.
+    # One short write, so that lines of two processes are not mixed.
     control.sendall(json.dumps(message).encode() + b"\n")
 
 
@@ -61,7 +61,7 @@ def become_kernel(control, request):
     os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
-    # What a kernel's libraries write before it listens goes to the interpreter's log by file 2.
+    # Output of a kernel's libraries before it listens goes to the interpreter's log by descriptor 2.
     os.dup2(2, 1)
     os.close(null)
     os.environ.update(request["env"])
@@ -91,7 +91,7 @@ def main():
     gc.collect()
     gc.freeze()
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    # An interrupt is for a kernel, never for this.
+    # Interrupts are for kernels, not for the zygote.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.set_wakeup_fd(wake.fileno())
 
@@ -111,7 +111,7 @@ def main():
         *lines, pending = (pending + received).split(b"\n")
         for line in lines:
             request = json.loads(line)
-            # Its start is told before its end can be: ends are read above.
+            # Its start is reported before its end can be: ends are read above.
             child = os.fork()
             if child == 0:
                 signal.set_wakeup_fd(-1)
@@ -132,9 +132,9 @@ def ended_child():
 
 
 if __name__ == "__main__":
-    # Out of `main` first, so that a kernel has none of its frames below it.
+    # Leave `main` first, so that a kernel has none of its frames below it.
     forked = main()
     if forked is None:
-        # Without taking apart all that was imported.
+        # Without destroying all imported modules.
         os._exit(0)
     become_kernel(*forked)

@@ -1,6 +1,5 @@
-//! Pages of any origin may talk to a sandbox: it is named by an unguessable host, and has no cookies.
-//! A preflight is answered here; other answers only get their header when the request names an origin.
-//! Nothing is decided here about who may run code.
+//! Cross-origin requests are allowed from any origin: a sandbox has an unguessable host name and no cookies.
+//! Preflights get their response here; other responses get a header if the request names an origin.
 
 use axum::body::Body;
 use axum::extract::Request;

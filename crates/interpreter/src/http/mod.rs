@@ -1,6 +1,6 @@
-//! The HTTP side: routes, and what a client gets to read of errors.
-//! It listens only when Python and JavaScript are ready, so whoever can connect can run code at once.
-//! Bodies and texts are those that E2B's clients know.
+//! The HTTP interface: routes and error responses.
+//! It listens only once Python and JavaScript are ready, so that a client that can connect can run code at once.
+//! Bodies and texts are those that E2B's clients expect.
 
 mod cors;
 mod validate;
@@ -24,7 +24,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::args::Serve;
 use crate::contexts::Contexts;
-use crate::envd::{self, Answer};
+use crate::envd::{self, EnvResponse};
 use crate::error::Error;
 use crate::event::ascii_json;
 use crate::files;
@@ -32,10 +32,10 @@ use crate::language::Language;
 use crate::reaper::Reaper;
 use crate::run::{Run, run};
 
-/// Code may bring its data along.
+/// Maximum size of a body, bytes: code may contain data.
 const MAX_BODY: usize = 256 << 20;
 
-/// Lines that may wait for a client.
+/// Maximum number of lines that wait for a client.
 const LINES: usize = 64;
 
 #[derive(Debug, Clone)]
@@ -44,7 +44,7 @@ struct App {
     envd: SocketAddr,
 }
 
-/// Serves until a signal ends it.
+/// Serves until a signal terminates it.
 pub(crate) async fn serve(args: Serve) -> Result<(), Error> {
     files::write(&args.home)?;
     let reaper = Reaper::start(&args.running)?;
@@ -54,13 +54,13 @@ pub(crate) async fn serve(args: Serve) -> Result<(), Error> {
     let failed = |source| Error::Listen { address: args.listen, source };
     let listener = TcpListener::bind(args.listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
-    // Whoever reads this, if anybody, may have gone.
+    // The reader of the output may have gone.
     let _ = writeln!(std::io::stdout(), "listening on {address}");
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Runtime)?;
     tokio::select! {
         done = axum::serve(axum::serve::ListenerExt::tap_io(listener, |stream| {
-            // Events are small, and late if held back.
+            // Events are small and must go out at once.
             let _ = stream.set_nodelay(true);
         }), router(app)) => done.map_err(failed),
         _ = terminate.recv() => { contexts.close().await; Ok(()) }
@@ -90,8 +90,8 @@ async fn execute(State(app): State<App>, headers: HeaderMap, body: Bytes) -> Res
         Err(detail) => return unprocessable(&detail),
     };
     match app.ask_envd(&headers).await {
-        Answer::Env(env) => app.contexts.set_global(env),
-        Answer::Absent => {}
+        EnvResponse::Env(env) => app.contexts.set_global(env),
+        EnvResponse::Absent => {}
         refusal => return refused(&refusal),
     }
     let context = match (&request.context_id, &request.language) {
@@ -169,23 +169,23 @@ async fn restart(State(app): State<App>, headers: HeaderMap, Path(id): Path<Stri
 }
 
 impl App {
-    async fn ask_envd(&self, headers: &HeaderMap) -> Answer {
+    async fn ask_envd(&self, headers: &HeaderMap) -> EnvResponse {
         envd::env(self.envd, headers.get(envd_api::headers::ACCESS_TOKEN)).await
     }
 
-    /// The SDKs send the token along only when they run code; elsewhere it may be missing, but not wrong.
+    /// Refuses a wrong token. The SDKs send it only to run code, so for other requests it may be missing.
     async fn refuse_wrong_token(&self, headers: &HeaderMap) -> Option<Response> {
         headers.get(envd_api::headers::ACCESS_TOKEN)?;
         match self.ask_envd(headers).await {
-            Answer::Env(_) | Answer::Absent => None,
+            EnvResponse::Env(_) | EnvResponse::Absent => None,
             refusal => Some(refused(&refusal)),
         }
     }
 }
 
-fn refused(answer: &Answer) -> Response {
+fn refused(answer: &EnvResponse) -> Response {
     match answer {
-        Answer::Refused => text(StatusCode::UNAUTHORIZED, "Unauthorized"),
+        EnvResponse::Refused => text(StatusCode::UNAUTHORIZED, "Unauthorized"),
         _ => text(StatusCode::SERVICE_UNAVAILABLE, "Authentication unavailable"),
     }
 }

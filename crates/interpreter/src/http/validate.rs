@@ -1,5 +1,5 @@
-//! Reads request bodies by hand, because clients are shown what is wrong in a shape of its own: FastAPI's.
-//! One SDK passes anything to the server as code and relies on this to refuse what is no string.
+//! Parses request bodies by hand, because clients expect validation errors in FastAPI's format.
+//! One SDK sends any value as code and relies on the server to reject everything but strings.
 //! Unknown fields are ignored; null means absent.
 
 use std::time::Duration;
@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::envd::Env;
 
-/// Longer than any sandbox lives.
+/// Maximum time limit of a run, seconds: longer than any sandbox exists.
 const MAX_RUN: f64 = 365.0 * 24.0 * 3600.0;
 
 #[derive(Debug, PartialEq)]
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn errors_name_the_field() {
         assert_eq!(refusal(""), ("missing".to_owned(), json!(["body"])));
         assert_eq!(refusal("{}"), ("missing".to_owned(), json!(["body", "code"])));
         assert_eq!(refusal(r#"{"code": {}}"#), ("string_type".to_owned(), json!(["body", "code"])));
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn null_is_absent_and_the_unknown_is_ignored() {
+    fn null_is_absent_and_unknown_fields_are_ignored() {
         let body = r#"{"code": "1", "context_id": null, "language": null, "env_vars": null, "else": 1}"#;
         let read = execute(body.as_bytes()).unwrap();
         let nothing = Execute {

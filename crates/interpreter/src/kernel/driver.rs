@@ -1,6 +1,6 @@
-//! A kernel of ours: a program that reads requests from a socket, its standard input, and answers there in lines.
-//! What it and its children write to their outputs is read from pipes, and always before the line that follows it.
-//! bash is its own driver: it reads commands, and its answers are commands of ours that it runs.
+//! Kernels that are not Jupyter's: drivers that read requests from a socket, their standard input, and respond there in lines.
+//! The output of a driver and its children is read from pipes, and always before the line that follows it.
+//! bash is its own driver: it reads commands, and the interpreter's commands make it write the responses.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,34 +13,34 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use crate::kernel::{Outcome, Said};
-use crate::prepare::{Prepare, shell, words};
+use crate::kernel::{KernelEvent, Outcome};
+use crate::kernel_env::{EnvChange, shell, words};
 
-/// How requests are written.
+/// The format of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Dialect {
     Words,
     Bash,
 }
 
-/// A child in the background may write for ever; what it writes after this comes later.
+/// Maximum number of reads before the next line: a child in the background may write endlessly.
 const MAX_READS: usize = 64;
 
-/// Where bash answers; user code uses the low numbers.
-const BASH_ANSWERS: u8 = 61;
+/// The descriptor of bash's responses; user code uses the low numbers.
+const BASH_RESPONSES: u8 = 61;
 
-/// Our side of a running driver.
+/// The connection to a running driver.
 #[derive(Debug)]
-pub(crate) struct Client {
+pub(crate) struct DriverClient {
     control: OwnedWriteHalf,
     dialect: Dialect,
     count: u64,
-    /// Weak: once the reader has ended, there is nothing more to hear.
-    said: mpsc::WeakSender<Said>,
+    /// Weak, so that the channel closes when the reader ends.
+    events: mpsc::WeakSender<KernelEvent>,
     _reader: JoinSet<()>,
 }
 
-/// What a driver was started with.
+/// The interpreter's ends of a driver's streams.
 #[derive(Debug)]
 pub(crate) struct Pipes {
     pub(crate) control: std::os::unix::net::UnixStream,
@@ -48,34 +48,34 @@ pub(crate) struct Pipes {
     pub(crate) stderr: OwnedFd,
 }
 
-impl Client {
-    /// Waits until the driver is ready; what it says goes to `said`.
+impl DriverClient {
+    /// Waits until the driver is ready. Its events are sent to `events`.
     pub(crate) async fn connect(
         pipes: Pipes,
         dialect: Dialect,
-        said: mpsc::Sender<Said>,
+        events: mpsc::Sender<KernelEvent>,
     ) -> io::Result<Self> {
         pipes.control.set_nonblocking(true)?;
         let (read, control) = tokio::net::UnixStream::from_std(pipes.control)?.into_split();
         let (tell_ready, ready) = oneshot::channel();
-        let weak = said.downgrade();
+        let weak = events.downgrade();
         let reader = Reader {
             control: BufReader::new(read),
-            stdout: Output::new(pipes.stdout, Said::Stdout)?,
-            stderr: Output::new(pipes.stderr, Said::Stderr)?,
-            said,
+            stdout: OutputPipe::new(pipes.stdout, KernelEvent::Stdout)?,
+            stderr: OutputPipe::new(pipes.stderr, KernelEvent::Stderr)?,
+            events,
             ready: Some(tell_ready),
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             if let Err(error) = reader.run().await {
-                tracing::debug!("a driver's link ended: {error}");
+                tracing::debug!("the connection to a driver ended: {error}");
             }
         });
-        let mut client = Self { control, dialect, count: 0, said: weak, _reader: tasks };
+        let mut client = Self { control, dialect, count: 0, events: weak, _reader: tasks };
         if dialect == Dialect::Bash {
             let begin = format!(
-                "exec {BASH_ANSWERS}>&0; set +H +m; PS1= PS2= PROMPT_COMMAND=; printf 'ready\\n' >&{BASH_ANSWERS}\n"
+                "exec {BASH_RESPONSES}>&0; set +H +m; PS1= PS2= PROMPT_COMMAND=; printf 'ready\\n' >&{BASH_RESPONSES}\n"
             );
             client.control.write_all(begin.as_bytes()).await?;
         }
@@ -88,25 +88,25 @@ impl Client {
             Dialect::Words => words("run", &[code]),
             Dialect::Bash => {
                 self.count += 1;
-                if let Some(said) = self.said.upgrade() {
-                    // There is room: what was left of an earlier run has been taken out.
-                    let _ = said.try_send(Said::Count(self.count));
+                if let Some(events) = self.events.upgrade() {
+                    // There is room: the events of an earlier run have been removed.
+                    let _ = events.try_send(KernelEvent::Count(self.count));
                 }
-                // Two commands: an interrupt ends the first, and the second still answers.
+                // Two commands: an interrupt ends the first, and the second still responds.
                 let code = shell(code);
-                format!("eval {code} </dev/null\nprintf 'status %s\\n' \"$?\" >&{BASH_ANSWERS}\n")
+                format!("eval {code} </dev/null\nprintf 'status %s\\n' \"$?\" >&{BASH_RESPONSES}\n")
             }
         };
         self.control.write_all(request.as_bytes()).await
     }
 
-    /// For drivers that read while code runs.
+    /// Interrupts code by a request, for drivers that read while code runs.
     pub(crate) async fn interrupt(&mut self) -> io::Result<()> {
         self.control.write_all(words("interrupt", &[]).as_bytes()).await
     }
 
-    /// Needs no answer: requests are read in order.
-    pub(crate) async fn prepare(&mut self, change: &Prepare) -> io::Result<()> {
+    /// Changes the environment. There is no response: requests are processed in order.
+    pub(crate) async fn prepare(&mut self, change: &EnvChange) -> io::Result<()> {
         let request = if self.dialect == Dialect::Bash { change.bash() } else { change.words() };
         self.control.write_all(request.as_bytes()).await
     }
@@ -114,9 +114,9 @@ impl Client {
 
 struct Reader {
     control: BufReader<OwnedReadHalf>,
-    stdout: Output,
-    stderr: Output,
-    said: mpsc::Sender<Said>,
+    stdout: OutputPipe,
+    stderr: OutputPipe,
+    events: mpsc::Sender<KernelEvent>,
     ready: Option<oneshot::Sender<()>>,
 }
 
@@ -130,7 +130,7 @@ impl Reader {
                         self.flush().await?;
                         return Ok(());
                     }
-                    // Cancelled between two chunks, it goes on where it was.
+                    // Cancelled between two chunks, it continues where it was.
                     if line.ends_with(b"\n") {
                         self.flush().await?;
                         self.answer(&String::from_utf8_lossy(&line)).await?;
@@ -139,19 +139,19 @@ impl Reader {
                 }
                 filled = self.stdout.fill() => {
                     filled?;
-                    self.stdout.pass_on(&self.said).await?;
+                    self.stdout.send(&self.events).await?;
                 }
                 filled = self.stderr.fill() => {
                     filled?;
-                    self.stderr.pass_on(&self.said).await?;
+                    self.stderr.send(&self.events).await?;
                 }
             }
         }
     }
 
     async fn flush(&mut self) -> io::Result<()> {
-        self.stdout.flush(&self.said).await?;
-        self.stderr.flush(&self.said).await
+        self.stdout.flush(&self.events).await?;
+        self.stderr.flush(&self.events).await
     }
 
     async fn answer(&mut self, line: &str) -> io::Result<()> {
@@ -159,61 +159,61 @@ impl Reader {
         let verb = rest.next().unwrap_or_default();
         let rest: Vec<&str> = rest.collect();
         if verb == "ready" {
-            // What it wrote while starting is not for a client.
+            // OutputPipe during the start is not sent to a client.
             self.ready.take().map(|ready| ready.send(()));
             return Ok(());
         }
-        for said in understand(verb, &rest) {
-            self.said.send(said).await.map_err(|_| io::ErrorKind::BrokenPipe)?;
+        for events in parse_events(verb, &rest) {
+            self.events.send(events).await.map_err(|_| io::ErrorKind::BrokenPipe)?;
         }
         Ok(())
     }
 }
 
-/// What a line means; one that means nothing was written by user code, and is dropped.
-fn understand(verb: &str, rest: &[&str]) -> Vec<Said> {
+/// Parses a line. Malformed lines were written by user code and are dropped.
+fn parse_events(verb: &str, rest: &[&str]) -> Vec<KernelEvent> {
     let word = |index: usize| {
         let bytes = rest.get(index).and_then(|word| STANDARD.decode(word).ok()).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     };
     match verb {
-        "count" => word(0).parse().map(Said::Count).into_iter().collect(),
-        "out" => vec![Said::Stdout(word(0))],
-        "err" => vec![Said::Stderr(word(0))],
+        "count" => word(0).parse().map(KernelEvent::Count).into_iter().collect(),
+        "out" => vec![KernelEvent::Stdout(word(0))],
+        "err" => vec![KernelEvent::Stderr(word(0))],
         "result" => match serde_json::from_str(&word(1)) {
-            Ok(data) => vec![Said::Result { main: word(0) == "1", data }],
+            Ok(data) => vec![KernelEvent::Result { main: word(0) == "1", data }],
             Err(_) => Vec::new(),
         },
-        "error" => vec![Said::Error { name: word(0), value: word(1), traceback: word(2) }],
-        "done" => vec![Said::Done(Outcome::Done)],
+        "error" => vec![KernelEvent::Error { name: word(0), value: word(1), traceback: word(2) }],
+        "done" => vec![KernelEvent::Done(Outcome::Done)],
         "status" => {
             let code = rest.first().copied().unwrap_or("0");
-            let failed = (code != "0").then(|| Said::Error {
+            let failed = (code != "0").then(|| KernelEvent::Error {
                 name: String::new(),
                 value: code.to_owned(),
                 traceback: String::new(),
             });
-            failed.into_iter().chain([Said::Done(Outcome::Done)]).collect()
+            failed.into_iter().chain([KernelEvent::Done(Outcome::Done)]).collect()
         }
         _ => Vec::new(),
     }
 }
 
-/// One of the pipes that a driver writes to.
-struct Output {
+/// A pipe of a driver's output.
+struct OutputPipe {
     pipe: Receiver,
-    /// The start of a character whose end has not come yet.
+    /// The beginning of a character that has not arrived completely.
     partial: Vec<u8>,
     closed: bool,
-    say: fn(String) -> Said,
+    make_event: fn(String) -> KernelEvent,
 }
 
-impl Output {
-    fn new(pipe: OwnedFd, say: fn(String) -> Said) -> io::Result<Self> {
-        Ok(Self { pipe: Receiver::from_owned_fd(pipe)?, partial: Vec::new(), closed: false, say })
+impl OutputPipe {
+    fn new(pipe: OwnedFd, make_event: fn(String) -> KernelEvent) -> io::Result<Self> {
+        Ok(Self { pipe: Receiver::from_owned_fd(pipe)?, partial: Vec::new(), closed: false, make_event })
     }
 
-    /// Waits for something to read, and reads it. May be cancelled: nothing is awaited after reading.
+    /// Waits for output and reads it. Cancel safe: nothing is awaited after reading.
     async fn fill(&mut self) -> io::Result<()> {
         if self.closed {
             std::future::pending::<()>().await;
@@ -233,8 +233,8 @@ impl Output {
         }
     }
 
-    /// Passes on what is there now. Asks the kernel, as tokio may not have heard of it yet.
-    async fn flush(&mut self, said: &mpsc::Sender<Said>) -> io::Result<()> {
+    /// Sends the output that is available now. It reads without waiting for tokio's readiness, which may lag behind.
+    async fn flush(&mut self, events: &mpsc::Sender<KernelEvent>) -> io::Result<()> {
         let mut buffer = vec![0; 1 << 14];
         for _ in 0..MAX_READS {
             if self.closed {
@@ -248,20 +248,22 @@ impl Output {
                 Err(rustix::io::Errno::AGAIN) => break,
                 Err(error) => return Err(error.into()),
             }
-            self.pass_on(said).await?;
+            self.send(events).await?;
         }
-        self.pass_on(said).await
+        self.send(events).await
     }
 
-    async fn pass_on(&mut self, said: &mpsc::Sender<Said>) -> io::Result<()> {
+    async fn send(&mut self, events: &mpsc::Sender<KernelEvent>) -> io::Result<()> {
         match complete(&mut self.partial) {
-            Some(text) => said.send((self.say)(text)).await.map_err(|_| io::ErrorKind::BrokenPipe.into()),
+            Some(text) => {
+                events.send((self.make_event)(text)).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
+            }
             None => Ok(()),
         }
     }
 }
 
-/// Takes what is whole; bytes that never become a character are replaced.
+/// Removes and returns the complete characters; invalid bytes are replaced.
 fn complete(bytes: &mut Vec<u8>) -> Option<String> {
     let whole = match std::str::from_utf8(bytes) {
         Ok(_) => bytes.len(),
@@ -276,7 +278,7 @@ fn complete(bytes: &mut Vec<u8>) -> Option<String> {
     Some(text)
 }
 
-/// Bytes at the end that may be the start of a character.
+/// Counts the bytes at the end that may be the beginning of a character.
 fn unfinished(bytes: &[u8]) -> usize {
     (1..=bytes.len().min(3))
         .find(|count| {
@@ -291,7 +293,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn characters_are_not_cut_and_garbage_is_replaced() {
+    fn characters_are_not_split_and_invalid_bytes_are_replaced() {
         let mut bytes = b"a\xc3".to_vec();
         assert_eq!(complete(&mut bytes).as_deref(), Some("a"));
         bytes.extend(b"\xa9b");
@@ -303,10 +305,10 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_user_code_mean_nothing() {
-        assert_eq!(understand("hello", &["world"]), []);
-        assert_eq!(understand("result", &["MQ==", "bm8="]), []);
-        assert_eq!(understand("status", &["0"]), [Said::Done(Outcome::Done)]);
-        assert_eq!(understand("status", &["3"]).len(), 2);
+    fn malformed_lines_are_dropped() {
+        assert_eq!(parse_events("hello", &["world"]), []);
+        assert_eq!(parse_events("result", &["MQ==", "bm8="]), []);
+        assert_eq!(parse_events("status", &["0"]), [KernelEvent::Done(Outcome::Done)]);
+        assert_eq!(parse_events("status", &["3"]).len(), 2);
     }
 }

@@ -1,6 +1,6 @@
 //! A Jupyter kernel: requests on the shell channel, output on the iopub channel, both signed.
-//! Messages are read as plain JSON: typed readers drop what real kernels send. What belongs to no request of ours is dropped.
-//! A request has ended when its reply and the kernel's `idle` are both here.
+//! Messages are parsed as plain JSON: typed parsers reject messages of real kernels. Messages of others' requests are dropped.
+//! A request has ended once its reply and the kernel's `idle` have both arrived.
 
 use std::io;
 use std::path::PathBuf;
@@ -16,24 +16,24 @@ use tokio::task::JoinSet;
 use crate::error::Error;
 use crate::event::Bundle;
 use crate::kernel::zmtp;
-use crate::kernel::{Outcome, Said};
+use crate::kernel::{KernelEvent, Outcome};
 
 const DELIMITER: &[u8] = b"<IDS|MSG>";
 
-/// A kernel that answers before our subscription counts is asked again after this.
+/// After this the first request is repeated, in case the kernel responded before the subscription was effective.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 
-/// Over ipc, ports are ends of names.
+/// Port numbers are the suffixes of socket names over ipc.
 const SHELL: u16 = 1;
 const IOPUB: u16 = 2;
 const PORTS: &[(&str, u16)] =
     &[("shell_port", SHELL), ("iopub_port", IOPUB), ("stdin_port", 3), ("control_port", 4), ("hb_port", 5)];
 
-/// Where a kernel is to listen: abstract Unix sockets, which no port forwarder finds and no snapshot has to restore as
-/// files. Anybody in the sandbox may connect, so requests are signed.
+/// The sockets of a kernel: abstract Unix sockets, which port forwarders do not find and snapshots need not restore as
+/// files. Any process in the sandbox may connect, so requests are signed.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
-    /// Holds the connection file, which only we may read; it goes once the kernel is connected.
+    /// Directory of the connection file, which only this user may read; removed once the kernel is connected.
     dir: tempfile::TempDir,
     name: String,
     key: String,
@@ -69,44 +69,47 @@ impl Endpoint {
     }
 }
 
-/// The request that output belongs to.
+/// The current request, which output is matched with.
 #[derive(Debug, Default)]
 struct Current {
     id: String,
     replied: Option<Outcome>,
-    reply_error: Option<Said>,
+    reply_error: Option<KernelEvent>,
     idle: bool,
     failed: bool,
 }
 
 type Shared = Arc<Mutex<Current>>;
 
-/// Our side of a running kernel.
+/// The connection to a running kernel.
 #[derive(Debug)]
-pub(crate) struct Client {
+pub(crate) struct JupyterClient {
     shell: zmtp::Sender,
     key: String,
     session: String,
     current: Shared,
-    /// Readers of the channels; they end with the client.
+    /// The tasks that read the channels; they are aborted with the client.
     _readers: JoinSet<()>,
 }
 
-impl Client {
-    /// Connects to a kernel that listens, and waits until its output reaches us. What it says goes to `said`.
-    pub(crate) async fn connect(endpoint: &Endpoint, said: mpsc::Sender<Said>) -> Result<Self, Error> {
-        // Of iopub only the receiving side is used, but a closed sending side would end the connection.
+impl JupyterClient {
+    /// Connects to a kernel that listens, and waits until its output arrives. Its events are sent to `events`.
+    pub(crate) async fn connect(
+        endpoint: &Endpoint,
+        events: mpsc::Sender<KernelEvent>,
+    ) -> Result<Self, Error> {
+        // The sending side of iopub is not used, but closing it would end the connection.
         let (iopub_sender, iopub) =
             zmtp::connect(&endpoint.socket(IOPUB), "SUB").await.map_err(Error::Link)?;
         let (shell, replies) = zmtp::connect(&endpoint.socket(SHELL), "DEALER").await.map_err(Error::Link)?;
         let current = Shared::default();
         let (heard, mut hearing) = mpsc::channel(1);
         let mut readers = JoinSet::new();
-        readers.spawn(read(replies, Arc::clone(&current), said.clone(), None));
+        readers.spawn(read(replies, Arc::clone(&current), events.clone(), None));
         let for_output = Arc::clone(&current);
         readers.spawn(async move {
             let _keep = iopub_sender;
-            read(iopub, for_output, said, Some(heard)).await;
+            read(iopub, for_output, events, Some(heard)).await;
         });
         let key = endpoint.key.clone();
         let session = uuid::Uuid::new_v4().to_string();
@@ -121,7 +124,7 @@ impl Client {
         }
     }
 
-    /// Begins a run; a silent one leaves no trace in the kernel's history and count.
+    /// Begins a run. A silent run does not change the kernel's history and count.
     pub(crate) async fn execute(&mut self, code: &str, silent: bool) -> Result<(), Error> {
         let content = json!({
             "code": code, "silent": silent, "store_history": !silent, "user_expressions": {},
@@ -157,11 +160,11 @@ fn lock(current: &Shared) -> std::sync::MutexGuard<'_, Current> {
     current.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Reads a channel until it closes. `heard` is told of the first status.
+/// Reads a channel until it closes. `heard` is notified of the first status.
 async fn read(
     mut channel: zmtp::Receiver,
     current: Shared,
-    said: mpsc::Sender<Said>,
+    events: mpsc::Sender<KernelEvent>,
     heard: Option<mpsc::Sender<()>>,
 ) {
     while let Ok(frames) = channel.receive().await {
@@ -171,9 +174,9 @@ async fn read(
         {
             let _ = heard.try_send(());
         }
-        let understood = understand(&message, &mut lock(&current));
+        let understood = parse_events(&message, &mut lock(&current));
         for out in understood {
-            if said.send(out).await.is_err() {
+            if events.send(out).await.is_err() {
                 return;
             }
         }
@@ -188,7 +191,7 @@ struct Message {
     raw: Vec<u8>,
 }
 
-/// The part of a display that must not be read as a `Value`, which sorts keys.
+/// The part of a display message that must not be parsed as a `Value`, which sorts keys.
 #[derive(Debug, serde::Deserialize)]
 struct Display {
     data: Bundle,
@@ -207,22 +210,27 @@ fn parse(frames: &[Vec<u8>]) -> Option<Message> {
     })
 }
 
-fn understand(message: &Message, current: &mut Current) -> Vec<Said> {
+fn parse_events(message: &Message, current: &mut Current) -> Vec<KernelEvent> {
     if message.parent != current.id {
         return Vec::new();
     }
     let content = &message.content;
     let mut out = Vec::new();
     match message.kind.as_str() {
-        "execute_input" => out.extend(content["execution_count"].as_u64().map(Said::Count)),
+        "execute_input" => out.extend(content["execution_count"].as_u64().map(KernelEvent::Count)),
         "stream" => {
             let text = text(&content["text"]);
-            out.push(if content["name"] == "stderr" { Said::Stderr(text) } else { Said::Stdout(text) });
+            out.push(if content["name"] == "stderr" {
+                KernelEvent::Stderr(text)
+            } else {
+                KernelEvent::Stdout(text)
+            });
         }
         "display_data" | "execute_result" => {
             let main = message.kind == "execute_result";
             out.extend(
-                serde_json::from_slice(&message.raw).map(|Display { data }| Said::Result { main, data }),
+                serde_json::from_slice(&message.raw)
+                    .map(|Display { data }| KernelEvent::Result { main, data }),
             );
         }
         "error" if !current.failed => {
@@ -234,9 +242,9 @@ fn understand(message: &Message, current: &mut Current) -> Vec<Said> {
                 Some("abort" | "aborted") => Outcome::Aborted,
                 _ => Outcome::Done,
             };
-            // Told at the end, and only if the output channel has no error: that comes in order.
+            // Sent at the end, and only if the output channel has no error, which is in order with other output.
             current.reply_error = (content["status"] == "error").then(|| error(content));
-            // Whoever aborts sends no `idle`.
+            // After `aborted` the kernel sends no `idle`.
             current.idle |= outcome == Outcome::Aborted;
             current.replied = Some(outcome);
         }
@@ -248,14 +256,14 @@ fn understand(message: &Message, current: &mut Current) -> Vec<Said> {
     {
         current.id.clear();
         out.extend(current.reply_error.take().filter(|_| !current.failed));
-        out.push(Said::Done(outcome));
+        out.push(KernelEvent::Done(outcome));
     }
     out
 }
 
-fn error(content: &Value) -> Said {
+fn error(content: &Value) -> KernelEvent {
     let traceback: String = content["traceback"].as_array().into_iter().flatten().map(text).collect();
-    Said::Error { name: text(&content["ename"]), value: text(&content["evalue"]), traceback }
+    KernelEvent::Error { name: text(&content["ename"]), value: text(&content["evalue"]), traceback }
 }
 
 fn text(value: &Value) -> String {

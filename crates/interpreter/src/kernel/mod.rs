@@ -1,6 +1,6 @@
-//! A running interpreter of one language, whatever it is made of: it is told code and says what comes of it.
-//! Everything it says comes through one bounded channel, so a client that reads slowly slows its kernel.
-//! How runs queue, are interrupted and are given up is `run`'s matter.
+//! Language kernels: a kernel is a running process of one language that runs code and sends events.
+//! All events pass through one bounded channel, so that a slow client slows its kernel down.
+//! The module `run` queues, interrupts and abandons runs.
 
 mod driver;
 mod jupyter;
@@ -16,26 +16,26 @@ use tokio::time::timeout;
 use crate::envd::Env;
 use crate::error::Error;
 use crate::event::{Bundle, Event};
+use crate::kernel_env::EnvChange;
 use crate::language::Language;
-use crate::prepare::Prepare;
-use crate::reaper::{Ended, Process};
+use crate::reaper::{KernelExit, Process};
 
 pub(crate) use start::Starter;
 
-/// Messages that may wait for a client.
-const WAITING: usize = 256;
+/// Maximum number of events that wait for a client.
+const MAX_WAITING_EVENTS: usize = 256;
 
-/// How long code may take to end after it was asked to, and after each signal. Then it is given up.
-const AFTER_ASKING: Duration = Duration::from_millis(200);
+/// How long code may take to end after an interrupt request, and after each signal. Then the kernel is killed.
+const AFTER_REQUEST: Duration = Duration::from_millis(200);
 const AFTER_INTERRUPT: [Duration; 3] =
     [Duration::from_secs(2), Duration::from_secs(2), Duration::from_secs(3)];
 
-/// How long an ended kernel's output is waited for.
-const LAST_WORDS: Duration = Duration::from_millis(300);
+/// How long to wait for the last output of an ended kernel.
+const LAST_OUTPUT_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// What a kernel says of the code it was told.
+/// An event of a kernel that runs code.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Said {
+pub(crate) enum KernelEvent {
     Count(u64),
     Stdout(String),
     Stderr(String),
@@ -44,16 +44,16 @@ pub(crate) enum Said {
     Done(Outcome),
 }
 
-/// How a run ended, errors of the code included.
+/// How a run ended; errors of the code count as ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Done,
-    /// It was not run, for an interrupt came before.
+    /// It was not run, because an interrupt came before.
     Aborted,
 }
 
-impl Said {
-    /// The event for a client, or how the run ended.
+impl KernelEvent {
+    /// Returns the event for the client, or the outcome if the run has ended.
     pub(crate) fn event(self) -> Result<Event, Outcome> {
         Ok(match self {
             Self::Count(count) => Event::Count(count),
@@ -66,21 +66,21 @@ impl Said {
     }
 }
 
-/// A kernel that runs.
+/// A running kernel.
 #[derive(Debug)]
 pub(crate) struct Kernel {
     language: Language,
     process: Process,
     link: Link,
-    said: mpsc::Receiver<Said>,
-    /// What its process had for an environment from the start.
+    events: mpsc::Receiver<KernelEvent>,
+    /// Environment that its process was started with.
     base: Env,
 }
 
 #[derive(Debug)]
 enum Link {
-    Jupyter(jupyter::Client),
-    Driver(driver::Client),
+    Jupyter(jupyter::JupyterClient),
+    Driver(driver::DriverClient),
 }
 
 impl Kernel {
@@ -92,43 +92,43 @@ impl Kernel {
         &self.base
     }
 
-    /// Begins to run `code`; what it says of it comes by `next`.
+    /// Begins to run `code`. `next` returns its events.
     pub(crate) async fn begin(&mut self, code: &str) -> Result<(), Error> {
-        // Words of what an earlier run left behind belong to nobody.
-        while self.said.try_recv().is_ok() {}
+        // Drop events of an earlier run.
+        while self.events.try_recv().is_ok() {}
         match &mut self.link {
             Link::Jupyter(client) => client.execute(code, false).await,
             Link::Driver(client) => client.run(code).await.map_err(Error::Link),
         }
     }
 
-    /// The next word, or nothing more as the kernel has ended.
-    pub(crate) async fn next(&mut self) -> Result<Said, Ended> {
+    /// Returns the next event, or how the kernel ended.
+    pub(crate) async fn next(&mut self) -> Result<KernelEvent, KernelExit> {
         tokio::select! {
             biased;
-            said = self.said.recv() => match said {
-                Some(said) => return Ok(said),
-                // Without a link it is of no use.
+            events = self.events.recv() => match events {
+                Some(events) => return Ok(events),
+                // Without a connection the kernel is of no use.
                 None => self.process.kill(),
             },
             _ = self.process.ended() => {
-                // Its last words; children of it may keep the pipes open.
-                if let Ok(Some(said)) = timeout(LAST_WORDS, self.said.recv()).await {
-                    return Ok(said);
+                // Read its last output. Its children may keep the pipes open.
+                if let Ok(Some(events)) = timeout(LAST_OUTPUT_TIMEOUT, self.events.recv()).await {
+                    return Ok(events);
                 }
             }
         }
         Err(self.process.ended().await)
     }
 
-    /// Asks the code to end, and waits until the kernel is idle. False when it will not be.
-    pub(crate) async fn calm(&mut self) -> bool {
+    /// Interrupts the code and waits until the kernel is idle. Returns false if it does not become idle.
+    pub(crate) async fn interrupt_until_idle(&mut self) -> bool {
         if matches!(self.language, Language::JavaScript | Language::TypeScript)
             && let Link::Driver(client) = &mut self.link
         {
-            // What awaits is asked; a signal is for what computes, and would hit the driver otherwise.
+            // A request ends code that awaits; a signal is for code that computes, and would hit the driver otherwise.
             let _ = client.interrupt().await;
-            if let Ok(idle) = timeout(AFTER_ASKING, self.idle()).await {
+            if let Ok(idle) = timeout(AFTER_REQUEST, self.idle()).await {
                 return idle;
             }
         }
@@ -144,15 +144,15 @@ impl Kernel {
     async fn idle(&mut self) -> bool {
         loop {
             match self.next().await {
-                Ok(Said::Done(_)) => return true,
+                Ok(KernelEvent::Done(_)) => return true,
                 Ok(_) => {}
                 Err(_) => return false,
             }
         }
     }
 
-    /// Changes its surroundings; the user's history and count see nothing of it.
-    pub(crate) async fn prepare(&mut self, change: &Prepare) -> Result<(), Error> {
+    /// Changes the kernel's environment, without a trace in the user's history and count.
+    pub(crate) async fn prepare(&mut self, change: &EnvChange) -> Result<(), Error> {
         if change.is_empty() {
             return Ok(());
         }
@@ -161,12 +161,12 @@ impl Kernel {
             Link::Jupyter(client) => client,
         };
         let code = if self.language == Language::R { change.r() } else { change.python() };
-        while self.said.try_recv().is_ok() {}
+        while self.events.try_recv().is_ok() {}
         client.execute(&code, true).await?;
         loop {
             match self.next().await {
-                Ok(Said::Done(_)) | Err(_) => return Ok(()),
-                Ok(Said::Error { name, value, .. }) => {
+                Ok(KernelEvent::Done(_)) | Err(_) => return Ok(()),
+                Ok(KernelEvent::Error { name, value, .. }) => {
                     tracing::warn!("{}: {name}: {value}", self.language);
                 }
                 Ok(_) => {}

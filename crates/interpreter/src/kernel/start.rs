@@ -1,6 +1,6 @@
-//! How a kernel of each language is started, and with what around it.
-//! All run as the user that the interpreter runs as; for root, home is root's, as in E2B's template.
-//! A directory that is not there is no error: the context starts in the default one.
+//! Starts the kernels of each language with their environment.
+//! All run as the interpreter's user; for root the home is root's, as in E2B's template.
+//! If the directory of a context does not exist, its kernel starts in the default directory.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -19,18 +19,18 @@ use crate::files;
 use crate::kernel::driver::{self, Dialect, Pipes};
 use crate::kernel::jupyter::{self, Endpoint};
 use crate::kernel::zygote::Zygote;
-use crate::kernel::{Kernel, Link, WAITING};
+use crate::kernel::{Kernel, Link, MAX_WAITING_EVENTS};
 use crate::language::Language;
 use crate::reaper::{Process, Reaper};
 
-/// A start of Java or R on a busy machine takes some seconds.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Time limit of a start. Java or R take some seconds on a busy host.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Where npm puts what is installed for everybody.
+/// Directories of npm's global modules.
 const GLOBAL_MODULES: &str = "/usr/local/lib/node_modules:/usr/lib/node_modules:/usr/share/nodejs";
 
 const NODE: &str = "exec 3<&0 </dev/null; exec node --no-warnings \"$0\" \"$1\"";
-/// As `IRkernel::main` does it, but it says when its sockets are there.
+/// Does what `IRkernel::main` does, and prints a line when its sockets listen.
 const R: &str = "kernel <- IRkernel:::Kernel$new(connection_file = commandArgs(TRUE)[[1]]); writeLines('listening'); flush(stdout()); kernel$run()";
 const R_LISTENS: &str = "listening";
 /// For `Driver.reseed`, `sun.misc.Signal`, and a small, quick start.
@@ -51,7 +51,7 @@ pub(crate) struct Starter {
     python: PathBuf,
     preload: Vec<String>,
     drop_zygote: bool,
-    /// What every kernel has in its environment besides the sandbox's variables.
+    /// Environment of every kernel, besides the sandbox's variables.
     env: Env,
     default_cwd: PathBuf,
     zygote: Mutex<Option<Zygote>>,
@@ -71,7 +71,7 @@ impl Starter {
         }
     }
 
-    /// Starts a kernel in `cwd`, with the sandbox's variables.
+    /// Starts a kernel in `cwd` with the sandbox's variables.
     pub(crate) async fn start(&self, language: Language, cwd: &Path, global: &Env) -> Result<Kernel, Error> {
         let cwd = if cwd.is_dir() { cwd } else { &self.default_cwd };
         let mut env = self.env.clone();
@@ -83,14 +83,14 @@ impl Starter {
                 _ => self.driver(language, cwd, env).await,
             }
         };
-        let slow = |_| Error::Slow { language, seconds: PATIENCE.as_secs() };
-        tokio::time::timeout(PATIENCE, starting).await.map_err(slow)?
+        let slow = |_| Error::Slow { language, seconds: START_TIMEOUT.as_secs() };
+        tokio::time::timeout(START_TIMEOUT, starting).await.map_err(slow)?
     }
 
     async fn python(&self, cwd: &Path, env: Env) -> Result<Kernel, Error> {
         let endpoint = Endpoint::new()?;
         let (process, listens) = match self.fork(&endpoint, cwd, &env).await {
-            // It died a moment ago; the next one is new.
+            // The zygote has just ended; the next attempt starts a new one.
             Err(Error::Link(_)) => self.fork(&endpoint, cwd, &env).await?,
             done => done?,
         };
@@ -107,7 +107,7 @@ impl Starter {
         let mut kept = self.zygote.lock().await;
         let mut zygote = match kept.take() {
             Some(zygote) if zygote.is_fresh() => zygote,
-            // Gone before the new one comes: two at once would cost twice the memory.
+            // Ended before the new one starts: two at once would take twice the memory.
             old => {
                 drop(old);
                 Zygote::start(&self.reaper, &self.python, &self.home, &self.preload, &self.env).await?
@@ -133,7 +133,7 @@ impl Starter {
             let mut line = String::new();
             while lines.read_line(&mut line).await.map_err(Error::Link)? > 0 {
                 if line.trim_end().ends_with(R_LISTENS) {
-                    // Nothing more comes here that anybody wants, but R must be able to write.
+                    // The rest is not needed, but R must be able to write.
                     tokio::spawn(async move { tokio::io::copy(&mut lines, &mut tokio::io::sink()).await });
                     return Ok(());
                 }
@@ -152,7 +152,7 @@ impl Starter {
                 (command, Dialect::Bash)
             }
             Language::Java => {
-                // Done in the template. Elsewhere it blocks on purpose: the reaper must not take its child's end.
+                // Already done in the template. Elsewhere it blocks on purpose: the reaper must not reap its child.
                 files::compile(&self.home)?;
                 let mut command = Command::new("java");
                 command.args(JAVA).arg("-cp").arg(self.home.join("java")).arg("Driver");
@@ -168,22 +168,22 @@ impl Starter {
         let (ours, theirs) = UnixStream::pair().map_err(Error::Link)?;
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::piped()).stderr(Stdio::piped());
         let (mut child, process) = self.spawn(&mut command, cwd, &env)?;
-        // With it goes our copy of the other end, so that the end of the driver is the end of the stream.
+        // Drops the interpreter's copy of the driver's end, so that the stream ends with the driver.
         drop(command);
         let stdout = child.stdout.take().expect("piped above").into();
         let stderr = child.stderr.take().expect("piped above").into();
-        let (sender, said) = mpsc::channel(WAITING);
+        let (sender, events) = mpsc::channel(MAX_WAITING_EVENTS);
         let pipes = Pipes { control: ours, stdout, stderr };
         let guard = KillOnDrop(Some(process));
         let process = guard.0.as_ref().expect("set above");
         let client = tokio::select! {
-            client = driver::Client::connect(pipes, dialect, sender) => client.map_err(Error::Link)?,
+            client = driver::DriverClient::connect(pipes, dialect, sender) => client.map_err(Error::Link)?,
             ended = process.ended() => return Err(Error::EndedEarly { language, ended }),
         };
         let link = Link::Driver(client);
-        // Java's variables are properties, and of those it has none yet.
+        // Java's variables are properties, of which it has none yet.
         let base = if language == Language::Java { Env::new() } else { env };
-        Ok(Kernel { language, process: guard.keep(), link, said, base })
+        Ok(Kernel { language, process: guard.keep(), link, events, base })
     }
 
     fn spawn(
@@ -209,26 +209,26 @@ async fn connect(
     base: Env,
     listens: impl Future<Output = Result<(), Error>>,
 ) -> Result<Kernel, Error> {
-    let (sender, said) = mpsc::channel(WAITING);
+    let (sender, events) = mpsc::channel(MAX_WAITING_EVENTS);
     let guard = KillOnDrop(Some(process));
     let process = guard.0.as_ref().expect("set above");
     let connecting = async {
         listens.await?;
-        jupyter::Client::connect(endpoint, sender).await
+        jupyter::JupyterClient::connect(endpoint, sender).await
     };
     let client = tokio::select! {
         client = connecting => client?,
         ended = process.ended() => return Err(Error::EndedEarly { language, ended }),
     };
     let link = Link::Jupyter(client);
-    Ok(Kernel { language, process: guard.keep(), link, said, base })
+    Ok(Kernel { language, process: guard.keep(), link, events, base })
 }
 
 fn broken() -> Error {
     Error::Link(std::io::ErrorKind::BrokenPipe.into())
 }
 
-/// A process that nobody came to own, because its start failed or took too long.
+/// Kills a process if its start fails or takes too long.
 struct KillOnDrop(Option<Process>);
 
 impl KillOnDrop {
@@ -245,7 +245,7 @@ impl Drop for KillOnDrop {
     }
 }
 
-/// Our own environment, with root's home where we are root.
+/// Returns the interpreter's own environment, with root's home if it runs as root.
 fn environment() -> Env {
     let own = std::env::vars_os();
     let mut env: Env =

@@ -1,6 +1,6 @@
-//! ZMTP 3.0 over an abstract Unix socket, as far as a Jupyter client needs it: NULL security, DEALER and SUB, whole messages.
-//! Our own, because the one Rust library brings a second event loop for Unix sockets and retries connects by the clock.
-//! A peer that breaks the protocol is an error; nothing is retried here.
+//! A client of ZMTP 3.0 over abstract Unix sockets, with the parts that Jupyter needs: NULL security, DEALER and SUB, whole messages.
+//! The existing Rust library is not used: it brings a second event loop for Unix sockets and retries connects after fixed delays.
+//! Nothing is retried here; a violation of the protocol is an error.
 
 use std::io;
 use std::os::linux::net::SocketAddrExt as _;
@@ -10,31 +10,31 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
-/// Frames of one message.
+/// The frames of a message.
 pub(crate) type Message = Vec<Vec<u8>>;
 
 const MORE: u8 = 1;
 const LONG: u8 = 2;
 const COMMAND: u8 = 4;
 
-/// A figure in a notebook has some megabytes; what is larger than this is not meant for a client.
+/// Maximum size of a frame, bytes. Figures have some megabytes.
 const MAX_FRAME: u64 = 1 << 30;
 
-/// The side that receives.
+/// The receiving half of a connection.
 #[derive(Debug)]
 pub(crate) struct Receiver {
     stream: BufReader<OwnedReadHalf>,
 }
 
-/// The side that sends.
+/// The sending half of a connection.
 #[derive(Debug)]
 pub(crate) struct Sender {
     stream: OwnedWriteHalf,
 }
 
-/// Connects to an abstract address as `kind`, `DEALER` or `SUB`; a SUB hears everything.
+/// Connects to an abstract address as `kind`, `DEALER` or `SUB`. A SUB subscribes to all messages.
 pub(crate) async fn connect(name: &str, kind: &str) -> io::Result<(Sender, Receiver)> {
-    // Does not wait: nobody else connects, so there is room in the queue.
+    // Does not block: there are no other clients, so the queue has room.
     let stream = std::os::unix::net::UnixStream::connect_addr(&SocketAddr::from_abstract_name(name)?)?;
     stream.set_nonblocking(true)?;
     let (read, mut write) = UnixStream::from_std(stream)?.into_split();
@@ -108,7 +108,7 @@ impl Sender {
 }
 
 impl Receiver {
-    /// The next message; to be awaited to its end, or the stream is out of step.
+    /// Returns the next message. Not cancel safe: the rest of a message would be taken for a new one.
     pub(crate) async fn receive(&mut self) -> io::Result<Message> {
         let mut frames = Vec::new();
         loop {
@@ -132,7 +132,7 @@ impl Receiver {
         if length > MAX_FRAME {
             return Err(invalid("a message is too large"));
         }
-        // Grows with what really comes, not with what was announced.
+        // Grows with the bytes that arrive, not with the announced size.
         let mut body = Vec::new();
         let read = (&mut self.stream).take(length).read_to_end(&mut body).await?;
         if read as u64 != length {
@@ -159,7 +159,7 @@ mod tests {
         UnixListener::from_std(listener).unwrap()
     }
 
-    /// The other end: greets, is ready, then answers every message with itself.
+    /// A server that does the handshake and then sends every message back.
     async fn echo(listener: UnixListener) {
         let (stream, _) = listener.accept().await.unwrap();
         let (read, mut write) = stream.into_split();
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn short_and_long_frames_go_both_ways_and_commands_between_are_skipped() {
+    async fn short_and_long_frames_are_transferred_and_commands_are_skipped() {
         let name = uuid::Uuid::new_v4().to_string();
         let listener = listen(&name);
         tokio::spawn(echo(listener));
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_peer_that_speaks_something_else_is_an_error() {
+    async fn a_peer_with_another_protocol_is_an_error() {
         let name = uuid::Uuid::new_v4().to_string();
         let listener = listen(&name);
         tokio::spawn(async move {

@@ -1,6 +1,6 @@
-//! The Python process that everything is imported in, and that kernels are forked from.
-//! It is started with the server, and anew when it has ended or when packages were installed since: kernels see the new ones.
-//! Its children are its own; it reports their ends, and when it is gone they become ours.
+//! The zygote: a Python process that has imported all modules, from which kernels are forked.
+//! It is started with the server, and again when it has ended or packages were installed since, so that kernels see them.
+//! It reports the exits of its children. When it ends, they become children of the interpreter.
 
 use std::collections::HashMap;
 use std::io;
@@ -18,30 +18,30 @@ use tokio::sync::oneshot;
 
 use crate::envd::Env;
 use crate::error::Error;
-use crate::reaper::{Ended, Process, Reaper};
+use crate::reaper::{KernelExit, Process, Reaper};
 
 type Forks = Arc<Mutex<HashMap<u64, Fork>>>;
 
-/// Who waits for what the zygote says of a fork.
+/// A fork that waits for the zygote's reports.
 #[derive(Debug)]
 struct Fork {
     started: Option<oneshot::Sender<Process>>,
     listening: Option<oneshot::Sender<()>>,
 }
 
-/// A running zygote; it ends when this is dropped, its kernels do not.
+/// A running zygote. Dropping it ends the zygote, but not its kernels.
 #[derive(Debug)]
 pub(crate) struct Zygote {
     control: OwnedWriteHalf,
     forks: Forks,
     next: u64,
     process: Process,
-    /// Directories of packages, and when they were last changed.
+    /// Directories of packages, and when they changed last.
     packages: Vec<(PathBuf, Option<SystemTime>)>,
 }
 
 impl Zygote {
-    /// Starts `python` and waits until it has imported `preload`.
+    /// Starts `python` and waits until it has imported the modules `preload`.
     pub(crate) async fn start(
         reaper: &Reaper,
         python: &Path,
@@ -77,12 +77,12 @@ impl Zygote {
         Ok(Self { control, forks, next: 0, process, packages })
     }
 
-    /// Whether kernels may still be forked from it.
+    /// Whether it runs and no packages were installed since.
     pub(crate) fn is_fresh(&self) -> bool {
         self.process.status().is_none() && self.packages.iter().all(|(path, then)| changed(path) == *then)
     }
 
-    /// Forks a kernel; the second part comes when it listens.
+    /// Forks a kernel. Returns its process, and a receiver that resolves when it listens.
     pub(crate) async fn fork(
         &mut self,
         connection_file: &Path,
@@ -109,7 +109,7 @@ fn changed(path: &Path) -> Option<SystemTime> {
     path.metadata().and_then(|data| data.modified()).ok()
 }
 
-/// Reads what the zygote says until it is gone; then nobody waits for a fork any more.
+/// Reads the zygote's reports until it ends; then all waiting forks fail.
 async fn listen(
     mut control: BufReader<OwnedReadHalf>,
     reaper: Reaper,
@@ -121,7 +121,7 @@ async fn listen(
     while control.read_line(&mut line).await.is_ok_and(|read| read > 0) {
         let message: Value = serde_json::from_str(&line).unwrap_or_default();
         line.clear();
-        // What has been told in full; two processes tell it, in any order.
+        // Forks that are reported completely. Two processes report, in any order.
         lock(&forks).retain(|_, fork| {
             fork.started.is_some() || fork.listening.as_ref().is_some_and(|waiting| !waiting.is_closed())
         });
@@ -140,7 +140,7 @@ async fn listen(
             let _ = waiting.map(|waiting| waiting.send(()));
         } else if let Some(pid) = pid("exited") {
             let code = message["code"].as_i64().and_then(|code| i32::try_from(code).ok()).unwrap_or_default();
-            reaper.report(pid, if code < 0 { Ended::Signal(-code) } else { Ended::Code(code) });
+            reaper.report(pid, if code < 0 { KernelExit::Signal(-code) } else { KernelExit::Code(code) });
         } else if message["ready"] == true {
             let paths = message["paths"].as_array().into_iter().flatten();
             let paths = paths.filter_map(|path| path.as_str().map(PathBuf::from)).collect();

@@ -1,6 +1,6 @@
-//! What each language does: state, output, values, errors, variables, and Python's rich results.
-//! Only what clients see is looked at.
-//! One server a test; slow languages are started once.
+//! Each language: state, output, values, errors, variables, and Python's rich results.
+//! Only what clients see is tested.
+//! Each test has a server of its own; slow languages are started once.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -209,7 +209,7 @@ async fn javascript_values_show_themselves() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn java_shows_values_prints_as_older_ones_do_and_names_what_does_not_compile() {
+async fn java_shows_values_and_output_and_reports_compile_errors() {
     let server = Interpreter::start().await;
     let ran = server.code("java", "System.out.println(\"Hello, World!\");").await;
     let texts: Vec<&Value> = ran.events[1..].iter().map(|event| &event["text"]).collect();
@@ -240,7 +240,7 @@ async fn r_shows_values_tables_and_plots() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn python_values_come_in_every_format() {
+async fn python_values_have_every_format() {
     let server = Interpreter::start().await;
     for (code, field, expected) in [
         ("'it'", "text", json!("it")),
@@ -283,7 +283,7 @@ async fn python_values_come_in_every_format() {
     assert_eq!(ran.results().len(), 1);
     let ran =
         server.code("python", "import plotly.graph_objects as go; go.Figure(go.Scatter(y=[1, 2]))").await;
-    // Before the first one comes plotly's script, as a result of its own.
+    // Before the first figure plotly's script is a result of its own.
     let figure = ran.results().pop().unwrap();
     assert_eq!(figure["extra"]["application/vnd.plotly.v1+json"]["data"][0]["y"], json!([1, 2]));
     let ran = server.code("python", "input()").await;
@@ -293,7 +293,7 @@ async fn python_values_come_in_every_format() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn data_frames_come_as_columns_whatever_is_in_them() {
+async fn data_frames_are_columns_with_any_content() {
     let server = Interpreter::start().await;
     let code = "import pandas as pd\npd.DataFrame({'z': [1.5, float('nan')], 'a': [pd.Timestamp('2024-01-01'), pd.NaT], 3: [pd.Timedelta(days=1), object()], ('t', 'u'): ['x', None]})";
     let ran = server.code("python", code).await;
@@ -308,7 +308,7 @@ async fn data_frames_come_as_columns_whatever_is_in_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_chart_is_told_apart() {
+async fn every_chart_type_is_recognised() {
     let server = Interpreter::start().await;
     server.code("python", "import matplotlib.pyplot as plt, datetime as dt").await;
     let draw = async |code: &str| {
@@ -349,9 +349,9 @@ async fn every_chart_is_told_apart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn new_contexts_see_what_was_installed_since() {
+async fn new_contexts_see_newly_installed_packages() {
     let server = Interpreter::start().await;
-    // As pip does: a file beside the packages, which changes their directory.
+    // Like pip: a file beside the packages, which changes their directory.
     let code = "import sysconfig, pathlib\n(pathlib.Path(sysconfig.get_path('purelib')) / 'fresh.py').write_text('value = 5')";
     server.code("python", code).await;
     let id = server.context(json!({})).await;
@@ -359,7 +359,7 @@ async fn new_contexts_see_what_was_installed_since() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_contexts_do_not_draw_the_same_numbers() {
+async fn contexts_draw_different_random_numbers() {
     let server = Interpreter::start().await;
     let code = "import numpy, random; (numpy.random.rand(), random.random())";
     let mut drawn = Vec::new();

@@ -1,4 +1,4 @@
-//! The interpreter with real languages. One binary, so that it is linked once; each file is a module of it.
+//! Tests of the interpreter with real languages. They are one binary, so that it is linked once.
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
 mod common;

@@ -1,6 +1,6 @@
-//! Endpoints, bodies and headers, and what is refused how.
-//! What languages do is in `languages`; what happens when something goes wrong, in `trouble`.
-//! One server a test.
+//! Endpoints, bodies, headers and error responses.
+//! Languages are tested in `languages`, failures in `trouble`.
+//! Each test has a server of its own.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -8,7 +8,7 @@ use crate::common::Interpreter;
 use serde_json::{Value, json};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_is_there_as_soon_as_two_contexts_are() {
+async fn the_server_listens_once_two_contexts_exist() {
     let server = Interpreter::start().await;
     let answer = server.send("GET", "/health?source=ci", &[], "").await;
     assert_eq!((answer.status(), answer.header("content-type")), (200, Some("application/json")));
@@ -34,7 +34,7 @@ async fn a_run_streams_lines_without_a_content_type() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn wrong_requests_are_told_why() {
+async fn invalid_requests_are_rejected_with_a_reason() {
     let server = Interpreter::start().await;
     for (method, path, body, status, expected) in [
         (
@@ -72,7 +72,7 @@ async fn wrong_requests_are_told_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pages_of_any_origin_may_call() {
+async fn cross_origin_requests_are_allowed() {
     let server = Interpreter::start().await;
     let headers = [
         ("origin", "https://page.example"),
@@ -93,7 +93,7 @@ async fn pages_of_any_origin_may_call() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn contexts_are_made_listed_restarted_and_removed() {
+async fn contexts_are_created_listed_restarted_and_removed() {
     let server = Interpreter::start().await;
     let one = server.context(json!({"cwd": "/tmp"})).await;
     let two = server.context(json!({"language": " JS ", "cwd": null})).await;
@@ -123,7 +123,7 @@ async fn contexts_are_made_listed_restarted_and_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_token_is_demanded_to_run_code_and_elsewhere_only_right() {
+async fn the_token_is_required_to_run_code_and_must_not_be_wrong_elsewhere() {
     let server = Interpreter::start().await;
     server.envd.token("secret");
     let (right, wrong) = ([("x-access-token", "secret")], [("x-access-token", "guess")]);

@@ -1,6 +1,6 @@
-//! Clients that go, code that will not end, kernels that die, sandboxes that are copied.
+//! Failures: disconnected clients, code that does not end, kernels that die, copies of sandboxes.
 //! Every wait here is for an event of the protocol.
-//! One server a test.
+//! Each test has a server of its own.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -8,7 +8,7 @@ use crate::common::Interpreter;
 use serde_json::{Value, json};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_goes_interrupts_its_run_and_state_stays() {
+async fn a_disconnected_client_interrupts_its_run_and_state_is_kept() {
     let server = Interpreter::start().await;
     for (language, code, check) in [
         ("python", "q = 1\nprint('go', flush=True)\nimport time\ntime.sleep(600)", "q"),
@@ -23,7 +23,7 @@ async fn a_client_that_goes_interrupts_its_run_and_state_stays() {
         let mut answer = server.execute(json!({"language": language, "code": code})).await;
         answer.until("stdout").await;
         answer.leave().await;
-        // At once, which finds the kernel busy with being interrupted.
+        // At once, while the kernel is being interrupted.
         let next = server.code(language, check).await;
         assert_eq!(next.errors(), [""; 0], "{language}: {next:?}");
         let shown = if language == "bash" { next.stdout() } else { next.text().to_owned() };
@@ -33,7 +33,7 @@ async fn a_client_that_goes_interrupts_its_run_and_state_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn code_that_swallows_interrupts_is_given_up_and_the_next_client_is_told() {
+async fn the_kernel_of_code_that_ignores_interrupts_is_killed_and_the_next_client_gets_a_message() {
     let server = Interpreter::start().await;
     let code = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('go', flush=True)\nwhile True: pass";
     let mut answer = server.execute(json!({"code": code})).await;
@@ -47,7 +47,7 @@ async fn code_that_swallows_interrupts_is_given_up_and_the_next_client_is_told()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn runs_of_a_context_queue_and_contexts_run_beside_each_other() {
+async fn runs_of_one_context_queue_and_contexts_run_in_parallel() {
     let server = Interpreter::start().await;
     let other = server.context(json!({})).await;
     let mut first = server.execute(json!({"code": "print('go', flush=True)\nimport os\nwhile not os.path.exists('/mnt/go'): pass\norder = [1]"})).await;
@@ -64,7 +64,7 @@ async fn runs_of_a_context_queue_and_contexts_run_beside_each_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kernel_that_dies_is_told_at_once_and_replaced() {
+async fn the_end_of_a_kernel_is_reported_at_once_and_it_is_replaced() {
     let server = Interpreter::start().await;
     server.envd.env(&[("SHARED", "sandbox")]);
     let context = server.context(json!({"cwd": "/tmp"})).await;
@@ -88,7 +88,7 @@ async fn a_kernel_that_dies_is_told_at_once_and_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kernel_that_ended_between_two_runs_is_replaced_and_told() {
+async fn a_kernel_that_ended_between_two_runs_is_replaced_and_reported() {
     let server = Interpreter::start().await;
     let pid = server.code("python", "import os; os.getpid()").await.text().to_owned();
     server.code("bash", &format!("kill -9 {pid}; while kill -0 {pid} 2>/dev/null; do :; done")).await;
@@ -98,7 +98,7 @@ async fn a_kernel_that_ended_between_two_runs_is_replaced_and_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_its_zygote_python_goes_on_and_new_contexts_come() {
+async fn without_its_zygote_python_continues_and_new_contexts_start() {
     let server = Interpreter::start().await;
     server.code("python", "x = 7").await;
     server.code("bash", "pkill -KILL -o -f zygote.py").await;
@@ -110,7 +110,7 @@ async fn without_its_zygote_python_goes_on_and_new_contexts_come() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_ends_what_runs_and_what_waits() {
+async fn a_restart_ends_running_and_waiting_runs() {
     let server = Interpreter::start().await;
     let context = server.context(json!({})).await;
     let mut running = server
@@ -132,7 +132,7 @@ async fn a_restart_ends_what_runs_and_what_waits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_with_a_limit_of_its_own_is_interrupted_then() {
+async fn a_run_is_interrupted_at_its_own_time_limit() {
     let server = Interpreter::start().await;
     let late = server.run(json!({"code": "x = 1\nwhile True: pass", "timeout": 0.5})).await;
     assert_eq!(late.errors(), ["ExecutionTimeout"]);
@@ -149,7 +149,7 @@ async fn a_slow_client_loses_nothing() {
     ] {
         let mut slow = server.execute(json!({"language": language, "code": code})).await;
         slow.until("number_of_executions").await;
-        // Somebody else is served while it does not read.
+        // Another client is served while this one does not read.
         assert_eq!(server.code("typescript", "1 + 1").await.text(), "2");
         let ran = slow.finish().await;
         assert!(ran.errors().is_empty(), "{language}: {:?}", ran.errors());
@@ -157,9 +157,9 @@ async fn a_slow_client_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_copy_of_a_sandbox_draws_numbers_of_its_own() {
+async fn a_copy_of_a_sandbox_draws_different_random_numbers() {
     let server = Interpreter::start().await;
-    // Both copies begin from one state; here, from a seed.
+    // Both copies begin with the same state; here, with a seed.
     for (language, seed, draw) in [
         (
             "python",
@@ -185,10 +185,10 @@ async fn a_copy_of_a_sandbox_draws_numbers_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_zygote_that_is_not_kept_leaves_nothing_but_the_context() {
+async fn a_dropped_zygote_leaves_only_the_context() {
     let server = Interpreter::start_with(&["--drop-zygote"]).await;
     let context = server.context(json!({"cwd": "/tmp"})).await;
-    // Its kernels become ours, who are PID 1 here.
+    // Its kernels become children of the interpreter, which is PID 1 here.
     let code = "import os\nwhile os.getppid() != 1: pass\nos.getcwd()";
     assert_eq!(server.run(json!({"context_id": context, "code": code})).await.text(), "/tmp");
     let died = server.run(json!({"context_id": context, "code": "os._exit(1)"})).await;
@@ -197,10 +197,10 @@ async fn a_zygote_that_is_not_kept_leaves_nothing_but_the_context() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_kernels_of_a_killed_interpreter_go_when_the_next_one_starts() {
+async fn the_kernels_of_a_killed_interpreter_are_killed_when_the_next_one_starts() {
     let server = Interpreter::start().await;
     let envd = server.envd.address;
-    // One inside the other: the outer one is there to run this.
+    // A second interpreter inside of the first, which only runs this code.
     let code = format!(
         r#"
         serve() {{

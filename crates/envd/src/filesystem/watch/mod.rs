@@ -1,6 +1,6 @@
-//! Watching a directory. Both forms share one watcher: it collects events as they happen, and they are
-//! taken either by a stream or by polling.
-//! Taking reads the kernel's queue first, so what happened before the question is in the answer.
+//! Watchers of directories. A watcher collects events as they happen; a client reads them either as a stream
+//! or by polling.
+//! Taking events reads the kernel's queue first, so all events before a poll are in its response.
 
 pub mod stream;
 pub mod tree;
@@ -18,28 +18,28 @@ use tokio::task::AbortHandle;
 
 use crate::state::lock;
 use crate::sys;
-use tree::{Lost, Tree};
+use tree::{LostEvents, WatchedTree};
 
-/// How to watch.
+/// Options of a watcher.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
-    /// Everything below, not just the directory itself.
+    /// Whether to watch all directories below, too.
     pub recursive: bool,
-    /// Describe the entry with each event that leaves one.
+    /// Whether events describe the entry, if it still exists.
     pub include_entry: bool,
-    /// Watch even where changes made elsewhere go unseen.
+    /// Whether to watch network filesystems, where changes of other machines go unnoticed.
     pub allow_network_mounts: bool,
 }
 
-/// A directory under watch, not yet being read.
+/// A watcher whose events are not read yet.
 #[derive(Debug)]
 pub struct Watcher {
-    tree: Tree,
+    tree: WatchedTree,
 }
 
-/// A directory under watch.
+/// A watcher whose events are being read.
 #[derive(Debug)]
-pub struct Running {
+pub struct RunningWatcher {
     shared: Arc<Shared>,
     reader: AbortHandle,
 }
@@ -47,43 +47,43 @@ pub struct Running {
 #[derive(Debug)]
 struct Shared {
     fd: AsyncFd<OwnedFd>,
-    state: Mutex<State>,
-    /// Tells of new events.
-    news: Notify,
+    state: Mutex<WatcherState>,
+    /// Notified of new events.
+    new_events: Notify,
 }
 
 #[derive(Debug)]
-struct State {
-    tree: Tree,
+struct WatcherState {
+    tree: WatchedTree,
     events: Vec<FilesystemEvent>,
-    lost: Option<Lost>,
+    lost: Option<LostEvents>,
 }
 
 impl Watcher {
-    /// Puts a directory, and if asked all below it, under watch. Blocking.
+    /// Begins to watch a directory. Blocking.
     pub fn new(path: PathBuf, options: Options) -> Result<Self, ConnectError> {
-        Ok(Self { tree: Tree::new(path, options)? })
+        Ok(Self { tree: WatchedTree::new(path, options)? })
     }
 
     /// Begins to read events.
-    pub fn started(self) -> Result<Running, ConnectError> {
+    pub fn started(self) -> Result<RunningWatcher, ConnectError> {
         let failed =
             |error: std::io::Error| ConnectError::internal(format!("error creating watcher: {error}"));
         let fd = sys::awaitable(self.tree.queue().try_clone().map_err(failed)?).map_err(failed)?;
-        let state = State { tree: self.tree, events: Vec::new(), lost: None };
-        let shared = Arc::new(Shared { fd, state: Mutex::new(state), news: Notify::new() });
+        let state = WatcherState { tree: self.tree, events: Vec::new(), lost: None };
+        let shared = Arc::new(Shared { fd, state: Mutex::new(state), new_events: Notify::new() });
         let reader = tokio::spawn(read(Arc::clone(&shared))).abort_handle();
-        Ok(Running { shared, reader })
+        Ok(RunningWatcher { shared, reader })
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningWatcher {
     fn drop(&mut self) {
         self.reader.abort();
     }
 }
 
-impl Running {
+impl RunningWatcher {
     /// Takes all events up to now.
     pub async fn take(&self) -> Result<Vec<FilesystemEvent>, ConnectError> {
         let shared = Arc::clone(&self.shared);
@@ -91,7 +91,7 @@ impl Running {
             let mut state = lock(&shared.state);
             state.read();
             match state.lost {
-                // What came before the gap is delivered first; the gap is told with the next call.
+                // Events before the gap are delivered first; the next call reports the gap.
                 Some(lost) if state.events.is_empty() => Err(lost),
                 _ => Ok(std::mem::take(&mut state.events)),
             }
@@ -104,12 +104,12 @@ impl Running {
     }
 
     /// Waits until there may be events to take.
-    pub async fn news(&self) {
-        self.shared.news.notified().await;
+    pub async fn new_events(&self) {
+        self.shared.new_events.notified().await;
     }
 }
 
-impl State {
+impl WatcherState {
     fn read(&mut self) {
         if self.lost.is_none() {
             self.lost = self.tree.read(&mut self.events).err();
@@ -117,11 +117,11 @@ impl State {
     }
 }
 
-/// Empties the kernel's queue whenever there is something in it, before it can overflow.
+/// Reads the kernel's queue whenever it is not empty, before it can overflow.
 async fn read(shared: Arc<Shared>) {
     loop {
         let Ok(mut ready) = shared.fd.readable().await else { return };
-        // Before reading: what arrives while we read makes it ready again.
+        // Before reading: events that arrive while it reads make it ready again.
         ready.clear_ready();
         let reading = Arc::clone(&shared);
         let lost = tokio::task::spawn_blocking(move || {
@@ -130,20 +130,20 @@ async fn read(shared: Arc<Shared>) {
             state.lost.is_some()
         });
         let lost = lost.await.unwrap_or(true);
-        shared.news.notify_one();
+        shared.new_events.notify_one();
         if lost {
             return;
         }
     }
 }
 
-/// The watchers that are polled.
+/// The watchers that clients poll, by id.
 #[derive(Debug, Default)]
-pub struct Watchers(Mutex<HashMap<String, Arc<Running>>>);
+pub struct Watchers(Mutex<HashMap<String, Arc<RunningWatcher>>>);
 
 impl Watchers {
-    /// Keeps a watcher and gives its id.
-    pub fn insert(&self, watcher: Running) -> Result<String, ConnectError> {
+    /// Adds a watcher and returns its id.
+    pub fn insert(&self, watcher: RunningWatcher) -> Result<String, ConnectError> {
         let mut random = [0u8; 12];
         getrandom::fill(&mut random).map_err(|error| ConnectError::internal(error.to_string()))?;
         let id = random.iter().fold(String::from("w"), |id, byte| id + &format!("{byte:02x}"));
@@ -151,12 +151,12 @@ impl Watchers {
         Ok(id)
     }
 
-    /// The watcher of that id.
-    pub fn get(&self, id: &str) -> Result<Arc<Running>, ConnectError> {
+    /// Finds a watcher by its id.
+    pub fn get(&self, id: &str) -> Result<Arc<RunningWatcher>, ConnectError> {
         lock(&self.0).get(id).cloned().ok_or_else(|| not_found(id))
     }
 
-    /// Ends a watcher.
+    /// Removes a watcher.
     pub fn remove(&self, id: &str) -> Result<(), ConnectError> {
         lock(&self.0).remove(id).map(drop).ok_or_else(|| not_found(id))
     }

@@ -1,4 +1,4 @@
-//! A watcher as a stream: its start, then events as they come, and signs of life in between.
+//! The event stream of a watcher: its start, then events as they happen, and keepalive messages.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -8,21 +8,21 @@ use envd_api::filesystem::watch_dir_response::{KeepAlive, StartEvent};
 use envd_api::filesystem::{FilesystemEvent, WatchDirResponse};
 use futures::Stream;
 
-use crate::filesystem::watch::Running;
+use crate::filesystem::watch::RunningWatcher;
 
-struct State {
-    watcher: Running,
+struct StreamState {
+    watcher: RunningWatcher,
     events: VecDeque<FilesystemEvent>,
     started: bool,
     failed: bool,
 }
 
-/// The events of a watcher, until one is lost.
+/// Streams the events of a watcher, until events are lost.
 pub fn events(
-    watcher: Running,
+    watcher: RunningWatcher,
     keepalive: Duration,
 ) -> impl Stream<Item = Result<WatchDirResponse, ConnectError>> + Send {
-    let state = State { watcher, events: VecDeque::new(), started: false, failed: false };
+    let state = StreamState { watcher, events: VecDeque::new(), started: false, failed: false };
     futures::stream::unfold(state, move |mut state| async move {
         if state.failed {
             return None;
@@ -35,7 +35,7 @@ pub fn events(
             if let Some(event) = state.events.pop_front() {
                 return Some((Ok(response(event)), state));
             }
-            if tokio::time::timeout(keepalive, state.watcher.news()).await.is_err() {
+            if tokio::time::timeout(keepalive, state.watcher.new_events()).await.is_err() {
                 return Some((Ok(response(KeepAlive::default())), state));
             }
             match state.watcher.take().await {

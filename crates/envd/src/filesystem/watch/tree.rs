@@ -1,6 +1,6 @@
-//! A tree of directories under inotify, kept complete while it changes.
-//! A directory that appears is watched first and read second; what is found in it is reported as created,
-//! and the kernel's own reports of the same are then dropped, so nothing is lost and nothing told twice.
+//! A tree of directories that is watched with inotify, completely even while it changes.
+//! A new directory is watched first and then read; the entries in it are reported as created, and the
+//! kernel's own events of them are dropped. So no event is lost and none is reported twice.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -16,83 +16,84 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::filesystem::entry;
-use crate::filesystem::ops::words;
+use crate::filesystem::ops::error_text;
 use crate::filesystem::watch::Options;
 use crate::users::Names;
 
-/// Events kept for a client that does not fetch them.
+/// Maximum number of events that are kept for a client.
 const MAX_EVENTS: usize = 1 << 17;
 
-/// Filesystems whose changes may be made elsewhere: NFS, SMB, CIFS, SMB2, FUSE.
+/// Types of network filesystems: NFS, SMB, CIFS, SMB2, FUSE.
 const NETWORK: [i64; 5] = [0x6969, 0x517b, 0xff53_4d42, 0xfe53_4d42, 0x6573_5546];
 
-/// Events are missing from here on.
+/// Why events were lost.
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
-pub enum Lost {
-    /// The kernel had more events than room.
+pub enum LostEvents {
+    /// The kernel's queue was full.
     #[error("inotify queue overflow")]
     Queue,
-    /// The client did not fetch its events.
+    /// The client did not read its events.
     #[error("too many events waiting to be fetched")]
     Buffer,
-    /// A directory could not be watched.
+    /// A new directory could not be watched.
     #[error("cannot watch a new directory: {0}")]
     Watch(Errno),
 }
 
 #[derive(Debug)]
-struct Dir {
-    /// Below the root; empty for the root itself.
+struct WatchedDir {
+    /// Path relative to the root; empty for the root itself.
     relative: PathBuf,
-    /// Names already reported as created, whose reports by the kernel are still to come.
-    told: HashSet<OsString>,
+    /// Names that were reported as created already, before the kernel's events of them have arrived.
+    reported: HashSet<OsString>,
 }
 
-/// How what is found in a new directory came to be there.
+/// How the entries of a new directory got there.
 #[derive(Debug, Clone, Copy)]
-enum Found {
-    /// Made there since the directory was.
-    Made,
-    /// Moved there together with the directory.
+enum EntryOrigin {
+    /// They were created after the directory.
+    Created,
+    /// They were moved together with the directory.
     Moved,
 }
 
-impl Found {
-    /// What the kernel would have reported, had it been asked in time.
+impl EntryOrigin {
+    /// Returns the events that the kernel would have reported, had the directory been watched in time.
     fn flags(self, child: &std::fs::DirEntry) -> ReadFlags {
         let written = || child.metadata().is_ok_and(|meta| meta.is_file() && meta.len() > 0);
         match self {
-            Self::Made if written() => ReadFlags::CREATE | ReadFlags::MODIFY,
-            Self::Made | Self::Moved => ReadFlags::CREATE,
+            Self::Created if written() => ReadFlags::CREATE | ReadFlags::MODIFY,
+            Self::Created | Self::Moved => ReadFlags::CREATE,
         }
     }
 }
 
-/// One event of the kernel's, on its own.
+/// An owned copy of an inotify event.
 #[derive(Debug)]
-struct Raw {
+struct KernelEvent {
     wd: i32,
     flags: ReadFlags,
     cookie: u32,
     name: Option<OsString>,
 }
 
-/// The tree.
+/// A watched tree of directories.
 #[derive(Debug)]
-pub struct Tree {
+pub struct WatchedTree {
     root: PathBuf,
     options: Options,
     queue: OwnedFd,
-    dirs: HashMap<i32, Dir>,
+    dirs: HashMap<i32, WatchedDir>,
     names: Names,
 }
 
-impl Tree {
-    /// Watches `root`, and all below it if that is asked for.
+impl WatchedTree {
+    /// Begins to watch `root`, and all directories below it if the options say so.
     pub fn new(root: PathBuf, options: Options) -> Result<Self, ConnectError> {
         let shown = root.display();
-        let meta = std::fs::metadata(&root)
-            .map_err(|error| ConnectError::not_found(format!("path {shown} not found: {}", words(&error))))?;
+        let meta = std::fs::metadata(&root).map_err(|error| {
+            ConnectError::not_found(format!("path {shown} not found: {}", error_text(&error)))
+        })?;
         if !meta.is_dir() {
             return Err(ConnectError::invalid_argument(format!("path {shown} not a directory")));
         }
@@ -114,13 +115,13 @@ impl Tree {
         Ok(tree)
     }
 
-    /// The kernel's queue, readable when there are events.
+    /// The inotify descriptor, which is readable when there are events.
     pub fn queue(&self) -> &OwnedFd {
         &self.queue
     }
 
-    /// Reads what is in the queue, adding the events it amounts to.
-    pub fn read(&mut self, events: &mut Vec<FilesystemEvent>) -> Result<(), Lost> {
+    /// Reads the queue and adds its events to `events`.
+    pub fn read(&mut self, events: &mut Vec<FilesystemEvent>) -> Result<(), LostEvents> {
         let mut leaving: Option<(u32, PathBuf)> = None;
         loop {
             let batch = self.batch();
@@ -128,7 +129,7 @@ impl Tree {
                 break;
             }
             for raw in batch {
-                // A directory on its way within the tree arrives with the very next event.
+                // If a directory was moved within the tree, the very next event reports its new name.
                 if let Some((cookie, from)) = leaving.take()
                     && !(raw.flags.contains(ReadFlags::MOVED_TO) && raw.cookie == cookie)
                 {
@@ -136,7 +137,7 @@ impl Tree {
                 }
                 self.handle(raw, events, &mut leaving)?;
                 if events.len() > MAX_EVENTS {
-                    return Err(Lost::Buffer);
+                    return Err(LostEvents::Buffer);
                 }
             }
         }
@@ -146,13 +147,13 @@ impl Tree {
         Ok(())
     }
 
-    fn batch(&self) -> Vec<Raw> {
+    fn batch(&self) -> Vec<KernelEvent> {
         let mut buffer = [MaybeUninit::uninit(); 16 * 1024];
         let mut reader = Reader::new(&self.queue, &mut buffer);
         let mut batch = Vec::new();
         loop {
             match reader.next() {
-                Ok(event) => batch.push(Raw {
+                Ok(event) => batch.push(KernelEvent {
                     wd: event.wd(),
                     flags: event.events(),
                     cookie: event.cookie(),
@@ -169,13 +170,13 @@ impl Tree {
 
     fn handle(
         &mut self,
-        raw: Raw,
+        raw: KernelEvent,
         events: &mut Vec<FilesystemEvent>,
         leaving: &mut Option<(u32, PathBuf)>,
-    ) -> Result<(), Lost> {
+    ) -> Result<(), LostEvents> {
         let flags = raw.flags;
         if flags.contains(ReadFlags::QUEUE_OVERFLOW) {
-            return Err(Lost::Queue);
+            return Err(LostEvents::Queue);
         }
         if flags.contains(ReadFlags::IGNORED) {
             self.dirs.remove(&raw.wd);
@@ -183,39 +184,40 @@ impl Tree {
         }
         let Some(dir) = self.dirs.get_mut(&raw.wd) else { return Ok(()) };
         let Some(name) = raw.name else {
-            // About the watched directory itself; those below the root are told of by their parents.
+            // An event of the watched directory itself; events of directories below the root come from their parents.
             if dir.relative.as_os_str().is_empty() {
-                self.tell(Path::new(""), flags, events);
+                self.report_event(Path::new(""), flags, events);
             }
             return Ok(());
         };
         let path = dir.relative.join(&name);
-        let told = dir.told.contains(&name);
+        let reported = dir.reported.contains(&name);
         if flags.intersects(ReadFlags::DELETE | ReadFlags::MOVED_FROM) {
-            dir.told.remove(&name);
+            dir.reported.remove(&name);
         }
-        if flags.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO) && told {
-            dir.told.remove(&name);
+        if flags.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO) && reported {
+            dir.reported.remove(&name);
             return Ok(());
         }
-        self.tell(&path, flags, events);
+        self.report_event(&path, flags, events);
         if !self.options.recursive || !flags.contains(ReadFlags::ISDIR) {
             return Ok(());
         }
         if flags.contains(ReadFlags::MOVED_FROM) {
             *leaving = Some((raw.cookie, path));
         } else if flags.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO) {
-            let found = if flags.contains(ReadFlags::CREATE) { Found::Made } else { Found::Moved };
-            self.add(path, Some((events, found))).map_err(Lost::Watch)?;
+            let found =
+                if flags.contains(ReadFlags::CREATE) { EntryOrigin::Created } else { EntryOrigin::Moved };
+            self.add(path, Some((events, found))).map_err(LostEvents::Watch)?;
         }
         Ok(())
     }
 
-    /// Watches a directory and those below it. With `news` given, what is found is told of.
+    /// Watches a directory and those below it. With `report` given, the entries found are reported.
     fn add(
         &mut self,
         relative: PathBuf,
-        mut news: Option<(&mut Vec<FilesystemEvent>, Found)>,
+        mut report: Option<(&mut Vec<FilesystemEvent>, EntryOrigin)>,
     ) -> Result<(), Errno> {
         let mut todo = vec![relative];
         while let Some(relative) = todo.pop() {
@@ -223,49 +225,51 @@ impl Tree {
             let is_root = relative.as_os_str().is_empty();
             let wd = match inotify::add_watch(&self.queue, &path, watch_flags(is_root)) {
                 Ok(wd) => wd,
-                // Gone again, or replaced by something else: its parent reports that.
+                // It has vanished or was replaced: its parent reports that.
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) if !is_root => continue,
                 Err(error) => return Err(error),
             };
-            // A directory that is watched already has only moved: what is in it is not new.
+            // A directory that is watched already was only moved: its entries are not new.
             let known = self.dirs.contains_key(&wd);
-            let mut told = HashSet::new();
+            let mut reported = HashSet::new();
             if self.options.recursive {
                 for child in std::fs::read_dir(&path).into_iter().flatten().flatten() {
                     let child_path = relative.join(child.file_name());
-                    if let Some((events, found)) = &mut news
+                    if let Some((events, found)) = &mut report
                         && !known
                     {
-                        told.insert(child.file_name());
-                        self.tell(&child_path, found.flags(&child), events);
+                        reported.insert(child.file_name());
+                        self.report_event(&child_path, found.flags(&child), events);
                     }
                     if child.file_type().is_ok_and(|kind| kind.is_dir()) {
                         todo.push(child_path);
                     }
                 }
             }
-            let dir =
-                self.dirs.entry(wd).or_insert_with(|| Dir { relative: PathBuf::new(), told: HashSet::new() });
+            let dir = self
+                .dirs
+                .entry(wd)
+                .or_insert_with(|| WatchedDir { relative: PathBuf::new(), reported: HashSet::new() });
             dir.relative = relative;
-            dir.told.extend(told);
+            dir.reported.extend(reported);
         }
         Ok(())
     }
 
-    /// Stops watching a directory that left the tree, and those below it.
+    /// Stops watching a directory that was moved out of the tree, and those below it.
     fn forget(&mut self, relative: &Path) {
         let queue = &self.queue;
         self.dirs.retain(|&wd, dir| {
             let stays = !dir.relative.starts_with(relative);
             if !stays {
-                // It may be gone by itself.
+                // Fails if the kernel has removed it already.
                 let _ = inotify::remove_watch(queue, wd);
             }
             stays
         });
     }
 
-    fn tell(&self, path: &Path, flags: ReadFlags, events: &mut Vec<FilesystemEvent>) {
+    fn report_event(&self, path: &Path, flags: ReadFlags, events: &mut Vec<FilesystemEvent>) {
         let kinds = [
             (ReadFlags::CREATE | ReadFlags::MOVED_TO, EventType::EVENT_TYPE_CREATE),
             (ReadFlags::MOVED_FROM | ReadFlags::MOVE_SELF, EventType::EVENT_TYPE_RENAME),
@@ -299,7 +303,7 @@ fn watch_flags(is_root: bool) -> WatchFlags {
         | WatchFlags::DELETE_SELF
         | WatchFlags::MOVE_SELF
         | WatchFlags::ONLYDIR;
-    // The root may be named through a link; links below are not part of the tree.
+    // The root may be named by a link; links below are not followed.
     if is_root { flags } else { flags | WatchFlags::DONT_FOLLOW }
 }
 
@@ -319,15 +323,15 @@ mod tests {
         names
     }
 
-    fn watch() -> (tempfile::TempDir, Tree) {
+    fn watch() -> (tempfile::TempDir, WatchedTree) {
         let dir = tempfile::tempdir().expect("a directory");
         let options = Options { recursive: true, ..Default::default() };
-        let tree = Tree::new(dir.path().to_owned(), options).expect("watched");
+        let tree = WatchedTree::new(dir.path().to_owned(), options).expect("watched");
         (dir, tree)
     }
 
     #[test]
-    fn tells_of_a_burst_completely_and_once() {
+    fn reports_every_event_of_a_burst_once() {
         let (dir, mut tree) = watch();
         let mut expected = Vec::new();
         for a in 0..10 {
@@ -347,7 +351,7 @@ mod tests {
         expected.sort_unstable();
         assert_eq!(names(&events, EventType::EVENT_TYPE_CREATE), expected);
 
-        // From now on the new directories are watched like the first.
+        // From now on the new directories are watched too.
         events.clear();
         std::fs::write(dir.path().join("3/3/late"), "x").expect("written");
         tree.read(&mut events).expect("nothing lost");
@@ -383,19 +387,19 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_is_told() {
+    fn a_full_queue_is_reported() {
         let dir = tempfile::tempdir().expect("a directory");
-        let mut tree = Tree::new(dir.path().to_owned(), Options::default()).expect("watched");
+        let mut tree = WatchedTree::new(dir.path().to_owned(), Options::default()).expect("watched");
         let most = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").expect("a limit");
         let most: usize = most.trim().parse().expect("a number");
         let files = ["a", "b"].map(|name| dir.path().join(name));
         files.iter().for_each(|file| std::fs::write(file, "").expect("written"));
-        // Nobody empties the queue meanwhile; the kernel joins what happens to one file in a row.
+        // The queue is not read meanwhile. The kernel merges consecutive events of one file, so two files take turns.
         for file in files.iter().cycle().take(most + 1) {
             std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600)).expect("changed");
         }
         let mut events = Vec::new();
-        assert_eq!(tree.read(&mut events), Err(Lost::Queue));
-        assert!(events.len() >= most - 1, "what came before the gap is there");
+        assert_eq!(tree.read(&mut events), Err(LostEvents::Queue));
+        assert!(events.len() >= most - 1, "events before the gap are present");
     }
 }

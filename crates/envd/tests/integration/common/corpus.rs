@@ -1,6 +1,6 @@
-//! The corpus beside the tests: inputs that once seemed worth keeping, and random ones bred from them.
-//! What is random is bounded in a normal run; `COFFERDAM_FUZZ_CASES` asks for more of it.
-//! A failure prints its smallest input: fixed, it becomes a file of the corpus.
+//! The corpus of inputs beside the tests, and random mutations of it.
+//! `COFFERDAM_FUZZ_CASES` sets the number of random inputs; by default it is small.
+//! A failure prints its smallest input, to be added to the corpus once it is fixed.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use proptest::test_runner::{Config, TestError, TestRunner};
 
-/// Bytes that parsers treat differently from others.
+/// Bytes that parsers treat specially.
 const WORDS: [&[u8]; 16] = [
     b"\r\n",
     b"\r\n\r\n",
@@ -32,7 +32,7 @@ fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(name)
 }
 
-/// The files of a directory of the corpus, by name.
+/// Returns the files of a directory of the corpus, by name.
 pub fn dir(name: &str) -> Vec<(String, Vec<u8>)> {
     let read = |entry: std::fs::DirEntry| {
         let name = entry.path().file_stem().expect("a name").to_string_lossy().into_owned();
@@ -44,13 +44,13 @@ pub fn dir(name: &str) -> Vec<(String, Vec<u8>)> {
     files
 }
 
-/// The lines of a file of the corpus.
+/// Returns the lines of a file of the corpus.
 pub fn lines(name: &str) -> Vec<String> {
     let text = std::fs::read_to_string(path(name)).expect("the corpus");
     text.lines().map(str::to_owned).collect()
 }
 
-/// Members of the corpus with some bytes changed, dropped, added or repeated, cut off, or joined with another's.
+/// Inputs of the corpus with some bytes changed, dropped, added or repeated, truncated, or joined with another input.
 pub fn bred(seeds: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     let other = select(seeds.clone());
     let word =
@@ -74,7 +74,7 @@ pub fn bred(seeds: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// Throws that many inputs, or as many as are asked for, at a test.
+/// Runs a test with `count` inputs, or as many as the environment variable says.
 pub fn throw<T: std::fmt::Debug>(
     cases: u32,
     inputs: impl Strategy<Value = T>,

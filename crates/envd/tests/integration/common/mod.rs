@@ -1,5 +1,5 @@
-//! A real envd on a port of its own, and a small HTTP client that shows what is on the wire.
-//! Every test has its own daemon and its own directory; both are gone afterwards.
+//! A real envd on its own port, and a small HTTP client that exposes the wire format.
+//! Every test has its own envd and its own directory, which are removed afterwards.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
 
@@ -30,15 +30,15 @@ impl Drop for Envd {
     }
 }
 
-/// An answer with its whole body.
+/// A response with its whole body.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Response {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
 }
 
-impl Answer {
+impl Response {
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers
             .iter()
@@ -97,36 +97,36 @@ impl Envd {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
         stream.write_all(format!("{head}\r\n").as_bytes()).expect("sent");
-        // The answer may come before all of the body is read.
+        // The response may arrive before the whole body is sent.
         let _ = stream.write_all(body);
         BufReader::new(stream)
     }
 
-    pub fn request(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+    pub fn request(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
         let mut reader = self.send(method, target, headers, body);
         let (status, headers) = head(&mut reader);
         let mut body = Body::new(reader, &headers);
         let mut all = Vec::new();
         body.read_to_end(&mut all).expect("a whole body");
-        Answer { status, headers, body: all }
+        Response { status, headers, body: all }
     }
 
-    pub fn get(&self, target: &str) -> Answer {
+    pub fn get(&self, target: &str) -> Response {
         self.request("GET", target, &[], b"")
     }
 
-    /// A unary call.
-    pub fn call(&self, method: &str, body: &Value) -> Answer {
+    /// Makes a unary call.
+    pub fn call(&self, method: &str, body: &Value) -> Response {
         let headers = [("Content-Type", "application/json"), ("Connect-Protocol-Version", "1")];
         self.request("POST", &format!("/{method}"), &headers, body.to_string().as_bytes())
     }
 
-    /// A streaming call.
+    /// Makes a streaming call.
     pub fn stream(&self, method: &str, headers: &[(&str, &str)], body: &Value) -> Events {
         self.stream_of(method, headers, std::slice::from_ref(body))
     }
 
-    /// A streaming call with any number of messages.
+    /// Makes a streaming call with any number of messages.
     pub fn stream_of(&self, method: &str, headers: &[(&str, &str)], messages: &[Value]) -> Events {
         let mut all = vec![("Content-Type", "application/connect+json"), ("Connect-Protocol-Version", "1")];
         all.extend(headers);
@@ -144,7 +144,7 @@ impl Envd {
         Events { body, end: None }
     }
 
-    /// Starts a shell command and gives its events.
+    /// Starts a shell command and returns its events.
     pub fn shell(&self, script: &str) -> Events {
         self.start_with(&[], &json!({"process": {"cmd": "/bin/sh", "args": ["-c", script]}, "stdin": false}))
     }
@@ -170,10 +170,10 @@ fn head(reader: &mut BufReader<TcpStream>) -> (u16, Vec<(String, String)>) {
     }
 }
 
-/// A body, chunked or of known length.
+/// Reads a body, chunked or of known length.
 struct Body {
     reader: BufReader<TcpStream>,
-    /// Left of the body, or of this chunk.
+    /// Number of bytes left of the body, or of this chunk.
     left: usize,
     chunked: bool,
     ended: bool,
@@ -250,13 +250,13 @@ impl Iterator for Events {
 }
 
 impl Events {
-    /// The process id: the first event has it.
+    /// Returns the process id, which the first event has.
     pub fn pid(&mut self) -> u64 {
         let event = self.next().expect("a first event");
         event["event"]["start"]["pid"].as_u64().unwrap_or_else(|| panic!("no start event: {event}"))
     }
 
-    /// Reads until that text has been printed.
+    /// Reads until a text has been printed.
     pub fn until(&mut self, text: &str) -> String {
         let mut output = String::new();
         while !output.contains(text) {
@@ -286,7 +286,7 @@ impl Events {
         finished
     }
 
-    /// The error that ended the stream.
+    /// Returns the error that ended the stream.
     pub fn error(&mut self) -> (String, String) {
         while self.next().is_some() {}
         let error = &self.end.as_ref().expect("an end")["error"];
@@ -295,7 +295,7 @@ impl Events {
     }
 }
 
-/// All that a process said.
+/// The whole output of a process, and its end.
 #[derive(Debug, Default)]
 pub struct Finished {
     pub stdout: Vec<u8>,
@@ -319,7 +319,7 @@ pub fn base64(text: &str) -> String {
     STANDARD.encode(text)
 }
 
-/// Selects by id.
+/// Makes a selector by process id.
 pub fn by_pid(pid: u64) -> Value {
     json!({"pid": pid})
 }

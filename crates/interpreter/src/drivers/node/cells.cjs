@@ -1,6 +1,6 @@
-// Makes a script of a cell: what it declares stays for later cells, which may declare it again.
-// Imports and top-level awaits put the cell into an async function; its declarations are lifted out of it.
-// Lines keep their numbers. Constants become variables: a notebook runs a cell twice.
+// Makes a script of a cell: its declarations are kept for later cells, which may declare the names again.
+// A cell with imports or top-level awaits becomes an async function; its declarations are moved out of it.
+// Line numbers do not change. Constants become variables, since notebooks run cells repeatedly.
 'use strict'
 
 const acorn = require('acorn')
@@ -25,13 +25,13 @@ function stripTypes(code) {
 
 /** The code as JavaScript, and its tree. */
 function parse(code, typescript) {
-  // `{ a: 1 }` is a value to whoever types it.
+  // `{ a: 1 }` is meant as a value.
   if (/^\s*\{/.test(code) && !/;\s*$/.test(code)) {
     try {
       const expression = `(${code}\n)`
       return { code: expression, tree: acorn.parse(expression, PARSING) }
     } catch {
-      // A block after all.
+      // It is a block.
     }
   }
   if (typescript) code = stripTypes(code)
@@ -43,7 +43,7 @@ function parse(code, typescript) {
         const stripped = stripTypes(code)
         return { code: stripped, tree: acorn.parse(stripped, PARSING) }
       } catch {
-        // The first error is about what was written.
+        // The first error is about the code as it was written.
       }
     }
     throw new SyntaxError(error.message)
@@ -93,7 +93,7 @@ function importing(node, code, bound) {
     else parts.push(`${specifier.imported.raw ?? specifier.imported.name}: ${local}`)
   }
   const text = parts.length > 0 ? `({ ${parts.join(', ')} } = ${from});` : `${from};`
-  // As many lines as before.
+  // Keep the number of lines.
   return text + '\n'.repeat(code.slice(node.start, node.end).split('\n').length - 1)
 }
 

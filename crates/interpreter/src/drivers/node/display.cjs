@@ -1,6 +1,6 @@
-// How values show: text by `util.inspect`, and more where a value knows more about itself.
-// Known ways: Deno's `Symbol.for('Jupyter.display')`, and the methods `_toMime`, `_toHtml`, `_toPng` and so on of IJavascript.
-// `display(value)` shows something in the middle of a cell; `display.html('<b>')` and its like make a value of a format.
+// Formats of values: text by `util.inspect`, and further formats if a value has methods for them.
+// These are Deno's `Symbol.for('Jupyter.display')`, and the methods `_toMime`, `_toHtml`, `_toPng` and so on of IJavascript.
+// `display(value)` shows a value in the middle of a cell; `display.html('<b>')` and the like make a value of a format.
 'use strict'
 
 const util = require('node:util')
@@ -33,7 +33,7 @@ function bundle(value) {
       if (typeof method === 'function') data[mime] = encoded(method.call(value))
     }
   } catch (error) {
-    // A value that cannot show itself still has its text.
+    // A value whose methods fail still has its text.
     process.stderr.write(`display: ${util.inspect(error)}\n`)
   }
   return data

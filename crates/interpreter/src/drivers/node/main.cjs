@@ -1,4 +1,4 @@
-// Runs cells of JavaScript and TypeScript in one lasting global scope.
+// Runs cells of JavaScript and TypeScript in one persistent global scope.
 // Descriptor 3 is a socket to the interpreter: lines of words, all but the first in base64. What JavaScript writes goes there too and
 // keeps its place among results; other programs that a cell starts write to the pipes.
 // A cell's promise is awaited, and its value is the result; an interrupt ends synchronous code and awaiting alike.
@@ -30,7 +30,7 @@ function tell(verb, ...words) {
       rest = rest.subarray(fs.writeSync(3, rest))
     } catch (error) {
       if (error.code !== 'EAGAIN') throw error
-      // The interpreter is behind, and the event loop needs this socket not to block.
+      // The interpreter reads slowly, and the event loop needs this socket not to block.
       Atomics.wait(tick, 0, 0, 1)
     }
   }
@@ -41,7 +41,7 @@ function redirect(stream, verb) {
   const original = stream.write
   stream.write = function (chunk, encoding, done) {
     if (typeof encoding === 'function') [encoding, done] = [undefined, encoding]
-    // What cannot be written is for Node to refuse.
+    // Node reports values that cannot be written.
     if (typeof chunk !== 'string' && !(chunk instanceof Uint8Array)) return original.call(this, chunk, encoding, done)
     const text = decoder.write(typeof chunk === 'string' ? Buffer.from(chunk, encoding) : Buffer.from(chunk))
     if (text !== '') tell(verb, text)
@@ -102,11 +102,11 @@ const verbs = {
     try {
       process.chdir(dir)
     } catch {
-      // As with the other languages: the context stays where it is.
+      // As in the other languages: the context keeps its directory.
     }
   },
   seed: reseed,
-  // Reaches whoever awaits; code that does not is stopped by a signal.
+  // Interrupts code that awaits; other code is stopped by a signal.
   interrupt: () => interrupt(),
 }
 
@@ -119,15 +119,15 @@ control.on('data', (text) => {
   for (const line of lines) {
     const [verb, ...words] = line.split(' ')
     const given = words.map((word) => Buffer.from(word, 'base64').toString())
-    // The interpreter sends no cell before the last one is done.
+    // The interpreter sends a cell only once the previous one has ended.
     verbs[verb](...given)
   }
 })
 control.on('close', () => process.exit(0))
 
-// Only while a script runs does a signal mean anything; see `breakOnSigint`.
+// A signal has an effect only while a script runs; see `breakOnSigint`.
 process.on('SIGINT', () => {})
-// A cell's forgotten promise is its own trouble, and no reason to lose its variables.
+// An unhandled rejection must not end the process and lose all variables.
 for (const event of ['uncaughtException', 'unhandledRejection']) {
   process.on(event, (error) => process.stderr.write(`Uncaught ${util.inspect(error)}\n`))
 }
@@ -135,6 +135,6 @@ for (const event of ['uncaughtException', 'unhandledRejection']) {
 Object.assign(globalThis, { module: { exports: {} }, exports: {} })
 installDisplay((data) => tell('result', '0', JSON.stringify(data)))
 reseed()
-// The compiler is loaded now, not by the first cell.
+// Load the compiler now, not with the first cell.
 compile('const ready: boolean = true', true)
 tell('ready')

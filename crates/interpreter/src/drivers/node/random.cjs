@@ -1,6 +1,6 @@
-// Randomness that survives the copying of a sandbox: the generators of V8 and OpenSSL live in memory and can't be reseeded.
-// `Math.random` is ours and reseeded on demand; the `crypto` functions read the kernel's generator each time.
-// Keys that OpenSSL makes by itself (TLS, key pairs) are out of reach: make them after the copy in a new process.
+// Random numbers that differ between copies of a sandbox: the generators of V8 and OpenSSL are in memory and cannot be reseeded.
+// `Math.random` is replaced and reseeded on demand; the `crypto` functions read the kernel's generator each time.
+// Keys that OpenSSL makes itself (TLS, key pairs) are not covered: make them after the copy, in a new process.
 'use strict'
 
 const crypto = require('node:crypto')
@@ -42,7 +42,7 @@ Math.random = function random() {
 const original = { ...crypto }
 
 crypto.randomBytes = function randomBytes(size, callback) {
-  // The original's complaint about what it does not take.
+  // The original function reports invalid arguments.
   if (!Number.isInteger(size) || size < 0 || size > 2 ** 31 - 1) return original.randomBytes(size, callback)
   const bytes = fill(Buffer.alloc(size))
   if (callback === undefined) return bytes
@@ -72,7 +72,7 @@ crypto.randomInt = function randomInt(min, max, callback) {
     return original.randomInt(min, max, callback)
   }
   let drawn
-  // What would favour small numbers is drawn again.
+  // Numbers that would favour small results are drawn again.
   do drawn = fill(Buffer.alloc(6)).readUIntBE(0, 6)
   while (drawn >= 2 ** 48 - (2 ** 48 % range))
   const number = min + (drawn % range)

@@ -1,6 +1,6 @@
-//! The real binary in a root file system with all its languages, and a client that sees every byte of the protocol.
-//! Each server has an overlay, a PID namespace and an envd of its own; all end with it, whatever happens.
-//! The root is made by `cargo xtask languages`, and by `unit`; see `xtask/src/interpreter.rs`.
+//! The real binary in a root filesystem with all languages, and a client that exposes every byte of the protocol.
+//! Each server has an overlay, a PID namespace and an envd of its own, which always end with it.
+//! `cargo xtask languages` and `unit` make the root filesystem; see `xtask/src/interpreter.rs`.
 #![allow(missing_docs, dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -18,10 +18,10 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
-/// Longer than any start of a language on a busy machine.
+/// Time limit, longer than any start of a language on a busy host.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
-/// Words: binary, root, directory of its own, address of envd, further options.
+/// Arguments: binary, root, directory of the server, address of envd, further options.
 const START: &str = r#"
 set -eu
 mkdir -p "$2/upper" "$2/work" "$2/root"
@@ -71,7 +71,7 @@ impl Interpreter {
         Self { address: address.parse().unwrap(), envd, process, dir }
     }
 
-    /// A file that it sees as `/mnt/<name>`.
+    /// Path of the file that the server sees as `/mnt/<name>`.
     pub(crate) fn shared(&self, name: &str) -> PathBuf {
         self.dir.path().join("shared").join(name)
     }
@@ -82,7 +82,7 @@ impl Interpreter {
         path: &str,
         headers: &[(&str, &str)],
         body: impl Into<Bytes>,
-    ) -> Answer {
+    ) -> Response {
         let stream = TcpStream::connect(self.address).await.unwrap();
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
@@ -96,7 +96,7 @@ impl Interpreter {
         let request = request.body(Full::new(body.into())).unwrap();
         let response =
             tokio::time::timeout(PATIENCE, sender.send_request(request)).await.expect("headers in time");
-        Answer { response: response.unwrap(), pending: Vec::new(), connection }
+        Response { response: response.unwrap(), pending: Vec::new(), connection }
     }
 
     pub(crate) async fn call(&self, method: &str, path: &str, body: &Value) -> (u16, String) {
@@ -105,32 +105,32 @@ impl Interpreter {
         (answer.status(), answer.text().await)
     }
 
-    /// A context's id.
+    /// Creates a context and returns its id.
     pub(crate) async fn context(&self, body: Value) -> String {
         let (status, text) = self.call("POST", "/contexts", &body).await;
         assert_eq!(status, 200, "{text}");
         serde_json::from_str::<Value>(&text).unwrap()["id"].as_str().unwrap().to_owned()
     }
 
-    pub(crate) async fn execute(&self, body: Value) -> Answer {
+    pub(crate) async fn execute(&self, body: Value) -> Response {
         let answer =
             self.send("POST", "/execute", &[("content-type", "application/json")], body.to_string()).await;
         assert_eq!(answer.status(), 200, "{body}");
         answer
     }
 
-    pub(crate) async fn run(&self, body: Value) -> Ran {
+    pub(crate) async fn run(&self, body: Value) -> FinishedRun {
         self.execute(body).await.finish().await
     }
 
-    pub(crate) async fn code(&self, language: &str, code: &str) -> Ran {
+    pub(crate) async fn code(&self, language: &str, code: &str) -> FinishedRun {
         self.run(json!({"language": language, "code": code})).await
     }
 }
 
 impl Drop for Interpreter {
     fn drop(&mut self) {
-        // With the outer process goes PID 1 of the namespace, and with that all in it.
+        // Killing the outer process kills PID 1 of the namespace, and with it all its processes.
         let _ = self.process.kill();
         let _ = self.process.wait();
         if std::thread::panicking() {
@@ -151,14 +151,14 @@ fn languages() -> PathBuf {
     root
 }
 
-/// An answer that is still coming.
-pub(crate) struct Answer {
+/// A response that is still arriving.
+pub(crate) struct Response {
     response: http::Response<Incoming>,
     pending: Vec<u8>,
     connection: tokio::task::JoinHandle<()>,
 }
 
-impl Answer {
+impl Response {
     pub(crate) fn status(&self) -> u16 {
         self.response.status().as_u16()
     }
@@ -172,7 +172,7 @@ impl Answer {
         String::from_utf8(body.to_vec()).unwrap()
     }
 
-    /// The next line of a run.
+    /// Returns the next line of a run.
     pub(crate) async fn next(&mut self) -> Option<Value> {
         loop {
             if let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
@@ -191,7 +191,7 @@ impl Answer {
         }
     }
 
-    /// The next line of this type.
+    /// Returns the next line of a type.
     pub(crate) async fn until(&mut self, kind: &str) -> Value {
         loop {
             let event = self.next().await.unwrap_or_else(|| panic!("no {kind} came"));
@@ -201,13 +201,13 @@ impl Answer {
         }
     }
 
-    /// The client goes away.
+    /// Closes the connection.
     pub(crate) async fn leave(self) {
         self.connection.abort();
         let _ = self.connection.await;
     }
 
-    pub(crate) async fn finish(mut self) -> Ran {
+    pub(crate) async fn finish(mut self) -> FinishedRun {
         let mut events = Vec::new();
         while let Some(event) = self.next().await {
             if event["type"] != "keepalive" {
@@ -216,16 +216,16 @@ impl Answer {
         }
         let last = events.pop().expect("there is a last line");
         assert_eq!(last, json!({"type": "end_of_execution"}));
-        Ran { events }
+        FinishedRun { events }
     }
 }
 
-/// A run that is over; its last line has been checked and taken.
-pub(crate) struct Ran {
+/// A run that has ended; its last line was checked and removed.
+pub(crate) struct FinishedRun {
     pub(crate) events: Vec<Value>,
 }
 
-impl std::fmt::Debug for Ran {
+impl std::fmt::Debug for FinishedRun {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // A chart's script has megabytes.
         f.debug_list()
@@ -234,7 +234,7 @@ impl std::fmt::Debug for Ran {
     }
 }
 
-impl Ran {
+impl FinishedRun {
     fn of<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a Value> {
         self.events.iter().filter(move |event| event["type"] == kind)
     }
@@ -276,14 +276,14 @@ impl Ran {
         self.of("error").next().unwrap_or_else(|| panic!("{self:?}"))
     }
 
-    /// Nothing but the count.
+    /// Asserts that there are no lines but the count.
     pub(crate) fn assert_silent(&self) {
         assert_eq!(self.events.len(), 1, "{self:?}");
         self.count();
     }
 }
 
-/// Stands for envd: knows a token and variables.
+/// A replacement of envd with a token and variables.
 pub(crate) struct Envd {
     pub(crate) address: SocketAddr,
     state: Arc<Mutex<EnvdState>>,

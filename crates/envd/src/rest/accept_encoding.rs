@@ -1,22 +1,22 @@
-//! Which encoding of a download the client wants.
-//! HTTP libraries offer `gzip, deflate, br` with every request without anyone having asked for
-//! compression, and identity is always allowed then: only a client that names gzip alone gets it.
+//! Chooses the encoding of a download by the `Accept-Encoding` header.
+//! HTTP libraries send `gzip, deflate, br` with every request although their users do not ask for
+//! compression, and identity is always allowed then: only a client that names gzip and no other coding gets gzip.
 
 use http::HeaderMap;
 use http::header::ACCEPT_ENCODING;
 
-/// What to send.
+/// The encoding of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
-    /// The bytes as they are.
+    /// Not compressed.
     Identity,
-    /// Compressed.
+    /// Compressed with gzip.
     Gzip,
-    /// Nothing we have is acceptable.
+    /// No supported encoding is acceptable.
     None,
 }
 
-/// Picks the encoding.
+/// Chooses the encoding.
 pub fn choose(headers: &HeaderMap) -> Encoding {
     let lines = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|line| line.to_str().ok());
     let (mut gzip, mut identity, mut any, mut others) = (None, None, None, 0);
@@ -41,18 +41,18 @@ pub fn choose(headers: &HeaderMap) -> Encoding {
     }
 }
 
-/// Whether the bytes as they are will do.
+/// Whether an uncompressed response is acceptable.
 pub fn allows_identity(headers: &HeaderMap) -> bool {
     let mut reduced = HeaderMap::new();
     for line in headers.get_all(ACCEPT_ENCODING) {
         reduced.append(ACCEPT_ENCODING, line.clone());
     }
-    // Another coding beside the client's own keeps gzip from being preferred, and nothing else.
+    // A further coding only prevents that gzip is preferred.
     reduced.append(ACCEPT_ENCODING, http::HeaderValue::from_static("other"));
     choose(&reduced) == Encoding::Identity
 }
 
-/// A weight in thousandths.
+/// Returns the weight of a coding, in thousandths.
 fn weight(item: &str) -> u32 {
     let Some(text) = item.split(';').skip(1).find_map(|p| p.trim().strip_prefix("q=")) else { return 1000 };
     let (whole, fraction) = text.trim().split_once('.').unwrap_or((text.trim(), ""));

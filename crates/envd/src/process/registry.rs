@@ -1,6 +1,6 @@
-//! All processes that clients can select: the live ones, and for a while those that have ended.
+//! The registry of processes that clients can select: live ones and, for a while, ended ones.
 //! A process is live until the reaper has its status, and attachable until its last output is delivered.
-//! Look-ups by tag prefer the live process, then the one that ended last.
+//! Look-ups by tag prefer a live process, then the process that ended last.
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
@@ -20,15 +20,15 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use crate::process::status;
 use crate::state::lock;
 
-/// How long an ended process can still be attached to.
+/// How long an ended process is remembered and can be attached to.
 const REMEMBERED: Duration = Duration::from_secs(30);
 
-/// How many ended processes are remembered at most.
+/// Maximum number of ended processes that are remembered.
 const MAX_REMEMBERED: usize = 1024;
 
-/// What a subscriber receives.
+/// An event for the subscribers of a process.
 #[derive(Debug, Clone)]
-pub enum Event {
+pub enum OutputEvent {
     /// From standard output.
     Stdout(Bytes),
     /// From standard error.
@@ -39,12 +39,12 @@ pub enum Event {
     End(EndEvent),
 }
 
-/// Where a process' input goes.
+/// Where the input of a process is written to.
 #[derive(Debug)]
-pub enum Input {
-    /// The write end of its standard input; `None` once closed, or never open.
+pub enum InputTarget {
+    /// The write end of its standard input; `None` if it is closed or was never open.
     Pipe(Option<AsyncFd<OwnedFd>>),
-    /// The terminal's master side is used.
+    /// The terminal's master side.
     Terminal,
 }
 
@@ -53,32 +53,32 @@ pub enum Input {
 pub struct Process {
     /// Its id in the sandbox.
     pub pid: u32,
-    /// The client's name for it.
+    /// Tag that the client gave it.
     pub tag: Option<String>,
-    /// What the client asked for.
+    /// The client's start request.
     pub config: ProcessConfig,
     /// Master side of its terminal, if it has one.
     pub terminal: Option<AsyncFd<OwnedFd>>,
-    /// Writers take turns.
-    pub input: tokio::sync::Mutex<Input>,
-    /// Told that the process ended; taken by the reaper.
+    /// Locked by a writer for the whole of its input.
+    pub input: tokio::sync::Mutex<InputTarget>,
+    /// Receives the exit status; taken by the reaper.
     exit: Mutex<Option<oneshot::Sender<ExitStatus>>>,
-    /// Receivers of output. Closed (`None`) once the end was delivered.
-    subscribers: Mutex<Option<Vec<mpsc::Sender<Event>>>>,
-    /// Set when the end must not wait for others that hold the pipes open.
+    /// Receivers of output; `None` once the end has been delivered.
+    subscribers: Mutex<Option<Vec<mpsc::Sender<OutputEvent>>>>,
+    /// Whether the end is delivered although other processes hold the pipes open.
     hurry: AtomicBool,
-    /// Tells of a change of `hurry`.
+    /// Notified when `hurry` is set.
     hurried: Notify,
 }
 
 impl Process {
-    /// A process that has just been started.
+    /// Makes the record of a process that was just started.
     pub fn new(
         pid: u32,
         tag: Option<String>,
         config: ProcessConfig,
         terminal: Option<AsyncFd<OwnedFd>>,
-        input: Input,
+        input: InputTarget,
         exit: oneshot::Sender<ExitStatus>,
     ) -> Self {
         Self {
@@ -94,16 +94,16 @@ impl Process {
         }
     }
 
-    /// A receiver of everything from now on; `None` if the end has been delivered.
-    pub fn subscribe(&self) -> Option<mpsc::Receiver<Event>> {
-        // A slow reader holds the process back after this many pieces.
+    /// Returns a receiver of all events from now on; `None` if the end has been delivered.
+    pub fn subscribe(&self) -> Option<mpsc::Receiver<OutputEvent>> {
+        // A slow reader blocks the process after this many pieces.
         let (sender, receiver) = mpsc::channel(8);
         lock(&self.subscribers).as_mut()?.push(sender);
         Some(receiver)
     }
 
-    /// Delivers to all subscribers, waiting for the slow ones and forgetting those that left.
-    pub async fn deliver(&self, event: Event) {
+    /// Sends an event to all subscribers. Waits for slow ones and removes those that have gone.
+    pub async fn deliver(&self, event: OutputEvent) {
         let subscribers = lock(&self.subscribers).clone().unwrap_or_default();
         let mut left = false;
         for subscriber in &subscribers {
@@ -114,15 +114,15 @@ impl Process {
         }
     }
 
-    /// Delivers the end, and accepts no subscribers from then on.
+    /// Sends the end to all subscribers. No subscriptions are accepted from then on.
     pub async fn deliver_end(&self, end: EndEvent) {
         let subscribers = lock(&self.subscribers).take().unwrap_or_default();
         for subscriber in subscribers {
-            let _ = subscriber.send(Event::End(end.clone())).await;
+            let _ = subscriber.send(OutputEvent::End(end.clone())).await;
         }
     }
 
-    /// Sends a signal, unless the process has been reaped: its id may then be another's.
+    /// Sends a signal, unless the process has been reaped: its id may belong to another process then.
     /// Afterwards the end is delivered without waiting for inherited pipes.
     pub fn signal(&self, signal: Signal) -> rustix::io::Result<()> {
         self.hurry.store(true, Ordering::Release);
@@ -135,12 +135,12 @@ impl Process {
         }
     }
 
-    /// Whether the end may overtake others that hold the pipes open.
+    /// Whether the end is delivered although other processes hold the pipes open.
     pub fn in_hurry(&self) -> bool {
         self.hurry.load(Ordering::Acquire)
     }
 
-    /// Waits for a reason to hurry. Wake-ups may come early: look at `in_hurry`.
+    /// Waits until `in_hurry` may have changed. Wake-ups may be spurious.
     pub async fn hurried(&self) {
         self.hurried.notified().await;
     }
@@ -151,40 +151,40 @@ impl Process {
     }
 }
 
-/// A process that can no longer be attached to live.
+/// The end of a process.
 #[derive(Debug, Clone)]
-struct Ended {
+struct EndedProcess {
     pid: u32,
     tag: Option<String>,
     end: EndEvent,
     at: Instant,
 }
 
-/// What a selector leads to.
+/// The result of a look-up.
 #[derive(Debug)]
-pub enum Found {
-    /// Running, or with output still under way.
+pub enum FoundProcess {
+    /// The process runs, or still has output to deliver.
     Process(Arc<Process>),
-    /// Over; its id and end are all that is left.
+    /// The process has ended; only its id and end are known.
     Ended(u32, EndEvent),
 }
 
-/// The processes.
+/// The processes of envd.
 #[derive(Debug, Default)]
-pub struct Table {
-    /// By id. A process stays until its end is delivered, or until a new one gets its id.
+pub struct ProcessRegistry {
+    /// By id. A process is kept until its end is delivered, or until a new process gets its id.
     processes: Mutex<HashMap<u32, Arc<Process>>>,
     /// Oldest first.
-    ended: Mutex<VecDeque<Ended>>,
+    ended: Mutex<VecDeque<EndedProcess>>,
 }
 
-impl Table {
-    /// Takes the table, and thereby keeps the reaper out, while a process is started and recorded.
+impl ProcessRegistry {
+    /// Locks the processes, which prevents reaping while a process is started and registered.
     pub fn lock_for_start(&self) -> MutexGuard<'_, HashMap<u32, Arc<Process>>> {
         lock(&self.processes)
     }
 
-    /// Reaps all that can be reaped, ours and orphans, and passes our processes' statuses on.
+    /// Reaps all ended children, registered ones and orphans, and forwards the statuses of registered ones.
     pub fn reap(&self) {
         let processes = lock(&self.processes);
         while let Ok(Some((pid, status))) = rustix::process::wait(rustix::process::WaitOptions::NOHANG) {
@@ -199,13 +199,13 @@ impl Table {
         }
     }
 
-    /// Remembers the end of a process, just before the end is delivered.
+    /// Remembers the end of a process; called just before the end is delivered.
     pub fn ended(&self, process: &Arc<Process>, status: ExitStatus) -> EndEvent {
         let end = status::end_event(status);
         let mut ended = lock(&self.ended);
         forget_old(&mut ended);
         let tag = process.tag.clone();
-        ended.push_back(Ended { pid: process.pid, tag, end: end.clone(), at: Instant::now() });
+        ended.push_back(EndedProcess { pid: process.pid, tag, end: end.clone(), at: Instant::now() });
         let mut processes = lock(&self.processes);
         if processes.get(&process.pid).is_some_and(|other| Arc::ptr_eq(other, process)) {
             processes.remove(&process.pid);
@@ -213,20 +213,20 @@ impl Table {
         end
     }
 
-    /// The live processes, by id.
+    /// Returns the live processes, ordered by id.
     pub fn live(&self) -> Vec<Arc<Process>> {
         let mut live: Vec<_> = lock(&self.processes).values().filter(|p| p.is_live()).cloned().collect();
         live.sort_by_key(|process| process.pid);
         live
     }
 
-    /// Whether a live process has that tag.
+    /// Whether a live process has the tag.
     pub fn has_tag(processes: &HashMap<u32, Arc<Process>>, tag: &str) -> bool {
         processes.values().any(|p| p.tag.as_deref() == Some(tag) && p.is_live())
     }
 
-    /// What the selector leads to, ended processes included.
-    pub fn find(&self, selector: &Selector) -> Option<Found> {
+    /// Finds a process by a selector, ended processes included.
+    pub fn find(&self, selector: &Selector) -> Option<FoundProcess> {
         let matches = |pid: u32, tag: &Option<String>| match selector {
             Selector::Pid(wanted) => pid == *wanted,
             Selector::Tag(wanted) => tag.as_deref() == Some(wanted),
@@ -235,28 +235,28 @@ impl Table {
             let processes = lock(&self.processes);
             let mut matching = processes.values().filter(|p| matches(p.pid, &p.tag));
             let first = matching.next();
-            // A tag can be taken over while its last holder still delivers output: prefer the live one.
+            // A process may get a tag while its last holder still delivers output: prefer the live process.
             first.into_iter().chain(matching).max_by_key(|p| p.is_live()).cloned()
         };
         if let Some(process) = found {
-            return Some(Found::Process(process));
+            return Some(FoundProcess::Process(process));
         }
         let mut ended = lock(&self.ended);
         forget_old(&mut ended);
         let last = ended.iter().rev().find(|ended| matches(ended.pid, &ended.tag))?;
-        Some(Found::Ended(last.pid, last.end.clone()))
+        Some(FoundProcess::Ended(last.pid, last.end.clone()))
     }
 
-    /// The live process a selector leads to.
+    /// Finds a live process by a selector.
     pub fn find_live(&self, selector: &Selector) -> Option<Arc<Process>> {
         match self.find(selector)? {
-            Found::Process(process) if process.is_live() => Some(process),
+            FoundProcess::Process(process) if process.is_live() => Some(process),
             _ => None,
         }
     }
 }
 
-fn forget_old(ended: &mut VecDeque<Ended>) {
+fn forget_old(ended: &mut VecDeque<EndedProcess>) {
     while ended.front().is_some_and(|first| first.at.elapsed() > REMEMBERED || ended.len() >= MAX_REMEMBERED)
     {
         ended.pop_front();

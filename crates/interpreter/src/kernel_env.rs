@@ -1,6 +1,6 @@
-//! What a kernel is told before a run: variables, directory, a new seed. Never by touching the user's code.
-//! Everything that comes from a client is quoted; a name that a shell could not have is left out there.
-//! Java has no way to change its environment: variables are system properties there, as clients expect.
+//! Changes to a kernel's environment before a run: variables, directory, a new seed. The user's code is not changed for it.
+//! All text of clients is quoted; variables whose names are invalid in a shell are left out there.
+//! Java cannot change its environment: variables are system properties there, as clients expect.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -13,21 +13,21 @@ use serde_json::json;
 use crate::envd::Env;
 use crate::event::ascii_json;
 
-/// Changes to a kernel's surroundings.
+/// Changes to a kernel's environment.
 #[derive(Debug, Default, Clone, PartialEq)]
-pub(crate) struct Prepare {
+pub(crate) struct EnvChange {
     pub(crate) set: Env,
     pub(crate) unset: BTreeSet<String>,
     pub(crate) cwd: Option<PathBuf>,
     pub(crate) seed: Option<u32>,
 }
 
-impl Prepare {
+impl EnvChange {
     pub(crate) fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// What makes `now` of `before`; `base` are the variables that the process had from the start.
+    /// Returns the changes from `before` to `now`; `base` are the variables that the process was started with.
     pub(crate) fn change(before: &Env, now: &Env, base: &Env) -> Self {
         let mut change = Self::default();
         for (name, value) in now {
@@ -44,7 +44,7 @@ impl Prepare {
         change
     }
 
-    /// An expression for Python; the module is ours, put there by the kernel's start.
+    /// Returns an expression for Python, which calls a module that the driver has loaded.
     pub(crate) fn python(&self) -> String {
         let wanted = json!({"set": self.set, "unset": self.unset, "cwd": self.cwd, "seed": self.seed});
         format!("__import__('_interpreter').prepare('{}')", STANDARD.encode(ascii_json(&wanted)))
@@ -67,7 +67,7 @@ impl Prepare {
         code
     }
 
-    /// Commands for bash, each in a line.
+    /// Returns commands for bash, one per line.
     pub(crate) fn bash(&self) -> String {
         let mut code = String::new();
         for (name, value) in self.set.iter().filter(|(name, _)| is_shell_name(name)) {
@@ -85,7 +85,7 @@ impl Prepare {
         code
     }
 
-    /// Lines for the drivers of JavaScript and Java.
+    /// Returns lines for the drivers of JavaScript and Java.
     pub(crate) fn words(&self) -> String {
         let mut lines = String::new();
         for (name, value) in &self.set {
@@ -104,7 +104,7 @@ impl Prepare {
     }
 }
 
-/// A line for a driver.
+/// Makes a line for a driver.
 pub(crate) fn words(verb: &str, rest: &[&str]) -> String {
     let mut line = verb.to_owned();
     for word in rest {
@@ -115,7 +115,7 @@ pub(crate) fn words(verb: &str, rest: &[&str]) -> String {
     line
 }
 
-/// A word that bash takes as it is. It cannot hold NUL.
+/// Quotes a word for bash, without NUL bytes, which it cannot contain.
 pub(crate) fn shell(text: &str) -> String {
     format!("'{}'", text.replace('\0', "").replace('\'', r"'\''"))
 }
@@ -126,7 +126,7 @@ fn is_shell_name(name: &str) -> bool {
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
-/// A string literal of R.
+/// Makes a string literal for R.
 fn r(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars().filter(|c| *c != '\0') {
@@ -154,18 +154,18 @@ mod tests {
         let base = env(&[("PATH", "/bin"), ("HOME", "/root")]);
         let before = env(&[("PATH", "/mine"), ("GONE", "1"), ("KEPT", "2")]);
         let now = env(&[("KEPT", "2"), ("NEW", "3"), ("HOME", "/root")]);
-        let change = Prepare::change(&before, &now, &base);
+        let change = EnvChange::change(&before, &now, &base);
         assert_eq!(change.set, env(&[("NEW", "3"), ("PATH", "/bin")]));
         assert_eq!(change.unset, BTreeSet::from(["GONE".to_owned()]));
-        assert!(Prepare::change(&before, &before, &base).is_empty());
+        assert!(EnvChange::change(&before, &before, &base).is_empty());
     }
 
     #[test]
     fn values_cannot_leave_their_quotes() {
-        let change = Prepare {
+        let change = EnvChange {
             set: env(&[("A", "it's \"$(id)\" \\ \u{e9}\n"), ("not a name; id", "x")]),
             cwd: Some("/a'b".into()),
-            ..Prepare::default()
+            ..EnvChange::default()
         };
         assert_eq!(
             change.bash(),

@@ -1,4 +1,4 @@
-//! A request's body in pieces, decompressed if it came compressed.
+//! Reads a request's body in pieces, and decompresses it if it is compressed.
 
 use std::io::Write;
 
@@ -11,21 +11,21 @@ use http_body_util::BodyExt;
 
 use crate::rest::RestError;
 
-/// Compressed bytes taken at a time: a thousandfold of them must still be little.
+/// Number of compressed bytes to decompress at a time: they may become a thousand times as many.
 const SLICE: usize = 4096;
 
-/// The body.
+/// A reader of a request's body.
 #[derive(Debug)]
-pub struct Reader {
+pub struct BodyReader {
     body: DrainableBody,
     gzip: Option<MultiGzDecoder<Vec<u8>>>,
-    /// Compressed, and not looked at yet.
+    /// Compressed bytes that were received and not decompressed yet.
     waiting: Bytes,
     ended: bool,
 }
 
-impl Reader {
-    /// A reader of a request with those headers.
+impl BodyReader {
+    /// Makes a reader of the body of a request with these headers.
     pub fn new(body: DrainableBody, headers: &HeaderMap) -> Result<Self, RestError> {
         let encoding = headers.get(CONTENT_ENCODING).map_or("", |value| value.to_str().unwrap_or("?"));
         let gzip = match encoding.trim().to_ascii_lowercase().as_str() {
@@ -36,7 +36,7 @@ impl Reader {
         Ok(Self { body, gzip, waiting: Bytes::new(), ended: false })
     }
 
-    /// The next bytes; `None` at the end.
+    /// Returns the next bytes; `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Bytes>, RestError> {
         loop {
             if self.waiting.is_empty() && !self.ended {
@@ -77,15 +77,15 @@ impl Reader {
         Ok(None)
     }
 
-    /// Reads on without looking: a client that is still sending does not listen for an answer.
+    /// Reads and discards the rest: a client that is still sending does not read the response.
     pub async fn drain(&mut self) {
         while let Ok(Some(_)) = self.receive().await {}
     }
 }
 
-/// A whole body of at most `limit` bytes.
+/// Reads a whole body of at most `limit` bytes.
 pub async fn collect(body: DrainableBody, headers: &HeaderMap, limit: usize) -> Result<Bytes, RestError> {
-    let mut reader = Reader::new(body, headers)?;
+    let mut reader = BodyReader::new(body, headers)?;
     let mut all = BytesMut::new();
     while let Some(bytes) = reader.next().await? {
         if all.len() + bytes.len() > limit {

@@ -1,6 +1,6 @@
-//! Requests that no honest client sends: the corpus, and random ones around it.
-//! Whatever comes, envd answers or hangs up, and goes on answering others; what is HTTP gets an answer that is Connect.
-//! Only calls that change nothing are made: this envd has the host's files before it.
+//! Malformed and malicious requests: the corpus, and random mutations of it.
+//! envd must respond or close the connection, and go on serving others; well-formed HTTP must get a well-formed Connect response.
+//! Only calls that change nothing are made: this envd serves the host's files.
 
 #![allow(missing_docs)]
 
@@ -11,11 +11,11 @@ use std::time::Duration;
 use crate::common::{Envd, corpus};
 use proptest::prelude::*;
 
-/// Sends raw bytes and reads until envd has nothing more to say. A request that is not whole is ended by us, but only
-/// after envd has had time to look at it: it does not work for clients that are gone.
+/// Sends raw bytes and reads until envd sends no more. An incomplete request is ended by this side, but only
+/// after envd has had time to process it: it does not work for clients that have gone.
 fn send(envd: &Envd, request: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(&envd.address).expect("envd accepts");
-    // It may hang up in the middle.
+    // It may close the connection in the middle.
     let _ = stream.write_all(request);
     let mut answer = Vec::new();
     for patience in [300, 20_000] {
@@ -29,19 +29,19 @@ fn send(envd: &Envd, request: &[u8]) -> Vec<u8> {
     panic!("no end to {}", request.escape_ascii())
 }
 
-fn assert_well(envd: &Envd) {
+fn assert_healthy(envd: &Envd) {
     let answer = send(envd, b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     assert!(answer.starts_with(b"HTTP/1.1 204"), "{}", answer.escape_ascii());
 }
 
 #[test]
-fn the_corpus_is_answered_and_does_no_harm() {
+fn the_corpus_gets_responses_and_does_no_harm() {
     let envd = Envd::start();
     for (name, request) in corpus::dir("http") {
         let answer = send(&envd, &request);
         let status = answer.get(9..12).unwrap_or_default();
         assert!(status != b"500", "{name}: {}", answer.escape_ascii());
-        assert_well(&envd);
+        assert_healthy(&envd);
     }
 }
 
@@ -63,7 +63,7 @@ fn target() -> impl Strategy<Value = Vec<u8>> {
     methods.prop_map(|method| method.as_bytes().to_vec())
 }
 
-/// JSON that is nearly right: known keys, any values.
+/// JSON that is nearly valid: known keys, any values.
 fn message() -> impl Strategy<Value = Vec<u8>> {
     let keys = prop::sample::select(vec![
         "process", "pid", "tag", "input", "stdin", "path", "depth", "data", "start", "signal", "pty", "size",
@@ -113,7 +113,7 @@ fn rpc() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// Signatures, users, ranges and encodings in a download's head.
+/// Requests for downloads with any signatures, users, ranges and encodings.
 fn download() -> impl Strategy<Value = Vec<u8>> {
     let word = prop_oneof![
         "[!-~]{0,30}",
@@ -135,12 +135,12 @@ fn download() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// A request with some bytes changed, dropped or doubled.
+/// A request with some bytes changed, dropped or duplicated.
 fn mutated(requests: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..3u8), 0..4);
     (requests, changes).prop_map(|(mut request, changes)| {
         for (at, byte, kind) in changes {
-            // Never the method and path: those decide that nothing is changed.
+            // Never the method and path: they ensure that nothing is changed.
             let first = request.iter().position(|b| *b == b'\r').unwrap_or(0);
             let at = first + at.index(request.len() - first);
             match kind {
@@ -157,7 +157,7 @@ fn throw(requests: impl Strategy<Value = Vec<u8>>) {
     let envd = Envd::start();
     corpus::throw(200, requests, |request| {
         send(&envd, &request);
-        assert_well(&envd);
+        assert_healthy(&envd);
         Ok(())
     });
 }
@@ -172,7 +172,7 @@ fn random_downloads_do_no_harm() {
     throw(mutated(download()));
 }
 
-/// Methods with one message each way that change nothing, whatever they are asked.
+/// Unary methods that change nothing, whatever the request is.
 const UNARY: [&str; 10] = [
     "process.Process/List",
     "process.Process/SendInput",
@@ -186,11 +186,11 @@ const UNARY: [&str; 10] = [
     "filesystem.Filesystem/RemoveWatcher",
 ];
 
-/// Methods with a stream, likewise.
+/// Streaming methods that change nothing.
 const STREAMS: [&str; 3] =
     ["process.Process/Connect", "process.Process/StreamInput", "filesystem.Filesystem/WatchDir"];
 
-/// An answer to any message: JSON, and an error that says which.
+/// The response to any message must be JSON, and errors must have a code.
 fn assert_unary(envd: &Envd, method: &str, message: &[u8]) {
     let headers = [("Content-Type", "application/json"), ("Connect-Protocol-Version", "1")];
     let answer = envd.request("POST", &format!("/{method}"), &headers, message);
@@ -203,7 +203,7 @@ fn assert_unary(envd: &Envd, method: &str, message: &[u8]) {
     assert!(![500, 502, 503].contains(&answer.status), "{}", shown());
 }
 
-/// An answer to any body of envelopes: 200 with envelopes, the last of which, and no other, is the end.
+/// The response to any body of envelopes must be 200 with envelopes, of which only the last is the end.
 fn assert_stream(envd: &Envd, method: &str, body: &[u8]) {
     let headers = [
         ("Content-Type", "application/connect+json"),
@@ -226,7 +226,7 @@ fn assert_stream(envd: &Envd, method: &str, body: &[u8]) {
         let message: serde_json::Value = serde_json::from_slice(&behind[..length]).expect("JSON");
         let (code, text) =
             (&message["error"]["code"], message["error"]["message"].as_str().unwrap_or_default());
-        // The one the protocol wants.
+        // The error that the protocol prescribes.
         assert!(code != "internal" || text.starts_with("received compressed message"), "{}", shown());
         (ended, rest) = (flags == 2, &behind[length..]);
     }
@@ -238,50 +238,50 @@ fn contents(dir: &str) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn messages_of_the_corpus_get_proper_answers() {
+fn messages_of_the_corpus_get_proper_responses() {
     let envd = Envd::start();
     for message in contents("json") {
         UNARY.iter().for_each(|method| assert_unary(&envd, method, &message));
     }
-    assert_well(&envd);
+    assert_healthy(&envd);
 }
 
 #[test]
-fn envelopes_of_the_corpus_get_proper_answers() {
+fn envelopes_of_the_corpus_get_proper_responses() {
     let envd = Envd::start();
     for body in contents("envelope") {
         STREAMS.iter().for_each(|method| assert_stream(&envd, method, &body));
     }
-    assert_well(&envd);
+    assert_healthy(&envd);
 }
 
 #[test]
-fn changed_messages_get_proper_answers() {
+fn changed_messages_get_proper_responses() {
     let envd = Envd::start();
-    // No walks through the whole of the host's files.
+    // No walks through all files of the host.
     let mut seeds = contents("json");
     seeds.retain(|message| message.len() < 1000 && memchr::memmem::find(message, b"depth").is_none());
     corpus::throw(400, (prop::sample::select(&UNARY[..]), corpus::bred(seeds)), |(method, message)| {
         assert_unary(&envd, method, &message);
         Ok(())
     });
-    assert_well(&envd);
+    assert_healthy(&envd);
 }
 
 #[test]
-fn changed_envelopes_get_proper_answers() {
+fn changed_envelopes_get_proper_responses() {
     let envd = Envd::start();
     let methods = prop::sample::select(&STREAMS[..]);
     corpus::throw(400, (methods, corpus::bred(contents("envelope"))), |(method, body)| {
         assert_stream(&envd, method, &body);
         Ok(())
     });
-    assert_well(&envd);
+    assert_healthy(&envd);
 }
 
 #[test]
-fn introductions_of_the_corpus_and_changed_ones_do_no_harm() {
-    // It may take on a token: then it refuses the next, so each is a first one. Its own directory is its system.
+fn init_requests_of_the_corpus_and_changed_ones_do_no_harm() {
+    // A request may set a token, and envd refuses the next one then: so each has an envd of its own, with a system root of its own.
     let introduce = |message: &[u8]| {
         let envd = Envd::start();
         let answer = envd.request("POST", "/init", &[], message);
@@ -291,7 +291,7 @@ fn introductions_of_the_corpus_and_changed_ones_do_no_harm() {
             message.escape_ascii(),
             answer.body.escape_ascii()
         );
-        assert_well(&envd);
+        assert_healthy(&envd);
         let outside: Vec<_> = std::fs::read_dir(envd.dir.path()).expect("its directory").flatten().collect();
         assert!(outside.iter().all(|entry| entry.file_name() == "system"), "{outside:?}");
     };

@@ -1,6 +1,6 @@
-//! An uploaded file on its way to disk: received pieces are gathered while the ones before are written.
-//! The file is opened together with its first write, so that a small one costs one switch of threads,
-//! and the order of events a watcher sees is always: created, given to its user, written.
+//! Writes an uploaded file to disk: pieces are gathered while the previous ones are written.
+//! The file is opened together with its first write, so that a small file costs one switch of threads.
+//! Watchers see the events always in this order: created, owner changed, written.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,30 +15,30 @@ use rustix::fs::{Gid, OFlags, Uid};
 use rustix::io::Errno;
 use tokio::task::JoinHandle;
 
-use crate::filesystem::ops::words;
+use crate::filesystem::ops::error_text;
 use crate::filesystem::{dirs, metadata};
 use crate::rest::RestError;
 use crate::users::User;
 
-/// Bytes gathered before they are written.
+/// Number of bytes that are gathered before they are written.
 const GATHERED: usize = 512 * 1024;
 
-/// What is being written where, and for whom.
+/// Destination and owner of an uploaded file.
 #[derive(Debug)]
 pub struct Target {
-    /// Resolved.
+    /// Absolute path.
     pub path: PathBuf,
-    /// Becomes the owner.
+    /// The owner.
     pub user: User,
-    /// Replaces what the file had.
+    /// Metadata, which replaces all earlier metadata.
     pub metadata: BTreeMap<String, String>,
-    /// Bytes announced, if they were.
+    /// Announced size, if known, bytes.
     pub length: Option<u64>,
 }
 
-/// A file being uploaded.
+/// A file that is being uploaded.
 #[derive(Debug)]
-pub struct Sink {
+pub struct FileWriter {
     target: Arc<Target>,
     file: Option<Opened>,
     writing: Option<JoinHandle<Result<Opened, RestError>>>,
@@ -49,30 +49,30 @@ pub struct Sink {
 #[derive(Debug)]
 struct Opened {
     file: File,
-    /// It was not there before.
+    /// Whether the file is new.
     new: bool,
 }
 
-impl Sink {
-    /// Nothing happens before the first write.
+impl FileWriter {
+    /// Makes a writer. The file is not touched before the first write.
     pub fn new(target: Target) -> Self {
         Self { target: Arc::new(target), file: None, writing: None, gathered: Vec::new(), size: 0 }
     }
 
-    /// Takes the next bytes.
+    /// Adds the next bytes.
     pub async fn push(&mut self, bytes: Bytes) -> Result<(), RestError> {
         self.size += bytes.len();
         self.gathered.push(bytes);
         if self.size < GATHERED { Ok(()) } else { self.write().await }
     }
 
-    /// Writes what is left. An empty file is made, too.
+    /// Writes the rest. Creates the file even if it is empty.
     pub async fn finish(mut self) -> Result<(), RestError> {
         self.write().await?;
-        self.settle().await
+        self.finish_write().await
     }
 
-    async fn settle(&mut self) -> Result<(), RestError> {
+    async fn finish_write(&mut self) -> Result<(), RestError> {
         if let Some(writing) = self.writing.take() {
             self.file = Some(writing.await??);
         }
@@ -80,7 +80,7 @@ impl Sink {
     }
 
     async fn write(&mut self) -> Result<(), RestError> {
-        self.settle().await?;
+        self.finish_write().await?;
         let target = Arc::clone(&self.target);
         let (opened, gathered) = (self.file.take(), std::mem::take(&mut self.gathered));
         self.size = 0;
@@ -98,7 +98,7 @@ impl Sink {
     }
 }
 
-/// Writes all pieces with as few calls as they allow.
+/// Writes all pieces with as few system calls as possible.
 fn write_all(file: &mut File, pieces: &[Bytes]) -> io::Result<()> {
     let mut slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
     let mut slices = &mut slices[..];
@@ -114,7 +114,7 @@ fn write_all(file: &mut File, pieces: &[Bytes]) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens it, empty or about to be written to.
+/// Opens and truncates the file, and sets owner and metadata.
 fn open(target: &Target, stays_empty: bool) -> Result<Opened, RestError> {
     let path = &target.path;
     let before = std::fs::metadata(path).ok();
@@ -124,19 +124,20 @@ fn open(target: &Target, stays_empty: bool) -> Result<Opened, RestError> {
     if let Some(parent) = path.parent() {
         dirs::ensure(parent, &target.user)?;
     }
-    // Before anything is lost: what cannot fit need not be tried.
+    // Before the old contents are lost: refuse what cannot fit.
     let old = before.as_ref().map_or(0, std::fs::Metadata::len);
     if let Some(length) = target.length
         && room(path).is_some_and(|room| length > room.saturating_add(old))
     {
         return Err(no_space(Some(length)));
     }
-    // Without waiting: a pipe without a reader must not hold a thread. Not truncated yet: it may be refused.
+    // Nonblocking: a pipe without a reader must not block a thread. Not truncated yet: it may be refused.
     let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
     let file =
         File::options().write(true).create(true).truncate(false).mode(0o666).custom_flags(flags).open(path);
     let file = file.map_err(|error| open_error(path, &error))?;
-    let failed = |error: io::Error| RestError::internal(format!("error opening file: {}", words(&error)));
+    let failed =
+        |error: io::Error| RestError::internal(format!("error opening file: {}", error_text(&error)));
     let meta = file.metadata().map_err(failed)?;
     if !meta.is_file() {
         return Err(RestError::bad_request(format!("path is not a regular file: {}", path.display())));
@@ -145,8 +146,8 @@ fn open(target: &Target, stays_empty: bool) -> Result<Opened, RestError> {
     rustix::fs::fchown(&file, Some(uid), Some(gid))
         .map_err(|error| RestError::internal(format!("error changing file ownership: {error}")))?;
     if meta.len() > 0 {
-        // File systems take a file cut to nothing for one that is replaced and must not be lost: they write out all of it when it is
-        // closed. Its first byte comes at once.
+        // Filesystems take a file that is truncated to 0 for one whose replacement must not be lost, and write all of it
+        // to disk when it is closed. So it is truncated to 1 byte, which is overwritten at once.
         file.set_len(u64::from(!stays_empty)).map_err(failed)?;
     }
     metadata::replace(&file, &target.metadata).map_err(|error| match error {
@@ -156,7 +157,7 @@ fn open(target: &Target, stays_empty: bool) -> Result<Opened, RestError> {
     Ok(Opened { file, new: before.is_none() })
 }
 
-/// Bytes that root may still write there.
+/// Returns the free space of the filesystem that root may use, bytes.
 fn room(path: &Path) -> Option<u64> {
     let fs = rustix::fs::statvfs(path.parent()?).ok()?;
     Some(fs.f_bfree.saturating_mul(fs.f_frsize))
@@ -166,27 +167,29 @@ fn open_error(path: &Path, error: &io::Error) -> RestError {
     match Errno::from_io_error(error) {
         Some(Errno::NOSPC | Errno::DQUOT) => RestError::new(
             StatusCode::INSUFFICIENT_STORAGE,
-            format!("not enough inodes available: {}", words(error)),
+            format!("not enough inodes available: {}", error_text(error)),
         ),
         Some(Errno::ISDIR) => RestError::bad_request(format!("path is a directory: {}", path.display())),
         Some(Errno::NXIO) => {
             RestError::bad_request(format!("path is not a regular file: {}", path.display()))
         }
-        Some(Errno::NAMETOOLONG) => RestError::bad_request(format!("error opening file: {}", words(error))),
-        _ => RestError::internal(format!("error opening file: {}", words(error))),
+        Some(Errno::NAMETOOLONG) => {
+            RestError::bad_request(format!("error opening file: {}", error_text(error)))
+        }
+        _ => RestError::internal(format!("error opening file: {}", error_text(error))),
     }
 }
 
 fn write_error(target: &Target, opened: &mut Opened, error: &io::Error) -> RestError {
     if opened.file.stream_position().is_ok_and(|position| position == 0) {
-        // Nothing of it is the new one's. If this fails, the first failure is still the one to tell.
+        // Nothing new was written. If this fails, the first error is still the one to report.
         let _ = opened.file.set_len(0);
     }
     if !matches!(Errno::from_io_error(error), Some(Errno::NOSPC | Errno::DQUOT)) {
-        return RestError::internal(format!("error writing file: {}", words(error)));
+        return RestError::internal(format!("error writing file: {}", error_text(error)));
     }
     if opened.new {
-        // A part of a file is worth less than the room it takes.
+        // The incomplete file would only take up space.
         let _ = std::fs::remove_file(&target.path);
     }
     no_space(target.length)

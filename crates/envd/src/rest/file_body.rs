@@ -1,6 +1,6 @@
-//! A file as a response body: read in large pieces on blocking threads, one piece ahead of the network.
-//! Two buffers circulate, so a transfer of any size costs the same memory.
-//! No thread is held while the client does not read.
+//! A file as a response body: it is read in large pieces on blocking threads, one piece ahead of the network.
+//! Two buffers are reused, so the memory of a transfer does not depend on its size.
+//! No thread is blocked while the client does not read.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -17,76 +17,76 @@ use tokio::task::JoinHandle;
 use crate::alloc;
 use crate::state::lock;
 
-/// Bytes per piece.
+/// Size of a piece, bytes.
 pub const PIECE: usize = 256 * 1024;
 
-/// Buffers that are free to be used again.
+/// Buffers for reuse.
 #[derive(Debug, Default)]
-struct Pool(Mutex<Vec<Vec<u8>>>);
+struct BufferPool(Mutex<Vec<Vec<u8>>>);
 
-impl Drop for Pool {
+impl Drop for BufferPool {
     fn drop(&mut self) {
         lock(&self.0).clear();
         alloc::trim();
     }
 }
 
-/// A buffer that goes back to its pool once the network is done with it.
-struct Pooled {
+/// A buffer that goes back to its pool once it has been sent.
+struct PooledBuffer {
     buffer: Vec<u8>,
-    pool: Arc<Pool>,
+    pool: Arc<BufferPool>,
 }
 
-impl AsRef<[u8]> for Pooled {
+impl AsRef<[u8]> for PooledBuffer {
     fn as_ref(&self) -> &[u8] {
         &self.buffer
     }
 }
 
-impl Drop for Pooled {
+impl Drop for PooledBuffer {
     fn drop(&mut self) {
         lock(&self.pool.0).push(std::mem::take(&mut self.buffer));
     }
 }
 
-/// Reads a file piece by piece, compressing it if asked. Blocking.
+/// Reads a file in pieces, and compresses it if requested. Blocking.
 #[derive(Debug)]
-pub struct Source {
+pub struct FileReader {
     file: File,
-    /// Bytes still to be read; `None` means to the end, wherever that is.
+    /// Number of bytes left to read; `None` to read to the end.
     remaining: Option<u64>,
     gzip: Option<GzEncoder<Vec<u8>>>,
-    pool: Arc<Pool>,
+    pool: Arc<BufferPool>,
     ended: bool,
 }
 
-impl Source {
-    /// Reads from where the file stands.
+impl FileReader {
+    /// Reads `remaining` bytes from the current position, or to the end.
     pub fn new(file: File, remaining: Option<u64>) -> Self {
         Self { file, remaining, gzip: None, pool: Arc::default(), ended: false }
     }
 
-    /// Compresses what is read.
+    /// Compresses the contents with gzip.
     pub fn gzip(mut self) -> Self {
         self.gzip = Some(GzEncoder::new(Vec::with_capacity(PIECE), Compression::fast()));
         self
     }
 
-    /// The file's next bytes, as many as fit a piece; fewer only at the end.
+    /// Reads the next bytes, one piece; fewer only at the end.
     pub fn read(&mut self) -> io::Result<Bytes> {
         let mut buffer = lock(&self.pool.0).pop().unwrap_or_default();
         buffer.clear();
         let piece = self.remaining.map_or(PIECE as u64, |remaining| remaining.min(PIECE as u64));
-        // Reserved first, or the buffer would grow in steps.
+        // Reserved at once, or the buffer would grow in steps.
         buffer.reserve(usize::try_from(piece).unwrap_or(PIECE));
         (&self.file).take(piece).read_to_end(&mut buffer)?;
         if let Some(remaining) = &mut self.remaining {
             *remaining -= buffer.len() as u64;
         }
-        Ok(Bytes::from_owner(Pooled { buffer, pool: Arc::clone(&self.pool) }))
+        Ok(Bytes::from_owner(PooledBuffer { buffer, pool: Arc::clone(&self.pool) }))
     }
 
-    /// The next bytes to send; empty at the end.
+    /// Returns the next bytes to send; empty at the end.
     fn next(&mut self) -> io::Result<Bytes> {
         loop {
             if self.ended || self.remaining == Some(0) && self.gzip.is_none() {
@@ -112,20 +112,20 @@ impl Source {
     }
 }
 
-/// The body.
+/// The response body.
 #[derive(Debug)]
 pub struct FileBody {
-    /// Read already.
+    /// A piece that was read already.
     first: Option<Bytes>,
-    idle: Option<Source>,
-    reading: Option<JoinHandle<(Source, io::Result<Bytes>)>>,
-    /// For `Content-Length`, where it is known.
+    idle: Option<FileReader>,
+    reading: Option<JoinHandle<(FileReader, io::Result<Bytes>)>>,
+    /// Number of bytes left to send, if known; for `Content-Length`.
     left: Option<u64>,
 }
 
 impl FileBody {
-    /// A body of `length` bytes, if that is known, of which `first` have been read.
-    pub fn new(first: Option<Bytes>, source: Source, length: Option<u64>) -> Self {
+    /// Makes a body of `length` bytes, if known. `first` was read from the file already.
+    pub fn new(first: Option<Bytes>, source: FileReader, length: Option<u64>) -> Self {
         Self { first, idle: Some(source), reading: None, left: length }
     }
 
