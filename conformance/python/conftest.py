@@ -4,12 +4,14 @@ import os
 
 import pytest
 
+import contract
 import results
 from server import ENGINE, Server
 
 
 def pytest_configure(config):
     results.configure(config)
+    contract.install()
 
 
 # Files that take longest: begun first where two run at a time.
@@ -34,6 +36,14 @@ def pytest_collection_modifyitems(items):
             if engine != ENGINE and item.get_closest_marker(engine):
                 item.add_marker(pytest.mark.skip(reason=f"of the {engine} engine"))
         item.user_properties.append(("clients", list(results.rows(item))))
+
+
+@pytest.fixture(autouse=True)
+def responses_are_as_documented():
+    """Fails a test during which the server sent a response that docs/openapi.yaml does not describe."""
+    yield
+    deviations, contract.deviations[:] = list(contract.deviations), []
+    assert not deviations, "\n".join(deviations)
 
 
 @pytest.fixture(scope="session")

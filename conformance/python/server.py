@@ -12,6 +12,7 @@ import tempfile
 import urllib.parse
 import urllib.request
 
+import contract
 import host_state
 
 # The engine that runs the sandboxes.
@@ -64,6 +65,7 @@ class Server:
         except urllib.error.HTTPError as error:
             answer = error
         raw = answer.read()
+        contract.check(method, self.url + path, headers, answer.status, answer.headers, raw)
         try:
             decoded = json.loads(raw)
         except ValueError:
