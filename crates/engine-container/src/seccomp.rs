@@ -1,6 +1,6 @@
 //! The system call filter of every sandbox, as one BPF program.
-//! It closes what a container has no use for and what has broken kernels before; everything else is left to
-//! capabilities and namespaces. Arguments are looked at where only some uses are dangerous.
+//! It refuses calls that a container has no use for and calls that had exploitable bugs; everything else is left to capabilities and
+//! namespaces. Arguments are checked where only some uses are dangerous.
 
 #![allow(clippy::cast_possible_truncation, reason = "BPF opcodes are 16 bits wide; libc declares them wider")]
 
@@ -29,7 +29,7 @@ const fn refuse(errno: i32) -> u32 {
     libc::SECCOMP_RET_ERRNO | errno.cast_unsigned()
 }
 
-/// Flags that make a namespace. `CLONE_NEWTIME` is a signal number to `clone`, so only `unshare` takes it.
+/// Flags that create a namespace. `CLONE_NEWTIME` overlaps with `clone`'s signal number, so only `unshare` accepts it.
 const NEW_NAMESPACE: u32 = (libc::CLONE_NEWUSER
     | libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
@@ -40,7 +40,7 @@ const NEW_NAMESPACE: u32 = (libc::CLONE_NEWUSER
     .cast_unsigned();
 const CLONE_NEWTIME: u32 = 0x80;
 
-/// Calls refused with `EPERM` whatever their arguments.
+/// Calls that are refused with `EPERM` whatever their arguments.
 const FORBIDDEN: &[i64] = &[
     libc::SYS_acct,
     libc::SYS_add_key,
@@ -92,30 +92,30 @@ const FORBIDDEN: &[i64] = &[
     libc::SYS_sysfs,
 ];
 
-/// Calls that programs probe for and do without: "not implemented" sends them to their other way.
+/// Calls that are refused with `ENOSYS`, because programs try them and have a fallback.
 const ABSENT: &[i64] = &[
-    // Its flags are behind a pointer, where a filter cannot look; C libraries fall back to `clone`.
+    // Its flags are behind a pointer, which a filter cannot follow; C libraries fall back to `clone`.
     libc::SYS_clone3,
     libc::SYS_io_uring_setup,
     libc::SYS_io_uring_enter,
     libc::SYS_io_uring_register,
-    // Its slots are few and the whole machine's.
+    // The number of its contexts is limited for the whole host.
     libc::SYS_io_setup,
 ];
 
-/// The call after the youngest one considered here (`removexattrat`); the same on both architectures.
+/// The number after the newest call that this list considers (`removexattrat`); the same on both architectures.
 const FIRST_UNKNOWN: u32 = 467;
 
-/// Builds the program.
+/// Returns the program.
 pub(crate) fn program() -> Vec<sock_filter> {
     let mut program = vec![
         load(ARCHITECTURE),
         jump(EQUAL, AUDIT_ARCH, 1, 0),
-        // 32-bit entry points number their calls differently and would slip through.
+        // 32-bit entry points have different call numbers, so they would bypass the filter.
         ret(libc::SECCOMP_RET_KILL_PROCESS),
         load(NUMBER),
     ];
-    // Calls that are younger than this list, and x86-64's x32 twins of the old ones, which have large numbers too.
+    // Calls that are newer than this list, and x86-64's x32 variants of the old ones, which have large numbers too.
     program.extend([jump(AT_LEAST, FIRST_UNKNOWN, 0, 1), ret(refuse(libc::ENOSYS))]);
     for number in FORBIDDEN {
         on(&mut program, *number, &[ret(refuse(libc::EPERM))]);
@@ -135,7 +135,7 @@ pub(crate) fn program() -> Vec<sock_filter> {
     program
 }
 
-/// Adds `body` for one call; it must end in a return on every path.
+/// Adds instructions for one call. `body` must return on every path.
 fn on(program: &mut Vec<sock_filter>, number: i64, body: &[sock_filter]) {
     let number = u32::try_from(number).expect("call numbers are small");
     let length = u8::try_from(body.len()).expect("bodies are short");
@@ -143,11 +143,12 @@ fn on(program: &mut Vec<sock_filter>, number: i64, body: &[sock_filter]) {
     program.extend_from_slice(body);
 }
 
+/// Refuses a call whose first argument has any of these bits set.
 fn no_bits(bits: u32) -> [sock_filter; 4] {
     [load(argument(0)), jump(ANY_BIT, bits, 0, 1), ret(refuse(libc::EPERM)), ret(libc::SECCOMP_RET_ALLOW)]
 }
 
-/// Typing into somebody else's terminal is how a program escapes from `su`.
+/// Refuses requests that write into the input of a terminal: a program started with `su` could type commands into its caller's shell.
 fn ioctl() -> [sock_filter; 5] {
     const TIOCSTI: u32 = 0x5412;
     const TIOCLINUX: u32 = 0x541c;
@@ -160,13 +161,13 @@ fn ioctl() -> [sock_filter; 5] {
     ]
 }
 
-/// The core limit stays as it was set: any other value may start the host's crash handler. Programs that change it,
-/// as sudo does, are told it worked.
+/// Ignores changes of the limit of core files, because any other value may start the host's crash handler. Returns success for them,
+/// because sudo makes one.
 fn keep_core_limit(resource: u32, new: u32) -> [sock_filter; 8] {
     [
         load(argument(resource)),
         jump(EQUAL, libc::RLIMIT_CORE, 0, 5),
-        // Only asking for it is fine: then the pointer to a new value is null, in both its halves.
+        // Reading the limit is allowed: then the pointer to the new value is null, in both halves.
         load(argument(new)),
         jump(EQUAL, 0, 0, 2),
         load(argument(new) + 4),
@@ -176,7 +177,7 @@ fn keep_core_limit(resource: u32, new: u32) -> [sock_filter; 8] {
     ]
 }
 
-/// Unix, IPv4 and IPv6 with the everyday protocols, and the netlink families that tools read tables with.
+/// Allows Unix sockets, IPv4 and IPv6 with the common protocols, and the netlink families that network tools read with.
 fn socket() -> Vec<sock_filter> {
     const SOCKET_TYPE: u32 = 0xf;
     let unix = [jump(EQUAL, libc::AF_UNIX.cast_unsigned(), 0, 1), ret(libc::SECCOMP_RET_ALLOW)];
@@ -192,7 +193,7 @@ fn socket() -> Vec<sock_filter> {
         &[libc::SOCK_STREAM, libc::SOCK_DGRAM, libc::SOCK_RAW],
         libc::ESOCKTNOSUPPORT,
     );
-    // A right type goes on to the protocol instead of being let through.
+    // An allowed type is not accepted at once: the check of the protocol follows.
     internet.pop();
     let after_types = internet.len();
     for (at, instruction) in internet.iter_mut().enumerate() {
@@ -218,7 +219,7 @@ fn socket() -> Vec<sock_filter> {
     body
 }
 
-/// Lets the listed values of an argument (under a mask) through and refuses the others.
+/// Allows the listed values of an argument (after applying a mask) and refuses the others.
 fn one_of(index: u32, mask: Option<u32>, values: &[i32], errno: i32) -> Vec<sock_filter> {
     let mut body = vec![load(argument(index))];
     body.extend(mask.map(|mask| statement(AND, mask)));
@@ -251,7 +252,7 @@ fn jump(code: u16, k: u32, jt: u8, jf: u8) -> sock_filter {
 mod tests {
     use super::*;
 
-    /// A BPF machine for the instructions used here.
+    /// Interprets the program for a call; returns its decision.
     fn decide(number: i64, args: [u64; 6]) -> u32 {
         let mut data = Vec::new();
         data.extend(u32::try_from(number).unwrap().to_ne_bytes());
@@ -283,33 +284,33 @@ mod tests {
         }
     }
 
-    fn socket_answer(domain: i32, kind: i32, protocol: i32) -> u32 {
+    fn socket_decision(domain: i32, kind: i32, protocol: i32) -> u32 {
         let args = [domain, kind, protocol].map(|v| u64::from(v.cast_unsigned()));
         decide(libc::SYS_socket, [args[0], args[1], args[2], 0, 0, 0])
     }
 
     #[test]
-    fn sockets_of_everyday_kinds_pass_and_exotic_ones_do_not() {
+    fn common_sockets_are_allowed_and_others_refused() {
         let allow = libc::SECCOMP_RET_ALLOW;
-        assert_eq!(socket_answer(libc::AF_UNIX, libc::SOCK_SEQPACKET, 0), allow);
-        assert_eq!(socket_answer(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0), allow);
-        assert_eq!(socket_answer(libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP), allow);
-        assert_eq!(socket_answer(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE), allow);
-        assert_eq!(socket_answer(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG), allow);
+        assert_eq!(socket_decision(libc::AF_UNIX, libc::SOCK_SEQPACKET, 0), allow);
+        assert_eq!(socket_decision(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0), allow);
+        assert_eq!(socket_decision(libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP), allow);
+        assert_eq!(socket_decision(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE), allow);
+        assert_eq!(socket_decision(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG), allow);
         let proto = refuse(libc::EPROTONOSUPPORT);
-        assert_eq!(socket_answer(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_NETFILTER), proto);
-        assert_eq!(socket_answer(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_AUDIT), proto);
-        assert_eq!(socket_answer(libc::AF_INET, libc::SOCK_STREAM, 132), proto);
-        assert_eq!(socket_answer(libc::AF_INET, libc::SOCK_SEQPACKET, 0), refuse(libc::ESOCKTNOSUPPORT));
+        assert_eq!(socket_decision(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_NETFILTER), proto);
+        assert_eq!(socket_decision(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_AUDIT), proto);
+        assert_eq!(socket_decision(libc::AF_INET, libc::SOCK_STREAM, 132), proto);
+        assert_eq!(socket_decision(libc::AF_INET, libc::SOCK_SEQPACKET, 0), refuse(libc::ESOCKTNOSUPPORT));
         for domain in
             [libc::AF_PACKET, libc::AF_ALG, libc::AF_VSOCK, libc::AF_KEY, libc::AF_XDP, libc::AF_CAN]
         {
-            assert_eq!(socket_answer(domain, libc::SOCK_RAW, 0), refuse(libc::EAFNOSUPPORT), "{domain}");
+            assert_eq!(socket_decision(domain, libc::SOCK_RAW, 0), refuse(libc::EAFNOSUPPORT), "{domain}");
         }
     }
 
     #[test]
-    fn namespaces_cannot_be_made_but_threads_can() {
+    fn namespaces_cannot_be_created_but_threads_can() {
         let clone = |flags: i32| decide(libc::SYS_clone, [u64::from(flags.cast_unsigned()), 0, 0, 0, 0, 0]);
         assert_eq!(clone(libc::CLONE_VM | libc::CLONE_THREAD | libc::SIGCHLD), libc::SECCOMP_RET_ALLOW);
         assert_eq!(clone(libc::CLONE_NEWUSER), refuse(libc::EPERM));
@@ -322,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn every_forbidden_call_is_refused_and_plain_ones_pass() {
+    fn every_forbidden_call_is_refused_and_others_are_allowed() {
         for number in FORBIDDEN {
             assert_eq!(decide(*number, [0; 6]), refuse(libc::EPERM), "{number}");
         }
@@ -337,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn the_core_limit_cannot_be_changed_but_read_and_others_can() {
+    fn the_core_limit_can_only_be_read_and_other_limits_changed() {
         let prlimit =
             |resource: u32, new: u64| decide(libc::SYS_prlimit64, [0, resource.into(), new, 1, 0, 0]);
         assert_eq!(prlimit(libc::RLIMIT_CORE, 0), libc::SECCOMP_RET_ALLOW);

@@ -6,33 +6,18 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, symlink};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 
-use rustix::fs::{CWD, FileType, Mode, chmod, makedev, mknodat};
 use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
+use sandbox_setup::dev;
 
 use crate::error::InitError;
 
-/// Name, major and minor number of each node.
-const NODES: [(&str, u32, u32); 6] =
-    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
-const LINKS: [(&str, &str); 5] = [
-    ("ptmx", "pts/ptmx"),
-    ("fd", "/proc/self/fd"),
-    ("stdin", "/proc/self/fd/0"),
-    ("stdout", "/proc/self/fd/1"),
-    ("stderr", "/proc/self/fd/2"),
-];
-const DIRS: [&str; 3] = ["pts", "shm", "mqueue"];
 /// The guest agent's writable mount of it.
 const WRITABLE: &str = "/sandbox-dev";
 /// The read-only mount of it that the sandbox gets.
 pub(crate) const READ_ONLY: &str = "/sandbox-dev-view";
-/// File that is mounted over the kernel's boot id, which all clones of one snapshot share.
-pub(crate) const BOOT_ID: &str = ".boot_id";
-/// The kernel's boot id.
-pub(crate) const KERNELS_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-
 /// The open file with the boot id that the sandbox sees.
 #[derive(Debug)]
 pub(crate) struct BootId(File);
@@ -48,22 +33,11 @@ pub(crate) fn make() -> Result<BootId, InitError> {
 fn fill() -> io::Result<File> {
     let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
     mount("cofferdam-dev", WRITABLE, "tmpfs", flags, Some(c"mode=0755,size=64k"))?;
-    let everyone = Mode::from_raw_mode(0o666);
-    for (name, major, minor) in NODES {
-        let path = format!("{WRITABLE}/{name}");
-        mknodat(CWD, &path, FileType::CharacterDevice, everyone, makedev(major, minor))?;
-        // `mknod` has applied the umask.
-        chmod(&path, everyone)?;
-    }
-    LINKS.iter().try_for_each(|(name, target)| symlink(target, format!("{WRITABLE}/{name}")))?;
-    DIRS.iter().try_for_each(|name| fs::create_dir(format!("{WRITABLE}/{name}")))?;
-    let own = fs::read_to_string(KERNELS_BOOT_ID)?;
-    let boot_id = File::create_new(format!("{WRITABLE}/{BOOT_ID}"))?;
-    boot_id.write_all_at(own.as_bytes(), 0)?;
-    chmod(format!("{WRITABLE}/{BOOT_ID}"), Mode::from_raw_mode(0o444))?;
+    let own = fs::read_to_string(dev::KERNEL_BOOT_ID)?;
+    let boot_id = dev::populate(File::open(WRITABLE)?.as_fd(), own.trim_end())?;
     mount_bind(WRITABLE, READ_ONLY)?;
     mount_remount(READ_ONLY, flags | MountFlags::BIND | MountFlags::RDONLY, "")?;
-    Ok(boot_id)
+    Ok(boot_id.into())
 }
 
 impl BootId {

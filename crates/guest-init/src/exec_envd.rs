@@ -13,31 +13,23 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use rustix::fs::{CWD, Mode, OFlags, open, openat};
+use rustix::fs::{CWD, Mode, OFlags, open};
 use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::mount::{
     MountAttrFlags, MountFlags, MountPropagationFlags, OpenTreeFlags, mount_bind, mount_change, mount_move,
     mount_remount, open_tree,
 };
-use rustix::process::{Resource, Rlimit, chdir, chroot, fchdir, getrlimit, setpriority_process, setrlimit};
+use rustix::process::{chdir, chroot, fchdir, setpriority_process};
 use rustix::stdio::{dup2_stderr, dup2_stdout};
 use rustix::thread::UnshareFlags;
+use sandbox_setup::{ENVD_NICE, ENVD_PATH, MAX_OPEN_FILES, dev};
 use sys::{attach_mount, mount_new};
 
 use crate::error::InitError;
 use crate::{boot, cgroup, devices};
 
-const ENVD: &str = "/usr/bin/envd";
 /// Host name until the host sets another one.
 pub(crate) const HOSTNAME: &str = "sandbox";
-/// Nice value of envd, so that it runs before user code when both want the processor. It resets the
-/// value in processes that it starts.
-const ENVD_NICE: i32 = -10;
-const MAX_OPEN_FILES: u64 = 16_384;
-const MAX_QUEUED_SIGNALS: u64 = 4096;
-/// Part of the process limit that no single user inside can use (except root: it is root of this
-/// kernel).
-const RESERVED_PIDS: u64 = 32;
 /// Maximum number of connections that wait for envd to accept them.
 const BACKLOG: i32 = 1024;
 
@@ -66,7 +58,7 @@ fn become_envd() -> Result<std::convert::Infallible, InitError> {
     rustix::system::sethostname(HOSTNAME.as_bytes()).map_err(InitError::kernel("set the host name"))?;
     set_limits().map_err(InitError::kernel("set limits"))?;
     let output = arrange_descriptors(&listener).map_err(InitError::kernel("arrange descriptors"))?;
-    let error = Command::new(ENVD)
+    let error = Command::new(ENVD_PATH)
         .args(["--listen-fd", &listener.as_raw_fd().to_string()])
         .env_clear()
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
@@ -91,11 +83,11 @@ fn mount_all(shm_mib: &str) -> Result<(), InitError> {
     mount_new("sysfs", &root, "sys", &[], MountAttrFlags::MOUNT_ATTR_RDONLY)
         .map_err(InitError::kernel("mount /sys"))?;
     switch_root(&root).map_err(InitError::kernel("change the root"))?;
-    let boot_id = format!("/dev/{}", devices::BOOT_ID);
+    let boot_id = format!("/dev/{}", dev::BOOT_ID);
     let hide = || {
-        mount_bind(&boot_id, devices::KERNELS_BOOT_ID)?;
+        mount_bind(&boot_id, dev::KERNEL_BOOT_ID)?;
         let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NOEXEC;
-        mount_remount(devices::KERNELS_BOOT_ID, flags, "")
+        mount_remount(dev::KERNEL_BOOT_ID, flags, "")
     };
     hide().map_err(InitError::kernel("hide the boot id"))
 }
@@ -103,14 +95,8 @@ fn mount_all(shm_mib: &str) -> Result<(), InitError> {
 fn mount_dev(root: &OwnedFd, shm_mib: &str) -> Result<(), Errno> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     attach_mount(open_tree(CWD, devices::READ_ONLY, flags)?, root, "dev")?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let dev = openat(root, "dev", flags, Mode::empty())?;
-    let none = MountAttrFlags::empty();
-    let options = [("ptmxmode", c"0666"), ("mode", c"0620"), ("gid", c"5"), ("max", c"256")];
     let shm_size = CString::new(format!("{shm_mib}m")).expect("an argument has no zero in it");
-    mount_new("devpts", &dev, "pts", &options, none)?;
-    mount_new("tmpfs", &dev, "shm", &[("mode", c"1777"), ("size", &shm_size)], none)?;
-    mount_new("mqueue", &dev, "mqueue", &[], none)
+    dev::mount_inside(root, &shm_size)
 }
 
 /// Changes the root. Not by `pivot_root`, which does not work in an initramfs: the new root is
@@ -125,14 +111,7 @@ fn switch_root(root: &OwnedFd) -> Result<(), Errno> {
 fn set_limits() -> io::Result<()> {
     let cmdline = fs::read_to_string("/proc/cmdline")?;
     let pids = guest_api::BootOptions::parse(&cmdline).map_err(io::Error::other)?.pids;
-    let limit = |value: u64| Rlimit { current: Some(value), maximum: Some(value) };
-    let processes = u64::from(pids).saturating_sub(RESERVED_PIDS).max(1);
-    setrlimit(Resource::Nproc, limit(processes))?;
-    let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(MAX_OPEN_FILES).max(MAX_OPEN_FILES);
-    setrlimit(Resource::Nofile, limit(hard.min(MAX_OPEN_FILES)))?;
-    setrlimit(Resource::Sigpending, limit(MAX_QUEUED_SIGNALS))?;
-    // As in containers: no core files.
-    Ok(setrlimit(Resource::Core, limit(1))?)
+    Ok(sandbox_setup::set_limits(pids.into(), MAX_OPEN_FILES)?)
 }
 
 /// Makes descriptors 0 to 2 the sandbox's `/dev/null` and keeps the listener open for envd; returns

@@ -1,6 +1,6 @@
-//! btrfs subvolumes and simple quotas, by ioctl: instant copies of whole trees, and a limit on each.
-//! Sizes are bytes. Names are single path components below an open directory, so no path is ever walked here.
-//! The kernel's structures are spelled out as byte blocks where only a few fields of thousands matter.
+//! btrfs subvolumes and simple quotas, by ioctl: instant copies of whole directory trees, and a size limit for each.
+//! Sizes are in bytes. Names are single path components in an open directory, so no path is followed.
+//! Kernel structures of which only a few fields matter are written as byte blocks.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -25,7 +25,7 @@ const SUBVOL_BY_ID: u64 = 1 << 4;
 const QUOTA_ENABLE_SIMPLE: u64 = 4;
 const INHERIT_SET_LIMITS: u64 = 1;
 const LIMIT_MAX_REFERENCED: u64 = 1;
-/// No limit, and the value that takes one away.
+/// The value that means no limit, and removes one.
 const UNLIMITED: u64 = u64::MAX;
 
 const ROOT_TREE: u64 = 1;
@@ -39,9 +39,9 @@ struct VolumeArgs {
     fd: i64,
     transid: u64,
     flags: u64,
-    /// Size and address of an [`Inherit`]; two words are unused.
+    /// Size and address of an [`Inherit`]; the other two words are unused.
     inherit: [u64; 4],
-    /// A name, or in its first eight bytes an id.
+    /// A name, or an id in the first eight bytes.
     name: [u8; NAME_MAX + 1],
 }
 
@@ -64,21 +64,21 @@ struct Inherit {
     parent: u64,
 }
 
-/// What a new subvolume may be charged for.
+/// The quota of a new subvolume.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Quota {
-    /// Most bytes.
+    /// Maximum size, bytes.
     pub limit: Option<u64>,
-    /// A group that is charged too.
+    /// A group that is charged for it, too.
     pub group: Option<QuotaGroup>,
 }
 
-/// A group of subvolumes that are charged together. Any number but 0.
+/// A group of subvolumes that are charged together, by a number other than 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuotaGroup(pub u32);
 
 impl QuotaGroup {
-    /// As the kernel numbers groups: a subvolume's own is its id, those above begin at 1 << 48.
+    /// Returns the kernel's id of the group: a subvolume's own group has the subvolume's id, higher groups start at 1 << 48.
     fn id(self) -> u64 {
         1 << 48 | u64::from(self.0)
     }
@@ -90,25 +90,28 @@ impl Limit {
     }
 }
 
-/// A subvolume's number and kind.
+/// A subvolume's id and whether it is read-only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Subvolume {
-    /// Never used again within a file system.
+    /// Its id, which the file system never uses again.
     pub id: u64,
-    /// Nothing in it can change.
+    /// Whether nothing in it can change.
     pub read_only: bool,
 }
 
+/// Makes an ioctl.
+///
 /// # Safety
-/// `argument` is what the kernel reads and writes for `request`.
+/// `argument` must point to the structure that the kernel reads and writes for `request`.
 unsafe fn ioctl<T>(fd: BorrowedFd<'_>, request: usize, argument: *mut T) -> io::Result<usize> {
     // SAFETY: the caller vouches for the argument; the descriptor is open.
-    let answer =
+    let result =
         unsafe { syscall(libc::SYS_ioctl, [fd.as_raw_fd() as usize, request, argument as usize, 0, 0, 0]) };
-    Ok(answer?)
+    Ok(result?)
 }
 
-fn volume_ioctl(
+/// Creates or removes the subvolume `name` in the directory `at`, by `request`.
+fn subvolume_ioctl(
     request: usize,
     at: BorrowedFd<'_>,
     source: i64,
@@ -129,7 +132,7 @@ fn volume_ioctl(
     let mut args = VolumeArgs { fd: source, transid: 0, flags, inherit: [0; 4], name: [0; NAME_MAX + 1] };
     args.name[..name.len()].copy_from_slice(name);
     if quota.limit.is_some() || quota.group.is_some() {
-        // The kernel wants exactly as many parents as there are.
+        // The structure's size must match the number of parents.
         let unused = if quota.group.is_none() { size_of::<u64>() } else { 0 };
         args.flags |= SUBVOL_QGROUP_INHERIT;
         args.inherit = [(size_of::<Inherit>() - unused) as u64, &raw mut inherit as u64, 0, 0];
@@ -138,15 +141,15 @@ fn volume_ioctl(
     unsafe { ioctl(at, request, &raw mut args) }.map(drop)
 }
 
-/// Makes an empty subvolume `name` in the directory `at`.
+/// Creates an empty subvolume `name` in the directory `at`.
 ///
 /// # Errors
-/// Not btrfs, no room, or the name is taken.
+/// It is not btrfs, there is no room, or the name is taken.
 pub fn create_subvolume(at: BorrowedFd<'_>, name: &str, quota: Quota) -> io::Result<()> {
-    volume_ioctl(SUBVOL_CREATE_V2, at, 0, 0, name.as_bytes(), quota)
+    subvolume_ioctl(SUBVOL_CREATE_V2, at, 0, 0, name.as_bytes(), quota)
 }
 
-/// Makes `name` in the directory `at` a copy of the open subvolume `source`. On disk when it returns.
+/// Copies the open subvolume `source` to the subvolume `name` in the directory `at`. The copy is on the disk when it returns.
 ///
 /// # Errors
 /// As [`create_subvolume`].
@@ -158,21 +161,21 @@ pub fn snapshot(
     quota: Quota,
 ) -> io::Result<()> {
     let flags = if read_only { SUBVOL_READ_ONLY } else { 0 };
-    volume_ioctl(SNAP_CREATE_V2, at, source.as_raw_fd().into(), flags, name.as_bytes(), quota)
+    subvolume_ioctl(SNAP_CREATE_V2, at, source.as_raw_fd().into(), flags, name.as_bytes(), quota)
 }
 
-/// Removes the subvolume `name` from the directory `at`; its content goes in the background.
+/// Removes the subvolume `name` from the directory `at`; the kernel removes its content in the background.
 ///
 /// # Errors
-/// Not a subvolume, or it holds others.
+/// It is not a subvolume, or it contains other subvolumes.
 pub fn destroy_subvolume(at: BorrowedFd<'_>, name: &str) -> io::Result<()> {
-    volume_ioctl(SNAP_DESTROY_V2, at, 0, 0, name.as_bytes(), Quota::default())
+    subvolume_ioctl(SNAP_DESTROY_V2, at, 0, 0, name.as_bytes(), Quota::default())
 }
 
-/// Removes a subvolume wherever it is in the file system that `at` lies on.
+/// Removes the subvolume `id` of the file system that `at` is on.
 ///
 /// # Errors
-/// There is none, or it holds others.
+/// There is no such subvolume, or it contains other subvolumes.
 pub fn destroy_subvolume_by_id(at: BorrowedFd<'_>, id: u64) -> io::Result<()> {
     let mut args =
         VolumeArgs { fd: 0, transid: 0, flags: SUBVOL_BY_ID, inherit: [0; 4], name: [0; NAME_MAX + 1] };
@@ -181,12 +184,12 @@ pub fn destroy_subvolume_by_id(at: BorrowedFd<'_>, id: u64) -> io::Result<()> {
     unsafe { ioctl(at, SNAP_DESTROY_V2, &raw mut args) }.map(drop)
 }
 
-/// The ids of the subvolumes directly inside the subvolume `id`, at most the first hundred or so.
+/// Returns the ids of the subvolumes directly inside the subvolume `id`, at most the first hundred or so.
 ///
 /// # Errors
-/// Not btrfs.
+/// It is not btrfs.
 pub fn nested_subvolumes(at: BorrowedFd<'_>, id: u64) -> io::Result<Vec<u64>> {
-    /// `struct btrfs_ioctl_search_args`: the key, then room for what is found.
+    /// `struct btrfs_ioctl_search_args`: the key, then room for the results.
     #[repr(C)]
     struct Search {
         tree: u64,
@@ -225,11 +228,11 @@ pub fn nested_subvolumes(at: BorrowedFd<'_>, id: u64) -> io::Result<Vec<u64>> {
     Ok(ids)
 }
 
-/// Has a part of a file written anew, compressed (zstd) where that makes it smaller. What it says stays the same for every reader, at any
-/// moment; blocks that it shared are its own then. Blocks until it is compressed and on its way to the disk.
+/// Rewrites a part of a file with zstd compression where that makes it smaller. Readers see the same content at any moment. Blocks that
+/// the file shared with others are its own afterwards. Returns when the part is compressed and its writeback has begun.
 ///
 /// # Errors
-/// Not btrfs, no room, or the file is not open for writing.
+/// It is not btrfs, there is no room, or the file is not open for writing.
 pub fn compress(file: BorrowedFd<'_>, start: u64, length: u64) -> io::Result<()> {
     const COMPRESS: u64 = 1;
     const START_IO: u64 = 2;
@@ -250,23 +253,23 @@ pub fn compress(file: BorrowedFd<'_>, start: u64, length: u64) -> io::Result<()>
     unsafe { ioctl(file, DEFRAG_RANGE, &raw mut range) }.map(drop)
 }
 
-/// Which subvolume the open file or directory is in.
+/// Returns the subvolume that the open file or directory is in.
 ///
 /// # Errors
-/// Not btrfs.
+/// It is not btrfs.
 pub fn subvolume_of(file: BorrowedFd<'_>) -> io::Result<Subvolume> {
     const FLAGS: usize = 288;
     let mut info = [0u64; 504 / 8];
     // SAFETY: the block has the size that the request's number names.
     unsafe { ioctl(file, GET_SUBVOL_INFO, info.as_mut_ptr()) }?;
-    // BTRFS_ROOT_SUBVOL_RDONLY is another bit than the one asked for at creation.
+    // BTRFS_ROOT_SUBVOL_RDONLY is a different bit from the flag at creation.
     Ok(Subvolume { id: info[0], read_only: info[FLAGS / 8] & 1 != 0 })
 }
 
-/// The file system's UUID as it stands in `/sys/fs/btrfs`.
+/// Returns the file system's UUID as `/sys/fs/btrfs` shows it.
 ///
 /// # Errors
-/// Not btrfs.
+/// It is not btrfs.
 pub fn filesystem_uuid(file: BorrowedFd<'_>) -> io::Result<String> {
     let mut info = [0u64; 1024 / 8];
     // SAFETY: the block has the size that the request's number names.
@@ -281,17 +284,17 @@ pub fn filesystem_uuid(file: BorrowedFd<'_>) -> io::Result<String> {
     Ok(text)
 }
 
-/// Turns simple quotas on; they stay on. Linux 6.7.
+/// Turns simple quotas on; the file system remembers it. Needs Linux 6.7.
 ///
 /// # Errors
-/// An older kernel, or quotas of the other kind are on.
+/// The kernel is older, or quotas of the other kind are on.
 pub fn enable_simple_quotas(file: BorrowedFd<'_>) -> io::Result<()> {
     let mut args = [QUOTA_ENABLE_SIMPLE, 0];
     // SAFETY: the block has the size that the request's number names.
     unsafe { ioctl(file, QUOTA_CTL, args.as_mut_ptr()) }.map(drop)
 }
 
-/// Sets or takes away the limit on what the subvolume `id` is charged for.
+/// Sets the size limit of the subvolume `id`; `None` removes it.
 ///
 /// # Errors
 /// Quotas are off, or there is no such subvolume.
@@ -299,7 +302,7 @@ pub fn limit_subvolume(file: BorrowedFd<'_>, id: u64, bytes: Option<u64>) -> io:
     set_limit(file, id, bytes)
 }
 
-/// Sets or takes away the limit on what all in `group` are charged for.
+/// Sets the size limit of all subvolumes in `group` together; `None` removes it.
 ///
 /// # Errors
 /// Quotas are off, or there is no such group.
@@ -318,7 +321,7 @@ fn set_limit(file: BorrowedFd<'_>, id: u64, bytes: Option<u64>) -> io::Result<()
     unsafe { ioctl(file, QGROUP_LIMIT, &raw mut args) }.map(drop)
 }
 
-/// Makes a group. One that is there is a success.
+/// Creates a group. Succeeds if it exists.
 ///
 /// # Errors
 /// Quotas are off.
@@ -327,28 +330,28 @@ pub fn create_group(file: BorrowedFd<'_>, group: QuotaGroup) -> io::Result<()> {
     // SAFETY: the block has the size that the request's number names.
     match unsafe { ioctl(file, QGROUP_CREATE, args.as_mut_ptr()) } {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        answer => answer.map(drop),
+        result => result.map(drop),
     }
 }
 
-/// Forgets the quota group of the subvolume `id`, which is gone.
+/// Removes the quota group of the subvolume `id`, which was removed before.
 ///
 /// # Errors
-/// It is still charged for something.
-pub fn forget_quota(file: BorrowedFd<'_>, id: u64) -> io::Result<()> {
+/// Something is still charged to it.
+pub fn remove_subvolume_quota(file: BorrowedFd<'_>, id: u64) -> io::Result<()> {
     let mut args = [0, id];
     // SAFETY: the block has the size that the request's number names.
     unsafe { ioctl(file, QGROUP_CREATE, args.as_mut_ptr()) }.map(drop)
 }
 
-/// Lets a file system on one device grow to the device's size.
+/// Grows a file system on one device to the device's size.
 ///
 /// # Errors
-/// Not btrfs.
+/// It is not btrfs.
 pub fn grow_to_device(root: BorrowedFd<'_>) -> io::Result<()> {
     let mut args = [0u8; 4096];
     let what = b"1:max";
-    // A file descriptor number first, which this request does not look at.
+    // The first eight bytes are a descriptor that this request ignores.
     args[8..8 + what.len()].copy_from_slice(what);
     // SAFETY: the block has the size that the request's number names.
     unsafe { ioctl(root, RESIZE, args.as_mut_ptr()) }.map(drop)

@@ -1,6 +1,6 @@
-//! `clone3` with a stack of the child's own, so that `CLONE_VM` works: no page tables are copied, however big the server is.
+//! `clone3` with a stack for the child, as `CLONE_VM` needs: the child shares the server's memory, so no page tables are copied.
 //! The child runs a function that never returns and may only make raw system calls.
-//! `CLONE_VFORK` is the caller's choice: with it the parent thread sleeps until the child has exec'ed or ended.
+//! With `CLONE_VFORK` the parent's thread sleeps until the child has executed a program or ended.
 
 use std::arch::asm;
 use std::io;
@@ -11,7 +11,7 @@ use crate::raw::{Errno, syscall};
 
 const STACK_SIZE: usize = 64 * 1024;
 
-/// Memory for a child to run on; usable again as soon as that child has exec'ed or ended.
+/// A stack for a child. Can be used again once the child has executed a program or ended.
 #[derive(Debug)]
 pub struct ChildStack {
     base: *mut libc::c_void,
@@ -40,13 +40,13 @@ impl ChildStack {
         if base == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Self { base }) }
     }
 
-    /// Address of the lowest byte, for a child that clones again by itself.
+    /// Returns the address of the lowest byte, for a child that clones a child of its own.
     #[must_use]
     pub fn base(&self) -> u64 {
         self.base as u64
     }
 
-    /// Bytes in the stack.
+    /// Returns the size of the stack, bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
         STACK_SIZE as u64
@@ -84,23 +84,23 @@ pub struct Clone3 {
     pub set_tid: u64,
     /// Unused here.
     pub set_tid_size: u64,
-    /// Directory of the cgroup to be born in (`CLONE_INTO_CGROUP`).
+    /// Descriptor of the cgroup directory that the child is born in (`CLONE_INTO_CGROUP`).
     pub cgroup: u64,
 }
 
 impl Clone3 {
-    /// Makes the call; the child runs `entry(argument)` on the stack named in `self`. Answers the child's pid.
+    /// Makes the call and returns the child's pid. The child runs `entry(argument)` on the stack named in `self`.
     ///
     /// # Errors
     /// The kernel's error number.
     ///
     /// # Safety
-    /// `self.stack` must be memory that nothing else uses until the child has exec'ed or ended. With `CLONE_VM`,
+    /// `self.stack` must be memory that nothing else uses until the child has executed a program or ended. With `CLONE_VM`,
     /// `entry` shares this process's memory while other threads run: it may only make raw system calls and touch
     /// memory reserved for it through `argument`, which must live as long. `entry` must not return.
     #[inline(never)]
     pub unsafe fn call(&mut self, entry: extern "C" fn(usize) -> !, argument: usize) -> Result<i32, Errno> {
-        let answer: isize;
+        let result: isize;
         // SAFETY: the child starts on its own stack with every register as here, so it finds `entry` and
         // `argument`; the parent only sees the call's result.
         #[cfg(target_arch = "x86_64")]
@@ -114,7 +114,7 @@ impl Clone3 {
                 "call r12",
                 "ud2",
                 "2:",
-                inlateout("rax") libc::SYS_clone3 as isize => answer,
+                inlateout("rax") libc::SYS_clone3 as isize => result,
                 in("rdi") ptr::from_mut(self), in("rsi") size_of::<Self>(),
                 in("r12") entry as usize, in("r13") argument,
                 lateout("rcx") _, lateout("r11") _,
@@ -132,21 +132,21 @@ impl Clone3 {
                 "brk #1",
                 "2:",
                 in("x8") libc::SYS_clone3 as isize,
-                inlateout("x0") ptr::from_mut(self) as isize => answer,
+                inlateout("x0") ptr::from_mut(self) as isize => result,
                 in("x1") size_of::<Self>(),
                 in("x20") entry as usize, in("x21") argument,
             );
         }
-        if answer < 0 { Err(Errno(-answer as i32)) } else { Ok(answer as i32) }
+        if result < 0 { Err(Errno(-result as i32)) } else { Ok(result as i32) }
     }
 }
 
-/// A child as its parent knows it.
+/// A child process.
 #[derive(Debug)]
 pub struct Spawned {
     /// Process id in the caller's pid namespace.
     pub pid: i32,
-    /// Refers to the child even after the pid is used again.
+    /// Its pidfd.
     pub pidfd: OwnedFd,
 }
 
@@ -179,16 +179,16 @@ pub unsafe fn spawn_child(
         args.cgroup = cgroup.as_raw_fd() as u64;
     }
     let _quiet = SignalsBlocked::new();
-    // SAFETY: handed on to the caller.
+    // SAFETY: the caller keeps the promises of `call`.
     let pid = unsafe { args.call(entry, argument) }?;
-    // SAFETY: the kernel has just stored a new descriptor there, owned by nobody else.
+    // SAFETY: the kernel has just stored a new descriptor there, and nothing else owns it.
     let pidfd = unsafe { OwnedFd::from_raw_fd(ptr::read_volatile(&raw const pidfd)) };
     Ok(Spawned { pid, pidfd })
 }
 
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// Blocks all signals on this thread: a handler running in a child would work on the server's memory.
+/// Blocks all signals on this thread until it is dropped: a signal handler in the child would modify the server's memory.
 struct SignalsBlocked {
     before: u64,
 }

@@ -1,6 +1,5 @@
-//! Where the content of a file is on its disk, as far as that matters here: whether it is there alone.
-//! `FS_IOC_FIEMAP` (`Documentation/filesystems/fiemap.rst`).
-//! Works on every file system that shares blocks.
+//! The extents of a file on its disk, and whether other files share them.
+//! `FS_IOC_FIEMAP` (`Documentation/filesystems/fiemap.rst`), which every file system with shared blocks has.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -8,8 +7,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use crate::raw::syscall;
 
 const FIEMAP: usize = 0xc020_660b;
-/// Extents that one call answers with.
-const MOST: usize = 128;
+/// Maximum number of extents that one call returns.
+const MAX_EXTENTS: usize = 128;
 
 const LAST: u32 = 1;
 const ENCODED: u32 = 8;
@@ -17,16 +16,16 @@ const INLINE: u32 = 0x200;
 const UNWRITTEN: u32 = 0x800;
 const SHARED: u32 = 0x2000;
 
-/// Content of a file that lies in one piece.
+/// A contiguous part of a file's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
-    /// In the file, bytes.
+    /// Offset in the file, bytes.
     pub start: u64,
-    /// Bytes.
+    /// Length, bytes.
     pub length: u64,
-    /// No other file has it, and it is there as it was written: neither compressed nor among the file's attributes.
+    /// Whether no other file shares it and it is stored as it was written: neither compressed nor inside the file's metadata.
     pub is_plain: bool,
-    /// The file ends with it.
+    /// Whether it is the file's last extent.
     pub is_last: bool,
 }
 
@@ -42,7 +41,7 @@ struct Found {
     unused: [u32; 3],
 }
 
-/// `struct fiemap` with room for what is found.
+/// `struct fiemap` with room for the extents.
 #[repr(C)]
 struct Map {
     start: u64,
@@ -51,22 +50,22 @@ struct Map {
     mapped: u32,
     count: u32,
     unused: u32,
-    found: [Found; MOST],
+    found: [Found; MAX_EXTENTS],
 }
 
-/// The first extents of a file from `start` on; none if there is nothing but holes.
+/// Returns the first extents of a file from the offset `start` on; none if there are only holes.
 ///
 /// # Errors
-/// The file system cannot tell.
+/// The file system does not support it.
 pub fn extents(file: BorrowedFd<'_>, start: u64) -> io::Result<Vec<Extent>> {
     let mut map = Map {
         start,
         length: u64::MAX - start,
         flags: 0,
         mapped: 0,
-        count: MOST as u32,
+        count: MAX_EXTENTS as u32,
         unused: 0,
-        found: [Found::default(); MOST],
+        found: [Found::default(); MAX_EXTENTS],
     };
     // SAFETY: the structure is the kernel's and has room for as many extents as it says.
     unsafe { syscall(libc::SYS_ioctl, [file.as_raw_fd() as usize, FIEMAP, &raw mut map as usize, 0, 0, 0]) }?;

@@ -1,6 +1,6 @@
-//! Linux system calls that rustix does not offer, each behind the smallest safe signature that holds.
-//! Used by the engines, `net`, `layers` and the microVM agent only; every `unsafe` block says why it is sound.
-//! x86-64 and aarch64.
+//! Linux system calls that rustix does not offer, behind safe functions where that is possible.
+//! Used by the engines, `net`, `layers`, `sandbox-setup` and `guest-init` only; every `unsafe` block says why it is sound.
+//! For x86-64 and aarch64.
 
 #![allow(
     clippy::cast_possible_truncation,
@@ -35,4 +35,4 @@ pub use namespace::{Namespace, enter_new_namespaces, in_network_namespace, set_h
 pub use raw::{Errno, syscall};
 pub use socket::{set_bind_address_no_port, set_mark};
 pub use tap::make_tap;
-pub use writeback::start_writing;
+pub use writeback::start_writeback;

@@ -1,6 +1,6 @@
-//! Loop devices: a file that the kernel serves as a disk.
-//! Always with autoclear: the device goes by itself with its last user, whoever that is and however it ended.
-//! A device is recognised by the file behind it, not by its name.
+//! [`LoopDevice`]: a file as a block device.
+//! Always with autoclear: the kernel removes the device with its last user, also when that was killed.
+//! A device is found again by the file behind it, not by its name.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -18,7 +18,7 @@ const SET_CAPACITY: usize = 0x4c07;
 const AUTOCLEAR: u32 = 4;
 const DIRECT_IO: u32 = 16;
 
-/// Tries at a free device before somebody else takes it.
+/// How often a free device is tried that another process takes first.
 const ATTEMPTS: usize = 64;
 
 /// The kernel's `struct loop_info64`.
@@ -64,12 +64,12 @@ const NOTHING: Info = Info {
 pub struct LoopDevice {
     path: PathBuf,
     device: File,
-    /// Host memory is not used twice for the same data.
+    /// Whether it uses direct I/O, so that the page cache does not hold the data twice.
     pub direct_io: bool,
 }
 
 impl LoopDevice {
-    /// The device that serves `image` already, if there is one.
+    /// Returns the device that `image` is attached to, if there is one.
     ///
     /// # Errors
     /// `/sys/block` cannot be read.
@@ -81,7 +81,7 @@ impl LoopDevice {
                 continue;
             }
             let path = Path::new("/dev").join(entry.file_name());
-            // Once it is open it cannot be cleared, so what is read then stays true.
+            // While it is open it cannot be cleared, so the status that is read stays true.
             let Ok(device) = OpenOptions::new().read(true).write(true).open(&path) else { continue };
             let Ok(info) = status(&device) else { continue };
             if info.inode == wanted.ino() && same_device(info.device, wanted.dev()) {
@@ -91,11 +91,10 @@ impl LoopDevice {
         Ok(None)
     }
 
-    /// Attaches `image`, open for reading and writing, to a free device; with direct I/O where the file system
-    /// under it can.
+    /// Attaches `image`, which is open for reading and writing, to a free device; with direct I/O where its file system supports that.
     ///
     /// # Errors
-    /// This machine has no loop devices, or none is free.
+    /// The host has no loop devices, or none is free.
     pub fn attach(image: &File) -> io::Result<Self> {
         let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
         let mut direct_io = true;
@@ -117,7 +116,7 @@ impl LoopDevice {
                     let direct_io = status(&device)?.flags & DIRECT_IO != 0;
                     return Ok(Self { path, device, direct_io });
                 }
-                // Somebody else was faster.
+                // Another process has taken it.
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) && direct_io => direct_io = false,
                 Err(error) => return Err(error),
@@ -126,13 +125,13 @@ impl LoopDevice {
         Err(io::Error::new(io::ErrorKind::ResourceBusy, "no loop device stays free long enough"))
     }
 
-    /// Where the device is, such as `/dev/loop0`.
+    /// Returns the path of the device, such as `/dev/loop0`.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Has the device see that its file grew.
+    /// Makes the device as large as its file, which has grown.
     ///
     /// # Errors
     /// The kernel refused.
@@ -149,12 +148,13 @@ fn status(device: &File) -> io::Result<Info> {
     Ok(info)
 }
 
-/// The kernel tells device numbers in its wide encoding, which is not libc's.
-fn same_device(told: u64, dev: u64) -> bool {
+/// Compares a device number in the kernel's encoding with one in libc's.
+fn same_device(kernel: u64, dev: u64) -> bool {
     let (major, minor) = (u64::from(libc::major(dev)), u64::from(libc::minor(dev)));
-    told == (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
+    kernel == (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
 }
 
+/// Makes an ioctl with an argument.
 fn request<T>(device: &File, request: usize, argument: *mut T) -> io::Result<()> {
     // SAFETY: private to this file, and both callers pass the structure that the request is defined with.
     unsafe { syscall(libc::SYS_ioctl, [device.as_raw_fd() as usize, request, argument as usize, 0, 0, 0]) }?;

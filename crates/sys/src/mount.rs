@@ -1,5 +1,4 @@
-//! `mount_setattr`: one mount shows another range of owners, or gives less than its file system does.
-//! Used on mounts that are not attached anywhere yet.
+//! `mount_setattr` on detached mounts: mapping owners, and removing rights.
 //! Needs `CAP_SYS_ADMIN` over the file system.
 
 use std::io;
@@ -20,16 +19,16 @@ struct MountAttr {
 /// Maps the owners in the detached mount `mount` as the user namespace `user_namespace` does; optionally read-only.
 ///
 /// # Errors
-/// The file system cannot be idmapped, or the mount is attached already.
+/// The file system cannot be idmapped, or the mount is attached.
 pub fn set_idmap(mount: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
     let read_only = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
     set(mount, libc::MOUNT_ATTR_IDMAP | read_only, user_namespace.as_raw_fd() as u64)
 }
 
-/// Makes set-user-id programs and devices in the detached mount `mount` dead files; optionally read-only.
+/// Disables set-user-id programs and devices in the detached mount `mount`; optionally makes it read-only.
 ///
 /// # Errors
-/// It is no mount of its own.
+/// The descriptor is not the root of a mount.
 pub fn seal_mount(mount: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
     let read_only = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
     set(mount, libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | read_only, 0)

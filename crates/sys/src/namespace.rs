@@ -1,6 +1,6 @@
-//! Handles on namespaces, and short visits to a network or UTS namespace.
-//! A visit is a closure without await points, so the thread is back home before anything else runs on it.
-//! A thread that cannot come home ends the process: it would do the host's business in a sandbox's network.
+//! [`Namespace`]: open namespaces, and running a closure inside a network or UTS namespace.
+//! The closure has no await points, so the thread is back in its own namespace before anything else runs on it.
+//! If a thread cannot return, the process aborts: otherwise the server would use a sandbox's network for its own work.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
-/// An open namespace; lives at least as long as this.
+/// An open namespace. The kernel keeps it as long as this exists.
 #[derive(Debug)]
 pub struct Namespace(OwnedFd);
 
@@ -16,18 +16,18 @@ impl Namespace {
     /// Opens a namespace (`net`, `user`, …) of the process `pid`.
     ///
     /// # Errors
-    /// The process is gone.
+    /// The process has ended.
     pub fn of_process(pid: i32, kind: &str) -> io::Result<Self> {
         let path = format!("/proc/{pid}/ns/{kind}");
         Ok(Self(open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?))
     }
 
-    /// Makes a network namespace with nothing in it. It goes with the last handle, process and socket in it.
+    /// Creates an empty network namespace. The kernel removes it with the last handle, process and socket in it.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel refused.
     pub fn new_network() -> io::Result<Self> {
-        // On a thread that ends right away: it never has to find its way home.
+        // On a thread that ends right away, so it does not have to return to its own namespace.
         let make = || -> io::Result<Self> {
             // SAFETY: changes this thread only, and nothing else runs on it.
             unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?;
@@ -45,22 +45,21 @@ impl AsFd for Namespace {
     }
 }
 
-/// Runs `visit` with this thread inside a network namespace. Sockets made there stay there.
+/// Runs `action` with this thread inside a network namespace. Sockets that it creates stay in that namespace.
 ///
 /// # Errors
-/// The namespace cannot be entered, or `visit` fails.
+/// The namespace cannot be entered, or `action` fails.
 pub fn in_network_namespace<T>(
     namespace: &Namespace,
-    visit: impl FnOnce() -> io::Result<T>,
+    action: impl FnOnce() -> io::Result<T>,
 ) -> io::Result<T> {
-    visit_namespace(namespace, "net", LinkNameSpaceType::Network, visit)
+    run_in_namespace(namespace, "net", LinkNameSpaceType::Network, action)
 }
 
-/// Leaves the namespaces of these kinds for new ones: the calling thread, except that a new pid namespace is for the
-/// processes it starts from now on.
+/// Moves the calling thread into new namespaces of these kinds. A new pid namespace is for the processes that it starts from now on.
 ///
 /// # Errors
-/// The kernel refuses, or the flags are not all namespaces.
+/// The kernel refused, or a flag is not a namespace.
 pub fn enter_new_namespaces(kinds: UnshareFlags) -> io::Result<()> {
     let namespaces = UnshareFlags::NEWCGROUP
         | UnshareFlags::NEWIPC
@@ -71,7 +70,7 @@ pub fn enter_new_namespaces(kinds: UnshareFlags) -> io::Result<()> {
     if !namespaces.contains(kinds) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    // SAFETY: namespaces are no part of what the process's threads share in its memory or descriptor table.
+    // SAFETY: namespaces are not part of the memory and the descriptor table that the process's threads share.
     Ok(unsafe { unshare_unsafe(kinds) }?)
 }
 
@@ -81,25 +80,25 @@ pub fn enter_new_namespaces(kinds: UnshareFlags) -> io::Result<()> {
 /// The namespace cannot be entered, or the name is too long.
 pub fn set_hostname_in(namespace: &Namespace, name: &str) -> io::Result<()> {
     let set = || Ok(rustix::system::sethostname(name.as_bytes())?);
-    visit_namespace(namespace, "uts", LinkNameSpaceType::HostNameAndNISDomainName, set)
+    run_in_namespace(namespace, "uts", LinkNameSpaceType::HostNameAndNISDomainName, set)
 }
 
-fn visit_namespace<T>(
+fn run_in_namespace<T>(
     namespace: &Namespace,
     kind: &str,
     link: LinkNameSpaceType,
-    visit: impl FnOnce() -> io::Result<T>,
+    action: impl FnOnce() -> io::Result<T>,
 ) -> io::Result<T> {
     let own = format!("/proc/thread-self/ns/{kind}");
-    let _return = WayHome(open(own, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?, link);
+    let _guard = ReturnGuard(open(own, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?, link);
     move_into_link_name_space(namespace.as_fd(), Some(link))?;
-    visit()
+    action()
 }
 
-/// Brings the thread back, also when the visit panics.
-struct WayHome(OwnedFd, LinkNameSpaceType);
+/// Returns the thread to its own namespace when dropped, also after a panic.
+struct ReturnGuard(OwnedFd, LinkNameSpaceType);
 
-impl Drop for WayHome {
+impl Drop for ReturnGuard {
     fn drop(&mut self) {
         if move_into_link_name_space(self.0.as_fd(), Some(self.1)).is_err() {
             std::process::abort();

@@ -1,5 +1,5 @@
-//! Netlink messages by hand: a builder for headers and attributes, and one exchange that waits for the kernel's answers.
-//! Enough for links, routes and a handful of nf_tables rules; no parsing beyond acknowledgements.
+//! [`Batch`]: a builder for netlink messages, and an exchange that waits for the kernel's acknowledgements.
+//! Enough for links, routes and a few nf_tables rules; responses other than acknowledgements are not parsed.
 //! Sockets belong to the network namespace of the calling thread.
 
 use std::io;
@@ -18,7 +18,7 @@ const HEADER: usize = 16;
 const NLMSG_ERROR: u16 = 2;
 const NESTED: u16 = 0x8000;
 
-/// A run of netlink messages to be sent as one datagram.
+/// Netlink messages that are sent as one datagram.
 #[derive(Debug, Default)]
 pub struct Batch {
     bytes: Vec<u8>,
@@ -27,7 +27,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Begins a message with its family header; [`Batch::finish`] ends it.
+    /// Starts a message with its family header; [`Batch::finish`] ends it.
     pub fn begin(&mut self, kind: u16, flags: u16, family_header: &[u8]) -> &mut Self {
         self.start = self.bytes.len();
         self.bytes.extend_from_slice(&[0; 4]);
@@ -50,19 +50,19 @@ impl Batch {
         self
     }
 
-    /// Adds a NUL-terminated text.
+    /// Adds an attribute with a NUL-terminated string.
     pub fn text(&mut self, kind: u16, value: &str) -> &mut Self {
         let mut bytes = value.as_bytes().to_vec();
         bytes.push(0);
         self.attribute(kind, &bytes)
     }
 
-    /// Adds a number in network byte order, as nf_tables wants them.
+    /// Adds an attribute with a number in network byte order, as nf_tables expects.
     pub fn be32(&mut self, kind: u16, value: u32) -> &mut Self {
         self.attribute(kind, &value.to_be_bytes())
     }
 
-    /// Adds an attribute made of attributes.
+    /// Adds an attribute that contains the attributes added by `fill`.
     pub fn nested(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) -> &mut Self {
         let at = self.bytes.len();
         self.attribute(kind | NESTED, &[]);
@@ -72,7 +72,7 @@ impl Batch {
         self
     }
 
-    /// Ends the message begun last.
+    /// Ends the message that was started last.
     pub fn finish(&mut self) {
         let length = u32::try_from(self.bytes.len() - self.start).expect("messages are a few hundred bytes");
         self.bytes[self.start..self.start + 4].copy_from_slice(&length.to_ne_bytes());
@@ -101,7 +101,7 @@ impl Batch {
     }
 }
 
-/// Counts the acknowledgements in one datagram; the first refusal is the error.
+/// Returns the number of acknowledgements in a datagram; fails with the first error that the kernel reports in it.
 fn acknowledgements(mut datagram: &[u8]) -> io::Result<usize> {
     let mut count = 0;
     while datagram.len() >= HEADER + 4 {

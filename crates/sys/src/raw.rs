@@ -1,11 +1,10 @@
-//! Bare system calls for code that may not touch libc: a child that shares its parent's memory.
-//! libc's wrappers set `errno` in the parent's thread storage or take its locks; these do neither.
-//! Arguments are plain words, as the kernel sees them.
+//! System calls without libc, for a child that shares its parent's memory: libc's functions set `errno` in the parent's thread storage,
+//! and some take locks. Arguments are machine words, as the kernel reads them.
 
 use std::arch::asm;
 use std::fmt;
 
-/// A kernel error number, positive.
+/// A kernel error number; positive.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Errno(pub i32);
 
@@ -27,17 +26,17 @@ impl From<Errno> for std::io::Error {
 /// The kernel's error number.
 ///
 /// # Safety
-/// As the call itself demands: pointers among `args` must be valid for it, and its effects on memory, file
-/// descriptors and the calling thread must be ones the rest of the program can bear.
+/// As the system call requires: pointers among `args` must be valid, and the rest of the program must allow for its effects on memory,
+/// file descriptors and the calling thread.
 #[inline]
 pub unsafe fn syscall(number: i64, args: [usize; 6]) -> Result<usize, Errno> {
-    let answer: isize;
+    let result: isize;
     // SAFETY: the caller vouches for the call; registers the kernel changes are declared.
     #[cfg(target_arch = "x86_64")]
     unsafe {
         asm!(
             "syscall",
-            inlateout("rax") number as isize => answer,
+            inlateout("rax") number as isize => result,
             in("rdi") args[0], in("rsi") args[1], in("rdx") args[2],
             in("r10") args[3], in("r8") args[4], in("r9") args[5],
             lateout("rcx") _, lateout("r11") _,
@@ -50,11 +49,11 @@ pub unsafe fn syscall(number: i64, args: [usize; 6]) -> Result<usize, Errno> {
         asm!(
             "svc 0",
             in("x8") number as isize,
-            inlateout("x0") args[0] as isize => answer,
+            inlateout("x0") args[0] as isize => result,
             in("x1") args[1], in("x2") args[2],
             in("x3") args[3], in("x4") args[4], in("x5") args[5],
             options(nostack),
         );
     }
-    if (-4095..0).contains(&answer) { Err(Errno(-answer as i32)) } else { Ok(answer as usize) }
+    if (-4095..0).contains(&result) { Err(Errno(-result as i32)) } else { Ok(result as usize) }
 }

@@ -1,15 +1,14 @@
-//! `sync_file_range`: writing to the disk begins while there is more to come.
-//! Promises nothing: whoever needs it there waits for `fsync` as well, which then has less to do.
-//! Works on every file system that has a page cache.
+//! `sync_file_range`: starting the writeback of a file while more of it is still being written, so that a later `fsync` is faster.
+//! Does not make anything durable by itself.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Begins to write what is in the page cache of a part of a file.
+/// Starts the writeback of a part of a file, without waiting for it.
 ///
 /// # Errors
-/// Not a file with a page cache.
-pub fn start_writing(file: BorrowedFd<'_>, start: u64, length: u64) -> io::Result<()> {
+/// The file has no page cache.
+pub fn start_writeback(file: BorrowedFd<'_>, start: u64, length: u64) -> io::Result<()> {
     let number = |value: u64| i64::try_from(value).map_err(io::Error::other);
     let (start, length) = (number(start)?, number(length)?);
     // SAFETY: no memory is involved; the descriptor is open.

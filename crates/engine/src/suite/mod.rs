@@ -1,9 +1,9 @@
-//! The behaviour every engine must show, written once.
-//! An engine's tests hand in a way to open it on a data directory; nothing here knows which engine it is.
-//! Each function panics on the first broken promise and ends the sandboxes it started.
+//! The behaviour suite: tests that every engine must pass.
+//! An engine's tests provide a function that opens it on a data directory; nothing here depends on the engine.
+//! Each test panics at the first failure; it ends the sandboxes that it started.
 #![expect(clippy::missing_panics_doc, reason = "panicking is how a test reports")]
 
-mod agent;
+mod envd;
 mod exports;
 mod snapshots;
 
@@ -18,12 +18,12 @@ use crate::{
     EgressPolicy, Engine, EngineError, ExitReason, Resources, Sandbox, SandboxId, StartSpec, TemplateImage,
 };
 
-pub use agent::{Finished, Running, health, run, spawn};
+pub use envd::{CommandResult, RunningCommand, health, run, spawn};
 
-/// Time in which anything that should happen has happened, on a busy machine and in an emulator too.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Time limit for everything that should happen, long enough for a busy host and for emulation.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Forks until it may not, says how often that was, and cleans up.
+/// A Python program that forks until the limit is reached, prints how many children it has, and kills them.
 const BOMB: &str = "
 import os, signal
 children = []
@@ -41,24 +41,25 @@ for child in children:
     os.waitpid(child, 0)
 ";
 
-/// Makes a test of every behaviour. `$bench` makes a [`Bench`](crate::suite::Bench), `$after` is given the data directory when all is over.
+/// Defines a test for every behaviour. `$bench` returns a [`Bench`](crate::suite::Bench); `$after` is called with the data directory when
+/// a test is over.
 #[macro_export]
 macro_rules! behaviours {
     ($bench:expr, $after:expr) => {
         $crate::behaviours!(@each $bench, $after;
-            is_a_computer
+            isolates_sandboxes
             reaches_ports
             freezes_and_thaws
             keeps_limits
             ends_cleanly
-            survives_a_server
+            adopts_after_a_restart
             starts_many_at_once
             refuses_a_broken_template
-            brings_memory_back
+            restores_memory
             keeps_socket_files
-            restores_the_walls
-            brings_files_back
-            keeps_states_across_servers
+            restores_isolation
+            restores_files
+            keeps_snapshots_across_servers
             exports_layers
         );
     };
@@ -72,21 +73,21 @@ macro_rules! behaviours {
     )*};
 }
 
-/// No mount, run directory and control group with this server's name may outlive it.
+/// Checks that no mount, run directory or control group with this server's name is left.
 pub fn assert_nothing_left(instance: &str) {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
-    assert!(!mounts.contains(instance), "a mount of {instance} stayed");
-    assert!(!Path::new("/run/cofferdam").join(instance).exists(), "the run directory stayed");
+    assert!(!mounts.contains(instance), "a mount of {instance} is left");
+    assert!(!Path::new("/run/cofferdam").join(instance).exists(), "the run directory is left");
     for hierarchy in std::fs::read_dir("/sys/fs/cgroup").expect("control groups").flatten() {
         let group = hierarchy.path().join(instance);
-        assert!(!group.exists(), "{} stayed", group.display());
+        assert!(!group.exists(), "{} is left", group.display());
     }
 }
 
-/// What the suite needs to know.
+/// What the suite needs of an engine.
 #[derive(Debug, Clone)]
 pub struct Bench<F> {
-    /// Opens the engine on a data directory; called again to play a restarted server.
+    /// Opens the engine on a data directory; called again for a restarted server.
     pub open: F,
     /// Layers of a template with a Debian userland.
     pub layers: Vec<PathBuf>,
@@ -97,7 +98,7 @@ where
     F: Fn(PathBuf) -> Fut,
     Fut: Future<Output = Arc<dyn Engine>>,
 {
-    /// An engine on a fresh directory, swept and ready.
+    /// Opens the engine on a fresh directory, sweeps it and prepares the template.
     pub async fn engine(&self, data: &Path) -> Arc<dyn Engine> {
         let engine = (self.open)(data.to_owned()).await;
         engine.sweep(&[], &[]).await.expect("a fresh directory sweeps");
@@ -109,7 +110,7 @@ where
         TemplateImage { layers: self.layers.clone(), engine: None }
     }
 
-    /// A specification with modest limits.
+    /// Returns a specification with small limits.
     #[must_use]
     pub fn spec(&self) -> StartSpec {
         StartSpec {
@@ -122,15 +123,15 @@ where
         }
     }
 
-    /// Starts a sandbox and waits for envd.
+    /// Starts a sandbox and waits for envd to answer.
     pub async fn start(&self, engine: &Arc<dyn Engine>) -> Arc<dyn Sandbox> {
-        let sandbox = engine.start(self.spec()).await.expect("starts");
-        tokio::time::timeout(PATIENCE, health(&*sandbox)).await.expect("envd answers");
+        let sandbox = engine.start(self.spec()).await.expect("the sandbox starts");
+        tokio::time::timeout(TIMEOUT, health(&*sandbox)).await.expect("envd answers");
         sandbox
     }
 
-    /// A sandbox is a computer of its own: processes, files, host name, root.
-    pub async fn is_a_computer(&self, data: &Path) {
+    /// Each sandbox has its own processes, files and host name, and is root in it.
+    pub async fn isolates_sandboxes(&self, data: &Path) {
         let engine = self.engine(data).await;
         let (one, two) = (self.start(&engine).await, self.start(&engine).await);
         let done = run(&*one, "hostname; id -u; echo $$; cat /proc/1/comm; echo oops >&2; exit 3").await;
@@ -148,12 +149,12 @@ where
             "the template was changed"
         );
         for sandbox in [one, two] {
-            sandbox.kill().await.expect("ends");
+            sandbox.kill().await.expect("the sandbox ends");
         }
         engine.shutdown().await;
     }
 
-    /// Ports inside are reached whichever loopback address they are bound to; closed ones are refused.
+    /// Ports are reached on every loopback address that a server may listen on; connections to closed ports are refused.
     pub async fn reaches_ports(&self, data: &Path) {
         let engine = self.engine(data).await;
         let sandbox = self.start(&engine).await;
@@ -173,32 +174,32 @@ where
             stream.read_to_string(&mut answer).await.expect("answers");
             assert_eq!(answer, "HELLO");
         }
-        sandbox.kill().await.expect("ends");
+        sandbox.kill().await.expect("the sandbox ends");
         engine.shutdown().await;
     }
 
-    /// Freezing stops everything, thawing continues it where it stood.
+    /// A frozen sandbox does not run; a thawed one continues.
     pub async fn freezes_and_thaws(&self, data: &Path) {
         let engine = self.engine(data).await;
         let sandbox = self.start(&engine).await;
         let mut counter =
             spawn(&*sandbox, "bash", &["-c", "i=0; while read; do echo $((i+=1)); done < <(yes)"]).await;
         counter.next_line().await;
-        sandbox.freeze().await.expect("freezes");
+        sandbox.freeze().await.expect("the sandbox freezes");
         let before = sandbox.stats().await.expect("has statistics").cpu_usec;
         let silent = tokio::time::timeout(Duration::from_millis(200), health(&*sandbox)).await;
         assert!(silent.is_err(), "a frozen sandbox answered");
         let after = sandbox.stats().await.expect("has statistics").cpu_usec;
-        // Being woken and frozen again counts, too: some hundred microseconds on a busy machine. Running would be 200,000.
+        // A process that wakes up to be frozen is counted too: some hundred microseconds on a busy host. Running would be 200,000.
         assert!(after - before < 5_000, "a frozen sandbox used the processor: {} µs", after - before);
-        sandbox.thaw().await.expect("thaws");
-        tokio::time::timeout(PATIENCE, health(&*sandbox)).await.expect("envd answers again");
-        sandbox.freeze().await.expect("freezes");
-        sandbox.kill().await.expect("a frozen sandbox can be ended");
+        sandbox.thaw().await.expect("the sandbox thaws");
+        tokio::time::timeout(TIMEOUT, health(&*sandbox)).await.expect("envd answers again");
+        sandbox.freeze().await.expect("the sandbox freezes");
+        sandbox.kill().await.expect("a frozen sandbox can be killed");
         engine.shutdown().await;
     }
 
-    /// Limits hold, and a sandbox that hits them lives on.
+    /// Limits are enforced, and a sandbox that reaches them continues to run.
     pub async fn keeps_limits(&self, data: &Path) {
         let engine = self.engine(data).await;
         assert!(engine.descriptor().capabilities.resource_limits, "this host cannot limit sandboxes");
@@ -212,11 +213,11 @@ where
         let stats = sandbox.stats().await.expect("has statistics");
         assert_eq!(stats.memory_limit_bytes, 256 << 20);
         assert!(stats.cpu_usec > 0 && stats.pids >= 1 && stats.memory_bytes > 0, "{stats:?}");
-        sandbox.kill().await.expect("ends");
+        sandbox.kill().await.expect("the sandbox ends");
         engine.shutdown().await;
     }
 
-    /// Ending is final, complete, and harmless to repeat.
+    /// A kill ends the sandbox, removes its files, and can be repeated.
     pub async fn ends_cleanly(&self, data: &Path) {
         let engine = self.engine(data).await;
         let sandbox = self.start(&engine).await;
@@ -225,19 +226,22 @@ where
         let mut exit = sandbox.exit();
         assert!(exit.borrow().is_none());
         spawn(&*sandbox, "bash", &["-c", "trap '' TERM; sleep 1000"]).await;
-        sandbox.kill().await.expect("ends");
-        assert_eq!(*exit.wait_for(Option::is_some).await.expect("is told"), Some(ExitReason::Signalled(9)));
-        assert!(!private.exists(), "private files stayed");
+        sandbox.kill().await.expect("the sandbox ends");
+        assert_eq!(
+            *exit.wait_for(Option::is_some).await.expect("the exit is announced"),
+            Some(ExitReason::Signalled(9))
+        );
+        assert!(!private.exists(), "private files are left");
         assert!(sandbox.dial(envd_api::PORT).await.is_err());
         assert!(matches!(sandbox.stats().await, Err(EngineError::NotFound)));
-        sandbox.kill().await.expect("ending twice is fine");
+        sandbox.kill().await.expect("a second kill succeeds");
         let same_name = self.start(&engine).await;
-        same_name.kill().await.expect("ends");
+        same_name.kill().await.expect("the sandbox ends");
         engine.shutdown().await;
     }
 
-    /// A server that dies loses nothing: the next one adopts what it kept and sweeps the rest.
-    pub async fn survives_a_server(&self, data: &Path) {
+    /// After a restart the server adopts a running sandbox and sweeps another one.
+    pub async fn adopts_after_a_restart(&self, data: &Path) {
         let first = self.engine(data).await;
         let (kept, stray) = (self.start(&first).await, self.start(&first).await);
         let (kept_id, stray_private) = (kept.id().clone(), stray.private_dir());
@@ -248,45 +252,45 @@ where
         .await;
         first.shutdown().await;
         let second = (self.open)(data.to_owned()).await;
-        let adopted = second.adopt(&kept_id).await.expect("is adopted");
+        let adopted = second.adopt(&kept_id).await.expect("the sandbox is adopted");
         assert_eq!(
-            second.sweep(std::slice::from_ref(&kept_id), &[]).await.expect("sweeps"),
+            second.sweep(std::slice::from_ref(&kept_id), &[]).await.expect("the sweep succeeds"),
             2,
-            "one group, one directory"
+            "one group, one tree"
         );
         assert!(!stray_private.exists());
-        assert!(stray.dial(envd_api::PORT).await.is_err(), "the stray lives on");
+        assert!(stray.dial(envd_api::PORT).await.is_err(), "the stray sandbox still runs");
         health(&*adopted).await;
         let beating = "kill -0 $(cat /tmp/pid) && n=$(wc -l < /tmp/beats); until [ $(wc -l < /tmp/beats) -gt $n ]; do :; done; echo beats";
         let alive = run(&*adopted, beating).await;
         assert_eq!(alive.stdout, "beats\n", "the command did not survive");
         let missing = second.adopt(&SandboxId::generate()).await;
         assert!(matches!(missing, Err(EngineError::NotFound)));
-        adopted.kill().await.expect("an adopted sandbox can be ended");
+        adopted.kill().await.expect("an adopted sandbox can be killed");
         let mut exit = adopted.exit();
-        exit.wait_for(Option::is_some).await.expect("is told");
+        exit.wait_for(Option::is_some).await.expect("the exit is announced");
         second.shutdown().await;
     }
 
-    /// Many at once, all of them ready, none left.
+    /// Many sandboxes can be started at once.
     pub async fn starts_many_at_once(&self, data: &Path) {
         let engine = self.engine(data).await;
         let starts = (0..20).map(|_| {
             let (engine, spec) = (engine.clone(), self.spec());
             tokio::spawn(async move {
-                let sandbox = engine.start(spec).await.expect("starts");
+                let sandbox = engine.start(spec).await.expect("the sandbox starts");
                 health(&*sandbox).await;
                 sandbox
             })
         });
         let starts: Vec<_> = starts.collect();
         for start in starts {
-            start.await.expect("no panic").kill().await.expect("ends");
+            start.await.expect("no panic").kill().await.expect("the sandbox ends");
         }
         engine.shutdown().await;
     }
 
-    /// A template that cannot be used is refused and leaves nothing.
+    /// A template that cannot be used is refused, and nothing of it is left.
     pub async fn refuses_a_broken_template(&self, data: &Path) {
         let engine = self.engine(data).await;
         let missing = TemplateImage { layers: vec!["/nonexistent/layer".into()], engine: None };
@@ -295,7 +299,7 @@ where
         let id = spec.id.clone();
         assert!(engine.start(spec).await.is_err());
         assert!(matches!(engine.adopt(&id).await, Err(EngineError::NotFound)));
-        assert_eq!(engine.sweep(&[], &[]).await.expect("sweeps"), 0, "something was left behind");
+        assert_eq!(engine.sweep(&[], &[]).await.expect("the sweep succeeds"), 0, "something is left");
         engine.shutdown().await;
     }
 }

@@ -106,7 +106,7 @@ impl Charges {
             else {
                 continue;
             };
-            match btrfs::forget_quota(root, id) {
+            match btrfs::remove_subvolume_quota(root, id) {
                 Ok(()) => debug!(id, "a counter without a tree is removed"),
                 Err(error) => debug!(id, %error, "a counter without a tree stays"),
             }

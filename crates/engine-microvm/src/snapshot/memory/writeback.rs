@@ -38,7 +38,7 @@ pub(super) fn while_writing<T>(
     thread::scope(|scope| {
         let (send, written) = mpsc::channel();
         if durability == Durability::Durable {
-            scope.spawn(move || start_writing(file, &written));
+            scope.spawn(move || start_writeback(file, &written));
         }
         // Dropped at the end of this closure, so that the thread ends before the scope joins it.
         let writeback = Writeback(send);
@@ -46,14 +46,14 @@ pub(super) fn while_writing<T>(
     })
 }
 
-fn start_writing(file: &File, written: &Receiver<(u64, u64)>) {
+fn start_writeback(file: &File, written: &Receiver<(u64, u64)>) {
     let mut pending: Option<(u64, u64)> = None;
     for (from, to) in written {
         let (first, last) = pending.map_or((from, to), |(first, last)| (first.min(from), last.max(to)));
         pending = Some((first, last));
         if last - first >= CHUNK_BYTES {
             // An error only makes the final sync take longer.
-            let _ = sys::start_writing(file.as_fd(), first, last - first);
+            let _ = sys::start_writeback(file.as_fd(), first, last - first);
             pending = None;
         }
     }

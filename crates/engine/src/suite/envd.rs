@@ -1,6 +1,5 @@
-//! Just enough of envd's protocol to run commands in a sandbox under test: HTTP/1.0, one request a connection.
-//! The real clients are tested elsewhere; this one exists so that the suite depends on nothing but the trait.
-//! Panics on anything unexpected.
+//! A minimal client of envd that runs commands in a sandbox under test: HTTP/1.0, one request for each connection.
+//! It exists so that the suite depends on little more than the traits. Panics on anything unexpected.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -10,45 +9,45 @@ use tokio::net::TcpStream;
 
 use crate::Sandbox;
 
-/// A finished command.
+/// The result of a command.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Finished {
-    /// −1 when a signal ended it.
+pub struct CommandResult {
+    /// Exit code; −1 when a signal killed it.
     pub exit_code: i64,
-    /// What it wrote.
+    /// Its standard output.
     pub stdout: String,
-    /// What it complained.
+    /// Its standard error.
     pub stderr: String,
 }
 
-/// A running command and its output stream.
+/// A running command and the stream of its events.
 #[derive(Debug)]
-pub struct Running {
+pub struct RunningCommand {
     stream: TcpStream,
     pending: String,
     stderr: String,
     exit_code: Option<i64>,
 }
 
-/// Waits for envd's answer to a health check.
+/// Makes a health check and waits for envd's answer.
 pub async fn health(sandbox: &dyn Sandbox) {
     let mut stream = sandbox.dial(envd_api::PORT).await.expect("envd's port is open");
-    stream.write_all(b"GET /health HTTP/1.0\r\n\r\n").await.expect("asks");
+    stream.write_all(b"GET /health HTTP/1.0\r\n\r\n").await.expect("the request is sent");
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.expect("answers");
+    stream.read_to_string(&mut answer).await.expect("envd answers");
     assert!(answer.starts_with("HTTP/1.0 204") || answer.starts_with("HTTP/1.1 204"), "{answer}");
 }
 
-/// Runs a shell command as root to its end.
-pub async fn run(sandbox: &dyn Sandbox, command: &str) -> Finished {
+/// Runs a shell command as root and returns its result.
+pub async fn run(sandbox: &dyn Sandbox, command: &str) -> CommandResult {
     let mut running = spawn(sandbox, "/bin/bash", &["-c", command]).await;
     while running.read_event().await {}
     let exit_code = running.exit_code.expect("an end event");
-    Finished { exit_code, stdout: running.pending, stderr: running.stderr }
+    CommandResult { exit_code, stdout: running.pending, stderr: running.stderr }
 }
 
 /// Starts a program as root.
-pub async fn spawn(sandbox: &dyn Sandbox, program: &str, args: &[&str]) -> Running {
+pub async fn spawn(sandbox: &dyn Sandbox, program: &str, args: &[&str]) -> RunningCommand {
     let body = json!({ "process": { "cmd": program, "args": args, "cwd": "/" }, "stdin": false }).to_string();
     let length = u32::try_from(body.len()).expect("a short command");
     let head = format!(
@@ -61,7 +60,7 @@ pub async fn spawn(sandbox: &dyn Sandbox, program: &str, args: &[&str]) -> Runni
     request.extend(length.to_be_bytes());
     request.extend(body.into_bytes());
     let mut stream = sandbox.dial(envd_api::PORT).await.expect("envd's port is open");
-    stream.write_all(&request).await.expect("asks");
+    stream.write_all(&request).await.expect("the request is sent");
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.expect("a response head"));
@@ -71,13 +70,14 @@ pub async fn spawn(sandbox: &dyn Sandbox, program: &str, args: &[&str]) -> Runni
         "{}",
         head.escape_ascii()
     );
-    let mut running = Running { stream, pending: String::new(), stderr: String::new(), exit_code: None };
+    let mut running =
+        RunningCommand { stream, pending: String::new(), stderr: String::new(), exit_code: None };
     running.read_event().await;
     running
 }
 
-impl Running {
-    /// The next line of output.
+impl RunningCommand {
+    /// Returns the next line of its standard output.
     pub async fn next_line(&mut self) -> String {
         loop {
             if let Some((line, rest)) = self.pending.split_once('\n') {
@@ -89,7 +89,7 @@ impl Running {
         }
     }
 
-    /// Reads one message; false after the last.
+    /// Reads one event; returns false after the last.
     async fn read_event(&mut self) -> bool {
         let flags = self.stream.read_u8().await.expect("a message");
         let length = self.stream.read_u32().await.expect("a length");
