@@ -1,6 +1,6 @@
-//! The container engine against the behaviour suite of all engines.
+//! The behaviour suite of all engines, run on the container engine.
 //! Needs root, `COFFERDAM_ENVD` (a static envd) and `COFFERDAM_LAYERS` (a store with the base template): `cargo xtask unit`.
-//! Every test has its own data directory and leaves no group, mount or process.
+//! Every test has its own data directory and leaves no control group, mount or process.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -57,13 +57,13 @@ async fn other_users_of_the_host_cannot_reach_a_sandboxes_files() {
     engine::suite::run(&*sandbox, "cp /bin/bash /root/shell && chmod 4755 /root/shell").await;
     let shell = sandbox.private_dir().join("upper/root/shell");
     assert!(shell.exists());
-    let as_nobody = std::process::Command::new("setpriv")
+    let as_other_user = std::process::Command::new("setpriv")
         .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
         .arg(&shell)
         .args(["-p", "-c", "id -u"])
         .output()
         .expect("setpriv runs");
-    assert!(!as_nobody.status.success(), "{}", String::from_utf8_lossy(&as_nobody.stdout));
+    assert!(!as_other_user.status.success(), "{}", String::from_utf8_lossy(&as_other_user.stdout));
     sandbox.kill().await.expect("ends");
     engine.shutdown().await;
 }
