@@ -1,12 +1,13 @@
 //! A transport for the generated clients over one HTTP/1.1 connection that the caller opened.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use connectrpc::client::{BoxFuture, ClientBody, ClientTransport};
 use http::header::HOST;
 use http::{HeaderValue, Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
+use parking_lot::Mutex;
 
 /// Sends RPCs over one HTTP/1.1 connection, one after the other. The caller drives the connection, and so decides when
 /// it ends.
@@ -37,6 +38,6 @@ impl ClientTransport for ConnectionTransport {
         if let Some(target) = request.uri().path_and_query().cloned() {
             *request.uri_mut() = Uri::from(target);
         }
-        Box::pin(self.0.lock().unwrap_or_else(PoisonError::into_inner).send_request(request))
+        Box::pin(self.0.lock().send_request(request))
     }
 }

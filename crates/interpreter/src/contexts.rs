@@ -4,10 +4,11 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex as Lock, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tokio::sync::Mutex;
+use tokio::sync::Mutex as AsyncMutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::Serve;
@@ -18,7 +19,7 @@ use crate::kernel::{Kernel, Starter};
 use crate::language::Language;
 use crate::reaper::Reaper;
 
-type DefaultId = Arc<Mutex<Option<String>>>;
+type DefaultId = Arc<AsyncMutex<Option<String>>>;
 
 /// Id that stands for the default context, in which code without a context runs.
 const DEFAULT: &str = "default";
@@ -30,9 +31,9 @@ pub(crate) struct Context {
     pub(crate) language: Language,
     /// The directory as the client named it; it need not exist.
     pub(crate) cwd: String,
-    pub(crate) session: Mutex<Session>,
+    pub(crate) session: AsyncMutex<Session>,
     /// Cancelled when the context is restarted or removed: this ends all runs that were requested before.
-    life: Lock<CancellationToken>,
+    life: Mutex<CancellationToken>,
 }
 
 /// The part of a context that one run at a time may use.
@@ -50,13 +51,13 @@ pub(crate) struct Session {
 /// All contexts.
 #[derive(Debug)]
 pub(crate) struct Contexts {
-    all: Lock<Vec<Arc<Context>>>,
+    all: Mutex<Vec<Arc<Context>>>,
     /// Ids of the default contexts by language. A language's lock is held while its context is created.
-    defaults: Lock<HashMap<Language, DefaultId>>,
+    defaults: Mutex<HashMap<Language, DefaultId>>,
     starter: Starter,
-    copies: Lock<CopyDetector>,
+    copies: Mutex<CopyDetector>,
     /// The sandbox's variables, as envd reported them last.
-    global: Lock<Env>,
+    global: Mutex<Env>,
     default_cwd: String,
 }
 
@@ -66,23 +67,23 @@ impl Context {
     }
 
     pub(crate) fn life(&self) -> CancellationToken {
-        lock(&self.life).clone()
+        self.life.lock().clone()
     }
 
     /// Ends all runs that were requested until now.
     fn end_life(&self) {
-        std::mem::take(&mut *lock(&self.life)).cancel();
+        std::mem::take(&mut *self.life.lock()).cancel();
     }
 }
 
 impl Contexts {
     pub(crate) fn new(args: &Serve, reaper: Reaper) -> Self {
         Self {
-            all: Lock::default(),
-            defaults: Lock::default(),
+            all: Mutex::default(),
+            defaults: Mutex::default(),
             starter: Starter::new(args, reaper),
-            copies: Lock::new(CopyDetector::new(args.identity.clone())),
-            global: Lock::default(),
+            copies: Mutex::new(CopyDetector::new(args.identity.clone())),
+            global: Mutex::default(),
             default_cwd: args.cwd.to_string_lossy().into_owned(),
         }
     }
@@ -93,13 +94,13 @@ impl Contexts {
             tokio::try_join!(self.make(Language::Python, None), self.make(Language::JavaScript, None))?;
         for context in [python, javascript] {
             *self.default(context.language).lock().await = Some(context.id.clone());
-            lock(&self.all).push(context);
+            self.all.lock().push(context);
         }
         Ok(())
     }
 
     pub(crate) fn list(&self) -> Vec<Arc<Context>> {
-        lock(&self.all).clone()
+        self.all.lock().clone()
     }
 
     pub(crate) async fn get(&self, id: &str) -> Option<Arc<Context>> {
@@ -108,7 +109,7 @@ impl Contexts {
             _ => None,
         };
         let id = default.as_deref().unwrap_or(id);
-        lock(&self.all).iter().find(|context| context.id == id).cloned()
+        self.all.lock().iter().find(|context| context.id == id).cloned()
     }
 
     /// Returns the default context of a language.
@@ -116,7 +117,7 @@ impl Contexts {
         let default = self.default(language);
         let mut default = default.lock().await;
         if let Some(id) = &*default
-            && let Some(context) = lock(&self.all).iter().find(|context| context.id == *id)
+            && let Some(context) = self.all.lock().iter().find(|context| context.id == *id)
         {
             return Ok(Arc::clone(context));
         }
@@ -126,12 +127,12 @@ impl Contexts {
     }
 
     fn default(&self, language: Language) -> DefaultId {
-        Arc::clone(lock(&self.defaults).entry(language).or_default())
+        Arc::clone(self.defaults.lock().entry(language).or_default())
     }
 
     pub(crate) async fn create(&self, language: Language, cwd: Option<&str>) -> Result<Arc<Context>, Error> {
         let context = self.make(language, cwd).await?;
-        lock(&self.all).push(Arc::clone(&context));
+        self.all.lock().push(Arc::clone(&context));
         Ok(context)
     }
 
@@ -140,8 +141,8 @@ impl Contexts {
             id: uuid::Uuid::new_v4().to_string(),
             language,
             cwd: cwd.filter(|cwd| !cwd.is_empty()).unwrap_or(&self.default_cwd).to_owned(),
-            session: Mutex::default(),
-            life: Lock::default(),
+            session: AsyncMutex::default(),
+            life: Mutex::default(),
         };
         self.fresh(&context, &mut *context.session.lock().await).await?;
         Ok(Arc::new(context))
@@ -167,7 +168,7 @@ impl Contexts {
     }
 
     pub(crate) async fn remove(&self, context: &Context) {
-        lock(&self.all).retain(|kept| kept.id != context.id);
+        self.all.lock().retain(|kept| kept.id != context.id);
         context.end_life();
         context.session.lock().await.kernel = None;
     }
@@ -180,18 +181,14 @@ impl Contexts {
     }
 
     pub(crate) fn copies(&self) -> u64 {
-        lock(&self.copies).copies()
+        self.copies.lock().copies()
     }
 
     pub(crate) fn global(&self) -> Env {
-        lock(&self.global).clone()
+        self.global.lock().clone()
     }
 
     pub(crate) fn set_global(&self, env: Env) {
-        *lock(&self.global) = env;
+        *self.global.lock() = env;
     }
-}
-
-fn lock<T>(lock: &Lock<T>) -> std::sync::MutexGuard<'_, T> {
-    lock.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,8 +6,9 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 use std::process::{Child, Command};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -68,7 +69,7 @@ impl Reaper {
         use std::os::unix::process::CommandExt as _;
         // Again, because some snapshots of sandboxes do not restore this setting.
         adopt_orphans();
-        let mut running = self.lock();
+        let mut running = self.running.lock();
         let child = command.process_group(0).spawn()?;
         let process = self.register(&mut running, Pid::from_child(&child));
         Ok((child, process))
@@ -76,12 +77,12 @@ impl Reaper {
 
     /// Registers a process that the zygote started.
     pub(crate) fn adopt(&self, pid: Pid) -> Process {
-        self.register(&mut self.lock(), pid)
+        self.register(&mut self.running.lock(), pid)
     }
 
     /// Records the exit of one of the zygote's children, as the zygote reports it.
     pub(crate) fn report(&self, pid: Pid, ended: KernelExit) {
-        self.record_exit(&mut self.lock(), pid, ended);
+        self.record_exit(&mut self.running.lock(), pid, ended);
     }
 
     fn register(&self, running: &mut RunningProcesses, pid: Pid) -> Process {
@@ -94,7 +95,7 @@ impl Reaper {
     }
 
     fn reap(&self) {
-        let mut running = self.lock();
+        let mut running = self.running.lock();
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
             if let Some(ended) = read(status) {
                 self.record_exit(&mut running, pid, ended);
@@ -108,10 +109,6 @@ impl Reaper {
         if let Some(records) = &*self.records {
             records.remove(pid);
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, RunningProcesses> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -140,7 +137,7 @@ impl Process {
 
     fn signal(&self, signal: Signal) {
         // Under the lock: an id that is still registered does not belong to another process.
-        if self.reaper.lock().contains_key(&self.pid) {
+        if self.reaper.running.lock().contains_key(&self.pid) {
             let _ = rustix::process::kill_process_group(self.pid, signal);
         }
     }

@@ -4,10 +4,11 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use sha2::Sha256;
 use tokio::sync::mpsc;
@@ -139,7 +140,7 @@ impl JupyterClient {
             "msg_id": id, "session": self.session, "username": "e2b", "date": "2020-01-01T00:00:00Z",
             "msg_type": kind, "version": "5.3",
         });
-        *lock(&self.current) = Current { id, ..Current::default() };
+        *self.current.lock() = Current { id, ..Current::default() };
         let parts = [header.to_string(), "{}".to_owned(), "{}".to_owned(), content.to_string()];
         let mut frames = vec![DELIMITER.to_vec(), signature(&self.key, &parts).into_bytes()];
         frames.extend(parts.map(String::into_bytes));
@@ -156,10 +157,6 @@ fn signature(key: &str, parts: &[String]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn lock(current: &Shared) -> std::sync::MutexGuard<'_, Current> {
-    current.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Reads a channel until it closes. `heard` is notified of the first status.
 async fn read(
     mut channel: zmtp::Receiver,
@@ -174,7 +171,7 @@ async fn read(
         {
             let _ = heard.try_send(());
         }
-        let understood = parse_events(&message, &mut lock(&current));
+        let understood = parse_events(&message, &mut current.lock());
         for out in understood {
             if events.send(out).await.is_err() {
                 return;

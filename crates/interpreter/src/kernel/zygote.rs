@@ -7,9 +7,10 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::SystemTime;
 
+use parking_lot::Mutex;
 use rustix::process::Pid;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
@@ -93,16 +94,12 @@ impl Zygote {
         let (tell_started, started) = oneshot::channel();
         let (listening, listens) = oneshot::channel();
         let fork = Fork { started: Some(tell_started), listening: Some(listening) };
-        lock(&self.forks).insert(self.next, fork);
+        self.forks.lock().insert(self.next, fork);
         let request = json!({"fork": self.next, "connection_file": connection_file, "cwd": cwd, "env": env});
         self.control.write_all(format!("{request}\n").as_bytes()).await.map_err(Error::Link)?;
         let process = started.await.map_err(|_| Error::Link(io::ErrorKind::BrokenPipe.into()))?;
         Ok((process, listens))
     }
-}
-
-fn lock(forks: &Forks) -> MutexGuard<'_, HashMap<u64, Fork>> {
-    forks.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn changed(path: &Path) -> Option<SystemTime> {
@@ -122,7 +119,7 @@ async fn listen(
         let message: Value = serde_json::from_str(&line).unwrap_or_default();
         line.clear();
         // Forks that are reported completely. Two processes report, in any order.
-        lock(&forks).retain(|_, fork| {
+        forks.lock().retain(|_, fork| {
             fork.started.is_some() || fork.listening.as_ref().is_some_and(|waiting| !waiting.is_closed())
         });
         let pid = |name: &str| {
@@ -131,12 +128,12 @@ async fn listen(
         };
         if let (Some(fork), Some(pid)) = (message["started"].as_u64(), pid("pid")) {
             let process = reaper.adopt(pid);
-            let waiting = lock(&forks).get_mut(&fork).and_then(|fork| fork.started.take());
+            let waiting = forks.lock().get_mut(&fork).and_then(|fork| fork.started.take());
             if let Some(Err(unwanted)) = waiting.map(|waiting| waiting.send(process)) {
                 unwanted.kill();
             }
         } else if let Some(fork) = message["listening"].as_u64() {
-            let waiting = lock(&forks).get_mut(&fork).and_then(|fork| fork.listening.take());
+            let waiting = forks.lock().get_mut(&fork).and_then(|fork| fork.listening.take());
             let _ = waiting.map(|waiting| waiting.send(()));
         } else if let Some(pid) = pid("exited") {
             let code = message["code"].as_i64().and_then(|code| i32::try_from(code).ok()).unwrap_or_default();
@@ -147,5 +144,5 @@ async fn listen(
             let _ = ready.take().map(|ready| ready.send(paths));
         }
     }
-    lock(&forks).clear();
+    forks.lock().clear();
 }
