@@ -1,6 +1,6 @@
-//! Which server a command talks to, and as whom.
-//! E2B's variables come first, as with the official tools; without them it is the server on this machine.
-//! A key kept on this machine is never sent to a server that was named by hand.
+//! Clients for commands: which server they connect to, and with which credential.
+//! E2B's environment variables come first, as in the official tools; without them it is the server on this host.
+//! The key that `quickstart` stored on this host is never sent to a server that a variable names.
 
 use std::fs;
 use std::future::Future;
@@ -11,13 +11,16 @@ use cofferdam_client::{Client, ClientConfig};
 use crate::failure::Failure;
 use crate::paths::{DataDir, ServerNote};
 
-/// Runs a command's asynchronous part.
+/// Runs a future to its end on a new runtime with one thread.
 pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(work)
 }
 
-/// A client for sandboxes.
+/// Returns a client with a team's API key.
+///
+/// # Errors
+/// No server or no key is found; the message has the remedy.
 pub(crate) fn team_client(data: &DataDir) -> Result<Client, Failure> {
     let mut config = ClientConfig::from_env();
     if config.api_url.is_none() && config.domain.is_none() {
@@ -29,18 +32,18 @@ pub(crate) fn team_client(data: &DataDir) -> Result<Client, Failure> {
         }
     }
     if config.sandbox_url.is_none() && config.domain.is_none() {
-        // One address serves both, unless said otherwise.
+        // One address serves the API and sandboxes, unless a variable says otherwise.
         config.sandbox_url.clone_from(&config.api_url);
     }
     if config.api_key.is_none() {
         return Err(Failure::new(
-            "no API key: set E2B_API_KEY; `cofferdam key create` makes one on the server's machine",
+            "no API key: set E2B_API_KEY; `cofferdam key create` makes one on the server's host",
         ));
     }
     Ok(Client::new(config)?)
 }
 
-/// The server that runs on this machine's data directory.
+/// Returns the server that runs on a data directory of this host.
 pub(crate) fn local_server(data: &DataDir) -> Result<ServerNote, Failure> {
     ServerNote::read(&data.server_note()).ok_or_else(|| {
         Failure::new(format!(
@@ -51,12 +54,12 @@ pub(crate) fn local_server(data: &DataDir) -> Result<ServerNote, Failure> {
     })
 }
 
-/// A client with the operator's rights on a server.
+/// Returns a client with the operator's token.
 pub(crate) fn operator_client(url: &str, token: &str) -> Result<Client, Failure> {
     Ok(Client::new(ClientConfig::at(url).with_admin_token(token))?)
 }
 
-/// The operator's token of a data directory.
+/// Reads the operator's token from a data directory.
 pub(crate) fn admin_token(data: &DataDir) -> Result<String, Failure> {
     let path = data.admin_token();
     let text = fs::read_to_string(&path).map_err(|error| {
@@ -68,7 +71,7 @@ pub(crate) fn admin_token(data: &DataDir) -> Result<String, Failure> {
     Ok(text.trim().to_owned())
 }
 
-/// A secret kept in a file, if there is one.
+/// Reads a secret from a file, if there is one.
 pub(crate) fn read_secret(path: &Path) -> Option<String> {
     let text = fs::read_to_string(path).ok()?.trim().to_owned();
     (!text.is_empty()).then_some(text)

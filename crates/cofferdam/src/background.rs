@@ -1,6 +1,6 @@
-//! The server as a background process: whether one runs on a data directory, and starting one.
-//! It gets a process group of its own, so that an interrupt at the terminal ends only who is in front.
-//! It says that it is ready by its one line of output; ending without one is a failure, and its log says why.
+//! Starts the server as a background process, and finds the one that runs on a data directory.
+//! It gets a process group of its own, so that Ctrl-C at the terminal does not stop it.
+//! It is ready when it prints its line on standard output; if it exits without one, its log has the reason.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, ErrorKind};
@@ -16,14 +16,14 @@ use cofferdam_client::{Client, ClientConfig};
 use crate::failure::Failure;
 use crate::paths::{DataDir, ServerNote};
 
-/// Adopting many sandboxes takes a while; more than this is a fault.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// Lines of the log in a failure.
-const TAIL: usize = 15;
+/// Maximum time for a server to start; adopting many sandboxes takes some seconds.
+const START_TIMEOUT: Duration = Duration::from_secs(120);
+/// Number of last lines of the log that a failure quotes.
+const TAIL_LINES: usize = 15;
 
-/// How to start it.
+/// Arguments of the server to start.
 #[derive(Debug)]
-pub(crate) struct Launch<'a> {
+pub(crate) struct ServerLaunch<'a> {
     pub(crate) data: &'a DataDir,
     pub(crate) listen: SocketAddr,
     pub(crate) layers_dir: &'a Path,
@@ -31,11 +31,11 @@ pub(crate) struct Launch<'a> {
     pub(crate) criu: PathBuf,
 }
 
-/// The server that runs on a data directory, if it answers. A note may be left over from a crash.
+/// Returns the server that runs on a data directory, if it answers. The file that names it may be left over from a crash.
 pub(crate) async fn running(data: &DataDir) -> Option<ServerNote> {
     let note = ServerNote::read(&data.server_note())?;
     if !Path::new("/proc").join(note.pid.to_string()).exists() {
-        // Its port may be another server's by now.
+        // Another server may have the port now.
         return None;
     }
     let config = ClientConfig { request_timeout: Duration::from_secs(5), ..ClientConfig::at(&note.url) };
@@ -43,7 +43,10 @@ pub(crate) async fn running(data: &DataDir) -> Option<ServerNote> {
     Some(note)
 }
 
-/// Whether an address is free to listen on.
+/// Checks that an address can be listened on.
+///
+/// # Errors
+/// It cannot; the message suggests another.
 pub(crate) fn check_free(listen: SocketAddr) -> Result<(), Failure> {
     match TcpListener::bind(listen) {
         Ok(_) => Ok(()),
@@ -54,13 +57,16 @@ pub(crate) fn check_free(listen: SocketAddr) -> Result<(), Failure> {
             )))
         }
         Err(error) => Err(Failure::new(format!(
-            "{listen} cannot be listened on: {error}; choose another with --listen"
+            "cannot listen on {listen}: {error}; choose another address with --listen"
         ))),
     }
 }
 
-/// Starts it and waits until it answers. Blocks.
-pub(crate) fn start(launch: &Launch<'_>) -> Result<ServerNote, Failure> {
+/// Starts a server and blocks until it is ready.
+///
+/// # Errors
+/// It exited or was not ready in time; the message quotes the end of its log.
+pub(crate) fn start(launch: &ServerLaunch<'_>) -> Result<ServerNote, Failure> {
     check_free(launch.listen)?;
     let log_path = launch.data.log();
     let log = File::options().create(true).append(true).open(&log_path)?;
@@ -88,7 +94,7 @@ pub(crate) fn start(launch: &Launch<'_>) -> Result<ServerNote, Failure> {
         let _ = BufReader::new(output).read_line(&mut line);
         let _ = sender.send(line);
     });
-    let why = match first_line.recv_timeout(PATIENCE) {
+    let why = match first_line.recv_timeout(START_TIMEOUT) {
         Ok(line) => match line.trim().strip_prefix("listening on ") {
             Some(url) => return Ok(ServerNote { url: url.to_owned(), pid: server.id() }),
             None => "the server ended before it was ready",
@@ -104,5 +110,5 @@ fn tail(path: &Path) -> String {
     let text = fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(TAIL)..].join("\n")
+    lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
 }

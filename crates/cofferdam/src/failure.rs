@@ -1,15 +1,14 @@
-//! The binary's one error: a sentence for a person at a terminal.
-//! Lower layers' errors become part of it as they are; they were written to be read.
-//! Scripts go by the exit code.
+//! [`Failure`]: the error of every command, one sentence for a person at a terminal. Scripts use the exit code.
+//! Errors of other crates are converted with their texts and those of their sources.
 
 use std::fmt;
 
-/// What went wrong, and what to do.
+/// What failed, and the remedy.
 #[derive(Debug)]
 pub(crate) struct Failure(String);
 
 impl Failure {
-    /// A failure with this sentence.
+    /// Returns a failure with this sentence.
     pub(crate) fn new(sentence: impl Into<String>) -> Self {
         Self(sentence.into())
     }

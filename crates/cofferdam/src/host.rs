@@ -1,21 +1,21 @@
-//! What this machine has and uses, for the operator's view of the node. Read from `/proc` when asked.
-//! A figure that cannot be read is zero or empty: a view is no reason to fail.
-//! Processor use is measured from one look to the next.
+//! Measures this host for the route `/nodes`: processors, memory, disk, from `/proc`.
+//! A figure that cannot be read is 0 or empty. Processor use is the average since the last measurement.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use api::{Host, HostDisk, HostProbe, Processor};
+use parking_lot::Mutex;
 
-/// A probe for the machine, and the disk this directory is on.
+/// Returns a probe of this host, with the disk that holds the directory.
 pub(crate) fn probe(data_dir: &Path) -> HostProbe {
     let data_dir = fs::canonicalize(data_dir).unwrap_or_else(|_| data_dir.to_owned());
     let last = Mutex::new(processor_time());
-    HostProbe(Arc::new(move || look(&data_dir, &last)))
+    HostProbe(Arc::new(move || measure(&data_dir, &last)))
 }
 
-fn look(data_dir: &Path, last: &Mutex<(u64, u64)>) -> Host {
+fn measure(data_dir: &Path, last: &Mutex<(u64, u64)>) -> Host {
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let kib = |name: &str| number(&memory, name) << 10;
     Host {
@@ -35,13 +35,13 @@ fn look(data_dir: &Path, last: &Mutex<(u64, u64)>) -> Host {
     }
 }
 
-/// A field of /proc/meminfo, in its own unit.
+/// Returns a field of `/proc/meminfo` in that field's unit.
 fn number(text: &str, name: &str) -> u64 {
     let line = text.lines().find(|line| line.split(':').next() == Some(name));
     line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
 }
 
-/// Busy and all processor time since the machine started, in ticks.
+/// Returns the busy and the total processor time since the host booted, in ticks.
 fn processor_time() -> (u64, u64) {
     let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
     let ticks: Vec<u64> = stat
@@ -50,14 +50,14 @@ fn processor_time() -> (u64, u64) {
         .map(|line| line.split_whitespace().skip(1).take(8).filter_map(|ticks| ticks.parse().ok()).collect())
         .unwrap_or_default();
     let all: u64 = ticks.iter().sum();
-    // Idle and waiting for disks are the fourth and fifth.
+    // The fourth is idle, the fifth waiting for disks.
     let idle: u64 = ticks.iter().skip(3).take(2).sum();
     (all - idle, all)
 }
 
 fn percent(last: &Mutex<(u64, u64)>) -> u32 {
     let now = processor_time();
-    let before = std::mem::replace(&mut *last.lock().unwrap_or_else(PoisonError::into_inner), now);
+    let before = std::mem::replace(&mut *last.lock(), now);
     let (busy, all) = (now.0.saturating_sub(before.0), now.1.saturating_sub(before.1));
     u32::try_from((busy * 100).checked_div(all).unwrap_or(0)).unwrap_or(100)
 }
@@ -78,7 +78,7 @@ fn processor() -> Processor {
     }
 }
 
-/// The file system a directory is on.
+/// Returns the file system that holds a directory.
 fn disk(dir: &Path) -> Option<HostDisk> {
     let usage = rustix::fs::statvfs(dir).ok()?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
@@ -91,7 +91,7 @@ fn disk(dir: &Path) -> Option<HostDisk> {
             let (kind, device) = (tail.next()?, tail.next()?);
             dir.starts_with(&mount_point).then(|| (mount_point, device.to_owned(), kind.to_owned()))
         })
-        // The innermost, and of several on one place the last.
+        // The innermost mount; of several on one mount point the last, which covers the others.
         .max_by_key(|(mount_point, ..)| mount_point.components().count())?;
     Some(HostDisk {
         mount_point: mount_point.display().to_string(),
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_machine_is_described() {
+    fn this_host_is_measured() {
         let host = (probe(Path::new("/")).0)();
         assert!(
             !host.name.is_empty() && host.cpu_count > 0 && host.memory_total_bytes > host.memory_used_bytes

@@ -1,6 +1,5 @@
-//! Where things are on disk, for the server and for commands that look after it.
-//! One data directory holds everything durable; layers may be shared between servers.
-//! envd is found beside the binary.
+//! Paths of files and directories that the server and other commands use: in the data directory, of CRIU and QEMU, and of programs
+//! beside this one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,10 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 
-/// The data directory.
+/// The option for the data directory, and the paths in it.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DataDir {
-    /// Directory for everything durable.
+    /// Directory of the server's database, sandboxes, templates and logs.
     #[arg(long, env = "COFFERDAM_DATA_DIR", default_value = "/var/lib/cofferdam", value_name = "DIR")]
     pub(crate) data_dir: PathBuf,
 }
@@ -23,17 +22,17 @@ impl DataDir {
         self.data_dir.join("layers")
     }
 
-    /// The embedded database.
+    /// The SQLite database.
     pub(crate) fn database(&self) -> PathBuf {
         self.data_dir.join("cofferdam.db")
     }
 
-    /// Which PostgreSQL database the directory's records are in, if they are in one.
+    /// File with the id of the PostgreSQL database that has the directory's records, if one has.
     pub(crate) fn database_id(&self) -> PathBuf {
         self.data_dir.join("database-id")
     }
 
-    /// Written by a running server: its address and pid.
+    /// File that a running server writes: its URL and process id.
     pub(crate) fn server_note(&self) -> PathBuf {
         self.data_dir.join("server.json")
     }
@@ -42,54 +41,55 @@ impl DataDir {
         self.data_dir.join("admin-token")
     }
 
-    /// The key that `quickstart` made, readable by root alone.
+    /// File with the API key that `quickstart` created, readable by root alone.
     pub(crate) fn quickstart_key(&self) -> PathBuf {
         self.data_dir.join("quickstart-key")
     }
 
-    /// What a server started by `quickstart` says.
+    /// Log of a server that `quickstart` started.
     pub(crate) fn log(&self) -> PathBuf {
         self.data_dir.join("server.log")
     }
 }
 
-/// Where CRIU is.
+/// The option for CRIU's directory.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct CriuDirectory {
-    /// CRIU 4.2 or newer as an unpacked Debian tree, for memory snapshots. Without it only files can be captured. [default:
-    /// tools/criu in the data directory]
+    /// Directory of CRIU 4.2 or newer, which memory snapshots of containers need; `cofferdam setup criu` fills it. [default: tools/criu
+    /// in the data directory]
     #[arg(long, env = "COFFERDAM_CRIU", value_name = "DIR")]
     criu: Option<PathBuf>,
 }
 
 impl CriuDirectory {
-    /// As the operator says, or where `cofferdam setup criu` puts it.
+    /// Returns the directory of the option or the default one.
     pub(crate) fn path(&self, data: &DataDir) -> PathBuf {
         self.criu.clone().unwrap_or_else(|| data.data_dir.join("tools/criu"))
     }
 }
 
-/// Where QEMU and the guests' kernel are.
+/// The option for the directory of QEMU and the guest kernel.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct MicrovmDirectory {
-    /// QEMU and a guest kernel from Debian packages, for the microVM engine. [default: tools/microvm in the data directory]
+    /// Directory of QEMU and the guest kernel, which microVMs need; `cofferdam setup microvm` fills it. [default: tools/microvm in the
+    /// data directory]
     #[arg(long, env = "COFFERDAM_MICROVM", value_name = "DIR")]
     microvm: Option<PathBuf>,
 }
 
 impl MicrovmDirectory {
-    /// As the operator says, or where `cofferdam setup microvm` puts it.
+    /// Returns the directory of the option or the default one.
     pub(crate) fn path(&self, data: &DataDir) -> PathBuf {
         self.microvm.clone().unwrap_or_else(|| data.data_dir.join("tools/microvm"))
     }
 }
 
-/// What a running server says of itself in the data directory.
+/// Content of the file that a running server writes to the data directory.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct ServerNote {
-    /// Where it answers.
+    /// URL of its API.
     pub(crate) url: String,
-    /// Its process.
+    /// Its process id.
     pub(crate) pid: u32,
 }
 
@@ -105,18 +105,24 @@ impl ServerNote {
     }
 }
 
-/// envd: named by the operator, or beside this binary.
-pub(crate) fn envd(named: Option<&Path>) -> Result<PathBuf, Failure> {
-    beside("envd", "--envd", named)
+/// Returns the path of envd: the given one, or beside this program.
+///
+/// # Errors
+/// None is given and there is none beside this program.
+pub(crate) fn envd(given: Option<&Path>) -> Result<PathBuf, Failure> {
+    beside("envd", "--envd", given)
 }
 
-/// The first program of microVMs' guests, likewise.
-pub(crate) fn guest_init(named: Option<&Path>) -> Result<PathBuf, Failure> {
-    beside("guest-init", "--guest-init", named)
+/// Returns the path of guest-init, the first process of guests, likewise.
+///
+/// # Errors
+/// As [`envd`].
+pub(crate) fn guest_init(given: Option<&Path>) -> Result<PathBuf, Failure> {
+    beside("guest-init", "--guest-init", given)
 }
 
-fn beside(name: &str, option: &str, named: Option<&Path>) -> Result<PathBuf, Failure> {
-    if let Some(path) = named {
+fn beside(name: &str, option: &str, given: Option<&Path>) -> Result<PathBuf, Failure> {
+    if let Some(path) = given {
         return Ok(path.to_owned());
     }
     let beside = std::env::current_exe()?.with_file_name(name);

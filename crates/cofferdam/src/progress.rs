@@ -1,13 +1,11 @@
-//! Progress of slow things on a terminal: a bar that counts real steps.
-//! Without a terminal a line a stage, so that logs stay readable.
-//! Goes to standard error; results go to standard output.
+//! [`BuildBar`]: progress of a build on standard error. On a terminal it is a bar; elsewhere one line for each stage.
 
 use std::io::IsTerminal;
 
 use host_tools::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Shows a build's progress.
+/// The progress display of one build.
 #[derive(Debug)]
 pub(crate) struct BuildBar {
     bar: Option<ProgressBar>,

@@ -1,6 +1,5 @@
-//! Results on standard output: tables for people, JSON for programs.
-//! Columns are as wide as their widest cell; there is no colour and no border.
-//! A reader that closes the pipe early is no failure.
+//! Prints results on standard output: tables for people, JSON for programs.
+//! A closed pipe is no error.
 
 use std::io::{self, ErrorKind, Write};
 
@@ -22,10 +21,10 @@ pub(crate) fn line(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Prints a table, or `nothing` where it would have no rows.
-pub(crate) fn table(head: &[&str], rows: &[Vec<String>], nothing: &str) -> Result<(), Failure> {
+/// Prints a table whose columns are as wide as their widest cell, or without rows the text `empty` on standard error.
+pub(crate) fn table(head: &[&str], rows: &[Vec<String>], empty: &str) -> Result<(), Failure> {
     if rows.is_empty() {
-        eprintln!("{nothing}");
+        eprintln!("{empty}");
         return Ok(());
     }
     line(&layout(head, rows))
@@ -44,7 +43,7 @@ fn layout(head: &[&str], rows: &[Vec<String>]) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// How far a moment is from now: `3 min ago`, `now`, `in 20 s`.
+/// Returns the time from now to a moment as text: `3 min ago`, `now`, `in 20 s`.
 pub(crate) fn from_now(moment: OffsetDateTime) -> String {
     let seconds = (moment - OffsetDateTime::now_utc()).whole_seconds();
     let (amount, unit) = match seconds.unsigned_abs() {

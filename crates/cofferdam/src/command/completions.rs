@@ -1,6 +1,4 @@
-//! `cofferdam completions`: what a shell needs to complete our commands.
-//! Made from the same definitions as the help.
-//! Printed, so that the user decides where it goes.
+//! `cofferdam completions`: prints the completion script for a shell, generated from the command line's definitions.
 
 use std::process::ExitCode;
 
@@ -9,7 +7,7 @@ use clap_complete::Shell;
 
 use crate::failure::Failure;
 
-/// Which shell.
+/// Arguments of `completions`.
 #[derive(Debug, Args)]
 pub(crate) struct CompletionsArguments {
     /// The shell.
@@ -17,7 +15,7 @@ pub(crate) struct CompletionsArguments {
 }
 
 pub(crate) fn run(arguments: &CompletionsArguments) -> Result<ExitCode, Failure> {
-    // Not straight to standard output: the generator panics where the pipe is closed.
+    // Not directly to standard output: the generator panics if the pipe is closed.
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut crate::Arguments::command(), "cofferdam", &mut script);
     crate::show::line(String::from_utf8_lossy(&script).trim_end())?;

@@ -1,6 +1,5 @@
-//! `cofferdam sandbox events`: what happened to a sandbox, or to all of the team's.
-//! Oldest first, so that the newest stands above the prompt.
-//! Ended sandboxes have events too, for some days.
+//! `cofferdam sandbox events`: lists events of a sandbox or of all sandboxes of the team, oldest first.
+//! Events of ended sandboxes are kept for some days.
 
 use std::process::ExitCode;
 
@@ -18,9 +17,9 @@ use crate::show;
 pub(crate) struct EventsArguments {
     #[command(flatten)]
     data: DataDir,
-    /// The sandbox; without it all of the team's.
+    /// Sandbox id. [default: all sandboxes of the team]
     id: Option<String>,
-    /// Show at most this many, the newest.
+    /// Maximum number of events: the newest.
     #[arg(long, default_value_t = 100, value_name = "COUNT")]
     limit: usize,
     /// Print JSON.
@@ -51,7 +50,7 @@ fn row(event: &SandboxEvent) -> Vec<String> {
         event.timestamp.format(&Rfc3339).unwrap_or_default(),
         event.sandbox_id.clone(),
         kind.to_owned(),
-        // Network rules are the user's own words: no control characters on this terminal.
+        // Network rules are untrusted text: escape control characters for the terminal.
         details.collect::<Vec<_>>().join(" ").escape_debug().to_string(),
     ]
 }

@@ -1,6 +1,6 @@
-//! `cofferdam sandbox exec`: a command in a sandbox as if it ran here: output, input, interrupt, exit code.
-//! It is run by the user's login shell; more than one word is quoted for it, a single one is a script.
-//! Standard input is passed on when it is not a terminal.
+//! `cofferdam sandbox exec`: runs a command in a sandbox with local output, input, interrupt and exit code.
+//! The user's login shell runs it: one word is a script, several words are quoted for the shell.
+//! Standard input is sent if it is not a terminal.
 
 use std::io::{self, IsTerminal, Read, Write};
 use std::process::ExitCode;
@@ -15,24 +15,24 @@ use crate::access::team_client;
 use crate::failure::Failure;
 use crate::paths::DataDir;
 
-/// Most input in one request.
-const CHUNK: usize = 64 * 1024;
+/// Maximum input in one request, bytes.
+const MAX_CHUNK: usize = 64 * 1024;
 
-/// What to run, and where.
+/// Arguments of `sandbox exec`.
 #[derive(Debug, Args)]
 pub(crate) struct ExecArguments {
     #[command(flatten)]
     data: DataDir,
-    /// Who runs it; by default the template's default user.
+    /// User that runs the command. [default: the template's default user]
     #[arg(long)]
     user: Option<String>,
-    /// Where; by default the template's working directory.
+    /// Working directory. [default: the template's]
     #[arg(long, value_name = "DIR")]
     cwd: Option<String>,
-    /// Variable beside the sandbox's own. May be repeated.
+    /// Environment variable, in addition to the sandbox's own. May be repeated.
     #[arg(long, value_parser = pair, value_name = "NAME=VALUE")]
     env: Vec<(String, String)>,
-    /// The sandbox.
+    /// Sandbox id.
     id: String,
     /// The command. One word is a shell script; several are a program and its arguments.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
@@ -71,7 +71,7 @@ pub(crate) async fn exec(arguments: ExecArguments) -> Result<ExitCode, Failure> 
             None => return Ok(ExitCode::FAILURE),
         };
         if written.is_err() {
-            // Nobody reads any more; a local command would be ended by SIGPIPE.
+            // The reader of our output is gone: SIGPIPE would end a local command.
             process.kill().await?;
             return Ok(ExitCode::from(128 + 13));
         }
@@ -83,7 +83,7 @@ fn write(mut to: impl Write, bytes: &[u8]) -> io::Result<()> {
     to.flush()
 }
 
-/// As a local shell reports it: 128 and the signal's number where one ended the process.
+/// Returns the exit code as a local shell has it: 128 plus the signal's number if a signal ended the process.
 pub(crate) fn exit_code(exit: &Exit) -> ExitCode {
     if let Ok(code) = u8::try_from(exit.code) {
         return ExitCode::from(code);
@@ -95,11 +95,11 @@ pub(crate) fn exit_code(exit: &Exit) -> ExitCode {
     }
 }
 
-/// Standard input, read by a thread of its own: a pending read must not keep us from ending.
+/// Reads standard input in a thread, because a pending read would delay the end of the runtime.
 pub(crate) fn read_stdin() -> Result<mpsc::Receiver<Vec<u8>>, Failure> {
     let (sender, receiver) = mpsc::channel(4);
     std::thread::Builder::new().name("stdin".into()).spawn(move || {
-        let mut buffer = vec![0; CHUNK];
+        let mut buffer = vec![0; MAX_CHUNK];
         while let Ok(count @ 1..) = io::stdin().read(&mut buffer) {
             if sender.blocking_send(buffer[..count].to_vec()).is_err() {
                 return;
@@ -109,7 +109,7 @@ pub(crate) fn read_stdin() -> Result<mpsc::Receiver<Vec<u8>>, Failure> {
     Ok(receiver)
 }
 
-/// Errors are the end of the process' interest in input, which its exit reports.
+/// Sends input until its end, or until the process has ended and takes none.
 async fn feed(process: Process, mut input: mpsc::Receiver<Vec<u8>>) {
     while let Some(bytes) = input.recv().await {
         if process.send_stdin(bytes).await.is_err() {

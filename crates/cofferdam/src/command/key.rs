@@ -1,6 +1,6 @@
-//! `cofferdam key`: API keys, for the operator.
-//! The local server's admin token is found in its data directory; another server's is named.
-//! A key is printed once, when it is made: the server keeps only a hash.
+//! `cofferdam key`: creates, lists and deletes API keys, for the operator.
+//! The local server's admin token is read from its data directory; that of another server is an option.
+//! A key is printed once, when it is created: the server stores only a hash.
 
 use std::process::ExitCode;
 
@@ -12,17 +12,17 @@ use crate::failure::Failure;
 use crate::paths::DataDir;
 use crate::show;
 
-/// What to do with keys.
+/// Commands for API keys.
 #[derive(Debug, Subcommand)]
 pub(crate) enum KeyCommand {
-    /// Makes a key and prints it, this once.
+    /// Creates a key and prints it. It cannot be printed again.
     Create {
         #[command(flatten)]
-        server: Operated,
-        /// Team by its id, from `team list`; by default the default team.
+        server: OperatorAccess,
+        /// Id of the team, from `team list`. [default: the default team]
         #[arg(long, value_name = "ID")]
         team: Option<String>,
-        /// What the key is for.
+        /// Name of the key.
         #[arg(long, default_value = "cli")]
         name: String,
         /// Print JSON.
@@ -32,40 +32,40 @@ pub(crate) enum KeyCommand {
     /// Lists keys, without their secrets.
     List {
         #[command(flatten)]
-        server: Operated,
-        /// Team by its id, from `team list`; by default the default team.
+        server: OperatorAccess,
+        /// Id of the team, from `team list`. [default: the default team]
         #[arg(long, value_name = "ID")]
         team: Option<String>,
         /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Deletes a key; who uses it is refused from then on.
+    /// Deletes a key. Requests with it are refused from then on.
     Delete {
         #[command(flatten)]
-        server: Operated,
-        /// Team by its id, from `team list`; by default the default team.
+        server: OperatorAccess,
+        /// Id of the team, from `team list`. [default: the default team]
         #[arg(long, value_name = "ID")]
         team: Option<String>,
-        /// The key's id, from `key list`.
+        /// Id of the key, from `key list`.
         id: String,
     },
 }
 
-/// A server and the right to run it.
+/// A server, and the operator's token for it.
 #[derive(Debug, Args)]
-pub(crate) struct Operated {
+pub(crate) struct OperatorAccess {
     #[command(flatten)]
     data: DataDir,
-    /// Server elsewhere; needs --admin-token.
+    /// URL of a server on another host; needs --admin-token. [default: the server on this data directory]
     #[arg(long, value_name = "URL", requires = "admin_token")]
     url: Option<String>,
-    /// Its operator's token, if not the one in the data directory.
+    /// The operator's token. [default: that in the data directory]
     #[arg(long, env = "COFFERDAM_ADMIN_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     admin_token: Option<String>,
 }
 
-impl Operated {
+impl OperatorAccess {
     pub(crate) fn client(&self) -> Result<Client, Failure> {
         let url = match &self.url {
             Some(url) => url.clone(),
@@ -103,7 +103,7 @@ async fn create(client: &Client, team: Option<&str>, name: &str, json: bool) -> 
     if json {
         return show::json(&key);
     }
-    eprintln!("key {} ({}); it is shown this once:", key.details.name, key.details.id);
+    eprintln!("key {} ({}); it cannot be shown again:", key.details.name, key.details.id);
     show::line(&key.key)
 }
 
@@ -123,8 +123,8 @@ async fn list(client: &Client, team: Option<&str>, json: bool) -> Result<(), Fai
         })
         .collect();
     show::table(
-        &["ID", "NAME", "KEY", "MADE", "USED"],
+        &["ID", "NAME", "KEY", "CREATED", "USED"],
         &rows,
-        "no keys; make one with `cofferdam key create`",
+        "no keys; create one with `cofferdam key create`",
     )
 }

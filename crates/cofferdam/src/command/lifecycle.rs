@@ -1,6 +1,6 @@
-//! `cofferdam sandbox pause|resume|fork|rollback`: what happens to a sandbox between its start and its end.
-//! Ids of what runs or is paused afterwards go to standard output, words to standard error.
-//! Of several sandboxes each is tried; the exit code says whether all went well.
+//! `cofferdam sandbox pause`, `resume`, `fork` and `rollback`.
+//! Ids of the sandboxes go to standard output, messages to standard error.
+//! Each of several sandboxes is tried; the exit code is 0 if all succeeded.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -13,49 +13,49 @@ use crate::failure::Failure;
 use crate::paths::DataDir;
 use crate::show;
 
-/// Which sandboxes to pause, and how.
+/// Arguments of `sandbox pause`.
 #[derive(Debug, Args)]
 pub(crate) struct PauseArguments {
     #[command(flatten)]
     data: DataDir,
-    /// The sandboxes.
+    /// Sandbox ids.
     #[arg(required = true)]
     ids: Vec<String>,
-    /// Keep files only: a resume is a cold start.
+    /// Keep files without memory: a resume is a reboot.
     #[arg(long)]
     disk_only: bool,
-    /// Refuse when the sandbox's agent does not answer.
+    /// Refuse if the sandbox's envd does not answer.
     #[arg(long)]
     require_healthy: bool,
 }
 
-/// Which sandboxes to resume, and how.
+/// Arguments of `sandbox resume`.
 #[derive(Debug, Args)]
 pub(crate) struct ResumeArguments {
     #[command(flatten)]
     data: DataDir,
-    /// The sandboxes.
+    /// Sandbox ids.
     #[arg(required = true)]
     ids: Vec<String>,
-    /// Seconds it lives from now on at least.
+    /// Minimum time from now until the time limit, seconds.
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     timeout: u64,
-    /// Leave the memory behind: a cold start on the files.
+    /// Discard the memory and start from the files, as after a reboot.
     #[arg(long)]
     reboot: bool,
 }
 
-/// What to fork.
+/// Arguments of `sandbox fork`.
 #[derive(Debug, Args)]
 pub(crate) struct ForkArguments {
     #[command(flatten)]
     data: DataDir,
-    /// The running sandbox.
+    /// Id of the running sandbox.
     id: String,
-    /// How many forks, at most 100.
+    /// Number of forks, at most 100.
     #[arg(long, default_value_t = 1, value_name = "COUNT")]
     count: u32,
-    /// Seconds each fork lives.
+    /// Time limit of each fork, seconds.
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     timeout: u64,
 }
@@ -65,7 +65,7 @@ pub(crate) struct ForkArguments {
 pub(crate) struct RollbackArguments {
     #[command(flatten)]
     data: DataDir,
-    /// The running sandbox.
+    /// Id of the running sandbox.
     id: String,
     /// One of its snapshots, by id or name. What the sandbox did since is gone.
     snapshot: String,

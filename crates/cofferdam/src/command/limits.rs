@@ -1,30 +1,29 @@
-//! Limits of a team as options: of `serve`, for teams it makes, and of `team`, for one.
-//! What is not given stays as it is.
-//! A limit of 0 is no limit.
+//! Limits of a team as options: of `serve`, for the default team and new ones, and of `team`, for one team.
+//! A limit that is not given stays as it is; 0 means unlimited.
 
 use clap::Args;
 use cofferdam_client::TeamLimits;
 use control::LimitsChange;
 
-/// Limits of a team; 0 is none.
+/// Limits of a team; 0 means unlimited.
 #[derive(Debug, Args)]
 pub(crate) struct Limits {
-    /// Most sandboxes of one team at once.
+    /// Maximum number of concurrent sandboxes of a team; 0 is unlimited.
     #[arg(long, value_name = "COUNT")]
     max_sandboxes: Option<u32>,
-    /// Longest life of a sandbox.
+    /// Maximum time limit of a sandbox; 0 is unlimited.
     #[arg(long, value_name = "HOURS")]
     max_hours: Option<u32>,
-    /// Most processors of a sandbox.
+    /// Maximum number of processors of a sandbox; 0 is unlimited.
     #[arg(long, value_name = "COUNT")]
     max_vcpu: Option<u32>,
-    /// Most memory of a sandbox.
+    /// Maximum memory of a sandbox; 0 is unlimited.
     #[arg(long, value_name = "MIB")]
     max_memory: Option<u32>,
-    /// Most disk of a sandbox.
+    /// Maximum disk space of a sandbox; 0 is unlimited.
     #[arg(long, value_name = "MIB")]
     max_disk: Option<u32>,
-    /// Most template builds of one team at once.
+    /// Maximum number of concurrent template builds of a team; 0 is unlimited.
     #[arg(long, value_name = "COUNT")]
     max_builds: Option<u32>,
 }

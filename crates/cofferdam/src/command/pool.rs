@@ -1,12 +1,11 @@
-//! `cofferdam pool`: sandboxes that wait for their creators, for the operator.
-//! Their number follows the demand unless it is set.
-//! The local server's admin token is found in its data directory; another server's is named.
+//! `cofferdam pool`: shows the pool of pre-started sandboxes and sets its size for a template, for the operator.
+//! Without a set size, the number of a template's pre-started sandboxes follows the demand.
 
 use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use super::key::Operated;
+use super::key::OperatorAccess;
 use crate::access::block_on;
 use crate::failure::Failure;
 use crate::show;
@@ -14,34 +13,34 @@ use crate::show;
 /// What to do with the pool.
 #[derive(Debug, Subcommand)]
 pub(crate) enum PoolCommand {
-    /// Shows what waits, what should, and how often that helped.
+    /// Lists templates with their numbers of pre-started sandboxes, and how many creates used one.
     List {
         #[command(flatten)]
-        server: Operated,
+        server: OperatorAccess,
         /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Has sandboxes of a template wait whatever the demand.
+    /// Sets the number of a template's pre-started sandboxes.
     Set {
         #[command(flatten)]
-        server: Operated,
-        /// The template, with a tag if wanted.
+        server: OperatorAccess,
+        /// Name or id of the template, optionally with a tag.
         template: String,
-        /// How many; `auto` leaves it to the demand.
-        #[arg(value_parser = count)]
-        ready: Count,
+        /// Number of pre-started sandboxes; `auto` follows the demand.
+        #[arg(value_parser = pool_size)]
+        ready: PoolSize,
     },
 }
 
-/// A number, or none of one's own.
+/// A number, or `None` for `auto`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Count(Option<u64>);
+pub(crate) struct PoolSize(Option<u64>);
 
-fn count(text: &str) -> Result<Count, String> {
+fn pool_size(text: &str) -> Result<PoolSize, String> {
     match text {
-        "auto" => Ok(Count(None)),
-        text => text.parse().map(|number| Count(Some(number))).map_err(|_| "a number, or auto".to_owned()),
+        "auto" => Ok(PoolSize(None)),
+        text => text.parse().map(|number| PoolSize(Some(number))).map_err(|_| "a number, or auto".to_owned()),
     }
 }
 
@@ -49,7 +48,7 @@ pub(crate) fn run(command: PoolCommand) -> Result<ExitCode, Failure> {
     block_on(async {
         match command {
             PoolCommand::List { server, json } => list(&server, json).await,
-            PoolCommand::Set { server, template, ready: Count(ready) } => {
+            PoolCommand::Set { server, template, ready: PoolSize(ready) } => {
                 Ok(server.client()?.set_pool(&template, ready).await?)
             }
         }
@@ -57,7 +56,7 @@ pub(crate) fn run(command: PoolCommand) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn list(server: &Operated, json: bool) -> Result<(), Failure> {
+async fn list(server: &OperatorAccess, json: bool) -> Result<(), Failure> {
     let entries = server.client()?.pool().await?;
     if json {
         return show::json(&entries);
@@ -68,11 +67,11 @@ async fn list(server: &Operated, json: bool) -> Result<(), Failure> {
             vec![
                 if entry.names.is_empty() { entry.template_id } else { entry.names.join(", ") },
                 format!("{} of {}", entry.ready, entry.wanted),
-                entry.fixed.map_or_else(|| "by demand".to_owned(), |_| "set".to_owned()),
+                entry.fixed.map_or_else(|| "auto".to_owned(), |_| "set".to_owned()),
                 format!("{} of {}", entry.hits, entry.hits + entry.misses),
                 format!("{} MiB", entry.memory_bytes >> 20),
             ]
         })
         .collect();
-    show::table(&["TEMPLATE", "READY", "NUMBER", "HITS", "MEMORY"], &rows, "nothing waits")
+    show::table(&["TEMPLATE", "READY", "NUMBER", "HITS", "MEMORY"], &rows, "no pre-started sandboxes")
 }

@@ -1,6 +1,6 @@
-//! `cofferdam quickstart`: from nothing to a running server, a key and a first sandbox, in one command.
-//! Whatever is there already is kept, so running it again is quick and harmless.
-//! Progress goes to standard error; standard output says what was made and how to use it.
+//! `cofferdam quickstart`: builds the template `base`, starts a server in the background, creates a key and runs a first sandbox.
+//! Steps that are done already are skipped, so it can be run again.
+//! Progress goes to standard error; standard output says what was created and how to use it.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -15,33 +15,33 @@ use cofferdam_client::{Client, ClientConfig, CreateOptions, EngineInfo, Error, R
 use engine_container::Criu;
 use layers::LayerStore;
 
-use super::setup::bring_criu;
+use super::setup::set_up_criu;
 use super::template::build_base;
 use crate::access::{self, block_on, read_secret};
-use crate::background::{self, Launch};
+use crate::background::{self, ServerLaunch};
 use crate::failure::Failure;
 use crate::paths::{self, CriuDirectory, DataDir, ServerNote};
 use crate::show;
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:3000";
-/// Shows at once that it is a whole computer of its own.
+/// The command of the first sandbox: prints user, system and processors.
 const FIRST_COMMAND: &str = r#"python3 -c '
 import getpass, os, platform
 release = platform.freedesktop_os_release()["PRETTY_NAME"]
 print(f"Hello from {getpass.getuser()}@{platform.node()}: {release}, Python {platform.python_version()}, {os.cpu_count()} CPUs")'"#;
 
-/// Settings of the server, if one has to be started.
+/// Arguments of `quickstart`: settings of the server, if none runs yet.
 #[derive(Debug, Args)]
 pub(crate) struct QuickstartArguments {
     #[command(flatten)]
     data: DataDir,
-    /// Where the server listens.
+    /// Address that the server listens on.
     #[arg(long, env = "COFFERDAM_LISTEN", default_value = DEFAULT_LISTEN, value_name = "ADDRESS")]
     listen: SocketAddr,
-    /// Directory of template layers, if not in the data directory.
+    /// Directory of template layers. [default: layers in the data directory]
     #[arg(long, env = "COFFERDAM_LAYERS_DIR", value_name = "DIR")]
     layers_dir: Option<PathBuf>,
-    /// The envd binary, if not beside this one.
+    /// The envd binary. [default: beside this program]
     #[arg(long, env = "COFFERDAM_ENVD", value_name = "FILE")]
     envd: Option<PathBuf>,
     #[command(flatten)]
@@ -63,17 +63,17 @@ pub(crate) fn run(arguments: &QuickstartArguments) -> Result<ExitCode, Failure> 
     let envd = fs::canonicalize(paths::envd(arguments.envd.as_deref())?)?;
     let old = block_on(async { Ok(background::running(data).await) })?;
     if old.is_none() {
-        // Before the minutes that a first build takes, not after.
+        // Checked here, before a first build that takes minutes.
         background::check_free(arguments.listen)?;
     }
     let built = build_base(&LayerStore::open(&layers_dir)?)?;
     let had_criu = Criu::find(&arguments.criu.path(data)).is_ok();
-    match bring_criu(data, &arguments.criu) {
-        Ok(_) if old.is_some() && !had_criu => eprintln!("the running server finds CRIU at its next start"),
+    match set_up_criu(data, &arguments.criu) {
+        Ok(_) if old.is_some() && !had_criu => eprintln!("the running server uses CRIU after its next start"),
         Ok(_) => {}
-        // Everything else works without.
+        // Everything but memory snapshots works without CRIU.
         Err(failure) => {
-            eprintln!("memory cannot be captured until `cofferdam setup criu` succeeds: {failure}");
+            eprintln!("there are no memory snapshots until `cofferdam setup criu` succeeds: {failure}");
         }
     }
     let server = match old {
@@ -82,17 +82,17 @@ pub(crate) fn run(arguments: &QuickstartArguments) -> Result<ExitCode, Failure> 
         None => {
             let layers_dir = &fs::canonicalize(&layers_dir)?;
             let criu = std::path::absolute(arguments.criu.path(data))?;
-            background::start(&Launch { data, listen: arguments.listen, layers_dir, envd, criu })?
+            background::start(&ServerLaunch { data, listen: arguments.listen, layers_dir, envd, criu })?
         }
     };
     block_on(first_steps(data, &server))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Templates are registered when a server starts.
+/// Returns the failure of a server that does not have the template `base`, because it registers it only at its start.
 fn restart_needed(server: &ServerNote) -> Failure {
     Failure::new(format!(
-        "the server at {url} was started before template base was built; its sandboxes live through a restart: \
+        "the server at {url} was started before template base was built; its sandboxes survive a restart: \
          `kill {pid}`, then run quickstart again",
         url = server.url,
         pid = server.pid
@@ -114,7 +114,7 @@ async fn first_steps(data: &DataDir, server: &ServerNote) -> Result<(), Failure>
     let begun = Instant::now();
     let outcome = sandbox.commands().run(FIRST_COMMAND, RunOptions::default()).await;
     let ran = begun.elapsed();
-    // It is not left behind, whatever became of the command.
+    // Also if the command failed.
     let killed = sandbox.kill().await;
     let output = outcome?.check()?;
     killed?;
@@ -131,14 +131,14 @@ async fn first_steps(data: &DataDir, server: &ServerNote) -> Result<(), Failure>
     show::line("from e2b import Sandbox")?;
     show::line("print(Sandbox.create().commands.run(\"echo hello\").stdout)\n")?;
     show::line(&format!(
-        "stop the server: kill {} (sandboxes live on; the next start adopts them)",
+        "stop the server: kill {} (its sandboxes keep running, and the next start adopts them)",
         server.pid
     ))?;
     show::line(&format!("data: {}", data.data_dir.display()))?;
     show::line(&format!("log:  {}", data.log().display()))
 }
 
-/// The kept key if it still works, or a new one; and what the server says of its engine.
+/// Returns the stored key if it is still valid, or a new one that it stores; and the server's engine.
 async fn key(data: &DataDir, url: &str) -> Result<(String, EngineInfo), Failure> {
     if let Some(key) = read_secret(&data.quickstart_key()) {
         let client = Client::new(ClientConfig::at(url).with_api_key(&key))?;
@@ -150,20 +150,20 @@ async fn key(data: &DataDir, url: &str) -> Result<(String, EngineInfo), Failure>
     }
     let operator = access::operator_client(url, &access::admin_token(data)?)?;
     let key = operator.create_key("quickstart").await?.key;
-    keep(&data.quickstart_key(), &key)?;
+    write_key(&data.quickstart_key(), &key)?;
     Ok((key, operator.engine().await?))
 }
 
-fn keep(path: &Path, key: &str) -> Result<(), Failure> {
+fn write_key(path: &Path, key: &str) -> Result<(), Failure> {
     let new = path.with_extension("new");
-    // One left by a crash may have other permissions.
+    // One that a crash left over may have other permissions.
     let _ = fs::remove_file(&new);
     let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&new)?;
     file.write_all(key.as_bytes())?;
     Ok(fs::rename(new, path)?)
 }
 
-/// `localhost` where that leads to the server.
+/// Returns the server's URL with `localhost` for a loopback or unspecified address.
 fn public_url(url: &str) -> String {
     let address = url.strip_prefix("http://").and_then(|address| address.parse::<SocketAddr>().ok());
     match address {

@@ -1,6 +1,6 @@
-//! `cofferdam sandbox`: make, list, use and end sandboxes from the command line.
-//! Server and key come from E2B's variables, or are this machine's own.
-//! Ids go to standard output; words about them to standard error.
+//! `cofferdam sandbox`: creates, lists, uses and kills sandboxes.
+//! Server and key come from E2B's environment variables, or are those of this host.
+//! Ids go to standard output, messages to standard error.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -15,10 +15,10 @@ use crate::failure::Failure;
 use crate::paths::DataDir;
 use crate::show;
 
-/// What to do with sandboxes.
+/// Commands for sandboxes.
 #[derive(Debug, Subcommand)]
 pub(crate) enum SandboxCommand {
-    /// Makes a sandbox and prints its id.
+    /// Creates a sandbox and prints its id.
     Create(CreateArguments),
     /// Lists sandboxes.
     List(ListArguments),
@@ -28,53 +28,53 @@ pub(crate) enum SandboxCommand {
     Connect {
         #[command(flatten)]
         data: DataDir,
-        /// The sandbox.
+        /// Sandbox id.
         id: String,
-        /// Whose shell; by default the template's default user's.
+        /// User whose shell is started. [default: the template's default user]
         #[arg(long)]
         user: Option<String>,
     },
-    /// Ends sandboxes.
+    /// Kills sandboxes.
     Kill(KillArguments),
-    /// Puts sandboxes away, with all that runs in them, until they are resumed.
+    /// Pauses sandboxes, with their memory, until they are resumed.
     Pause(lifecycle::PauseArguments),
-    /// Lets paused sandboxes go on.
+    /// Resumes paused sandboxes.
     Resume(lifecycle::ResumeArguments),
-    /// Captures sandboxes as snapshots, lists and deletes those.
+    /// Creates, lists and deletes snapshots of sandboxes.
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
-    /// Makes copies of a running sandbox that go their own ways, and prints their ids.
+    /// Creates copies of a running sandbox, with its memory, and prints their ids.
     Fork(lifecycle::ForkArguments),
-    /// Puts a running sandbox back to one of its snapshots.
+    /// Restores one of its snapshots in a running sandbox.
     Rollback(lifecycle::RollbackArguments),
-    /// Shows what happened to sandboxes, ended ones included.
+    /// Lists events of sandboxes, also of ended ones.
     Events(events::EventsArguments),
 }
 
-/// A new sandbox.
+/// Arguments of `sandbox create`.
 #[derive(Debug, Args)]
 pub(crate) struct CreateArguments {
     #[command(flatten)]
     data: DataDir,
-    /// Template by name or id.
+    /// Name or id of the template or snapshot.
     #[arg(default_value = "base")]
     template: String,
-    /// Seconds it lives, unless that is changed later.
+    /// Time limit, seconds. It can be extended later.
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     timeout: u64,
-    /// Label to find it by. May be repeated.
+    /// Metadata that lists can be filtered by. May be repeated.
     #[arg(long, value_parser = pair, value_name = "NAME=VALUE")]
     metadata: Vec<(String, String)>,
-    /// Variable of every process in it. May be repeated.
+    /// Environment variable of every process in the sandbox. May be repeated.
     #[arg(long, value_parser = pair, value_name = "NAME=VALUE")]
     env: Vec<(String, String)>,
-    /// What happens when its time is up.
+    /// What happens at the time limit.
     #[arg(long, value_enum, default_value_t)]
-    on_timeout: AtTheEnd,
-    /// Resume it when traffic comes to one of its ports.
+    on_timeout: OnTimeoutChoice,
+    /// Resume the sandbox when a request for one of its ports arrives.
     #[arg(long)]
     auto_resume: bool,
-    /// Open a terminal in it at once.
+    /// Open a terminal in the sandbox.
     #[arg(long)]
     connect: bool,
     /// Print JSON.
@@ -82,55 +82,55 @@ pub(crate) struct CreateArguments {
     json: bool,
 }
 
-/// Which sandboxes to list.
+/// Arguments of `sandbox list`.
 #[derive(Debug, Args)]
 pub(crate) struct ListArguments {
     #[command(flatten)]
     data: DataDir,
-    /// Only those with this label. May be repeated.
+    /// Only sandboxes with this metadata. May be repeated.
     #[arg(long, value_parser = pair, value_name = "NAME=VALUE")]
     metadata: Vec<(String, String)>,
-    /// Only those in this state. May be repeated.
+    /// Only sandboxes in this state. May be repeated.
     #[arg(long, value_enum)]
-    state: Vec<State>,
+    state: Vec<StateChoice>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// States by name.
+/// Values of `--state`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum State {
+enum StateChoice {
     Running,
     Paused,
 }
 
-/// What a time limit does.
+/// Values of `--on-timeout`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-enum AtTheEnd {
-    /// The sandbox ends.
+enum OnTimeoutChoice {
+    /// The sandbox is killed.
     #[default]
     Kill,
-    /// It is paused with its memory.
+    /// The sandbox is paused with its memory.
     Pause,
-    /// It is paused, but only its files are kept.
+    /// The sandbox is paused without its memory.
     PauseDisk,
 }
 
-/// Which sandboxes to end.
+/// Arguments of `sandbox kill`.
 #[derive(Debug, Args)]
 pub(crate) struct KillArguments {
     #[command(flatten)]
     data: DataDir,
-    /// The sandboxes.
+    /// Sandbox ids.
     #[arg(required_unless_present = "all", conflicts_with = "all")]
     ids: Vec<String>,
-    /// All sandboxes of the key's team.
+    /// Kill all sandboxes of the key's team.
     #[arg(long)]
     all: bool,
 }
 
-/// `NAME=VALUE`.
+/// Parses `NAME=VALUE`.
 pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
@@ -165,13 +165,13 @@ async fn create(arguments: CreateArguments) -> Result<ExitCode, Failure> {
     }
     let client = team_client(&arguments.data)?;
     let on_timeout = match arguments.on_timeout {
-        AtTheEnd::Pause => OnTimeout::Pause { memory: true, auto_resume: arguments.auto_resume },
-        // Without its memory nothing in it would serve the traffic.
+        OnTimeoutChoice::Pause => OnTimeout::Pause { memory: true, auto_resume: arguments.auto_resume },
+        // Without its memory no process in it would answer the request.
         _ if arguments.auto_resume => {
             return Err(Failure::new("--auto-resume needs --on-timeout pause"));
         }
-        AtTheEnd::PauseDisk => OnTimeout::Pause { memory: false, auto_resume: false },
-        AtTheEnd::Kill => OnTimeout::Kill,
+        OnTimeoutChoice::PauseDisk => OnTimeout::Pause { memory: false, auto_resume: false },
+        OnTimeoutChoice::Kill => OnTimeout::Kill,
     };
     let options = CreateOptions {
         on_timeout,
@@ -190,14 +190,14 @@ async fn create(arguments: CreateArguments) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     let code = terminal::attach(&client, &sandbox, None).await?;
-    eprintln!("the sandbox lives on until its time is up: cofferdam sandbox kill {}", sandbox.id());
+    eprintln!("the sandbox runs until its time limit; to kill it: cofferdam sandbox kill {}", sandbox.id());
     Ok(code)
 }
 
 async fn list(arguments: ListArguments) -> Result<ExitCode, Failure> {
     let states = arguments.state.iter().map(|state| match state {
-        State::Running => SandboxState::Running,
-        State::Paused => SandboxState::Paused,
+        StateChoice::Running => SandboxState::Running,
+        StateChoice::Paused => SandboxState::Paused,
     });
     let options =
         ListOptions { metadata: arguments.metadata.into_iter().collect(), states: states.collect() };
@@ -223,7 +223,7 @@ fn row(info: &SandboxInfo) -> Vec<String> {
         show::from_now(info.end_at),
         info.cpu_count.to_string(),
         format!("{} MiB", info.memory_mib),
-        // Whoever made the sandbox chose them: no control characters on this terminal.
+        // Untrusted text: escape control characters for the terminal.
         labels.join(" ").escape_debug().to_string(),
     ]
 }
@@ -236,7 +236,7 @@ async fn kill(arguments: KillArguments) -> Result<ExitCode, Failure> {
         if Sandbox::kill_by_id(&client, &id).await? {
             show::line(&id)?;
         } else if !arguments.all {
-            // Of all, one may have ended by itself in between.
+            // With --all, a sandbox may have ended between the list and the kill.
             eprintln!("error: there is no sandbox {id}");
             code = ExitCode::FAILURE;
         }

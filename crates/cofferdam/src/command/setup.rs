@@ -1,6 +1,5 @@
-//! `cofferdam setup`: brings programs that the server runs into directories of their own; the host's `/usr` is not touched.
-//! What is there and fit is kept, so running it again costs nothing.
-//! `quickstart` does the same by itself.
+//! `cofferdam setup`: downloads programs that the server runs into directories of their own; the host's `/usr` is not changed.
+//! A program that is there and new enough is kept. `quickstart` sets up CRIU by itself.
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -14,17 +13,17 @@ use crate::paths::{CriuDirectory, DataDir, MicrovmDirectory};
 use crate::progress::BuildBar;
 use crate::show;
 
-/// What to bring.
+/// Programs to set up.
 #[derive(Debug, Subcommand)]
 pub(crate) enum SetupCommand {
-    /// CRIU 4.2 or newer with its libraries, from Debian packages: for memory in pause, snapshots and forks.
+    /// Downloads CRIU 4.2 or newer with its libraries from Debian packages, for memory snapshots of containers.
     Criu {
         #[command(flatten)]
         data: DataDir,
         #[command(flatten)]
         criu: CriuDirectory,
     },
-    /// QEMU with its libraries and a guest kernel, from Debian packages: for the microVM engine.
+    /// Downloads QEMU with its libraries and a guest kernel from Debian packages, for microVMs.
     Microvm {
         #[command(flatten)]
         data: DataDir,
@@ -36,12 +35,12 @@ pub(crate) enum SetupCommand {
 pub(crate) fn run(command: &SetupCommand) -> Result<ExitCode, Failure> {
     match command {
         SetupCommand::Criu { data, criu } => {
-            let found = bring_criu(data, criu)?;
+            let found = set_up_criu(data, criu)?;
             show::line(&format!("CRIU {} in {}", found.version(), criu.path(data).display()))?;
             Ok(ExitCode::SUCCESS)
         }
         SetupCommand::Microvm { data, microvm } => {
-            let found = bring_microvm(data, microvm)?;
+            let found = set_up_microvm(data, microvm)?;
             let (qemu, kernel) = (found.qemu_version(), found.kernel_version());
             show::line(&format!("QEMU {qemu} and Linux {kernel} in {}", microvm.path(data).display()))?;
             Ok(ExitCode::SUCCESS)
@@ -49,8 +48,8 @@ pub(crate) fn run(command: &SetupCommand) -> Result<ExitCode, Failure> {
     }
 }
 
-/// The CRIU that is there, or a fresh one with a progress bar.
-pub(crate) fn bring_criu(data: &DataDir, criu: &CriuDirectory) -> Result<Criu, Failure> {
+/// Returns the CRIU that is there, or downloads one with a progress bar.
+pub(crate) fn set_up_criu(data: &DataDir, criu: &CriuDirectory) -> Result<Criu, Failure> {
     let dir = criu.path(data);
     if let Ok(found) = Criu::find(&dir) {
         return Ok(found);
@@ -64,8 +63,8 @@ pub(crate) fn bring_criu(data: &DataDir, criu: &CriuDirectory) -> Result<Criu, F
     Ok(found)
 }
 
-/// The QEMU and kernel that are there, or fresh ones with a progress bar.
-pub(crate) fn bring_microvm(data: &DataDir, microvm: &MicrovmDirectory) -> Result<Tools, Failure> {
+/// Returns the QEMU and kernel that are there, or downloads them with a progress bar.
+pub(crate) fn set_up_microvm(data: &DataDir, microvm: &MicrovmDirectory) -> Result<Tools, Failure> {
     let dir = microvm.path(data);
     if let Ok(found) = Tools::find(&dir) {
         return Ok(found);

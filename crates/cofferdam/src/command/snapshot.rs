@@ -1,6 +1,6 @@
-//! `cofferdam sandbox snapshot`: captured states that outlive their sandbox and that others start from.
-//! `cofferdam sandbox create <snapshot>` starts one; `cofferdam sandbox rollback` goes back to one.
-//! Ids go to standard output; words about them to standard error.
+//! `cofferdam sandbox snapshot`: creates, lists and deletes snapshots, which outlive their sandbox.
+//! `cofferdam sandbox create <snapshot>` starts a sandbox from one; `cofferdam sandbox rollback` restores one.
+//! Ids go to standard output, messages to standard error.
 
 use std::process::ExitCode;
 
@@ -15,15 +15,15 @@ use crate::show;
 /// What to do with snapshots.
 #[derive(Debug, Subcommand)]
 pub(crate) enum SnapshotCommand {
-    /// Captures a running sandbox, which goes on, and prints the snapshot's id.
+    /// Takes a snapshot of a running sandbox, which continues, and prints the snapshot's id.
     Create(CreateArguments),
     /// Lists snapshots, newest first.
     List(ListArguments),
-    /// Deletes snapshots. Sandboxes started from them go on.
+    /// Deletes snapshots. Sandboxes that were started from them continue.
     Delete {
         #[command(flatten)]
         data: DataDir,
-        /// The snapshots, by id or name.
+        /// Ids or names of the snapshots.
         #[arg(required = true)]
         snapshots: Vec<String>,
     },
@@ -34,12 +34,12 @@ pub(crate) enum SnapshotCommand {
 pub(crate) struct CreateArguments {
     #[command(flatten)]
     data: DataDir,
-    /// The running sandbox.
+    /// Id of the running sandbox.
     id: String,
-    /// Its name, with a tag if wanted. It moves there from the snapshot that had it.
+    /// Name of the snapshot, optionally with a tag. A snapshot that has this name and tag loses them.
     #[arg(long, value_name = "NAME[:TAG]")]
     name: Option<String>,
-    /// Capture files only: sandboxes started from it start cold.
+    /// Capture files without memory: sandboxes start from it as after a reboot.
     #[arg(long)]
     disk_only: bool,
     /// Print JSON.
@@ -52,10 +52,10 @@ pub(crate) struct CreateArguments {
 pub(crate) struct ListArguments {
     #[command(flatten)]
     data: DataDir,
-    /// Only those of this sandbox.
+    /// Only snapshots of this sandbox.
     #[arg(long, value_name = "ID")]
     sandbox: Option<String>,
-    /// Only those of this name.
+    /// Only snapshots with this name.
     #[arg(long, value_name = "NAME[:TAG]")]
     name: Option<String>,
     /// Print JSON.

@@ -1,28 +1,26 @@
-//! `cofferdam team`: teams and what they may use, for the operator.
-//! The local server's admin token is found in its data directory; another server's is named.
-//! A limit of 0 is no limit.
+//! `cofferdam team`: creates, lists and changes teams, for the operator.
 
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use cofferdam_client::{Client, TeamDetails, TeamSettings};
 
-use super::key::Operated;
+use super::key::OperatorAccess;
 use super::limits::Limits;
 use crate::access::block_on;
 use crate::failure::Failure;
 use crate::show;
 
-/// What to do with teams.
+/// Commands for teams.
 #[derive(Debug, Subcommand)]
 pub(crate) enum TeamCommand {
-    /// Makes a team and prints its id.
+    /// Creates a team and prints its id.
     Create {
         #[command(flatten)]
-        server: Operated,
-        /// Its name.
+        server: OperatorAccess,
+        /// Name of the team.
         name: String,
-        /// Its namespace in template names; made from the name if not given.
+        /// Namespace of the team's templates. [default: made from the name]
         #[arg(long)]
         slug: Option<String>,
         #[command(flatten)]
@@ -34,16 +32,16 @@ pub(crate) enum TeamCommand {
     /// Lists teams with their limits.
     List {
         #[command(flatten)]
-        server: Operated,
+        server: OperatorAccess,
         /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Changes a team's name, limits or standing.
+    /// Changes a team's name or limits, or blocks, bans or admits it.
     Update {
         #[command(flatten)]
-        server: Operated,
-        /// The team's id, from `team list`.
+        server: OperatorAccess,
+        /// Id of the team, from `team list`.
         id: String,
         /// New name.
         #[arg(long)]
@@ -56,26 +54,26 @@ pub(crate) enum TeamCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Ends all running sandboxes of a team.
+    /// Kills all running sandboxes of a team.
     Kill {
         #[command(flatten)]
-        server: Operated,
-        /// The team's id, from `team list`.
+        server: OperatorAccess,
+        /// Id of the team, from `team list`.
         id: String,
     },
 }
 
-/// Whether a team may do things.
+/// Options that restrict a team's requests.
 #[derive(Debug, Args)]
 #[group(multiple = false)]
 pub(crate) struct Standing {
-    /// Let it only look and delete, for this reason.
+    /// Allow the team only to read and delete, and give this reason in refusals.
     #[arg(long, value_name = "REASON")]
     block: Option<String>,
-    /// Let it do nothing.
+    /// Refuse all requests of the team.
     #[arg(long)]
     ban: bool,
-    /// Let it do everything again.
+    /// Allow all requests again, after --block or --ban.
     #[arg(long)]
     admit: bool,
 }
@@ -99,11 +97,11 @@ pub(crate) fn run(command: TeamCommand) -> Result<ExitCode, Failure> {
                 let count = server.client()?.kill_sandboxes_of(&id).await?;
                 if count.failed_count > 0 {
                     return Err(Failure::new(format!(
-                        "{} sandboxes were ended, {} not wholly: the server's log says why",
+                        "{} sandboxes were killed, {} could not be: the server's log has the reasons",
                         count.killed_count, count.failed_count
                     )));
                 }
-                show::line(&format!("{} sandboxes were ended", count.killed_count))
+                show::line(&format!("{} sandboxes were killed", count.killed_count))
             }
         }
     })?;

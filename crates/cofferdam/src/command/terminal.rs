@@ -1,6 +1,5 @@
-//! A terminal in a sandbox on the user's own: keys go in as they are typed, its size follows the window.
-//! The local terminal is put back as it was, however the session ends.
-//! While it is open the sandbox does not run out of time.
+//! A session in a sandbox's terminal: keys are sent as they are typed, its size follows the local window.
+//! The local terminal's settings are restored at the end. While the session is open, the sandbox's time limit is extended.
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -15,16 +14,17 @@ use tokio::time::MissedTickBehavior;
 use super::exec::{exit_code, read_stdin};
 use crate::failure::Failure;
 
-/// What a sandbox has left while a terminal is open, and how often that is seen to.
-const LEASE: Duration = Duration::from_secs(120);
-const RENEWAL: Duration = Duration::from_secs(40);
+/// Minimum time until the sandbox's limit while a session is open.
+const MIN_TIME_LEFT: Duration = Duration::from_secs(120);
+/// How often the limit is extended.
+const EXTEND_INTERVAL: Duration = Duration::from_secs(40);
 
-/// The terminal's settings as they were.
-struct Restore(Termios);
+/// The terminal's settings before the session. Dropping it restores them.
+struct TerminalSettings(Termios);
 
-impl Restore {
-    /// Makes the terminal pass on every key.
-    fn raw() -> Result<Self, Failure> {
+impl TerminalSettings {
+    /// Puts the terminal into raw mode and returns its settings before.
+    fn make_raw() -> Result<Self, Failure> {
         let stdin = io::stdin();
         let before = termios::tcgetattr(&stdin)?;
         let mut raw = before.clone();
@@ -34,13 +34,13 @@ impl Restore {
     }
 }
 
-impl Drop for Restore {
+impl Drop for TerminalSettings {
     fn drop(&mut self) {
         let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, &self.0);
     }
 }
 
-/// Refuses where there is no terminal to work on.
+/// Checks that standard input and output are a terminal.
 pub(crate) fn check() -> Result<(), Failure> {
     if io::stdin().is_terminal() && io::stdout().is_terminal() {
         return Ok(());
@@ -48,7 +48,7 @@ pub(crate) fn check() -> Result<(), Failure> {
     Err(Failure::new("this needs a terminal; use `cofferdam sandbox exec` in scripts"))
 }
 
-/// Opens a shell and stays until it ends.
+/// Opens a shell in a terminal of the sandbox and returns its exit code when it ends.
 pub(crate) async fn attach(
     client: &Client,
     sandbox: &Sandbox,
@@ -60,10 +60,10 @@ pub(crate) async fn attach(
     let mut resized = signal(SignalKind::window_change())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hang_up = signal(SignalKind::hangup())?;
-    let mut renewal = tokio::time::interval(RENEWAL);
-    renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let _restore = Restore::raw()?;
-    // Not in the loop below: a shell that waits for its output to be read takes no keys meanwhile.
+    let mut extend = tokio::time::interval(EXTEND_INTERVAL);
+    extend.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let _restore = TerminalSettings::make_raw()?;
+    // In a task: a shell that blocks on its output takes no keys, and the loop below must then read that output.
     tokio::spawn(type_keys(process.clone(), read_stdin()?));
     loop {
         tokio::select! {
@@ -77,15 +77,15 @@ pub(crate) async fn attach(
                 None => return Ok(ExitCode::FAILURE),
             },
             _ = resized.recv() => drop(process.resize(size()).await),
-            // Extends the sandbox's time and never shortens it.
-            _ = renewal.tick() => drop(Sandbox::connect(client, sandbox.id(), Some(LEASE)).await),
+            // A connect extends the time limit and never shortens it.
+            _ = extend.tick() => drop(Sandbox::connect(client, sandbox.id(), Some(MIN_TIME_LEFT)).await),
             _ = terminate.recv() => return end(&process).await,
             _ = hang_up.recv() => return end(&process).await,
         }
     }
 }
 
-/// A shell that has just ended takes no more keys; its exit is the next event.
+/// Sends keys until the shell has ended, which is the session's next event.
 async fn type_keys(shell: Process, mut keys: mpsc::Receiver<Vec<u8>>) {
     while let Some(bytes) = keys.recv().await {
         if shell.send_pty(bytes).await.is_err() {

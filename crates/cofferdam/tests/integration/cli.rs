@@ -157,7 +157,7 @@ fn teams_from_the_command_line() {
     assert!(!list().success());
     assert!(server.cli(&["team", "update", team, "--admit"]).status.success());
     assert!(list().success());
-    assert_eq!(text(&server.cli(&["team", "kill", team]).stdout).trim(), "0 sandboxes were ended");
+    assert_eq!(text(&server.cli(&["team", "kill", team]).stdout).trim(), "0 sandboxes were killed");
     assert!(!server.cli(&["team", "update", team, "--ban", "--admit"]).status.success());
 }
 
@@ -222,7 +222,7 @@ fn doctor_starts_a_sandbox() {
     let findings: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let probe = findings.as_array().unwrap().iter().find(|finding| finding["check"] == "probe").unwrap();
     assert_eq!(probe["status"], "ok", "{findings:#}");
-    assert!(probe["detail"].as_str().unwrap().contains("captured and brought back"), "{findings:#}");
+    assert!(probe["detail"].as_str().unwrap().contains("taken and restored"), "{findings:#}");
     let microvm = findings.as_array().unwrap().iter().find(|finding| finding["check"] == "microvm").unwrap();
     assert!(["ok", "warning"].contains(&microvm["status"].as_str().unwrap()), "{findings:#}");
     assert!(output.status.success(), "{findings:#}");

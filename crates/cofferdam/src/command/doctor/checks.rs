@@ -1,6 +1,5 @@
-//! What can be seen of the host without starting anything: kernel, limits, space, parts, names, the port.
-//! Each check reads what it needs itself and never fails as a whole.
-//! A remedy is something to type or to look up, not a guess.
+//! Checks that start nothing: kernel features, limits, disk space, programs, name servers, the port.
+//! Each check reads what it needs and returns a finding, also if it cannot read it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,10 +13,11 @@ use super::{DoctorArguments, Finding};
 use crate::background;
 use crate::paths;
 
-const MINIMUM_KERNEL: (u32, u32) = (6, 15);
+/// Oldest kernel that the container engine runs on.
+const MIN_KERNEL: (u32, u32) = (6, 15);
 const GIB: u64 = 1 << 30;
 
-/// Everything but the server and the probe.
+/// Returns the findings of all checks of the host.
 pub(super) fn host(arguments: &DoctorArguments) -> Vec<Finding> {
     let base = base_layer(arguments);
     vec![
@@ -49,7 +49,7 @@ fn root() -> Finding {
     }
     Finding::failure(
         "root",
-        "not root: namespaces for other user ids cannot be made",
+        "not root: namespaces with other user ids cannot be created",
         "run the server and this command as root; sandboxes never run as the host's root",
     )
 }
@@ -58,10 +58,10 @@ fn kernel() -> Finding {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    if version >= MINIMUM_KERNEL {
+    if version >= MIN_KERNEL {
         return Finding::ok("kernel", format!("Linux {release}"));
     }
-    let (major, minor) = MINIMUM_KERNEL;
+    let (major, minor) = MIN_KERNEL;
     Finding::failure(
         "kernel",
         format!("Linux {release} is older than {major}.{minor}"),
@@ -70,33 +70,26 @@ fn kernel() -> Finding {
 }
 
 fn user_namespaces() -> Finding {
-    let most: u64 = read("/proc/sys/user/max_user_namespaces").trim().parse().unwrap_or(0);
-    if most >= 1024 {
-        return Finding::ok("user namespaces", format!("up to {most}"));
+    let max: u64 = read("/proc/sys/user/max_user_namespaces").trim().parse().unwrap_or(0);
+    if max >= 1024 {
+        return Finding::ok("user namespaces", format!("up to {max}"));
     }
     let remedy = "sysctl -w user.max_user_namespaces=65536 (and a file in /etc/sysctl.d to keep it)";
-    if most > 0 {
-        return Finding::warning("user namespaces", format!("only {most}, one for each sandbox"), remedy);
+    if max > 0 {
+        return Finding::warning("user namespaces", format!("only {max}, one for each sandbox"), remedy);
     }
-    Finding::failure("user namespaces", "the kernel has them off", remedy)
+    Finding::failure("user namespaces", "disabled in the kernel", remedy)
 }
 
 fn overlay() -> Finding {
     let known = read("/proc/filesystems").lines().any(|line| line.trim() == "nodev\toverlay");
     if known || module_exists("overlay") {
-        return Finding::ok(
-            "overlay",
-            "there; the probe mounts one with idmapped layers given as descriptors",
-        );
+        return Finding::ok("overlay", "available; the probe mounts one with idmapped layers");
     }
-    Finding::failure(
-        "overlay",
-        "the kernel does not know it",
-        "modprobe overlay, or a kernel with CONFIG_OVERLAY_FS",
-    )
+    Finding::failure("overlay", "not in this kernel", "modprobe overlay, or a kernel with CONFIG_OVERLAY_FS")
 }
 
-/// Loaded, built in, or ready to be loaded.
+/// Whether a kernel module is loaded, built in, or can be loaded.
 fn module_exists(name: &str) -> bool {
     if Path::new("/sys/module").join(name).is_dir() {
         return true;
@@ -109,13 +102,13 @@ fn module_exists(name: &str) -> bool {
 fn nf_tables() -> Finding {
     let modules =
         module_exists("nf_tables") && (module_exists("nft_chain_nat") || module_exists("nft_redir"));
-    // Built into a kernel whose module lists are not installed, it shows among the symbols alone.
+    // If it is built into a kernel whose module lists are not installed, only the symbols show it.
     if modules || read("/proc/kallsyms").contains(" nft_redir_eval") {
         return Finding::ok("nf_tables", "NAT for redirects inside each sandbox");
     }
     Finding::warning(
         "nf_tables",
-        "NAT is not to be seen in this kernel: the probe decides",
+        "this kernel shows no NAT; the probe below finds out",
         "modprobe nft_chain_nat nft_redir, or a kernel with CONFIG_NFT_NAT and CONFIG_NFT_REDIR",
     )
 }
@@ -145,7 +138,9 @@ fn control_groups() -> Finding {
     let have = if list.is_empty() { "none".to_owned() } else { list.join(", ") };
     Finding::warning(
         "control groups",
-        format!("cpu, memory and pids are wanted, there is {have}: sandboxes run without the missing limits"),
+        format!(
+            "cpu, memory and pids are needed, found {have}: the other limits of sandboxes are not enforced"
+        ),
         "mount cgroup v2 with all controllers (boot without cgroup_disable=…)",
     )
 }
@@ -158,9 +153,9 @@ fn seccomp() -> Finding {
 }
 
 fn open_files() -> Finding {
-    let most = getrlimit(Resource::Nofile).maximum;
-    let shown = most.map_or_else(|| "no limit".to_owned(), |most| format!("up to {most}"));
-    if most.is_none_or(|most| most >= 20_000) {
+    let max = getrlimit(Resource::Nofile).maximum;
+    let shown = max.map_or_else(|| "no limit".to_owned(), |max| format!("up to {max}"));
+    if max.is_none_or(|max| max >= 20_000) {
         return Finding::ok("open files", shown);
     }
     Finding::warning(
@@ -181,11 +176,11 @@ fn memory() -> Finding {
     Finding::warning(
         "memory",
         detail,
-        "a sandbox of template base may use 512 MiB and more: free some or add some",
+        "a sandbox of template base may use 512 MiB and more: free or add memory",
     )
 }
 
-/// The file system that the directory is or will be on.
+/// Checks the free space of the file system that the directory is or will be on.
 fn disk(dir: &Path, base_is_built: bool) -> Finding {
     let existing = dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     let free = match rustix::fs::statvfs(existing) {
@@ -199,13 +194,13 @@ fn disk(dir: &Path, base_is_built: bool) -> Finding {
         }
     };
     let detail = format!("{:.1} GiB free in {}", (free / (1 << 20)) as f64 / 1024.0, existing.display());
-    let remedy = "free some, or choose another directory with --data-dir";
+    let remedy = "free disk space, or choose another directory with --data-dir";
     match free {
         free if free >= 10 * GIB => Finding::ok("disk", detail),
         free if free < 3 * GIB && !base_is_built => {
             Finding::failure("disk", format!("{detail}; building template base takes about 3 GiB"), remedy)
         }
-        _ => Finding::warning("disk", format!("{detail}; every sandbox keeps its files there"), remedy),
+        _ => Finding::warning("disk", format!("{detail}; files of sandboxes are there"), remedy),
     }
 }
 
@@ -219,11 +214,11 @@ fn envd(arguments: &DoctorArguments) -> Finding {
     }
 }
 
-/// The base template's layer, if it is built.
+/// Returns the directory of the base template's layer, if it is built.
 pub(super) fn base_layer(arguments: &DoctorArguments) -> Option<PathBuf> {
     let dir = arguments.layers_dir.clone().unwrap_or_else(|| arguments.data.layers());
     if !dir.is_dir() {
-        // Opening the store would make it.
+        // Opening the store would create it.
         return None;
     }
     let store = LayerStore::open(&dir).ok()?;
@@ -238,7 +233,7 @@ fn mmdebstrap(base_is_built: bool) -> Finding {
     }
     let remedy = "apt-get install mmdebstrap debian-archive-keyring";
     if base_is_built {
-        return Finding::warning("mmdebstrap", "not installed; needed to build template base anew", remedy);
+        return Finding::warning("mmdebstrap", "not installed; needed to build template base again", remedy);
     }
     Finding::failure("mmdebstrap", "not installed; template base cannot be built", remedy)
 }
@@ -260,7 +255,7 @@ fn criu(arguments: &DoctorArguments) -> Finding {
         Ok(found) => Finding::ok("criu", format!("{} in {}", found.version(), dir.display())),
         Err(reason) => Finding::warning(
             "criu",
-            format!("{reason}: pause and snapshots keep files only, not memory"),
+            format!("{reason}: pauses and snapshots of containers keep files only, not memory"),
             "cofferdam setup criu",
         ),
     }
@@ -276,14 +271,14 @@ fn resolvers() -> Finding {
     if names.is_empty() {
         return Finding::warning(
             "name servers",
-            "none in /etc/resolv.conf: sandboxes cannot look names up",
+            "none in /etc/resolv.conf: sandboxes cannot resolve names",
             "add a nameserver line, or start the server with --dns ADDRESS:PORT",
         );
     }
     Finding::ok("name servers", names.join(", "))
 }
 
-/// A server that answers, or a port for one.
+/// Checks that a server answers, or that the address is free for one.
 pub(super) async fn server(arguments: &DoctorArguments) -> Finding {
     if let Some(note) = background::running(&arguments.data).await {
         return Finding::ok("server", format!("answers at {}, process {}", note.url, note.pid));

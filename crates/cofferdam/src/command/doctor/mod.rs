@@ -1,6 +1,6 @@
-//! `cofferdam doctor`: whether this machine can run sandboxes, check by check, with the remedy beside each fault.
-//! `checks` looks at the host, `probe` really starts a sandbox: only that proves anything.
-//! Fails if any check fails; warnings are things that work with a limit.
+//! `cofferdam doctor`: checks whether this host can run sandboxes, and names a remedy for each fault.
+//! `checks` reads the host's settings, `microvm` boots a guest, `probe` starts a sandbox.
+//! The exit code is 1 if a check fails; a warning is a fault that only limits some feature.
 
 mod checks;
 mod microvm;
@@ -19,26 +19,26 @@ use crate::failure::Failure;
 use crate::paths::{CriuDirectory, DataDir, MicrovmDirectory};
 use crate::show;
 
-/// What to check.
+/// Arguments of `doctor`.
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArguments {
     #[command(flatten)]
     data: DataDir,
-    /// Where the server listens or will.
+    /// Address that the server listens on.
     #[arg(long, env = "COFFERDAM_LISTEN", default_value = "127.0.0.1:3000", value_name = "ADDRESS")]
     listen: SocketAddr,
-    /// Directory of template layers, if not in the data directory.
+    /// Directory of template layers. [default: layers in the data directory]
     #[arg(long, env = "COFFERDAM_LAYERS_DIR", value_name = "DIR")]
     layers_dir: Option<PathBuf>,
-    /// Directory for locks and mounts, as of the server.
+    /// Directory for locks, sockets and mounts, which a reboot may remove.
     #[arg(long, default_value = "/run/cofferdam", value_name = "DIR")]
     run_dir: PathBuf,
-    /// The envd binary, if not beside this one.
+    /// The envd binary. [default: beside this program]
     #[arg(long, env = "COFFERDAM_ENVD", value_name = "FILE")]
     envd: Option<PathBuf>,
     #[command(flatten)]
     criu: CriuDirectory,
-    /// The first program of microVMs' guests, if not beside this one.
+    /// The guest-init binary, the first process of microVMs' guests. [default: beside this program]
     #[arg(long, env = "COFFERDAM_GUEST_INIT", value_name = "FILE")]
     guest_init: Option<PathBuf>,
     #[command(flatten)]
@@ -48,7 +48,7 @@ pub(crate) struct DoctorArguments {
     json: bool,
 }
 
-/// How a check came out.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Status {
@@ -67,7 +67,7 @@ impl fmt::Display for Status {
     }
 }
 
-/// One check's outcome.
+/// A check with its result and, unless it is ok, a remedy.
 #[derive(Debug, Serialize)]
 struct Finding {
     check: &'static str,

@@ -1,6 +1,6 @@
-//! The functional probe: a real sandbox, started by the real engine, that answers.
-//! It has a data directory of its own, so it disturbs no server and leaves nothing.
-//! Needs root and a built template; says so where it cannot run.
+//! The functional check: starts a sandbox with the container engine, sends a request to its envd, and captures and restores it.
+//! It uses a data directory of its own, so it disturbs no server and leaves nothing behind.
+//! Needs root and the template `base`; the finding says so if one is missing.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -23,7 +23,8 @@ use crate::failure::Failure;
 use crate::paths;
 
 const CHECK: &str = "probe";
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Maximum time for envd to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(super) async fn run(arguments: &DoctorArguments) -> Finding {
     if !rustix::process::geteuid().is_root() {
@@ -74,7 +75,7 @@ async fn in_own_dir(arguments: &DoctorArguments, layer: PathBuf) -> Result<Strin
 fn remove(dir: &Path) {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
-            eprintln!("{} is left behind: {error}", dir.display());
+            eprintln!("failed to remove {}: {error}", dir.display());
         }
         _ => {}
     }
@@ -96,8 +97,10 @@ async fn start(config: &ContainerConfig, layer: PathBuf) -> Result<String, Failu
     let sandbox = engine.start(spec.clone()).await?;
     let answered = answers(&sandbox).await;
     let outcome = match answered {
-        Ok(()) if engine.descriptor().capabilities.memory_snapshots => pause(&engine, &sandbox, spec).await,
-        Ok(()) => Ok("its memory cannot be captured without CRIU"),
+        Ok(()) if engine.descriptor().capabilities.memory_snapshots => {
+            capture_and_restore(&engine, &sandbox, spec).await
+        }
+        Ok(()) => Ok("no memory snapshot without CRIU"),
         Err(failure) => Err(failure),
     };
     sandbox.kill().await?;
@@ -106,15 +109,15 @@ async fn start(config: &ContainerConfig, layer: PathBuf) -> Result<String, Failu
     Ok(format!("{memory}; engine {}: {}", engine.descriptor().name, engine.descriptor().summary))
 }
 
-/// Captures the sandbox with its memory and brings it back as another one.
-async fn pause(
+/// Takes a memory snapshot of the sandbox and restores it as another one.
+async fn capture_and_restore(
     engine: &ContainerEngine,
     sandbox: &Arc<dyn Sandbox>,
     spec: StartSpec,
 ) -> Result<&'static str, Failure> {
     let blame = |error: EngineError| {
         Failure::new(format!(
-            "it started and answered, but its memory could not be captured and brought back: {error}"
+            "it started and answered, but a memory snapshot could not be taken and restored: {error}"
         ))
     };
     let snapshot = SnapshotId::generate();
@@ -124,13 +127,13 @@ async fn pause(
     let answered = answers(&copy).await;
     copy.kill().await?;
     engine.discard(snapshot).await?;
-    answered.map(|()| "its memory was captured and brought back")
+    answered.map(|()| "a memory snapshot was taken and restored")
 }
 
 async fn answers(sandbox: &Arc<dyn Sandbox>) -> Result<(), Failure> {
-    match tokio::time::timeout(PATIENCE, health(sandbox)).await {
+    match tokio::time::timeout(ANSWER_TIMEOUT, health(sandbox)).await {
         Ok(outcome) => outcome,
-        Err(_) => Err(Failure::new(format!("envd did not answer in {} s", PATIENCE.as_secs()))),
+        Err(_) => Err(Failure::new(format!("envd did not answer in {} s", ANSWER_TIMEOUT.as_secs()))),
     }
 }
 

@@ -1,6 +1,6 @@
-//! `cofferdam template export` and `import`: a template as one file, from server to server; and container images from files.
-//! An export is written beside its name and renamed when it is whole.
-//! An import is a build like any other, followed to its end.
+//! `cofferdam template export` and `import`: write a template to an archive, and create one from an archive or image file.
+//! An export is written to a temporary name and renamed when it is complete.
+//! An import is a build, and is followed to its end.
 
 use std::path::PathBuf;
 
@@ -16,32 +16,32 @@ use crate::failure::Failure;
 use crate::paths::DataDir;
 use crate::show;
 
-/// A template to a file.
+/// Arguments of `template export`.
 #[derive(Debug, Args)]
 pub(crate) struct ExportArguments {
     #[command(flatten)]
     data: DataDir,
-    /// Its name, with a tag if wanted.
+    /// Name of the template, optionally with a tag.
     name: String,
-    /// The file; by default the template's name with `.tar`.
+    /// File to write. [default: the template's name with `.tar`]
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
 }
 
-/// A file to a template.
+/// Arguments of `template import`.
 #[derive(Debug, Args)]
 pub(crate) struct ImportArguments {
     #[command(flatten)]
     data: DataDir,
-    /// The archive.
+    /// The archive or image file.
     file: PathBuf,
-    /// Name of the template, with a tag if wanted.
+    /// Name of the template, optionally with a tag.
     #[arg(long)]
     name: String,
-    /// Processors of its sandboxes, where the archive is an image.
+    /// Number of processors of its sandboxes, if the file is an image.
     #[arg(long, value_name = "COUNT")]
     cpu_count: Option<u32>,
-    /// Their memory, MiB, where the archive is an image.
+    /// Memory of its sandboxes, MiB, if the file is an image.
     #[arg(long, value_name = "MIB")]
     memory_mb: Option<u32>,
     /// Show every line of the build's log.

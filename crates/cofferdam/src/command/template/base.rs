@@ -1,6 +1,5 @@
-//! `cofferdam template build-base`: the base template's layer, built on this machine without a server.
-//! The server finds what is built here when it starts.
-//! What is there is not built again.
+//! `cofferdam template build-base`: builds the layer of template `base` on this host, without a server.
+//! A server registers the template when it starts. A layer that is there is not built again.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -19,7 +18,7 @@ pub(super) fn run(data: &DataDir, layers_dir: Option<PathBuf>) -> Result<(), Fai
     show::line(&store.path(&built.layer).display().to_string())
 }
 
-/// Builds the base layer with a progress bar.
+/// Builds the layer of template `base` with a progress bar, unless it is there.
 pub(crate) fn build_base(store: &LayerStore) -> Result<Built, Failure> {
     let recipe = Recipe::base()?;
     let mut bar = BuildBar::new(recipe.name());

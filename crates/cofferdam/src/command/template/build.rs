@@ -1,6 +1,6 @@
-//! `cofferdam template build`: a directory with a Dockerfile becomes a template on the server.
-//! A `template.toml` beside it may say what a Dockerfile cannot: name, start and ready command, size.
-//! Files that the server has already are not sent again; an upload that breaks off goes on where it was.
+//! `cofferdam template build`: builds a template on the server from a directory with a Dockerfile.
+//! `template.toml` in the directory may set what a Dockerfile cannot: name, start and ready command, size.
+//! Files that the server has are not uploaded again; an upload that breaks off is continued.
 
 use std::fs;
 use std::io::{self, Seek, SeekFrom};
@@ -14,45 +14,45 @@ use tokio_util::io::ReaderStream;
 
 use super::context::pack;
 use super::follow::follow;
-use super::ignored::Ignored;
+use super::ignored::IgnorePatterns;
 use crate::access::team_client;
 use crate::failure::Failure;
 use crate::paths::DataDir;
 use crate::show;
 
-/// A build.
+/// Arguments of `template build`.
 #[derive(Debug, Args)]
 pub(crate) struct BuildArguments {
     #[command(flatten)]
     data: DataDir,
     /// Directory with the Dockerfile and the files it copies.
     dir: PathBuf,
-    /// Name of the template, with a tag if wanted (`name:tag`).
+    /// Name of the template, optionally with a tag (`name:tag`). [default: that of template.toml]
     #[arg(long)]
     name: Option<String>,
-    /// Another file than `Dockerfile` (or `e2b.Dockerfile`) in the directory.
+    /// Dockerfile, relative to the directory. [default: Dockerfile or e2b.Dockerfile]
     #[arg(long, value_name = "FILE")]
     dockerfile: Option<PathBuf>,
-    /// Further tag. May be repeated.
+    /// Further tag of the build. May be repeated.
     #[arg(long)]
     tag: Vec<String>,
-    /// Command that runs in every sandbox; by default what the Dockerfile ends with.
+    /// Command that runs in every sandbox. [default: CMD or ENTRYPOINT of the Dockerfile]
     #[arg(long, value_name = "COMMAND")]
     start_cmd: Option<String>,
-    /// Command that succeeds once the start command serves.
+    /// Command that succeeds when the start command is ready.
     #[arg(long, value_name = "COMMAND")]
     ready_cmd: Option<String>,
-    /// Processors of its sandboxes.
+    /// Number of processors of its sandboxes.
     #[arg(long, value_name = "COUNT")]
     cpu_count: Option<u32>,
-    /// Their memory, MiB.
+    /// Memory of its sandboxes, MiB.
     #[arg(long, value_name = "MIB")]
     memory_mb: Option<u32>,
-    /// What runs the build and the template's sandboxes: `container` or `microvm`. Without it that of what it is built from, or
-    /// else the server's.
+    /// Engine of the build and the template's sandboxes: `container` or `microvm`. [default: that of the template it is built from, or
+    /// the server's]
     #[arg(long, value_name = "NAME")]
     engine: Option<String>,
-    /// Use nothing of earlier builds.
+    /// Run all steps again, without cached ones.
     #[arg(long)]
     no_cache: bool,
     /// Show every line of the build's log.
@@ -60,10 +60,10 @@ pub(crate) struct BuildArguments {
     verbose: bool,
 }
 
-/// `template.toml`.
+/// Content of `template.toml`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct Settings {
+struct TemplateSettings {
     name: Option<String>,
     dockerfile: Option<PathBuf>,
     start_cmd: Option<String>,
@@ -73,7 +73,7 @@ struct Settings {
     engine: Option<String>,
 }
 
-impl Settings {
+impl TemplateSettings {
     fn load(dir: &Path) -> Result<Self, Failure> {
         let path = dir.join("template.toml");
         match fs::read_to_string(&path) {
@@ -86,10 +86,10 @@ impl Settings {
     }
 }
 
-/// Builds and follows; prints the template's id.
+/// Requests, starts and follows a build, and prints the template's id.
 pub(super) async fn run(arguments: &BuildArguments) -> Result<(), Failure> {
     let dir = &arguments.dir;
-    let settings = Settings::load(dir)?;
+    let settings = TemplateSettings::load(dir)?;
     let name = arguments.name.clone().or(settings.name).ok_or_else(|| {
         Failure::new("the template needs a name: give one with --name, or in template.toml")
     })?;
@@ -110,7 +110,7 @@ pub(super) async fn run(arguments: &BuildArguments) -> Result<(), Failure> {
         memory_mib: arguments.memory_mb.or(settings.memory_mb),
     };
     let build = client.request_build(&options).await?;
-    let ignored = Ignored::load(dir)?;
+    let ignored = IgnorePatterns::load(dir)?;
     let mut steps = Vec::new();
     for planned in file.steps {
         match planned {
@@ -119,7 +119,7 @@ pub(super) async fn run(arguments: &BuildArguments) -> Result<(), Failure> {
             }
             Planned::Copy { from, to, owner, mode } => {
                 for source in from {
-                    let hash = send(&client, &build, dir, &source, &ignored).await?;
+                    let hash = upload(&client, &build, dir, &source, &ignored).await?;
                     let (owner, mode) = (owner.clone().unwrap_or_default(), mode.clone().unwrap_or_default());
                     let args = vec![source, to.clone(), owner, mode];
                     steps.push(BuildStep { kind: "COPY".to_owned(), args, files_hash: Some(hash) });
@@ -152,13 +152,13 @@ fn dockerfile(dir: &Path, named: Option<PathBuf>) -> Result<PathBuf, Failure> {
     })
 }
 
-/// Sends what a `COPY` needs, unless the server has it; returns its hash.
-async fn send(
+/// Uploads the files of a `COPY` unless the server has them, and returns their hash.
+async fn upload(
     client: &Client,
     build: &BuildHandle,
     dir: &Path,
     source: &str,
-    ignored: &Ignored,
+    ignored: &IgnorePatterns,
 ) -> Result<String, Failure> {
     let packed = pack(dir, source, ignored)?;
     let link = client.files_link(build, &packed.hash).await?;

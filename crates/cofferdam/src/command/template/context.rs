@@ -1,6 +1,6 @@
-//! Files of a build's context that a `COPY` names, packed into a temporary archive.
-//! Its name is a hash of what is in it: paths, modes, contents and link targets, but no times, so that a fresh checkout is known.
-//! Links are packed as links and never followed out of the context.
+//! Packs the files that a `COPY` names into a temporary archive.
+//! The archive's name is a hash of paths, modes, contents and link targets. Times are not hashed, so that a fresh checkout has the same.
+//! Symbolic links are packed as links and never followed.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -13,21 +13,24 @@ use flate2::write::GzEncoder;
 use globset::GlobBuilder;
 use sha2::{Digest, Sha256};
 
-use super::ignored::Ignored;
+use super::ignored::IgnorePatterns;
 use crate::failure::Failure;
 
-/// An archive of files.
+/// An archive of files for one `COPY`.
 #[derive(Debug)]
-pub(super) struct Packed {
-    /// 64 hexadecimal digits.
+pub(super) struct PackedFiles {
+    /// SHA-256 in hexadecimal digits.
     pub(super) hash: String,
-    /// Gone when this is dropped.
+    /// The file, removed when this is dropped.
     pub(super) archive: tempfile::NamedTempFile,
 }
 
-/// Packs what `source`, a path or pattern, means in the directory `context`.
-pub(super) fn pack(context: &Path, source: &str, ignored: &Ignored) -> Result<Packed, Failure> {
-    let relative = inside(source)?;
+/// Packs the files of the directory `context` that `source`, a path or pattern, matches.
+///
+/// # Errors
+/// Nothing matches, `source` leaves the directory, or a file cannot be read.
+pub(super) fn pack(context: &Path, source: &str, ignored: &IgnorePatterns) -> Result<PackedFiles, Failure> {
+    let relative = relative_path(source)?;
     let mut paths = Vec::new();
     for found in matches(context, &relative)? {
         collect(context, &found, ignored, &mut paths)?;
@@ -48,11 +51,11 @@ pub(super) fn pack(context: &Path, source: &str, ignored: &Ignored) -> Result<Pa
         add(context, path, &mut hash, &mut tar)?;
     }
     tar.into_inner()?.finish()?.flush()?;
-    Ok(Packed { hash: hex::encode(hash.finalize()), archive })
+    Ok(PackedFiles { hash: hex::encode(hash.finalize()), archive })
 }
 
-/// A source as a path below the context.
-fn inside(source: &str) -> Result<PathBuf, Failure> {
+/// Returns a source as a path relative to the context.
+fn relative_path(source: &str) -> Result<PathBuf, Failure> {
     let mut path = PathBuf::new();
     for part in Path::new(source).components() {
         match part {
@@ -91,14 +94,19 @@ fn matches(context: &Path, relative: &Path) -> Result<Vec<PathBuf>, Failure> {
     Ok(found)
 }
 
-/// Adds a path and all below it that is not ignored.
-fn collect(context: &Path, path: &Path, ignored: &Ignored, paths: &mut Vec<PathBuf>) -> Result<(), Failure> {
-    let is_left_out = path != Path::new("") && ignored.includes(path);
+/// Adds a path, and everything below it, that is not ignored.
+fn collect(
+    context: &Path,
+    path: &Path,
+    ignored: &IgnorePatterns,
+    paths: &mut Vec<PathBuf>,
+) -> Result<(), Failure> {
+    let is_ignored = path != Path::new("") && ignored.ignores(path);
     let is_dir = context.join(path).symlink_metadata()?.is_dir();
-    if is_left_out && !(is_dir && ignored.has_exceptions()) {
+    if is_ignored && !(is_dir && ignored.has_exceptions()) {
         return Ok(());
     }
-    if !is_left_out && path != Path::new("") {
+    if !is_ignored && path != Path::new("") {
         paths.push(path.to_owned());
     }
     if is_dir {
@@ -138,14 +146,14 @@ fn add<W: Write>(
         field(fs::read_link(&whole)?.as_os_str().as_bytes());
     } else if data.is_file() {
         hash.update(data.len().to_le_bytes());
-        io::copy(&mut File::open(&whole)?, &mut Hasher(hash))?;
+        io::copy(&mut File::open(&whole)?, &mut HashWriter(hash))?;
     }
     Ok(tar.append_path_with_name(&whole, path)?)
 }
 
-struct Hasher<'a>(&'a mut Sha256);
+struct HashWriter<'a>(&'a mut Sha256);
 
-impl Write for Hasher<'_> {
+impl Write for HashWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.update(bytes);
         Ok(bytes.len())
@@ -160,7 +168,7 @@ impl Write for Hasher<'_> {
 mod tests {
     use super::*;
 
-    fn names(packed: &Packed) -> Vec<String> {
+    fn names(packed: &PackedFiles) -> Vec<String> {
         let file = flate2::read::GzDecoder::new(packed.archive.reopen().unwrap());
         let mut tar = tar::Archive::new(file);
         let paths = tar.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string());
@@ -177,7 +185,7 @@ mod tests {
         fs::write(at("c.txt"), "c").unwrap();
         std::os::unix::fs::symlink("/etc/passwd", at("app/link")).unwrap();
         fs::write(at(".dockerignore"), "**/*.log\n").unwrap();
-        let ignored = Ignored::load(dir.path()).unwrap();
+        let ignored = IgnorePatterns::load(dir.path()).unwrap();
         let pack = |source: &str| pack(dir.path(), source, &ignored);
         let app = pack("app").unwrap();
         assert_eq!(names(&app), ["app", "app/a.txt", "app/link", "app/sub"]);

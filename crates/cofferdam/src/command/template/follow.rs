@@ -1,6 +1,6 @@
-//! Follows a build to its end: on a terminal one line that says where it is, elsewhere every line of its log.
-//! The server is asked again at once while there is more to read, and some times a second otherwise: it has no stream for this.
-//! A failed build fails the command, with the reason last.
+//! Follows a build to its end: shows one line of progress on a terminal, elsewhere every line of the build's log.
+//! The API has no stream of the log, so it is polled: at once while there are new lines, else every 200 ms.
+//! A failed build fails the command with its reason.
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -10,16 +10,16 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::failure::Failure;
 
-/// Between two questions while nothing happens.
-const PAUSE: Duration = Duration::from_millis(200);
+/// Time between two requests while there are no new lines.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Shows lines of a build.
-struct Display {
+/// Shows lines of a build's log.
+struct LogDisplay {
     bar: Option<ProgressBar>,
     verbose: bool,
 }
 
-impl Display {
+impl LogDisplay {
     fn new(name: &str, verbose: bool) -> Self {
         let bar = (std::io::stderr().is_terminal() && !verbose).then(|| {
             let style = ProgressStyle::with_template("{spinner} {prefix} {elapsed} {wide_msg}");
@@ -37,7 +37,7 @@ impl Display {
         let is_headline =
             is_step || line.message.starts_with("[base] FROM") || line.message.starts_with("CACHED");
         match &self.bar {
-            // Steps stay on the screen, what they print passes by.
+            // Headlines of steps stay on the screen; output of steps replaces the line of progress.
             Some(bar) if is_headline || line.level == "warn" => bar.println(shortened(&line.message)),
             Some(bar) => bar.set_message(line.message.clone()),
             None if line.level != "debug" || self.verbose => eprintln!("{}", line.message),
@@ -46,7 +46,7 @@ impl Display {
     }
 }
 
-/// Without the key a step is cached by.
+/// Returns a line without the step's cache key at its end.
 fn shortened(message: &str) -> String {
     match message.rsplit_once(" [") {
         Some((text, key)) if key.len() == 65 && key.ends_with(']') => text.to_owned(),
@@ -55,13 +55,16 @@ fn shortened(message: &str) -> String {
 }
 
 /// Follows a build until it is ready.
+///
+/// # Errors
+/// The build failed, or its state cannot be read.
 pub(super) async fn follow(
     client: &Client,
     name: &str,
     build: &BuildHandle,
     verbose: bool,
 ) -> Result<(), Failure> {
-    let display = Display::new(name, verbose);
+    let display = LogDisplay::new(name, verbose);
     let mut seen = 0;
     loop {
         let progress = client.build_progress(build, seen).await?;
@@ -79,7 +82,7 @@ pub(super) async fn follow(
                 reason => Err(failure(reason.map(|reason| (reason.message, reason.step)))),
             };
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 

@@ -1,6 +1,5 @@
-//! `.dockerignore`: which files of a build's context are not there.
-//! The last pattern that fits decides; `!` takes one back; a pattern that fits a directory fits all in it.
-//! Source: Docker's reference for the file.
+//! `.dockerignore`: the files of a build's context that are not uploaded, as Docker's reference describes it.
+//! The last matching pattern decides; `!` includes again; a pattern that matches a directory matches everything in it.
 
 use std::fs;
 use std::io;
@@ -10,12 +9,15 @@ use globset::{GlobBuilder, GlobMatcher};
 
 use crate::failure::Failure;
 
-/// The patterns of one file, in order, each with whether it ignores.
+/// The patterns of one file in order, each with `false` if it starts with `!`.
 #[derive(Debug, Default)]
-pub(super) struct Ignored(Vec<(GlobMatcher, bool)>);
+pub(super) struct IgnorePatterns(Vec<(GlobMatcher, bool)>);
 
-impl Ignored {
-    /// Reads `.dockerignore` in a directory, if there is one.
+impl IgnorePatterns {
+    /// Reads `.dockerignore` of a directory; without one nothing is ignored.
+    ///
+    /// # Errors
+    /// It cannot be read, or a pattern is invalid.
     pub(super) fn load(dir: &Path) -> Result<Self, Failure> {
         let path = dir.join(".dockerignore");
         match fs::read_to_string(&path) {
@@ -37,14 +39,14 @@ impl Ignored {
         patterns.collect::<Result<_, _>>().map(Self)
     }
 
-    /// Whether a path of the context, relative to it, is left out.
-    pub(super) fn includes(&self, path: &Path) -> bool {
-        let fits =
+    /// Whether a path, relative to the context, is ignored.
+    pub(super) fn ignores(&self, path: &Path) -> bool {
+        let matches =
             |glob: &GlobMatcher| path.ancestors().any(|part| part != Path::new("") && glob.is_match(part));
-        self.0.iter().rev().find(|(glob, _)| fits(glob)).is_some_and(|(_, ignores)| *ignores)
+        self.0.iter().rev().find(|(glob, _)| matches(glob)).is_some_and(|(_, ignores)| *ignores)
     }
 
-    /// Whether something in an ignored directory may be taken back.
+    /// Whether a path in an ignored directory may be included again.
     pub(super) fn has_exceptions(&self) -> bool {
         self.0.iter().any(|(_, ignores)| !ignores)
     }
@@ -55,15 +57,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_pattern_that_fits_decides() {
-        let ignored = Ignored::parse("# c\nnode_modules\n*.log\n!keep.log\n**/cache\n/dist/\n").unwrap();
-        let includes = |path: &str| ignored.includes(Path::new(path));
+    fn the_last_matching_pattern_decides() {
+        let ignored =
+            IgnorePatterns::parse("# c\nnode_modules\n*.log\n!keep.log\n**/cache\n/dist/\n").unwrap();
+        let ignores = |path: &str| ignored.ignores(Path::new(path));
         for yes in ["node_modules", "node_modules/a/b", "x.log", "a/b/cache/c", "dist/x"] {
-            assert!(includes(yes), "{yes}");
+            assert!(ignores(yes), "{yes}");
         }
         for no in ["keep.log", "sub/x.log", "src/main.rs", "distant"] {
-            assert!(!includes(no), "{no}");
+            assert!(!ignores(no), "{no}");
         }
-        assert!(Ignored::parse("[").is_err());
+        assert!(IgnorePatterns::parse("[").is_err());
     }
 }

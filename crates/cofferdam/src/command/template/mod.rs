@@ -1,6 +1,5 @@
-//! `cofferdam template`: templates built from directories with a Dockerfile, listed, shown, published, deleted, and carried from
-//! server to server as archives. Everything goes through the server, as with the official tools;
-//! only `build-base` works without one.
+//! `cofferdam template`: builds templates from a Dockerfile, lists, shows, publishes, deletes, exports and imports them.
+//! All commands but `build-base` call the server's API.
 
 mod archive;
 mod base;
@@ -21,10 +20,10 @@ use crate::failure::Failure;
 use crate::paths::DataDir;
 use crate::show;
 
-/// What to do with templates.
+/// Commands for templates.
 #[derive(Debug, Subcommand)]
 pub(crate) enum TemplateCommand {
-    /// Builds a template from a directory with a Dockerfile, and perhaps a template.toml.
+    /// Builds a template from a directory with a Dockerfile and, optionally, a template.toml.
     Build(build::BuildArguments),
     /// Lists templates.
     List {
@@ -34,38 +33,38 @@ pub(crate) enum TemplateCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Shows a template with its builds.
-    Show(Named),
+    /// Prints a template with its builds as JSON.
+    Show(TemplateArguments),
     /// Deletes a template or snapshot.
-    Delete(Named),
-    /// Lets other teams use a template, or no more.
+    Delete(TemplateArguments),
+    /// Lets other teams use a template, or revokes that.
     Publish {
         #[command(flatten)]
-        template: Named,
-        /// Make it private again.
+        template: TemplateArguments,
+        /// Make the template private again.
         #[arg(long)]
         private: bool,
     },
-    /// Writes a template into one archive with all its layers.
+    /// Writes a template with all its layers to an archive.
     Export(archive::ExportArguments),
-    /// Makes a template of an archive: one that was exported, `docker save` or an OCI layout.
+    /// Creates a template from an archive: an exported template, the output of `docker save`, or an OCI layout.
     Import(archive::ImportArguments),
-    /// Builds the `base` template's layer from Debian packages, unless it is there.
+    /// Builds the layer of template `base` from Debian packages, unless it is there. Needs no server.
     BuildBase {
         #[command(flatten)]
         data: DataDir,
-        /// Where layers are kept, if not in the data directory.
+        /// Directory of template layers. [default: layers in the data directory]
         #[arg(long, value_name = "DIR")]
         layers_dir: Option<PathBuf>,
     },
 }
 
-/// One template.
+/// A template.
 #[derive(Debug, Args)]
-pub(crate) struct Named {
+pub(crate) struct TemplateArguments {
     #[command(flatten)]
     data: DataDir,
-    /// Its name or id.
+    /// Name or id of the template.
     name: String,
 }
 
@@ -101,17 +100,17 @@ async fn list(data: &DataDir, json: bool) -> Result<(), Failure> {
             ]
         })
         .collect();
-    show::table(&["NAMES", "ID", "STATUS", "SIZE", "", "MADE"], &rows, "no templates")
+    show::table(&["NAMES", "ID", "STATUS", "SIZE", "", "CREATED"], &rows, "no templates")
 }
 
-async fn delete(template: &Named) -> Result<(), Failure> {
+async fn delete(template: &TemplateArguments) -> Result<(), Failure> {
     Ok(team_client(&template.data)?.delete_template(&template.name).await?)
 }
 
-async fn publish(template: &Named, public: bool) -> Result<(), Failure> {
+async fn publish(template: &TemplateArguments, public: bool) -> Result<(), Failure> {
     Ok(team_client(&template.data)?.publish_template(&template.name, public).await?)
 }
 
-async fn describe(template: &Named) -> Result<(), Failure> {
+async fn describe(template: &TemplateArguments) -> Result<(), Failure> {
     show::json(&team_client(&template.data)?.template(&template.name).await?)
 }
