@@ -163,3 +163,22 @@ pub const METRICS: &[Metric] = &[
     RESIDENT_MEMORY,
     CPU_SECONDS,
 ];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::METRICS;
+
+    #[test]
+    fn the_dashboard_shows_every_metric_and_no_other() {
+        let dashboard = include_str!("../../../docs/grafana-dashboard.json");
+        let words = dashboard.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let shown: BTreeSet<&str> = words
+            .filter(|word| word.starts_with("cofferdam_") || word.starts_with("process_"))
+            .map(|word| word.trim_end_matches("_bucket").trim_end_matches("_count"))
+            .collect();
+        let defined: BTreeSet<&str> = METRICS.iter().map(|metric| metric.name).collect();
+        assert_eq!(shown, defined);
+    }
+}

@@ -80,9 +80,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        CaptureKind, CreatePath, Outcome, ResumePath, SandboxCounts, build_finished, capture_finished,
-        create_finished, edge_request_finished, exec_answered, http_request_finished, pool_claimed,
-        resume_finished, set_sandbox_counts, store_operation_finished, sweep_finished,
+        CaptureKind, CreatePath, Outcome, ResumePath, SandboxCounts, build_timer, capture_timer,
+        create_timer, edge_request_finished, exec_answered, http_request_finished, pool_claimed,
+        resume_timer, set_sandbox_counts, store_operation_finished, sweep_finished,
     };
 
     /// Calls every recording function.
@@ -91,12 +91,17 @@ mod tests {
         http_request_finished("GET", "/sandboxes/{sandboxID}", 200, took);
         edge_request_finished(true, 200);
         exec_answered(Outcome::Ok, took);
-        create_finished(CreatePath::Pool, Outcome::Refused, took);
+        drop(create_timer());
+        let mut create = create_timer();
+        create.set_path(CreatePath::Pool);
+        create.succeeded();
         pool_claimed(true);
         set_sandbox_counts(SandboxCounts { running: 2, paused: 1, prestarted: 3 });
-        capture_finished(CaptureKind::Pause, Outcome::Ok, took);
-        resume_finished(ResumePath::Frozen, Outcome::Error, took);
-        build_finished(Outcome::Ok, took);
+        capture_timer(CaptureKind::Pause).succeeded();
+        let mut resume = resume_timer();
+        resume.set_path(ResumePath::Frozen);
+        drop(resume);
+        build_timer().succeeded();
         store_operation_finished("teams", Outcome::Ok, took);
         sweep_finished(4);
     }
@@ -129,8 +134,11 @@ mod tests {
             r#"cofferdam_pool_claims_total{result="hit"} 1"#,
             r#"cofferdam_sandboxes{state="paused"} 1"#,
             "cofferdam_sweeper_findings_total 4",
-            r#"cofferdam_sandbox_create_duration_seconds_bucket{path="pool",outcome="refused",le="0.0025"} 0"#,
-            r#"cofferdam_sandbox_create_duration_seconds_bucket{path="pool",outcome="refused",le="0.005"} 1"#,
+            r#"cofferdam_exec_duration_seconds_bucket{outcome="ok",le="0.0025"} 0"#,
+            r#"cofferdam_exec_duration_seconds_bucket{outcome="ok",le="0.005"} 1"#,
+            r#"cofferdam_sandbox_create_duration_seconds_count{path="pool",outcome="ok"} 1"#,
+            r#"cofferdam_sandbox_create_duration_seconds_count{path="none",outcome="refused"} 1"#,
+            r#"cofferdam_resume_duration_seconds_count{path="frozen",outcome="error"} 1"#,
             r#"cofferdam_http_request_duration_seconds_count{method="GET",route="/sandboxes/{sandboxID}",status="200"} 1"#,
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");

@@ -7,11 +7,12 @@ mod definitions;
 mod exporter;
 mod process;
 mod record;
+mod timer;
 
 pub use definitions::{METRICS, Metric, MetricKind};
 pub use exporter::{Exporter, TelemetryError};
 pub use record::{
-    CaptureKind, CreatePath, Outcome, ResumePath, SandboxCounts, build_finished, capture_finished,
-    create_finished, edge_request_finished, exec_answered, http_request_finished, pool_claimed,
-    resume_finished, set_sandbox_counts, store_operation_finished, sweep_finished,
+    CaptureKind, CreatePath, Outcome, ResumePath, SandboxCounts, edge_request_finished, exec_answered,
+    http_request_finished, pool_claimed, set_sandbox_counts, store_operation_finished, sweep_finished,
 };
+pub use timer::{OperationTimer, build_timer, capture_timer, create_timer, resume_timer};

@@ -122,7 +122,7 @@ pub fn exec_answered(outcome: Outcome, took: Duration) {
 }
 
 /// Records a create.
-pub fn create_finished(path: CreatePath, outcome: Outcome, took: Duration) {
+pub(crate) fn create_finished(path: CreatePath, outcome: Outcome, took: Duration) {
     let path = match path {
         CreatePath::Pool => "pool",
         CreatePath::WarmStart => "warm_start",
@@ -139,7 +139,7 @@ pub fn pool_claimed(hit: bool) {
 }
 
 /// Records a capture.
-pub fn capture_finished(kind: CaptureKind, outcome: Outcome, took: Duration) {
+pub(crate) fn capture_finished(kind: CaptureKind, outcome: Outcome, took: Duration) {
     let kind = match kind {
         CaptureKind::Pause => "pause",
         CaptureKind::Snapshot => "snapshot",
@@ -150,7 +150,7 @@ pub fn capture_finished(kind: CaptureKind, outcome: Outcome, took: Duration) {
 }
 
 /// Records a resume.
-pub fn resume_finished(path: ResumePath, outcome: Outcome, took: Duration) {
+pub(crate) fn resume_finished(path: ResumePath, outcome: Outcome, took: Duration) {
     let path = match path {
         ResumePath::Frozen => "frozen",
         ResumePath::Snapshot => "snapshot",
@@ -159,7 +159,7 @@ pub fn resume_finished(path: ResumePath, outcome: Outcome, took: Duration) {
 }
 
 /// Records a template build.
-pub fn build_finished(outcome: Outcome, took: Duration) {
+pub(crate) fn build_finished(outcome: Outcome, took: Duration) {
     observe(&BUILD, vec![outcome_label(outcome)], took);
 }
 

@@ -12,6 +12,7 @@ use ids::{SandboxId, SnapshotId, TeamId, TemplateId};
 use layers::{LayerError, LayerStore, is_empty_layer};
 use serde::{Deserialize, Serialize};
 use store::BuildConfig;
+use telemetry::CaptureKind;
 
 use super::failure::Failure;
 use super::log::LineCutter;
@@ -247,9 +248,11 @@ impl Machine {
     /// Captures it with its memory under a new id, and ends it.
     pub(crate) async fn into_warm_state(self) -> Result<SnapshotId, Failure> {
         let state = SnapshotId::generate();
+        let timer = telemetry::capture_timer(CaptureKind::Template);
         let captured = self.sandbox().capture(state, true, Durability::Durable).await;
         captured
             .map_err(|error| Failure::new(format!("the running template could not be captured: {error}")))?;
+        timer.succeeded();
         self.end().await;
         Ok(state)
     }

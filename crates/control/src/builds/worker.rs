@@ -10,6 +10,7 @@ use layers::LayerStore;
 use store::{Build, BuildConfig, BuildFailure, BuildStatus, Team, truncate_to_micros};
 use template::steps::{Context, Step, key};
 use time::OffsetDateTime;
+use tracing::instrument;
 
 use super::base::{Base, base};
 use super::cache::{Cache, Progress};
@@ -76,7 +77,12 @@ impl Work {
 }
 
 /// Carries out a build. Never fails: how it ended is recorded.
+#[instrument(
+    name = "build", skip_all,
+    fields(team_id = %work.team.id, template_id = %work.build.template, build_id = %work.build.id)
+)]
 pub(crate) async fn work(mut work: Work) {
+    let timer = telemetry::build_timer();
     let begun = std::time::Instant::now();
     let job = Arc::clone(&work.job);
     let closing = work.control.closing.clone();
@@ -101,6 +107,9 @@ pub(crate) async fn work(mut work: Work) {
                 format!("Build failed: {}", failure.message),
             );
         }
+    }
+    if outcome.is_ok() {
+        timer.succeeded();
     }
     record(work, outcome).await;
 }

@@ -107,6 +107,7 @@ impl Pool {
                 taken => break taken,
             }
         };
+        telemetry::pool_claimed(taken.is_some());
         match taken {
             Some(_) => shelf.hits += 1,
             None => shelf.misses += 1,

@@ -12,7 +12,10 @@ use store::{
     Build, Idempotency, Lifecycle, NetworkConfig, Sandbox, SandboxDetails, SandboxState, Team,
     truncate_to_micros,
 };
+use telemetry::{CreatePath, OperationTimer, Outcome};
 use time::{Duration, OffsetDateTime};
+use tracing::field::{Empty, display};
+use tracing::{Instrument, Span, instrument};
 
 use crate::limits::{Reservation, Ticket};
 use crate::pool::Claimed;
@@ -66,6 +69,7 @@ struct Start {
     reservation: Reservation,
     ticket: Ticket,
     claim: Option<Claim>,
+    timer: OperationTimer<CreatePath>,
 }
 
 impl Control {
@@ -73,6 +77,7 @@ impl Control {
     ///
     /// # Errors
     /// See [`ControlError`]; in every case nothing of the attempt is left.
+    #[instrument(name = "create_sandbox", skip_all, fields(team_id = %team.id, template_id = Empty, build_id = Empty, sandbox_id = Empty))]
     pub async fn create(
         self: &Arc<Self>,
         team: &Arc<Team>,
@@ -86,6 +91,7 @@ impl Control {
                 Begun::Done(id) => return self.created_before(&id).await,
             },
         };
+        let mut timer = telemetry::create_timer();
         let reference = TemplateRef::parse(&request.template)
             .map_err(|error| ControlError::Invalid(format!("Invalid template reference: {error}")))?;
         let resolved = self.resolve(team, &reference).await?;
@@ -99,9 +105,11 @@ impl Control {
         let reservation = self.places.reserve(team.id, team.limits.concurrent_sandboxes)?;
         let ticket = self.starts.join()?;
 
-        let start = Start { team: Arc::clone(team), resolved, request, policy, reservation, ticket, claim };
+        timer.set_outcome(Outcome::Error);
+        let start =
+            Start { team: Arc::clone(team), resolved, request, policy, reservation, ticket, claim, timer };
         let control = Arc::clone(self);
-        let task = self.tasks.spawn(async move { control.start(start).await });
+        let task = self.tasks.spawn(async move { control.start(start).await }.in_current_span());
         let started = task.await.unwrap_or_else(|error| {
             tracing::error!(%error, "a start task ended abnormally");
             Err(ControlError::StartFailed("internal error".to_owned()))
@@ -121,14 +129,24 @@ impl Control {
     }
 
     async fn start(self: Arc<Self>, start: Start) -> Result<Access, ControlError> {
-        let Start { team, resolved, request, policy, reservation, ticket, claim } = start;
+        let Start { team, resolved, request, policy, reservation, ticket, claim, mut timer } = start;
         let build = &resolved.build;
         let began = std::time::Instant::now();
         let boot = boot_of(&SandboxId::generate(), team.id, build, Some(&request.env_vars), policy);
         let Claimed { id, sandbox } = match self.claim(build, &boot).await {
-            Some(claimed) => claimed,
-            None => self.start_anew(build, &boot, ticket).await?,
+            Some(claimed) => {
+                timer.set_path(CreatePath::Pool);
+                claimed
+            }
+            None => {
+                timer.set_path(create_path(&boot.origin));
+                self.start_anew(build, &boot, ticket).await?
+            }
         };
+        let span = Span::current();
+        span.record("template_id", display(&build.template));
+        span.record("build_id", display(build.id));
+        span.record("sandbox_id", display(&id));
 
         let now = truncate_to_micros(OffsetDateTime::now_utc());
         let record = Sandbox {
@@ -186,6 +204,7 @@ impl Control {
             sandbox_id = %id, team_id = %team.id, template_id = %build.template, build_id = %build.id,
             took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX), "sandbox started"
         );
+        timer.succeeded();
         Ok(access)
     }
 
@@ -247,6 +266,14 @@ impl Control {
             traffic_token: (public == Some(false)).then(|| self.tokens.traffic(&info.id)),
             info,
         }
+    }
+}
+
+/// How a create without a pre-started sandbox starts.
+fn create_path(origin: &Origin) -> CreatePath {
+    match origin {
+        Origin::Captured { restore_mode: RestoreMode::Memory, .. } => CreatePath::WarmStart,
+        _ => CreatePath::ColdStart,
     }
 }
 

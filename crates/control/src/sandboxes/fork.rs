@@ -7,8 +7,10 @@ use std::sync::Arc;
 use engine::{Durability, RestoreMode};
 use ids::{ExecutionId, SandboxId};
 use store::{Pause, Sandbox, SandboxState, Team, truncate_to_micros};
+use telemetry::CaptureKind;
 use time::OffsetDateTime;
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use super::boot_again;
 use crate::limits::Reservation;
@@ -61,7 +63,8 @@ impl Control {
         check_timeout(team, request.timeout)?;
         self.check_memory_snapshots()?;
         let (control, team) = (Arc::clone(self), Arc::clone(team));
-        let task = self.tasks.spawn(async move { control.fork_live(&team, &live, request).await });
+        let task =
+            self.tasks.spawn(async move { control.fork_live(&team, &live, request).await }.in_current_span());
         task.await.unwrap_or(Err(ControlError::Engine("forked")))
     }
 
@@ -76,7 +79,7 @@ impl Control {
             if live.has_ended() {
                 return Err(ControlError::SandboxNotFound(live.id.clone()));
             }
-            (self.capture(live, true, Durability::Ephemeral).await?, live.record())
+            (self.capture(live, CaptureKind::Fork, true, Durability::Ephemeral).await?, live.record())
         };
         let state = Pause {
             snapshot,

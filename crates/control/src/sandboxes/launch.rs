@@ -16,6 +16,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
+use tracing::{Instrument, info_span};
 
 use crate::envd;
 use crate::sandboxes::running::wait_for_exit;
@@ -101,7 +102,13 @@ impl Control {
     ) -> Result<Arc<dyn EngineSandbox>, EngineError> {
         let (answer, started) = oneshot::channel();
         let (engine, tasks) = (Arc::clone(&self.engine), self.tasks.clone());
-        self.tasks.spawn(async move {
+        let span = match &origin {
+            Origin::Template => info_span!("start", sandbox_id = %spec.id),
+            Origin::Captured { snapshot, .. } => {
+                info_span!("restore", sandbox_id = %spec.id, snapshot_id = %snapshot)
+            }
+        };
+        let start = async move {
             let sandbox = match origin {
                 Origin::Template => engine.start(spec).await,
                 Origin::Captured { snapshot, restore_mode, .. } => {
@@ -109,7 +116,8 @@ impl Control {
                 }
             };
             let _ = answer.send(sandbox.map(|sandbox| DiscardOnDrop::new(sandbox, &tasks)));
-        });
+        };
+        self.tasks.spawn(start.instrument(span));
         let started =
             started.await.unwrap_or_else(|_| Err(EngineError::Died("the start was interrupted".into())));
         started.map(DiscardOnDrop::keep)

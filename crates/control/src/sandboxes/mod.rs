@@ -37,7 +37,10 @@ use std::sync::Arc;
 use engine::{Durability, EngineError, RestoreMode, SnapshotInfo};
 use ids::{SandboxId, SnapshotId};
 use store::{Pause, Sandbox};
+use telemetry::CaptureKind;
 use tokio::sync::OwnedMutexGuard;
+use tracing::field::{Empty, display};
+use tracing::{Span, instrument};
 
 use crate::sandboxes::launch::{Boot, Origin};
 use crate::sandboxes::running::Transition;
@@ -57,14 +60,22 @@ impl Control {
     }
 
     /// Captures a running sandbox as a snapshot with a new id and returns the id.
+    #[instrument(name = "capture", skip_all, fields(sandbox_id = %live.id, team_id = %live.team, snapshot_id = Empty, kind = ?kind, memory = memory))]
     async fn capture(
         &self,
         live: &Live,
+        kind: CaptureKind,
         memory: bool,
         durability: Durability,
     ) -> Result<SnapshotId, ControlError> {
         let snapshot = SnapshotId::generate();
-        note_captured(live, snapshot, live.engine.capture(snapshot, memory, durability).await)
+        Span::current().record("snapshot_id", display(snapshot));
+        let timer = telemetry::capture_timer(kind);
+        let captured = live.engine.capture(snapshot, memory, durability).await;
+        if captured.is_ok() {
+            timer.succeeded();
+        }
+        note_captured(live, snapshot, captured)
     }
 }
 

@@ -9,8 +9,10 @@ use engine::Durability;
 use ids::{SandboxId, TeamId};
 use serde_json::Map;
 use store::{EventKind, Pause, Sandbox, SandboxState, truncate_to_micros};
+use telemetry::CaptureKind;
 use time::OffsetDateTime;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use super::{Paused, capture_error};
 use crate::sandboxes::registry::Entry;
@@ -77,15 +79,18 @@ impl Control {
             self.check_memory_snapshots()?;
         }
         let (control, live) = (Arc::clone(self), Arc::clone(live));
-        let task = self.tasks.spawn(async move {
-            let _changing = Self::turn(&live.transition).await;
-            if live.has_ended() {
-                // Paused by somebody who was quicker, or gone.
-                let paused = control.table.paused(&live.id).is_some();
-                return if paused { Ok(()) } else { Err(ControlError::SandboxNotFound(live.id.clone())) };
+        let task = self.tasks.spawn(
+            async move {
+                let _changing = Self::turn(&live.transition).await;
+                if live.has_ended() {
+                    // Paused by somebody who was quicker, or gone.
+                    let paused = control.table.paused(&live.id).is_some();
+                    return if paused { Ok(()) } else { Err(ControlError::SandboxNotFound(live.id.clone())) };
+                }
+                control.pause_held(&live, request).await
             }
-            control.pause_held(&live, request).await
-        });
+            .in_current_span(),
+        );
         task.await.unwrap_or(Err(ControlError::Engine("paused")))
     }
 
@@ -108,7 +113,8 @@ impl Control {
         live.mark_ended(&EndReason::Paused);
         let paused = async {
             live.engine.freeze().await.map_err(|error| capture_error(&live.id, &error))?;
-            let snapshot = self.capture(live, request.memory, Durability::Durable).await?;
+            let snapshot =
+                self.capture(live, CaptureKind::Pause, request.memory, Durability::Durable).await?;
             record.pause = Some(Pause {
                 snapshot,
                 owned: true,

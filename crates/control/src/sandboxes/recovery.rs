@@ -61,7 +61,10 @@ impl Control {
         let kept = adopted.iter().map(|live| &live.id).chain(late.iter().map(|record| &record.id));
         let kept: Vec<SandboxId> = kept.cloned().collect();
         let swept = match self.engine.sweep(&kept, &states).await {
-            Ok(swept) => swept,
+            Ok(swept) => {
+                telemetry::sweep_finished(swept);
+                swept
+            }
             Err(error) => {
                 tracing::error!(%error, "remains of earlier sandboxes could not all be removed");
                 0

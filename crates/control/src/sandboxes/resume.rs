@@ -9,7 +9,10 @@ use engine::{RestoreMode, Sandbox as EngineSandbox};
 use ids::{ExecutionId, SandboxId};
 use serde_json::Map;
 use store::{EventKind, Pause, Sandbox, SandboxState, Team, truncate_to_micros};
+use telemetry::ResumePath;
 use time::OffsetDateTime;
+use tracing::field::Empty;
+use tracing::{Instrument, Span, instrument};
 
 use super::{Paused, boot_again, restore_mode_of};
 use crate::resources::check_good_standing;
@@ -142,16 +145,24 @@ impl Control {
         memory: bool,
     ) -> Result<Option<Arc<Live>>, ControlError> {
         let (control, team) = (Arc::clone(self), Arc::clone(team));
-        let task = self.tasks.spawn(async move {
-            let _changing = Self::turn(&paused.transition).await;
-            let Some(pause) = paused.record.pause.as_ref().filter(|_| control.table.holds(&paused)) else {
-                return Ok(None);
-            };
-            control.resume_held(&team, &paused, pause, timeout, memory).await.map(Some)
-        });
+        let task = self.tasks.spawn(
+            async move {
+                let _changing = Self::turn(&paused.transition).await;
+                let Some(pause) = paused.record.pause.as_ref().filter(|_| control.table.holds(&paused))
+                else {
+                    return Ok(None);
+                };
+                control.resume_held(&team, &paused, pause, timeout, memory).await.map(Some)
+            }
+            .in_current_span(),
+        );
         task.await.unwrap_or(Err(ControlError::Engine("resumed")))
     }
 
+    #[instrument(
+        name = "resume", skip_all,
+        fields(sandbox_id = %paused.record.id, team_id = %team.id, snapshot_id = %pause.snapshot, was_frozen = Empty)
+    )]
     async fn resume_held(
         self: &Arc<Self>,
         team: &Team,
@@ -165,8 +176,13 @@ impl Control {
         let restore_mode = restore_mode_of(pause, memory);
         let reservation = self.places.reserve(team.id, team.limits.concurrent_sandboxes)?;
         let turn = self.starts.join()?.turn().await?;
+        let mut timer = telemetry::resume_timer();
         let thawed = self.thaw(paused, restore_mode).await?;
         let was_hot = thawed.is_some();
+        Span::current().record("was_frozen", was_hot);
+        if was_hot {
+            timer.set_path(ResumePath::Frozen);
+        }
         let sandbox = match thawed {
             Some(sandbox) => sandbox,
             None => self.boot(&boot_again(&paused.record, id, pause, restore_mode)?).await.inspect_err(
@@ -227,6 +243,7 @@ impl Control {
             sandbox_id = %id, team_id = %team.id, was_hot, memory = restore_mode == RestoreMode::Memory,
             took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX), "sandbox resumed"
         );
+        timer.succeeded();
         Ok(live)
     }
 

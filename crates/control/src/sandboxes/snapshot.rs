@@ -11,7 +11,9 @@ use store::{
     Build, BuildSnapshot, BuildStatus, EventKind, TagAssignment, Team, Template, TemplateName,
     truncate_to_micros,
 };
+use telemetry::CaptureKind;
 use time::OffsetDateTime;
+use tracing::Instrument;
 
 use crate::paging::{Cursor, PageRequest};
 use crate::reference::DEFAULT_TAG;
@@ -84,22 +86,26 @@ impl Control {
             self.check_memory_snapshots()?;
         }
         let (control, team) = (Arc::clone(self), Arc::clone(team));
-        let task = self.tasks.spawn(async move {
-            let _changing = Self::turn(&live.transition).await;
-            if live.has_ended() {
-                return Err(ControlError::SandboxNotFound(live.id.clone()));
+        let task = self.tasks.spawn(
+            async move {
+                let _changing = Self::turn(&live.transition).await;
+                if live.has_ended() {
+                    return Err(ControlError::SandboxNotFound(live.id.clone()));
+                }
+                let state =
+                    control.capture(&live, CaptureKind::Snapshot, memory, Durability::Durable).await?;
+                let registered = control.register_snapshot(&team, &live, reference, state, memory).await;
+                if registered.is_err() {
+                    control.discard_state(state).await;
+                }
+                let entry = registered?;
+                control.log(&live, LogLevel::Info, "sandbox snapshotted", &[("snapshot", entry.id.clone())]);
+                let particulars = Map::from_iter([("snapshot_id".to_owned(), entry.id.clone().into())]);
+                control.record_event(EventKind::Checkpointed, &*live, particulars).await;
+                Ok(entry)
             }
-            let state = control.capture(&live, memory, Durability::Durable).await?;
-            let registered = control.register_snapshot(&team, &live, reference, state, memory).await;
-            if registered.is_err() {
-                control.discard_state(state).await;
-            }
-            let entry = registered?;
-            control.log(&live, LogLevel::Info, "sandbox snapshotted", &[("snapshot", entry.id.clone())]);
-            let particulars = Map::from_iter([("snapshot_id".to_owned(), entry.id.clone().into())]);
-            control.record_event(EventKind::Checkpointed, &*live, particulars).await;
-            Ok(entry)
-        });
+            .in_current_span(),
+        );
         task.await.unwrap_or(Err(ControlError::Engine("snapshotted")))
     }
 
