@@ -1,4 +1,4 @@
-"""Compares responses of the server under test with `docs/openapi.yaml`.
+"""Compares responses of the server under test with `docs/openapi.yaml` and `docs/envd-openapi.yaml`.
 
 `install` hooks into the HTTP client of the official SDK (httpx); `Server.call` reports its own
 requests with `check`. Deviations are collected, because code under test may swallow exceptions;
@@ -15,82 +15,93 @@ from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
-DOCUMENT = yaml.safe_load((pathlib.Path(__file__).parents[2] / "docs/openapi.yaml").read_text())
-BASE = "urn:cofferdam:openapi"
+DOCUMENTS = pathlib.Path(__file__).parents[2] / "docs"
+ENVD_PORT = "49983"
 
 deviations = []
 """Deviations since they were last looked at."""
 
 
-def strict(schema):
-    """Closes every object whose fields are listed: what the server sends must be in the document."""
-    if isinstance(schema, list):
-        return [strict(part) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    closed = {name: strict(part) for name, part in schema.items()}
-    if isinstance(closed.get("$ref"), str) and closed["$ref"].startswith("#"):
-        closed["$ref"] = BASE + closed["$ref"]
-    if closed.get("type") == "object" and "properties" in closed:
-        closed.setdefault("additionalProperties", False)
-    return closed
+class Contract:
+    """What an OpenAPI document says of the responses of its operations."""
 
+    def __init__(self, name):
+        self.base = f"urn:cofferdam:{name}"
+        self.document = self.closed(yaml.safe_load((DOCUMENTS / name).read_text()))
+        resource = Resource(contents=self.document, specification=DRAFT202012)
+        self.registry = Registry().with_resource(self.base, resource)
+        # Those with fewer parameters first: `/sandboxes/metrics` is no sandbox.
+        paths = sorted(self.document["paths"], key=lambda path: path.count("{"))
+        self.patterns = [(expression(path), self.document["paths"][path]) for path in paths]
 
-STRICT = strict(DOCUMENT)
-REGISTRY = Registry().with_resource(BASE, Resource(contents=STRICT, specification=DRAFT202012))
+    def closed(self, schema):
+        """Closes every object whose fields are listed: what is sent must be in the document."""
+        if isinstance(schema, list):
+            return [self.closed(part) for part in schema]
+        if not isinstance(schema, dict):
+            return schema
+        closed = {name: self.closed(part) for name, part in schema.items()}
+        if isinstance(closed.get("$ref"), str) and closed["$ref"].startswith("#"):
+            closed["$ref"] = self.base + closed["$ref"]
+        if closed.get("type") == "object" and "properties" in closed:
+            closed.setdefault("additionalProperties", False)
+        return closed
 
+    def resolve(self, part):
+        while "$ref" in part:
+            part = self.registry.resolver().lookup(part["$ref"]).contents
+        return part
 
-def patterns():
-    """Path patterns, those with fewer parameters first."""
-    for path in sorted(STRICT["paths"], key=lambda path: path.count("{")):
-        yield path, re.compile("".join("[^/]+" if part[:1] == "{" else re.escape(part)
-                                       for part in re.split(r"(\{[^}]*\})", path)))
-
-
-PATTERNS = list(patterns())
-
-
-def resolve(part):
-    while "$ref" in part:
-        part = REGISTRY.resolver().lookup(part["$ref"]).contents
-    return part
-
-
-def operation(method, path):
-    """The description of the operation that a request is for, or None."""
-    for pattern, expression in PATTERNS:
-        if expression.fullmatch(path) and method.lower() in STRICT["paths"][pattern]:
-            return STRICT["paths"][pattern][method.lower()]
-    return None
-
-
-def problem(method, path, status, content_type, body):
-    """What is wrong with a response, or None."""
-    described = operation(method, path)
-    if described is None:
+    def operation(self, method, path):
+        """The description of the operation that a request is for, or None."""
+        for pattern, item in self.patterns:
+            if pattern.fullmatch(path) and method.lower() in item:
+                return item[method.lower()]
         return None
-    response = described["responses"].get(str(status)) or (status >= 400 and described["responses"].get("default"))
-    if not response:
-        return f"status {status} is not described"
-    schema = resolve(response).get("content", {}).get("application/json", {}).get("schema")
-    if schema is None:
-        return None
-    if not content_type.startswith("application/json"):
-        return f"content type {content_type!r} instead of JSON"
-    try:
-        value = json.loads(body)
-    except ValueError:
-        return "the body is not JSON"
-    errors = Draft202012Validator(schema, registry=REGISTRY).iter_errors(value)
-    return "; ".join(f"{error.json_path}: {error.message}" for error in errors) or None
+
+    def problem(self, method, path, status, content_type, body):
+        """What is wrong with a response, or None."""
+        described = self.operation(method, path)
+        if described is None:
+            return None
+        responses = described["responses"]
+        response = responses.get(str(status)) or (status >= 400 and responses.get("default"))
+        if not response:
+            return f"status {status} is not described"
+        schema = self.resolve(response).get("content", {}).get("application/json", {}).get("schema")
+        if schema is None:
+            return None
+        if not content_type.startswith("application/json"):
+            return f"content type {content_type!r} instead of JSON"
+        try:
+            value = json.loads(body)
+        except ValueError:
+            return "the body is not JSON"
+        errors = Draft202012Validator(schema, registry=self.registry).iter_errors(value)
+        return "; ".join(f"{error.json_path}: {error.message}" for error in errors) or None
+
+
+def expression(path):
+    """A regular expression for the paths that a pattern with parameters in braces means."""
+    parts = re.split(r"(\{[^}]*\})", path)
+    return re.compile("".join("[^/]+" if part[:1] == "{" else re.escape(part) for part in parts))
+
+
+API = Contract("openapi.yaml")
+ENVD = Contract("envd-openapi.yaml")
 
 
 def check(method, url, headers, status, response_headers, body):
-    """Compares one response; requests to sandboxes are left out."""
-    if any(name.lower().startswith("e2b-sandbox-") for name in headers):
+    """Compares one response, of the API or of a sandbox's envd."""
+    headers = {name.lower(): value for name, value in headers.items()}
+    to_sandbox = any(name.startswith("e2b-sandbox-") for name in headers)
+    if re.match(r"\d+-", headers.get("host", "")):
+        return
+    if to_sandbox and headers.get("e2b-sandbox-port") != ENVD_PORT:
         return
     path = httpx.URL(url).raw_path.decode().split("?")[0]
-    wrong = problem(method, path, status, response_headers.get("content-type", ""), body)
+    contract = ENVD if to_sandbox else API
+    wrong = contract.problem(method, path, status, response_headers.get("content-type", ""), body)
     if wrong:
         deviations.append(f"{method} {path} -> {status}: {wrong}")
 

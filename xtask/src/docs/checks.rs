@@ -40,6 +40,7 @@ pub(crate) fn check() -> Outcome {
     faults.extend(tests_missing(&read("SPECIFICATION.md")?));
     faults.extend(variables_missing(&read("docs/configuration.md")?));
     faults.extend(messages_missing(&read("docs/troubleshooting.md")?));
+    faults.extend(envd_routes_differing()?);
     if faults.is_empty() { Ok(()) } else { Err(faults.join("\n")) }
 }
 
@@ -203,6 +204,37 @@ fn messages_missing(text: &str) -> Vec<String> {
         parts.into_iter().any(|part| !sources().iter().any(|(_, source)| source.contains(part)))
     });
     missing.map(|message| format!("docs/troubleshooting.md: nothing says `{message}`")).collect()
+}
+
+/// The document of envd's REST interface has the routes of envd's router, no more and no less.
+fn envd_routes_differing() -> Outcome<Vec<String>> {
+    let paths = read("crates/envd-api/src/paths.rs")?;
+    let constant = |name: &str| {
+        let definition = paths.split(&format!("pub const {name}: &str = \"")).nth(1)?;
+        definition.split('"').next().map(str::to_owned)
+    };
+    let router = read("crates/envd/src/router.rs")?;
+    let arms = router.lines().filter_map(|line| {
+        let (method, rest) = line.trim().strip_prefix("(&Method::")?.split_once(", paths::")?;
+        let name = rest.split_once(") =>")?.0;
+        Some(format!("{} {}", method.to_lowercase(), constant(name)?))
+    });
+    let served: BTreeSet<String> = arms.collect();
+    let mut described = BTreeSet::new();
+    let mut path = String::new();
+    for line in read("docs/envd-openapi.yaml")?.lines() {
+        match line.strip_suffix(':') {
+            Some(key) if key.starts_with("  /") => key.trim().clone_into(&mut path),
+            Some("    get" | "    post" | "    put" | "    delete") => {
+                described.insert(format!("{} {path}", line.trim().trim_end_matches(':')));
+            }
+            _ => {}
+        }
+    }
+    Ok(served
+        .symmetric_difference(&described)
+        .map(|route| format!("docs/envd-openapi.yaml and envd's router differ: {route}"))
+        .collect())
 }
 
 #[cfg(test)]
