@@ -4,9 +4,16 @@
 
 use crate::run::{self, Outcome};
 
-/// Variables that a cargo process needs of the environment: those of a bare shell.
-const SHELL: [&str; 6] =
-    ["PATH", "HOME", "CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN", "CARGO_TARGET_DIR"];
+/// Environment of a bare shell: what a cargo process needs, and settings that a person or CI makes for all of them.
+const SHELL: [&str; 7] = [
+    "PATH",
+    "HOME",
+    "CARGO_HOME",
+    "RUSTUP_HOME",
+    "RUSTUP_TOOLCHAIN",
+    "CARGO_TARGET_DIR",
+    "CARGO_INCREMENTAL",
+];
 
 /// Everything that needs no build of the workspace.
 pub(crate) fn all() -> Outcome {
