@@ -58,7 +58,7 @@ pub(crate) fn tests() -> Outcome {
 /// The small test is named for its effect on features: with a test among the targets, cargo unites the features of all packages and
 /// their dev-dependencies as `tests` does. Otherwise everything above tokio would be compiled a second time.
 pub(crate) fn server() -> Outcome<PathBuf> {
-    run::cargo(["build", "--workspace", "--bins", "--test", "delivery"]).run()?;
+    run::cargo(["build", "--workspace", "--bin", "cofferdam", "--test", "delivery"]).run()?;
     Ok(run::target().join("debug/cofferdam"))
 }
 

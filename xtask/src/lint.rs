@@ -35,7 +35,8 @@ pub(crate) fn all() -> Outcome {
 /// Names the packages that are built again.
 pub(crate) fn builds_are_not_repeated() -> Outcome {
     // The targets of `build::server`: others would unite features differently and be a build of their own.
-    let build = ["build", "--workspace", "--bins", "--test", "delivery", "--message-format", "json"];
+    let build =
+        ["build", "--workspace", "--bin", "cofferdam", "--test", "delivery", "--message-format", "json"];
     run::cargo(build).output()?;
     let bare_shell = || {
         let mut cargo = run::new("cargo");

@@ -1,7 +1,7 @@
 //! The migrations of the databases, which are embedded in the program.
 //!
-//! They are listed here, and not collected by sqlx's `migrate!`: that macro's crate would build sqlx with its databases and TLS a second
-//! time for the host, a quarter of what the server's build takes.
+//! They are listed here, and not collected by sqlx's `migrate!`: for that macro's crate, cargo would build sqlx with both databases and TLS
+//! a second time.
 
 use std::borrow::Cow;
 
