@@ -76,11 +76,11 @@ fn processor() -> String {
 /// Measures the frequency of the time stamp counter against the monotonic clock, in kHz.
 fn measure_tsc_khz() -> u64 {
     const WINDOW: Duration = Duration::from_millis(20);
-    let (begun, first) = (Instant::now(), time_stamp());
-    while begun.elapsed() < WINDOW {
+    let (started, first) = (Instant::now(), time_stamp());
+    while started.elapsed() < WINDOW {
         std::hint::spin_loop();
     }
-    let (ticks, time) = (time_stamp().wrapping_sub(first), begun.elapsed());
+    let (ticks, time) = (time_stamp().wrapping_sub(first), started.elapsed());
     u64::try_from(u128::from(ticks) * 1_000_000 / time.as_nanos().max(1)).unwrap_or(0)
 }
 

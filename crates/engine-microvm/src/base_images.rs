@@ -39,12 +39,12 @@ pub(crate) struct BaseImage {
 #[derive(Debug)]
 pub(crate) struct BaseImages {
     dir: PathBuf,
-    held: Mutex<HashMap<String, Weak<()>>>,
+    references: Mutex<HashMap<String, Weak<()>>>,
 }
 
 impl BaseImages {
     pub(crate) fn open(dir: PathBuf) -> Self {
-        Self { dir, held: Mutex::default() }
+        Self { dir, references: Mutex::default() }
     }
 
     /// Returns the directory of the image with this key.
@@ -53,15 +53,15 @@ impl BaseImages {
     }
 
     /// Returns a reference to an image, whether or not it exists yet.
-    pub(crate) fn hold(&self, key: &str) -> BaseImage {
-        let mut held = self.held();
-        let hold = held.get(key).and_then(Weak::upgrade).unwrap_or_default();
-        held.insert(key.to_owned(), Arc::downgrade(&hold));
-        BaseImage { key: key.to_owned(), _reference: hold }
+    pub(crate) fn acquire(&self, key: &str) -> BaseImage {
+        let mut references = self.references();
+        let reference = references.get(key).and_then(Weak::upgrade).unwrap_or_default();
+        references.insert(key.to_owned(), Arc::downgrade(&reference));
+        BaseImage { key: key.to_owned(), _reference: reference }
     }
 
-    fn held(&self) -> MutexGuard<'_, HashMap<String, Weak<()>>> {
-        self.held.lock()
+    fn references(&self) -> MutexGuard<'_, HashMap<String, Weak<()>>> {
+        self.references.lock()
     }
 }
 
@@ -87,7 +87,7 @@ pub(crate) async fn prepare(
     if let Some(missing) = template.layers.iter().find(|layer| !layer.is_dir()) {
         return Err(EngineError::Template(format!("layer {} is missing", missing.display())));
     }
-    let base = host.base_images.hold(&key_of(&template.layers));
+    let base = host.base_images.acquire(&key_of(&template.layers));
     let dir = host.base_images.dir_of(&base.key);
     if !dir.join(BASE_IMAGE_FILE).exists() {
         let lock = host.boot_snapshots.lock(&base.key);
@@ -123,11 +123,11 @@ fn build(dir: &Path, layers: &[PathBuf]) -> Result<(), EngineError> {
 pub(crate) fn release(host: &Host, base: BaseImage) {
     let key = base.key.clone();
     drop(base);
-    let mut held = host.base_images.held();
-    if held.get(&key).is_some_and(|held| held.strong_count() > 0) {
+    let mut references = host.base_images.references();
+    if references.get(&key).is_some_and(|reference| reference.strong_count() > 0) {
         return;
     }
-    held.remove(&key);
+    references.remove(&key);
     let dir = host.base_images.dir_of(&key);
     let dirs = [host.snapshots.as_path(), host.boot_snapshots.dir()];
     if dir.join(KEPT).exists() || dirs.iter().any(|dir| is_used_by_snapshots(dir, &key)) {

@@ -34,7 +34,7 @@ async fn boot(config: &MicrovmConfig, dir: &Path) -> Result<Duration, EngineErro
     let config = MicrovmConfig { data_dir: dir.to_owned(), trees, ..config.clone() };
     let engine = MicrovmEngine::open(&config)?;
     engine.sweep(&[], &[]).await?;
-    let begun = Instant::now();
+    let started = Instant::now();
     let spec = StartSpec {
         id: SandboxId::generate(),
         template: TemplateImage { layers: vec![layer], engine: None },
@@ -44,7 +44,7 @@ async fn boot(config: &MicrovmConfig, dir: &Path) -> Result<Duration, EngineErro
         recurring: false,
     };
     let sandbox = engine.start(spec).await?;
-    let took = begun.elapsed();
+    let took = started.elapsed();
     sandbox.kill().await?;
     engine.shutdown().await;
     Ok(took)

@@ -81,7 +81,7 @@ impl MicrovmSandbox {
     pub(crate) fn watch(id: SandboxId, parts: SandboxParts) -> io::Result<Arc<Self>> {
         let SandboxParts { pid, pidfd, network, vm, gateway, lease, vm_spec } = parts;
         let (host, main_process) = (lease.host.clone(), MainProcess::new(pidfd)?);
-        let base = host.base_images.hold(&vm_spec.base);
+        let base = host.base_images.acquire(&vm_spec.base);
         let sandbox = Arc::new_cyclic(|this| Self {
             this: this.clone(),
             private: host.trees.path(&tree_of(&id)),

@@ -190,9 +190,9 @@ mod tests {
     fn loopback_addresses_are_routed_to_the_guest() {
         let network = create_tap_network(&ADDRESSES).unwrap();
         let show = |arguments: &[&str]| {
-            let said =
+            let output =
                 in_network_namespace(&network.namespace, || Command::new("ip").args(arguments).output());
-            String::from_utf8(said.unwrap().stdout).unwrap()
+            String::from_utf8(output.unwrap().stdout).unwrap()
         };
         let route = show(&["route", "get", "127.0.0.1"]);
         assert!(route.contains("via 169.254.0.21 dev tap0 src 169.254.0.22"), "{route}");

@@ -164,8 +164,8 @@ impl Qmp {
     /// Returns the last part of the guest's console output.
     pub(crate) async fn console_tail(&self) -> String {
         let arguments = json!({ "device": "console", "size": 4096, "format": "utf8" });
-        let said = self.execute("ringbuf-read", arguments).await.ok();
-        said.and_then(|text| text.as_str().map(str::to_owned)).unwrap_or_default()
+        let output = self.execute("ringbuf-read", arguments).await.ok();
+        output.and_then(|text| text.as_str().map(str::to_owned)).unwrap_or_default()
     }
 }
 
