@@ -5,7 +5,10 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use builds::BuildError;
+use catalog::CatalogError;
 use control::{AuthError, ControlError};
+use events::EventError;
 use serde::Serialize;
 
 /// An error response.
@@ -102,7 +105,7 @@ impl From<ControlError> for ApiError {
             E::StartFailed(_) => with(StatusCode::INTERNAL_SERVER_ERROR).code("sandbox_create_failed"),
             E::StartRefused(_) => with(StatusCode::INTERNAL_SERVER_ERROR).code("sandbox_create_refused"),
             E::Unsupported(_) => with(StatusCode::NOT_IMPLEMENTED),
-            E::AgentSilent(_) => with(StatusCode::SERVICE_UNAVAILABLE).retry(false),
+            E::EnvdSilent(_) => with(StatusCode::SERVICE_UNAVAILABLE).retry(false),
             E::CaptureFailed(_) => with(StatusCode::INTERNAL_SERVER_ERROR),
             E::ShuttingDown => with(StatusCode::SERVICE_UNAVAILABLE).retry(true),
             E::Engine(_) => with(StatusCode::INTERNAL_SERVER_ERROR).code("internal_server_error"),
@@ -111,6 +114,24 @@ impl From<ControlError> for ApiError {
                 with(StatusCode::INTERNAL_SERVER_ERROR).code("internal_server_error")
             }
         }
+    }
+}
+
+impl From<BuildError> for ApiError {
+    fn from(error: BuildError) -> Self {
+        ControlError::from(error).into()
+    }
+}
+
+impl From<CatalogError> for ApiError {
+    fn from(error: CatalogError) -> Self {
+        ControlError::from(error).into()
+    }
+}
+
+impl From<EventError> for ApiError {
+    fn from(error: EventError) -> Self {
+        ControlError::from(error).into()
     }
 }
 

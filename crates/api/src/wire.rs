@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use control::{Access, ControlError, Entry, NewKey, SandboxInfo, SnapshotEntry};
+use catalog::TemplateSummary;
+use control::{Access, ControlError, NewKey, SandboxInfo, SnapshotSummary};
 use serde::Serialize;
 use store::{ApiKey, Lifecycle, Mask, NetworkConfig, SandboxState};
 use time::OffsetDateTime;
@@ -102,9 +103,9 @@ pub(crate) struct Snapshot {
     names: Vec<String>,
 }
 
-impl From<SnapshotEntry> for Snapshot {
-    fn from(entry: SnapshotEntry) -> Self {
-        Self { snapshot_id: entry.id, names: entry.names }
+impl From<SnapshotSummary> for Snapshot {
+    fn from(summary: SnapshotSummary) -> Self {
+        Self { snapshot_id: summary.id, names: summary.names }
     }
 }
 
@@ -303,9 +304,9 @@ impl From<&store::Build> for TemplateBuild {
     }
 }
 
-impl From<Entry> for Template {
-    fn from(entry: Entry) -> Self {
-        let Entry { template, build, build_count } = entry;
+impl From<TemplateSummary> for Template {
+    fn from(summary: TemplateSummary) -> Self {
+        let TemplateSummary { template, build, build_count } = summary;
         let build = build.as_deref();
         Self {
             aliases: template.names.iter().map(|name| name.alias.clone()).collect(),

@@ -1,6 +1,4 @@
-//! What an operator can set, with defaults for one machine of one's own.
-//! Plain values; nothing is read from the environment here.
-//! Durations are real time.
+//! [`Config`]: settings of the control plane with their defaults. Nothing is read from the environment here.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -11,21 +9,21 @@ use layers::LayerStore;
 use net::Cidr;
 use store::TeamLimits;
 
-/// Finds the directory of a layer by its digest.
+/// Returns the directory of a layer by its digest.
 pub type LayerPath = Arc<dyn Fn(&str) -> PathBuf + Send + Sync>;
 
 /// Settings of the control plane.
 #[derive(Clone)]
 pub struct Config {
-    /// Where the directory of a layer is.
+    /// Returns the directory of a layer.
     pub layer_path: LayerPath,
-    /// Most sandboxes started at the same time; the others wait in order.
+    /// Maximum number of sandboxes that start at once; further starts wait in order.
     pub parallel_starts: usize,
-    /// Most starts that may wait; beyond it a create is refused.
+    /// Maximum number of waiting starts; further creates are refused.
     pub start_queue: usize,
-    /// Longest time from a start's turn to a sandbox that answers.
+    /// Maximum time from a start's turn until its sandbox answers.
     pub start_timeout: Duration,
-    /// Longest wait for the engine to end a sandbox; after it the caller is told that it did not.
+    /// Maximum time for the engine to kill a sandbox; after it the call fails.
     pub kill_timeout: Duration,
     /// How long a paused sandbox's frozen processes are kept beside its snapshot, so that a resume only thaws them.
     pub keep_frozen: Duration,
@@ -34,19 +32,19 @@ pub struct Config {
     pub keep_frozen_max: usize,
     /// Host name inside sandboxes.
     pub hostname: String,
-    /// Most processes and threads of a sandbox.
+    /// Maximum number of processes and threads of a sandbox.
     pub pids: u32,
-    /// Limits of teams made from now on.
+    /// Limits of new teams.
     pub default_limits: TeamLimits,
-    /// Where logs of sandboxes are kept; without it there are none.
+    /// Directory of logs of sandboxes; without it none are kept.
     pub logs_dir: Option<PathBuf>,
     /// Layers that builds start from and add to; without it no templates are built.
     pub layers: Option<LayerStore>,
-    /// Whether those layers are this server's alone, so that it may remove what nothing uses any more.
+    /// Whether those layers belong to this server alone, so that it may remove unused ones.
     pub owns_layers: bool,
-    /// Where builds keep their cache, uploads and logs.
+    /// Directory of cache, uploads and logs of builds.
     pub builds_dir: Option<PathBuf>,
-    /// Authorities that sandboxes trust besides their template's, PEM: of a proxy on the way out, say.
+    /// Certificate authorities that sandboxes trust besides their template's, PEM, such as that of an outgoing proxy.
     pub trusted_ca: Option<String>,
     /// How registries of container images are reached.
     pub registries: oci::Registries,
@@ -54,24 +52,24 @@ pub struct Config {
     pub pool_max: usize,
     /// Maximum memory of all pre-started sandboxes together, bytes.
     pub pool_memory: u64,
-    /// Where the operator's wishes for them are kept; without it a restart forgets them.
+    /// File of the numbers of pre-started sandboxes that the operator has set; without it they are lost at a restart.
     pub pool_file: Option<PathBuf>,
-    /// Where metrics of sandboxes and teams are kept; without it only the present is known.
+    /// Directory of metrics of sandboxes and teams; without it only the latest samples are known.
     pub metrics_dir: Option<PathBuf>,
-    /// Time from one sample of a sandbox's metrics to the next.
+    /// Time between two samples of a sandbox's metrics.
     pub sample_every: Duration,
-    /// Networks that are not public and that webhooks may reach all the same.
+    /// Private networks that webhooks may reach nevertheless.
     pub webhook_internal: Vec<Cidr>,
-    /// Longest wait for a webhook's receiver.
+    /// Maximum time that a webhook's receiver has to answer.
     pub webhook_timeout: Duration,
-    /// From a failed delivery to the next attempt; twice as long each time.
+    /// Time from a failed delivery to the next attempt; it doubles each time.
     pub webhook_retry: Duration,
-    /// How long ended sandboxes, logs, metrics, events and idempotency keys are remembered.
+    /// How long records of ended sandboxes, logs, metrics, events and idempotency keys are kept.
     pub retention: Duration,
 }
 
 impl Config {
-    /// The defaults. `layer_path` answers the directory of a layer by its digest.
+    /// The defaults. `layer_path` returns the directory of a layer by its digest.
     #[must_use]
     pub fn new(layer_path: impl Fn(&str) -> PathBuf + Send + Sync + 'static) -> Self {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);

@@ -9,8 +9,8 @@ impl Control {
     #[must_use]
     pub fn sandbox_counts(&self) -> SandboxCounts {
         SandboxCounts {
-            running: self.table.running(),
-            paused: self.table.all_paused().len(),
+            running: self.registry.running_count(),
+            paused: self.registry.all_paused().len(),
             prestarted: self.pool().iter().map(|report| report.ready).sum(),
         }
     }

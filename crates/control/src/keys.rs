@@ -1,23 +1,23 @@
-//! Teams and API keys: who is calling.
-//! A key is looked up by its hash; the hash is over the decoded bytes, so it has the strength of the random value.
-//! Keys made by another process are found in the store on the first use.
+//! API keys, and [`Accounts`]: teams and keys in memory. A key is looked up by its hash, which is over the decoded bytes and so has the
+//! strength of the random value. Keys that another process created are found in the store at their first use.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use ids::{KeyId, TeamId};
+use parking_lot::RwLock;
 use sha2::{Digest, Sha256};
 use store::{ApiKey, Mask, Team, truncate_to_micros};
 use time::OffsetDateTime;
 
 use crate::{AuthError, Control, ControlError};
 
-/// What every key begins with.
+/// Prefix of every key.
 pub const KEY_PREFIX: &str = "e2b_";
 
-/// A freshly made key: the only time its secret is known.
+/// A newly created key, with its secret, which is not stored.
 #[derive(Debug, Clone)]
 pub struct NewKey {
     /// The whole key, prefix included.
@@ -35,59 +35,53 @@ pub(crate) struct Accounts {
 #[derive(Debug, Default)]
 struct Inner {
     teams: HashMap<TeamId, Arc<Team>>,
-    /// The first team made: whoever asks without naming one means it.
+    /// The oldest team, for calls that name none.
     default_team: Option<TeamId>,
     by_hash: HashMap<String, (KeyId, TeamId)>,
 }
 
 impl Accounts {
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, Inner> {
-        self.inner.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Inner> {
-        self.inner.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
+    /// Replaces all teams and keys.
     pub(crate) fn load(&self, teams: Vec<Team>, keys: Vec<ApiKey>) {
-        let mut inner = self.write();
+        let mut inner = self.inner.write();
         inner.default_team = teams.first().map(|team| team.id);
         inner.teams = teams.into_iter().map(|team| (team.id, Arc::new(team))).collect();
         inner.by_hash = keys.into_iter().map(|key| (key.hash, (key.id, key.team))).collect();
     }
 
+    /// Returns the team with this id.
     pub(crate) fn team(&self, id: TeamId) -> Option<Arc<Team>> {
-        self.read().teams.get(&id).cloned()
+        self.inner.read().teams.get(&id).cloned()
     }
 
     /// Adds a team, or replaces the one with its id.
     pub(crate) fn put(&self, team: Team) -> Arc<Team> {
         let team = Arc::new(team);
-        self.write().teams.insert(team.id, Arc::clone(&team));
+        self.inner.write().teams.insert(team.id, Arc::clone(&team));
         team
     }
 
     fn by_hash(&self, hash: &str) -> Option<(KeyId, Arc<Team>)> {
-        let inner = self.read();
+        let inner = self.inner.read();
         let (key, team) = inner.by_hash.get(hash)?;
         Some((*key, Arc::clone(inner.teams.get(team)?)))
     }
 }
 
-/// The hash that is stored for a key's decoded bytes.
+/// Returns the hash that is stored for a key's decoded bytes.
 fn hash(bytes: &[u8]) -> String {
     format!("$sha256${}", STANDARD_NO_PAD.encode(Sha256::digest(bytes)))
 }
 
-/// The hash to look a presented key or token up by.
+/// Returns the hash by which a presented key or token is looked up.
 pub(crate) fn hash_of(prefix: &str, presented: &str) -> Result<String, AuthError> {
     let value = presented.strip_prefix(prefix).ok_or(AuthError::Malformed)?;
     let bytes = hex::decode(value).map_err(|_| AuthError::Format)?;
     Ok(hash(&bytes))
 }
 
-/// A new secret with this prefix: itself, its hash, and what may be shown of it.
-pub(crate) fn fresh_secret(prefix: &str) -> (String, String, Mask) {
+/// Creates a secret with this prefix; returns it, its hash, and what may be shown of it.
+pub(crate) fn new_secret(prefix: &str) -> (String, String, Mask) {
     let value = ids::random_hex::<20>();
     let bytes = hex::decode(&value).expect("random_hex makes hexadecimal digits");
     let mask = Mask {
@@ -100,7 +94,7 @@ pub(crate) fn fresh_secret(prefix: &str) -> (String, String, Mask) {
 }
 
 impl Control {
-    /// The team a key belongs to.
+    /// Returns the team that a key belongs to.
     ///
     /// # Errors
     /// The key is malformed or unknown.
@@ -108,46 +102,46 @@ impl Control {
         let hash = hash_of(KEY_PREFIX, key)?;
         let (id, team) = match self.accounts.by_hash(&hash) {
             Some(found) => found,
-            None => self.find_foreign_key(&hash).await?.ok_or(AuthError::Unknown)?,
+            None => self.find_key_in_store(&hash).await?.ok_or(AuthError::Unknown)?,
         };
         self.usage.key_used(id);
         Ok(team)
     }
 
-    /// A key that another process put into the store.
-    async fn find_foreign_key(&self, hash: &str) -> Result<Option<(KeyId, Arc<Team>)>, AuthError> {
+    /// Looks for a key that another process put into the store.
+    async fn find_key_in_store(&self, hash: &str) -> Result<Option<(KeyId, Arc<Team>)>, AuthError> {
         let Some(key) = self.store.key_by_hash(hash).await? else { return Ok(None) };
         if self.accounts.team(key.team).is_none() {
             self.accounts.load(self.store.teams().await?, self.store.keys().await?);
         } else {
-            self.accounts.write().by_hash.insert(key.hash, (key.id, key.team));
+            self.accounts.inner.write().by_hash.insert(key.hash, (key.id, key.team));
         }
         Ok(self.accounts.by_hash(hash))
     }
 
-    /// A team by its id.
+    /// Returns the team with this id.
     #[must_use]
     pub fn team(&self, id: TeamId) -> Option<Arc<Team>> {
         self.accounts.team(id)
     }
 
-    /// The team that is meant when none is named.
+    /// Returns the team of calls that name none.
     #[must_use]
     pub fn default_team(&self) -> Arc<Team> {
-        let inner = self.accounts.read();
+        let inner = self.accounts.inner.read();
         let id = inner.default_team.expect("open() makes a team if there is none");
         Arc::clone(inner.teams.get(&id).expect("the default team is one of the teams"))
     }
 
-    /// All teams, the default one first.
+    /// Returns all teams, the default one first.
     #[must_use]
     pub fn teams(&self) -> Vec<Arc<Team>> {
-        let mut teams: Vec<_> = self.accounts.read().teams.values().cloned().collect();
+        let mut teams: Vec<_> = self.accounts.inner.read().teams.values().cloned().collect();
         teams.sort_by_key(|team| (team.created_at, team.id));
         teams
     }
 
-    /// Makes a key for a team.
+    /// Creates a key for a team.
     ///
     /// # Errors
     /// No such team, or the store failed.
@@ -155,7 +149,7 @@ impl Control {
         if self.team(team).is_none() {
             return Err(ControlError::TeamNotFound);
         }
-        let (secret, hash, mask) = fresh_secret(KEY_PREFIX);
+        let (secret, hash, mask) = new_secret(KEY_PREFIX);
         let record = ApiKey {
             id: KeyId::generate(),
             team,
@@ -166,12 +160,12 @@ impl Control {
             last_used: None,
         };
         self.store.insert_key(&record).await?;
-        self.accounts.write().by_hash.insert(record.hash.clone(), (record.id, team));
+        self.accounts.inner.write().by_hash.insert(record.hash.clone(), (record.id, team));
         tracing::info!(key_id = %record.id, team_id = %team, "API key created");
         Ok(NewKey { secret, record })
     }
 
-    /// A team's keys, oldest first.
+    /// Returns a team's keys, oldest first.
     ///
     /// # Errors
     /// The store failed.
@@ -182,7 +176,7 @@ impl Control {
         Ok(keys)
     }
 
-    /// Gives a key another name.
+    /// Renames a key.
     ///
     /// # Errors
     /// No such key, or the store failed.
@@ -190,7 +184,7 @@ impl Control {
         if self.store.rename_key(team, id, name).await? { Ok(()) } else { Err(ControlError::KeyNotFound) }
     }
 
-    /// Removes a key; it opens nothing from now on.
+    /// Deletes a key, which is refused from now on.
     ///
     /// # Errors
     /// No such key, or the store failed.
@@ -198,7 +192,7 @@ impl Control {
         if !self.store.delete_key(team, id).await? {
             return Err(ControlError::KeyNotFound);
         }
-        self.accounts.write().by_hash.retain(|_, (key, _)| *key != id);
+        self.accounts.inner.write().by_hash.retain(|_, (key, _)| *key != id);
         tracing::info!(key_id = %id, team_id = %team, "API key deleted");
         Ok(())
     }
@@ -219,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_keys_are_told_apart() {
+    fn malformed_keys_have_different_errors() {
         assert!(matches!(hash_of(KEY_PREFIX, "sk_00"), Err(AuthError::Malformed)));
         assert!(matches!(hash_of(KEY_PREFIX, ""), Err(AuthError::Malformed)));
         assert!(matches!(hash_of(KEY_PREFIX, "e2b_xyz"), Err(AuthError::Format)));

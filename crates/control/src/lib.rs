@@ -1,23 +1,19 @@
-//! The control plane's rules: sandboxes, templates, teams, keys, timers.
-//! It knows a store and an engine by their traits; it knows no HTTP server and makes no system calls.
-//! `api` puts REST on it, `edge` takes traffic to the ports it can dial.
+//! The rules of the control plane, without HTTP servers and system calls: it knows a store and an engine by their traits.
+//! [`Control`] holds the components and the rules that concern several of them: sandboxes (`sandboxes/`), the pool (`pool/`), teams,
+//! keys and users, metrics. Components of their own are the crates `catalog` (templates), `builds`, `events`, `limits` and `logs`.
+//! `api` serves it by REST, `edge` proxies traffic to the ports that it dials.
 #![forbid(unsafe_code)]
 
-mod builds;
+mod build_context;
 mod config;
 mod counts;
 mod envd;
 mod error;
-mod events;
 mod keys;
-mod limits;
-mod logs;
 mod metrics;
 mod node;
 mod paging;
 mod pool;
-mod reference;
-mod resources;
 mod sandboxes;
 mod teams;
 mod templates;
@@ -28,80 +24,80 @@ mod usage;
 mod users;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use builds::{Builds, BuildsConfig};
+use catalog::Catalog;
 use engine::{Descriptor, Engine};
+use events::{Events, WebhooksConfig};
 use ids::TeamId;
+use limits::TeamQuota;
+use logs::LogStore;
 use store::{Store, StoreError, Team};
 use time::OffsetDateTime;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use builds::{
-    ArchiveFile, BuildReport, BuildRules, BuildSource, BuildSpec, BuildTarget, DockerfilePlan, FilesLink,
-    NewBuild, RegistryAuth, Requested, TagInfo, TagPage, TemplateArchive, UploadAddress, UploadError,
-    UploadRange, UploadState,
-};
+use build_context::ControlBuildContext;
+use sandboxes::{InFlightCreates, Launcher, Registry, SnapshotCleaner};
+
 pub use config::{Config, LayerPath};
 pub use error::{AuthError, ControlError};
-pub use events::{MAX_EVENTS, NewWebhook, WebhookChange, event_label};
 pub use keys::{KEY_PREFIX, NewKey};
-pub use logs::{LogLevel, LogLine, LogQuery};
 pub use metrics::{Sample, TeamMetric, TeamSample};
 pub use node::{NodeReport, NodeStatus};
 pub use paging::MAX_PAGE;
 pub use pool::PoolReport;
-pub use reference::{DEFAULT_TAG, TemplateRef};
-pub use resources::{BuildPlace, check_template_size};
 pub use sandboxes::{
-    Access, CreateRequest, EndReason, ForkRequest, IdempotencyKey, ListQuery, Live, NetworkUpdate, Page,
-    PauseRequest, SandboxInfo, SnapshotEntry, SnapshotPage, SnapshotQuery, Waking, egress_policy,
+    Access, CreateRequest, EndReason, ForkRequest, IdempotencyKey, ListQuery, NetworkUpdate, Page,
+    PauseRequest, RunningSandbox, SandboxInfo, SnapshotPage, SnapshotQuery, SnapshotSummary, WakeableSandbox,
+    egress_policy,
 };
 pub use teams::{KillCount, LimitsChange, NewTeam, TeamChange};
-pub use templates::{Entry, Registration};
+pub use templates::Registration;
 pub use tokens::same_secret;
 pub use users::{NewToken, TOKEN_PREFIX};
 
 /// Name of the seed among the server's secrets.
 const SEED: &str = "sandbox-token-seed";
-/// How often old records are dropped.
-const FORGET_EVERY: std::time::Duration = std::time::Duration::from_secs(3600);
+/// Time between two removals of old records and files.
+const CLEANUP_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// The control plane.
 pub struct Control {
     store: Arc<dyn Store>,
     engine: Arc<dyn Engine>,
-    config: Config,
-    tokens: tokens::Tokens,
+    config: Arc<Config>,
+    tokens: Arc<tokens::Tokens>,
     accounts: keys::Accounts,
-    catalog: templates::Catalog,
-    /// Held while a template, team or webhook is changed: look-up and write belong together.
-    registering: tokio::sync::Mutex<()>,
-    table: sandboxes::registry::Table,
-    places: Arc<limits::Places>,
-    /// Places for template builds.
-    builds: Arc<limits::Places>,
-    /// Template builds in hand.
-    jobs: builds::Jobs,
-    uploads: builds::Uploads,
-    starts: limits::StartQueue,
-    in_flight: Arc<sandboxes::idempotency::InFlight>,
-    usage: usage::Usage,
-    /// Told when a paused sandbox is kept in memory.
-    cached: tokio::sync::Notify,
-    /// Logs of sandboxes, where they are kept.
-    logs: Option<Arc<logs::Book>>,
-    pool: pool::Pool,
+    /// Held while a team is changed, from the look-up to the write.
+    changing_teams: tokio::sync::Mutex<()>,
+    catalog: Arc<Catalog>,
+    builds: Arc<Builds>,
+    events: Arc<Events>,
     metrics: metrics::Metrics,
-    hooks: events::Hooks,
+    /// Logs of sandboxes, if they are kept.
+    logs: Option<Arc<LogStore>>,
     node: node::Node,
-    /// Set when the server goes down: timers stop, sandboxes live on.
+    usage: usage::Usage,
+    pool: pool::Pool,
+    launcher: Arc<Launcher>,
+    registry: Arc<Registry>,
+    snapshots: Arc<SnapshotCleaner>,
+    /// Running sandboxes of each team.
+    quota: Arc<TeamQuota>,
+    in_flight_creates: Arc<InFlightCreates>,
+    /// Notified when frozen processes of a paused sandbox are kept.
+    frozen_added: tokio::sync::Notify,
+    /// Cancelled when the server shuts down: timers stop, sandboxes live on.
     closing: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Control {
-    /// Opens the control plane: loads what is remembered, makes the first team if there is none, and takes over the
-    /// sandboxes of an earlier run.
+    /// Opens the control plane: reads the store, creates the first team if there is none, and takes over the sandboxes of an earlier
+    /// server process.
     ///
     /// # Errors
     /// The store cannot be read or written.
@@ -110,87 +106,115 @@ impl Control {
         engine: Arc<dyn Engine>,
         config: Config,
     ) -> Result<Arc<Self>, StoreError> {
-        let mut fresh = [0u8; tokens::SEED_LEN];
-        getrandom::fill(&mut fresh).expect("the kernel's random source answers on every supported system");
-        let seed = store.secret(SEED, &fresh).await?;
-        if store.teams().await?.is_empty() {
-            let team = Team {
-                id: TeamId::generate(),
-                name: "Default".to_owned(),
-                slug: "default".to_owned(),
-                limits: config.default_limits,
-                standing: store::Standing::Good,
-                created_at: OffsetDateTime::now_utc(),
-            };
-            store.put_team(&team).await?;
-        }
+        let config = Arc::new(config);
+        let tokens = Arc::new(open_tokens(&*store).await?);
+        create_first_team(&*store, &config).await?;
+        let (tasks, closing) = (TaskTracker::new(), CancellationToken::new());
+        let catalog = Arc::new(Catalog::open(Arc::clone(&store)).await?);
+        let registry = Arc::<Registry>::default();
+        let launcher =
+            Launcher::new(Arc::clone(&engine), Arc::clone(&config), Arc::clone(&tokens), tasks.clone());
+        let snapshots = Arc::new(SnapshotCleaner {
+            engine: Arc::clone(&engine),
+            catalog: Arc::clone(&catalog),
+            registry: Arc::clone(&registry),
+        });
+        let builds = Builds::new(
+            Arc::new(ControlBuildContext {
+                launcher: Arc::clone(&launcher),
+                snapshots: Arc::clone(&snapshots),
+            }),
+            Arc::clone(&store),
+            Arc::clone(&catalog),
+            builds_config(&config),
+            tasks.clone(),
+            closing.clone(),
+        );
+        let webhooks = WebhooksConfig {
+            allowed_networks: config.webhook_internal.clone(),
+            timeout: config.webhook_timeout,
+            retry: config.webhook_retry,
+        };
+        let events = Events::open(Arc::clone(&store), webhooks, tasks.clone(), closing.clone()).await?;
         let control = Arc::new(Self {
-            tokens: tokens::Tokens::new(seed),
             accounts: keys::Accounts::default(),
-            catalog: templates::Catalog::default(),
-            registering: tokio::sync::Mutex::default(),
-            table: sandboxes::registry::Table::default(),
-            places: Arc::default(),
-            builds: Arc::default(),
-            jobs: builds::Jobs::default(),
-            uploads: builds::Uploads::default(),
-            starts: limits::StartQueue::new(config.parallel_starts, config.start_queue),
-            in_flight: Arc::default(),
-            usage: usage::Usage::default(),
-            cached: tokio::sync::Notify::new(),
-            logs: config.logs_dir.clone().map(|root| Arc::new(logs::Book::new(root))),
+            changing_teams: tokio::sync::Mutex::default(),
             metrics: metrics::Metrics::new(config.metrics_dir.clone()),
+            logs: config.logs_dir.clone().map(|root| Arc::new(LogStore::new(root))),
             node: node::Node::default(),
+            usage: usage::Usage::default(),
             pool: pool::Pool::open(config.pool_file.as_deref()),
-            hooks: events::Hooks::new(config.webhook_internal.clone(), config.webhook_timeout),
-            closing: CancellationToken::new(),
-            tasks: TaskTracker::new(),
+            quota: Arc::default(),
+            in_flight_creates: Arc::default(),
+            frozen_added: tokio::sync::Notify::new(),
             store,
             engine,
             config,
+            tokens,
+            catalog,
+            builds,
+            events,
+            launcher,
+            registry,
+            snapshots,
+            closing,
+            tasks,
         });
         control.accounts.load(control.store.teams().await?, control.store.keys().await?);
-        control.catalog.load(&*control.store).await?;
-        control.load_webhooks().await?;
         control.recover().await?;
-        control.recover_builds().await?;
-        control
-            .spawn_until_closing(|control| async move { control.usage.keep_flushing(&*control.store).await });
-        control.spawn_until_closing(|control| async move { control.prepare_all().await });
-        control.spawn_until_closing(|control| async move { control.keep_metrics().await });
-        control.spawn_until_closing(|control| async move { control.keep_forgetting().await });
-        control.spawn_until_closing(|control| async move { control.keep_evicting().await });
-        let keeper = Arc::clone(&control);
-        control.tasks.spawn(async move { keeper.keep_pool().await });
+        control.builds.recover().await;
+        control.spawn_background_tasks();
         Ok(control)
     }
 
-    /// Every engine that is run here, the one that runs what names none first.
+    fn spawn_background_tasks(self: &Arc<Self>) {
+        self.spawn_until_closing(|control| async move { control.usage.keep_flushing(&*control.store).await });
+        self.spawn_until_closing(|control| async move { control.prepare_default_builds().await });
+        self.spawn_until_closing(|control| async move { control.keep_metrics().await });
+        self.spawn_until_closing(|control| async move { control.remove_old().await });
+        self.spawn_until_closing(|control| async move { control.evict_frozen().await });
+        // Not until closing only: a start that has begun is finished.
+        let control = Arc::clone(self);
+        self.tasks.spawn(async move { control.keep_pool().await });
+    }
+
+    /// Returns the templates.
+    #[must_use]
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// Returns the template builds.
+    #[must_use]
+    pub fn builds(&self) -> &Arc<Builds> {
+        &self.builds
+    }
+
+    /// Returns the events and webhooks.
+    #[must_use]
+    pub fn events(&self) -> &Arc<Events> {
+        &self.events
+    }
+
+    /// Returns the descriptors of all engines, the default one first.
     #[must_use]
     pub fn engines(&self) -> Vec<&Descriptor> {
         self.engine.descriptors()
     }
 
-    /// What the engine with this name is and promises, or the one that runs what names none.
-    pub(crate) fn engine_named(&self, name: Option<&str>) -> &Descriptor {
-        let found = self.engines().into_iter().find(|engine| Some(engine.name) == name);
-        found.unwrap_or_else(|| self.engine())
-    }
-
-    /// What the engine is and promises.
+    /// Returns the descriptor of the default engine.
     #[must_use]
     pub fn engine(&self) -> &Descriptor {
         self.engine.descriptor()
     }
 
-    /// How many sandboxes are running.
+    /// Returns the number of running sandboxes.
     #[must_use]
-    pub fn running(&self) -> usize {
-        self.table.running()
+    pub fn running_count(&self) -> usize {
+        self.registry.running_count()
     }
 
-    /// Stops timers and lets starts and ends that are under way finish. Sandboxes live on and are found again by the
-    /// next [`Control::open`].
+    /// Stops timers and waits for starts and ends in progress. Sandboxes live on and are found by the next [`Control::open`].
     pub async fn shutdown(&self) {
         self.closing.cancel();
         self.tasks.close();
@@ -202,29 +226,29 @@ impl Control {
         self.store.close().await;
     }
 
-    /// Drops records of sandboxes that ended long ago, now and every hour.
-    async fn keep_forgetting(&self) {
+    /// Removes old records and files, now and every hour.
+    async fn remove_old(&self) {
+        let retention = self.config.retention;
         loop {
-            let before = OffsetDateTime::now_utc() - self.config.retention;
+            let before = OffsetDateTime::now_utc() - retention;
             match self.store.prune(before).await {
                 Ok(0) => {}
-                Ok(pruned) => tracing::debug!(pruned, "forgot sandboxes that ended long ago"),
-                Err(error) => tracing::warn!(%error, "old records could not be removed"),
+                Ok(removed) => tracing::debug!(removed, "removed records of ended sandboxes"),
+                Err(error) => tracing::warn!(%error, "failed to remove old records"),
             }
-            self.forget_events(before).await;
-            if let Some(book) = self.logs.clone() {
-                let retention = self.config.retention;
-                let _ = tokio::task::spawn_blocking(move || book.forget(retention)).await;
+            self.events.forget(before).await;
+            if let Some(logs) = self.logs.clone() {
+                let _ = tokio::task::spawn_blocking(move || logs.forget(retention)).await;
             }
-            self.forget_builds().await;
-            if let Some(shelf) = self.metrics.shelf() {
-                let retention = self.config.retention;
-                let _ = tokio::task::spawn_blocking(move || shelf.forget(retention)).await;
+            self.builds.remove_unused().await;
+            if let Some(series) = self.metrics.store() {
+                let _ = tokio::task::spawn_blocking(move || series.forget(retention)).await;
             }
-            tokio::time::sleep(FORGET_EVERY).await;
+            tokio::time::sleep(CLEANUP_INTERVAL).await;
         }
     }
 
+    /// Runs a task that is stopped when the server shuts down.
     fn spawn_until_closing<F, Fut>(self: &Arc<Self>, work: F)
     where
         F: FnOnce(Arc<Self>) -> Fut,
@@ -244,5 +268,48 @@ impl Control {
 impl std::fmt::Debug for Control {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Control").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// Returns the tokens of this server's seed, which is created at the first start.
+async fn open_tokens(store: &dyn Store) -> Result<tokens::Tokens, StoreError> {
+    let mut fresh = [0u8; tokens::SEED_LEN];
+    getrandom::fill(&mut fresh).expect("the kernel's random source answers on every supported system");
+    Ok(tokens::Tokens::new(store.secret(SEED, &fresh).await?))
+}
+
+/// Creates the first team if there is none.
+async fn create_first_team(store: &dyn Store, config: &Config) -> Result<(), StoreError> {
+    if !store.teams().await?.is_empty() {
+        return Ok(());
+    }
+    let team = Team {
+        id: TeamId::generate(),
+        name: "Default".to_owned(),
+        slug: "default".to_owned(),
+        limits: config.default_limits,
+        standing: store::Standing::Good,
+        created_at: OffsetDateTime::now_utc(),
+    };
+    store.put_team(&team).await
+}
+
+fn builds_config(config: &Config) -> BuildsConfig {
+    BuildsConfig {
+        dir: config.builds_dir.clone(),
+        layers: config.layers.clone(),
+        owns_layers: config.owns_layers,
+        registries: config.registries.clone(),
+        trusted_ca: config.trusted_ca.clone(),
+        envd_version: envd_api::VERSION,
+        retention: config.retention,
+    }
+}
+
+/// Sleeps until a time, or for ever if there is none.
+async fn sleep_until(until: Option<Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until).await,
+        None => std::future::pending().await,
     }
 }

@@ -1,27 +1,26 @@
-//! This machine as one node: whether it takes new sandboxes, and what it has done so far.
-//! The operator may drain it before work on the machine; a restart makes it ready again.
-//! Names of states are the wire contract's.
+//! This host as a node: whether it accepts new sandboxes, and what it has done so far. The operator may drain it before
+//! maintenance; a restart makes it ready again. Names of statuses are those of the wire contract.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use time::OffsetDateTime;
 
 use crate::{Control, ControlError};
 
-/// Whether the node takes new sandboxes.
+/// Whether the node accepts new sandboxes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NodeStatus {
-    /// It does.
+    /// It accepts them.
     Ready,
-    /// It does not, and is to be stopped when those it has are over.
+    /// It does not accept them, and is to be stopped when its sandboxes have ended.
     Draining,
-    /// It does not for now.
+    /// It does not accept them for now.
     Standby,
 }
 
 impl NodeStatus {
-    /// As on the wire.
+    /// Returns its name on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -32,7 +31,7 @@ impl NodeStatus {
     }
 }
 
-/// State and counts of the node.
+/// Status and counters of the node.
 #[derive(Debug)]
 pub(crate) struct Node {
     status: Mutex<(NodeStatus, OffsetDateTime)>,
@@ -54,10 +53,10 @@ impl Default for Node {
 
 impl Node {
     fn status(&self) -> (NodeStatus, OffsetDateTime) {
-        *self.status.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.status.lock()
     }
 
-    /// Whether a sandbox may be started.
+    /// Checks that the node accepts new sandboxes.
     pub(crate) fn admit(&self) -> Result<(), ControlError> {
         match self.status().0 {
             NodeStatus::Ready => Ok(()),
@@ -68,38 +67,38 @@ impl Node {
         }
     }
 
-    /// Counts a start.
+    /// Counts a create by its outcome.
     pub(crate) fn count<T>(&self, outcome: &Result<T, ControlError>) {
         let counter = if outcome.is_ok() { &self.successes } else { &self.failures };
         counter.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// What is known of the node without looking at the machine.
+/// State of the node, without the load of the host.
 #[derive(Debug, Clone)]
 pub struct NodeReport {
-    /// Whether it takes new sandboxes.
+    /// Whether it accepts new sandboxes.
     pub status: NodeStatus,
-    /// Since when.
+    /// Since when it has this status.
     pub since: OffsetDateTime,
-    /// This run of the server.
+    /// Id of this server process.
     pub instance: String,
-    /// Running sandboxes.
+    /// Number of running sandboxes.
     pub sandboxes: usize,
-    /// Processors promised to them.
+    /// Processors allocated to them.
     pub allocated_cpu: u32,
-    /// Memory promised to them, MiB.
+    /// Memory allocated to them, MiB.
     pub allocated_memory_mib: u64,
-    /// Starts that worked.
+    /// Creates that succeeded.
     pub successes: u64,
-    /// Starts that did not.
+    /// Creates that failed.
     pub failures: u64,
-    /// Starts under way or waiting.
+    /// Starts in progress or waiting.
     pub starting: usize,
 }
 
 impl Control {
-    /// The node and what runs on it.
+    /// Returns the state of the node.
     #[must_use]
     pub fn node(&self) -> NodeReport {
         let (status, since) = self.node.status();
@@ -112,10 +111,10 @@ impl Control {
             allocated_memory_mib: 0,
             successes: self.node.successes.load(Ordering::Relaxed),
             failures: self.node.failures.load(Ordering::Relaxed),
-            starting: self.starts.under_way(),
+            starting: self.launcher.queue.in_progress(),
         };
-        for live in self.teams().iter().flat_map(|team| self.table.running_of(team.id)) {
-            let details = live.details();
+        for running in self.teams().iter().flat_map(|team| self.registry.running_of(team.id)) {
+            let details = running.details();
             report.sandboxes += 1;
             report.allocated_cpu = report.allocated_cpu.saturating_add(details.cpu_count);
             report.allocated_memory_mib += u64::from(details.memory_mib);
@@ -123,12 +122,12 @@ impl Control {
         report
     }
 
-    /// Lets the node take new sandboxes, or not.
+    /// Sets whether the node accepts new sandboxes.
     pub fn set_node_status(&self, status: NodeStatus) {
-        let mut current = self.node.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.node.status.lock();
         if current.0 != status {
             *current = (status, OffsetDateTime::now_utc());
-            tracing::info!(status = status.as_str(), "the node's status was set");
+            tracing::info!(status = status.as_str(), "node status set");
         }
     }
 }

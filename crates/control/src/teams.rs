@@ -1,6 +1,5 @@
-//! What the operator does with teams: make, change, stop; and what it asks of all of them at once.
-//! A change holds from the next request on; running sandboxes are left alone unless they are ended by name of the team.
-//! Slugs are names in URLs and templates: lower-case letters, digits, dashes and underscores.
+//! The operator's calls about teams: create, change, kill all sandboxes, count. A change applies from the next request on; running
+//! sandboxes are not affected. Slugs are used in URLs and template names: lower-case letters, digits, dashes and underscores.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,19 +9,20 @@ use store::{Standing, StoreError, Team, TeamLimits, truncate_to_micros};
 use time::OffsetDateTime;
 use tokio::task::JoinSet;
 
-use crate::sandboxes::running::EndReason;
+use crate::sandboxes::EndReason;
 use crate::{Control, ControlError};
 
-/// Sandboxes ended at the same time when a whole team's are.
-const ENDS_AT_ONCE: usize = 10;
+/// Maximum number of sandboxes that are killed at once when all of a team's are.
+const MAX_PARALLEL_KILLS: usize = 10;
+/// Maximum length of a name, bytes.
 const MAX_NAME: usize = 255;
 
-/// New limits; what is not given stays. Zero is no limit.
+/// New limits; none keeps the old one, zero removes it.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LimitsChange {
-    /// Running sandboxes.
+    /// Running sandboxes at once.
     pub concurrent_sandboxes: Option<u32>,
-    /// Longest life of one sandbox, hours.
+    /// Maximum time of one sandbox, hours.
     pub max_length_hours: Option<u32>,
     /// Processors of one sandbox.
     pub max_vcpu: Option<u32>,
@@ -30,12 +30,12 @@ pub struct LimitsChange {
     pub max_memory_mib: Option<u32>,
     /// Writable disk of one sandbox, MiB.
     pub max_disk_mib: Option<u32>,
-    /// Template builds under way.
+    /// Template builds at once.
     pub concurrent_builds: Option<u32>,
 }
 
 impl LimitsChange {
-    /// The limits after the change.
+    /// Returns the limits after the change.
     #[must_use]
     pub fn apply(self, limits: TeamLimits) -> TeamLimits {
         TeamLimits {
@@ -49,42 +49,42 @@ impl LimitsChange {
     }
 }
 
-/// A team to be.
+/// A team to create.
 #[derive(Debug, Clone)]
 pub struct NewTeam {
-    /// Its name for people.
+    /// Its name.
     pub name: String,
-    /// Its namespace in template names; made from the name when not given.
+    /// Its namespace in template names; by default derived from the name.
     pub slug: Option<String>,
-    /// Where it differs from the operator's defaults.
+    /// Limits that differ from the defaults.
     pub limits: LimitsChange,
 }
 
-/// New values; what is not given stays.
+/// New values of a team; none keeps the old one.
 #[derive(Debug, Clone, Default)]
 pub struct TeamChange {
-    /// Its name for people.
+    /// Its name.
     pub name: Option<String>,
     /// Its limits.
     pub limits: LimitsChange,
-    /// Whether it may do things.
+    /// Whether it is blocked or banned.
     pub standing: Option<Standing>,
 }
 
-/// How many sandboxes were ended.
+/// Result of killing all sandboxes of a team.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct KillCount {
-    /// Ended.
+    /// Number of killed sandboxes.
     pub killed: usize,
-    /// Not wholly ended.
+    /// Number of sandboxes that could not be killed cleanly.
     pub failed: usize,
 }
 
 impl Control {
-    /// Makes a team.
+    /// Creates a team.
     ///
     /// # Errors
-    /// Name or slug are not acceptable, the slug is taken, or the store failed.
+    /// The name or slug is invalid, the slug is taken, or the store failed.
     pub async fn create_team(&self, new: NewTeam) -> Result<Arc<Team>, ControlError> {
         let slug = new.slug.unwrap_or_else(|| slug_of(&new.name));
         if !is_slug(&slug) {
@@ -101,15 +101,15 @@ impl Control {
             created_at: truncate_to_micros(OffsetDateTime::now_utc()),
         };
         tracing::info!(team_id = %team.id, slug = team.slug, "team created");
-        self.keep_team(team).await
+        self.put_team(team).await
     }
 
     /// Changes a team.
     ///
     /// # Errors
-    /// There is no such team, a value is not acceptable, or the store failed.
+    /// There is no such team, a value is invalid, or the store failed.
     pub async fn change_team(&self, id: TeamId, change: TeamChange) -> Result<Arc<Team>, ControlError> {
-        let _changing = self.registering.lock().await;
+        let _changing = self.changing_teams.lock().await;
         let old = Team::clone(&*self.team(id).ok_or(ControlError::TeamNotFound)?);
         let team = Team {
             name: change.name.map(checked_name).transpose()?.unwrap_or(old.name),
@@ -118,10 +118,10 @@ impl Control {
             ..old
         };
         tracing::info!(team_id = %id, limits = ?team.limits, standing = ?team.standing, "team changed");
-        self.keep_team(team).await
+        self.put_team(team).await
     }
 
-    async fn keep_team(&self, team: Team) -> Result<Arc<Team>, ControlError> {
+    async fn put_team(&self, team: Team) -> Result<Arc<Team>, ControlError> {
         match self.store.put_team(&team).await {
             Ok(()) => Ok(self.accounts.put(team)),
             Err(StoreError::Conflict(what)) => Err(ControlError::Conflict(format!("{what} exists already"))),
@@ -129,37 +129,37 @@ impl Control {
         }
     }
 
-    /// Ends all running sandboxes of a team, some at a time.
+    /// Kills all running sandboxes of a team, some at a time.
     ///
     /// # Errors
     /// There is no such team.
     pub async fn kill_all(self: &Arc<Self>, team: TeamId) -> Result<KillCount, ControlError> {
         self.team(team).ok_or(ControlError::TeamNotFound)?;
         let mut count = KillCount::default();
-        let mut note = |ended: Option<Result<bool, _>>| match ended {
+        let mut count_result = |ended: Option<Result<bool, _>>| match ended {
             Some(Ok(true)) => count.killed += 1,
             Some(_) => count.failed += 1,
             None => {}
         };
         let mut ends: JoinSet<bool> = JoinSet::new();
-        for live in self.table.running_of(team) {
-            if ends.len() >= ENDS_AT_ONCE {
-                note(ends.join_next().await);
+        for running in self.registry.running_of(team) {
+            if ends.len() >= MAX_PARALLEL_KILLS {
+                count_result(ends.join_next().await);
             }
             let control = Arc::clone(self);
-            ends.spawn(async move { control.end(&live, EndReason::Admin).await.is_ok() });
+            ends.spawn(async move { control.end(&running, EndReason::Admin).await.is_ok() });
         }
         while let Some(ended) = ends.join_next().await {
-            note(Some(ended));
+            count_result(Some(ended));
         }
-        tracing::info!(team_id = %team, killed = count.killed, failed = count.failed, "a team's sandboxes were ended");
+        tracing::info!(team_id = %team, killed = count.killed, failed = count.failed, "killed all sandboxes of a team");
         Ok(count)
     }
 
-    /// How many sandboxes each team is running; teams without any are left out.
+    /// Returns the number of running sandboxes of each team that has any.
     #[must_use]
     pub fn running_by_team(&self) -> BTreeMap<TeamId, usize> {
-        let counts = self.teams().into_iter().map(|team| (team.id, self.table.running_of(team.id).len()));
+        let counts = self.teams().into_iter().map(|team| (team.id, self.registry.running_of(team.id).len()));
         counts.filter(|(_, running)| *running > 0).collect()
     }
 }

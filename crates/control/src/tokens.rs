@@ -1,16 +1,15 @@
-//! A sandbox's two tokens, derived from the server's seed and the sandbox's id.
-//! They need no storage, are the same for a sandbox's whole life, and differ between forks.
-//! Comparisons take the same time wherever the difference is.
+//! [`Tokens`]: the tokens of sandboxes, derived from the server's seed and the sandbox's id. They are not stored, stay the same for a
+//! sandbox's whole life, and differ between forks.
 
 use hmac::{Hmac, KeyInit, Mac};
 use ids::{SandboxId, TeamId};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
-/// Bytes of the seed.
+/// Length of the seed, bytes.
 pub(crate) const SEED_LEN: usize = 32;
 
-/// The server's seed.
+/// Derives tokens from the server's seed.
 pub(crate) struct Tokens {
     seed: Vec<u8>,
 }
@@ -20,17 +19,17 @@ impl Tokens {
         Self { seed }
     }
 
-    /// What envd wants in `X-Access-Token`.
+    /// Returns the token that envd expects in `X-Access-Token`.
     pub(crate) fn envd(&self, id: &SandboxId) -> String {
         self.sign(&[id.as_str()])
     }
 
-    /// What a sandbox without public traffic wants in `e2b-traffic-access-token`.
+    /// Returns the token that a sandbox without public traffic expects in `e2b-traffic-access-token`.
     pub(crate) fn traffic(&self, id: &SandboxId) -> String {
         self.sign(&["sandbox-traffic-", id.as_str()])
     }
 
-    /// What opens the address for one upload of an archive until a time, in seconds since 1970.
+    /// Returns the signature of the link for one upload of an archive; `expires` is in seconds since 1970.
     pub(crate) fn upload(&self, team: TeamId, hash: &str, upload: &str, expires: i64) -> String {
         let (team, expires) = (team.to_string(), expires.to_string());
         self.sign(&["build-files-", &team, "-", hash, "-", upload, "-", &expires])
@@ -45,7 +44,7 @@ impl Tokens {
     }
 }
 
-/// Whether two secrets are the same, in time that does not depend on where they differ.
+/// Returns whether two secrets are equal, in time that does not depend on where they differ.
 #[must_use]
 pub fn same_secret(a: &[u8], b: &[u8]) -> bool {
     a.ct_eq(b).into()

@@ -1,24 +1,24 @@
-//! Figures that are nice to have and not worth a write on the request path: last uses and spawn counts.
-//! They are collected here and written together, a moment after the first of them.
-//! What a crash takes with it is at most that moment.
+//! [`Usage`]: last uses of API keys and spawn counts of templates. They are not worth a write per request, so they are collected and
+//! written together some seconds later; a crash loses at most those seconds.
 
 use std::collections::HashMap;
 use std::mem;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use ids::{KeyId, TemplateId};
+use parking_lot::Mutex;
 use store::Store;
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 
-/// How long figures wait for company.
+/// Time from the first use to the write.
 const DELAY: Duration = Duration::from_secs(5);
 
+/// Uses that are not written yet.
 #[derive(Debug, Default)]
 pub(crate) struct Usage {
     pending: Mutex<Pending>,
-    some: Notify,
+    added: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -28,45 +28,43 @@ struct Pending {
 }
 
 impl Usage {
+    /// Notes that an API key was used.
     pub(crate) fn key_used(&self, id: KeyId) {
-        self.pending
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .keys
-            .insert(id, OffsetDateTime::now_utc());
-        self.some.notify_one();
+        self.pending.lock().keys.insert(id, OffsetDateTime::now_utc());
+        self.added.notify_one();
     }
 
-    pub(crate) fn spawned(&self, template: &TemplateId) {
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Counts a sandbox of a template.
+    pub(crate) fn template_used(&self, template: &TemplateId) {
+        let mut pending = self.pending.lock();
         let (count, at) = pending.spawns.entry(template.clone()).or_insert((0, OffsetDateTime::UNIX_EPOCH));
         *count += 1;
         *at = OffsetDateTime::now_utc();
-        self.some.notify_one();
+        self.added.notify_one();
     }
 
-    /// Writes what has come in. A failure loses figures, not sandboxes.
+    /// Writes the uses. If the store fails, they are lost with a warning.
     pub(crate) async fn flush(&self, store: &dyn Store) {
-        let pending = mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner));
+        let pending = mem::take(&mut *self.pending.lock());
         if !pending.keys.is_empty() {
             let uses: Vec<_> = pending.keys.into_iter().collect();
             if let Err(error) = store.touch_keys(&uses).await {
-                tracing::warn!(%error, "last uses of API keys were not recorded");
+                tracing::warn!(%error, "failed to record last uses of API keys");
             }
         }
         if !pending.spawns.is_empty() {
             let spawns: Vec<_> =
                 pending.spawns.into_iter().map(|(id, (count, at))| (id, count, at)).collect();
             if let Err(error) = store.count_spawns(&spawns).await {
-                tracing::warn!(%error, "spawn counts were not recorded");
+                tracing::warn!(%error, "failed to record spawn counts");
             }
         }
     }
 
-    /// Writes whenever there is something, for ever.
+    /// Writes uses as they come, without end.
     pub(crate) async fn keep_flushing(&self, store: &dyn Store) {
         loop {
-            self.some.notified().await;
+            self.added.notified().await;
             tokio::time::sleep(DELAY).await;
             self.flush(store).await;
         }

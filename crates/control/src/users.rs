@@ -1,6 +1,6 @@
-//! People: which teams they belong to, and the access tokens they show instead of a team's key.
-//! A token is looked up by its hash in the store at every use: they are shown rarely.
-//! Signing in makes keys, because kept ones cannot be shown; old ones of that kind go.
+//! Users: which teams they belong to, and the access tokens that they use instead of a team's key. Access tokens are used rarely, so
+//! each is looked up in the store by its hash. Signing in creates new keys, since secrets of stored ones are unknown; old keys of that
+//! kind are deleted.
 
 use std::sync::Arc;
 
@@ -8,17 +8,17 @@ use ids::{TeamId, TokenId, UserId};
 use store::{AccessToken, StoreError, Team, User, truncate_to_micros};
 use time::OffsetDateTime;
 
-use crate::keys::{fresh_secret, hash_of};
+use crate::keys::{hash_of, new_secret};
 use crate::{AuthError, Control, ControlError};
 
-/// What every access token begins with.
+/// Prefix of every access token.
 pub const TOKEN_PREFIX: &str = "sk_e2b_";
-/// Name of keys made by signing in.
+/// Name of keys that signing in creates.
 const LOGIN_KEY: &str = "CLI login/configure";
-/// So many of them are kept of each team, the newest.
-const LOGIN_KEYS: usize = 20;
+/// Maximum number of those keys per team.
+const MAX_LOGIN_KEYS: usize = 20;
 
-/// A freshly made access token: the only time its secret is known.
+/// A newly created access token, with its secret, which is not stored.
 #[derive(Debug, Clone)]
 pub struct NewToken {
     /// The whole token, prefix included.
@@ -28,7 +28,7 @@ pub struct NewToken {
 }
 
 impl Control {
-    /// Whose access token this is.
+    /// Returns the user that an access token belongs to.
     ///
     /// # Errors
     /// The token is malformed or unknown.
@@ -40,10 +40,10 @@ impl Control {
         self.store.user_by_token(&hash).await?.ok_or(AuthError::TokenUnknown)
     }
 
-    /// Makes a person known.
+    /// Creates a user.
     ///
     /// # Errors
-    /// The address is no e-mail address or is taken, or the store failed.
+    /// The e-mail address is malformed or taken, or the store failed.
     pub async fn create_user(&self, email: &str) -> Result<User, ControlError> {
         let email = email.trim().to_lowercase();
         let well_formed =
@@ -60,7 +60,7 @@ impl Control {
         }
     }
 
-    /// All people, the first made known first.
+    /// Returns all users, oldest first.
     ///
     /// # Errors
     /// The store failed.
@@ -68,26 +68,26 @@ impl Control {
         Ok(self.store.users().await?)
     }
 
-    /// Makes a person a member of a team.
+    /// Adds a user to a team.
     ///
     /// # Errors
-    /// There is no such team or person, or the store failed.
+    /// There is no such team or user, or the store failed.
     pub async fn add_member(&self, team: TeamId, user: UserId) -> Result<(), ControlError> {
         self.team(team).ok_or(ControlError::TeamNotFound)?;
         self.store.user(user).await?.ok_or(ControlError::NotFound("User not found"))?;
         Ok(self.store.put_member(team, user, OffsetDateTime::now_utc()).await?)
     }
 
-    /// Ends a membership.
+    /// Removes a user from a team.
     ///
     /// # Errors
-    /// There was none, or the store failed.
+    /// The user is not in the team, or the store failed.
     pub async fn remove_member(&self, team: TeamId, user: UserId) -> Result<(), ControlError> {
         let was = self.store.delete_member(team, user).await?;
         if was { Ok(()) } else { Err(ControlError::NotFound("User not found in this team")) }
     }
 
-    /// A person's teams; the first is the one meant when none is named.
+    /// Returns a user's teams; the first is for calls that name none.
     ///
     /// # Errors
     /// The store failed.
@@ -96,7 +96,7 @@ impl Control {
         Ok(teams.into_iter().filter_map(|id| self.team(id)).collect())
     }
 
-    /// A person's teams, each with a key made for the occasion.
+    /// Returns a user's teams, each with a newly created key.
     ///
     /// # Errors
     /// The store failed.
@@ -105,7 +105,7 @@ impl Control {
         for team in self.teams_of(user).await? {
             let keys = self.list_keys(team.id).await?;
             let old: Vec<_> = keys.iter().filter(|key| key.name == LOGIN_KEY).collect();
-            for key in old.iter().take((old.len() + 1).saturating_sub(LOGIN_KEYS)) {
+            for key in old.iter().take((old.len() + 1).saturating_sub(MAX_LOGIN_KEYS)) {
                 self.delete_key(team.id, key.id).await?;
             }
             let key = self.create_key(team.id, LOGIN_KEY).await?;
@@ -114,13 +114,13 @@ impl Control {
         Ok(teams)
     }
 
-    /// Makes an access token.
+    /// Creates an access token.
     ///
     /// # Errors
-    /// There is no such person, or the store failed.
+    /// There is no such user, or the store failed.
     pub async fn create_token(&self, user: UserId, name: &str) -> Result<NewToken, ControlError> {
         self.store.user(user).await?.ok_or(ControlError::NotFound("User not found"))?;
-        let (secret, hash, mask) = fresh_secret(TOKEN_PREFIX);
+        let (secret, hash, mask) = new_secret(TOKEN_PREFIX);
         let record = AccessToken {
             id: TokenId::generate(),
             user,
@@ -134,7 +134,7 @@ impl Control {
         Ok(NewToken { secret, record })
     }
 
-    /// Removes an access token; a person's own, or with the operator's right any.
+    /// Deletes an access token: one of this user, or any without a user.
     ///
     /// # Errors
     /// No such token, or the store failed.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use control::{Live, Waking, same_secret};
+use control::{RunningSandbox, WakeableSandbox, same_secret};
 use hyper::http::uri::PathAndQuery;
 use hyper::{Request, Response, StatusCode, Uri, Version};
 
@@ -34,7 +34,7 @@ pub(crate) async fn forward(
     {
         return pages::reserved(path);
     }
-    let live = match edge.control.find(&address.id) {
+    let live = match edge.control.find_running(&address.id) {
         Some(live) => {
             if let Some(refusal) = check_token(&request, &address, live.allows_public_traffic(), edge, html) {
                 return refusal;
@@ -92,9 +92,9 @@ fn paused_target(
     address: &Address,
     edge: &Edge,
     html: bool,
-) -> Result<Waking, Box<Response<Body>>> {
+) -> Result<WakeableSandbox, Box<Response<Body>>> {
     let not_found = || Box::new(pages::not_found(address, html));
-    let waking = edge.control.sleeping(&address.id).ok_or_else(not_found)?;
+    let waking = edge.control.find_wakeable(&address.id).ok_or_else(not_found)?;
     if let Some(refusal) = check_token(request, address, waking.allows_public_traffic(), edge, html) {
         return Err(Box::new(refusal));
     }
@@ -142,7 +142,12 @@ fn to_upstream(request: Request<Body>, address: &Address, mask: Option<&str>) ->
 }
 
 /// Returns the response to a failed request: the sandbox has ended, or the port is closed.
-async fn failure_page(failure: &Failure, address: &Address, live: &Live, html: bool) -> Response<Body> {
+async fn failure_page(
+    failure: &Failure,
+    address: &Address,
+    live: &RunningSandbox,
+    html: bool,
+) -> Response<Body> {
     tracing::debug!(sandbox_id = %address.id, port = address.port, error = %failure, "no response from a sandbox");
     let may_be_gone = match failure {
         Failure::Dial(error) => error.kind() == ErrorKind::NotConnected || address.port == envd_api::PORT,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use control::Live;
+use control::RunningSandbox;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -32,7 +32,7 @@ enum Reset {
 /// A response body that is reset when its sandbox ends.
 pub(crate) struct ResponseBody {
     inner: Incoming,
-    live: Arc<Live>,
+    live: Arc<RunningSandbox>,
     reset: Reset,
     idle: IdleConnections,
     sender: Option<Sender>,
@@ -43,7 +43,7 @@ impl ResponseBody {
     /// Wraps the body `inner` of a response. `resetter` is given for HTTP/1.1 connections, which carry one response at a time.
     pub(crate) fn new(
         inner: Incoming,
-        live: Arc<Live>,
+        live: Arc<RunningSandbox>,
         resetter: Option<Resetter>,
         idle: IdleConnections,
         sender: Option<Sender>,

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use control::Live;
+use control::RunningSandbox;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::copy_bidirectional_with_sizes;
@@ -18,7 +18,7 @@ const BUFFER: usize = 64 << 10;
 pub(crate) async fn run(
     client: OnUpgrade,
     server: OnUpgrade,
-    live: Arc<Live>,
+    live: Arc<RunningSandbox>,
     resetter: Resetter,
     cut: CancellationToken,
 ) {

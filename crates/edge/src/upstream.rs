@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use control::Live;
+use control::RunningSandbox;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper::{Request, Response};
@@ -60,7 +60,7 @@ impl IdleConnections {
     }
 
     /// Keeps a connection whose last response has been read to its end.
-    pub(crate) fn put(&self, live: &Arc<Live>, sender: Sender) {
+    pub(crate) fn put(&self, live: &Arc<RunningSandbox>, sender: Sender) {
         if sender.is_closed() || live.has_ended() {
             return;
         }
@@ -80,7 +80,7 @@ impl IdleConnections {
     }
 
     /// Drops connections that have been idle for too long, and all when the sandbox ends; returns when none is left.
-    async fn expire(self, live: Arc<Live>) {
+    async fn expire(self, live: Arc<RunningSandbox>) {
         loop {
             let ended = tokio::time::timeout(MAX_IDLE_TIME, live.wait_ended()).await.is_ok();
             let mut pools = self.inner.lock();
@@ -102,7 +102,7 @@ impl IdleConnections {
 /// Sends a request to a port of a sandbox. Returns the response, and the connection if it may be reused.
 pub(crate) async fn send(
     idle: &IdleConnections,
-    live: &Live,
+    live: &RunningSandbox,
     port: u16,
     mut request: Request<Body>,
     reusable: bool,

@@ -424,7 +424,7 @@ async fn shutdown_waits_for_responses_and_then_cuts_them() {
     read_until(&mut stream, "late").await;
     server.task.await.unwrap().unwrap();
     assert!(TcpStream::connect(server.address).await.is_err());
-    assert!(server.fixture.control.find(&id).is_some(), "the sandbox still runs");
+    assert!(server.fixture.control.find_running(&id).is_some(), "the sandbox still runs");
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
-use control::{NewWebhook, WebhookChange, event_label};
+use events::{NewWebhook, WebhookChange, event_label};
 use ids::{SandboxId, TeamId, WebhookId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -92,7 +92,7 @@ async fn of_team(
     Caller(team): Caller,
     RawQuery(raw): RawQuery,
 ) -> Result<Json<Vec<Value>>, ApiError> {
-    let events = api.control.events(&query(team.id, None, raw.as_deref())?).await?;
+    let events = api.control.events().list(&query(team.id, None, raw.as_deref())?).await?;
     Ok(Json(events.iter().map(view).collect()))
 }
 
@@ -102,7 +102,7 @@ async fn of_sandbox(
     SandboxPath(id): SandboxPath,
     RawQuery(raw): RawQuery,
 ) -> Result<Json<Vec<Value>>, ApiError> {
-    let events = api.control.events(&query(team.id, Some(id), raw.as_deref())?).await?;
+    let events = api.control.events().list(&query(team.id, Some(id), raw.as_deref())?).await?;
     Ok(Json(events.iter().map(view).collect()))
 }
 
@@ -155,7 +155,7 @@ impl From<Arc<Webhook>> for WebhookView {
 }
 
 async fn list(State(api): State<Api>, Caller(team): Caller) -> Json<Vec<WebhookView>> {
-    Json(api.control.webhooks(team.id).into_iter().map(Into::into).collect())
+    Json(api.control.events().webhooks(team.id).into_iter().map(Into::into).collect())
 }
 
 async fn create(
@@ -170,7 +170,7 @@ async fn create(
         events: kinds(body.events.iter().map(String::as_str))?,
         secret: body.signature_secret,
     };
-    Ok((StatusCode::CREATED, Json(api.control.create_webhook(team.id, new).await?.into())))
+    Ok((StatusCode::CREATED, Json(api.control.events().create_webhook(team.id, new).await?.into())))
 }
 
 async fn get(
@@ -178,7 +178,7 @@ async fn get(
     Caller(team): Caller,
     Segment(id): Segment,
 ) -> Result<Json<WebhookView>, ApiError> {
-    Ok(Json(api.control.webhook(team.id, webhook_id(&id)?)?.into()))
+    Ok(Json(api.control.events().webhook(team.id, webhook_id(&id)?)?.into()))
 }
 
 async fn change(
@@ -194,7 +194,7 @@ async fn change(
         events: body.events.map(|events| kinds(events.iter().map(String::as_str))).transpose()?,
         secret: body.signature_secret,
     };
-    Ok(Json(api.control.change_webhook(team.id, webhook_id(&id)?, change).await?.into()))
+    Ok(Json(api.control.events().change_webhook(team.id, webhook_id(&id)?, change).await?.into()))
 }
 
 /// The status is 200, not 204, as E2B documents it.
@@ -203,7 +203,7 @@ async fn remove(
     Caller(team): Caller,
     Segment(id): Segment,
 ) -> Result<StatusCode, ApiError> {
-    api.control.delete_webhook(team.id, webhook_id(&id)?).await?;
+    api.control.events().delete_webhook(team.id, webhook_id(&id)?).await?;
     Ok(StatusCode::OK)
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::State;
-use control::{LogLevel, LogLine, LogQuery};
+use logs::{LogLevel, LogLine, LogQuery};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 

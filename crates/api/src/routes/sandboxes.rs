@@ -257,7 +257,7 @@ async fn list_v1(
         ListQuery { metadata: params.metadata, states: vec![SandboxState::Running], ..ListQuery::default() };
     let mut all = Vec::new();
     loop {
-        let page = api.control.list(&team, &query).await?;
+        let page = api.control.list(&team, &query)?;
         all.extend(page.items.into_iter().map(ListedSandbox::from));
         query.next_token = page.next_token;
         if query.next_token.is_none() {
@@ -271,7 +271,7 @@ async fn list_v2(
     Caller(team): Caller,
     Params(params): Params<ListParams>,
 ) -> Result<impl IntoResponse, ApiError> {
-    let page = api.control.list(&team, &params.into_query()?).await?;
+    let page = api.control.list(&team, &params.into_query()?)?;
     let mut headers = HeaderMap::new();
     if let Some(token) = page.next_token.and_then(|token| HeaderValue::from_str(&token).ok()) {
         headers.insert(HeaderName::from_static("x-next-token"), token);

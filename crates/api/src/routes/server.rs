@@ -19,7 +19,7 @@ async fn engine(State(api): State<Api>, _: Caller) -> Json<Value> {
         "isolation": engine.isolation,
         "summary": engine.summary,
         "capabilities": engine.capabilities,
-        "running": api.control.running(),
+        "running": api.control.running_count(),
         "engines": api.control.engines(),
     }))
 }

@@ -95,9 +95,9 @@ async fn builds_have_places_too() {
     server.admin("PATCH", &format!("/admin/teams/{team}"), body).await.expect(200);
     let control = &server.fixture.control;
     let team = control.team(team).unwrap();
-    let place = control.reserve_build(&team).unwrap();
-    let refused = control.reserve_build(&team).unwrap_err().to_string();
+    let place = control.builds().reserve(&team).unwrap();
+    let refused = control.builds().reserve(&team).unwrap_err().to_string();
     assert!(refused.starts_with("you have reached the maximum number of concurrent template builds (1)"));
     drop(place);
-    control.reserve_build(&team).unwrap();
+    control.builds().reserve(&team).unwrap();
 }

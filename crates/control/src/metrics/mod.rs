@@ -1,6 +1,6 @@
-//! What sandboxes use, over time: a sample of each every few seconds, kept for days, on disk in batches.
-//! Processor and memory are the engine's own accounting; disk figures are the agent's, and asked for less often.
-//! Teams have a series of their own: how many sandboxes at once, how many starts.
+//! What sandboxes use over time: a sample of each every few seconds (`sampler`), written to disk in batches and kept for days
+//! (`series`). Processor and memory come from the engine's accounting; disk figures from envd, which is asked less often.
+//! Teams have a series of their own: sandboxes at once, and starts (`team`).
 
 mod sampler;
 mod series;
@@ -8,43 +8,44 @@ mod team;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use ids::{SandboxId, TeamId};
+use parking_lot::Mutex;
 use time::OffsetDateTime;
 
 use crate::{Control, ControlError};
 use series::{Record, check};
 
 pub(crate) use sampler::Meter;
-pub(crate) use series::Shelf;
+pub(crate) use series::SeriesStore;
 pub use team::{TeamMetric, TeamSample};
 
-/// Samples that wait to be written, at most: the disk may hang, memory must not grow.
+/// Maximum number of samples that wait to be written: when the disk hangs, memory must not grow.
 const MAX_WAITING: usize = 100_000;
 
 /// What a sandbox used at one moment. Sizes are bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Sample {
-    /// When, seconds since 1970 by this server's clock.
+    /// Time, seconds since 1970 by this server's clock.
     pub at: i64,
-    /// Processors.
+    /// Number of processors.
     pub cpu_count: u32,
-    /// Share of them used since the sample before, percent.
+    /// Share of them used since the previous sample, percent.
     pub cpu_used_pct: f32,
-    /// Memory there is.
+    /// Total memory.
     pub mem_total: u64,
-    /// Memory in use, without page cache.
+    /// Used memory, without page cache.
     pub mem_used: u64,
     /// Page cache.
     pub mem_cache: u64,
-    /// Disk there is.
+    /// Total disk.
     pub disk_total: u64,
-    /// Disk in use.
+    /// Used disk.
     pub disk_used: u64,
 }
 
-/// Sizes are kept in KiB: four bytes reach 4 TiB.
+/// Sizes are stored in KiB: four bytes suffice for 4 TiB.
 impl Record for Sample {
     const SIZE: usize = 32;
 
@@ -85,85 +86,87 @@ impl Record for Sample {
     }
 }
 
-/// What is known of the present, and what waits to be written.
+/// The latest samples, and those that wait to be written.
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    shelf: Option<Arc<Shelf>>,
-    /// The last sample of each running sandbox.
+    store: Option<Arc<SeriesStore>>,
+    /// The latest sample of each running sandbox.
     latest: Mutex<HashMap<SandboxId, Sample>>,
     waiting: Mutex<Vec<(TeamId, SandboxId, Sample)>>,
-    teams: team::Tallies,
-    /// Held while a batch is on its way to disk, so that readers see all of it or none.
+    teams: team::TeamCounters,
+    /// Held while a batch is written, so that readers see all of it or none.
     writing: tokio::sync::Mutex<()>,
 }
 
 impl Metrics {
     pub(crate) fn new(root: Option<PathBuf>) -> Self {
         Self {
-            shelf: root.map(|root| Arc::new(Shelf::new(root))),
+            store: root.map(|root| Arc::new(SeriesStore::new(root))),
             latest: Mutex::default(),
             waiting: Mutex::default(),
-            teams: team::Tallies::default(),
+            teams: team::TeamCounters::default(),
             writing: tokio::sync::Mutex::default(),
         }
     }
 
-    /// Where series are kept, if anywhere.
-    pub(crate) fn shelf(&self) -> Option<Arc<Shelf>> {
-        self.shelf.clone()
+    /// Returns the store of series, if series are kept.
+    pub(crate) fn store(&self) -> Option<Arc<SeriesStore>> {
+        self.store.clone()
     }
 
     fn latest(&self, id: &SandboxId) -> Option<Sample> {
-        self.latest.lock().unwrap_or_else(PoisonError::into_inner).get(id).copied()
+        self.latest.lock().get(id).copied()
     }
 
-    fn keep(&self, team: TeamId, id: &SandboxId, sample: Sample) {
-        self.latest.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), sample);
-        if self.shelf.is_none() {
+    /// Adds a sample.
+    fn add(&self, team: TeamId, id: &SandboxId, sample: Sample) {
+        self.latest.lock().insert(id.clone(), sample);
+        if self.store.is_none() {
             return;
         }
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting.lock();
         if waiting.len() < MAX_WAITING {
             waiting.push((team, id.clone(), sample));
         }
     }
 
-    fn forget(&self, id: &SandboxId) {
-        self.latest.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    /// Removes the latest sample of a sandbox that has ended.
+    fn remove_latest(&self, id: &SandboxId) {
+        self.latest.lock().remove(id);
     }
 
-    /// Writes what waits.
+    /// Writes waiting samples.
     pub(crate) async fn flush(&self) {
-        let Some(shelf) = self.shelf() else { return };
+        let Some(store) = self.store() else { return };
         let _writing = self.writing.lock().await;
-        let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        let waiting = std::mem::take(&mut *self.waiting.lock());
         let teams = self.teams.take();
-        // A failed thread costs a batch.
+        // If the thread fails, the batch is lost.
         let _ = tokio::task::spawn_blocking(move || {
             let mut files: HashMap<PathBuf, Vec<Sample>> = HashMap::new();
             for (team, id, sample) in waiting {
-                files.entry(shelf.of_sandbox(team, &id)).or_default().push(sample);
+                files.entry(store.of_sandbox(team, &id)).or_default().push(sample);
             }
             for (path, samples) in files {
-                shelf.append(&path, &samples);
+                store.append(&path, &samples);
             }
             for (team, sample) in teams {
-                shelf.append(&shelf.of_team(team), &[sample]);
+                store.append(&store.of_team(team), &[sample]);
             }
         })
         .await;
     }
 }
 
-/// A stretch of time, both ends included; seconds since 1970.
+/// A period of time, both ends included; seconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Range {
+struct Period {
     from: i64,
     to: i64,
 }
 
-impl Range {
-    /// How far apart the answers for this range are, seconds: as upstream has it.
+impl Period {
+    /// Returns the time between two returned samples for this period, seconds, as at E2B.
     fn step(self) -> i64 {
         const HOUR: i64 = 3600;
         match self.to.saturating_sub(self.from) {
@@ -181,13 +184,13 @@ impl Range {
     }
 }
 
-/// The mean of samples that fall into one step.
+/// Mean of the samples of one step.
 #[derive(Debug, Default)]
 struct Mean {
     first: Sample,
     count: u64,
     cpu: f64,
-    /// Memory used, cache, disk used.
+    /// Used memory, page cache, used disk.
     sums: [u64; 3],
 }
 
@@ -196,7 +199,7 @@ impl Mean {
         if self.count == 0 {
             self.first = *sample;
         }
-        // Totals change rarely; the newest are the ones that hold.
+        // Totals are those of the last sample; they change rarely.
         self.first.cpu_count = sample.cpu_count;
         (self.first.mem_total, self.first.disk_total) = (sample.mem_total, sample.disk_total);
         self.count += 1;
@@ -221,34 +224,36 @@ impl Mean {
     }
 }
 
+/// Reads a sandbox's samples from `from`, or else from the first one, to `to`; one mean per step.
 fn read_sandbox(path: &std::path::Path, from: Option<i64>, to: i64) -> Vec<Sample> {
     let first = || series::first_at::<Sample>(path).unwrap_or(to);
-    let range = Range { from: from.unwrap_or_else(first), to };
-    let step = range.step();
-    let (mut answer, mut mean, mut slot) = (Vec::new(), Mean::default(), i64::MIN);
+    let period = Period { from: from.unwrap_or_else(first), to };
+    let step = period.step();
+    let (mut means, mut mean, mut current) = (Vec::new(), Mean::default(), i64::MIN);
     let read = series::each(path, |sample: Sample| {
-        if !range.contains(sample.at) {
+        if !period.contains(sample.at) {
             return;
         }
-        if sample.at.div_euclid(step) != slot {
-            slot = sample.at.div_euclid(step);
-            answer.extend(mean.take());
+        if sample.at.div_euclid(step) != current {
+            current = sample.at.div_euclid(step);
+            means.extend(mean.take());
         }
         mean.add(&sample);
     });
     if let Err(error) = read {
-        tracing::warn!(path = %path.display(), %error, "metrics could not all be read");
+        tracing::warn!(path = %path.display(), %error, "failed to read all metrics of a sandbox");
     }
-    answer.extend(mean.take());
-    answer
+    means.extend(mean.take());
+    means
 }
 
 impl Control {
-    /// What a team's sandbox used, running, paused or ended; seconds since 1970, both ends included, and the whole
-    /// recorded life without them. The longer the range, the further apart the answers. Unknown sandboxes have none.
+    /// Returns what a team's sandbox used, whether it is running, paused or has ended, from `start` to `end`, or else from its first
+    /// to its last sample. Times are seconds since 1970, both included. The longer the period, the further apart the returned
+    /// samples. An unknown sandbox has none.
     ///
     /// # Errors
-    /// The range ends before it begins, or begins before 1970.
+    /// The period ends before it begins, or begins before 1970.
     pub async fn metrics_history(
         &self,
         team: TeamId,
@@ -263,34 +268,34 @@ impl Control {
         if start.zip(end).is_some_and(|(start, end)| start > end) {
             return Err(ControlError::Invalid("Invalid time range for metrics".to_owned()));
         }
-        // In its first second a running one has not been looked at yet.
-        let present = self.present(team, id).await;
-        let Some(shelf) = self.metrics.shelf() else {
+        // In its first second a sandbox has no sample yet.
+        let latest = self.latest_sample(team, id).await;
+        let Some(store) = self.metrics.store() else {
             let from = start.unwrap_or(i64::MIN);
-            // Ranges end "now" by the client's clock, which may lag by a breath.
-            let range = Range { from, to: end.map_or(i64::MAX, |end| end + 1) };
-            return Ok(present.into_iter().filter(|sample| range.contains(sample.at)).collect());
+            // The period may end "now" by the client's clock, which may be a little behind.
+            let period = Period { from, to: end.map_or(i64::MAX, |end| end + 1) };
+            return Ok(latest.into_iter().filter(|sample| period.contains(sample.at)).collect());
         };
         self.metrics.flush().await;
-        let path = shelf.of_sandbox(team, id);
+        let path = store.of_sandbox(team, id);
         let to = end.unwrap_or(now + 1);
         Ok(tokio::task::spawn_blocking(move || read_sandbox(&path, start, to)).await.unwrap_or_default())
     }
 
-    /// The newest sample of each running sandbox of the team among these; the others are left out.
+    /// Returns the latest sample of each of these sandboxes that belongs to the team and is running.
     pub async fn latest_metrics(&self, team: TeamId, ids: &[SandboxId]) -> Vec<(SandboxId, Sample)> {
         let mut found = Vec::with_capacity(ids.len());
         for id in ids {
-            found.extend(self.present(team, id).await.map(|sample| (id.clone(), sample)));
+            found.extend(self.latest_sample(team, id).await.map(|sample| (id.clone(), sample)));
         }
         found
     }
 
-    /// A running sandbox's newest sample; taken now if there is none.
-    async fn present(&self, team: TeamId, id: &SandboxId) -> Option<Sample> {
-        let live = self.live(team, id).ok()?;
+    /// Returns a running sandbox's latest sample, taken now if there is none.
+    async fn latest_sample(&self, team: TeamId, id: &SandboxId) -> Option<Sample> {
+        let running = self.running_sandbox(team, id).ok()?;
         if self.metrics.latest(id).is_none() {
-            self.first_sample(&live).await;
+            self.first_sample(&running).await;
         }
         self.metrics.latest(id)
     }
@@ -314,39 +319,43 @@ mod tests {
     }
 
     #[test]
-    fn records_come_back_and_damaged_ones_do_not() {
+    fn records_are_read_back_and_damaged_ones_are_not() {
         let mut bytes = Vec::new();
         sample(1_700_000_000, 8 << 20).put(&mut bytes);
         assert_eq!(bytes.len(), Sample::SIZE);
         assert_eq!(Sample::take(&bytes), Some(sample(1_700_000_000, 8 << 20)));
         bytes[9] ^= 1;
         assert_eq!(Sample::take(&bytes), None);
-        assert_eq!(Sample::take(&[0; 32]), None, "what a power cut leaves");
+        assert_eq!(Sample::take(&[0; 32]), None, "left by a power failure");
         let huge = Sample { mem_total: u64::MAX, ..sample(1, 1) };
         bytes.clear();
         huge.put(&mut bytes);
-        assert_eq!(Sample::take(&bytes).unwrap().mem_total, u64::from(u32::MAX) << 10, "cut, not wrapped");
+        assert_eq!(
+            Sample::take(&bytes).unwrap().mem_total,
+            u64::from(u32::MAX) << 10,
+            "saturated, not wrapped"
+        );
     }
 
     #[test]
-    fn steps_grow_with_the_range() {
-        let step = |hours: i64| Range { from: 0, to: hours * 3600 - 1 }.step();
+    fn steps_grow_with_the_period() {
+        let step = |hours: i64| Period { from: 0, to: hours * 3600 - 1 }.step();
         assert_eq!([step(1), step(6), step(12), step(24), step(168), step(169)], [5, 30, 60, 120, 300, 900]);
-        assert_eq!(Range { from: 0, to: 3600 }.step(), 30);
+        assert_eq!(Period { from: 0, to: 3600 }.step(), 30);
     }
 
     #[test]
-    fn files_are_read_in_steps_torn_ends_are_cut_and_old_ones_go() {
+    fn files_are_read_in_steps_torn_ends_are_cut_and_old_records_removed() {
         let dir = tempfile::tempdir().unwrap();
-        let shelf = Shelf::new(dir.path().to_owned());
+        let store = SeriesStore::new(dir.path().to_owned());
         let (team, id) = (TeamId::generate(), SandboxId::generate());
-        let path = shelf.of_sandbox(team, &id);
+        let path = store.of_sandbox(team, &id);
         let base = 1_700_000_100;
         let samples: Vec<_> = (0..120).map(|n| sample(base + n * 5, (n as u64) << 20)).collect();
-        shelf.append(&path, &samples[..60]);
+        store.append(&path, &samples[..60]);
         // A crash in the middle of a record.
         std::fs::OpenOptions::new().append(true).open(&path).unwrap().set_len(60 * 32 + 7).unwrap();
-        shelf.append(&path, &samples[60..]);
+        store.append(&path, &samples[60..]);
 
         assert_eq!(read_sandbox(&path, None, base + 600), samples, "five seconds apart, all of them");
         assert_eq!(read_sandbox(&path, Some(base + 10), base + 20), samples[2..5]);
@@ -355,11 +364,11 @@ mod tests {
         assert_eq!((coarse[0].at, coarse[0].mem_used), (base, (5 << 20) / 2), "the mean of six");
         assert!(read_sandbox(&path, Some(base - 100), base - 1).is_empty());
 
-        // All of it is from years ago, but was written just now: the records go, not the file.
-        shelf.forget(std::time::Duration::from_secs(3600));
+        // The records are years old, but the file was written just now: the records are removed, not the file.
+        store.forget(std::time::Duration::from_secs(3600));
         assert!(read_sandbox(&path, None, base + 600).is_empty());
         assert!(path.exists());
-        shelf.forget(std::time::Duration::ZERO);
+        store.forget(std::time::Duration::ZERO);
         assert!(!path.exists());
     }
 }

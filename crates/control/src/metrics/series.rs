@@ -1,84 +1,84 @@
-//! Time series on disk: fixed-size records, appended; one file a sandbox and one a team.
-//! Not in the database: hundreds of rows a second would stand in the way of creates at its one writer.
-//! A crash costs what was not written yet; a torn record is cut off or skipped. All calls block.
+//! [`SeriesStore`]: time series on disk, one file per sandbox and one per team, to which fixed-size records are appended.
+//! They are not in the database, where hundreds of rows per second would delay creates at its single writer.
+//! A crash loses what was not written yet; a torn record is cut off or skipped. All calls block.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use ids::{SandboxId, TeamId};
+use parking_lot::Mutex;
 
-/// Ending of the files; no id holds a dot.
-const ENDING: &str = "series";
-/// Name of a team's own file.
+/// File name extension; ids contain no dot.
+const EXTENSION: &str = "series";
+/// Name of the file of a team's own series.
 const TEAM: &str = "team.series";
-/// How much older than it must be the oldest record may get before a file is rewritten.
+/// How much older than the retention the oldest record may get before a file is rewritten without old records.
 const SLACK: Duration = Duration::from_secs(24 * 3600);
 
-/// Something with a time and a fixed size.
+/// A record of fixed size with a time.
 pub(super) trait Record: Sized {
-    /// Bytes of one.
+    /// Size of a record, bytes.
     const SIZE: usize;
-    /// When, seconds since 1970.
+    /// Returns its time, seconds since 1970.
     fn at(&self) -> i64;
-    /// Its bytes.
+    /// Appends its bytes to `out`.
     fn put(&self, out: &mut Vec<u8>);
-    /// From its bytes; none when they are damaged.
+    /// Reads it from its bytes; returns none if they are damaged.
     fn take(bytes: &[u8]) -> Option<Self>;
 }
 
-/// A checksum that zeroes, which a power cut leaves behind, do not pass.
+/// Returns a checksum. Zeroes, which a power failure may leave, do not pass.
 pub(super) fn check(bytes: &[u8]) -> u16 {
     bytes.iter().fold(0x5eed, |sum: u16, byte| sum.rotate_left(3) ^ u16::from(*byte))
 }
 
-/// The directory of all series.
+/// The files of all series.
 #[derive(Debug)]
-pub(crate) struct Shelf {
+pub(crate) struct SeriesStore {
     root: PathBuf,
-    /// Held while files change, so that none is appended to while it is rewritten.
+    /// Held while a file changes, so that none is appended to while it is rewritten.
     changing: Mutex<()>,
 }
 
-impl Shelf {
+impl SeriesStore {
     pub(crate) fn new(root: PathBuf) -> Self {
         Self { root, changing: Mutex::default() }
     }
 
     pub(super) fn of_sandbox(&self, team: TeamId, id: &SandboxId) -> PathBuf {
-        self.root.join(team.to_string()).join(format!("{id}.{ENDING}"))
+        self.root.join(team.to_string()).join(format!("{id}.{EXTENSION}"))
     }
 
     pub(super) fn of_team(&self, team: TeamId) -> PathBuf {
         self.root.join(team.to_string()).join(TEAM)
     }
 
-    /// Adds records to a file. A full disk costs records, never a sandbox.
+    /// Appends records to a file. Records that cannot be written are dropped with a warning.
     pub(super) fn append<R: Record>(&self, path: &Path, records: &[R]) {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = self.changing.lock();
         if let Err(error) = append(path, records) {
-            tracing::warn!(path = %path.display(), %error, "metrics were lost");
+            tracing::warn!(path = %path.display(), %error, "failed to write metrics");
         }
     }
 
-    /// Removes what is older than `keep`.
+    /// Removes records and files older than `keep`.
     pub(crate) fn forget(&self, keep: Duration) {
         let Some(oldest) = SystemTime::now().checked_sub(keep) else { return };
         for team in fs::read_dir(&self.root).into_iter().flatten().flatten() {
             for entry in fs::read_dir(team.path()).into_iter().flatten().flatten() {
                 if let Err(error) = self.forget_in(&entry.path(), oldest) {
-                    tracing::warn!(path = %entry.path().display(), %error, "old metrics were not removed");
+                    tracing::warn!(path = %entry.path().display(), %error, "failed to remove old metrics");
                 }
             }
-            // Succeeds when it is empty.
+            // Fails unless the directory is empty.
             let _ = fs::remove_dir(team.path());
         }
     }
 
     fn forget_in(&self, path: &Path, oldest: SystemTime) -> io::Result<()> {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = self.changing.lock();
         if fs::metadata(path)?.modified()? < oldest {
             return fs::remove_file(path);
         }
@@ -109,7 +109,7 @@ fn append<R: Record>(path: &Path, records: &[R]) -> io::Result<()> {
     file.write_all(&bytes)
 }
 
-/// Hands every whole record to `look`, in the order they were written. A file that is not there has none.
+/// Calls `look` with every complete record, in the order of writing. A missing file has none.
 pub(super) fn each<R: Record>(path: &Path, mut look: impl FnMut(R)) -> io::Result<()> {
     let file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -129,7 +129,7 @@ pub(super) fn each<R: Record>(path: &Path, mut look: impl FnMut(R)) -> io::Resul
     }
 }
 
-/// Time of the first record, if there is one.
+/// Returns the time of the first record.
 pub(super) fn first_at<R: Record>(path: &Path) -> Option<i64> {
     let mut bytes = vec![0; R::SIZE];
     let mut file = File::open(path).ok()?;
@@ -141,7 +141,7 @@ pub(super) fn first_at<R: Record>(path: &Path) -> Option<i64> {
     }
 }
 
-/// Rewrites a file without its old records once there are many of them.
+/// Rewrites a file without its old records once they are much older than `oldest`.
 fn trim<R: Record>(path: &Path, oldest: SystemTime) -> io::Result<()> {
     let seconds = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     let oldest = i64::try_from(seconds(oldest)).unwrap_or(i64::MAX);
@@ -156,7 +156,5 @@ fn trim<R: Record>(path: &Path, oldest: SystemTime) -> io::Result<()> {
         keep_from += R::SIZE as u64;
     }
     file.seek(SeekFrom::Start(keep_from))?;
-    let new = path.with_extension("new");
-    io::copy(&mut file, &mut File::create(&new)?)?;
-    fs::rename(new, path)
+    fs_atomic::write_with(path, fs_atomic::Options::default(), |new| io::copy(&mut file, new).map(drop))
 }

@@ -1,43 +1,42 @@
-//! A team's figures: how many sandboxes it has at once, and how many it starts.
-//! Idle teams cost nothing: zeroes are filled in when they are read.
-//! Peaks between two looks count: a sandbox that lives a second was there.
+//! Figures of teams: how many sandboxes they have at once, and how many they start. Nothing is written for idle teams: zeroes are
+//! filled in when a series is read. Peaks between two writes count, so that a sandbox that lives for a second is seen.
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 
 use ids::TeamId;
+use parking_lot::Mutex;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::Range;
+use super::Period;
 use super::series::{self, Record, check};
 use crate::{Control, ControlError};
 
-/// Default range of a query.
+/// Default period of a query, seconds.
 const WEEK: i64 = 7 * 24 * 3600;
-/// The last second that can be written with a four-digit year.
+/// The last second with a four-digit year.
 const LAST: i64 = 253_402_300_799;
 
-/// A team's figures of one step.
+/// A team's figures in one step of time.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct TeamSample {
-    /// Begin of the step, seconds since 1970.
+    /// Beginning of the step, seconds since 1970.
     pub at: i64,
-    /// Most sandboxes at once.
+    /// Maximum number of sandboxes at once.
     pub concurrent: u32,
-    /// Sandboxes started.
+    /// Number of sandboxes started.
     pub starts: u32,
-    /// Sandboxes started a second.
+    /// Sandboxes started per second.
     pub start_rate: f64,
 }
 
-/// What a team's maximum can be asked of.
+/// A figure of a team.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TeamMetric {
     /// Sandboxes at once.
     ConcurrentSandboxes,
-    /// Sandboxes started a second.
+    /// Sandboxes started per second.
     SandboxStartRate,
 }
 
@@ -67,50 +66,71 @@ impl Record for TeamSample {
     }
 }
 
-/// What has happened since the last look.
+/// Counts since the last write, by team.
 #[derive(Debug, Default)]
-pub(super) struct Tallies {
-    since: Mutex<HashMap<TeamId, Tally>>,
+pub(super) struct TeamCounters {
+    by_team: Mutex<HashMap<TeamId, Counter>>,
 }
 
 #[derive(Debug, Default)]
-struct Tally {
+struct Counter {
     peak: u32,
     starts: u32,
-    /// Said to be zero since the last one that was not: nothing more to write.
-    idle: bool,
+    /// Whether a zero has been written since the last other value, so that nothing more needs to be written.
+    is_idle: bool,
 }
 
-impl Tallies {
-    /// The figures up to now; idle teams are left out after their first zero.
+impl Counter {
+    fn count_running(&mut self, running: usize) {
+        self.peak = self.peak.max(u32::try_from(running).unwrap_or(u32::MAX));
+    }
+}
+
+impl TeamCounters {
+    /// Returns the figures since the last call; an idle team is left out after its first zero.
     pub(super) fn take(&self) -> Vec<(TeamId, TeamSample)> {
         let at = OffsetDateTime::now_utc().unix_timestamp();
-        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
-        since.retain(|_, tally| !tally.idle);
-        since
+        let mut by_team = self.by_team.lock();
+        by_team.retain(|_, counter| !counter.is_idle);
+        by_team
             .iter_mut()
-            .map(|(team, tally)| {
-                let Tally { peak, starts, .. } = std::mem::take(tally);
-                tally.idle = peak == 0 && starts == 0;
+            .map(|(team, counter)| {
+                let Counter { peak, starts, .. } = std::mem::take(counter);
+                counter.is_idle = peak == 0 && starts == 0;
                 (*team, TeamSample { at, concurrent: peak, starts, start_rate: 0.0 })
             })
             .collect()
     }
 
-    fn with(&self, team: TeamId, change: impl FnOnce(&mut Tally)) {
-        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
-        let tally = since.entry(team).or_default();
-        tally.idle = false;
-        change(tally);
+    /// Counts a start; `running` sandboxes of the team run now.
+    pub(super) fn count_start(&self, team: TeamId, running: usize) {
+        self.with(team, |counter| {
+            counter.starts = counter.starts.saturating_add(1);
+            counter.count_running(running);
+        });
+    }
+
+    /// Counts the team's running sandboxes.
+    pub(super) fn count_running(&self, team: TeamId, running: usize) {
+        if running > 0 {
+            self.with(team, |counter| counter.count_running(running));
+        }
+    }
+
+    fn with(&self, team: TeamId, change: impl FnOnce(&mut Counter)) {
+        let mut by_team = self.by_team.lock();
+        let counter = by_team.entry(team).or_default();
+        counter.is_idle = false;
+        change(counter);
     }
 }
 
-/// One step after the other, zeroes where nothing was written.
-fn read_team(path: &Path, range: Range, step: i64) -> Vec<TeamSample> {
+/// Reads a team's figures, one per step; those of steps without a record are zero.
+fn read_team(path: &Path, period: Period, step: i64) -> Vec<TeamSample> {
     let mut steps: Vec<TeamSample> = Vec::new();
     let at = |time: i64| time.div_euclid(step) * step;
     let read = series::each(path, |sample: TeamSample| {
-        if !range.contains(sample.at) {
+        if !period.contains(sample.at) {
             return;
         }
         let begin = at(sample.at);
@@ -126,18 +146,19 @@ fn read_team(path: &Path, range: Range, step: i64) -> Vec<TeamSample> {
         }
     });
     if let Err(error) = read {
-        tracing::warn!(path = %path.display(), %error, "a team's metrics could not all be read");
+        tracing::warn!(path = %path.display(), %error, "failed to read all metrics of a team");
     }
     #[expect(clippy::cast_precision_loss, reason = "a step is at most 900")]
     let seconds = step as f64;
     for sample in &mut steps {
-        sample.at = sample.at.max(range.from);
+        sample.at = sample.at.max(period.from);
         sample.start_rate = f64::from(sample.starts) / seconds;
     }
     steps
 }
 
-fn check_range(start: Option<i64>, end: Option<i64>) -> Result<Range, ControlError> {
+/// Returns the period of a query, by default the last seven days.
+fn check_period(start: Option<i64>, end: Option<i64>) -> Result<Period, ControlError> {
     let invalid = |text: String| Err(ControlError::Invalid(text));
     let last = OffsetDateTime::from_unix_timestamp(LAST).ok().and_then(|at| at.format(&Rfc3339).ok());
     for (name, time) in [("start", start), ("end", end)] {
@@ -155,29 +176,29 @@ fn check_range(start: Option<i64>, end: Option<i64>) -> Result<Range, ControlErr
     if from > to {
         return invalid("start time cannot be after end time".to_owned());
     }
-    Ok(Range { from, to })
+    Ok(Period { from, to })
 }
 
 impl Control {
-    /// A team's figures, seconds since 1970, the last seven days without a range. The longer the range, the longer
-    /// the steps; from the first record on there is a figure for every step.
+    /// Returns a team's figures from `start` to `end`, seconds since 1970, by default for the last seven days. The longer the period,
+    /// the longer the steps; from the first record on there is a figure for every step.
     ///
     /// # Errors
-    /// The range makes no sense.
+    /// The period is invalid.
     pub async fn team_metrics(
         &self,
         team: TeamId,
         start: Option<i64>,
         end: Option<i64>,
     ) -> Result<Vec<TeamSample>, ControlError> {
-        let range = check_range(start, end)?;
-        Ok(self.read_team(team, range, range.step()).await)
+        let period = check_period(start, end)?;
+        Ok(self.read_team(team, period, period.step()).await)
     }
 
-    /// The largest value of a figure in the range, and when that was. Zero at the range's begin without records.
+    /// Returns when a figure had its maximum in the period, and the maximum; without records zero at the period's beginning.
     ///
     /// # Errors
-    /// The range makes no sense.
+    /// The period is invalid.
     pub async fn team_maximum(
         &self,
         team: TeamId,
@@ -185,89 +206,70 @@ impl Control {
         start: Option<i64>,
         end: Option<i64>,
     ) -> Result<(i64, f64), ControlError> {
-        let range = check_range(start, end)?;
-        let steps = self.read_team(team, range, 5).await;
+        let period = check_period(start, end)?;
+        let steps = self.read_team(team, period, 5).await;
         let value = |sample: &TeamSample| match metric {
             TeamMetric::ConcurrentSandboxes => f64::from(sample.concurrent),
             TeamMetric::SandboxStartRate => sample.start_rate,
         };
         let largest = steps.iter().map(|sample| (sample.at, value(sample))).reduce(|best, next| {
-            // The first of equals.
+            // Of equal values, the first.
             if next.1 > best.1 { next } else { best }
         });
-        Ok(largest.unwrap_or((range.from, 0.0)))
+        Ok(largest.unwrap_or((period.from, 0.0)))
     }
 
-    async fn read_team(&self, team: TeamId, range: Range, step: i64) -> Vec<TeamSample> {
-        let Some(shelf) = self.metrics.shelf() else { return Vec::new() };
-        // Filling gaps must end, whatever the clock said when something was written.
+    async fn read_team(&self, team: TeamId, period: Period, step: i64) -> Vec<TeamSample> {
+        let Some(store) = self.metrics.store() else { return Vec::new() };
+        // Limits how many gaps are filled, whatever the clock was when a record was written.
         let now = OffsetDateTime::now_utc().unix_timestamp();
         let kept = i64::try_from(self.config.retention.as_secs()).unwrap_or(i64::MAX);
-        let to = range.to.min(now + 1);
-        let range = Range { from: range.from.max(to.saturating_sub(kept)), to };
-        self.count_teams();
+        let to = period.to.min(now + 1);
+        let period = Period { from: period.from.max(to.saturating_sub(kept)), to };
+        self.count_running();
         self.metrics.flush().await;
-        let path = shelf.of_team(team);
-        tokio::task::spawn_blocking(move || read_team(&path, range, step)).await.unwrap_or_default()
-    }
-
-    /// Notes that a sandbox of the team was started.
-    pub(crate) fn note_start(&self, team: TeamId) {
-        let running = u32::try_from(self.table.running_of(team).len()).unwrap_or(u32::MAX);
-        self.metrics.teams.with(team, |tally| {
-            tally.starts = tally.starts.saturating_add(1);
-            tally.peak = tally.peak.max(running);
-        });
-    }
-
-    /// Looks how many sandboxes each team has.
-    pub(super) fn count_teams(&self) {
-        for team in self.teams() {
-            let running = u32::try_from(self.table.running_of(team.id).len()).unwrap_or(u32::MAX);
-            if running > 0 {
-                self.metrics.teams.with(team.id, |tally| tally.peak = tally.peak.max(running));
-            }
-        }
+        let path = store.of_team(team);
+        tokio::task::spawn_blocking(move || read_team(&path, period, step)).await.unwrap_or_default()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::Shelf;
+    use crate::metrics::SeriesStore;
 
     #[test]
     fn gaps_are_filled_and_peaks_kept() {
         let dir = tempfile::tempdir().unwrap();
-        let shelf = Shelf::new(dir.path().to_owned());
-        let path = shelf.of_team(TeamId::generate());
+        let store = SeriesStore::new(dir.path().to_owned());
+        let path = store.of_team(TeamId::generate());
         let base = 1_700_000_100;
         let sample = |at, concurrent, starts| TeamSample { at, concurrent, starts, start_rate: 0.0 };
-        shelf.append(&path, &[sample(base, 3, 10), sample(base + 1, 5, 0), sample(base + 16, 0, 0)]);
-        let steps = read_team(&path, Range { from: base, to: base + 100 }, 5);
+        store.append(&path, &[sample(base, 3, 10), sample(base + 1, 5, 0), sample(base + 16, 0, 0)]);
+        let steps = read_team(&path, Period { from: base, to: base + 100 }, 5);
         let seen: Vec<_> =
             steps.iter().map(|step| (step.at - base, step.concurrent, step.start_rate)).collect();
         assert_eq!(seen, [(0, 5, 2.0), (5, 0, 0.0), (10, 0, 0.0), (15, 0, 0.0)]);
-        assert!(read_team(&path, Range { from: base - 9, to: base - 1 }, 5).is_empty());
+        assert!(read_team(&path, Period { from: base - 9, to: base - 1 }, 5).is_empty());
     }
 
     #[test]
-    fn idle_teams_are_written_once() {
-        let (tallies, team) = (Tallies::default(), TeamId::generate());
-        tallies.with(team, |tally| tally.peak = 2);
-        assert_eq!(tallies.take().len(), 1);
-        assert_eq!(tallies.take()[0].1.concurrent, 0, "the end of it");
-        assert!(tallies.take().is_empty());
+    fn the_end_of_activity_is_written_once() {
+        let (counters, team) = (TeamCounters::default(), TeamId::generate());
+        counters.count_running(team, 2);
+        assert_eq!(counters.take().len(), 1);
+        assert_eq!(counters.take()[0].1.concurrent, 0, "the end of it");
+        assert!(counters.take().is_empty());
     }
 
     #[test]
-    fn ranges_are_checked() {
-        let text = |start, end| check_range(start, end).unwrap_err().to_string();
+    fn periods_are_checked() {
+        let text = |start, end| check_period(start, end).unwrap_err().to_string();
         assert_eq!(text(Some(2), Some(1)), "start time cannot be after end time");
         assert_eq!(text(Some(LAST + 1), None), "start time cannot be after 9999-12-31T23:59:59Z");
         assert_eq!(text(None, Some(i64::MAX)), "end time cannot be after 9999-12-31T23:59:59Z");
         assert_eq!(text(Some(-1), None), "start time is seconds since 1970");
-        let range = check_range(None, Some(WEEK + 5)).unwrap();
-        assert_eq!((range.from, range.to), (5, WEEK + 5));
+        let period = check_period(None, Some(WEEK + 5)).unwrap();
+        assert_eq!((period.from, period.to), (5, WEEK + 5));
     }
 }

@@ -1,45 +1,45 @@
-//! How many sandboxes of a build should wait: as many as were asked for in the last minute, within bounds.
-//! One request makes it one; a rush makes it more; a quiet while makes it none again.
-//! Time is given in, so that tests need not wait for it.
+//! [`Demand`]: how many pre-started sandboxes of a build there should be: as many as were asked for in the last minute, within limits.
+//! One request makes it one, many requests more, and after ten minutes without any it is none. Times are passed in, for tests.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Requests older than this count no more for the number.
+/// How long a request counts towards the number.
 const RECENT: Duration = Duration::from_secs(60);
-/// So long after the last request one sandbox still waits.
-const LASTING: Duration = Duration::from_secs(600);
-/// Most that wait for one build.
-const MOST: usize = 8;
+/// How long after the last request one sandbox is still kept.
+const KEEP_ONE: Duration = Duration::from_secs(600);
+/// Maximum number for one build.
+const MAX_WANTED: usize = 8;
 
-/// Recent requests.
+/// The last requests for a build.
 #[derive(Debug, Default)]
 pub(super) struct Demand {
-    recent: VecDeque<Instant>,
+    requests: VecDeque<Instant>,
 }
 
 impl Demand {
+    /// Adds a request.
     pub(super) fn note(&mut self, now: Instant) {
-        self.recent.push_back(now);
-        if self.recent.len() > MOST {
-            self.recent.pop_front();
+        self.requests.push_back(now);
+        if self.requests.len() > MAX_WANTED {
+            self.requests.pop_front();
         }
     }
 
-    /// How many should wait now.
+    /// Returns how many sandboxes there should be.
     pub(super) fn wanted(&self, now: Instant) -> usize {
-        let recent = self.recent.iter().filter(|at| now.duration_since(**at) < RECENT).count();
-        let lasting = self.recent.back().is_some_and(|at| now.duration_since(*at) < LASTING);
-        recent.max(usize::from(lasting))
+        let recent = self.requests.iter().filter(|at| now.duration_since(**at) < RECENT).count();
+        let keeps_one = self.requests.back().is_some_and(|at| now.duration_since(*at) < KEEP_ONE);
+        recent.max(usize::from(keeps_one))
     }
 
-    /// When [`Demand::wanted`] next changes by itself.
+    /// Returns when [`Demand::wanted`] changes next without another request.
     pub(super) fn changes_at(&self, now: Instant) -> Option<Instant> {
-        let recent = self.recent.iter().map(|at| *at + RECENT).find(|at| *at > now);
-        let lasting = self.recent.back().map(|at| *at + LASTING).filter(|at| *at > now);
-        recent.or(lasting)
+        let recent = self.requests.iter().map(|at| *at + RECENT).find(|at| *at > now);
+        let keeps_one = self.requests.back().map(|at| *at + KEEP_ONE).filter(|at| *at > now);
+        recent.or(keeps_one)
     }
 }
 
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn follows_what_is_asked_for() {
+    fn demand_follows_the_requests() {
         let begin = Instant::now();
         let at = |seconds| begin + Duration::from_secs(seconds);
         let mut demand = Demand::default();
@@ -65,6 +65,6 @@ mod tests {
         for _ in 0..100 {
             demand.note(at(700));
         }
-        assert_eq!(demand.wanted(at(701)), MOST);
+        assert_eq!(demand.wanted(at(701)), MAX_WANTED);
     }
 }

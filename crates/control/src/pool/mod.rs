@@ -1,180 +1,185 @@
-//! Sandboxes that wait for their creator: started ahead from templates in use, so that a create only has to introduce itself.
-//! One is handed out once. It has an id, a token and randomness of its own from the start, and no way out until it has an owner;
-//! environment, clock, team and network rules come with the claim. Nobody knows of it before: it is in no table and no record.
+//! The pool: pre-started sandboxes of templates in use, so that a create only has to assign an owner. Each is claimed once. It has
+//! its final id, token and randomness, but no egress until it has an owner; environment, clock, team and network rules come with
+//! the claim. Before that it is in no registry and no record: after a crash the engine sweeps it.
 
 mod demand;
 mod keeper;
 
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use catalog::TemplateRef;
 use engine::Sandbox as EngineSandbox;
 use ids::{BuildId, SandboxId, TemplateId};
+use parking_lot::{Mutex, MutexGuard};
 use store::Build;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use self::demand::Demand;
-use crate::sandboxes::launch::{Boot, DiscardOnDrop};
+use crate::sandboxes::{KillOnDrop, LaunchSpec};
 use crate::{Control, ControlError};
 
-/// A sandbox that waits.
-struct Ready {
+/// Maximum number of pre-started sandboxes that the operator may set for a template.
+const MAX_FIXED: usize = 1000;
+
+/// A pre-started sandbox.
+struct PreStarted {
     id: SandboxId,
-    sandbox: DiscardOnDrop,
-    /// Bytes it used when it had just been made.
+    sandbox: KillOnDrop,
+    /// Memory that it used right after its start, bytes.
     memory: u64,
 }
 
-impl Ready {
+impl PreStarted {
     fn is_alive(&self) -> bool {
         self.sandbox.get().exit().borrow().is_none()
     }
 }
 
-/// What waits for one build.
+/// The pre-started sandboxes of one build.
 #[derive(Default)]
-struct Shelf {
-    ready: VecDeque<Ready>,
+struct BuildPool {
+    ready: VecDeque<PreStarted>,
     demand: Demand,
     hits: u64,
     misses: u64,
-    /// Not before this, because the last attempt failed.
+    /// When a start may be tried again after a failure.
     retry_at: Option<Instant>,
 }
 
-/// All that wait.
+/// All pre-started sandboxes.
 #[derive(Default)]
 pub(crate) struct Pool {
-    shelves: Mutex<HashMap<BuildId, Shelf>>,
-    /// What the operator wants of a template whatever the demand.
+    builds: Mutex<HashMap<BuildId, BuildPool>>,
+    /// Numbers that the operator has set for templates, whatever the demand.
     fixed: Mutex<HashMap<TemplateId, usize>>,
-    /// Something was taken, or is wanted.
+    /// Notified when a sandbox was claimed or a number was set.
     changed: Notify,
 }
 
-/// A build's place in the pool, for the operator.
+/// The pre-started sandboxes of one build, for the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolReport {
     /// The template.
     pub template: TemplateId,
-    /// Its names.
+    /// Names of the template.
     pub names: Vec<String>,
     /// The build.
     pub build: BuildId,
-    /// Sandboxes that wait.
+    /// Number of pre-started sandboxes.
     pub ready: usize,
-    /// How many should.
+    /// Number that there should be.
     pub wanted: usize,
-    /// How many the operator wants; none leaves it to the demand.
+    /// Number that the operator has set; none follows the demand.
     pub fixed: Option<usize>,
-    /// Creates that took one.
+    /// Creates that claimed one.
     pub hits: u64,
     /// Creates that found none.
     pub misses: u64,
-    /// Bytes of memory they use together.
+    /// Memory that they use together, bytes.
     pub memory: u64,
 }
 
 impl Pool {
-    /// A pool with what the operator wished for earlier.
+    /// An empty pool with the numbers that the operator has set.
     pub(crate) fn open(file: Option<&Path>) -> Self {
         let text = file.and_then(|path| std::fs::read(path).ok());
-        let wishes: HashMap<String, usize> =
+        let numbers: HashMap<String, usize> =
             text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
-        let fixed = wishes.into_iter().filter_map(|(id, count)| Some((id.parse().ok()?, count)));
+        let fixed = numbers.into_iter().filter_map(|(id, count)| Some((id.parse().ok()?, count)));
         Self { fixed: Mutex::new(fixed.collect()), ..Self::default() }
     }
 
-    fn shelves(&self) -> MutexGuard<'_, HashMap<BuildId, Shelf>> {
-        self.shelves.lock().unwrap_or_else(PoisonError::into_inner)
+    fn builds(&self) -> MutexGuard<'_, HashMap<BuildId, BuildPool>> {
+        self.builds.lock()
     }
 
+    /// Returns the number that the operator has set for a template.
     fn fixed(&self, template: &TemplateId) -> Option<usize> {
-        self.fixed.lock().unwrap_or_else(PoisonError::into_inner).get(template).copied()
+        self.fixed.lock().get(template).copied()
     }
 
-    /// Takes one that is alive, and notes that one was asked for.
-    fn take(&self, build: BuildId) -> Option<Ready> {
+    /// Takes a pre-started sandbox that is alive, and counts the request.
+    fn take(&self, build: BuildId) -> Option<PreStarted> {
         let mut dead = Vec::new();
-        let mut shelves = self.shelves();
-        let shelf = shelves.entry(build).or_default();
-        shelf.demand.note(Instant::now());
+        let mut builds = self.builds();
+        let pool = builds.entry(build).or_default();
+        pool.demand.note(Instant::now());
         let taken = loop {
-            match shelf.ready.pop_front() {
+            match pool.ready.pop_front() {
                 Some(ready) if !ready.is_alive() => dead.push(ready),
                 taken => break taken,
             }
         };
         telemetry::pool_claimed(taken.is_some());
         match taken {
-            Some(_) => shelf.hits += 1,
-            None => shelf.misses += 1,
+            Some(_) => pool.hits += 1,
+            None => pool.misses += 1,
         }
-        drop(shelves);
+        drop(builds);
         self.changed.notify_one();
         taken
     }
 
-    /// Takes everything out.
-    fn drain(&self) -> Vec<Ready> {
-        self.shelves().values_mut().flat_map(|shelf| shelf.ready.drain(..)).collect()
+    /// Takes all pre-started sandboxes.
+    fn drain(&self) -> Vec<PreStarted> {
+        self.builds().values_mut().flat_map(|pool| pool.ready.drain(..)).collect()
     }
 }
 
-/// A waiting sandbox that now has an owner.
-pub(crate) struct Claimed {
+/// A sandbox that was pre-started or newly started for a create.
+pub(crate) struct ClaimedSandbox {
     pub(crate) id: SandboxId,
     pub(crate) sandbox: Arc<dyn EngineSandbox>,
 }
 
 impl Control {
-    /// A waiting sandbox of this build made the caller's, if there is one. `boot` says whose it is and what it runs with;
-    /// its id is not used.
-    pub(crate) async fn claim(&self, build: &Build, boot: &Boot) -> Option<Claimed> {
+    /// Claims a pre-started sandbox of this build, if there is one, and assigns the owner in `spec` to it. Its id is not that of
+    /// `spec`.
+    pub(crate) async fn claim_pre_started(&self, build: &Build, spec: &LaunchSpec) -> Option<ClaimedSandbox> {
         if self.config.pool_max == 0 && self.pool.fixed(&build.template).is_none() {
             return None;
         }
-        let Ready { id, sandbox, .. } = self.pool.take(build.id)?;
-        let own = Boot { id: id.clone(), ..boot.clone() };
+        let PreStarted { id, sandbox, .. } = self.pool.take(build.id)?;
+        let own = LaunchSpec { id: id.clone(), ..spec.clone() };
         sandbox.get().set_egress(own.egress.clone());
-        let introduced =
-            tokio::time::timeout(self.config.start_timeout, self.reintroduce(&own, sandbox.get()));
-        match introduced.await {
-            Ok(Ok(())) => Some(Claimed { id, sandbox: sandbox.keep() }),
+        let limit = self.config.start_timeout;
+        match tokio::time::timeout(limit, self.launcher.assign_owner(&own, sandbox.get())).await {
+            Ok(Ok(())) => Some(ClaimedSandbox { id, sandbox: sandbox.keep() }),
             Ok(Err(error)) => {
-                tracing::warn!(sandbox_id = %id, %error, "a waiting sandbox was no good");
+                tracing::warn!(sandbox_id = %id, %error, "pre-started sandbox failed its health check");
                 None
             }
             Err(_) => {
-                tracing::warn!(sandbox_id = %id, "a waiting sandbox did not answer");
+                tracing::warn!(sandbox_id = %id, "pre-started sandbox did not answer");
                 None
             }
         }
     }
 
-    /// What waits and what should, by template.
+    /// Returns the state of the pool by build, ordered by template name.
     #[must_use]
     pub fn pool(&self) -> Vec<PoolReport> {
         let now = Instant::now();
-        let shelves = self.pool.shelves();
-        let mut reports: Vec<PoolReport> = shelves
+        let builds = self.pool.builds();
+        let mut reports: Vec<PoolReport> = builds
             .iter()
-            .filter_map(|(build, shelf)| {
+            .filter_map(|(build, pool)| {
                 let build = self.catalog.build(*build)?;
-                let template = self.catalog.by_id(&build.template)?;
+                let template = self.catalog.template(&build.template)?;
                 let fixed = self.pool.fixed(&template.id);
                 Some(PoolReport {
                     names: template.names.iter().map(ToString::to_string).collect(),
                     template: template.id,
                     build: build.id,
-                    ready: shelf.ready.len(),
-                    wanted: fixed.unwrap_or_else(|| shelf.demand.wanted(now)),
+                    ready: pool.ready.len(),
+                    wanted: fixed.unwrap_or_else(|| pool.demand.wanted(now)),
                     fixed,
-                    hits: shelf.hits,
-                    misses: shelf.misses,
-                    memory: shelf.ready.iter().map(|ready| ready.memory).sum(),
+                    hits: pool.hits,
+                    misses: pool.misses,
+                    memory: pool.ready.iter().map(|ready| ready.memory).sum(),
                 })
             })
             .collect();
@@ -182,36 +187,33 @@ impl Control {
         reports
     }
 
-    /// Has `count` sandboxes of everybody's or a team's template wait, whatever the demand; none leaves it to the demand.
-    /// Kept across restarts.
+    /// Sets the number of pre-started sandboxes of a default template or the default team's, whatever the demand; none follows the
+    /// demand again. The number survives restarts.
     ///
     /// # Errors
-    /// There is no such ready template, or the setting cannot be kept.
+    /// There is no such ready template, or the number cannot be written to the disk.
     pub async fn set_pool(&self, text: &str, count: Option<usize>) -> Result<(), ControlError> {
-        const MOST: usize = 1000;
-        if count.is_some_and(|count| count > MOST) {
-            return Err(ControlError::Invalid(format!("at most {MOST} sandboxes of a template can wait")));
+        if count.is_some_and(|count| count > MAX_FIXED) {
+            return Err(ControlError::Invalid(format!(
+                "at most {MAX_FIXED} sandboxes of a template can wait"
+            )));
         }
-        let reference = crate::TemplateRef::parse(text)?;
-        let build = self.resolve(&self.default_team(), &reference).await?.build;
-        let kept = {
-            let mut fixed = self.pool.fixed.lock().unwrap_or_else(PoisonError::into_inner);
+        let reference = TemplateRef::parse(text)?;
+        let build = self.catalog.resolve(&self.default_team(), &reference).await?.build;
+        let numbers = {
+            let mut fixed = self.pool.fixed.lock();
             match count {
                 Some(count) => fixed.insert(build.template.clone(), count),
                 None => fixed.remove(&build.template),
             };
             fixed.iter().map(|(id, count)| (id.to_string(), *count)).collect::<HashMap<_, _>>()
         };
-        self.pool.shelves().entry(build.id).or_default();
+        self.pool.builds().entry(build.id).or_default();
         if let Some(path) = self.config.pool_file.clone() {
-            let text = serde_json::to_vec(&kept).expect("names and numbers serialise");
-            let new = path.with_extension("new");
-            let written = async {
-                tokio::fs::write(&new, text).await?;
-                tokio::fs::rename(&new, &path).await
-            };
-            written.await.map_err(|error| {
-                tracing::error!(%error, "the pool's settings could not be kept");
+            let write = move || fs_atomic::write_json(&path, &numbers, fs_atomic::Options::default());
+            let written = tokio::task::spawn_blocking(write).await.map_err(std::io::Error::other);
+            written.flatten().map_err(|error| {
+                tracing::error!(%error, "failed to write the pool's settings");
                 ControlError::Engine("remembered in the pool's settings")
             })?;
         }

@@ -1,12 +1,14 @@
-//! From a request to a sandbox that answers.
-//! The work runs in a task of its own: whoever asked may go away, the sandbox is then complete and listed or wholly gone.
-//! The life of a sandbox is counted from the moment it answers, not from the request.
+//! Creates sandboxes: from the checks of a request to a sandbox that answers. The start runs in a task of its own: if the caller
+//! goes away, the sandbox is nevertheless either complete and listed, or completely removed.
+//! A sandbox's time is counted from the moment it answers, not from the request.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use engine::RestoreMode;
-use ids::{ExecutionId, SandboxId, TeamId};
+use catalog::{ResolvedTemplate, TemplateRef};
+use ids::{ExecutionId, SandboxId};
+use limits::{QuotaReservation, StartTicket, check_sandbox_size};
+use logs::LogLevel;
 use net::EgressPolicy;
 use store::{
     Build, Idempotency, Lifecycle, NetworkConfig, Sandbox, SandboxDetails, SandboxState, Team,
@@ -17,67 +19,57 @@ use time::{Duration, OffsetDateTime};
 use tracing::field::{Empty, display};
 use tracing::{Instrument, Span, instrument};
 
-use crate::limits::{Reservation, Ticket};
-use crate::pool::Claimed;
-use crate::resources::check_resources;
-use crate::sandboxes::egress::egress_policy;
-use crate::sandboxes::idempotency::{Begun, Claim};
-use crate::sandboxes::launch::{Boot, Origin, discard};
-use crate::sandboxes::running::{Live, SandboxInfo, Timing};
-use crate::templates::Resolved;
-use crate::{Control, ControlError, IdempotencyKey, LogLevel, TemplateRef};
+use super::idempotency::{CreateClaim, Idempotent};
+use super::{
+    Access, IdempotencyKey, LaunchSpec, RunningSandbox, TimeLimit, check_timeout, egress_policy,
+    kill_unregistered, max_timeout,
+};
+use crate::pool::ClaimedSandbox;
+use crate::{Control, ControlError};
 
-/// A sandbox woken by traffic lives at least this long, seconds.
+/// Minimum time of a sandbox that was resumed by traffic, seconds.
 const MIN_AFTER_WAKING: i64 = 300;
 
-/// What a caller may ask of a new sandbox. `timeout` is in seconds and has been given its default.
+/// What a caller may set for a new sandbox.
 #[derive(Debug, Clone, Default)]
 pub struct CreateRequest {
     /// Name or id of the template.
     pub template: String,
-    /// Life, seconds.
+    /// Time until its end, seconds; the caller has filled in the default.
     pub timeout: i64,
-    /// The user's own notes.
+    /// Metadata of the user.
     pub metadata: BTreeMap<String, String>,
-    /// Environment of every process; wins over the template's.
+    /// Environment variables of every process; they override the template's.
     pub env_vars: BTreeMap<String, String>,
     /// Network settings, if any were given.
     pub network: Option<NetworkConfig>,
-    /// Whether the internet was explicitly allowed or refused.
+    /// Whether internet access was explicitly allowed or denied.
     pub allow_internet_access: Option<bool>,
-    /// What happens at the end.
+    /// What happens at the end of its time.
     pub lifecycle: Lifecycle,
 }
 
-/// A sandbox its owner can talk to.
-#[derive(Debug, Clone)]
-pub struct Access {
-    /// What is public about it.
-    pub info: SandboxInfo,
-    /// The token for envd.
-    pub envd_token: String,
-    /// The token for its ports, when they are not public.
-    pub traffic_token: Option<String>,
-}
-
-/// Everything the start task owns.
-struct Start {
+/// A checked create, with everything that it has reserved.
+struct AcceptedCreate {
     team: Arc<Team>,
-    resolved: Resolved,
+    resolved: ResolvedTemplate,
     request: CreateRequest,
     policy: EgressPolicy,
-    reservation: Reservation,
-    ticket: Ticket,
-    claim: Option<Claim>,
+    reservation: QuotaReservation,
+    ticket: StartTicket,
+    claim: Option<CreateClaim>,
     timer: OperationTimer<CreatePath>,
 }
 
 impl Control {
-    /// Starts a sandbox.
+    /// Creates a sandbox.
     ///
     /// # Errors
     /// See [`ControlError`]; in every case nothing of the attempt is left.
-    #[instrument(name = "create_sandbox", skip_all, fields(team_id = %team.id, template_id = Empty, build_id = Empty, sandbox_id = Empty))]
+    #[instrument(
+        name = "create_sandbox", skip_all,
+        fields(team_id = %team.id, template_id = Empty, build_id = Empty, sandbox_id = Empty)
+    )]
     pub async fn create(
         self: &Arc<Self>,
         team: &Arc<Team>,
@@ -86,61 +78,71 @@ impl Control {
     ) -> Result<Access, ControlError> {
         let claim = match idempotency {
             None => None,
-            Some(key) => match self.in_flight.begin(&*self.store, team.id, key).await? {
-                Begun::Fresh(claim) => Some(claim),
-                Begun::Done(id) => return self.created_before(&id).await,
+            Some(key) => match self.in_flight_creates.begin(&*self.store, team.id, key).await? {
+                Idempotent::New(claim) => Some(claim),
+                Idempotent::Done(id) => return self.created_before(&id).await,
             },
         };
-        let mut timer = telemetry::create_timer();
-        let reference = TemplateRef::parse(&request.template)
-            .map_err(|error| ControlError::Invalid(format!("Invalid template reference: {error}")))?;
-        let resolved = self.resolve(team, &reference).await?;
-        check_timeout(team, request.timeout)?;
-        check_resources(team, &resolved.build)?;
-        self.check_lifecycle(request.lifecycle)?;
-        let mut request = request;
-        request.lifecycle.resume_timeout = request.timeout.max(MIN_AFTER_WAKING).min(longest_seconds(team));
-        let policy = egress_policy(request.network.as_ref(), request.allow_internet_access)?;
-        self.node.admit()?;
-        let reservation = self.places.reserve(team.id, team.limits.concurrent_sandboxes)?;
-        let ticket = self.starts.join()?;
-
-        timer.set_outcome(Outcome::Error);
-        let start =
-            Start { team: Arc::clone(team), resolved, request, policy, reservation, ticket, claim, timer };
+        let mut accepted = self.accept(team, request, claim).await?;
+        accepted.timer.set_outcome(Outcome::Error);
         let control = Arc::clone(self);
-        let task = self.tasks.spawn(async move { control.start(start).await }.in_current_span());
+        let task = self.tasks.spawn(async move { control.start(accepted).await }.in_current_span());
         let started = task.await.unwrap_or_else(|error| {
-            tracing::error!(%error, "a start task ended abnormally");
+            tracing::error!(%error, "a create's task ended abnormally");
             Err(ControlError::StartFailed("internal error".to_owned()))
         });
         self.node.count(&started);
         started
     }
 
-    /// The result of an earlier call under the same idempotency key, whatever has become of the sandbox.
+    /// Checks a request and reserves what its sandbox needs.
+    async fn accept(
+        &self,
+        team: &Arc<Team>,
+        mut request: CreateRequest,
+        claim: Option<CreateClaim>,
+    ) -> Result<AcceptedCreate, ControlError> {
+        let timer = telemetry::create_timer();
+        let reference = TemplateRef::parse(&request.template)
+            .map_err(|error| ControlError::Invalid(format!("Invalid template reference: {error}")))?;
+        let resolved = self.catalog.resolve(team, &reference).await?;
+        check_timeout(team, request.timeout)?;
+        check_sandbox_size(team, &resolved.build)?;
+        self.check_lifecycle(request.lifecycle)?;
+        request.lifecycle.resume_timeout = request.timeout.max(MIN_AFTER_WAKING).min(max_timeout(team));
+        let policy = egress_policy(request.network.as_ref(), request.allow_internet_access)?;
+        self.node.admit()?;
+        let reservation = self.quota.reserve(team.id, team.limits.concurrent_sandboxes)?;
+        let ticket = self.launcher.queue.join()?;
+        let team = Arc::clone(team);
+        Ok(AcceptedCreate { team, resolved, request, policy, reservation, ticket, claim, timer })
+    }
+
+    /// Returns the result of an earlier create with the same idempotency key, also if the sandbox has ended since.
     async fn created_before(&self, id: &SandboxId) -> Result<Access, ControlError> {
-        if let Some(entry) = self.table.entry(id) {
-            return Ok(self.access_to(entry.info()));
+        if let Some(sandbox) = self.registry.get(id) {
+            return Ok(self.access_to(sandbox.info()));
         }
         let record = self.store.sandbox(id).await?;
         let record = record.ok_or_else(|| ControlError::SandboxNotFound(id.clone()))?;
         Ok(self.access_to(record.into()))
     }
 
-    async fn start(self: Arc<Self>, start: Start) -> Result<Access, ControlError> {
-        let Start { team, resolved, request, policy, reservation, ticket, claim, mut timer } = start;
+    /// Takes a pre-started sandbox or starts a new one, records it and lets it go live.
+    async fn start(self: Arc<Self>, accepted: AcceptedCreate) -> Result<Access, ControlError> {
+        let AcceptedCreate { team, resolved, request, policy, reservation, ticket, claim, mut timer } = accepted;
         let build = &resolved.build;
         let began = std::time::Instant::now();
-        let boot = boot_of(&SandboxId::generate(), team.id, build, Some(&request.env_vars), policy);
-        let Claimed { id, sandbox } = match self.claim(build, &boot).await {
+        let env_vars = Some(&request.env_vars);
+        let spec = LaunchSpec::from_build(&SandboxId::generate(), team.id, build, env_vars, policy);
+        let ClaimedSandbox { id, sandbox } = match self.claim_pre_started(build, &spec).await {
             Some(claimed) => {
                 timer.set_path(CreatePath::Pool);
                 claimed
             }
             None => {
-                timer.set_path(create_path(&boot.origin));
-                self.start_anew(build, &boot, ticket).await?
+                timer.set_path(create_path(&spec));
+                self.start_new(build, &spec, ticket).await?
             }
         };
         let span = Span::current();
@@ -149,32 +151,7 @@ impl Control {
         span.record("sandbox_id", display(&id));
 
         let now = truncate_to_micros(OffsetDateTime::now_utc());
-        let record = Sandbox {
-            id: id.clone(),
-            team: team.id,
-            template: boot.template.clone(),
-            build: build.id,
-            execution: ExecutionId::generate(),
-            state: SandboxState::Running,
-            started_at: now,
-            end_at: now + Duration::seconds(request.timeout),
-            ended_at: None,
-            end_reason: None,
-            pause: None,
-            details: SandboxDetails {
-                alias: resolved.alias,
-                metadata: request.metadata,
-                lifecycle: request.lifecycle,
-                network: request.network,
-                allow_internet_access: request.allow_internet_access,
-                cpu_count: build.cpu_count,
-                memory_mib: build.memory_mib,
-                disk_mib: build.disk_mib,
-                envd_version: envd_api::VERSION.to_owned(),
-                layers: build.layers.clone(),
-                config: build.config.clone(),
-            },
-        };
+        let record = first_record(&id, &team, &spec, &resolved, request, now);
         let idempotency = claim.as_ref().map(|claim| Idempotency {
             team: team.id,
             key: claim.key.key.clone(),
@@ -183,23 +160,19 @@ impl Control {
             created_at: now,
         });
         if let Err(error) = self.store.insert_sandbox(&record, idempotency.as_ref()).await {
-            tracing::error!(sandbox_id = %id, %error, "a started sandbox could not be recorded and is ended");
-            discard(&*sandbox).await;
+            tracing::error!(sandbox_id = %id, %error, "failed to record a started sandbox; killing it");
+            kill_unregistered(&*sandbox).await;
             return Err(error.into());
         }
-        let live = Live::new(
-            record,
-            sandbox,
-            Timing::until(now + Duration::seconds(request.timeout)),
-            reservation,
-            Arc::default(),
-        );
-        let access = self.access(&live);
-        self.log(&live, LogLevel::Info, "sandbox started", &[("template", build.template.to_string())]);
-        self.record_created(&live).await;
-        self.go_live(live);
-        self.note_start(team.id);
-        self.usage.spawned(&build.template);
+        let time_limit = TimeLimit::until(record.end_at);
+        let running = RunningSandbox::new(record, sandbox, time_limit, reservation, Arc::default());
+        let access = self.access_to(running.info());
+        let fields = [("template", build.template.to_string())];
+        self.log(&running, LogLevel::Info, "sandbox started", &fields);
+        self.events.record_created(&*running).await;
+        self.go_live(running);
+        self.count_start(team.id);
+        self.usage.template_used(&build.template);
         tracing::info!(
             sandbox_id = %id, team_id = %team.id, template_id = %build.template, build_id = %build.id,
             took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX), "sandbox started"
@@ -208,25 +181,34 @@ impl Control {
         Ok(access)
     }
 
-    /// Starts what nobody has made ahead.
-    async fn start_anew(&self, build: &Build, boot: &Boot, ticket: Ticket) -> Result<Claimed, ControlError> {
-        let turn = tokio::select! {
-            turn = ticket.turn() => turn?,
+    /// Starts a sandbox that was not pre-started: from the template's warm start, or cold.
+    async fn start_new(
+        &self,
+        build: &Build,
+        spec: &LaunchSpec,
+        ticket: StartTicket,
+    ) -> Result<ClaimedSandbox, ControlError> {
+        let permit = tokio::select! {
+            permit = ticket.turn() => permit?,
             () = self.closing.cancelled() => return Err(ControlError::ShuttingDown),
         };
-        self.prepare(build).await?;
-        let sandbox = self.boot(boot).await;
-        drop(turn);
+        self.launcher.prepare(build).await?;
+        let sandbox = self.launcher.launch(spec).await;
+        drop(permit);
         let sandbox = sandbox.inspect_err(|error| {
-            tracing::warn!(sandbox_id = %boot.id, team_id = %boot.team, template_id = %build.template, %error, "start failed");
+            tracing::warn!(
+                sandbox_id = %spec.id, team_id = %spec.team, template_id = %build.template, %error,
+                "failed to start a sandbox"
+            );
         })?;
-        if let Err(error) = self.bring_up(build, &boot.id, &*sandbox).await {
-            discard(&*sandbox).await;
+        if let Err(error) = self.launcher.run_start_command(build, &spec.id, &*sandbox).await {
+            kill_unregistered(&*sandbox).await;
             return Err(error);
         }
-        Ok(Claimed { id: boot.id.clone(), sandbox })
+        Ok(ClaimedSandbox { id: spec.id.clone(), sandbox })
     }
 
+    /// Rejects combinations of lifecycle settings that cannot be kept.
     fn check_lifecycle(&self, lifecycle: Lifecycle) -> Result<(), ControlError> {
         let refuse = |text: &str| Err(ControlError::Invalid(text.to_owned()));
         match lifecycle {
@@ -240,100 +222,47 @@ impl Control {
             _ => Ok(()),
         }
     }
-
-    /// Refuses what needs memory snapshots where there are none.
-    pub(crate) fn check_memory_snapshots(&self) -> Result<(), ControlError> {
-        let engine = self.engine.descriptor();
-        // One of several may still be unable; it says so itself when it is asked.
-        if self.engines().iter().any(|engine| engine.capabilities.memory_snapshots) {
-            return Ok(());
-        }
-        Err(ControlError::Unsupported(format!(
-            "this server cannot capture the memory of sandboxes (engine '{}'; `cofferdam doctor` says what is \
-             missing); without memory (memory: false, autoPauseMemory: false) it can",
-            engine.name
-        )))
-    }
-
-    pub(crate) fn access(&self, live: &Live) -> Access {
-        self.access_to(live.info())
-    }
-
-    pub(crate) fn access_to(&self, info: SandboxInfo) -> Access {
-        let public = info.details.network.as_ref().and_then(|network| network.allow_public_traffic);
-        Access {
-            envd_token: self.tokens.envd(&info.id),
-            traffic_token: (public == Some(false)).then(|| self.tokens.traffic(&info.id)),
-            info,
-        }
-    }
 }
 
-/// How a create without a pre-started sandbox starts.
-fn create_path(origin: &Origin) -> CreatePath {
-    match origin {
-        Origin::Captured { restore_mode: RestoreMode::Memory, .. } => CreatePath::WarmStart,
-        _ => CreatePath::ColdStart,
-    }
+/// Returns how a create without a pre-started sandbox starts.
+fn create_path(spec: &LaunchSpec) -> CreatePath {
+    if spec.source.restored_from().is_some() { CreatePath::WarmStart } else { CreatePath::ColdStart }
 }
 
-/// The first start of a sandbox: from a build, which may be a captured sandbox. Without an owner it has no variables of its own.
-pub(crate) fn boot_of(
+/// Returns the record of a sandbox that was started at `now`.
+fn first_record(
     id: &SandboxId,
-    team: TeamId,
-    build: &Build,
-    env_vars: Option<&BTreeMap<String, String>>,
-    egress: EgressPolicy,
-) -> Boot {
-    let origin = build.snapshot.as_ref().map_or(Origin::Template, |snapshot| Origin::Captured {
-        snapshot: snapshot.id,
-        restore_mode: if snapshot.memory { RestoreMode::Memory } else { RestoreMode::Disk },
-        of: snapshot.sandbox.clone(),
-    });
-    let goes_on = matches!(origin, Origin::Captured { restore_mode: RestoreMode::Memory, .. });
-    let own = env_vars.filter(|vars| !vars.is_empty());
-    let env = || {
-        let mut env = build.config.env.clone();
-        env.extend(own.cloned().unwrap_or_default());
-        env
-    };
-    Boot {
+    team: &Team,
+    spec: &LaunchSpec,
+    resolved: &ResolvedTemplate,
+    request: CreateRequest,
+    now: OffsetDateTime,
+) -> Sandbox {
+    let build = &resolved.build;
+    Sandbox {
         id: id.clone(),
-        team,
-        template: build.snapshot.as_ref().map_or(&build.template, |snapshot| &snapshot.base).clone(),
-        layers: build.layers.clone(),
-        config: build.config.clone(),
-        cpu_count: build.cpu_count,
-        memory_mib: build.memory_mib,
-        disk_mib: build.disk_mib,
-        // Clients send an empty map when they mean nothing by it.
-        env: (!goes_on || own.is_some()).then(env),
-        egress,
-        origin,
-        trusts: true,
-    }
-}
-
-/// Refuses lives that are no lives or longer than the team may have.
-pub(crate) fn check_timeout(team: &Team, seconds: i64) -> Result<(), ControlError> {
-    if seconds <= 0 {
-        return Err(ControlError::Invalid("Timeout must be greater than 0".to_owned()));
-    }
-    check_longest(team, seconds)
-}
-
-pub(crate) fn check_longest(team: &Team, seconds: i64) -> Result<(), ControlError> {
-    let hours = team.limits.max_length_hours;
-    if seconds > longest_seconds(team) {
-        return Err(ControlError::Invalid(format!("Timeout cannot be greater than {hours} hours")));
-    }
-    Ok(())
-}
-
-/// The longest life, seconds. Without a limit of the team it is a century, which keeps times printable.
-pub(crate) fn longest_seconds(team: &Team) -> i64 {
-    match team.limits.max_length_hours {
-        0 => 100 * 365 * 24 * 3600,
-        hours => i64::from(hours) * 3600,
+        team: team.id,
+        template: spec.template.clone(),
+        build: build.id,
+        execution: ExecutionId::generate(),
+        state: SandboxState::Running,
+        started_at: now,
+        end_at: now + Duration::seconds(request.timeout),
+        ended_at: None,
+        end_reason: None,
+        pause: None,
+        details: SandboxDetails {
+            alias: resolved.alias.clone(),
+            metadata: request.metadata,
+            lifecycle: request.lifecycle,
+            network: request.network,
+            allow_internet_access: request.allow_internet_access,
+            cpu_count: build.cpu_count,
+            memory_mib: build.memory_mib,
+            disk_mib: build.disk_mib,
+            envd_version: envd_api::VERSION.to_owned(),
+            layers: build.layers.clone(),
+            config: build.config.clone(),
+        },
     }
 }

@@ -1,6 +1,4 @@
-//! From the request's network object to the engine's egress policy.
-//! Every text that refuses an entry is part of the wire contract.
-//! Pure functions.
+//! Translates a request's network settings into the engine's egress policy. Error texts are part of the wire contract.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -9,14 +7,15 @@ use store::NetworkConfig;
 
 use crate::ControlError;
 
-/// The name server let through when names are allowed and none is named.
+/// Name server that is allowed when names are allowed and the request sets none.
 const DEFAULT_DNS: &str = "8.8.8.8";
+/// Maximum number of name servers.
 const MAX_DNS_SERVERS: usize = 10;
 
-/// The rules for outgoing traffic that a request asks for.
+/// Returns the egress policy that a request asks for.
 ///
 /// # Errors
-/// An entry is malformed, or names are allowed without everything else being denied.
+/// An entry is malformed, or names are allowed while other traffic is not denied.
 pub fn egress_policy(
     network: Option<&NetworkConfig>,
     allow_internet_access: Option<bool>,
@@ -62,7 +61,7 @@ fn invalid(what: &str, entry: &str) -> ControlError {
     ControlError::Invalid(format!("invalid {what} {entry}"))
 }
 
-/// A network, but not the unspecified address: `0.0.0.0` as a rule is always a mistake for `0.0.0.0/0`.
+/// Parses a network. The bare unspecified address is refused: `0.0.0.0` as a rule is always a mistake for `0.0.0.0/0`.
 fn specified_cidr(entry: &str) -> Option<Cidr> {
     let bare: Option<IpAddr> = entry.parse().ok();
     if bare.is_some_and(|address| address.is_unspecified()) {
@@ -87,7 +86,7 @@ fn dns_servers(network: &NetworkConfig) -> Result<Vec<Cidr>, ControlError> {
         .collect()
 }
 
-/// A host, maybe with a port, that may hold `${PORT}`.
+/// Checks a Host header: a host with an optional port, in which `${PORT}` may stand.
 fn check_mask(mask: &str) -> Result<(), ControlError> {
     let filled = mask.replace("${PORT}", "80");
     let (host, port) = match filled.rsplit_once(':') {
@@ -105,8 +104,8 @@ fn check_mask(mask: &str) -> Result<(), ControlError> {
     if host_is_fine && port_is_fine { Ok(()) } else { Err(invalid("maskRequestHost", mask)) }
 }
 
-/// Whether a config is only about incoming traffic.
-pub(crate) fn clear_egress(network: &mut NetworkConfig) {
+/// Removes everything about outgoing traffic.
+pub(super) fn clear_egress(network: &mut NetworkConfig) {
     network.allow_out = None;
     network.deny_out = None;
     network.dns_servers = None;
@@ -116,7 +115,7 @@ pub(crate) fn clear_egress(network: &mut NetworkConfig) {
 mod tests {
     use super::*;
 
-    /// What the SDKs call so.
+    /// The value of the SDKs' constant of this name.
     const ALL_TRAFFIC: &str = "0.0.0.0/0";
 
     fn config(allow: &[&str], deny: &[&str]) -> NetworkConfig {
@@ -125,14 +124,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_asked_for_is_everything_public() {
+    fn without_settings_everything_public_is_allowed() {
         assert_eq!(egress_policy(None, None).unwrap(), EgressPolicy::default());
         assert_eq!(egress_policy(None, Some(true)).unwrap(), EgressPolicy::default());
         assert_eq!(egress_policy(None, Some(false)).unwrap(), EgressPolicy::deny_all());
     }
 
     #[test]
-    fn networks_and_names_are_told_apart() {
+    fn networks_and_names_are_distinguished() {
         let policy = egress_policy(
             Some(&config(&["1.1.1.1", "10.0.0.0/8", "*.Example.com", "pypi.org."], &[ALL_TRAFFIC])),
             None,
@@ -145,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn internet_off_keeps_what_is_allowed() {
+    fn denied_internet_keeps_allowed_networks() {
         let policy = egress_policy(Some(&config(&["1.1.1.1"], &["9.9.9.9"])), Some(false)).unwrap();
         assert!(policy.permits_address("1.1.1.1".parse().unwrap()));
         assert!(!policy.permits_address("8.8.4.4".parse().unwrap()));
@@ -165,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_entries_are_refused_by_name() {
+    fn malformed_entries_are_named() {
         for (allow, deny, message) in [
             (&[][..], &["example.com"][..], "invalid denied CIDR example.com"),
             (&[], &["0.0.0.0"], "invalid denied CIDR 0.0.0.0"),

@@ -1,6 +1,4 @@
-//! Lists of a team's sandboxes: filters, order, pages.
-//! Ordered by start time and then by id, so that a page continues exactly where the last one ended.
-//! Times are compared in microseconds, the precision they are kept in.
+//! Lists a team's sandboxes: filters, and pages ordered by start time.
 
 use std::collections::BTreeMap;
 
@@ -9,26 +7,26 @@ use percent_encoding::percent_decode_str;
 use store::{SandboxState, Team, truncate_to_micros};
 use time::OffsetDateTime;
 
+use super::SandboxInfo;
 use crate::paging::{Cursor, PageRequest};
-use crate::sandboxes::running::SandboxInfo;
 use crate::{Control, ControlError};
 
-/// What to list.
+/// Which sandboxes to list.
 #[derive(Debug, Clone, Default)]
 pub struct ListQuery {
-    /// Pairs a sandbox's metadata must have, encoded as on the wire.
+    /// Metadata that a sandbox must have, encoded as on the wire.
     pub metadata: Option<String>,
-    /// Only these states; empty is all.
+    /// Only these states; all if empty.
     pub states: Vec<SandboxState>,
-    /// Only those started at or after this.
+    /// Only those started at or after this time.
     pub started_after: Option<OffsetDateTime>,
     /// Only those of this template, by name or id.
     pub template: Option<String>,
     /// Oldest first instead of newest first.
     pub ascending: bool,
-    /// Most to answer; none is a full page.
+    /// Maximum number of sandboxes; none is a full page.
     pub limit: Option<i64>,
-    /// Where the last page ended.
+    /// Token of the next page, from the previous page.
     pub next_token: Option<String>,
 }
 
@@ -37,39 +35,39 @@ pub struct ListQuery {
 pub struct Page {
     /// The sandboxes.
     pub items: Vec<SandboxInfo>,
-    /// Where the next page begins; none at the end.
+    /// Token of the next page; none on the last page.
     pub next_token: Option<String>,
-    /// Running ones that match, on whatever page; none when they were not asked for.
+    /// Number of matching running sandboxes on all pages; none when running ones were not asked for.
     pub total_running: Option<usize>,
 }
 
 impl Control {
-    /// A page of a team's sandboxes.
+    /// Returns a page of a team's sandboxes.
     ///
     /// # Errors
     /// A filter, the limit or the token is malformed.
-    pub async fn list(&self, team: &Team, query: &ListQuery) -> Result<Page, ControlError> {
+    pub fn list(&self, team: &Team, query: &ListQuery) -> Result<Page, ControlError> {
         let request = PageRequest::parse(query.limit, query.next_token.as_deref(), query.ascending)?;
-        let items = self.matching(team, query).await?;
+        let matching = self.matching(team, query)?;
         let wants_running = query.states.is_empty() || query.states.contains(&SandboxState::Running);
-        let running = items.iter().filter(|info| info.state == SandboxState::Running).count();
-        let (items, next_token) =
-            request.apply(items, |info| Cursor { at: info.started_at, id: info.id.clone() });
+        let running = matching.iter().filter(|info| info.state == SandboxState::Running).count();
+        let position = |info: &SandboxInfo| Cursor { at: info.started_at, id: info.id.clone() };
+        let (items, next_token) = request.apply(matching, position);
         Ok(Page { items, next_token, total_running: wants_running.then_some(running) })
     }
 
-    /// All of a team's sandboxes that pass the filters, in no order.
-    async fn matching(&self, team: &Team, query: &ListQuery) -> Result<Vec<SandboxInfo>, ControlError> {
+    /// Returns all of a team's sandboxes that pass the filters, in no order.
+    fn matching(&self, team: &Team, query: &ListQuery) -> Result<Vec<SandboxInfo>, ControlError> {
         let metadata = query.metadata.as_deref().map(parse_metadata).transpose()?.unwrap_or_default();
         let started_after = query.started_after.map(truncate_to_micros);
         let template: Option<TemplateId> = match query.template.as_deref().filter(|name| !name.is_empty()) {
             None => None,
-            Some(name) => match self.template_for_filter(team, name).await? {
+            Some(name) => match self.catalog.template_for_filter(team, name)? {
                 Some(id) => Some(id),
                 None => return Ok(Vec::new()),
             },
         };
-        let infos = self.table.of_team(team.id).into_iter().map(|entry| entry.info());
+        let infos = self.registry.of_team(team.id).into_iter().map(|sandbox| sandbox.info());
         Ok(infos
             .filter(|info| query.states.is_empty() || query.states.contains(&info.state))
             .filter(|info| started_after.is_none_or(|after| info.started_at >= after))
@@ -79,11 +77,11 @@ impl Control {
     }
 }
 
-/// Pairs as the SDKs encode them: each key and value by itself, joined as a form, once more as a query parameter.
-/// The last layer has been taken off by whoever read the query.
+/// Decodes metadata as the SDKs encode it: each key and value by itself, then as a form, then as a query parameter. The last
+/// encoding has been removed by the parser of the query.
 fn parse_metadata(text: &str) -> Result<BTreeMap<String, String>, ControlError> {
     let bad = || ControlError::Invalid("Error parsing metadata".to_owned());
-    // Form encoding writes a blank as a plus.
+    // Form encoding writes a space as a plus.
     let decode = |part: &str| {
         let once = part.replace('+', " ");
         percent_decode_str(&once).decode_utf8().map(std::borrow::Cow::into_owned).map_err(|_| bad())
@@ -105,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn metadata_is_decoded_layer_by_layer() {
+    fn metadata_is_decoded_once_per_encoding() {
         let pairs = |text| parse_metadata(text).map(|pairs| pairs.into_iter().collect::<Vec<_>>());
         let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
         assert_eq!(pairs("user=abc&app=prod").unwrap(), [pair("app", "prod"), pair("user", "abc")]);

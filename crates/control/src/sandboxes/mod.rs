@@ -1,132 +1,67 @@
-//! What a sandbox goes through between its first start and its end: pause, resume, snapshot, fork, rollback.
-//! All are made of two things the engine can do, capture and restore; the rules of when are here.
-//! Each runs in a task of its own under the sandbox's lock: once begun it is finished, whoever goes away.
+//! The life of a sandbox: `create` starts one ([`launch`] says what is started, [`launcher`] starts it), `go_live` puts it into the
+//! `registry` and watches over it, `connect`, `settings` and `lookup` serve its owner, `expiry` and `end` end it. `pause`, `resume`,
+//! `snapshot`, `fork` and `rollback` are combinations of the engine's capture and restore (`capture`). `recovery` takes over the
+//! sandboxes of an earlier server process.
+//! Every change of a sandbox's state runs in a task of its own under the sandbox's [`TransitionLock`]: once begun it is finished,
+//! even if the caller goes away.
 
-pub(crate) mod create;
-pub(crate) mod egress;
+mod capture;
+mod connect;
+mod create;
+mod discard;
+mod egress;
 mod end;
+mod expiry;
 mod fork;
-pub(crate) mod idempotency;
-pub(crate) mod launch;
-pub(crate) mod list;
+mod frozen;
+mod go_live;
+mod idempotency;
+mod launch;
+mod launcher;
+mod list;
+mod logs;
+mod lookup;
 mod pause;
 mod paused;
 mod recovery;
-pub(crate) mod registry;
+mod registry;
 mod resume;
 mod rollback;
-pub(crate) mod running;
+mod running;
 mod settings;
 mod snapshot;
+mod snapshot_list;
+pub(crate) mod start_command;
+mod time_limit;
 
-pub use create::{Access, CreateRequest};
+pub use connect::WakeableSandbox;
+pub use create::CreateRequest;
 pub use egress::egress_policy;
 pub use fork::ForkRequest;
 pub use idempotency::IdempotencyKey;
 pub use list::{ListQuery, Page};
+pub use lookup::Access;
 pub use pause::PauseRequest;
-pub(crate) use pause::RETRY_PAUSE;
-pub(crate) use paused::Paused;
-pub use resume::Waking;
-pub use running::{EndReason, Live, SandboxInfo};
+pub use running::{EndReason, RunningSandbox, SandboxInfo};
 pub use settings::NetworkUpdate;
-pub use snapshot::{SnapshotEntry, SnapshotPage, SnapshotQuery};
+pub use snapshot_list::{SnapshotPage, SnapshotQuery, SnapshotSummary};
+
+pub(crate) use discard::SnapshotCleaner;
+pub(crate) use idempotency::InFlightCreates;
+pub(crate) use launch::{LaunchSource, LaunchSpec};
+pub(crate) use launcher::{KillOnDrop, Launcher, kill_unregistered};
+pub(crate) use paused::PausedSandbox;
+pub(crate) use registry::{AnySandbox, Registry};
+pub(crate) use time_limit::{TimeLimit, check_max_timeout, check_timeout, max_timeout};
 
 use std::sync::Arc;
 
-use engine::{Durability, EngineError, RestoreMode, SnapshotInfo};
-use ids::{SandboxId, SnapshotId};
-use store::{Pause, Sandbox};
-use telemetry::CaptureKind;
 use tokio::sync::OwnedMutexGuard;
-use tracing::field::{Empty, display};
-use tracing::{Span, instrument};
 
-use crate::sandboxes::launch::{Boot, Origin};
-use crate::sandboxes::running::Transition;
-use crate::{Control, ControlError};
+/// Held across every change of a sandbox's state. A sandbox has the same lock from its start to its end, through every pause.
+pub(crate) type TransitionLock = Arc<tokio::sync::Mutex<()>>;
 
-impl Control {
-    /// Waits for a sandbox's turn to change.
-    async fn turn(transition: &Transition) -> OwnedMutexGuard<()> {
-        Arc::clone(transition).lock_owned().await
-    }
-
-    /// Removes a captured state that nobody refers to any more. What fails now is swept at the next start.
-    pub(crate) async fn discard_state(&self, snapshot: SnapshotId) {
-        if let Err(error) = self.engine.discard(snapshot).await {
-            tracing::error!(%snapshot, %error, "a captured state could not be removed");
-        }
-    }
-
-    /// Captures a running sandbox as a snapshot with a new id and returns the id.
-    #[instrument(name = "capture", skip_all, fields(sandbox_id = %live.id, team_id = %live.team, snapshot_id = Empty, kind = ?kind, memory = memory))]
-    async fn capture(
-        &self,
-        live: &Live,
-        kind: CaptureKind,
-        memory: bool,
-        durability: Durability,
-    ) -> Result<SnapshotId, ControlError> {
-        let snapshot = SnapshotId::generate();
-        Span::current().record("snapshot_id", display(snapshot));
-        let timer = telemetry::capture_timer(kind);
-        let captured = live.engine.capture(snapshot, memory, durability).await;
-        if captured.is_ok() {
-            timer.succeeded();
-        }
-        note_captured(live, snapshot, captured)
-    }
-}
-
-fn note_captured(
-    live: &Live,
-    snapshot: SnapshotId,
-    captured: Result<SnapshotInfo, EngineError>,
-) -> Result<SnapshotId, ControlError> {
-    let captured = captured.map_err(|error| capture_error(&live.id, &error))?;
-    tracing::info!(
-        sandbox_id = %live.id, %snapshot, memory = captured.memory, memory_bytes = captured.memory_bytes,
-        stopped_us = u64::try_from(captured.stopped.as_micros()).unwrap_or(u64::MAX), "sandbox captured"
-    );
-    Ok(snapshot)
-}
-
-fn capture_error(id: &SandboxId, error: &EngineError) -> ControlError {
-    tracing::warn!(sandbox_id = %id, %error, "a capture failed");
-    match error {
-        EngineError::NotFound => ControlError::SandboxNotFound(id.clone()),
-        EngineError::Unsupported(_) => ControlError::Unsupported(error.to_string()),
-        _ => ControlError::CaptureFailed(error.to_string()),
-    }
-}
-
-/// How a sandbox with this record is started again from a captured state.
-fn boot_again(
-    record: &Sandbox,
-    id: &SandboxId,
-    pause: &Pause,
-    restore_mode: RestoreMode,
-) -> Result<Boot, ControlError> {
-    let details = &record.details;
-    Ok(Boot {
-        id: id.clone(),
-        team: record.team,
-        template: record.template.clone(),
-        layers: details.layers.clone(),
-        config: details.config.clone(),
-        cpu_count: details.cpu_count,
-        memory_mib: details.memory_mib,
-        disk_mib: details.disk_mib,
-        // The creator's variables live in the agent's memory and nowhere else.
-        env: (restore_mode == RestoreMode::Disk).then(|| details.config.env.clone()),
-        egress: egress_policy(details.network.as_ref(), details.allow_internet_access)?,
-        origin: Origin::Captured { snapshot: pause.snapshot, restore_mode, of: pause.captured_from.clone() },
-        trusts: true,
-    })
-}
-
-/// How the captured state of a pause can be brought back.
-fn restore_mode_of(pause: &Pause, memory: bool) -> RestoreMode {
-    if memory && pause.memory { RestoreMode::Memory } else { RestoreMode::Disk }
+/// Waits until no other task changes the sandbox's state. The caller must then check again in which state it is.
+async fn begin_transition(lock: &TransitionLock) -> OwnedMutexGuard<()> {
+    Arc::clone(lock).lock_owned().await
 }

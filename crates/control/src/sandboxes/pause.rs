@@ -1,12 +1,13 @@
-//! Pausing: the sandbox leaves the table, its connections are cut, its state is made durable, and only then is it called paused.
-//! If the capture fails it goes on as if nothing had been asked. Two who ask at once get one pause.
-//! An agent that does not answer is no reason to refuse, unless the caller says so or only files are kept.
+//! Pauses a sandbox: it leaves the registry's running sandboxes, its connections are cut, it is frozen and captured, and only when
+//! its record is durable is the call answered. If anything fails the sandbox continues. Two pauses at once become one.
+//! A silent envd does not prevent a pause, unless the caller asks for a healthy one or only files are kept.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use engine::Durability;
 use ids::{SandboxId, TeamId};
+use logs::LogLevel;
 use serde_json::Map;
 use store::{EventKind, Pause, Sandbox, SandboxState, truncate_to_micros};
 use telemetry::CaptureKind;
@@ -14,23 +15,22 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use super::{Paused, capture_error};
-use crate::sandboxes::registry::Entry;
-use crate::sandboxes::running::{EndReason, Live, Timing};
-use crate::{Control, ControlError, LogLevel, envd};
+use super::capture::capture_error;
+use super::{AnySandbox, EndReason, PausedSandbox, RunningSandbox, TimeLimit, begin_transition};
+use crate::{Control, ControlError, envd};
 
-/// How long an agent may take to show that it is well.
-const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
+/// Maximum time in which envd must answer to count as healthy.
+const MAX_HEALTH: Duration = Duration::from_secs(2);
 
-/// When a pause is tried again that failed at the end of a sandbox's time.
-pub(crate) const RETRY_PAUSE: time::Duration = time::Duration::seconds(30);
+/// Time until a pause at the end of a sandbox's time is tried again after a failure.
+pub(super) const RETRY_PAUSE: time::Duration = time::Duration::seconds(30);
 
 /// How to pause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PauseRequest {
-    /// Keep the memory; otherwise a resume is a cold start on the files.
+    /// Whether to keep the memory; without it a resume is a cold start on the files.
     pub memory: bool,
-    /// Refuse when the agent does not answer.
+    /// Whether to refuse when envd does not answer.
     pub require_healthy: bool,
 }
 
@@ -41,139 +41,154 @@ impl Default for PauseRequest {
 }
 
 impl Control {
-    /// Pauses a team's running sandbox. Its state survives a power cut when this returns.
+    /// Pauses a team's running sandbox. When it returns, the sandbox survives a power failure.
     ///
     /// # Errors
-    /// No such sandbox; `Conflict` when it is paused; `CaptureFailed` and others leave it running.
+    /// There is no such sandbox; `Conflict` when it is paused already; after other errors, such as `CaptureFailed`, it is still
+    /// running.
     pub async fn pause(
         self: &Arc<Self>,
         team: TeamId,
         id: &SandboxId,
         request: PauseRequest,
     ) -> Result<(), ControlError> {
-        match self.entry(team, id)? {
-            Entry::Running(live) => self.pause_live(&live, request).await,
-            Entry::Paused(paused) if paused.record.pause.is_none() => {
-                // Somebody else is at it: that pause is ours, too.
-                drop(Self::turn(&paused.transition).await);
-                match self.entry(team, id)? {
-                    Entry::Paused(_) => Ok(()),
-                    Entry::Running(_) => {
+        match self.any_sandbox(team, id)? {
+            AnySandbox::Running(running) => self.pause_running(&running, request).await,
+            AnySandbox::Paused(paused) if paused.record.pause.is_none() => {
+                // Another call is pausing it: its result is the result of this one, too.
+                drop(begin_transition(&paused.transition).await);
+                match self.any_sandbox(team, id)? {
+                    AnySandbox::Paused(_) => Ok(()),
+                    AnySandbox::Running(_) => {
                         Err(ControlError::CaptureFailed(format!("Error pausing sandbox '{id}'")))
                     }
                 }
             }
-            Entry::Paused(_) => Err(ControlError::Conflict(format!(
+            AnySandbox::Paused(_) => Err(ControlError::Conflict(format!(
                 "Error pausing sandbox - sandbox '{id}' is already paused"
             ))),
         }
     }
 
-    /// Pauses a running sandbox, in a task of its own.
-    pub(crate) async fn pause_live(
+    /// Pauses a running sandbox in a task of its own.
+    pub(super) async fn pause_running(
         self: &Arc<Self>,
-        live: &Arc<Live>,
+        running: &Arc<RunningSandbox>,
         request: PauseRequest,
     ) -> Result<(), ControlError> {
         if request.memory {
             self.check_memory_snapshots()?;
         }
-        let (control, live) = (Arc::clone(self), Arc::clone(live));
-        let task = self.tasks.spawn(
-            async move {
-                let _changing = Self::turn(&live.transition).await;
-                if live.has_ended() {
-                    // Paused by somebody who was quicker, or gone.
-                    let paused = control.table.paused(&live.id).is_some();
-                    return if paused { Ok(()) } else { Err(ControlError::SandboxNotFound(live.id.clone())) };
-                }
-                control.pause_held(&live, request).await
+        let (control, running) = (Arc::clone(self), Arc::clone(running));
+        let pause = async move {
+            let _transition = begin_transition(&running.transition).await;
+            if running.has_ended() {
+                // Another call has paused it meanwhile, or it has ended.
+                let is_paused = control.registry.paused(&running.id).is_some();
+                let not_found = || Err(ControlError::SandboxNotFound(running.id.clone()));
+                return if is_paused { Ok(()) } else { not_found() };
             }
-            .in_current_span(),
-        );
+            control.pause_locked(&running, request).await
+        };
+        let task = self.tasks.spawn(pause.in_current_span());
         task.await.unwrap_or(Err(ControlError::Engine("paused")))
     }
 
-    /// With the sandbox's lock held.
-    async fn pause_held(
+    /// Pauses a running sandbox whose lock is held.
+    async fn pause_locked(
         self: &Arc<Self>,
-        live: &Arc<Live>,
+        running: &Arc<RunningSandbox>,
         request: PauseRequest,
     ) -> Result<(), ControlError> {
-        let well = tokio::time::timeout(HEALTH_TIMEOUT, envd::health(&*live.engine)).await;
-        let unresponsive = !matches!(well, Ok(Ok(())));
+        let health = tokio::time::timeout(MAX_HEALTH, envd::health(&*running.engine)).await;
+        let unresponsive = !matches!(health, Ok(Ok(())));
         if unresponsive && (request.require_healthy || !request.memory) {
-            return Err(ControlError::AgentSilent(format!(
+            return Err(ControlError::EnvdSilent(format!(
                 "Sandbox '{}' cannot be paused: its agent does not answer; it keeps running",
-                live.id
+                running.id
             )));
         }
-        let mut record = Sandbox { state: SandboxState::Paused, ..live.record() };
-        self.table.insert_paused(Paused::new(record.clone(), Arc::clone(&live.transition)));
-        live.mark_ended(&EndReason::Paused);
-        let paused = async {
-            live.engine.freeze().await.map_err(|error| capture_error(&live.id, &error))?;
-            let snapshot =
-                self.capture(live, CaptureKind::Pause, request.memory, Durability::Durable).await?;
-            record.pause = Some(Pause {
-                snapshot,
-                owned: true,
-                memory: request.memory,
-                captured_from: live.id.clone(),
-                at: truncate_to_micros(OffsetDateTime::now_utc()),
-                unresponsive,
-            });
-            if let Err(error) = self.store.put_sandbox(&record).await {
-                self.discard_state(snapshot).await;
-                return Err(error.into());
+        let record = Sandbox { state: SandboxState::Paused, ..running.record() };
+        self.registry.insert_paused(PausedSandbox::new(record.clone(), Arc::clone(&running.transition)));
+        running.mark_ended(&EndReason::Paused);
+        match self.freeze_and_capture(running, record, request.memory, unresponsive).await {
+            Ok(record) => {
+                self.finish_pause(running, record).await;
+                Ok(())
             }
-            Ok(record)
-        };
-        match paused.await {
-            Ok(record) => self.settle_paused(live, record).await,
             Err(error) => {
-                self.go_on(live, &error).await;
-                return Err(error);
+                self.continue_after_failed_pause(running, &error).await;
+                Err(error)
             }
         }
-        Ok(())
     }
 
-    /// The state is durable: whether the processes are kept is a matter of speed only.
-    async fn settle_paused(self: &Arc<Self>, live: &Arc<Live>, record: Sandbox) {
+    /// Freezes and captures a sandbox and stores its record, which it returns.
+    async fn freeze_and_capture(
+        &self,
+        running: &RunningSandbox,
+        record: Sandbox,
+        memory: bool,
+        unresponsive: bool,
+    ) -> Result<Sandbox, ControlError> {
+        running.engine.freeze().await.map_err(|error| capture_error(&running.id, &error))?;
+        let snapshot = self.capture(running, CaptureKind::Pause, memory, Durability::Durable).await?;
+        let pause = Pause {
+            snapshot,
+            owned: true,
+            memory,
+            captured_from: running.id.clone(),
+            at: truncate_to_micros(OffsetDateTime::now_utc()),
+            unresponsive,
+        };
+        let record = Sandbox { pause: Some(pause), ..record };
+        if let Err(error) = self.store.put_sandbox(&record).await {
+            self.snapshots.discard(snapshot).await;
+            return Err(error.into());
+        }
+        Ok(record)
+    }
+
+    /// Keeps the frozen processes of a sandbox that is durably paused, or kills them.
+    async fn finish_pause(self: &Arc<Self>, running: &Arc<RunningSandbox>, record: Sandbox) {
         let memory = record.pause.as_ref().is_some_and(|pause| pause.memory);
-        self.record_event(EventKind::Paused, &record, Map::from_iter([("memory".to_owned(), memory.into())]))
-            .await;
-        let paused = Paused::new(record, Arc::clone(&live.transition));
+        let data = Map::from_iter([("memory".to_owned(), memory.into())]);
+        self.events.record(EventKind::Paused, &record, data).await;
+        let paused = PausedSandbox::new(record, Arc::clone(&running.transition));
         if memory && self.config.keep_frozen_max > 0 && !self.config.keep_frozen.is_zero() {
-            paused.keep_hot(Arc::clone(&live.engine), Instant::now() + self.config.keep_frozen);
-            self.cached.notify_one();
-        } else if let Err(error) = live.engine.kill().await {
-            tracing::error!(sandbox_id = %live.id, %error, "a paused sandbox's processes could not be ended cleanly");
+            paused.keep_frozen(Arc::clone(&running.engine), Instant::now() + self.config.keep_frozen);
+            self.frozen_added.notify_one();
+        } else if let Err(error) = running.engine.kill().await {
+            tracing::error!(sandbox_id = %running.id, %error, "failed to kill a paused sandbox's processes cleanly");
         }
-        self.table.insert_paused(paused);
-        self.log(live, LogLevel::Info, "sandbox paused", &[("memory", memory.to_string())]);
-        tracing::info!(sandbox_id = %live.id, team_id = %live.team, memory, "sandbox paused");
+        self.registry.insert_paused(paused);
+        self.log(running, LogLevel::Info, "sandbox paused", &[("memory", memory.to_string())]);
+        tracing::info!(sandbox_id = %running.id, team_id = %running.team, memory, "sandbox paused");
     }
 
-    /// After a failed pause: the same run, its connections lost but nothing else. One whose time is up meanwhile and which may not
-    /// be ended gets some more, or it would be stopped again at once, and again.
-    async fn go_on(self: &Arc<Self>, live: &Arc<Live>, failure: &ControlError) {
-        if let Err(error) = live.engine.thaw().await {
-            tracing::error!(sandbox_id = %live.id, %error, "a sandbox could not be thawed after a failed pause");
+    /// Lets the same run continue after a failed pause; only its connections are lost. If its time is up meanwhile and it must not
+    /// be killed, it gets more time, or it would be stopped again at once.
+    async fn continue_after_failed_pause(
+        self: &Arc<Self>,
+        running: &Arc<RunningSandbox>,
+        failure: &ControlError,
+    ) {
+        if let Err(error) = running.engine.thaw().await {
+            tracing::error!(sandbox_id = %running.id, %error, "failed to thaw a sandbox after a failed pause");
         }
-        let Ok(reservation) = self.places.reserve(live.team, 0) else { return };
-        let mut record = live.record();
-        if live.lifecycle().auto_pause {
+        let reservation = self.quota.reserve_unlimited(running.team);
+        let mut record = running.record();
+        if running.lifecycle().auto_pause {
             record.end_at = record.end_at.max(truncate_to_micros(OffsetDateTime::now_utc() + RETRY_PAUSE));
             if let Err(error) = self.store.put_sandbox(&record).await {
-                tracing::warn!(sandbox_id = %live.id, %error, "a sandbox's further time was not recorded");
+                tracing::warn!(sandbox_id = %running.id, %error, "failed to record a sandbox's additional time");
             }
         }
-        let timing = Timing::until(record.end_at);
-        let live =
-            Live::new(record, Arc::clone(&live.engine), timing, reservation, Arc::clone(&live.transition));
-        self.log(&live, LogLevel::Warn, "sandbox could not be paused", &[("reason", failure.to_string())]);
-        self.go_live(live);
+        let time_limit = TimeLimit::until(record.end_at);
+        let (engine, transition) = (Arc::clone(&running.engine), Arc::clone(&running.transition));
+        let continued = RunningSandbox::new(record, engine, time_limit, reservation, transition);
+        let fields = [("reason", failure.to_string())];
+        self.log(&continued, LogLevel::Warn, "sandbox could not be paused", &fields);
+        self.go_live(continued);
     }
 }

@@ -1,135 +1,139 @@
-//! All sandboxes that have not ended: running or paused, never both, never neither while they change from one to the other.
-//! Everybody looks here; the store is only read at the start.
-//! One lock for both kinds, held for moments only.
+//! [`Registry`]: all sandboxes that have not ended, each either running or paused. A sandbox that changes from one to the other is
+//! always in the registry. Records in the store are only read at the start of the server.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
 
-use ids::{SandboxId, TeamId, TemplateId};
+use ids::{SandboxId, SnapshotId, TeamId, TemplateId};
+use parking_lot::RwLock;
 
-use crate::sandboxes::Paused;
-use crate::sandboxes::running::{Live, SandboxInfo};
+use super::{PausedSandbox, RunningSandbox, SandboxInfo};
 
 /// A sandbox in either state.
 #[derive(Debug, Clone)]
-pub(crate) enum Entry {
-    Running(Arc<Live>),
-    Paused(Arc<Paused>),
+pub(crate) enum AnySandbox {
+    Running(Arc<RunningSandbox>),
+    Paused(Arc<PausedSandbox>),
 }
 
-impl Entry {
+impl AnySandbox {
     pub(crate) fn team(&self) -> TeamId {
         match self {
-            Self::Running(live) => live.team,
+            Self::Running(running) => running.team,
             Self::Paused(paused) => paused.record.team,
         }
     }
 
     pub(crate) fn info(&self) -> SandboxInfo {
         match self {
-            Self::Running(live) => live.info(),
+            Self::Running(running) => running.info(),
             Self::Paused(paused) => paused.record.clone().into(),
         }
     }
 }
 
-/// The table.
+/// All sandboxes that have not ended.
 #[derive(Debug, Default)]
-pub(crate) struct Table(RwLock<HashMap<SandboxId, Entry>>);
+pub(crate) struct Registry {
+    /// Locked for moments only.
+    sandboxes: RwLock<HashMap<SandboxId, AnySandbox>>,
+}
 
-impl Table {
-    /// The sandbox of this id.
-    pub(crate) fn entry(&self, id: &SandboxId) -> Option<Entry> {
-        self.read().get(id).cloned()
+impl Registry {
+    /// Returns the sandbox with this id.
+    pub(crate) fn get(&self, id: &SandboxId) -> Option<AnySandbox> {
+        self.sandboxes.read().get(id).cloned()
     }
 
-    /// The running sandbox of this id.
-    pub(crate) fn get(&self, id: &SandboxId) -> Option<Arc<Live>> {
-        match self.read().get(id) {
-            Some(Entry::Running(live)) => Some(Arc::clone(live)),
+    /// Returns the running sandbox with this id.
+    pub(crate) fn running(&self, id: &SandboxId) -> Option<Arc<RunningSandbox>> {
+        match self.sandboxes.read().get(id) {
+            Some(AnySandbox::Running(running)) => Some(Arc::clone(running)),
             _ => None,
         }
     }
 
-    /// The paused sandbox of this id.
-    pub(crate) fn paused(&self, id: &SandboxId) -> Option<Arc<Paused>> {
-        match self.read().get(id) {
-            Some(Entry::Paused(paused)) => Some(Arc::clone(paused)),
+    /// Returns the paused sandbox with this id.
+    pub(crate) fn paused(&self, id: &SandboxId) -> Option<Arc<PausedSandbox>> {
+        match self.sandboxes.read().get(id) {
+            Some(AnySandbox::Paused(paused)) => Some(Arc::clone(paused)),
             _ => None,
         }
     }
 
-    /// Whether this very paused sandbox is still there.
-    pub(crate) fn holds(&self, paused: &Arc<Paused>) -> bool {
-        self.paused(&paused.record.id).is_some_and(|there| Arc::ptr_eq(&there, paused))
+    /// Returns whether this paused sandbox has not been replaced or removed.
+    pub(crate) fn holds(&self, paused: &Arc<PausedSandbox>) -> bool {
+        self.paused(&paused.record.id).is_some_and(|present| Arc::ptr_eq(&present, paused))
     }
 
-    /// Puts a running sandbox in, in place of whatever had its id.
-    pub(crate) fn insert(&self, live: Arc<Live>) {
-        self.write().insert(live.id.clone(), Entry::Running(live));
+    /// Registers a running sandbox; it replaces any other with its id.
+    pub(crate) fn insert_running(&self, running: Arc<RunningSandbox>) {
+        self.sandboxes.write().insert(running.id.clone(), AnySandbox::Running(running));
     }
 
-    /// Puts a paused sandbox in, in place of whatever had its id.
-    pub(crate) fn insert_paused(&self, paused: Arc<Paused>) {
-        self.write().insert(paused.record.id.clone(), Entry::Paused(paused));
+    /// Registers a paused sandbox; it replaces any other with its id.
+    pub(crate) fn insert_paused(&self, paused: Arc<PausedSandbox>) {
+        self.sandboxes.write().insert(paused.record.id.clone(), AnySandbox::Paused(paused));
     }
 
-    /// Takes this very running sandbox out; a successor of the same id stays.
-    pub(crate) fn remove(&self, live: &Live) {
-        let mut table = self.write();
-        if matches!(table.get(&live.id), Some(Entry::Running(there)) if there.execution == live.execution) {
-            table.remove(&live.id);
+    /// Removes a running sandbox unless a later run of it has replaced it.
+    pub(crate) fn remove_running(&self, running: &RunningSandbox) {
+        let mut sandboxes = self.sandboxes.write();
+        if matches!(sandboxes.get(&running.id), Some(AnySandbox::Running(present)) if present.execution == running.execution)
+        {
+            sandboxes.remove(&running.id);
         }
     }
 
-    /// Takes a paused sandbox out.
-    pub(crate) fn remove_paused(&self, paused: &Arc<Paused>) {
-        let mut table = self.write();
-        if matches!(table.get(&paused.record.id), Some(Entry::Paused(there)) if Arc::ptr_eq(there, paused)) {
-            table.remove(&paused.record.id);
+    /// Removes a paused sandbox unless it has been replaced.
+    pub(crate) fn remove_paused(&self, paused: &Arc<PausedSandbox>) {
+        let mut sandboxes = self.sandboxes.write();
+        if matches!(sandboxes.get(&paused.record.id), Some(AnySandbox::Paused(present)) if Arc::ptr_eq(present, paused))
+        {
+            sandboxes.remove(&paused.record.id);
         }
     }
 
-    /// A team's sandboxes, in no order.
-    pub(crate) fn of_team(&self, team: TeamId) -> Vec<Entry> {
-        self.read().values().filter(|entry| entry.team() == team).cloned().collect()
+    /// Returns a team's sandboxes, in no order.
+    pub(crate) fn of_team(&self, team: TeamId) -> Vec<AnySandbox> {
+        self.sandboxes.read().values().filter(|sandbox| sandbox.team() == team).cloned().collect()
     }
 
-    /// A team's running sandboxes, in no order.
-    pub(crate) fn running_of(&self, team: TeamId) -> Vec<Arc<Live>> {
-        let running = |entry| match entry {
-            Entry::Running(live) => Some(live),
-            Entry::Paused(_) => None,
+    /// Returns a team's running sandboxes, in no order.
+    pub(crate) fn running_of(&self, team: TeamId) -> Vec<Arc<RunningSandbox>> {
+        let running = |sandbox| match sandbox {
+            AnySandbox::Running(running) => Some(running),
+            AnySandbox::Paused(_) => None,
         };
         self.of_team(team).into_iter().filter_map(running).collect()
     }
 
-    /// Sandboxes that came from this template.
-    pub(crate) fn using(&self, template: &TemplateId) -> Vec<SandboxInfo> {
-        let infos = self.read().values().map(Entry::info).collect::<Vec<_>>();
+    /// Returns the sandboxes of a template.
+    pub(crate) fn of_template(&self, template: &TemplateId) -> Vec<SandboxInfo> {
+        let infos = self.sandboxes.read().values().map(AnySandbox::info).collect::<Vec<_>>();
         infos.into_iter().filter(|info| info.template == *template).collect()
     }
 
-    /// Every paused sandbox.
-    pub(crate) fn all_paused(&self) -> Vec<Arc<Paused>> {
-        let table = self.read();
-        let paused = table.values().filter_map(|entry| match entry {
-            Entry::Paused(paused) => Some(Arc::clone(paused)),
-            Entry::Running(_) => None,
+    /// Returns all paused sandboxes.
+    pub(crate) fn all_paused(&self) -> Vec<Arc<PausedSandbox>> {
+        let sandboxes = self.sandboxes.read();
+        let paused = sandboxes.values().filter_map(|sandbox| match sandbox {
+            AnySandbox::Paused(paused) => Some(Arc::clone(paused)),
+            AnySandbox::Running(_) => None,
         });
         paused.collect()
     }
 
-    /// How many are running.
-    pub(crate) fn running(&self) -> usize {
-        self.read().values().filter(|entry| matches!(entry, Entry::Running(_))).count()
+    /// Returns whether a sandbox is paused at this snapshot.
+    pub(crate) fn is_paused_at(&self, snapshot: SnapshotId) -> bool {
+        let is_at = |paused: &Arc<PausedSandbox>| {
+            paused.record.pause.as_ref().is_some_and(|pause| pause.snapshot == snapshot)
+        };
+        self.all_paused().iter().any(is_at)
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, HashMap<SandboxId, Entry>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write(&self) -> RwLockWriteGuard<'_, HashMap<SandboxId, Entry>> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    /// Returns the number of running sandboxes.
+    pub(crate) fn running_count(&self) -> usize {
+        self.sandboxes.read().values().filter(|sandbox| matches!(sandbox, AnySandbox::Running(_))).count()
     }
 }

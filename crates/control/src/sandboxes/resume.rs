@@ -1,12 +1,12 @@
-//! Coming back from a pause: by `connect`, by `resume`, or because traffic came.
-//! Frozen processes that are still there are thawed; otherwise the captured state is restored; a failure leaves it paused.
-//! The captured state is only removed once the store, on its disk, knows that the sandbox runs.
+//! Resumes a paused sandbox: thaws its frozen processes if they are kept, and restores its snapshot otherwise. After a failure the
+//! sandbox is still paused. The snapshot is removed only once the store has written to the disk that the sandbox runs.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{RestoreMode, Sandbox as EngineSandbox};
-use ids::{ExecutionId, SandboxId};
+use ids::ExecutionId;
+use logs::LogLevel;
 use serde_json::Map;
 use store::{EventKind, Pause, Sandbox, SandboxState, Team, truncate_to_micros};
 use telemetry::ResumePath;
@@ -14,184 +14,59 @@ use time::OffsetDateTime;
 use tracing::field::Empty;
 use tracing::{Instrument, Span, instrument};
 
-use super::{Paused, boot_again, restore_mode_of};
-use crate::resources::check_good_standing;
-use crate::sandboxes::create::{check_longest, longest_seconds};
-use crate::sandboxes::launch::discard;
-use crate::sandboxes::registry::Entry;
-use crate::sandboxes::running::{Live, Timing};
-use crate::{Access, Control, ControlError, LogLevel};
+use super::launch::restore_mode_of;
+use super::{LaunchSpec, PausedSandbox, RunningSandbox, TimeLimit, begin_transition, kill_unregistered};
+use crate::{Control, ControlError};
 
-/// How long thawed processes may take to answer before they are given up for the captured state.
-const THAW_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// A paused sandbox that traffic may wake.
-#[derive(Debug, Clone)]
-pub struct Waking(Arc<Paused>);
-
-impl Waking {
-    /// Whether its ports are open without the traffic token.
-    #[must_use]
-    pub fn allows_public_traffic(&self) -> bool {
-        let network = self.0.record.details.network.as_ref();
-        network.and_then(|network| network.allow_public_traffic).unwrap_or(true)
-    }
-}
+/// Maximum time until thawed processes answer; after it the snapshot is restored.
+const MAX_THAW: Duration = Duration::from_secs(5);
 
 impl Control {
-    /// Hands out a team's sandbox that shall live at least `timeout` seconds from now, resuming it if it is paused:
-    /// with its memory, or without if `memory` is false. Also answers whether it was resumed.
-    ///
-    /// # Errors
-    /// There is no such sandbox, the time is longer than the team may have, or it could not be resumed and is paused.
-    pub async fn connect(
+    /// Resumes a paused sandbox in a task of its own. Returns none if its state changed before: then the caller looks again.
+    pub(super) async fn resume_paused(
         self: &Arc<Self>,
         team: &Arc<Team>,
-        id: &SandboxId,
+        paused: Arc<PausedSandbox>,
         timeout: i64,
         memory: bool,
-    ) -> Result<(Access, bool), ControlError> {
-        if timeout < 0 {
-            return Err(ControlError::Invalid("Timeout must not be negative".to_owned()));
-        }
-        check_longest(team, timeout)?;
-        loop {
-            match self.entry(team.id, id)? {
-                Entry::Running(live) => {
-                    let changing = Self::turn(&live.transition).await;
-                    if live.was_succeeded() {
-                        continue;
-                    }
-                    if live.has_ended() {
-                        return Err(ControlError::SandboxNotFound(id.clone()));
-                    }
-                    self.extend(team, &live, timeout).await?;
-                    drop(changing);
-                    return Ok((self.access(&live), false));
-                }
-                Entry::Paused(paused) => {
-                    if let Some(live) = self.resume_paused(team, paused, timeout, memory).await? {
-                        return Ok((self.access(&live), true));
-                    }
-                }
-            }
-        }
-    }
-
-    /// Resumes a team's paused sandbox.
-    ///
-    /// # Errors
-    /// As [`Control::connect`]; `Conflict` when it runs.
-    pub async fn resume(
-        self: &Arc<Self>,
-        team: &Arc<Team>,
-        id: &SandboxId,
-        timeout: i64,
-        memory: bool,
-    ) -> Result<Access, ControlError> {
-        if timeout <= 0 {
-            return Err(ControlError::Invalid("Timeout must be greater than 0".to_owned()));
-        }
-        check_longest(team, timeout)?;
-        loop {
-            match self.entry(team.id, id)? {
-                Entry::Running(_) => {
-                    return Err(ControlError::Conflict(format!("Sandbox {id} is already running")));
-                }
-                Entry::Paused(paused) => {
-                    if let Some(live) = self.resume_paused(team, paused, timeout, memory).await? {
-                        return Ok(self.access(&live));
-                    }
-                }
-            }
-        }
-    }
-
-    /// A paused sandbox that traffic would wake, if this is one.
-    #[must_use]
-    pub fn sleeping(&self, id: &SandboxId) -> Option<Waking> {
-        let paused = self.table.paused(id)?;
-        let keeps_memory = paused.record.pause.as_ref().is_none_or(|pause| pause.memory);
-        (paused.lifecycle().auto_resume && keeps_memory).then_some(Waking(paused))
-    }
-
-    /// Wakes it for traffic that may reach it.
-    ///
-    /// # Errors
-    /// It could not be resumed and is paused.
-    pub async fn wake(self: &Arc<Self>, waking: Waking) -> Result<Arc<Live>, ControlError> {
-        let Waking(mut paused) = waking;
-        let id = paused.record.id.clone();
-        let team = self.team(paused.record.team).ok_or(ControlError::TeamNotFound)?;
-        check_good_standing(&team)?;
-        let timeout = paused.lifecycle().resume_timeout.min(longest_seconds(&team));
-        loop {
-            if let Some(live) = self.resume_paused(&team, paused, timeout, true).await? {
-                return Ok(live);
-            }
-            match self.entry(team.id, &id)? {
-                Entry::Running(live) => return Ok(live),
-                Entry::Paused(other) => paused = other,
-            }
-        }
-    }
-
-    /// Resumes it in a task of its own. None when it changed before its turn came: look again.
-    async fn resume_paused(
-        self: &Arc<Self>,
-        team: &Arc<Team>,
-        paused: Arc<Paused>,
-        timeout: i64,
-        memory: bool,
-    ) -> Result<Option<Arc<Live>>, ControlError> {
+    ) -> Result<Option<Arc<RunningSandbox>>, ControlError> {
         let (control, team) = (Arc::clone(self), Arc::clone(team));
-        let task = self.tasks.spawn(
-            async move {
-                let _changing = Self::turn(&paused.transition).await;
-                let Some(pause) = paused.record.pause.as_ref().filter(|_| control.table.holds(&paused))
-                else {
-                    return Ok(None);
-                };
-                control.resume_held(&team, &paused, pause, timeout, memory).await.map(Some)
-            }
-            .in_current_span(),
-        );
+        let resume = async move {
+            let _transition = begin_transition(&paused.transition).await;
+            let Some(pause) = paused.record.pause.as_ref().filter(|_| control.registry.holds(&paused)) else {
+                return Ok(None);
+            };
+            let restore_mode = restore_mode_of(pause, memory);
+            control.resume_locked(&team, &paused, pause, timeout, restore_mode).await.map(Some)
+        };
+        let task = self.tasks.spawn(resume.in_current_span());
         task.await.unwrap_or(Err(ControlError::Engine("resumed")))
     }
 
+    /// Resumes a paused sandbox whose lock is held.
     #[instrument(
         name = "resume", skip_all,
         fields(sandbox_id = %paused.record.id, team_id = %team.id, snapshot_id = %pause.snapshot, was_frozen = Empty)
     )]
-    async fn resume_held(
+    async fn resume_locked(
         self: &Arc<Self>,
         team: &Team,
-        paused: &Arc<Paused>,
+        paused: &Arc<PausedSandbox>,
         pause: &Pause,
         timeout: i64,
-        memory: bool,
-    ) -> Result<Arc<Live>, ControlError> {
+        restore_mode: RestoreMode,
+    ) -> Result<Arc<RunningSandbox>, ControlError> {
         let began = std::time::Instant::now();
         let id = &paused.record.id;
-        let restore_mode = restore_mode_of(pause, memory);
-        let reservation = self.places.reserve(team.id, team.limits.concurrent_sandboxes)?;
-        let turn = self.starts.join()?.turn().await?;
+        let reservation = self.quota.reserve(team.id, team.limits.concurrent_sandboxes)?;
+        let permit = self.launcher.queue.join()?.turn().await?;
         let mut timer = telemetry::resume_timer();
-        let thawed = self.thaw(paused, restore_mode).await?;
-        let was_hot = thawed.is_some();
-        Span::current().record("was_frozen", was_hot);
-        if was_hot {
+        let (sandbox, was_frozen) = self.thaw_or_restore(paused, pause, restore_mode).await?;
+        Span::current().record("was_frozen", was_frozen);
+        if was_frozen {
             timer.set_path(ResumePath::Frozen);
         }
-        let sandbox = match thawed {
-            Some(sandbox) => sandbox,
-            None => self.boot(&boot_again(&paused.record, id, pause, restore_mode)?).await.inspect_err(
-                |error| {
-                    tracing::warn!(sandbox_id = %id, %error, "a resume failed; the sandbox stays paused");
-                },
-            )?,
-        };
-        drop(turn);
+        drop(permit);
         let now = truncate_to_micros(OffsetDateTime::now_utc());
         let record = Sandbox {
             execution: ExecutionId::generate(),
@@ -201,77 +76,100 @@ impl Control {
             pause: None,
             ..paused.record.clone()
         };
-        // The captured state is there until the disk has this, too: a power cut before leaves a paused sandbox, not a lost one.
-        match self.store.put_sandbox_quickly(&record).await {
-            Ok(true) => {}
-            Ok(false) => {
-                discard(&*sandbox).await;
-                return Err(ControlError::SandboxNotFound(id.clone()));
-            }
-            Err(error) => {
-                discard(&*sandbox).await;
-                return Err(error.into());
-            }
-        }
-        let timing = Timing::until(record.end_at);
-        let live = Live::new(record, sandbox, timing, reservation, Arc::clone(&paused.transition));
-        self.log(
-            &live,
-            LogLevel::Info,
-            "sandbox resumed",
-            &[("memory", (restore_mode == RestoreMode::Memory).to_string())],
-        );
-        let particulars =
-            Map::from_iter([("memory".to_owned(), (restore_mode == RestoreMode::Memory).into())]);
-        self.record_event(EventKind::Resumed, &*live, particulars).await;
-        self.go_live(Arc::clone(&live));
-        self.note_start(team.id);
-        if pause.owned {
-            // Removing a large image takes its time, and nobody waits for the disk.
-            let (control, state) = (Arc::clone(self), pause.snapshot);
-            self.tasks.spawn(async move {
-                match control.store.settle().await {
-                    Ok(()) => control.discard_state(state).await,
-                    // The next start sweeps it.
-                    Err(error) => {
-                        tracing::error!(%state, %error, "a captured state is kept: the disk was not written");
-                    }
-                }
-            });
-        }
+        self.record_resumed(&record, &*sandbox).await?;
+        let time_limit = TimeLimit::until(record.end_at);
+        let transition = Arc::clone(&paused.transition);
+        let running = RunningSandbox::new(record, sandbox, time_limit, reservation, transition);
+        let memory = restore_mode == RestoreMode::Memory;
+        self.log(&running, LogLevel::Info, "sandbox resumed", &[("memory", memory.to_string())]);
+        let data = Map::from_iter([("memory".to_owned(), memory.into())]);
+        self.events.record(EventKind::Resumed, &*running, data).await;
+        self.go_live(Arc::clone(&running));
+        self.count_start(team.id);
+        self.discard_after_resume(pause);
         tracing::info!(
-            sandbox_id = %id, team_id = %team.id, was_hot, memory = restore_mode == RestoreMode::Memory,
+            sandbox_id = %id, team_id = %team.id, was_frozen, memory,
             took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX), "sandbox resumed"
         );
         timer.succeeded();
-        Ok(live)
+        Ok(running)
     }
 
-    /// Lets frozen processes go on, if there are any, they are wanted, and they answer. Otherwise none of them is left.
+    /// Records that a sandbox runs again; kills it if that fails. The snapshot stays until this record is on the disk, so a power
+    /// failure before leaves a paused sandbox and not a lost one.
+    async fn record_resumed(
+        &self,
+        record: &Sandbox,
+        sandbox: &dyn EngineSandbox,
+    ) -> Result<(), ControlError> {
+        let error = match self.store.put_sandbox_quickly(record).await {
+            Ok(true) => return Ok(()),
+            Ok(false) => ControlError::SandboxNotFound(record.id.clone()),
+            Err(error) => error.into(),
+        };
+        kill_unregistered(sandbox).await;
+        Err(error)
+    }
+
+    /// Removes the snapshot of an ended pause in the background: removing a large memory image takes time.
+    fn discard_after_resume(self: &Arc<Self>, pause: &Pause) {
+        if !pause.owned {
+            return;
+        }
+        let (control, snapshot) = (Arc::clone(self), pause.snapshot);
+        self.tasks.spawn(async move {
+            match control.store.settle().await {
+                Ok(()) => control.snapshots.discard(snapshot).await,
+                // The next start sweeps it.
+                Err(error) => {
+                    tracing::error!(snapshot_id = %snapshot, %error, "failed to sync the store; keeping the snapshot");
+                }
+            }
+        });
+    }
+
+    /// Returns the sandbox's processes running again, and whether they were only thawed.
+    async fn thaw_or_restore(
+        &self,
+        paused: &PausedSandbox,
+        pause: &Pause,
+        restore_mode: RestoreMode,
+    ) -> Result<(Arc<dyn EngineSandbox>, bool), ControlError> {
+        let id = &paused.record.id;
+        let spec = LaunchSpec::from_snapshot(&paused.record, id, pause, restore_mode)?;
+        if let Some(thawed) = self.thaw(paused, &spec).await? {
+            return Ok((thawed, true));
+        }
+        let restored = self.launcher.launch(&spec).await.inspect_err(|error| {
+            tracing::warn!(sandbox_id = %id, %error, "failed to resume a sandbox; it is still paused");
+        })?;
+        Ok((restored, false))
+    }
+
+    /// Thaws the sandbox's frozen processes and returns them if they are kept, memory is to be restored, and they answer. If it
+    /// returns none, no frozen process is left.
     async fn thaw(
         &self,
-        paused: &Paused,
-        restore_mode: RestoreMode,
+        paused: &PausedSandbox,
+        spec: &LaunchSpec,
     ) -> Result<Option<Arc<dyn EngineSandbox>>, ControlError> {
-        let Some(sandbox) = paused.take_hot() else { return Ok(None) };
-        if restore_mode == RestoreMode::Memory && sandbox.exit().borrow().is_none() {
-            let pause = paused.record.pause.as_ref().expect("only paused ones are hot");
-            let boot = boot_again(&paused.record, &paused.record.id, pause, restore_mode)?;
-            let woken = async {
+        let Some(sandbox) = paused.take_frozen() else { return Ok(None) };
+        if spec.source.restored_from().is_some() && sandbox.exit().borrow().is_none() {
+            let thawed = async {
                 sandbox.thaw().await.map_err(|_| ControlError::Engine("thawed"))?;
-                sandbox.set_egress(boot.egress.clone());
-                self.introduce(&boot, &*sandbox).await
+                sandbox.set_egress(spec.egress.clone());
+                self.launcher.init_envd(spec, &*sandbox).await
             };
-            match tokio::time::timeout(THAW_TIMEOUT, woken).await {
+            match tokio::time::timeout(MAX_THAW, thawed).await {
                 Ok(Ok(())) => return Ok(Some(sandbox)),
                 failed => {
-                    tracing::warn!(sandbox_id = %paused.record.id, ?failed, "thawed processes do not answer: restoring");
+                    tracing::warn!(sandbox_id = %spec.id, ?failed, "thawed processes do not answer; restoring the snapshot");
                 }
             }
         }
-        // It has the id that the restored one will have.
+        // The restored sandbox will have the same id, so this one must be gone.
         sandbox.kill().await.map_err(|error| {
-            tracing::error!(sandbox_id = %paused.record.id, %error, "frozen processes could not be ended");
+            tracing::error!(sandbox_id = %spec.id, %error, "failed to kill frozen processes");
             ControlError::Engine("resumed: its frozen processes do not end")
         })?;
         Ok(None)

@@ -1,83 +1,86 @@
-//! Rolling back: a running sandbox is put back to one of its own snapshots, under the same id and with the same tokens.
-//! What it did since is gone. Its time goes on as it was.
-//! If the snapshot cannot be brought back the sandbox is left paused at it, to be resumed later.
+//! Rolls a running sandbox back to one of its own snapshots, under the same id and with the same tokens and end. What it did since
+//! the snapshot is lost. If the snapshot cannot be restored, the sandbox is left paused at it and can be resumed later.
 
 use std::sync::Arc;
 
+use catalog::TemplateRef;
 use ids::{ExecutionId, SandboxId};
+use logs::LogLevel;
 use serde_json::Map;
 use store::{BuildSnapshot, EventKind, Pause, Sandbox, SandboxState, Team, truncate_to_micros};
 use time::OffsetDateTime;
 
-use super::{Paused, boot_again, restore_mode_of};
-use crate::sandboxes::launch::discard;
-use crate::sandboxes::registry::Entry;
-use crate::sandboxes::running::{EndReason, Live, Timing};
-use crate::{Access, Control, ControlError, LogLevel, TemplateRef};
+use super::launch::restore_mode_of;
+use super::{
+    Access, AnySandbox, EndReason, LaunchSpec, PausedSandbox, RunningSandbox, TimeLimit, begin_transition,
+    kill_unregistered,
+};
+use crate::{Control, ControlError};
 
 impl Control {
-    /// Puts a team's running sandbox back to one of its snapshots.
+    /// Rolls a team's running sandbox back to one of its snapshots.
     ///
     /// # Errors
-    /// No such sandbox or snapshot, or the snapshot is not one of this sandbox; then it runs on untouched. An error
-    /// of the restore leaves it paused at the snapshot.
+    /// There is no such sandbox or snapshot, or the snapshot was captured from another sandbox; then the sandbox is unchanged.
+    /// If the restore fails, the sandbox is paused at the snapshot.
     pub async fn rollback(
         self: &Arc<Self>,
         team: &Arc<Team>,
         id: &SandboxId,
         snapshot: &str,
     ) -> Result<Access, ControlError> {
-        let live = match self.entry(team.id, id)? {
-            Entry::Running(live) => live,
-            Entry::Paused(_) => {
+        let running = match self.any_sandbox(team.id, id)? {
+            AnySandbox::Running(running) => running,
+            AnySandbox::Paused(_) => {
                 return Err(ControlError::Conflict(format!(
                     "Sandbox '{id}' is paused and cannot be rolled back; resume it first"
                 )));
             }
         };
-        let build = self.resolve(team, &TemplateRef::parse(snapshot)?).await?.build;
-        let state = build.snapshot.clone().filter(|state| state.sandbox == *id).ok_or_else(|| {
+        let build = self.catalog.resolve(team, &TemplateRef::parse(snapshot)?).await?.build;
+        let target = build.snapshot.clone().filter(|target| target.sandbox == *id).ok_or_else(|| {
             ControlError::Invalid(format!(
                 "'{snapshot}' is not a snapshot of sandbox '{id}'; to start another sandbox from it, create one"
             ))
         })?;
         let control = Arc::clone(self);
         let task = self.tasks.spawn(async move {
-            let _changing = Self::turn(&live.transition).await;
-            if live.has_ended() {
-                return Err(ControlError::SandboxNotFound(live.id.clone()));
+            let _transition = begin_transition(&running.transition).await;
+            if running.has_ended() {
+                return Err(ControlError::SandboxNotFound(running.id.clone()));
             }
-            control.rollback_held(&live, &state).await
+            control.rollback_locked(&running, &target).await
         });
         task.await.unwrap_or(Err(ControlError::Engine("rolled back")))
     }
 
-    async fn rollback_held(
+    /// Rolls back a running sandbox whose lock is held.
+    async fn rollback_locked(
         self: &Arc<Self>,
-        live: &Arc<Live>,
-        state: &BuildSnapshot,
+        running: &Arc<RunningSandbox>,
+        target: &BuildSnapshot,
     ) -> Result<Access, ControlError> {
         let pause = Pause {
-            snapshot: state.id,
+            snapshot: target.id,
             owned: false,
-            memory: state.memory,
-            captured_from: state.sandbox.clone(),
+            memory: target.memory,
+            captured_from: target.sandbox.clone(),
             at: truncate_to_micros(OffsetDateTime::now_utc()),
             unresponsive: false,
         };
-        let paused = Sandbox { state: SandboxState::Paused, pause: Some(pause.clone()), ..live.record() };
-        let boot = boot_again(&paused, &live.id, &pause, restore_mode_of(&pause, true))?;
-        // From here on the store has it paused at the snapshot: whatever happens next, that is the truth.
+        let paused = Sandbox { state: SandboxState::Paused, pause: Some(pause.clone()), ..running.record() };
+        let spec = LaunchSpec::from_snapshot(&paused, &running.id, &pause, restore_mode_of(&pause, true))?;
+        // From here on the sandbox is paused at the snapshot for the store, whatever fails after this.
         self.store.put_sandbox(&paused).await?;
-        self.table.insert_paused(Paused::new(paused.clone(), Arc::clone(&live.transition)));
-        live.mark_ended(&EndReason::RolledBack);
-        live.engine.kill().await.map_err(|error| {
-            tracing::error!(sandbox_id = %live.id, %error, "a sandbox could not be ended for its rollback");
+        self.registry.insert_paused(PausedSandbox::new(paused.clone(), Arc::clone(&running.transition)));
+        running.mark_ended(&EndReason::RolledBack);
+        running.engine.kill().await.map_err(|error| {
+            tracing::error!(sandbox_id = %running.id, %error, "failed to kill a sandbox for its rollback");
             ControlError::Engine("rolled back; it is paused at the snapshot")
         })?;
-        let reservation = self.places.reserve(live.team, 0)?;
-        let sandbox = self.boot(&boot).await.inspect_err(|error| {
-            tracing::warn!(sandbox_id = %live.id, %error, "a rollback failed; the sandbox is paused at the snapshot");
+        let reservation = self.quota.reserve_unlimited(running.team);
+        let sandbox = self.launcher.launch(&spec).await.inspect_err(|error| {
+            tracing::warn!(sandbox_id = %running.id, %error, "failed to roll back; the sandbox is paused at the snapshot");
         })?;
         let record = Sandbox {
             execution: ExecutionId::generate(),
@@ -86,16 +89,20 @@ impl Control {
             ..paused
         };
         if let Err(error) = self.store.put_sandbox(&record).await {
-            discard(&*sandbox).await;
+            kill_unregistered(&*sandbox).await;
             return Err(error.into());
         }
-        let timing = Timing::until(record.end_at);
-        let successor = Live::new(record, sandbox, timing, reservation, Arc::clone(&live.transition));
-        let access = self.access(&successor);
-        self.log(&successor, LogLevel::Info, "sandbox rolled back", &[("snapshot", state.id.to_string())]);
-        tracing::info!(sandbox_id = %live.id, team_id = %live.team, snapshot = %state.id, "sandbox rolled back");
-        let particulars = Map::from_iter([("rolled_back_to".to_owned(), state.id.to_string().into())]);
-        self.record_event(EventKind::Updated, &*successor, particulars).await;
+        let time_limit = TimeLimit::until(record.end_at);
+        let transition = Arc::clone(&running.transition);
+        let successor = RunningSandbox::new(record, sandbox, time_limit, reservation, transition);
+        let access = self.access_to(successor.info());
+        let fields = [("snapshot", target.id.to_string())];
+        self.log(&successor, LogLevel::Info, "sandbox rolled back", &fields);
+        tracing::info!(
+            sandbox_id = %running.id, team_id = %running.team, snapshot_id = %target.id, "sandbox rolled back"
+        );
+        let data = Map::from_iter([("rolled_back_to".to_owned(), target.id.to_string().into())]);
+        self.events.record(EventKind::Updated, &*successor, data).await;
         self.go_live(successor);
         Ok(access)
     }

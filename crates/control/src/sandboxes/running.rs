@@ -1,40 +1,40 @@
-//! A running sandbox in memory.
-//! A sandbox leaves the table before anything of it is torn down, so whoever finds it may use it.
-//! `transition` is held across every change of state; `timing` only for a look.
+//! [`RunningSandbox`]: a running sandbox in memory. It leaves the registry before anything of it is torn down, so a sandbox that was
+//! found there can be used.
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::Arc;
 
 use engine::{ExitReason, Sandbox as EngineSandbox};
 use ids::{BuildId, ExecutionId, SandboxId, TeamId, TemplateId};
+use limits::QuotaReservation;
+use parking_lot::{Mutex, RwLock};
 use store::{Lifecycle, NetworkConfig, Pause, Sandbox, SandboxDetails, SandboxState};
 use time::OffsetDateTime;
 use tokio::sync::watch;
-use tokio::time::Instant;
 
-use crate::limits::Reservation;
+use super::{TimeLimit, TransitionLock};
 use crate::metrics::Meter;
 
 /// Why a sandbox is over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EndReason {
-    /// Somebody asked for it.
+    /// Its owner killed it.
     Request,
-    /// The operator asked for it.
+    /// The operator killed it.
     Admin,
     /// Its time was up.
     Timeout,
-    /// It was captured and stands still: it may go on as another [`Live`].
+    /// It was paused; a resume continues it as another [`RunningSandbox`].
     Paused,
-    /// Its owner put it back to an earlier state: it goes on as another [`Live`].
+    /// It was rolled back, and continues as another [`RunningSandbox`].
     RolledBack,
-    /// PID 1 ended.
+    /// PID 1 exited.
     Exited(ExitReason),
-    /// It was gone when the server came back.
+    /// It was gone when the server started again.
     Lost,
 }
 
 impl EndReason {
-    /// As kept in the store.
+    /// Returns its name in the store.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -47,76 +47,62 @@ impl EndReason {
             Self::Lost => "lost",
         }
     }
+
+    /// Returns its name in events: E2B's where it has one.
+    pub(super) fn event_reason(&self) -> &'static str {
+        match self {
+            Self::Lost => "orphaned",
+            other => other.as_str(),
+        }
+    }
 }
 
-/// Waits until PID 1 has ended.
-pub(crate) async fn wait_for_exit(exit: &mut watch::Receiver<Option<ExitReason>>) -> ExitReason {
+/// Waits until PID 1 has exited.
+pub(super) async fn wait_for_exit(exit: &mut watch::Receiver<Option<ExitReason>>) -> ExitReason {
     match exit.wait_for(Option::is_some).await {
         Ok(reason) => reason.clone().unwrap_or(ExitReason::Unknown),
-        // The engine let go of it without a word.
+        // The engine dropped the sandbox without a reason.
         Err(_) => ExitReason::Unknown,
     }
 }
 
-/// When a sandbox's time is up, on both clocks.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Timing {
-    /// What users are told.
-    pub(crate) end_at: OffsetDateTime,
-    /// What the timer waits for.
-    pub(crate) deadline: Instant,
-}
-
-impl Timing {
-    pub(crate) fn until(end_at: OffsetDateTime) -> Self {
-        let end_at = store::truncate_to_micros(end_at);
-        let left = end_at - OffsetDateTime::now_utc();
-        // A negative rest is a deadline that has passed.
-        let left = std::time::Duration::try_from(left).unwrap_or_default();
-        Self { end_at, deadline: Instant::now() + left }
-    }
-}
-
-/// Held across every change of a sandbox's state; the same one from its first start to its end, through every pause.
-pub(crate) type Transition = Arc<tokio::sync::Mutex<()>>;
-
 /// A running sandbox.
-pub struct Live {
+pub struct RunningSandbox {
     /// Its id.
     pub id: SandboxId,
-    /// Whose it is.
+    /// The team that owns it.
     pub team: TeamId,
-    /// The template it came from.
+    /// Its template.
     pub template: TemplateId,
-    /// The build of it.
+    /// The build of the template.
     pub build: BuildId,
-    /// This run of it.
+    /// The id of this run.
     pub execution: ExecutionId,
     /// When this run began.
     pub started_at: OffsetDateTime,
     /// The engine's handle.
     pub(crate) engine: Arc<dyn EngineSandbox>,
-    /// What its samples are measured from; held while one is taken.
+    /// State of its metrics sampling; held while a sample is taken.
     pub(crate) meter: tokio::sync::Mutex<Meter>,
-    /// Held across every change of state.
-    pub(crate) transition: Transition,
-    /// Its time limit; the timer follows it.
-    pub(crate) timing: watch::Sender<Timing>,
-    /// What may change and is only carried along.
+    /// Held across every change of its state.
+    pub(crate) transition: TransitionLock,
+    /// Its time limit, which its timer follows.
+    pub(super) time_limit: watch::Sender<TimeLimit>,
+    /// The rest of its record, which may change.
     details: RwLock<SandboxDetails>,
     /// Set once, when it is over.
     ended: watch::Sender<Option<EndReason>>,
-    /// The place it takes among its team's sandboxes, given back when it ends.
-    reservation: Mutex<Option<Reservation>>,
+    /// Counts as one of its team's sandboxes until it ends.
+    reservation: Mutex<Option<QuotaReservation>>,
 }
 
-impl Live {
-    pub(crate) fn new(
+impl RunningSandbox {
+    pub(super) fn new(
         record: Sandbox,
         engine: Arc<dyn EngineSandbox>,
-        timing: Timing,
-        reservation: Reservation,
-        transition: Transition,
+        time_limit: TimeLimit,
+        reservation: QuotaReservation,
+        transition: TransitionLock,
     ) -> Arc<Self> {
         Arc::new(Self {
             id: record.id,
@@ -128,14 +114,14 @@ impl Live {
             engine,
             meter: tokio::sync::Mutex::default(),
             transition,
-            timing: watch::Sender::new(timing),
+            time_limit: watch::Sender::new(time_limit),
             details: RwLock::new(record.details),
             ended: watch::Sender::new(None),
             reservation: Mutex::new(Some(reservation)),
         })
     }
 
-    /// Connects to a TCP port on the sandbox's loopback.
+    /// Connects to a TCP port on the sandbox's loopback interface.
     ///
     /// # Errors
     /// `ConnectionRefused` when nothing listens there; `NotConnected` when the sandbox is over.
@@ -146,7 +132,7 @@ impl Live {
         self.engine.dial(port).await
     }
 
-    /// Becomes `Some` when the sandbox is over. By then it is in no table any more.
+    /// Returns a receiver that becomes `Some` when the sandbox is over. By then it has left the registry.
     #[must_use]
     pub fn ended(&self) -> watch::Receiver<Option<EndReason>> {
         self.ended.subscribe()
@@ -158,63 +144,68 @@ impl Live {
         let _ = self.ended.subscribe().wait_for(Option::is_some).await;
     }
 
-    /// Whether it is over.
+    /// Returns whether it is over.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.ended.borrow().is_some()
     }
 
-    /// When its time is up.
+    /// Returns when its time is up.
     #[must_use]
     pub fn end_at(&self) -> OffsetDateTime {
-        self.timing.borrow().end_at
+        self.time_limit.borrow().end_at
     }
 
-    /// A copy of what is carried along.
+    /// Returns a copy of the rest of its record.
     #[must_use]
     pub fn details(&self) -> SandboxDetails {
-        self.details.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.details.read().clone()
     }
 
-    /// Whether its ports are open without the traffic token.
+    /// Returns whether its ports can be reached without the traffic token.
     #[must_use]
     pub fn allows_public_traffic(&self) -> bool {
         self.with_network(|network| network.allow_public_traffic).flatten().unwrap_or(true)
     }
 
-    /// The Host header its servers shall see, with `${PORT}` for the port.
+    /// Returns the Host header that its servers get, with `${PORT}` for the port, if its owner set one.
     #[must_use]
     pub fn mask_request_host(&self) -> Option<String> {
         self.with_network(|network| network.mask_request_host.clone()).flatten()
     }
 
-    /// What happens at the end of its time.
+    /// Returns what happens at the end of its time.
     #[must_use]
     pub fn lifecycle(&self) -> Lifecycle {
-        self.details.read().unwrap_or_else(PoisonError::into_inner).lifecycle
+        self.details.read().lifecycle
     }
 
     fn with_network<T>(&self, look: impl FnOnce(&NetworkConfig) -> T) -> Option<T> {
-        self.details.read().unwrap_or_else(PoisonError::into_inner).network.as_ref().map(look)
+        self.details.read().network.as_ref().map(look)
     }
 
-    pub(crate) fn set_details(&self, details: SandboxDetails) {
-        *self.details.write().unwrap_or_else(PoisonError::into_inner) = details;
+    pub(super) fn set_details(&self, details: SandboxDetails) {
+        *self.details.write() = details;
     }
 
-    /// Marks it as over, which cuts its connections; true for the first to do so.
-    pub(crate) fn mark_ended(&self, reason: &EndReason) -> bool {
-        self.reservation.lock().unwrap_or_else(PoisonError::into_inner).take();
+    /// Marks it as over, which cuts its connections; the first reason stays.
+    pub(super) fn mark_ended(&self, reason: &EndReason) {
+        self.reservation.lock().take();
         self.ended.send_if_modified(|ended| {
-            let first = ended.is_none();
-            if first {
+            let is_first = ended.is_none();
+            if is_first {
                 *ended = Some(reason.clone());
             }
-            first
-        })
+            is_first
+        });
     }
 
-    /// What is remembered of it while it runs.
+    /// Returns whether a pause or rollback ended this run, so that the sandbox itself lives on.
+    pub(super) fn was_succeeded(&self) -> bool {
+        matches!(*self.ended.borrow(), Some(EndReason::Paused | EndReason::RolledBack))
+    }
+
+    /// Returns its record for the store.
     pub(crate) fn record(&self) -> Sandbox {
         Sandbox {
             id: self.id.clone(),
@@ -232,54 +223,46 @@ impl Live {
         }
     }
 
-    /// Whether it goes on as another one.
-    pub(crate) fn was_succeeded(&self) -> bool {
-        matches!(*self.ended.borrow(), Some(EndReason::Paused | EndReason::RolledBack))
-    }
-
-    /// What users are told.
+    /// Returns what users see of it.
     #[must_use]
     pub fn info(&self) -> SandboxInfo {
-        SandboxInfo {
-            id: self.id.clone(),
-            team: self.team,
-            template: self.template.clone(),
-            state: SandboxState::Running,
-            started_at: self.started_at,
-            end_at: self.end_at(),
-            pause: None,
-            details: self.details(),
-        }
+        self.record().into()
     }
 }
 
-impl std::fmt::Debug for Live {
+impl std::fmt::Debug for RunningSandbox {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Live")
+        f.debug_struct("RunningSandbox")
             .field("id", &self.id)
             .field("execution", &self.execution)
             .finish_non_exhaustive()
     }
 }
 
-/// What users are told about a sandbox.
+impl From<&RunningSandbox> for events::Subject {
+    fn from(running: &RunningSandbox) -> Self {
+        Self::from(&running.record())
+    }
+}
+
+/// What users see of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SandboxInfo {
     /// Its id.
     pub id: SandboxId,
-    /// Whose it is.
+    /// The team that owns it.
     pub team: TeamId,
-    /// The template it came from.
+    /// Its template.
     pub template: TemplateId,
     /// Running or paused.
     pub state: SandboxState,
     /// When this run began.
     pub started_at: OffsetDateTime,
-    /// When its time is up; when it was paused, if it is.
+    /// When its time is up, or when it was paused.
     pub end_at: OffsetDateTime,
-    /// What a paused one is brought back from.
+    /// What a paused sandbox is resumed from.
     pub pause: Option<Pause>,
-    /// The rest.
+    /// The rest of its record.
     pub details: SandboxDetails,
 }
 

@@ -1,90 +1,37 @@
-//! What owners do to a running sandbox: look, move its end, replace its network rules.
-//! `refresh` only ever adds time; `set_timeout` may take some away.
-//! Every change is made under the sandbox's lock, so that it is either before its end or refused.
+//! Settings of a running sandbox that its owner can change: its timeout and its network rules. `refresh` only adds time,
+//! `set_timeout` may also take some away. Changes are made under the sandbox's lock: they happen before its end or are refused.
 
 use std::sync::Arc;
 
-use ids::{SandboxId, TeamId};
+use ids::SandboxId;
 use store::{NetworkConfig, Team};
 use time::{Duration, OffsetDateTime};
 use tokio::sync::MutexGuard;
 
-use crate::sandboxes::create::longest_seconds;
-use crate::sandboxes::egress::{clear_egress, egress_policy};
-use crate::sandboxes::registry::Entry;
-use crate::sandboxes::running::{Live, Timing};
-use crate::{Access, Control, ControlError};
+use super::egress::{clear_egress, egress_policy};
+use super::{RunningSandbox, TimeLimit, max_timeout};
+use crate::{Control, ControlError};
 
-/// A refresh adds at least this, seconds.
+/// Minimum time that a refresh adds, seconds.
 const MIN_REFRESH: i64 = 15;
-/// A refresh may ask for at most this, seconds.
+/// Maximum time that a refresh may ask for, seconds.
 const MAX_REFRESH: i64 = 3600;
 
-/// New rules for outgoing traffic; what is not given is cleared.
+/// New egress rules; what is not given is cleared.
 #[derive(Debug, Clone, Default)]
 pub struct NetworkUpdate {
-    /// Networks, addresses and names reachable although denied.
+    /// Networks, addresses and names that are reachable although denied.
     pub allow_out: Option<Vec<String>>,
-    /// Networks and addresses refused.
+    /// Networks and addresses that are denied.
     pub deny_out: Option<Vec<String>>,
-    /// Name servers reachable when a name is allowed.
+    /// Name servers that are reachable when a name is allowed.
     pub dns_servers: Option<Vec<String>>,
-    /// Whether the internet is explicitly allowed or refused.
+    /// Whether internet access is explicitly allowed or denied.
     pub allow_internet_access: Option<bool>,
 }
 
 impl Control {
-    /// A sandbox by its id, whoever owns it: for the data plane, which checks tokens instead.
-    #[must_use]
-    pub fn find(&self, id: &SandboxId) -> Option<Arc<Live>> {
-        self.table.get(id)
-    }
-
-    /// A team's running sandbox.
-    ///
-    /// # Errors
-    /// [`ControlError::SandboxNotFound`], also when it is another team's.
-    pub fn live(&self, team: TeamId, id: &SandboxId) -> Result<Arc<Live>, ControlError> {
-        let live = self.table.get(id).filter(|live| live.team == team);
-        live.ok_or_else(|| ControlError::SandboxNotFound(id.clone()))
-    }
-
-    /// A team's sandbox, running or paused.
-    pub(crate) fn entry(&self, team: TeamId, id: &SandboxId) -> Result<Entry, ControlError> {
-        let entry = self.table.entry(id).filter(|entry| entry.team() == team);
-        entry.ok_or_else(|| ControlError::SandboxNotFound(id.clone()))
-    }
-
-    /// Connects to a TCP port inside a sandbox.
-    ///
-    /// # Errors
-    /// `NotConnected` when there is no such running sandbox, `ConnectionRefused` when nothing listens there.
-    pub async fn dial(&self, id: &SandboxId, port: u16) -> std::io::Result<tokio::net::TcpStream> {
-        let live = self.table.get(id).ok_or(std::io::ErrorKind::NotConnected)?;
-        live.dial(port).await
-    }
-
-    /// The token envd wants, for a sandbox this server started.
-    #[must_use]
-    pub fn envd_token(&self, id: &SandboxId) -> String {
-        self.tokens.envd(id)
-    }
-
-    /// The token a sandbox without public traffic wants.
-    #[must_use]
-    pub fn traffic_token(&self, id: &SandboxId) -> String {
-        self.tokens.traffic(id)
-    }
-
-    /// What is known about a team's sandbox, and how to talk to it.
-    ///
-    /// # Errors
-    /// [`ControlError::SandboxNotFound`].
-    pub fn get(&self, team: TeamId, id: &SandboxId) -> Result<Access, ControlError> {
-        Ok(self.access_to(self.entry(team, id)?.info()))
-    }
-
-    /// Adds time: at least 15 seconds from now, and never less than there was.
+    /// Adds time: the sandbox ends at least 15 seconds from now, and never earlier than before.
     ///
     /// # Errors
     /// There is no such sandbox, or the duration is out of range.
@@ -98,49 +45,49 @@ impl Control {
         if !(0..=MAX_REFRESH).contains(&duration) {
             return Err(ControlError::Invalid(format!("duration must be from 0 to {MAX_REFRESH} seconds")));
         }
-        let live = self.live(team.id, id)?;
-        let _changing = hold(&live).await?;
-        self.extend(team, &live, duration.max(MIN_REFRESH)).await
+        let running = self.running_sandbox(team.id, id)?;
+        let _transition = lock_running(&running).await?;
+        self.extend(team, &running, duration.max(MIN_REFRESH)).await
     }
 
-    /// Ends a sandbox `timeout` seconds from now, sooner or later than it would have. Zero ends it before this returns.
+    /// Sets the end of a sandbox to `timeout` seconds from now, sooner or later than before. Zero ends it before this returns.
     ///
     /// # Errors
-    /// There is no such sandbox, or it is already older than it may get.
+    /// There is no such sandbox, or it is older than the team's maximum already.
     pub async fn set_timeout(
         self: &Arc<Self>,
         team: &Team,
         id: &SandboxId,
         timeout: i64,
     ) -> Result<(), ControlError> {
-        let live = self.live(team.id, id)?;
-        let changing = hold(&live).await?;
+        let running = self.running_sandbox(team.id, id)?;
+        let transition = lock_running(&running).await?;
         if timeout <= 0 {
-            drop(changing);
-            return self.run_out(&live).await;
+            drop(transition);
+            return self.end_on_timeout(&running).await;
         }
         let now = OffsetDateTime::now_utc();
-        let oldest = live.started_at + Duration::seconds(longest_seconds(team));
-        if oldest <= now {
+        let latest = running.started_at + Duration::seconds(max_timeout(team));
+        if latest <= now {
             return Err(ControlError::Invalid("Max instance length exceeded".to_owned()));
         }
-        let timeout = timeout.min(longest_seconds(team));
-        self.move_end(&live, (now + Duration::seconds(timeout)).min(oldest)).await
+        let timeout = timeout.min(max_timeout(team));
+        self.move_end(&running, (now + Duration::seconds(timeout)).min(latest)).await
     }
 
-    /// Replaces the rules for outgoing traffic. Open connections stay, new ones follow the new rules.
+    /// Replaces the egress rules. Open connections stay; new ones follow the new rules.
     ///
     /// # Errors
-    /// There is no such sandbox, or an entry is malformed.
+    /// There is no such sandbox, or a rule is malformed.
     pub async fn update_network(
         &self,
         team: &Team,
         id: &SandboxId,
         update: NetworkUpdate,
     ) -> Result<(), ControlError> {
-        let live = self.live(team.id, id)?;
-        let _changing = hold(&live).await?;
-        let mut details = live.details();
+        let running = self.running_sandbox(team.id, id)?;
+        let _transition = lock_running(&running).await?;
+        let mut details = running.details();
         let mut network = details.network.take().unwrap_or_default();
         clear_egress(&mut network);
         network.allow_out = update.allow_out;
@@ -150,33 +97,45 @@ impl Control {
         details.network = (network != NetworkConfig::default()).then_some(network);
         details.allow_internet_access = update.allow_internet_access;
         self.store.set_sandbox_details(id, &details).await?;
-        live.engine.set_egress(policy);
-        live.set_details(details);
-        self.record_network(&live).await;
+        running.engine.set_egress(policy);
+        running.set_details(details.clone());
+        self.events.record_network(&*running, &details).await;
         Ok(())
     }
 
-    pub(crate) async fn extend(&self, team: &Team, live: &Live, seconds: i64) -> Result<(), ControlError> {
-        let oldest = live.started_at + Duration::seconds(longest_seconds(team));
-        let wanted = (OffsetDateTime::now_utc() + Duration::seconds(seconds)).min(oldest);
-        if wanted <= live.end_at() {
+    /// Moves the end to `seconds` from now if that is later, within the team's maximum. The caller holds the sandbox's lock.
+    pub(super) async fn extend(
+        &self,
+        team: &Team,
+        running: &RunningSandbox,
+        seconds: i64,
+    ) -> Result<(), ControlError> {
+        let latest = running.started_at + Duration::seconds(max_timeout(team));
+        let wanted = (OffsetDateTime::now_utc() + Duration::seconds(seconds)).min(latest);
+        if wanted <= running.end_at() {
             return Ok(());
         }
-        self.move_end(live, wanted).await
+        self.move_end(running, wanted).await
     }
 
-    /// Only with the sandbox's lock held: memory and store change in the same order.
-    async fn move_end(&self, live: &Live, end_at: OffsetDateTime) -> Result<(), ControlError> {
-        let timing = Timing::until(end_at);
-        self.store.set_sandbox_end(&live.id, timing.end_at).await?;
-        live.timing.send_replace(timing);
-        self.record_new_end(live).await;
+    /// Moves the end. The caller holds the sandbox's lock, so that memory and store change in the same order.
+    async fn move_end(&self, running: &RunningSandbox, end_at: OffsetDateTime) -> Result<(), ControlError> {
+        let time_limit = TimeLimit::until(end_at);
+        self.store.set_sandbox_end(&running.id, time_limit.end_at).await?;
+        running.time_limit.send_replace(time_limit);
+        self.events.record_new_end(running, time_limit.end_at).await;
         Ok(())
     }
 }
 
-/// The sandbox's lock, unless it ended while we waited for it.
-async fn hold(live: &Live) -> Result<MutexGuard<'_, ()>, ControlError> {
-    let held = live.transition.lock().await;
-    if live.has_ended() { Err(ControlError::SandboxNotFound(live.id.clone())) } else { Ok(held) }
+/// Waits for the sandbox's lock.
+///
+/// # Errors
+/// The sandbox ended meanwhile.
+async fn lock_running(running: &RunningSandbox) -> Result<MutexGuard<'_, ()>, ControlError> {
+    let transition = running.transition.lock().await;
+    if running.has_ended() {
+        return Err(ControlError::SandboxNotFound(running.id.clone()));
+    }
+    Ok(transition)
 }

@@ -4,10 +4,9 @@
 use std::time::Duration;
 
 use control::testing::Fixture;
-use control::{
-    ControlError, ForkRequest, NetworkUpdate, NewWebhook, PauseRequest, TeamChange, WebhookChange,
-};
+use control::{ControlError, ForkRequest, NetworkUpdate, PauseRequest, TeamChange};
 use engine::ExitReason;
+use events::{EventError, NewWebhook, WebhookChange};
 use ids::{SandboxId, TeamId};
 use store::{Event, EventKind, EventQuery, Lifecycle, Standing};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -25,7 +24,7 @@ fn query(team: TeamId, sandbox: &SandboxId) -> EventQuery {
 }
 
 async fn events(fixture: &Fixture, id: &SandboxId) -> Vec<Event> {
-    fixture.control.events(&query(fixture.team.id, id)).await.unwrap()
+    fixture.control.events().list(&query(fixture.team.id, id)).await.unwrap()
 }
 
 fn kinds(events: &[Event]) -> Vec<EventKind> {
@@ -66,9 +65,9 @@ async fn a_life_is_noted_from_begin_to_end() {
     let ours =
         |event: &Event| event.body.execution == events[0].body.execution && event.team == fixture.team.id;
     assert!(events.iter().all(ours));
-    assert!(fixture.control.events(&query(TeamId::generate(), id)).await.unwrap().is_empty());
+    assert!(fixture.control.events().list(&query(TeamId::generate(), id)).await.unwrap().is_empty());
     let too_many = EventQuery { limit: 101, ..query(fixture.team.id, id) };
-    assert!(matches!(fixture.control.events(&too_many).await, Err(ControlError::Invalid(_))));
+    assert!(matches!(fixture.control.events().list(&too_many).await, Err(EventError::Invalid(_))));
 }
 
 #[tokio::test]
@@ -84,7 +83,7 @@ async fn ends_of_all_kinds_have_their_reason_and_come_once() {
     assert_eq!(reason(&expired).await, "timeout");
 
     let exited = fixture.create().await.unwrap().info.id;
-    let live = fixture.control.find(&exited).unwrap();
+    let live = fixture.control.find_running(&exited).unwrap();
     fixture.guest(&exited).die(ExitReason::Exited(1));
     live.wait_ended().await;
     // The note is made before the end is done; a second end waits for the first.
@@ -94,7 +93,7 @@ async fn ends_of_all_kinds_have_their_reason_and_come_once() {
     again.shutdown().await;
     fixture.guest(&lost).die(ExitReason::Unknown);
     let again = fixture.reopen().await;
-    let noted = again.events(&query(fixture.team.id, &lost)).await.unwrap();
+    let noted = again.events().list(&query(fixture.team.id, &lost)).await.unwrap();
     assert_eq!(noted.last().unwrap().kind, EventKind::Killed);
     assert_eq!(kinds(&noted).len(), 2, "{noted:?}");
     again.shutdown().await;
@@ -155,7 +154,7 @@ async fn fixture() -> Fixture {
 async fn webhooks_are_told_with_a_signature() {
     let fixture = fixture().await;
     let (listener, url) = listener().await;
-    let made = fixture.control.create_webhook(fixture.team.id, webhook(url)).await.unwrap();
+    let made = fixture.control.events().create_webhook(fixture.team.id, webhook(url)).await.unwrap();
     let id = fixture.create().await.unwrap().info.id;
     // An event it does not want lies between.
     fixture.control.set_timeout(&fixture.team, &id, 60).await.unwrap();
@@ -178,7 +177,7 @@ async fn webhooks_are_told_with_a_signature() {
 async fn failed_deliveries_are_tried_again_across_a_restart_and_then_given_up() {
     let fixture = fixture().await;
     let (listener, url) = listener().await;
-    let hook = fixture.control.create_webhook(fixture.team.id, webhook(url)).await.unwrap();
+    let hook = fixture.control.events().create_webhook(fixture.team.id, webhook(url)).await.unwrap();
     fixture.create().await.unwrap();
     let (first, body) = receive(&listener, "500 Oops").await;
     let (second, same) = receive(&listener, "500 Oops").await;
@@ -203,7 +202,8 @@ async fn failed_deliveries_are_tried_again_across_a_restart_and_then_given_up() 
 async fn webhooks_are_checked_changed_and_deleted() {
     let fixture = Fixture::new().await;
     let (control, team) = (&fixture.control, fixture.team.id);
-    let refused = async |new: NewWebhook| control.create_webhook(team, new).await.unwrap_err().to_string();
+    let refused =
+        async |new: NewWebhook| control.events().create_webhook(team, new).await.unwrap_err().to_string();
     let good = || webhook("https://example.com/hook".into());
     let inside = refused(webhook("http://169.254.169.254/".into())).await;
     assert!(inside.contains("--webhook-allow-internal"), "{inside}");
@@ -214,19 +214,19 @@ async fn webhooks_are_checked_changed_and_deleted() {
     );
     assert_eq!(refused(NewWebhook { events: vec![], ..good() }).await, "events must name at least one event");
 
-    let hook = control.create_webhook(team, good()).await.unwrap();
+    let hook = control.events().create_webhook(team, good()).await.unwrap();
     let change = WebhookChange { enabled: Some(false), ..WebhookChange::default() };
-    let changed = control.change_webhook(team, hook.id, change).await.unwrap();
+    let changed = control.events().change_webhook(team, hook.id, change).await.unwrap();
     assert!(!changed.enabled && changed.url == hook.url);
     let change = WebhookChange { url: Some("http://10.0.0.1".into()), ..WebhookChange::default() };
-    assert!(control.change_webhook(team, hook.id, change).await.is_err());
-    assert_eq!(control.webhooks(team).len(), 1);
+    assert!(control.events().change_webhook(team, hook.id, change).await.is_err());
+    assert_eq!(control.events().webhooks(team).len(), 1);
     let stranger = TeamId::generate();
-    assert!(control.webhooks(stranger).is_empty());
-    assert!(matches!(control.webhook(stranger, hook.id), Err(ControlError::NotFound(_))));
-    assert!(control.delete_webhook(stranger, hook.id).await.is_err());
-    control.delete_webhook(team, hook.id).await.unwrap();
-    assert!(control.webhooks(team).is_empty());
+    assert!(control.events().webhooks(stranger).is_empty());
+    assert!(matches!(control.events().webhook(stranger, hook.id), Err(EventError::WebhookNotFound)));
+    assert!(control.events().delete_webhook(stranger, hook.id).await.is_err());
+    control.events().delete_webhook(team, hook.id).await.unwrap();
+    assert!(control.events().webhooks(team).is_empty());
 }
 
 #[tokio::test]
@@ -269,7 +269,7 @@ async fn traffic_wakes_no_sandbox_of_a_blocked_team() {
     let standing = |standing| TeamChange { standing: Some(standing), ..TeamChange::default() };
     let blocked = standing(Standing::Blocked("unpaid".to_owned()));
     fixture.control.change_team(fixture.team.id, blocked).await.unwrap();
-    let sleeping = || fixture.control.sleeping(&id).unwrap();
+    let sleeping = || fixture.control.find_wakeable(&id).unwrap();
     assert!(matches!(fixture.control.wake(sleeping()).await, Err(ControlError::Forbidden(_))));
     fixture.control.change_team(fixture.team.id, standing(Standing::Good)).await.unwrap();
     fixture.control.wake(sleeping()).await.unwrap();

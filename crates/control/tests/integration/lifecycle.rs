@@ -49,7 +49,7 @@ async fn failed_starts_leave_nothing_and_say_why() {
 
     fixture.engine.silent_agents.store(true, Ordering::SeqCst);
     assert!(matches!(fixture.create().await, Err(ControlError::StartTimeout(_))));
-    let page = fixture.control.list(&fixture.team, &ListQuery::default()).await.unwrap();
+    let page = fixture.control.list(&fixture.team, &ListQuery::default()).unwrap();
     assert!(page.items.is_empty());
     // The clean-up is a task of its own: a create that works again shows that nothing is in its way.
     fixture.engine.silent_agents.store(false, Ordering::SeqCst);
@@ -69,7 +69,7 @@ async fn a_caller_who_goes_away_leaves_a_complete_sandbox() {
     fixture.engine.gate.add_permits(1);
     fixture.control.shutdown().await;
     let control = fixture.reopen().await;
-    let page = control.list(&fixture.team, &ListQuery::default()).await.unwrap();
+    let page = control.list(&fixture.team, &ListQuery::default()).unwrap();
     assert_eq!(page.items.len(), 1);
     assert!(fixture.guest(&page.items[0].id).init().is_some());
 }
@@ -80,12 +80,12 @@ async fn timers_follow_the_last_word() {
     let made = fixture.create_with(|request| request.timeout = 1).await.unwrap();
     let id = &made.info.id;
     fixture.control.set_timeout(&fixture.team, id, 2).await.unwrap();
-    let live = fixture.control.find(id).unwrap();
+    let live = fixture.control.find_running(id).unwrap();
     let started = std::time::Instant::now();
     live.wait_ended().await;
     let lived = started.elapsed();
     assert!(lived > Duration::from_millis(1900) && lived < Duration::from_millis(2200), "{lived:?}");
-    assert!(fixture.control.find(id).is_none(), "withdrawn before its connections are cut");
+    assert!(fixture.control.find_running(id).is_none(), "withdrawn before its connections are cut");
     assert_eq!(*live.ended().borrow(), Some(EndReason::Timeout));
 }
 
@@ -117,11 +117,11 @@ async fn zero_ends_at_once_and_connect_only_adds() {
 async fn a_sandbox_that_ends_by_itself_is_gone() {
     let fixture = Fixture::new().await;
     let made = fixture.create().await.unwrap();
-    let live = fixture.control.find(&made.info.id).unwrap();
+    let live = fixture.control.find_running(&made.info.id).unwrap();
     fixture.guest(&made.info.id).die(ExitReason::Exited(3));
     live.wait_ended().await;
     assert_eq!(*live.ended().borrow(), Some(EndReason::Exited(ExitReason::Exited(3))));
-    assert!(fixture.control.find(&made.info.id).is_none());
+    assert!(fixture.control.find_running(&made.info.id).is_none());
     let refused = fixture.control.dial(&made.info.id, envd_api::PORT).await.unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::NotConnected);
     assert!(fixture.control.kill(fixture.team.id, &made.info.id).await.is_err());
@@ -236,7 +236,7 @@ async fn lists_filter_order_and_page() {
     let list = |query: ListQuery| {
         let control = fixture.control.clone();
         let team = fixture.team.clone();
-        async move { control.list(&team, &query).await }
+        async move { control.list(&team, &query) }
     };
     for ascending in [false, true] {
         let mut seen = Vec::new();
@@ -300,9 +300,9 @@ async fn templates_resolve_as_their_names_say() {
         let error = fixture.create_with(|request| request.template = name.to_owned()).await.unwrap_err();
         assert_eq!(error.to_string(), text);
     }
-    assert!(fixture.control.template_by_alias(&fixture.team, "base").await.is_ok());
-    assert!(fixture.control.template_by_alias(&fixture.team, "none").await.is_err());
-    assert_eq!(fixture.control.list_templates(fixture.team.id).len(), 2);
+    assert!(fixture.control.catalog().template_by_alias(&fixture.team, "base").await.is_ok());
+    assert!(fixture.control.catalog().template_by_alias(&fixture.team, "none").await.is_err());
+    assert_eq!(fixture.control.catalog().templates_visible_to(fixture.team.id).len(), 2);
 }
 
 #[tokio::test]

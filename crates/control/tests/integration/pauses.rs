@@ -28,7 +28,7 @@ async fn a_pause_is_listed_and_a_connect_ends_it() {
     let made = fixture.create().await.unwrap();
     let id = &made.info.id;
     pause(&fixture, id).await.unwrap();
-    assert!(fixture.control.find(id).is_none());
+    assert!(fixture.control.find_running(id).is_none());
     assert!(fixture.guest(id).frozen.load(Ordering::SeqCst), "kept, but still");
     let seen = fixture.control.get(fixture.team.id, id).unwrap();
     assert_eq!(seen.info.state, SandboxState::Paused);
@@ -40,8 +40,7 @@ async fn a_pause_is_listed_and_a_connect_ends_it() {
         Err(ControlError::SandboxNotFound(_))
     ));
     let listed = |states| ListQuery { states, ..ListQuery::default() };
-    let count =
-        async |states| fixture.control.list(&fixture.team, &listed(states)).await.unwrap().items.len();
+    let count = async |states| fixture.control.list(&fixture.team, &listed(states)).unwrap().items.len();
     assert_eq!(count(vec![SandboxState::Running]).await, 0);
     assert_eq!(count(vec![SandboxState::Paused]).await, 1);
 
@@ -69,14 +68,14 @@ async fn a_failed_capture_leaves_it_running() {
     let error = pause(&fixture, id).await.unwrap_err();
     assert!(error.to_string().contains("full"), "{error}");
     assert!(!fixture.guest(id).frozen.load(Ordering::SeqCst));
-    let live = fixture.control.find(id).unwrap();
+    let live = fixture.control.find_running(id).unwrap();
     assert_eq!(live.end_at(), made.info.end_at);
     live.dial(envd_api::PORT).await.unwrap();
     fail();
     assert!(fixture.control.snapshot(&fixture.team, id, None, true).await.is_err());
     fail();
     assert!(fixture.control.fork(&fixture.team, id, FORK).await.is_err());
-    assert_eq!((states(&fixture), fixture.control.running()), (0, 1));
+    assert_eq!((states(&fixture), fixture.control.running_count()), (0, 1));
     pause(&fixture, id).await.unwrap();
     fixture.control.kill(fixture.team.id, id).await.unwrap();
     assert_eq!((states(&fixture), fixture.engine.alive()), (0, 0), "ended with everything it had");
@@ -128,12 +127,12 @@ async fn time_that_runs_out_pauses_if_wanted_and_traffic_wakes() {
             request.lifecycle = Lifecycle { auto_pause: true, auto_resume, ..Lifecycle::default() };
         });
         let id = made.await.unwrap().info.id;
-        fixture.control.find(&id).unwrap().wait_ended().await;
+        fixture.control.find_running(&id).unwrap().wait_ended().await;
         id
     };
     let (waking, sleeping) = (with(true).await, with(false).await);
-    assert!(fixture.control.sleeping(&sleeping).is_none());
-    let waiter = fixture.control.sleeping(&waking).unwrap();
+    assert!(fixture.control.find_wakeable(&sleeping).is_none());
+    let waiter = fixture.control.find_wakeable(&waking).unwrap();
     let (one, two) = tokio::join!(fixture.control.wake(waiter.clone()), fixture.control.wake(waiter));
     let (one, two) = (one.unwrap(), two.unwrap());
     assert_eq!(one.execution, two.execution, "woken once");
@@ -172,8 +171,8 @@ async fn a_silent_agent_is_noted_or_refused() {
         PauseRequest { memory: false, require_healthy: false },
     ] {
         let refused = fixture.control.pause(fixture.team.id, &id, request).await;
-        assert!(matches!(refused, Err(ControlError::AgentSilent(_))), "{request:?}");
-        assert!(fixture.control.find(&id).is_some());
+        assert!(matches!(refused, Err(ControlError::EnvdSilent(_))), "{request:?}");
+        assert!(fixture.control.find_running(&id).is_some());
     }
     pause(&fixture, &id).await.unwrap();
     let info = fixture.control.get(fixture.team.id, &id).unwrap().info;
@@ -210,7 +209,11 @@ async fn snapshots_have_names_that_move_on() {
     let page = list(SnapshotQuery { limit: Some(2), ..SnapshotQuery::default() });
     let rest = list(SnapshotQuery { next_token: page.next_token, ..SnapshotQuery::default() });
     assert_eq!((page.items.len(), rest.items.len(), rest.next_token), (2, 1, None));
-    assert_eq!(control.list_templates(team.id).len(), 1, "snapshots are not templates to look at");
+    assert_eq!(
+        control.catalog().templates_visible_to(team.id).len(),
+        1,
+        "snapshots are not templates to look at"
+    );
 
     let copy = fixture.create_with(|request| request.template = nameless.id.clone()).await.unwrap();
     assert_eq!(copy.info.template, fixture.template, "the template at the bottom");
@@ -244,7 +247,7 @@ async fn forks_have_ids_and_tokens_of_their_own() {
         assert!(matches!(bad, Err(ControlError::Invalid(_))), "{count}");
     }
     let forks = fixture.control.fork(&fixture.team, id, ForkRequest { count: 3, ..FORK }).await.unwrap();
-    assert_eq!((forks.len(), fixture.control.running(), states(&fixture)), (3, 4, 0));
+    assert_eq!((forks.len(), fixture.control.running_count(), states(&fixture)), (3, 4, 0));
     for fork in forks {
         let fork = fork.unwrap();
         assert!(fork.info.id != *id && fork.envd_token != made.envd_token);
@@ -265,11 +268,11 @@ async fn a_rollback_keeps_id_token_and_time() {
     let made = fixture.create().await.unwrap();
     let id = &made.info.id;
     let entry = fixture.control.snapshot(&fixture.team, id, None, true).await.unwrap();
-    let before = fixture.control.find(id).unwrap();
+    let before = fixture.control.find_running(id).unwrap();
     let back = fixture.control.rollback(&fixture.team, id, &entry.id).await.unwrap();
     assert!(before.has_ended(), "its connections are cut");
     assert_eq!((&back.info.id, back.info.end_at, &back.envd_token), (id, made.info.end_at, &made.envd_token));
-    assert_eq!((fixture.engine.alive(), fixture.control.running(), states(&fixture)), (1, 1, 1));
+    assert_eq!((fixture.engine.alive(), fixture.control.running_count(), states(&fixture)), (1, 1, 1));
 
     let stranger = fixture.create().await.unwrap().info.id;
     let theirs = fixture.control.rollback(&fixture.team, &stranger, &entry.id).await;

@@ -33,7 +33,7 @@ async fn with_waiting(count: usize) -> Fixture {
 async fn a_create_takes_one_that_waits_and_makes_it_its_own() {
     let fixture = with_waiting(2).await;
     let before = fixture.engine.starting.load(Ordering::SeqCst);
-    assert_eq!((fixture.engine.alive(), fixture.control.running()), (2, 0), "they are nobody's");
+    assert_eq!((fixture.engine.alive(), fixture.control.running_count()), (2, 0), "they are nobody's");
     let made = fixture
         .create_with(|request| {
             request.env_vars = [("A".to_owned(), "b".to_owned())].into();

@@ -25,6 +25,20 @@ pub struct Context {
     pub env: BTreeMap<String, String>,
 }
 
+/// A login shell resets the `PATH` it inherits; this command line sets it again.
+const WITH_PATH: &str = r#"PATH=$1; export PATH; eval "$2""#;
+
+impl Context {
+    /// Returns the arguments with which bash runs a command line in this context.
+    #[must_use]
+    pub fn bash_arguments<'a>(&'a self, command: &'a str) -> Vec<&'a str> {
+        match self.env.get("PATH") {
+            Some(path) => vec!["-l", "-c", WITH_PATH, "bash", path, command],
+            None => vec!["-l", "-c", command],
+        }
+    }
+}
+
 /// One step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {

@@ -5,7 +5,7 @@
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderName, StatusCode, header};
-use control::{BuildRules, BuildSource, BuildSpec};
+use builds::{BuildRules, BuildSource, BuildSpec};
 use tokio::io::duplex;
 use tokio_util::io::{ReaderStream, SyncIoBridge};
 
@@ -30,7 +30,7 @@ async fn export(
     Caller(team): Caller,
     Segment(template): Segment,
 ) -> Result<([(HeaderName, &'static str); 1], Body), ApiError> {
-    let archive = api.control.template_archive(&team, &template).await?;
+    let archive = api.control.builds().template_archive(&team, &template).await?;
     let (ours, theirs) = duplex(BUFFER);
     tokio::task::spawn_blocking(move || {
         let mut writer = SyncIoBridge::new(ours);
@@ -48,7 +48,7 @@ async fn import(
     body: Body,
 ) -> Result<StatusCode, ApiError> {
     let (template, build) = (template_id(&template)?, build_id(&build)?);
-    let archive = api.control.receive_archive(team.id, body.into_data_stream()).await;
+    let archive = api.control.builds().receive_archive(team.id, body.into_data_stream()).await;
     let archive = archive.map_err(|error| upload_refused(&error))?;
     let spec = BuildSpec {
         engine: None,
@@ -60,6 +60,6 @@ async fn import(
         force: false,
         rules: BuildRules::Current,
     };
-    api.control.start_build(&team, &template, build, spec).await?;
+    api.control.builds().start(&team, &template, build, spec).await?;
     Ok(StatusCode::ACCEPTED)
 }

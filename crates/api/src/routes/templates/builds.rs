@@ -4,11 +4,11 @@
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
-use control::{
-    BuildReport, BuildRules, BuildSource, BuildSpec, BuildTarget, LogLevel, LogLine, LogQuery, NewBuild,
-    RegistryAuth, Requested,
+use builds::{
+    BuildReport, BuildRules, BuildSource, BuildSpec, BuildTarget, NewBuild, PendingBuild, RegistryAuth,
 };
 use ids::{BuildId, TemplateId};
+use logs::{LogLevel, LogLine, LogQuery};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use template::steps::Step;
@@ -50,7 +50,7 @@ async fn request(
     Caller(team): Caller,
     Body(body): Body<RequestedBuild>,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
-    let Requested { template, build, tags } = requested(&api, &team, body).await?;
+    let PendingBuild { template, build, tags } = requested(&api, &team, body).await?;
     let aliases: Vec<&str> = template.names.iter().map(|name| name.alias.as_str()).collect();
     let names: Vec<String> = template.names.iter().map(ToString::to_string).collect();
     let answer = json!({
@@ -68,7 +68,7 @@ pub(super) async fn requested(
     api: &Api,
     team: &store::Team,
     body: RequestedBuild,
-) -> Result<Requested, ApiError> {
+) -> Result<PendingBuild, ApiError> {
     if body.team_id.is_some_and(|id| id != team.id.to_string()) {
         return Err(ApiError::bad_request("Team ID param mismatch with the API key"));
     }
@@ -79,7 +79,7 @@ pub(super) async fn requested(
         memory_mib: body.memory_mb,
         min_free_disk_mib: body.min_free_disk_mb,
     };
-    Ok(api.control.request_build(team, &wanted).await?)
+    Ok(api.control.builds().request(team, &wanted).await?)
 }
 
 pub(super) fn template_id(text: &str) -> Result<TemplateId, ApiError> {
@@ -164,7 +164,7 @@ async fn start(
         rules: rules_for(&headers),
         engine: given(body.engine),
     };
-    api.control.start_build(&team, &template, build, spec).await?;
+    api.control.builds().start(&team, &template, build, spec).await?;
     Ok(StatusCode::ACCEPTED)
 }
 
@@ -220,7 +220,7 @@ async fn status(
     let level = params.level.unwrap_or(LogLevel::Debug);
     let limit = params.limit.unwrap_or(DEFAULT_LINES);
     let seen = params.logs_offset.unwrap_or(0);
-    let report = api.control.build_report(&team, &template, id, level, seen, limit).await?;
+    let report = api.control.builds().report(&team, &template, id, level, seen, limit).await?;
     let BuildReport { status, lines, failure, failure_lines } = report;
     let texts: Vec<String> = lines.iter().map(|line| line.message.clone()).collect();
     let mut answer = json!({
@@ -269,7 +269,7 @@ async fn logs(
         search: None,
         limit: params.limit.unwrap_or(DEFAULT_LINES),
     };
-    let lines = api.control.build_lines(&team, &template_id(&template)?, build_id(&build)?, query).await?;
+    let lines = api.control.builds().lines(&team, &template_id(&template)?, build_id(&build)?, query).await?;
     Ok(Json(json!({ "logs": entries(lines) })))
 }
 

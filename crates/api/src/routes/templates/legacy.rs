@@ -5,7 +5,8 @@
 use axum::Json;
 use axum::extract::{FromRequest, Path, Request, State};
 use axum::http::{StatusCode, header};
-use control::{BuildTarget, DockerfilePlan, Entry, NewBuild, Requested};
+use builds::{BuildTarget, DockerfilePlan, NewBuild, PendingBuild};
+use catalog::TemplateSummary;
 use ids::TemplateId;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -71,7 +72,7 @@ async fn rebuild(
     request: Request,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let body = read(request).await?;
-    let (entry, _) = api.control.template_with_builds(&team, &template).await?;
+    let (entry, _) = api.control.catalog().template_with_builds(&team, &template).await?;
     if let Some(alias) = given(body.alias.as_deref()) {
         let is_known =
             entry.template.names.iter().any(|name| name.alias == alias || name.to_string() == alias);
@@ -107,7 +108,7 @@ async fn planned(
         memory_mib: body.memory_mb,
         min_free_disk_mib: None,
     };
-    let requested = api.control.request_planned(team, &wanted, &plan).await?;
+    let requested = api.control.builds().request_planned(team, &wanted, &plan).await?;
     answer(api, team, requested).await
 }
 
@@ -120,7 +121,7 @@ async fn start(
     Caller(team): Caller,
     Path((template, build)): Path<(String, String)>,
 ) -> Result<StatusCode, ApiError> {
-    api.control.start_planned(&team, &template_id(&template)?, build_id(&build)?).await?;
+    api.control.builds().start_planned(&team, &template_id(&template)?, build_id(&build)?).await?;
     Ok(StatusCode::ACCEPTED)
 }
 
@@ -138,11 +139,11 @@ async fn request(
 async fn answer(
     api: &Api,
     team: &store::Team,
-    requested: Requested,
+    requested: PendingBuild,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
-    let Requested { template, build, tags } = requested;
-    let (_, builds) = api.control.template_with_builds(team, template.id.as_str()).await?;
-    let entry = Entry { template, build: Some(build.into()), build_count: builds.len() };
+    let PendingBuild { template, build, tags } = requested;
+    let (_, builds) = api.control.catalog().template_with_builds(team, template.id.as_str()).await?;
+    let entry = TemplateSummary { template, build: Some(build.into()), build_count: builds.len() };
     let mut value = serde_json::to_value(Template::from(entry)).expect("plain data serialises");
     value["tags"] = json!(tags);
     Ok((StatusCode::ACCEPTED, Json(value)))

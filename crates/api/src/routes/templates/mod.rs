@@ -52,11 +52,11 @@ async fn list(
     if params.team_id.is_some_and(|id| id != team.id.to_string()) {
         return Err(ApiError::bad_request("Team ID param mismatch with the API key"));
     }
-    Ok(Json(api.control.list_templates(team.id).into_iter().map(Into::into).collect()))
+    Ok(Json(api.control.catalog().templates_visible_to(team.id).into_iter().map(Into::into).collect()))
 }
 
 async fn defaults(State(api): State<Api>, _: Caller) -> Json<Vec<Template>> {
-    let templates = api.control.default_templates().into_iter().map(Template::from);
+    let templates = api.control.catalog().default_templates().into_iter().map(Template::from);
     Json(templates.map(Template::into_default).collect())
 }
 
@@ -65,7 +65,7 @@ async fn alias(
     Caller(team): Caller,
     Segment(alias): Segment,
 ) -> Result<Json<Value>, ApiError> {
-    let template = api.control.template_by_alias(&team, &alias).await?;
+    let template = api.control.catalog().template_by_alias(&team, &alias).await?;
     Ok(Json(json!({ "templateID": template.id, "public": template.public })))
 }
 
@@ -74,7 +74,7 @@ async fn get(
     Caller(team): Caller,
     Segment(id): Segment,
 ) -> Result<Json<Value>, ApiError> {
-    let (entry, builds) = api.control.template_with_builds(&team, &id).await?;
+    let (entry, builds) = api.control.catalog().template_with_builds(&team, &id).await?;
     let mut value = serde_json::to_value(Template::from(entry)).expect("plain data serialises");
     let builds: Vec<TemplateBuild> = builds.iter().map(|build| TemplateBuild::from(&**build)).collect();
     value["builds"] = json!(builds);
@@ -102,7 +102,7 @@ async fn publish(
     Segment(id): Segment,
     Body(body): Body<PublishBody>,
 ) -> Result<Json<Value>, ApiError> {
-    let template = api.control.publish_template(&team, &id, body.public).await?;
+    let template = api.control.catalog().publish(&team, &id, body.public).await?;
     let names: Vec<String> = template.names.iter().map(ToString::to_string).collect();
     Ok(Json(json!({ "names": names, "public": template.public })))
 }

@@ -5,7 +5,7 @@
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use control::{TagInfo, TagPage};
+use catalog::{TagInfo, TagPage};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -40,7 +40,7 @@ async fn assign(
     Caller(team): Caller,
     Body(body): Body<Assign>,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
-    let (build, tags) = api.control.assign_tags(&team, &body.target, &body.tags).await?;
+    let (build, tags) = api.control.catalog().assign_tags(&team, &body.target, &body.tags).await?;
     Ok((StatusCode::CREATED, Json(json!({ "tags": tags, "buildID": build.to_string() }))))
 }
 
@@ -68,7 +68,7 @@ async fn list(
     Caller(team): Caller,
     Segment(template): Segment,
 ) -> Result<Json<Value>, ApiError> {
-    let tags = api.control.tags(&team, &template).await?;
+    let tags = api.control.catalog().tags(&team, &template).await?;
     let items = tags.iter().filter_map(|(tag, infos)| {
         let TagInfo { assignment, build } = infos.first()?;
         let at = rfc3339(assignment.created_at);
@@ -82,7 +82,7 @@ async fn count(
     Caller(team): Caller,
     Segment(template): Segment,
 ) -> Result<Json<Value>, ApiError> {
-    Ok(Json(json!({ "total": api.control.tags(&team, &template).await?.len() })))
+    Ok(Json(json!({ "total": api.control.catalog().tags(&team, &template).await?.len() })))
 }
 
 #[derive(Debug, Deserialize)]
@@ -96,7 +96,7 @@ async fn exists(
     Segment(template): Segment,
     Params(params): Params<ExistsParams>,
 ) -> Result<Json<Value>, ApiError> {
-    let (exists, tag) = api.control.tag_exists(&team, &template, &params.tag).await?;
+    let (exists, tag) = api.control.catalog().tag_exists(&team, &template, &params.tag).await?;
     Ok(Json(json!({ "exists": exists, "normalizedTag": tag })))
 }
 
@@ -145,7 +145,7 @@ async fn groups(
     Params(params): Params<GroupParams>,
 ) -> Result<Json<Value>, ApiError> {
     let from = position(params.tags_cursor.as_deref())?;
-    let tags = api.control.tags(&team, &template).await?;
+    let tags = api.control.catalog().tags(&team, &template).await?;
     let search = params.search.unwrap_or_default().to_lowercase();
     let mut found: Vec<(String, Vec<TagInfo>)> =
         tags.into_iter().filter(|(tag, _)| tag.contains(&search)).collect();
@@ -180,8 +180,8 @@ async fn assignments(
     Params(params): Params<PageParams>,
 ) -> Result<Json<Value>, ApiError> {
     let from = position(params.cursor.as_deref())?;
-    let (_, tag) = api.control.tag_exists(&team, &template, &tag).await?;
-    let infos = api.control.tags(&team, &template).await?.remove(&tag).unwrap_or_default();
+    let (_, tag) = api.control.catalog().tag_exists(&team, &template, &tag).await?;
+    let infos = api.control.catalog().tags(&team, &template).await?.remove(&tag).unwrap_or_default();
     let page = TagPage::of(infos, from, params.limit.unwrap_or(50).clamp(1, 100));
     let items: Vec<Value> = page.items.iter().map(assignment).collect();
     Ok(Json(json!({ "data": items, "nextCursor": page.next.map(|at| at.to_string()) })))

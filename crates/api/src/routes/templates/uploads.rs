@@ -7,7 +7,7 @@ use axum::body::Body as RequestBody;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use control::{UploadAddress, UploadError, UploadRange, UploadState};
+use builds::{UploadAddress, UploadError, UploadRange, UploadState};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -31,7 +31,7 @@ async fn link(
     Path((template, hash)): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
-    let link = api.control.files_link(&team, &template_id(&template)?, &hash)?;
+    let link = api.control.builds().files_link(&team, &template_id(&template)?, &hash)?;
     let url = format!("{}{}", server_url(&headers), link.path);
     Ok((StatusCode::CREATED, Json(json!({ "present": link.present, "url": url }))))
 }
@@ -64,7 +64,7 @@ async fn state(
     Params(params): Params<UploadParams>,
 ) -> Result<Response, ApiError> {
     let address = address(&team, hash, params)?;
-    let state = api.control.upload_state(&address).await.map_err(|error| upload_refused(&error))?;
+    let state = api.control.builds().upload_state(&address).await.map_err(|error| upload_refused(&error))?;
     Ok(answer(state))
 }
 
@@ -80,14 +80,18 @@ async fn receive(
         None => None,
         Some(range) => match content_range(range.to_str().unwrap_or_default())? {
             ContentRange::Query => {
-                let state =
-                    api.control.upload_state(&address).await.map_err(|error| upload_refused(&error))?;
+                let state = api
+                    .control
+                    .builds()
+                    .upload_state(&address)
+                    .await
+                    .map_err(|error| upload_refused(&error))?;
                 return Ok(answer(state));
             }
             ContentRange::Bytes(range) => Some(range),
         },
     };
-    match api.control.receive_files(&address, range, body.into_data_stream()).await {
+    match api.control.builds().receive_files(&address, range, body.into_data_stream()).await {
         Ok(state) => Ok(answer(state)),
         Err(error) => {
             let mut response = upload_refused(&error).into_response();

@@ -1,0 +1,268 @@
+//! [`Launcher`]: starts sandboxes in the engine and initialises their envd. All starts go through it: creates, resumes, forks,
+//! rollbacks, the pool and builds. A failed or cancelled start leaves nothing behind.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use engine::{
+    Descriptor, Engine, EngineError, ExitReason, Resources, Sandbox as EngineSandbox, StartSpec,
+    TemplateImage,
+};
+use envd_api::InitRequest;
+use ids::{BuildId, SandboxId};
+use limits::StartQueue;
+use parking_lot::Mutex;
+use store::Build;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, info_span};
+
+use super::running::wait_for_exit;
+use super::{LaunchSource, LaunchSpec};
+use crate::envd;
+use crate::tokens::Tokens;
+use crate::{Config, ControlError};
+
+/// Length of the randomness that a restored envd is given, bytes.
+const SEED_LEN: usize = 32;
+
+/// Starts sandboxes.
+pub(crate) struct Launcher {
+    engine: Arc<dyn Engine>,
+    config: Arc<Config>,
+    pub(crate) tokens: Arc<Tokens>,
+    /// Limits how many sandboxes start at once.
+    pub(crate) queue: StartQueue,
+    /// Builds that the engine has prepared.
+    prepared: Mutex<HashSet<BuildId>>,
+    pub(crate) tasks: TaskTracker,
+}
+
+impl Launcher {
+    pub(crate) fn new(
+        engine: Arc<dyn Engine>,
+        config: Arc<Config>,
+        tokens: Arc<Tokens>,
+        tasks: TaskTracker,
+    ) -> Arc<Self> {
+        let queue = StartQueue::new(config.parallel_starts, config.start_queue);
+        Arc::new(Self { engine, config, tokens, queue, prepared: Mutex::default(), tasks })
+    }
+
+    /// Returns the engines of this server, the default one first.
+    pub(crate) fn engines(&self) -> Vec<&Descriptor> {
+        self.engine.descriptors()
+    }
+
+    /// Starts a sandbox in the engine and initialises its envd, within the configured time.
+    ///
+    /// # Errors
+    /// [`ControlError::SnapshotGone`], [`ControlError::StartTimeout`] and those of [`start_error`].
+    pub(crate) async fn launch(&self, spec: &LaunchSpec) -> Result<Arc<dyn EngineSandbox>, ControlError> {
+        let limit = self.config.start_timeout;
+        let launched = tokio::time::timeout(limit, self.launch_untimed(spec)).await;
+        launched.unwrap_or_else(|_| Err(ControlError::StartTimeout(format!("no answer within {limit:?}"))))
+    }
+
+    async fn launch_untimed(&self, spec: &LaunchSpec) -> Result<Arc<dyn EngineSandbox>, ControlError> {
+        let start = StartSpec {
+            id: spec.id.clone(),
+            template: self.image(&spec.layers, spec.config.engine.as_deref()),
+            resources: Resources {
+                cpu_count: spec.cpu_count,
+                memory_mib: spec.memory_mib,
+                disk_mib: spec.disk_mib,
+                pids: self.config.pids,
+            },
+            hostname: self.config.hostname.clone(),
+            egress: spec.egress.clone(),
+            recurring: spec.shares_layers,
+        };
+        let started = self.start_in_engine(spec.source.clone(), start).await.map_err(|error| {
+            match (&spec.source, error) {
+                (LaunchSource::Snapshot { .. }, EngineError::NotFound) => ControlError::SnapshotGone,
+                (_, error) => start_error(error),
+            }
+        });
+        let sandbox = KillOnDrop::new(started?, &self.tasks);
+        self.init_envd(spec, sandbox.get()).await?;
+        Ok(sandbox.keep())
+    }
+
+    /// Starts or restores a sandbox in a task of its own: when the caller stops waiting, the start is still finished and the
+    /// sandbox then killed.
+    async fn start_in_engine(
+        &self,
+        source: LaunchSource,
+        spec: StartSpec,
+    ) -> Result<Arc<dyn EngineSandbox>, EngineError> {
+        let (sender, started) = oneshot::channel();
+        let (engine, tasks) = (Arc::clone(&self.engine), self.tasks.clone());
+        let span = match &source {
+            LaunchSource::Template => info_span!("start", sandbox_id = %spec.id),
+            LaunchSource::Snapshot { snapshot, .. } => {
+                info_span!("restore", sandbox_id = %spec.id, snapshot_id = %snapshot)
+            }
+        };
+        let start = async move {
+            let sandbox = match source {
+                LaunchSource::Template => engine.start(spec).await,
+                LaunchSource::Snapshot { snapshot, restore_mode, .. } => {
+                    engine.restore(snapshot, restore_mode, spec).await
+                }
+            };
+            let _ = sender.send(sandbox.map(|sandbox| KillOnDrop::new(sandbox, &tasks)));
+        };
+        self.tasks.spawn(start.instrument(span));
+        let started =
+            started.await.unwrap_or_else(|_| Err(EngineError::Died("the start was interrupted".into())));
+        started.map(KillOnDrop::keep)
+    }
+
+    /// Initialises the envd of a started or restored sandbox: token, environment, clock, limits; a restored one also gets new
+    /// randomness. A restored envd still has the token of the sandbox that it was captured from, and is called with that.
+    pub(crate) async fn init_envd(
+        &self,
+        spec: &LaunchSpec,
+        sandbox: &dyn EngineSandbox,
+    ) -> Result<(), ControlError> {
+        self.post_init(spec, sandbox, spec.source.restored_from()).await
+    }
+
+    /// Assigns an owner to a pre-started sandbox's envd, which has its own token and randomness already.
+    pub(crate) async fn assign_owner(
+        &self,
+        spec: &LaunchSpec,
+        sandbox: &dyn EngineSandbox,
+    ) -> Result<(), ControlError> {
+        self.post_init(spec, sandbox, None).await
+    }
+
+    /// Calls envd's `POST /init`. `restored_from` is the sandbox whose token and randomness envd has.
+    async fn post_init(
+        &self,
+        spec: &LaunchSpec,
+        sandbox: &dyn EngineSandbox,
+        restored_from: Option<&SandboxId>,
+    ) -> Result<(), ControlError> {
+        let mut seed = [0u8; SEED_LEN];
+        getrandom::fill(&mut seed).expect("the kernel's random source answers on every supported system");
+        let now = OffsetDateTime::now_utc().format(&Rfc3339).expect("the present has a four-digit year");
+        let init = InitRequest {
+            access_token: Some(self.tokens.envd(&spec.id)),
+            env_vars: spec.env.clone(),
+            timestamp: Some(now),
+            default_user: spec.config.default_user.clone(),
+            default_workdir: spec.config.default_workdir.clone(),
+            sandbox_id: Some(spec.id.as_str().to_owned()),
+            template_id: Some(spec.template.as_str().to_owned()),
+            team_id: Some(spec.team.to_string()),
+            cpu_count: Some(spec.cpu_count.into()),
+            memory_mib: Some(spec.memory_mib.into()),
+            ca_bundle: self.config.trusted_ca.clone().filter(|_| spec.trusts_operator_ca),
+            seed: restored_from.map(|_| hex::encode(seed)),
+            ..InitRequest::default()
+        };
+        let token = self.tokens.envd(restored_from.unwrap_or(&spec.id));
+        let mut exit = sandbox.exit();
+        tokio::select! {
+            biased;
+            answer = envd::init(sandbox, &token, &init) => answer.map_err(|error| {
+                // If the sandbox ended, its exit says more than the broken connection.
+                let reason = exit.borrow().as_ref().map_or_else(|| error.to_string(), describe);
+                ControlError::StartFailed(reason)
+            }),
+            reason = wait_for_exit(&mut exit) => Err(ControlError::StartFailed(describe(&reason))),
+        }
+    }
+
+    /// Has the engine prepare a finished build's layers, once per server process.
+    pub(crate) async fn prepare(&self, build: &Build) -> Result<(), ControlError> {
+        if self.prepared.lock().contains(&build.id) {
+            return Ok(());
+        }
+        self.prepare_layers(&build.layers, build.config.engine.as_deref(), true).await?;
+        self.prepared.lock().insert(build.id);
+        Ok(())
+    }
+
+    /// Has the engine prepare layers. What it prepares for layers that are not `shared` may go with their last sandbox.
+    pub(crate) async fn prepare_layers(
+        &self,
+        layers: &[String],
+        engine: Option<&str>,
+        shared: bool,
+    ) -> Result<(), ControlError> {
+        self.engine.prepare(&self.image(layers, engine), shared).await.map_err(start_error)
+    }
+
+    fn image(&self, layers: &[String], engine: Option<&str>) -> TemplateImage {
+        TemplateImage {
+            layers: layers.iter().map(|digest| (self.config.layer_path)(digest)).collect(),
+            engine: engine.map(str::to_owned),
+        }
+    }
+}
+
+/// A started sandbox that is not registered yet; it is killed unless it is kept.
+pub(crate) struct KillOnDrop {
+    sandbox: Option<Arc<dyn EngineSandbox>>,
+    /// Where the kill runs; waited for when the server shuts down.
+    tasks: TaskTracker,
+}
+
+impl KillOnDrop {
+    pub(crate) fn new(sandbox: Arc<dyn EngineSandbox>, tasks: &TaskTracker) -> Self {
+        Self { sandbox: Some(sandbox), tasks: tasks.clone() }
+    }
+
+    pub(crate) fn get(&self) -> &dyn EngineSandbox {
+        &**self.sandbox.as_ref().expect("present until kept")
+    }
+
+    pub(crate) fn keep(mut self) -> Arc<dyn EngineSandbox> {
+        self.sandbox.take().expect("present until kept")
+    }
+}
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        if let Some(sandbox) = self.sandbox.take() {
+            self.tasks.spawn(async move { kill_unregistered(&*sandbox).await });
+        }
+    }
+}
+
+/// Kills a sandbox that was never registered.
+pub(crate) async fn kill_unregistered(sandbox: &dyn EngineSandbox) {
+    if let Err(error) = sandbox.kill().await {
+        tracing::error!(sandbox_id = %sandbox.id(), %error, "failed to clean up after a failed start");
+    }
+}
+
+fn describe(reason: &ExitReason) -> String {
+    match reason {
+        ExitReason::Exited(code) => format!("the sandbox ended while starting, with code {code}"),
+        ExitReason::Signalled(signal) => format!("the sandbox ended while starting, by signal {signal}"),
+        ExitReason::Unknown => "the sandbox ended while starting".to_owned(),
+    }
+}
+
+/// Returns what a caller sees when the engine cannot start a sandbox.
+pub(crate) fn start_error(error: EngineError) -> ControlError {
+    match error {
+        EngineError::Exhausted(what) => ControlError::Capacity(what),
+        EngineError::Timeout(what) => ControlError::StartTimeout(format!("{what} did not finish in time")),
+        EngineError::Template(_) | EngineError::Host { .. } | EngineError::Unsupported(_) => {
+            ControlError::StartRefused(error.to_string())
+        }
+        EngineError::NotFound
+        | EngineError::Kernel { .. }
+        | EngineError::Died(_)
+        | EngineError::Capture(_)
+        | EngineError::Restore(_)
+        | EngineError::Capturing => ControlError::StartFailed(error.to_string()),
+    }
+}
