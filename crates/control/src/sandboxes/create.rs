@@ -130,7 +130,8 @@ impl Control {
 
     /// Takes a pre-started sandbox or starts a new one, records it and lets it go live.
     async fn start(self: Arc<Self>, accepted: AcceptedCreate) -> Result<Access, ControlError> {
-        let AcceptedCreate { team, resolved, request, policy, reservation, ticket, claim, mut timer } = accepted;
+        let AcceptedCreate { team, resolved, request, policy, reservation, ticket, claim, mut timer } =
+            accepted;
         let build = &resolved.build;
         let began = std::time::Instant::now();
         let env_vars = Some(&request.env_vars);

@@ -63,7 +63,9 @@ impl Control {
         check_timeout(team, request.timeout)?;
         self.check_memory_snapshots()?;
         let (control, team) = (Arc::clone(self), Arc::clone(team));
-        let task = self.tasks.spawn(async move { control.fork_running(&team, &parent, request).await }.in_current_span());
+        let task = self
+            .tasks
+            .spawn(async move { control.fork_running(&team, &parent, request).await }.in_current_span());
         task.await.unwrap_or(Err(ControlError::Engine("forked")))
     }
 

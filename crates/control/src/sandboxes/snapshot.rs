@@ -58,7 +58,8 @@ impl Control {
             if running.has_ended() {
                 return Err(ControlError::SandboxNotFound(running.id.clone()));
             }
-            let snapshot = control.capture(&running, CaptureKind::Snapshot, memory, Durability::Durable).await?;
+            let snapshot =
+                control.capture(&running, CaptureKind::Snapshot, memory, Durability::Durable).await?;
             let registered = control.register_snapshot(&team, &running, reference, snapshot, memory).await;
             if registered.is_err() {
                 control.snapshots.discard(snapshot).await;
