@@ -6,3 +6,4 @@ mod common;
 mod lifecycle;
 mod postgres;
 mod sdk;
+mod telemetry;
