@@ -1,6 +1,5 @@
-//! An engine whose sandboxes are loopback listeners in this process.
-//! They survive the control plane that started them, as real ones do.
-//! Tests can make a start fail, hang, or leave the agent silent.
+//! [`TestEngine`]: an engine whose sandboxes are loopback listeners in this process. Like real ones they outlive the control plane
+//! that started them. Tests can make a start fail or hang, or have envd not answer.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -21,58 +20,58 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::guest;
 
-/// A port on which every test sandbox serves the same pages as on the agent's.
+/// A port on which every test sandbox serves the same pages as on envd's.
 pub const APP_PORT: u16 = 8000;
 
-/// The engine.
+/// An engine for tests.
 pub struct TestEngine {
     descriptor: Descriptor,
     sandboxes: Mutex<HashMap<SandboxId, Arc<TestSandbox>>>,
-    /// Answered by the next start instead of a sandbox.
+    /// The result of the next start.
     fail_next: Mutex<Option<EngineError>>,
-    /// Agents of sandboxes started while this is set never answer.
+    /// Whether the envd of newly started sandboxes never answers.
     pub silent_agents: AtomicBool,
-    /// A start takes a permit for good; plenty by default.
+    /// Each start takes a permit and keeps it; there are many by default.
     pub gate: Semaphore,
-    /// Starts that have come as far as the gate.
+    /// Number of starts that have reached the gate.
     pub starting: AtomicUsize,
-    /// Told when a start comes to the gate.
+    /// Notified when a start reaches the gate.
     pub at_gate: Notify,
-    /// What `sweep` was told to keep.
+    /// Sandboxes that `sweep` had to keep.
     pub kept: Mutex<Vec<SandboxId>>,
-    /// What was captured.
+    /// The snapshots.
     pub states: Arc<States>,
-    /// Told when memory shall be scarce.
+    /// Notified to simulate scarce memory.
     pub scarcity: Notify,
 }
 
-/// A sandbox of it.
+/// A sandbox of the test engine.
 pub struct TestSandbox {
     id: SandboxId,
-    /// What it was started with.
+    /// The spec that it was started with.
     pub spec: StartSpec,
     ports: Mutex<HashMap<u16, SocketAddr>>,
     servers: Mutex<Vec<AbortOnDropHandle<()>>>,
     exit: watch::Sender<Option<ExitReason>>,
     pub(super) guest: Arc<guest::Guest>,
     egress: Mutex<EgressPolicy>,
-    /// Whether it stands still.
+    /// Whether it is frozen.
     pub frozen: AtomicBool,
     states: Arc<States>,
 }
 
-/// Captured states: which there are, and whether memory is in them.
+/// Snapshots, and what tests control about captures and kills.
 #[derive(Default)]
 pub struct States {
-    /// By id.
+    /// Whether each snapshot has memory, by id.
     pub kept: Mutex<HashMap<SnapshotId, bool>>,
-    /// Answered by the next capture instead.
+    /// The result of the next capture.
     pub fail_next: Mutex<Option<EngineError>>,
-    /// Ends wait for it.
+    /// Kills wait for this lock.
     pub ends: tokio::sync::Mutex<()>,
-    /// Told when an end begins.
+    /// Notified when a kill begins.
     pub at_end: Notify,
-    /// Processor time that each sandbox has used, microseconds; nothing is accounted for while it is 0.
+    /// Processor time of each sandbox, microseconds; 0 means that the engine has no accounting.
     pub processor: AtomicU64,
 }
 
@@ -99,7 +98,7 @@ impl TestEngine {
         })
     }
 
-    /// A sandbox it started, alive or not.
+    /// Returns a sandbox that it started, alive or not.
     ///
     /// # Panics
     /// When another test thread panicked.
@@ -108,7 +107,7 @@ impl TestEngine {
         self.sandboxes.lock().expect("no test panicked").get(id).cloned()
     }
 
-    /// How many of its sandboxes are alive.
+    /// Returns how many of its sandboxes are alive.
     ///
     /// # Panics
     /// When another test thread panicked.
@@ -118,7 +117,7 @@ impl TestEngine {
         sandboxes.values().filter(|sandbox| sandbox.exit.borrow().is_none()).count()
     }
 
-    /// Ends all of its sandboxes as if their PID 1 had.
+    /// Ends all of its sandboxes as if their PID 1 had exited.
     ///
     /// # Panics
     /// When another test thread panicked.
@@ -156,7 +155,7 @@ impl Engine for TestEngine {
         if let Some(error) = self.fail_next.lock().expect("no test panicked").take() {
             return Err(error);
         }
-        // Two would have the same files.
+        // Both would use the same files.
         if self.sandbox(&spec.id).is_some_and(|former| former.exit.borrow().is_none()) {
             return Err(EngineError::Restore("there is one with this id".to_owned()));
         }
@@ -234,7 +233,7 @@ impl TestSandbox {
         Ok(sandbox)
     }
 
-    /// Makes a port of the sandbox lead to a listener of the test's own.
+    /// Connects a port of the sandbox to a listener of the test.
     ///
     /// # Panics
     /// When another test thread panicked.
@@ -242,7 +241,7 @@ impl TestSandbox {
         self.ports.lock().expect("no test panicked").insert(port, address);
     }
 
-    /// Ends as if PID 1 had: every socket is closed, then the exit is known.
+    /// Ends as if PID 1 had exited: closes every socket, then reports the exit.
     ///
     /// # Panics
     /// When another test thread panicked.
@@ -257,7 +256,7 @@ impl TestSandbox {
         });
     }
 
-    /// What `POST /init` said.
+    /// Returns the body of the last `POST /init`.
     ///
     /// # Panics
     /// When another test thread panicked.
@@ -266,25 +265,25 @@ impl TestSandbox {
         self.guest.init.lock().expect("no test panicked").clone()
     }
 
-    /// Sends a piece to everybody who reads `/ticks`.
+    /// Sends a chunk to all readers of `/ticks`.
     pub fn tick(&self, piece: &'static str) {
-        // Nobody listening is fine.
+        // There may be no reader.
         let _ = self.guest.ticks.send(piece);
     }
 
-    /// Whoever subscribes learns when somebody begins to read `/ticks`.
+    /// Returns the number of requests to `/ticks`, as it changes.
     #[must_use]
     pub fn readers(&self) -> watch::Receiver<usize> {
         self.guest.readers.subscribe()
     }
 
-    /// Connections its servers have accepted so far.
+    /// Returns the number of connections that its servers have accepted.
     #[must_use]
     pub fn accepted(&self) -> usize {
         self.guest.accepted.load(Ordering::SeqCst)
     }
 
-    /// The rules for outgoing traffic now.
+    /// Returns the current egress policy.
     ///
     /// # Panics
     /// When another test thread panicked.
@@ -361,7 +360,7 @@ impl Sandbox for TestSandbox {
     }
 }
 
-/// Pieces a slow reader may lag behind.
+/// Number of chunks that a slow reader may be behind.
 pub(super) const TICKS: usize = 64;
 
 pub(super) fn tick_channel() -> broadcast::Sender<&'static str> {

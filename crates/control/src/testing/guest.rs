@@ -1,6 +1,5 @@
-//! What runs inside a test sandbox: envd's REST in small, and pages that show what a proxy did.
-//! `/echo` answers the body, `/request` the request, `/ticks` streams on command, `/upgrade` echoes raw bytes, `/big` is big.
-//! HTTP/1.1, as in a real sandbox.
+//! The HTTP/1.1 server inside a test sandbox: a small part of envd's REST, and pages that show what a proxy did. `/echo` returns the
+//! body, `/request` describes the request, `/ticks` streams on command, `/upgrade` echoes raw bytes, `/big` is large.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -25,7 +24,7 @@ use super::engine::tick_channel;
 
 type GuestBody = UnsyncBoxBody<Bytes, hyper::Error>;
 
-/// State of one sandbox's inside.
+/// State of one sandbox's server.
 pub(super) struct Guest {
     pub(super) init: Mutex<Option<serde_json::Value>>,
     pub(super) ticks: broadcast::Sender<&'static str>,
@@ -44,7 +43,7 @@ impl Default for Guest {
     }
 }
 
-/// Serves until dropped, and with it every connection.
+/// Serves until it is dropped, which closes every connection.
 pub(super) async fn serve(listener: TcpListener, guest: Arc<Guest>, silent: bool) {
     let mut connections = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
@@ -61,7 +60,7 @@ pub(super) async fn serve(listener: TcpListener, guest: Arc<Guest>, silent: bool
             let service = service_fn(|request| answer(request, Arc::clone(&guest)));
             let connection =
                 hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-            // A client that breaks off is part of the tests.
+            // Tests break connections on purpose.
             let _ = connection.with_upgrades().await;
         });
     }
@@ -108,7 +107,7 @@ fn text(body: impl Into<Bytes> + 'static) -> Response<GuestBody> {
     Response::new(UnsyncBoxBody::new(full(body)))
 }
 
-/// The request as JSON: method, target and headers in lower case.
+/// Describes the request as JSON: method, target and headers in lower case.
 fn describe(request: &Request<Incoming>) -> Response<GuestBody> {
     let mut headers: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (name, value) in request.headers() {
@@ -122,13 +121,13 @@ fn describe(request: &Request<Incoming>) -> Response<GuestBody> {
     text(json.to_string())
 }
 
-/// Switches protocols and echoes whatever comes.
+/// Switches protocols and echoes all bytes.
 fn upgrade(mut request: Request<Incoming>) -> Response<GuestBody> {
     let upgraded = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         let Ok(upgraded) = upgraded.await else { return };
         let (mut read, mut write) = tokio::io::split(TokioIo::new(upgraded));
-        // The other side going away ends it.
+        // Ends when the client closes the connection.
         let _ = tokio::io::copy(&mut read, &mut write).await;
     });
     let mut response = empty(StatusCode::SWITCHING_PROTOCOLS);
@@ -140,7 +139,7 @@ fn upgrade(mut request: Request<Incoming>) -> Response<GuestBody> {
     response
 }
 
-/// A body without end whose pieces come when the test says so.
+/// A body without end whose chunks the test sends.
 struct Ticks {
     pieces: mpsc::Receiver<&'static str>,
 }

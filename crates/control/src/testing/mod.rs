@@ -1,6 +1,5 @@
-//! For tests of this crate and of those above it: an engine on loopback sockets and a control plane on it.
-//! Real sockets, a real database, no privileges; each fixture has its own copy of everything.
-//! Behind the feature `testing`, never in a server.
+//! Fixtures for tests of this crate and of those above it: a control plane on an engine of loopback sockets, with a real database and
+//! without privileges. Only compiled with the feature `testing`.
 
 mod engine;
 mod guest;
@@ -56,7 +55,7 @@ impl Fixture {
         Self { control, engine, store, team, key, template, dir }
     }
 
-    /// A second control plane on the same engine and files, as after a crash of the first.
+    /// Opens a second control plane on the same engine and files, as after a crash of the first.
     ///
     /// # Panics
     /// When it cannot be opened.
@@ -64,7 +63,7 @@ impl Fixture {
         self.reopen_with(|_| {}).await
     }
 
-    /// The same with changed settings.
+    /// As [`Fixture::reopen`], with changed settings.
     ///
     /// # Panics
     /// When it cannot be opened.
@@ -93,10 +92,10 @@ impl Fixture {
         self.control.create(&self.team, request, None).await
     }
 
-    /// The engine's side of a sandbox.
+    /// Returns the engine's sandbox with this id.
     ///
     /// # Panics
-    /// When the engine never had it.
+    /// When the engine has never started it.
     #[must_use]
     pub fn guest(&self, id: &SandboxId) -> Arc<TestSandbox> {
         self.engine.sandbox(id).expect("the engine started it")
@@ -109,7 +108,7 @@ pub fn request() -> CreateRequest {
     CreateRequest { template: "base".to_owned(), timeout: 300, ..CreateRequest::default() }
 }
 
-/// A template everybody may use.
+/// A public template without an owner.
 #[must_use]
 pub fn registration(alias: &str) -> Registration {
     Registration {

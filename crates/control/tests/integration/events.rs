@@ -1,4 +1,4 @@
-//! Events: noted before the action is acknowledged, once each, and told to webhooks with a signature that fits.
+//! Events: recorded once, before the action is acknowledged, and delivered to webhooks with a valid signature.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::time::Duration;
@@ -86,7 +86,7 @@ async fn ends_of_all_kinds_have_their_reason_and_come_once() {
     let live = fixture.control.find_running(&exited).unwrap();
     fixture.guest(&exited).die(ExitReason::Exited(1));
     live.wait_ended().await;
-    // The note is made before the end is done; a second end waits for the first.
+    // The event is recorded before the sandbox is killed; a second end waits for the first.
     let _ = fixture.control.kill(fixture.team.id, &exited).await;
     let lost = fixture.create().await.unwrap().info.id;
     let again = fixture.reopen().await;
@@ -115,7 +115,7 @@ async fn listener() -> (TcpListener, String) {
     (listener, url)
 }
 
-/// Takes one delivery: its headers and body.
+/// Receives one delivery: its headers and body.
 async fn receive(listener: &TcpListener, answer: &str) -> (Vec<(String, String)>, String) {
     let (stream, _) =
         tokio::time::timeout(Duration::from_secs(10), listener.accept()).await.unwrap().unwrap();
@@ -156,7 +156,7 @@ async fn webhooks_are_told_with_a_signature() {
     let (listener, url) = listener().await;
     let made = fixture.control.events().create_webhook(fixture.team.id, webhook(url)).await.unwrap();
     let id = fixture.create().await.unwrap().info.id;
-    // An event it does not want lies between.
+    // In between is an event that the webhook does not want.
     fixture.control.set_timeout(&fixture.team, &id, 60).await.unwrap();
     let (headers, body) = receive(&listener, "200 OK").await;
     assert_eq!(header(&headers, "e2b-webhook-id"), made.id.to_string());
@@ -185,7 +185,7 @@ async fn failed_deliveries_are_tried_again_across_a_restart_and_then_given_up() 
     assert_ne!(header(&first, "e2b-delivery-id"), header(&second, "e2b-delivery-id"));
     receive(&listener, "500 Oops").await;
     receive(&listener, "500 Oops").await;
-    // Given up: the next thing that comes is the next event. Until then it waits in the store.
+    // The first delivery is given up, so the next one that arrives is of the next event.
     let store = &fixture.store;
     let id = fixture.create().await.unwrap().info.id;
     let (_, body) = receive(&listener, "500 Oops").await;

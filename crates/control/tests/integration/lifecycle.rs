@@ -1,4 +1,4 @@
-//! A sandbox's life through the control plane: created, found, given time, ended — over real sockets.
+//! A sandbox's life through the control plane, over real sockets: created, found, given more time, ended.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::sync::atomic::Ordering;
@@ -51,7 +51,7 @@ async fn failed_starts_leave_nothing_and_say_why() {
     assert!(matches!(fixture.create().await, Err(ControlError::StartTimeout(_))));
     let page = fixture.control.list(&fixture.team, &ListQuery::default()).unwrap();
     assert!(page.items.is_empty());
-    // The clean-up is a task of its own: a create that works again shows that nothing is in its way.
+    // The clean-up runs in a task: a create that succeeds shows that it is done.
     fixture.engine.silent_agents.store(false, Ordering::SeqCst);
     fixture.create().await.unwrap();
 }
@@ -337,7 +337,7 @@ async fn a_crash_loses_no_sandbox() {
     let lives = fixture.create_with(|request| request.network = Some(denied)).await.unwrap();
     let died = fixture.create().await.unwrap();
     let expires = fixture.create().await.unwrap();
-    // As a crash leaves things: nobody watches, nothing is closed.
+    // As after a crash: nothing was closed.
     let past = time::OffsetDateTime::now_utc() - time::Duration::seconds(1);
     fixture.store.set_sandbox_end(&expires.info.id, past).await.unwrap();
     fixture.control.shutdown().await;

@@ -1,4 +1,4 @@
-//! Metrics over time: sampled while a sandbox runs, read while it runs and after it, by its team alone.
+//! Metrics over time: sampled while a sandbox runs, and readable by its team during and after the run.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::sync::atomic::Ordering;
@@ -56,7 +56,7 @@ async fn one_that_is_looked_at_in_its_first_second_gets_no_second_sample_in_it()
     let history = async || control.metrics_history(team, &id, None, None).await.unwrap();
     let at_first = history().await;
     assert_eq!(at_first.len(), 1);
-    // Another sample would tell of this.
+    // Another sample would show this value.
     processor.store(60_000_000, Ordering::SeqCst);
     tokio::time::pause();
     tokio::time::sleep(Duration::from_secs(3)).await;
@@ -71,7 +71,7 @@ async fn what_was_used_before_a_run_is_not_of_it() {
     let fixture = fixture(&dir).await;
     let (control, team) = (&fixture.control, fixture.team.id);
     let processor = &fixture.engine.states.processor;
-    // As a guest has that was booted, or processes that were frozen and go on.
+    // As in a booted guest, or in thawed processes.
     processor.store(60_000_000, Ordering::SeqCst);
     let id = fixture.create().await.unwrap().info.id;
     let latest = async || control.latest_metrics(team, std::slice::from_ref(&id)).await[0].1.cpu_used_pct;

@@ -1,5 +1,5 @@
-//! Pause, resume, snapshot, fork and rollback as rules: who may, what is kept, what a failure leaves.
-//! What the memory of a real sandbox does is tested with the engines.
+//! Rules of pause, resume, snapshot, fork and rollback: who may do it, what is kept, and what a failure leaves. Real memory is tested
+//! with the engines.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::sync::Arc;
@@ -52,7 +52,7 @@ async fn a_pause_is_listed_and_a_connect_ends_it() {
     let (_, resumed) = fixture.control.connect(&fixture.team, id, 60, true).await.unwrap();
     assert!(!resumed);
     assert_eq!(fixture.store.sandbox(id).await.unwrap().unwrap().state, SandboxState::Running);
-    // Nobody has waited for that, but a server that goes down does.
+    // It happens in the background, but a shutdown waits for it.
     fixture.control.shutdown().await;
     assert_eq!(states(&fixture), 0, "the captured state is not needed any more");
 }
@@ -106,7 +106,7 @@ async fn a_restart_finds_the_paused_and_only_their_states() {
     }
     let snapshot = fixture.create().await.unwrap().info.id;
     let entry = fixture.control.snapshot(&fixture.team, &snapshot, None, true).await.unwrap();
-    // As if the server had died between the record's end and the removal of the state.
+    // As if the server had died after the record was finished and before the snapshot was removed.
     fixture.store.finish_sandbox(&dropped, time::OffsetDateTime::now_utc(), "request").await.unwrap();
     let control = fixture.reopen().await;
     assert_eq!(states(&fixture), 2, "one of the paused, one of the snapshot");
@@ -320,7 +320,7 @@ async fn a_resume_waits_for_frozen_processes_that_are_being_let_go() {
     let resume = fixture.control.connect(&fixture.team, &ids[0], 60, true);
     let mut resume = std::pin::pin!(resume);
     for _ in 0..100 {
-        // It gets as far as it can.
+        // Lets the task run until it has to wait.
         tokio::select! {
             biased;
             answer = &mut resume => panic!("while the former one is there: {:?}", answer.map(|_| ())),

@@ -1,4 +1,4 @@
-//! Sandboxes that wait for their creators: who gets one, what it is told, and what becomes of those nobody wants.
+//! The pool: which create gets a pre-started sandbox, what the sandbox learns about its owner, and what happens to unused ones.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::sync::atomic::Ordering;
@@ -12,7 +12,7 @@ fn report(fixture: &Fixture) -> Option<PoolReport> {
     fixture.control.pool().into_iter().next()
 }
 
-/// Gives way until something is so.
+/// Yields until a condition holds.
 async fn until(what: &str, is_so: impl Fn() -> bool) {
     let wait = async {
         while !is_so() {
@@ -58,7 +58,7 @@ async fn a_create_takes_one_that_waits_and_makes_it_its_own() {
 #[tokio::test]
 async fn one_that_died_is_never_handed_out() {
     let fixture = with_waiting(1).await;
-    // What cannot be replaced must not be missed either.
+    // A build that cannot be pre-started must not be tried again at once.
     fixture.engine.fail_next(EngineError::Died("no".to_owned()));
     fixture.engine.end_all(&ExitReason::Signalled(9));
     let made = fixture.create().await;
