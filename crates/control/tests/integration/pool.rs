@@ -58,7 +58,7 @@ async fn a_create_takes_one_that_waits_and_makes_it_its_own() {
 #[tokio::test]
 async fn one_that_died_is_never_handed_out() {
     let fixture = with_waiting(1).await;
-    // A build that cannot be pre-started must not be tried again at once.
+    // The next start fails, so the pool cannot replace the dead sandbox before the create.
     fixture.engine.fail_next(EngineError::Died("no".to_owned()));
     fixture.engine.end_all(&ExitReason::Signalled(9));
     let made = fixture.create().await;
