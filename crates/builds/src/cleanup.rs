@@ -1,4 +1,4 @@
-//! What is removed when nobody has used it for long: logs, uploads, results of steps, and layers.
+//! Removes what has not been used for long: logs, uploads, results of steps, and layers.
 
 use std::collections::HashSet;
 use std::time::Duration;

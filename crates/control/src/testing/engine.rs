@@ -30,7 +30,7 @@ pub struct TestEngine {
     /// The result of the next start.
     fail_next: Mutex<Option<EngineError>>,
     /// Whether the envd of newly started sandboxes never answers.
-    pub silent_agents: AtomicBool,
+    pub silent_envd: AtomicBool,
     /// Each start takes a permit and keeps it; there are many by default.
     pub gate: Semaphore,
     /// Number of starts that have reached the gate.
@@ -88,7 +88,7 @@ impl TestEngine {
             },
             sandboxes: Mutex::default(),
             fail_next: Mutex::default(),
-            silent_agents: AtomicBool::new(false),
+            silent_envd: AtomicBool::new(false),
             gate: Semaphore::new(Semaphore::MAX_PERMITS),
             starting: AtomicUsize::new(0),
             at_gate: Notify::new(),
@@ -160,7 +160,7 @@ impl Engine for TestEngine {
             return Err(EngineError::Restore("there is one with this id".to_owned()));
         }
         let sandbox =
-            TestSandbox::start(spec, self.silent_agents.load(Ordering::SeqCst), Arc::clone(&self.states))
+            TestSandbox::start(spec, self.silent_envd.load(Ordering::SeqCst), Arc::clone(&self.states))
                 .await
                 .map_err(EngineError::kernel("listen on loopback"))?;
         let mut sandboxes = self.sandboxes.lock().expect("no test panicked");

@@ -47,12 +47,12 @@ async fn failed_starts_leave_nothing_and_say_why() {
     fixture.engine.fail_next(EngineError::Died("code 1".to_owned()));
     assert!(matches!(fixture.create().await, Err(ControlError::StartFailed(_))));
 
-    fixture.engine.silent_agents.store(true, Ordering::SeqCst);
+    fixture.engine.silent_envd.store(true, Ordering::SeqCst);
     assert!(matches!(fixture.create().await, Err(ControlError::StartTimeout(_))));
     let page = fixture.control.list(&fixture.team, &ListQuery::default()).unwrap();
     assert!(page.items.is_empty());
     // The clean-up runs in a task: a create that succeeds shows that it is done.
-    fixture.engine.silent_agents.store(false, Ordering::SeqCst);
+    fixture.engine.silent_envd.store(false, Ordering::SeqCst);
     fixture.create().await.unwrap();
 }
 
