@@ -89,7 +89,7 @@ async fn start_sandbox(
     let permit = launcher.queue.join()?.turn().await?;
     let sandbox = KillOnDrop::new(launcher.launch(&launch).await?, &launcher.tasks);
     drop(permit);
-    Ok(StartedBuildSandbox { token: launcher.tokens.envd(&id), id, sandbox })
+    Ok(StartedBuildSandbox { token: launcher.tokens.inner(&id), id, sandbox })
 }
 
 /// A running sandbox of a build.

@@ -19,9 +19,14 @@ impl Tokens {
         Self { seed }
     }
 
-    /// Returns the token that envd expects in `X-Access-Token`.
+    /// Returns the token that the edge expects in `X-Access-Token` of requests to envd. It never enters the sandbox.
     pub(crate) fn envd(&self, id: &SandboxId) -> String {
         self.sign(&[id.as_str()])
+    }
+
+    /// Returns the token that envd expects of programs inside its sandbox. It is worth nothing outside.
+    pub(crate) fn inner(&self, id: &SandboxId) -> String {
+        self.sign(&["sandbox-inner-", id.as_str()])
     }
 
     /// Returns the token that a sandbox without public traffic expects in `e2b-traffic-access-token`.
@@ -60,6 +65,7 @@ mod tests {
         let id: SandboxId = "iabc".parse().unwrap();
         assert_eq!(tokens.envd(&id).len(), 64);
         assert_ne!(tokens.envd(&id), tokens.traffic(&id));
+        assert_ne!(tokens.envd(&id), tokens.inner(&id));
         assert_eq!(tokens.envd(&id), Tokens::new(b"key".to_vec()).envd(&id));
         // HMAC-SHA256("key", "The quick brown fox jumps over the lazy dog"), a published vector.
         let published = "f7bc83f430538424b13298e6aa6fb143ef4d59a14946175997479dbc2d1a3cd8";

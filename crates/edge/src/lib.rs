@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod connection;
+mod credentials;
 mod half_closed;
 mod headers;
 mod observe;

@@ -3,6 +3,7 @@
 //! The HTML contains nothing that needs escaping: an id is alphanumeric, a port a number.
 
 use axum::body::Body;
+use envd_api::access::AuthError;
 use hyper::header::{ACCEPT, ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE, HeaderMap, HeaderValue, USER_AGENT};
 use hyper::{Response, StatusCode};
 use serde_json::{Value, json};
@@ -36,6 +37,13 @@ pub(crate) fn token_invalid(address: &Address, html: bool) -> Response<Body> {
     let text = "Sandbox is secured with traffic access token. Provided token in header 'e2b-traffic-access-token' \
                 is invalid";
     sandbox_page(StatusCode::FORBIDDEN, address, text, None, html)
+}
+
+/// Response when a request to envd lacks its token or a signature, as envd itself would send it.
+pub(crate) fn envd_refusal(error: &AuthError) -> Response<Body> {
+    let status = error.status();
+    let body = json!({ "code": status.as_u16(), "message": error.to_string() });
+    respond(status, JSON, body.to_string())
 }
 
 /// Response when the path of envd is reserved for the control plane.

@@ -12,6 +12,7 @@ use hyper::http::uri::PathAndQuery;
 use hyper::{Request, Response, StatusCode, Uri, Version};
 
 use crate::connection::Resetter;
+use crate::credentials::{self, TRAFFIC_TOKEN};
 use crate::response_body::ResponseBody;
 use crate::target::Address;
 use crate::upstream::{self, Failure};
@@ -36,8 +37,8 @@ pub(crate) async fn forward(
     }
     let live = match edge.control.find_running(&address.id) {
         Some(live) => {
-            if let Some(refusal) = check_token(&request, &address, live.allows_public_traffic(), edge, html) {
-                return refusal;
+            if let Some(response) = refusal(&request, &address, live.allows_public_traffic(), edge, html) {
+                return response;
             }
             live
         }
@@ -60,7 +61,7 @@ pub(crate) async fn forward(
     let own_connection = request.version() != Version::HTTP_2;
     let switching = headers::requested_upgrade(request.headers()).is_some() && own_connection;
     let client_upgrade = switching.then(|| hyper::upgrade::on(&mut request));
-    let request = to_upstream(request, &address, live.mask_request_host().as_deref());
+    let request = to_upstream(request, &address, edge, live.mask_request_host().as_deref());
     let sent = tokio::select! {
         biased;
         sent = upstream::send(&edge.idle, &live, address.port, request, !switching) => sent,
@@ -95,48 +96,51 @@ fn paused_target(
 ) -> Result<WakeableSandbox, Box<Response<Body>>> {
     let not_found = || Box::new(pages::not_found(address, html));
     let waking = edge.control.find_wakeable(&address.id).ok_or_else(not_found)?;
-    if let Some(refusal) = check_token(request, address, waking.allows_public_traffic(), edge, html) {
-        return Err(Box::new(refusal));
-    }
-    // envd would refuse a request with neither its token nor a signature: no reason to resume a sandbox.
-    if address.port == envd_api::PORT && !has_envd_credentials(request, &edge.control.envd_token(&address.id))
-    {
+    let token = edge.control.envd_token(&address.id);
+    if address.port == envd_api::PORT && !credentials::has_envd_credentials(request, &token) {
         return Err(not_found());
+    }
+    if let Some(response) = refusal(request, address, waking.allows_public_traffic(), edge, html) {
+        return Err(Box::new(response));
     }
     Ok(waking)
 }
 
-fn has_envd_credentials(request: &Request<Body>, token: &str) -> bool {
-    let header = request.headers().get(envd_api::headers::ACCESS_TOKEN);
-    let signed = request.uri().query().is_some_and(|query| query.contains("signature="));
-    header.map_or(signed, |given| same_secret(given.as_bytes(), token.as_bytes()))
-}
-
-/// Returns the response to send if the sandbox's ports are not public and the request lacks its traffic token. envd's
-/// port is exempt: envd checks a token of its own.
-fn check_token(
+/// Returns the response to send if the request lacks the credentials that its port demands: envd's token or a signature, or
+/// the traffic token where ports are not public.
+fn refusal(
     request: &Request<Body>,
     address: &Address,
     is_public: bool,
     edge: &Edge,
     html: bool,
 ) -> Option<Response<Body>> {
-    if address.port == envd_api::PORT || is_public {
+    if address.port == envd_api::PORT {
+        let checked = credentials::authorize_envd(request, &edge.control.envd_token(&address.id));
+        return checked.err().map(|error| pages::envd_refusal(&error));
+    }
+    if is_public {
         return None;
     }
-    let Some(token) = request.headers().get("e2b-traffic-access-token") else {
+    let Some(token) = request.headers().get(TRAFFIC_TOKEN) else {
         return Some(pages::token_missing(address, html));
     };
     let expected = edge.control.traffic_token(&address.id);
     (!same_secret(token.as_bytes(), expected.as_bytes())).then(|| pages::token_invalid(address, html))
 }
 
-fn to_upstream(request: Request<Body>, address: &Address, mask: Option<&str>) -> Request<Body> {
+fn to_upstream(request: Request<Body>, address: &Address, edge: &Edge, mask: Option<&str>) -> Request<Body> {
     let (mut parts, body) = request.into_parts();
+    if address.port == envd_api::PORT {
+        parts.uri = credentials::without_signature(&parts.uri);
+    }
     let path = parts.uri.path_and_query().cloned();
     parts.uri = Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
     parts.version = Version::HTTP_11;
     parts.extensions.clear();
+    let control = &edge.control;
+    let (token, inner_token) = (control.envd_token(&address.id), control.inner_token(&address.id));
+    credentials::strip_headers(&mut parts.headers, &token, &inner_token);
     headers::to_upstream(&mut parts.headers, address, mask);
     Request::from_parts(parts, body)
 }

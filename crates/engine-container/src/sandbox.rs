@@ -121,6 +121,9 @@ impl Sandbox for ContainerSandbox {
         if self.main_process.has_exited() {
             return Err(io::ErrorKind::NotConnected.into());
         }
+        if port == envd_api::PORT {
+            return net::dial_as_control(&self.network, port).await;
+        }
         net::dial(&self.network, port).await
     }
 

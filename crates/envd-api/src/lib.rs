@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "access")]
+pub mod access;
 #[cfg(feature = "client")]
 mod client;
 #[cfg(feature = "rpc")]
@@ -13,6 +15,8 @@ pub mod headers;
 mod init;
 mod link;
 pub mod paths;
+#[cfg(feature = "access")]
+pub mod query;
 
 #[cfg(feature = "client")]
 pub use client::ConnectionTransport;

@@ -3,6 +3,7 @@
 //! It is parsed by hand, because a parser library would be a tenth of the binary.
 
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
@@ -25,6 +26,8 @@ pub struct Args {
     /// Directory under which `/init` writes its files (`etc/`, `run/e2b`, trust store).
     /// Host name and clock are set only when it is `/`.
     pub system_root: PathBuf,
+    /// Address of the server's connections, which need no token. No code in the sandbox may be able to use it.
+    pub server: Option<IpAddr>,
 }
 
 /// The socket to listen on.
@@ -40,14 +43,16 @@ pub enum Listen {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum ArgsError {
     /// An unknown flag.
-    #[error("unknown argument {0:?}; usage: envd --listen-fd N | --port N [--system-root DIR] | --version")]
+    #[error(
+        "unknown argument {0:?}; usage: envd --listen-fd N | --port N [--server IP] [--system-root DIR] | --version"
+    )]
     Unknown(OsString),
     /// A flag without its value.
     #[error("{0} needs a value")]
     NoValue(&'static str),
-    /// A value that is not a number.
-    #[error("{0} needs a number, not {1:?}")]
-    NoNumber(&'static str, OsString),
+    /// A value that cannot be parsed.
+    #[error("{0}: malformed value {1:?}")]
+    Malformed(&'static str, OsString),
     /// No socket to listen on.
     #[error("one of --listen-fd and --port is needed")]
     NoListener,
@@ -57,11 +62,13 @@ pub enum ArgsError {
 pub fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Command, ArgsError> {
     let mut listen = None;
     let mut system_root = PathBuf::from("/");
+    let mut server = None;
     while let Some(arg) = args.next() {
         match arg.to_str() {
             Some("--version" | "-version" | "-V") => return Ok(Command::Version),
-            Some("--listen-fd") => listen = Some(Listen::Fd(number("--listen-fd", args.next())?)),
-            Some("--port" | "-port") => listen = Some(Listen::Port(number("--port", args.next())?)),
+            Some("--listen-fd") => listen = Some(Listen::Fd(parsed("--listen-fd", args.next())?)),
+            Some("--port" | "-port") => listen = Some(Listen::Port(parsed("--port", args.next())?)),
+            Some("--server") => server = Some(parsed("--server", args.next())?),
             Some("--system-root") => {
                 system_root = args.next().ok_or(ArgsError::NoValue("--system-root"))?.into();
             }
@@ -69,14 +76,14 @@ pub fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Command, ArgsEr
         }
     }
     let listen = listen.ok_or(ArgsError::NoListener)?;
-    Ok(Command::Serve(Args { listen, system_root }))
+    Ok(Command::Serve(Args { listen, system_root, server }))
 }
 
-fn number<T: std::str::FromStr>(flag: &'static str, value: Option<OsString>) -> Result<T, ArgsError> {
+fn parsed<T: std::str::FromStr>(flag: &'static str, value: Option<OsString>) -> Result<T, ArgsError> {
     let value = value.ok_or(ArgsError::NoValue(flag))?;
     match value.to_str().and_then(|text| text.parse().ok()) {
         Some(number) => Ok(number),
-        None => Err(ArgsError::NoNumber(flag, value)),
+        None => Err(ArgsError::Malformed(flag, value)),
     }
 }
 
@@ -90,11 +97,14 @@ mod tests {
 
     #[test]
     fn reads_every_flag() {
-        let Ok(Command::Serve(args)) = parse_strs(&["--port", "0", "--system-root", "/tmp/x"]) else {
+        let Ok(Command::Serve(args)) =
+            parse_strs(&["--port", "0", "--system-root", "/tmp/x", "--server", "169.254.0.22"])
+        else {
             panic!("must parse");
         };
         assert_eq!(args.listen, Listen::Port(0));
         assert_eq!(args.system_root, PathBuf::from("/tmp/x"));
+        assert_eq!(args.server, Some(IpAddr::from([169, 254, 0, 22])));
         assert_eq!(parse_strs(&["--version"]), Ok(Command::Version));
     }
 
@@ -102,7 +112,7 @@ mod tests {
     fn rejects_invalid_arguments() {
         assert_eq!(parse_strs(&[]), Err(ArgsError::NoListener));
         assert_eq!(parse_strs(&["--listen-fd"]), Err(ArgsError::NoValue("--listen-fd")));
-        assert_eq!(parse_strs(&["--port", "x"]), Err(ArgsError::NoNumber("--port", "x".into())));
+        assert_eq!(parse_strs(&["--port", "x"]), Err(ArgsError::Malformed("--port", "x".into())));
         assert_eq!(parse_strs(&["--what"]), Err(ArgsError::Unknown("--what".into())));
     }
 }

@@ -75,11 +75,11 @@ fn run(args: Args) -> io::Result<()> {
         .thread_stack_size(256 * 1024)
         .build()?;
     runtime.block_on(async {
-        let envd = Arc::new(Envd::new(args.system_root));
+        let envd = Arc::new(Envd::new(args.system_root.clone()));
         tokio::spawn(reaper::run(Arc::clone(&envd), reaper::listen()?));
         // Start the first blocking thread before user code can use up the process limit.
         tokio::task::spawn_blocking(|| {});
-        server::run(envd, tokio::net::TcpListener::from_std(listener)?).await;
+        server::run(envd, tokio::net::TcpListener::from_std(listener)?, args.server).await;
         Ok(())
     })
 }

@@ -8,8 +8,8 @@ use body_drain::{DrainLimits, DrainableBody};
 use connectrpc::dispatcher::Chain;
 use connectrpc::{ConnectError, ConnectRpcService, DeadlinePolicy, Limits, RequestContext};
 use envd_api::filesystem::FilesystemServer;
+use envd_api::paths;
 use envd_api::process::ProcessServer;
-use envd_api::{Operation, paths};
 use http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
     ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS, ALLOW,
@@ -20,17 +20,17 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tower::Service;
 
-use crate::auth::{self, SignedLink};
+use crate::auth::{self, AuthError, Peer};
 use crate::filesystem::service::Files;
 use crate::logs::Level;
 use crate::process::service::Processes;
-use crate::rest::query::Query;
 use crate::rest::{
     Body, RestError, body_reader, compose, files_get, files_post, init, json, metrics, no_content,
 };
 use crate::state::Envd;
 use crate::users::User;
 use crate::{clock, logs};
+use envd_api::query::Query;
 
 /// Maximum size of a message: input to a process is one message.
 const MAX_MESSAGE: usize = 64 << 20;
@@ -62,14 +62,14 @@ impl Router {
         Self { envd, rpc }
     }
 
-    /// Handles a request and returns the response.
-    pub async fn handle(&mut self, request: Request<Incoming>) -> Response<Body> {
+    /// Handles a request of `peer` and returns the response.
+    pub async fn handle(&mut self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
         let cross_origin = request.headers().contains_key(ORIGIN);
         if request.method() == Method::OPTIONS {
             return preflight(request.headers());
         }
         let (request, drain) = body_drain::drainable(request);
-        let mut response = self.route(request).await.unwrap_or_else(|error| error.response());
+        let mut response = self.route(request, peer).await.unwrap_or_else(|error| error.response());
         drain.finish(DRAIN_LIMITS).await;
         if cross_origin {
             allow_origin(response.headers_mut());
@@ -77,18 +77,14 @@ impl Router {
         response
     }
 
-    async fn route(&mut self, request: Request<DrainableBody>) -> Result<Response<Body>, RestError> {
+    async fn route(
+        &mut self,
+        request: Request<DrainableBody>,
+        peer: Peer,
+    ) -> Result<Response<Body>, RestError> {
+        self.authorize(&request, peer)?;
         let method = request.method();
         let path = request.uri().path();
-        let needs_no_token = matches!(
-            (method, path),
-            (&Method::GET, paths::HEALTH)
-                | (&Method::GET | &Method::POST, paths::FILES)
-                | (&Method::POST, paths::INIT)
-        );
-        if !needs_no_token {
-            auth::check_token(self.envd.settings().token.as_deref(), request.headers())?;
-        }
         if path.starts_with(paths::PROCESS_SERVICE) || path.starts_with(paths::FILESYSTEM_SERVICE) {
             let Ok(response) = self.rpc.call(request).await;
             return Ok(response.map(|body| body.map_err(|never| match never {}).boxed_unsync()));
@@ -106,7 +102,7 @@ impl Router {
             (&Method::GET, paths::LOGS) => return Ok(logs::stream(Arc::clone(&self.envd))),
             (&Method::POST, paths::INIT) => {
                 let (parts, body) = request.into_parts();
-                return init::post(&self.envd, &parts.headers, body).await;
+                return init::post(&self.envd, &parts.headers, body, peer).await;
             }
             (_, paths::HEALTH | paths::ENVS | paths::METRICS | paths::LOGS) => "GET",
             (_, paths::FILES) => "GET, POST",
@@ -118,12 +114,21 @@ impl Router {
         Ok(response)
     }
 
-    /// Checks a file request's token or signature and returns the user it acts as.
-    fn file_user(&self, headers: &HeaderMap, query: &Query, operation: Operation) -> Result<User, RestError> {
-        let link = SignedLink::from_query(query, operation)
-            .map_err(|_| RestError::bad_request("invalid signature_expiration"))?;
-        auth::check_link(self.envd.settings().token.as_deref(), headers, link, clock::unix_seconds())?;
-        self.rest_user(query.get("username"), headers)
+    /// Refuses a request that its sender may not make. What the server passes on it has checked itself.
+    fn authorize(&self, request: &Request<DrainableBody>, peer: Peer) -> Result<(), AuthError> {
+        let (method, uri) = (request.method(), request.uri());
+        let is_init = method == Method::POST && uri.path() == paths::INIT;
+        let token = self.envd.settings().token.clone();
+        let token = match (peer, token) {
+            (Peer::Server, _) | (Peer::Unknown, None) => return Ok(()),
+            // Its own rules are in `init`: the first request sets the token.
+            (Peer::Unknown, _) if is_init => return Ok(()),
+            (Peer::Sandbox, _) if is_init => return Err(AuthError::Token),
+            // Before a token is set, there is none that could be given.
+            (Peer::Sandbox, None) if uri.path() != paths::HEALTH => return Err(AuthError::Token),
+            (_, token) => token.unwrap_or_default(),
+        };
+        auth::authorize(method, uri.path(), uri.query(), request.headers(), &token, clock::unix_seconds())
     }
 
     fn rest_user(&self, named: Option<&str>, headers: &HeaderMap) -> Result<User, RestError> {
@@ -140,7 +145,7 @@ impl Router {
 
     async fn download(&self, request: &Request<DrainableBody>) -> Result<Response<Body>, RestError> {
         let query = Query::parse(request.uri().query());
-        let user = self.file_user(request.headers(), &query, Operation::Read)?;
+        let user = self.rest_user(query.get("username"), request.headers())?;
         let workdir = self.envd.settings().default_workdir.clone();
         let path = crate::paths::resolve(query.get("path").unwrap_or(""), &user.home, workdir.as_deref())?;
         let shown = path.display().to_string();
@@ -150,7 +155,7 @@ impl Router {
 
     async fn upload(&self, request: Request<DrainableBody>) -> Result<Response<Body>, RestError> {
         let query = Query::parse(request.uri().query());
-        let user = self.file_user(request.headers(), &query, Operation::Write)?;
+        let user = self.rest_user(query.get("username"), request.headers())?;
         let workdir = self.envd.settings().default_workdir.clone();
         let named = query.get("path").unwrap_or("").to_owned();
         self.envd.logs.add(

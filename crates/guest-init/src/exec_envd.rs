@@ -13,6 +13,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use guest_api::network::HOST_V4;
 use rustix::fs::{CWD, Mode, OFlags, open};
 use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::mount::{
@@ -60,6 +61,7 @@ fn become_envd() -> Result<std::convert::Infallible, InitError> {
     let output = arrange_descriptors(&listener).map_err(InitError::kernel("arrange descriptors"))?;
     let error = Command::new(ENVD_PATH)
         .args(["--listen-fd", &listener.as_raw_fd().to_string()])
+        .args(["--server", &HOST_V4.to_string()])
         .env_clear()
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         .exec();

@@ -79,7 +79,7 @@ impl Control {
         // Without a memory limit the engine has no accounting for the sandbox; then envd's figures are used.
         let is_accounted = stats.memory_limit_bytes > 0;
         if !is_accounted || meter.count.is_multiple_of(DISK_EVERY) {
-            let token = self.tokens.envd(&running.id);
+            let token = self.tokens.inner(&running.id);
             match timeout(MAX_ANSWER, envd::metrics(&*running.engine, &token)).await {
                 Ok(Ok(answer)) => meter.envd = answer,
                 _ if is_accounted => {}

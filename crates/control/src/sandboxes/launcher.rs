@@ -9,6 +9,7 @@ use engine::{
     TemplateImage,
 };
 use envd_api::InitRequest;
+use http::StatusCode;
 use ids::{BuildId, SandboxId};
 use limits::StartQueue;
 use parking_lot::Mutex;
@@ -21,7 +22,7 @@ use tracing::{Instrument, info_span};
 
 use super::running::wait_for_exit;
 use super::{LaunchSource, LaunchSpec};
-use crate::envd;
+use crate::envd::{self, EnvdError};
 use crate::tokens::Tokens;
 use crate::{Config, ControlError};
 
@@ -122,7 +123,7 @@ impl Launcher {
     }
 
     /// Initialises the envd of a started or restored sandbox: token, environment, clock, limits; a restored one also gets new
-    /// randomness. A restored envd still has the token of the sandbox that it was captured from, and is called with that.
+    /// randomness.
     pub(crate) async fn init_envd(
         &self,
         spec: &LaunchSpec,
@@ -151,7 +152,7 @@ impl Launcher {
         getrandom::fill(&mut seed).expect("the kernel's random source answers on every supported system");
         let now = OffsetDateTime::now_utc().format(&Rfc3339).expect("the present has a four-digit year");
         let init = InitRequest {
-            access_token: Some(self.tokens.envd(&spec.id)),
+            access_token: Some(self.tokens.inner(&spec.id)),
             env_vars: spec.env.clone(),
             timestamp: Some(now),
             default_user: spec.config.default_user.clone(),
@@ -165,16 +166,43 @@ impl Launcher {
             seed: restored_from.map(|_| hex::encode(seed)),
             ..InitRequest::default()
         };
-        let token = self.tokens.envd(restored_from.unwrap_or(&spec.id));
+        let earlier_id = restored_from.unwrap_or(&spec.id);
         let mut exit = sandbox.exit();
         tokio::select! {
             biased;
-            answer = envd::init(sandbox, &token, &init) => answer.map_err(|error| {
+            answer = self.call_init(sandbox, earlier_id, &init) => answer.map_err(|error| {
                 // If the sandbox ended, its exit says more than the broken connection.
                 let reason = exit.borrow().as_ref().map_or_else(|| error.to_string(), describe);
                 ControlError::StartFailed(reason)
             }),
             reason = wait_for_exit(&mut exit) => Err(ControlError::StartFailed(describe(&reason))),
+        }
+    }
+
+    /// Calls `POST /init`, which needs no token, as envd trusts the server's connections. Only the envd of a sandbox that an
+    /// earlier version of the server started demands the token that it was given then, under the id `earlier_id`.
+    async fn call_init(
+        &self,
+        sandbox: &dyn EngineSandbox,
+        earlier_id: &SandboxId,
+        init: &InitRequest,
+    ) -> Result<(), EnvdError> {
+        let mut answer = envd::init(sandbox, "", init).await;
+        for token in [self.tokens.inner(earlier_id), self.tokens.envd(earlier_id)] {
+            if !matches!(answer, Err(EnvdError::Status(StatusCode::UNAUTHORIZED))) {
+                break;
+            }
+            answer = envd::init(sandbox, &token, init).await;
+        }
+        answer
+    }
+
+    /// Gives an adopted sandbox's envd its inner token, which it lacks if an earlier version of the server started it.
+    pub(crate) async fn renew_token(&self, sandbox: &dyn EngineSandbox) {
+        let init =
+            InitRequest { access_token: Some(self.tokens.inner(sandbox.id())), ..InitRequest::default() };
+        if let Err(error) = self.call_init(sandbox, sandbox.id(), &init).await {
+            tracing::warn!(sandbox_id = %sandbox.id(), %error, "failed to renew the token of an adopted sandbox");
         }
     }
 

@@ -75,7 +75,7 @@ impl Control {
         running: &Arc<RunningSandbox>,
         store: &Arc<LogStore>,
     ) -> Result<(), EnvdError> {
-        let token = self.envd_token(&running.id);
+        let token = self.inner_token(&running.id);
         envd::stream(&*running.engine, envd_api::paths::LOGS, &token, |body| keep_lines(body, running, store))
             .await
     }

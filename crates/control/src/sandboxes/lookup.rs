@@ -49,10 +49,16 @@ impl Control {
         running.dial(port).await
     }
 
-    /// Returns the token that a sandbox's envd expects.
+    /// Returns the token that clients need to reach a sandbox's envd. It must never enter a sandbox.
     #[must_use]
     pub fn envd_token(&self, id: &SandboxId) -> String {
         self.tokens.envd(id)
+    }
+
+    /// Returns the token that stands for the envd token inside a sandbox, and is worth nothing outside.
+    #[must_use]
+    pub fn inner_token(&self, id: &SandboxId) -> String {
+        self.tokens.inner(id)
     }
 
     /// Returns the token that the ports of a sandbox without public traffic expect.

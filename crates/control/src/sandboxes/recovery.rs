@@ -160,6 +160,9 @@ impl Control {
                 sandbox.set_egress(net::EgressPolicy::deny_all());
             }
         }
+        if tokio::time::timeout(MAX_ANSWER, self.launcher.renew_token(&*sandbox)).await.is_err() {
+            tracing::warn!(sandbox_id = %id, "envd of an adopted sandbox does not answer");
+        }
         let reservation = self.quota.reserve_unlimited(record.team);
         let time_limit = TimeLimit::until(record.end_at);
         Some(RunningSandbox::new(record, sandbox, time_limit, reservation, transition))

@@ -41,7 +41,7 @@ impl Launcher {
         if build.snapshot.is_some() || build.config.start_cmd.is_none() {
             return Ok(());
         }
-        let token = self.tokens.envd(id);
+        let token = self.tokens.inner(id);
         let log = |_, text: String| tracing::debug!(sandbox_id = %id, text, "start command");
         run_start_command(sandbox, &token, &build.config, &log).await.map_err(ControlError::StartFailed)
     }

@@ -16,7 +16,7 @@ use rustix::thread::{
 use sandbox_setup::{ENVD_NICE, MAX_OPEN_FILES, dev, set_limits};
 use sys::{Clone3, attach_and_open, attach_mount, change_root, limit_bounding_set, mount_new, syscall};
 
-use super::plan::{ENVD, LISTEN_FD, Outcome, Plan, Step, exit};
+use super::plan::{ENVD, LISTEN_FD, Outcome, Plan, SERVER_ADDRESS, Step, exit};
 
 /// Capabilities of root in a sandbox, valid inside its own user namespace only.
 const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
@@ -118,7 +118,14 @@ extern "C" fn become_init(plan: usize) -> ! {
     plan.must(Step::Seccomp, install_filter(plan));
     plan.must(Step::Capabilities, drop_capabilities().map_err(number));
     reset_signals();
-    let argv = [ENVD.as_ptr(), c"--listen-fd".as_ptr(), c"3".as_ptr(), ptr::null()];
+    let argv = [
+        ENVD.as_ptr(),
+        c"--listen-fd".as_ptr(),
+        c"3".as_ptr(),
+        c"--server".as_ptr(),
+        SERVER_ADDRESS.as_ptr(),
+        ptr::null(),
+    ];
     let path = c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
     let environment = [path.as_ptr(), ptr::null()];
     // SAFETY: all three are NULL-terminated and live until the call replaces us.

@@ -95,6 +95,8 @@ pub(crate) struct Plan {
 
 /// Path of envd, which is in the uppermost layer: [`sandbox_setup::ENVD_PATH`], terminated.
 pub(crate) const ENVD: &CStr = c"/usr/bin/envd";
+/// [`net::CONTROL_ADDRESS`], from which only the server can connect.
+pub(crate) const SERVER_ADDRESS: &CStr = c"169.254.0.22";
 /// The descriptor at which envd finds its listening socket.
 pub(crate) const LISTEN_FD: i32 = 3;
 
@@ -120,5 +122,15 @@ pub(super) fn exit() -> ! {
     loop {
         // SAFETY: ends the calling process; takes no pointers.
         let _ = unsafe { sys::syscall(libc::SYS_exit_group, [1, 0, 0, 0, 0, 0]) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn envd_is_told_the_address_that_the_firewall_guards() {
+        assert_eq!(SERVER_ADDRESS.to_str().unwrap(), net::CONTROL_ADDRESS.to_string());
     }
 }

@@ -12,7 +12,6 @@ pub mod files_post;
 pub mod init;
 pub mod metrics;
 pub mod multipart;
-pub mod query;
 pub mod system;
 
 use std::io;
@@ -84,7 +83,7 @@ impl From<DirsError> for RestError {
 
 impl From<AuthError> for RestError {
     fn from(error: AuthError) -> Self {
-        Self::new(StatusCode::UNAUTHORIZED, error.to_string())
+        Self::new(error.status(), error.to_string())
     }
 }
 

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use envd::auth::{self, AuthError, SignedLink};
 use envd::rest::RestError;
 use envd::rest::multipart::{Multipart, Part, Pieces};
-use envd::rest::query::Query;
 use envd::{clock, paths};
+use envd_api::query::Query;
 use http::HeaderMap;
 use proptest::prelude::*;
 

@@ -1,0 +1,94 @@
+//! The secrets that clients send with requests to sandboxes: checked here, outside, and never passed into one. Memory and files
+//! of a sandbox may become a snapshot that others start, so nothing in them may open a sandbox, or the control plane.
+
+use axum::body::Body;
+use control::{KEY_PREFIX, same_secret};
+use envd_api::access::{self, AuthError};
+use envd_api::headers::ACCESS_TOKEN;
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use hyper::http::uri::PathAndQuery;
+use hyper::{Request, Uri};
+
+/// Carries the traffic token of a sandbox whose ports are not public.
+pub(crate) const TRAFFIC_TOKEN: HeaderName = HeaderName::from_static("e2b-traffic-access-token");
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
+/// Checks a request to envd as envd's contract has it.
+///
+/// # Errors
+/// It lacks the sandbox's envd token and a valid signature.
+pub(crate) fn authorize_envd(request: &Request<Body>, token: &str) -> Result<(), AuthError> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+    let uri = request.uri();
+    access::authorize(request.method(), uri.path(), uri.query(), request.headers(), token, now)
+}
+
+/// Whether a request proves that its sender knows the sandbox's envd token, by the token itself or a signature. Requests that
+/// envd answers without, such as those for its health, do not.
+pub(crate) fn has_envd_credentials(request: &Request<Body>, token: &str) -> bool {
+    let is_signed = request.uri().query().is_some_and(|query| query.contains("signature="));
+    let given = request.headers().get(ACCESS_TOKEN);
+    given.map_or(is_signed, |given| same_secret(given.as_bytes(), token.as_bytes()))
+        && authorize_envd(request, token).is_ok()
+}
+
+/// Removes the traffic token and API keys of ours, and replaces the envd token by `inner_token`, which is worth nothing outside the
+/// sandbox. Headers of the same names with other values are the application's own and stay.
+pub(crate) fn strip_headers(headers: &mut HeaderMap, token: &str, inner_token: &str) {
+    headers.remove(TRAFFIC_TOKEN);
+    if headers.get_all(API_KEY).iter().any(|key| key.as_bytes().starts_with(KEY_PREFIX.as_bytes())) {
+        headers.remove(API_KEY);
+    }
+    let is_envd_token = |given: &HeaderValue| same_secret(given.as_bytes(), token.as_bytes());
+    if headers.get_all(ACCESS_TOKEN).iter().any(is_envd_token) {
+        let inner = HeaderValue::from_str(inner_token).expect("a hexadecimal token is a header value");
+        headers.insert(ACCESS_TOKEN, inner);
+    }
+}
+
+/// Returns a URI of envd without the signature of a link, which would go on to open it in the sandbox it was made for.
+pub(crate) fn without_signature(uri: &Uri) -> Uri {
+    let Some(query) = uri.query() else { return uri.clone() };
+    let path_and_query = match access::without_signature(query) {
+        rest if rest.is_empty() => uri.path().to_owned(),
+        rest => format!("{}?{rest}", uri.path()),
+    };
+    PathAndQuery::try_from(path_and_query).map_or_else(|_| uri.clone(), Uri::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_secrets_are_removed() {
+        let headers = |list: &[(&'static str, &'static str)]| {
+            let pair = |(name, value): &(&'static str, &'static str)| {
+                (HeaderName::from_static(name), HeaderValue::from_static(value))
+            };
+            list.iter().map(pair).collect::<HeaderMap>()
+        };
+        let mut ours = headers(&[
+            ("e2b-traffic-access-token", "t"),
+            ("x-access-token", "secret"),
+            ("x-api-key", "e2b_0123"),
+            ("x-kept", "1"),
+        ]);
+        strip_headers(&mut ours, "secret", "inner");
+        assert_eq!(ours, headers(&[("x-access-token", "inner"), ("x-kept", "1")]));
+
+        let application = headers(&[("x-access-token", "its own"), ("x-api-key", "its own")]);
+        let mut passed_on = application.clone();
+        strip_headers(&mut passed_on, "secret", "inner");
+        assert_eq!(passed_on, application);
+    }
+
+    #[test]
+    fn signatures_do_not_reach_envd() {
+        let uri = |text: &str| without_signature(&text.parse().unwrap()).to_string();
+        assert_eq!(uri("/files?path=a%20b&signature=v1_x&signature_expiration=1"), "/files?path=a%20b");
+        assert_eq!(uri("/files?signature=v1_x"), "/files");
+        assert_eq!(uri("/files"), "/files");
+    }
+}
