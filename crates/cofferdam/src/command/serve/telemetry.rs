@@ -38,7 +38,7 @@ const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 const TRACES_PATH: &str = "/v1/traces";
 
 /// The crates whose spans are exported: those of other libraries are not.
-const TRACED_CRATES: [&str; 4] = ["api", "edge", "control", "cofferdam"];
+const TRACED_CRATES: [&str; 5] = ["api", "edge", "control", "builds", "cofferdam"];
 
 /// Sends the remaining spans when it is dropped.
 #[derive(Debug)]
