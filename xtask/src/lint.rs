@@ -2,6 +2,9 @@
 //! Warnings are errors here, and only here, so that work in progress stays quick.
 //! aarch64 is checked, not built: there is nothing here to run it. Programs for sandboxes are checked with their own C library (musl).
 
+use std::fs;
+use std::path::PathBuf;
+
 use crate::run::{self, Outcome};
 
 /// Environment of a bare shell: what a cargo process needs, and settings that a person or CI makes for all of them.
@@ -20,11 +23,36 @@ pub(crate) fn all() -> Outcome {
     crate::docs::check()?;
     run::cargo(["fmt", "--all", "--check"]).run()?;
     run::cargo(["machete"]).run()?;
+    workspace_dependencies_are_used()?;
     run::cargo(["clippy", "--workspace", "--all-targets", "--quiet", "--", "--deny", "warnings"]).run()?;
     // Each `cargo check` unites the features of its packages, so each further one compiles their dependencies again.
     let mut sandbox = run::cargo(["check", "--quiet", "--target", "aarch64-unknown-linux-musl"]);
     sandbox.args(["--package", "envd", "--package", "guest-init", "--package", "interpreter"]).run()?;
     run::cargo(["check", "--quiet", "--package", "cofferdam", "--target", "aarch64-unknown-linux-gnu"]).run()
+}
+
+/// Checks that a package uses each entry of `[workspace.dependencies]`, which `cargo machete` does not look at.
+fn workspace_dependencies_are_used() -> Outcome {
+    let read =
+        |path: PathBuf| fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()));
+    let workspace = read(run::root().join("Cargo.toml"))?;
+    let entries = workspace.lines().skip_while(|line| *line != "[workspace.dependencies]").skip(1);
+    let entries = entries.take_while(|line| !line.starts_with('['));
+    let mut packages =
+        vec![read(run::root().join("xtask/Cargo.toml"))?, read(run::root().join("bench/Cargo.toml"))?];
+    for entry in fs::read_dir(run::root().join("crates")).map_err(|error| format!("crates: {error}"))? {
+        packages.push(read(entry.map_err(|error| format!("crates: {error}"))?.path().join("Cargo.toml"))?);
+    }
+    for name in entries.filter_map(|line| line.split_once(" = ")).map(|(name, _)| name) {
+        let (plain, table) = (format!("{name}.workspace = true"), format!("{name} = {{ workspace = true"));
+        let uses = |line: &str| line.starts_with(&plain) || line.starts_with(&table);
+        if !packages.iter().any(|package| package.lines().any(uses)) {
+            return Err(format!(
+                "no package uses the workspace's dependency {name}: remove it from Cargo.toml"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Checks that a second build does nothing, in turn from here and from a bare shell: environments that differ, or an output that is
