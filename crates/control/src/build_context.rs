@@ -32,12 +32,12 @@ impl BuildContext for ControlBuildContext {
     }
 
     async fn start_sandbox(&self, spec: BuildSandboxSpec) -> Result<Box<dyn BuildSandbox>, StepFailure> {
-        let started = start_sandbox(&self.launcher, spec).await.map_err(failure)?;
+        let started = start_sandbox(&self.launcher, spec).await.map_err(|error| failure(&error))?;
         Ok(Box::new(started))
     }
 
     async fn prepare(&self, build: &Build) -> Result<(), StepFailure> {
-        self.launcher.prepare(build).await.map_err(failure)
+        self.launcher.prepare(build).await.map_err(|error| failure(&error))
     }
 
     async fn discard_snapshot(&self, snapshot: SnapshotId) {
@@ -53,7 +53,7 @@ impl BuildContext for ControlBuildContext {
     }
 }
 
-fn failure(error: ControlError) -> StepFailure {
+fn failure(error: &ControlError) -> StepFailure {
     StepFailure::new(error.to_string())
 }
 
@@ -99,8 +99,8 @@ struct StartedBuildSandbox {
     sandbox: KillOnDrop,
 }
 
-fn command_failure(error: EnvdError) -> StepFailure {
-    StepFailure::new(command_error(&error))
+fn command_failure(error: &EnvdError) -> StepFailure {
+    StepFailure::new(command_error(error))
 }
 
 #[async_trait]
@@ -126,12 +126,14 @@ impl BuildSandbox for StartedBuildSandbox {
             envd::Output::Stdout(bytes) => output(Output::Stdout(bytes)),
             envd::Output::Stderr(bytes) => output(Output::Stderr(bytes)),
         });
-        let end = end.await.map_err(command_failure)?;
+        let end = end.await.map_err(|error| command_failure(&error))?;
         Ok(Exit { code: end.exit_code, status: end.status })
     }
 
     async fn upload(&self, user: &str, from: &Path, to: &str) -> Result<(), StepFailure> {
-        envd::upload(self.sandbox.get(), &self.token, user, from, to).await.map_err(command_failure)
+        envd::upload(self.sandbox.get(), &self.token, user, from, to)
+            .await
+            .map_err(|error| command_failure(&error))
     }
 
     async fn run_start_command(
