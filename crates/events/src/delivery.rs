@@ -16,7 +16,7 @@ use time::format_description::well_known::Rfc3339;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use webhook::{Courier, DeliveryError, Letter};
+use webhook::{DeliveryError, WebhookClient, WebhookPayload};
 
 use super::{Events, event_label};
 
@@ -98,7 +98,7 @@ fn payload(event: &Event) -> serde_json::Value {
 }
 
 /// Returns body and headers of a delivery. Every attempt has an id of its own.
-fn letter(webhook: &Webhook, event: &Event) -> Letter {
+fn letter(webhook: &Webhook, event: &Event) -> WebhookPayload {
     let body = payload(event).to_string();
     let headers = [
         ("e2b-webhook-id", webhook.id.to_string()),
@@ -110,7 +110,7 @@ fn letter(webhook: &Webhook, event: &Event) -> Letter {
         let value = HeaderValue::from_str(&value).expect("ids and base64 are visible ASCII");
         (HeaderName::from_static(name), value)
     };
-    Letter { body: body.into(), headers: headers.map(header).into() }
+    WebhookPayload { body: body.into(), headers: headers.map(header).into() }
 }
 
 /// Result of one attempt.
@@ -243,7 +243,7 @@ impl Events {
     }
 
     async fn deliver(&self, record: &Webhook, event: &Event) -> Result<(), DeliveryError> {
-        let new_courier = || Courier::new(self.config.allowed_networks.clone(), self.config.timeout);
+        let new_courier = || WebhookClient::new(self.config.allowed_networks.clone(), self.config.timeout);
         let courier = self.courier.get_or_init(new_courier);
         let target = courier.check(&record.url)?;
         courier.deliver(&target, letter(record, event)).await.map(drop)

@@ -18,7 +18,7 @@ use store::{Event, EventKind, EventQuery, Store, StoreError};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use webhook::Courier;
+use webhook::WebhookClient;
 
 use delivery::WebhookQueue;
 
@@ -61,7 +61,7 @@ pub struct Events {
     /// Held while a webhook is changed, from the look-up to the write.
     changing: tokio::sync::Mutex<()>,
     /// Created when it is first needed, since reading certificates takes time.
-    courier: OnceLock<Courier>,
+    courier: OnceLock<WebhookClient>,
     tasks: TaskTracker,
     closing: CancellationToken,
 }

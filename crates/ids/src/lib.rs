@@ -1,6 +1,5 @@
-//! Typed identifiers, so that a template id never lands where a sandbox id is wanted.
-//! Formats follow the E2B wire contract; parsing is the only way in from outside.
-//! No I/O, no domain rules.
+//! Identifiers, one type for each kind, so that a template id cannot be used as a sandbox id. Formats follow the E2B wire contract and
+//! are checked by parsing.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -8,28 +7,28 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Why a text is not an identifier.
+/// A text is not an identifier of the wanted kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
-    /// Characters or length outside the kind's format.
+    /// Characters or length do not match the format.
     #[error("invalid {kind}: {text:?}")]
     Malformed {
-        /// What the text should have been, such as `sandbox ID`.
+        /// The kind of identifier, such as `sandbox ID`.
         kind: &'static str,
-        /// The text as given.
+        /// The text.
         text: String,
     },
 }
 
 const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
 
-/// `len` characters drawn evenly from `[a-z0-9]`.
+/// Returns `len` random characters of `[a-z0-9]`, all equally likely.
 fn random_text(len: usize) -> String {
     let mut text = String::with_capacity(len);
     let mut pool = [0u8; 64];
     while text.len() < len {
         fill_random(&mut pool);
-        // 252 = 7 * 36: larger bytes would favour the first letters.
+        // 252 = 7 * 36: larger bytes would make the first letters more likely.
         let fresh = pool.iter().filter(|b| **b < 252).map(|b| ALPHABET[usize::from(*b % 36)] as char);
         text.extend(fresh.take(len - text.len()));
     }
@@ -40,7 +39,7 @@ fn fill_random(buf: &mut [u8]) {
     getrandom::fill(buf).expect("the kernel's random source answers on every supported system");
 }
 
-/// `N` random bytes as lower-case hex: `2 * N` characters.
+/// Returns `N` random bytes as lower-case hex: `2 * N` characters.
 #[must_use]
 pub fn random_hex<const N: usize>() -> String {
     let mut bytes = [0u8; N];
@@ -64,13 +63,13 @@ macro_rules! text_id {
         pub struct $name(String);
 
         impl $name {
-            /// A fresh random identifier.
+            /// Returns a new random identifier.
             #[must_use]
             pub fn generate() -> Self {
                 Self($generate)
             }
 
-            /// The identifier as it stands in URLs and JSON.
+            /// Returns the identifier as in URLs and JSON.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -134,7 +133,7 @@ macro_rules! uuid_id {
         pub struct $name(uuid::Uuid);
 
         impl $name {
-            /// A fresh random (version 4) identifier.
+            /// Returns a new random (version 4) identifier.
             #[must_use]
             pub fn generate() -> Self {
                 Self(uuid::Uuid::new_v4())
@@ -175,49 +174,49 @@ uuid_id!(
     "execution ID"
 );
 uuid_id!(
-    /// A captured state of a sandbox: its files, and its memory if it was asked for.
+    /// A snapshot of a sandbox: its files, and possibly its memory.
     SnapshotId,
     "snapshot ID"
 );
 uuid_id!(
-    /// An API key's record, not the secret itself.
+    /// The record of an API key, not the secret itself.
     KeyId,
     "API key ID"
 );
 uuid_id!(
-    /// A person.
+    /// A user.
     UserId,
     "user ID"
 );
 uuid_id!(
-    /// A person's access token: its record, not the secret itself.
+    /// The record of a user's access token, not the secret itself.
     TokenId,
     "access token ID"
 );
 uuid_id!(
-    /// Something that happened to a sandbox.
+    /// An event of a sandbox.
     EventId,
     "event ID"
 );
 uuid_id!(
-    /// Somebody who wants to be told of events.
+    /// A webhook.
     WebhookId,
     "webhook ID"
 );
 uuid_id!(
-    /// One event on its way to one webhook.
+    /// A pending delivery of an event to a webhook.
     DeliveryId,
     "delivery ID"
 );
 
 impl EventId {
-    /// An identifier that grows with time, so that events of one moment keep their order.
+    /// Returns a new identifier that sorts by time, so that events of the same moment keep their order.
     #[must_use]
     pub fn in_order() -> Self {
         Self(uuid::Uuid::now_v7())
     }
 
-    /// The one identifier of a run's end, however often that is told.
+    /// Returns the identifier of the end of an execution, always the same, so that it is recorded only once.
     #[must_use]
     pub fn of_end(execution: ExecutionId) -> Self {
         Self(uuid::Uuid::new_v5(&execution.0, b"end"))
@@ -239,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn parsing_refuses_what_could_leave_a_dns_label_or_a_path() {
+    fn characters_that_are_special_in_dns_names_or_paths_are_refused() {
         for bad in ["", "UPPER", "a-b", "a/b", "..", "ä", "a b", &"a".repeat(58)] {
             assert!(bad.parse::<SandboxId>().is_err(), "{bad:?} was taken");
         }

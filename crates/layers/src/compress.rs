@@ -1,5 +1,5 @@
-//! Compression of files that nobody writes to any more, in place, a piece at a time.
-//! Only what a file has alone: compressing what others share would give it blocks of its own.
+//! Compresses idle files on btrfs in place, a piece at a time.
+//! Extents that other files share are left alone: compressing them would give the file blocks of its own.
 //! Readers, also those that have the file mapped, see the same bytes all the time.
 
 use std::fs::File;
@@ -12,18 +12,18 @@ use sys::{Extent, btrfs, extents};
 
 use crate::trees::is_btrfs;
 
-/// Bytes that are compressed together.
+/// Number of bytes that are compressed in one call.
 const STEP: u64 = 4 << 20;
-/// Less does not become fewer blocks.
-const LEAST: u64 = 16 << 10;
-/// Set on what is done: what cannot be compressed would be tried again and again.
+/// Minimum length of a run of extents, bytes: compressing less saves no blocks.
+const MIN_RUN: u64 = 16 << 10;
+/// Attribute of files that were compressed, so that incompressible ones are not tried again and again.
 const DONE: &str = "user.cofferdam.compressed";
 
-/// Compresses what the file, open for reading and writing, shares with no other. On other file systems than btrfs it does nothing. Blocks. After
-/// each piece `rest` is told how long that took; no more is done when it answers false.
+/// Compresses the extents of a file that no other file shares. The file must be open for reading and writing. Does nothing on file
+/// systems other than btrfs. Blocks. Calls `rest` after each piece with the time it took, and stops early when that returns false.
 ///
 /// # Errors
-/// There is no room for the next piece, or the file cannot be looked at.
+/// The disk has no room for the next piece, or the file's extents cannot be read.
 pub fn compress(file: &File, mut rest: impl FnMut(Duration) -> bool) -> io::Result<()> {
     if !is_btrfs(file)? || fgetxattr(file, DONE, &mut [0u8; 1]).is_ok() {
         return Ok(());
@@ -33,7 +33,7 @@ pub fn compress(file: &File, mut rest: impl FnMut(Duration) -> bool) -> io::Resu
         let found = extents(file.as_fd(), at)?;
         for run in found.chunk_by(|one, next| one.is_plain == next.is_plain && end(one) == next.start) {
             let (first, last) = (run[0], run[run.len() - 1]);
-            if !first.is_plain || end(&last) - first.start < LEAST {
+            if !first.is_plain || end(&last) - first.start < MIN_RUN {
                 continue;
             }
             let mut start = first.start;
@@ -53,6 +53,7 @@ pub fn compress(file: &File, mut rest: impl FnMut(Duration) -> bool) -> io::Resu
     }
 }
 
+/// Returns the offset at which an extent ends.
 fn end(extent: &Extent) -> u64 {
     extent.start + extent.length
 }

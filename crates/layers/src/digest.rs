@@ -1,6 +1,5 @@
-//! A tree's fingerprint: SHA-256 over every entry in order, with type, permissions, owner, content, link target and xattrs.
-//! Times are left out, so that a rebuild of the same content is the same layer.
-//! Links are never followed.
+//! Computes the digest of a directory tree: SHA-256 over all entries in order, with type, permissions, owner, content, link target and
+//! extended attributes. Times are left out, so that a rebuild of the same content is the same layer. Links are never followed.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -16,12 +15,12 @@ use sha2::{Digest, Sha256};
 use crate::LayerError;
 use crate::copy_tree::xattrs_of;
 
-/// A layer's name: 64 lower-case hex digits.
+/// A layer's digest, which is also its name: 64 lower-case hex digits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LayerDigest(String);
 
 impl LayerDigest {
-    /// The digits.
+    /// Returns the hex digits.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -47,10 +46,11 @@ impl FromStr for LayerDigest {
 /// Computes the digest of the tree below `root`.
 ///
 /// # Errors
-/// Something in it cannot be read.
+/// A file or directory in it cannot be read.
 pub fn digest_tree(root: &Path) -> Result<LayerDigest, LayerError> {
     let mut hash = Sha256::new();
-    // A list and no recursion: a sandbox can nest directories deeper than a thread's stack goes. Names and no paths: it can make millions.
+    // A list instead of recursion, as a sandbox can nest directories deeper than a thread's stack allows; names instead of paths, as it
+    // can create millions.
     let mut open = vec![(root.to_owned(), add(root, root, &mut hash)?.into_iter())];
     while let Some((dir, names)) = open.last_mut() {
         let Some(name) = names.next() else {
@@ -64,7 +64,7 @@ pub fn digest_tree(root: &Path) -> Result<LayerDigest, LayerError> {
     Ok(LayerDigest(hex::encode(hash.finalize())))
 }
 
-/// Adds one entry; returns the names in it, in order.
+/// Adds an entry to the hash; returns the names in it, in order, if it is a directory.
 fn add(root: &Path, path: &Path, hash: &mut Sha256) -> Result<Vec<OsString>, LayerError> {
     let metadata = fs::symlink_metadata(path).map_err(LayerError::at(path))?;
     let name = path.strip_prefix(root).unwrap_or(path).as_os_str().as_bytes();
@@ -95,7 +95,7 @@ fn device(metadata: &Metadata) -> u64 {
     if kind.is_char_device() || kind.is_block_device() { metadata.rdev() } else { 0 }
 }
 
-/// Length first, so that no two different entries hash alike.
+/// Adds a field with its length, so that no two different entries have the same hash.
 fn field(hash: &mut Sha256, bytes: &[u8]) {
     hash.update((bytes.len() as u64).to_le_bytes());
     hash.update(bytes);
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn depth_is_no_danger() {
+    fn deep_trees_do_not_overflow_the_stack() {
         let dir = tempfile::tempdir().unwrap();
         let deepest = dir.path().join(vec!["d"; 1900].join("/"));
         fs::create_dir_all(&deepest).unwrap();

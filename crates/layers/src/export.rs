@@ -1,6 +1,7 @@
-//! A layer made of what a sandbox has written: its upper, without what only its own overlay understands.
-//! The sandbox must stand still meanwhile; what it wrote is hostile and is never followed.
-//! Nothing is synced here: a layer is named by its content, which is read again when it is added to the store.
+//! Copies what a sandbox has written, the upper directory of its overlay, as a layer for other overlays: without attributes that only
+//! its own overlay understands.
+//! The sandbox must be frozen meanwhile. Its files are untrusted, so nothing in them is followed.
+//! Nothing is synced here: the store reads all content again to compute the layer's digest.
 
 use std::fs;
 use std::io;
@@ -12,16 +13,16 @@ use crate::LayerError;
 use crate::copy_tree::{Attributes, Sharing, TreeSize, copy_tree, measure, open_dir};
 use crate::trash::remove_tree;
 
-/// Copies an overlay's upper directory to `target`, which is made, as a layer for other overlays.
+/// Copies an overlay's upper directory to the new directory `target`, as a layer for other overlays.
 ///
 /// # Errors
-/// The upper cannot be read, or there is no room for the copy; nothing is left of it then.
+/// The upper directory cannot be read, or there is no room for the copy; then `target` is removed.
 pub fn export_upper(upper: &Path, target: &Path) -> Result<(), LayerError> {
     let links = target.with_extension("links");
     let make = || -> io::Result<()> {
         [target, &links].into_iter().try_for_each(fs::create_dir)?;
         let (to, names) = (open_dir(CWD, target)?, open_dir(CWD, &links)?);
-        copy_tree(open_dir(CWD, upper)?, to, &names, Sharing::Copy, Attributes::OfALayer)
+        copy_tree(open_dir(CWD, upper)?, to, &names, Sharing::Copy, Attributes::ForLayer)
     };
     let made = make();
     let left = remove_tree(&links);
@@ -31,21 +32,21 @@ pub fn export_upper(upper: &Path, target: &Path) -> Result<(), LayerError> {
     })
 }
 
-/// Whether a layer changes nothing.
+/// Returns whether a layer is empty.
 ///
 /// # Errors
-/// It cannot be read.
+/// The layer cannot be read.
 pub fn is_empty_layer(tree: &Path) -> Result<bool, LayerError> {
     let mut entries = fs::read_dir(tree).map_err(LayerError::at(tree))?;
     Ok(entries.next().is_none())
 }
 
-/// How much there is of a tree, whoever filled it.
+/// Returns the size of a tree, which may be untrusted.
 ///
 /// # Errors
-/// It cannot be read, or changes meanwhile.
+/// The tree cannot be read, or changes meanwhile.
 pub fn tree_size(tree: &Path) -> Result<TreeSize, LayerError> {
-    // A path that may be a link itself, such as one to a descriptor.
+    // With `.`, as the path itself may be a link, such as one to a descriptor.
     let top = open_dir(CWD, tree.join(".")).map_err(LayerError::at(tree))?;
     measure(top).map_err(LayerError::at(tree))
 }

@@ -1,6 +1,6 @@
-//! What sandboxes' file systems are made of: read-only layers named by what they contain, and writable trees.
-//! Both are directory trees as sandboxes see them: owners are stored as inside, root is 0. A layer never changes once it is in
-//! the store. Templates list layers; engines mount them under a tree's `upper`.
+//! The parts of sandboxes' file systems: read-only layers, named by the digest of their content ([`LayerStore`]), and writable trees
+//! ([`Trees`]). Both are directory trees with owners as seen inside the sandbox (root is 0). A layer never changes once it is in the
+//! store. Templates list layers; engines mount these below the `upper` directory of a writable tree.
 #![forbid(unsafe_code)]
 
 mod compress;
@@ -31,52 +31,52 @@ pub use trash::Trash;
 pub use trees::{TreeName, TreeUsage, Trees, TreesBackend, TreesConfig, room_beside};
 pub use work::renew_overlay_work;
 
-/// What is being built.
+/// Directory of layers that are being built.
 const STAGING: &str = "staging";
-/// Which layer a recipe produced.
+/// Directory of notes that say which layer a recipe produced.
 const RECIPES: &str = "recipes";
-/// What is being removed.
+/// Directory of what is being removed.
 const TRASH: &str = "trash";
 
-/// What can go wrong with layers and trees.
+/// Errors of layers and writable trees.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
-    /// A directory or file could not be used.
+    /// A directory or file could not be read or written.
     #[error("{}: {source}", path.display())]
     Io {
-        /// Which one.
+        /// The directory or file.
         path: PathBuf,
         /// Why.
         source: io::Error,
     },
-    /// Not a digest.
+    /// The text is not a digest.
     #[error("{0:?} is not a layer digest")]
     Digest(String),
-    /// Not a tree's name.
+    /// The text cannot be the name of a writable tree.
     #[error(
         "{0:?} is not a name of a writable tree: lower-case letters, digits, '-', '_' and '.', at most 100, the first a letter or digit"
     )]
     TreeName(String),
-    /// No tree of this name.
+    /// No writable tree has this name.
     #[error("there is no writable tree {0}")]
     NoTree(TreeName),
-    /// A tree of this name exists.
+    /// Another writable tree has this name.
     #[error("writable tree {0} already exists")]
     TreeTaken(TreeName),
-    /// No space for a tree.
+    /// The disk, or the quota of all trees, has no room for a writable tree.
     #[error(
         "no room for writable tree {0}: free space on the data directory's disk, end sandboxes or delete snapshots"
     )]
     Full(TreeName),
-    /// Something failed with a tree.
+    /// Another operation on a writable tree failed.
     #[error("writable tree {name}: {source}")]
     Tree {
-        /// Which one.
+        /// The tree.
         name: TreeName,
         /// Why.
         source: io::Error,
     },
-    /// Trees cannot be kept in this way here.
+    /// The chosen backend of writable trees does not work on this host.
     #[error("{what}; {remedy}")]
     Backend {
         /// What is wrong.
@@ -87,12 +87,13 @@ pub enum LayerError {
 }
 
 impl LayerError {
+    /// For `map_err`: an error of the file or directory `path`.
     fn at<E: Into<io::Error>>(path: &Path) -> impl FnOnce(E) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { path, source: source.into() }
     }
 
-    /// An error of an operation on one tree.
+    /// For `map_err`: an error of an operation on the writable tree `name`.
     fn about<E: Into<io::Error>>(name: &TreeName) -> impl FnOnce(E) -> Self {
         let name = name.clone();
         move |source| match source.into() {
@@ -105,14 +106,14 @@ impl LayerError {
         }
     }
 
-    /// An error of an operation that makes `to` of `from`.
+    /// Converts an error of an operation that makes the writable tree `to` from `from`.
     fn of_two(from: &TreeName, to: &TreeName, source: io::Error) -> Self {
         let about = if source.kind() == io::ErrorKind::AlreadyExists { to } else { from };
         Self::about(about)(source)
     }
 }
 
-/// The layers on this machine. Several servers may share one store: layers are immutable and arrive by rename.
+/// The directory of all layers of a host. Several servers may share it: layers are immutable and appear complete, by rename.
 #[derive(Debug, Clone)]
 pub struct LayerStore {
     root: PathBuf,
@@ -120,17 +121,17 @@ pub struct LayerStore {
 }
 
 impl LayerStore {
-    /// Opens the store, making its directories, and has removed what was staged by servers that are gone.
+    /// Opens the store, creating its directories if necessary, and discards staging directories that dead servers left over.
     ///
     /// # Errors
-    /// A directory cannot be made or read.
+    /// A directory cannot be created or read.
     pub fn open(root: &Path) -> Result<Self, LayerError> {
         for dir in [STAGING, RECIPES, TRASH] {
             let path = root.join(dir);
             fs::create_dir_all(&path).map_err(LayerError::at(&path))?;
         }
         let root = fs::canonicalize(root).map_err(LayerError::at(root))?;
-        // Layers hold set-user-id programs that are the host's root to whoever could run them from here.
+        // Layers contain set-user-id programs: a host user who could run them from here would become the host's root.
         fs::set_permissions(&root, fs::Permissions::from_mode(0o700)).map_err(LayerError::at(&root))?;
         let (staging, trash) = (root.join(STAGING), root.join(TRASH));
         let trash = Trash::start(trash.clone()).map_err(LayerError::at(&trash))?;
@@ -138,28 +139,28 @@ impl LayerStore {
         Ok(Self { root, trash: Arc::new(trash) })
     }
 
-    /// Where a layer is, present or not.
+    /// Returns the path of a layer, whether it exists or not.
     #[must_use]
     pub fn path(&self, digest: &LayerDigest) -> PathBuf {
         self.root.join(digest.as_str())
     }
 
-    /// Whether the layer is here.
+    /// Returns whether the store has the layer.
     #[must_use]
     pub fn contains(&self, digest: &LayerDigest) -> bool {
         self.path(digest).is_dir()
     }
 
-    /// A fresh place on the same file system to build a layer in.
+    /// Returns a new directory in which a layer can be built.
     ///
     /// # Errors
-    /// The directory cannot be made.
+    /// The directory cannot be created.
     pub fn stage(&self) -> Result<Staging, LayerError> {
         let dir = self.root.join(STAGING);
         Staging::begin(&dir, self.trash.clone()).map_err(LayerError::at(&dir))
     }
 
-    /// Takes a staged tree in. A layer that is here already is kept, and the new copy dropped.
+    /// Adds a staged tree as a layer and returns its digest. If the store has the layer already, the staged copy is not used.
     ///
     /// # Errors
     /// The tree cannot be read or moved.
@@ -173,8 +174,8 @@ impl LayerStore {
         }
     }
 
-    /// Takes a staged tree in that is to be mounted over the layers `below`. Overlays refuse a directory that is in them twice, so one
-    /// whose content is down there already becomes a layer of its own by a mark on its root.
+    /// As [`LayerStore::add`], for a tree that will be mounted over the layers `below`. Overlayfs refuses a directory that is in a stack
+    /// twice, so a tree with the same content as one of these gets a mark on its root, and with it a digest of its own.
     ///
     /// # Errors
     /// The tree cannot be read, marked or moved.
@@ -193,18 +194,18 @@ impl LayerStore {
         self.add(staging)
     }
 
-    /// The layer that a recipe produced earlier, by the recipe's own fingerprint, if both are still here.
+    /// Returns the layer that the recipe with this fingerprint produced earlier, if the store still has it.
     #[must_use]
     pub fn by_recipe(&self, fingerprint: &str) -> Option<LayerDigest> {
         let text = fs::read_to_string(self.root.join(RECIPES).join(fingerprint)).ok()?;
         text.trim().parse().ok().filter(|digest| self.contains(digest))
     }
 
-    /// Removes layers that are neither `used` nor remembered for a recipe and that came at least `age` ago. Answers how many. Blocks.
-    /// Only for whoever knows everything that uses the store.
+    /// Removes layers that are neither in `used` nor recorded for a recipe and that were added at least `age` ago; returns their number.
+    /// Blocks. The caller must know all users of the store.
     ///
     /// # Errors
-    /// The store cannot be read, or a layer not removed.
+    /// The store cannot be read, or a layer cannot be removed.
     pub fn remove_unused(&self, used: &HashSet<String>, age: Duration) -> Result<usize, LayerError> {
         let recipes = self.root.join(RECIPES);
         let notes = fs::read_dir(&recipes).map_err(LayerError::at(&recipes))?.flatten();
@@ -219,11 +220,11 @@ impl LayerStore {
                 continue;
             }
             let path = entry.path();
-            // When it was renamed into place; its own times are the content's.
+            // The time of the rename into the store; the modification time belongs to the content.
             if fs::symlink_metadata(&path).map_err(LayerError::at(&path))?.ctime() > before {
                 continue;
             }
-            // First out of the way, so that half a layer is never found.
+            // Moved away first, so that a partly removed layer is never found in the store.
             let staging = self.stage()?;
             fs::rename(&path, staging.path()).map_err(LayerError::at(&path))?;
             removed += 1;
@@ -231,13 +232,13 @@ impl LayerStore {
         Ok(removed)
     }
 
-    /// Remembers what a recipe produced.
+    /// Records which layer a recipe produced.
     ///
     /// # Errors
     /// The note cannot be written.
     pub fn remember_recipe(&self, fingerprint: &str, digest: &LayerDigest) -> Result<(), LayerError> {
         let path = self.root.join(RECIPES).join(fingerprint);
-        fs::write(&path, digest.as_str()).map_err(LayerError::at(&path))
+        fs_atomic::write(&path, digest.as_str(), fs_atomic::Options::DEFAULT).map_err(LayerError::at(&path))
     }
 }
 

@@ -1,6 +1,6 @@
-//! Places in a store to build a layer in. Each is locked for as long as somebody builds there, so that what a killed server left
-//! is told from what another server is at, and removed.
-//! What is in them may have come out of a sandbox, as deep and as wide as that liked: it is taken apart by the trash.
+//! Directories of a store in which layers are built. Each is locked while it is in use: directories without a lock were left over by
+//! a killed server and are removed, those of other servers are not touched.
+//! Their content may come from a sandbox (any depth, any number of entries), so they are removed by way of the trash.
 
 use std::fs;
 use std::io;
@@ -15,7 +15,7 @@ use tracing::warn;
 use crate::copy_tree::open_dir;
 use crate::trash::Trash;
 
-/// A directory to build a layer in; removed when dropped without being added. That does not block.
+/// A directory in which a layer is built. Dropping it moves the directory to the trash, which does not block.
 #[derive(Debug)]
 pub struct Staging {
     path: PathBuf,
@@ -24,11 +24,12 @@ pub struct Staging {
 }
 
 impl Staging {
+    /// Creates and locks a new directory in `dir`.
     pub(crate) fn begin(dir: &Path, trash: Arc<Trash>) -> io::Result<Self> {
         loop {
             let path = dir.join(ids::random_hex::<8>());
             fs::create_dir(&path)?;
-            // A server that starts just now may take it for somebody's remains before it is locked.
+            // A server that is starting may discard the directory as left over before it is locked.
             match lock(&path) {
                 Err(Errno::NOENT | Errno::WOULDBLOCK) => {}
                 locked => return Ok(Self { path, trash, _lock: locked? }),
@@ -36,7 +37,7 @@ impl Staging {
         }
     }
 
-    /// Where to build. Does not exist yet.
+    /// Returns the path of the layer to be built. It does not exist yet.
     #[must_use]
     pub fn path(&self) -> PathBuf {
         self.path.join("root")
@@ -46,24 +47,28 @@ impl Staging {
 impl Drop for Staging {
     fn drop(&mut self) {
         if let Err(error) = self.trash.discard(&self.path) {
-            warn!(path = %self.path.display(), %error, "what was staged could not be removed; the next start tries again");
+            warn!(path = %self.path.display(), %error, "failed to remove a staging directory; the next start tries again");
         }
     }
 }
 
-/// Discards what nobody builds in any more.
+/// Discards directories that no server uses.
 pub(crate) fn sweep(dir: &Path, trash: &Trash) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         match lock(&path) {
             Err(Errno::NOENT | Errno::WOULDBLOCK) => {}
-            Err(error) => warn!(path = %path.display(), %error, "not a place to build layers in"),
+            Err(error) => warn!(path = %path.display(), %error, "failed to lock a staging directory"),
             Ok(_held) => trash.discard(&path)?,
         }
     }
     Ok(())
 }
 
+/// Opens and locks a directory.
+///
+/// # Errors
+/// `WOULDBLOCK`: it is locked already.
 fn lock(path: &Path) -> Result<OwnedFd, Errno> {
     let dir = open_dir(CWD, path)?;
     flock(&dir, FlockOperation::NonBlockingLockExclusive)?;
@@ -77,18 +82,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn remains_of_a_killed_server_go_and_what_another_builds_stays() {
+    fn unlocked_directories_are_discarded_and_locked_ones_kept() {
         let dir = tempfile::tempdir().unwrap();
         let store = LayerStore::open(dir.path()).unwrap();
         let building = store.stage().unwrap();
         fs::create_dir_all(building.path().join("a")).unwrap();
-        let remains = dir.path().join(STAGING).join("0123456789abcdef");
-        fs::create_dir_all(remains.join("root/b")).unwrap();
+        let leftover = dir.path().join(STAGING).join("0123456789abcdef");
+        fs::create_dir_all(leftover.join("root/b")).unwrap();
         drop(LayerStore::open(dir.path()).unwrap());
-        assert!(!remains.exists() && building.path().join("a").exists());
-        let place = building.path.clone();
+        assert!(!leftover.exists() && building.path().join("a").exists());
+        let path = building.path.clone();
         drop(building);
-        assert!(!place.exists(), "removed only later");
+        assert!(!path.exists(), "the directory is moved away at once");
         drop(store);
         assert_eq!(fs::read_dir(dir.path().join(TRASH)).unwrap().count(), 0);
     }

@@ -1,6 +1,6 @@
-//! Removes what ended sandboxes leave on disk, away from everybody's way.
-//! A directory is first moved aside, which is instant and survives a crash, and then taken apart on a thread of its own.
-//! The trees are hostile: any depth, any number of entries. Memory, stack and descriptors used do not depend on them.
+//! A trash directory: directories are moved into it, which is instant and survives a crash, and removed from it by a thread in the
+//! background.
+//! The directory trees are untrusted: any depth, any number of entries. Use of memory, stack and descriptors does not depend on them.
 
 use std::ffi::CString;
 use std::fs;
@@ -8,22 +8,22 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::fs::{AtFlags, CWD, FileType, renameat, seek, unlinkat};
 use rustix::io::Errno;
 use tracing::warn;
 
 use crate::copy_tree::{for_each_entry, open_dir};
 
-/// Entries looked at before any is removed.
+/// Number of directory entries that are read before they are removed.
 const BATCH: usize = 4096;
-/// Until what could not be removed is tried again.
-const AGAIN: Duration = Duration::from_secs(60);
+/// Interval of further attempts to remove what could not be removed.
+const RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The remover.
+/// A trash directory and the thread that empties it.
 #[derive(Debug)]
 pub struct Trash {
     trash: PathBuf,
@@ -32,7 +32,7 @@ pub struct Trash {
 }
 
 impl Trash {
-    /// Starts with whatever is in `trash`.
+    /// Starts the thread, which first removes what is in the directory `trash` already.
     ///
     /// # Errors
     /// The directory cannot be read.
@@ -42,13 +42,13 @@ impl Trash {
             let _ = queue.send(entry?.path());
         }
         let work = move || {
-            // Somebody may still have been writing in them.
-            let mut stubborn = Vec::new();
+            // A process that is still writing to a directory can keep it from being removed.
+            let mut failed = Vec::new();
             loop {
-                match todo.recv_timeout(AGAIN) {
-                    Ok(path) => stubborn.extend(remove(path)),
+                match todo.recv_timeout(RETRY_INTERVAL) {
+                    Ok(path) => failed.extend(remove(path)),
                     Err(RecvTimeoutError::Timeout) => {
-                        stubborn = stubborn.into_iter().filter_map(remove).collect();
+                        failed = failed.into_iter().filter_map(remove).collect();
                     }
                     Err(RecvTimeoutError::Disconnected) => return,
                 }
@@ -58,10 +58,10 @@ impl Trash {
         Ok(Self { trash, queue: Mutex::new(Some(queue)), thread: Some(thread) })
     }
 
-    /// Moves a directory out of the way and has it removed. A directory that is not there is a success.
+    /// Moves a directory to the trash; it is removed in the background. Succeeds if there is no such directory.
     ///
     /// # Errors
-    /// It cannot be moved.
+    /// The directory cannot be moved.
     pub fn discard(&self, dir: &Path) -> io::Result<()> {
         let name = format!("{}-{}", dir.file_name().unwrap_or_default().display(), ids::random_hex::<4>());
         let aside = self.trash.join(name);
@@ -69,7 +69,7 @@ impl Trash {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             answer => answer?,
         }
-        if let Some(queue) = self.queue.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+        if let Some(queue) = self.queue.lock().as_ref() {
             let _ = queue.send(aside);
         }
         Ok(())
@@ -78,32 +78,35 @@ impl Trash {
 
 impl Drop for Trash {
     fn drop(&mut self) {
-        *self.queue.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.queue.get_mut() = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
 }
 
-/// Returns what could not be removed.
+/// Removes a directory tree; returns its path if that fails.
 fn remove(path: PathBuf) -> Option<PathBuf> {
     match remove_tree(&path) {
         Ok(()) => None,
-        // Another server of the same store was faster.
+        // Another server that shares the directory has removed it.
         Err(_) if fs::symlink_metadata(&path).is_err() => None,
         Err(error) => {
-            warn!(path = %path.display(), %error, "trash could not be removed; it is tried again");
+            warn!(path = %path.display(), %error, "failed to remove a directory from the trash; will try again");
             Some(path)
         }
     }
 }
 
-/// Removes a tree without descending into it: the directories of a directory are moved up to the top, which is then
-/// one level deep again. Every directory is moved once, and two are open at a time.
+/// Removes a tree without recursion: subdirectories of a directory are moved up to the top, so that the tree is never walked deeper
+/// than one level. Every directory is moved once, and two are open at a time.
+///
+/// # Errors
+/// The tree does not exist or cannot be written.
 pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
     let top = open_dir(CWD, path)?;
     let mut moved = 0u64;
-    // What is moved up gets a name that cannot be there.
+    // Moved directories get names that untrusted code cannot have guessed.
     let prefix = ids::random_hex::<8>();
     empty(&top, |name, is_dir| {
         if !is_dir {
@@ -126,7 +129,7 @@ pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
     fs::remove_dir(path)
 }
 
-/// Calls `act` for every entry until none is left; `act` must take the entry away.
+/// Calls `act` with the name and whether it is a directory for every entry, until none is left; `act` must remove the entry.
 fn empty(dir: &OwnedFd, mut act: impl FnMut(&CString, bool) -> Result<(), Errno>) -> Result<(), Errno> {
     loop {
         seek(dir, rustix::fs::SeekFrom::Start(0))?;
@@ -173,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_left_is_removed_at_the_next_start() {
+    fn leftovers_are_removed_at_the_next_start() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("left/a/b")).unwrap();
         drop(Trash::start(dir.path().to_owned()).unwrap());

@@ -1,6 +1,6 @@
-//! overlayfs' work directory, made fit for another mount of an upper that was mounted before, or copied.
-//! `volatile` mounts leave a mark that forbids a second one; and the index, which keeps hard links of template files together,
-//! says which upper it belongs to, so that it is refused beside a copy.
+//! Prepares overlayfs' work directory for another mount, of an upper directory that was mounted before or that was copied.
+//! A `volatile` mount leaves a mark that forbids a second one. The index, which keeps hard links of template files together, records
+//! which upper directory it belongs to, so overlayfs refuses it beside a copy.
 
 use std::io;
 use std::path::Path;
@@ -12,11 +12,11 @@ use crate::LayerError;
 use crate::copy_tree::{for_each_entry, open_dir};
 use crate::trash::remove_tree;
 
-/// Has the overlay whose work directory is `work` mountable once more, with the options the container engine uses. `copied` says
-/// that the tree it is in was copied since it was last mounted; what the index knows of directories is dropped then, which
-/// costs nothing but handles (inotify across memory snapshots) of template directories that were renamed.
+/// Makes the overlay with the work directory `work` mountable again, with the options of the container engine. `copied` says whether
+/// the tree was copied since it was last mounted; then the index entries of directories are removed, which invalidates only file
+/// handles (inotify across memory snapshots) of template directories that were renamed.
 ///
-/// The sandbox must not run; it never sees this directory.
+/// The overlay must not be mounted. Sandboxes never see this directory.
 ///
 /// # Errors
 /// The directory is missing or cannot be changed.
@@ -46,6 +46,6 @@ fn renew(work: &Path, copied: bool) -> io::Result<()> {
         }
         io::Result::Ok(true)
     })?;
-    // They hold nothing; what they say is in an attribute, and of no use in another place.
+    // Index entries of directories are empty; their information is in an attribute and is invalid for a copy.
     Ok(dirs.iter().try_for_each(|name| unlinkat(&index, name, AtFlags::REMOVEDIR))?)
 }

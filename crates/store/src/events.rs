@@ -1,6 +1,6 @@
-//! What happened to sandboxes, the webhooks that want to know, and deliveries on their way.
-//! An event and its deliveries are written together or not at all.
-//! Writing an event that is there already changes nothing: it may be tried again after a crash.
+//! Events of sandboxes, webhooks that subscribe to them, and pending deliveries of events to webhooks.
+//! An event and its deliveries are written in one transaction. Writing an event that exists already changes nothing, so that it may
+//! be repeated after a crash.
 
 use async_trait::async_trait;
 use ids::{BuildId, DeliveryId, EventId, ExecutionId, SandboxId, TeamId, TemplateId, WebhookId};
@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 
 use crate::StoreError;
 
-/// What can happen to a sandbox. Names on the wire: `sandbox.lifecycle.*`.
+/// Kinds of events. Names on the wire: `sandbox.lifecycle.*`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum EventKind {
     /// Started from a template.
@@ -21,18 +21,18 @@ pub enum EventKind {
     Paused,
     /// Running again.
     Resumed,
-    /// Captured while it ran on.
+    /// Captured while it continued to run.
     Checkpointed,
-    /// Over for good.
+    /// Ended.
     Killed,
 }
 
 impl EventKind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 6] =
         [Self::Created, Self::Updated, Self::Paused, Self::Resumed, Self::Checkpointed, Self::Killed];
 
-    /// As on the wire and in the database.
+    /// Returns the kind's name on the wire and in the database.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -45,44 +45,44 @@ impl EventKind {
         }
     }
 
-    /// By its name on the wire.
+    /// Returns the kind with this name on the wire.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == text)
     }
 }
 
-/// Something that happened.
+/// An event of a sandbox.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Event {
     /// Its id.
     pub id: EventId,
-    /// Whose sandbox it was.
+    /// The team that owns the sandbox.
     pub team: TeamId,
     /// The sandbox.
     pub sandbox: SandboxId,
-    /// What.
+    /// What happened.
     pub kind: EventKind,
-    /// When.
+    /// When it happened.
     pub at: OffsetDateTime,
-    /// The rest.
+    /// Fields that no query needs.
     pub body: EventBody,
 }
 
-/// What is only carried along with an event.
+/// Fields of an event that no query needs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EventBody {
-    /// The template the sandbox came from.
+    /// The sandbox's template.
     pub template: TemplateId,
-    /// The build of it.
+    /// The build of the template.
     pub build: BuildId,
-    /// The run it happened to.
+    /// The sandbox's execution.
     pub execution: ExecutionId,
-    /// Particulars, by names of the wire contract.
+    /// Details, with the names of the wire contract.
     pub data: Map<String, Value>,
 }
 
-/// Which events are wanted.
+/// A query for events.
 #[derive(Debug, Clone)]
 pub struct EventQuery {
     /// Of this team.
@@ -93,30 +93,30 @@ pub struct EventQuery {
     pub kinds: Vec<EventKind>,
     /// Oldest first instead of newest first.
     pub ascending: bool,
-    /// How many to leave out at the begin.
+    /// Number of events to skip at the beginning.
     pub offset: u32,
-    /// Most to answer.
+    /// Maximum number of events to return.
     pub limit: u32,
 }
 
-/// Somebody who wants to be told of events.
+/// A subscription of a URL to events.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Webhook {
     /// Its id.
     pub id: WebhookId,
-    /// Whose it is.
+    /// The team that owns it.
     pub team: TeamId,
     /// Its name for people.
     pub name: String,
-    /// Where to post to.
+    /// The URL that events are posted to.
     pub url: String,
-    /// Whether anything is posted.
+    /// Whether events are posted.
     pub enabled: bool,
-    /// What to tell.
+    /// The kinds of events that are posted.
     pub events: Vec<EventKind>,
-    /// What deliveries are signed with. Never shown.
+    /// The secret that deliveries are signed with. Never shown.
     pub secret: String,
-    /// When it was made.
+    /// When it was created.
     pub created_at: OffsetDateTime,
 }
 
@@ -126,46 +126,46 @@ impl std::fmt::Debug for Webhook {
     }
 }
 
-/// An event on its way to a webhook.
+/// A pending delivery of an event to a webhook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivery {
     /// The record's id.
     pub id: DeliveryId,
-    /// To whom.
+    /// The webhook.
     pub webhook: WebhookId,
-    /// Failed attempts so far.
+    /// Number of failed attempts so far.
     pub attempts: u32,
-    /// When to try next.
+    /// When the next attempt is due.
     pub due_at: OffsetDateTime,
 }
 
-/// The part of a store that holds events and webhooks.
+/// The part of a store with events and webhooks.
 #[async_trait]
 pub trait EventStore: Send + Sync + 'static {
-    /// Adds an event with its deliveries; false, and nothing is changed, when it is there already.
+    /// Adds an event with its deliveries; returns false and changes nothing if the event exists already.
     async fn insert_event(&self, event: &Event, deliveries: &[Delivery]) -> Result<bool, StoreError>;
-    /// The wanted events.
+    /// Returns the events that match the query.
     async fn events(&self, query: &EventQuery) -> Result<Vec<Event>, StoreError>;
-    /// Forgets events older than this, and deliveries of them; returns how many.
+    /// Removes events older than this and their deliveries; returns the number of removed events.
     async fn prune_events(&self, before: OffsetDateTime) -> Result<u64, StoreError>;
 
     /// Adds a webhook, or replaces the one with its id.
     async fn put_webhook(&self, webhook: &Webhook) -> Result<(), StoreError>;
-    /// All webhooks, oldest first.
+    /// Returns all webhooks, oldest first.
     async fn webhooks(&self) -> Result<Vec<Webhook>, StoreError>;
-    /// Removes a team's webhook with its deliveries; false when there is no such webhook.
+    /// Removes a team's webhook with its deliveries; returns false if there is no such webhook.
     async fn delete_webhook(&self, team: TeamId, id: WebhookId) -> Result<bool, StoreError>;
 
-    /// How many deliveries wait for a webhook.
+    /// Returns the number of pending deliveries to a webhook.
     async fn waiting_deliveries(&self, webhook: WebhookId) -> Result<u64, StoreError>;
-    /// The deliveries to a webhook that come first, soonest first, each with its event.
+    /// Returns the next deliveries to a webhook, in the order in which they are due, each with its event.
     async fn next_deliveries(
         &self,
         webhook: WebhookId,
         limit: u32,
     ) -> Result<Vec<(Delivery, Event)>, StoreError>;
-    /// Notes a failed attempt.
+    /// Records a failed attempt.
     async fn postpone_delivery(&self, delivery: &Delivery) -> Result<(), StoreError>;
-    /// Removes deliveries that arrived or were given up.
+    /// Removes deliveries that succeeded or were given up.
     async fn delete_deliveries(&self, ids: &[DeliveryId]) -> Result<(), StoreError>;
 }

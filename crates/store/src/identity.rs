@@ -1,6 +1,6 @@
-//! People: who belongs to which team, and the tokens they show.
-//! Tokens arrive as hashes; nothing here could be used to act as somebody.
-//! E-mail addresses are unique and compared as written: whoever makes a user lower-cases them.
+//! Users, their membership in teams, and their access tokens.
+//! Tokens are stored as hashes, so a copy of the database does not allow to act as a user. E-mail addresses are unique and compared as
+//! they are written: `control` converts them to lower case.
 
 use async_trait::async_trait;
 use ids::{TeamId, TokenId, UserId};
@@ -8,14 +8,14 @@ use time::OffsetDateTime;
 
 use crate::{Mask, StoreError};
 
-/// A person.
+/// A user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
-    /// Their id.
+    /// The user's id.
     pub id: UserId,
-    /// Their e-mail address.
+    /// The user's e-mail address, in lower case.
     pub email: String,
-    /// When they were made known.
+    /// When the user was created.
     pub created_at: OffsetDateTime,
 }
 
@@ -24,38 +24,38 @@ pub struct User {
 pub struct AccessToken {
     /// The record's id.
     pub id: TokenId,
-    /// Whose it is.
+    /// The user that owns it.
     pub user: UserId,
     /// Its name for people.
     pub name: String,
     /// `$sha256$` and the unpadded base64 of the SHA-256 of the decoded bytes.
     pub hash: String,
-    /// What may be shown of it.
+    /// The parts that may be shown.
     pub mask: Mask,
-    /// When it was made.
+    /// When it was created.
     pub created_at: OffsetDateTime,
 }
 
-/// The part of a store that holds people.
+/// The part of a store with users and their tokens.
 #[async_trait]
 pub trait IdentityStore: Send + Sync + 'static {
-    /// Adds a user. `Conflict` when the address is taken.
+    /// Adds a user. Fails with `Conflict` if the e-mail address is taken.
     async fn insert_user(&self, user: &User) -> Result<(), StoreError>;
-    /// All users, oldest first.
+    /// Returns all users, oldest first.
     async fn users(&self) -> Result<Vec<User>, StoreError>;
-    /// One of them.
+    /// Returns a user.
     async fn user(&self, id: UserId) -> Result<Option<User>, StoreError>;
-    /// Makes a user a member of a team; once is enough.
+    /// Adds a user to a team. Succeeds if the user is a member already.
     async fn put_member(&self, team: TeamId, user: UserId, at: OffsetDateTime) -> Result<(), StoreError>;
-    /// Ends a membership; false when there was none.
+    /// Removes a user from a team; returns false if the user is not a member.
     async fn delete_member(&self, team: TeamId, user: UserId) -> Result<bool, StoreError>;
-    /// The teams of a user, the first joined first.
+    /// Returns the teams of a user, in the order in which they were joined.
     async fn teams_of(&self, user: UserId) -> Result<Vec<TeamId>, StoreError>;
 
     /// Adds a token.
     async fn insert_token(&self, token: &AccessToken) -> Result<(), StoreError>;
-    /// Whose token has this hash.
+    /// Returns the user that owns the token with this hash.
     async fn user_by_token(&self, hash: &str) -> Result<Option<User>, StoreError>;
-    /// Removes a token, of this user if one is named; false when there is none.
+    /// Removes a token, only of `user` if given; returns false if there is no such token.
     async fn delete_token(&self, user: Option<UserId>, id: TokenId) -> Result<bool, StoreError>;
 }

@@ -74,7 +74,7 @@ measured! { Store {
     fn set_sandbox_details(id: &SandboxId, details: &SandboxDetails) -> ();
     fn put_sandbox(sandbox: &Sandbox) -> bool;
     fn put_sandbox_quickly(sandbox: &Sandbox) -> bool;
-    fn settle() -> ();
+    fn flush() -> ();
     fn finish_sandbox(id: &SandboxId, ended_at: OffsetDateTime, reason: &str) -> ();
     fn idempotency(team: TeamId, key: &str) -> Option<Idempotency>;
     fn prune(before: OffsetDateTime) -> u64;

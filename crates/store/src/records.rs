@@ -1,6 +1,6 @@
-//! The records as plain data.
-//! Sizes are MiB, times UTC with microsecond precision.
-//! What is queried by is a field; what is only carried sits in a JSON document.
+//! The records of teams, keys, templates, builds and sandboxes, as plain data.
+//! Sizes are MiB, times UTC with microsecond precision. What queries need is a field and a column; the rest is stored as a JSON
+//! document.
 
 use std::collections::BTreeMap;
 
@@ -8,32 +8,32 @@ use ids::{BuildId, ExecutionId, KeyId, SandboxId, SnapshotId, TeamId, TemplateId
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-/// Cuts a time to the microseconds the store keeps, so that what is in memory equals what is read back.
+/// Cuts a time to microseconds, the store's precision, so that times in memory equal those that are read back.
 #[must_use]
 pub fn truncate_to_micros(at: OffsetDateTime) -> OffsetDateTime {
     at.replace_nanosecond(at.nanosecond() / 1000 * 1000).unwrap_or(at)
 }
 
-/// What a team may use at once. Zero means no limit.
+/// Limits of a team. Zero means no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TeamLimits {
-    /// Running sandboxes.
+    /// Maximum number of running sandboxes.
     pub concurrent_sandboxes: u32,
-    /// Longest life of one sandbox, hours.
+    /// Maximum lifetime of a sandbox, hours.
     pub max_length_hours: u32,
-    /// Processors of one sandbox.
+    /// Maximum number of processors of a sandbox.
     pub max_vcpu: u32,
-    /// Memory of one sandbox, MiB.
+    /// Maximum memory of a sandbox, MiB.
     pub max_memory_mib: u32,
-    /// Writable disk of one sandbox, MiB.
+    /// Maximum writable disk of a sandbox, MiB.
     pub max_disk_mib: u32,
-    /// Template builds under way.
+    /// Maximum number of builds at a time.
     pub concurrent_builds: u32,
 }
 
 impl Default for TeamLimits {
-    /// Generous: on one's own machine the machine is the limit.
+    /// Generous, as the host's resources are the limit of a private server.
     fn default() -> Self {
         Self {
             concurrent_sandboxes: 10_000,
@@ -46,13 +46,13 @@ impl Default for TeamLimits {
     }
 }
 
-/// Whether the operator lets a team do things.
+/// What the operator allows a team to do.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Standing {
-    /// Everything it has a right to.
+    /// Everything within its limits.
     #[default]
     Good,
-    /// Only look and delete; the reason, which may be empty.
+    /// Only read and delete; with the reason, which may be empty.
     Blocked(String),
     /// Nothing.
     Banned,
@@ -69,22 +69,22 @@ pub struct Team {
     pub slug: String,
     /// Its limits.
     pub limits: TeamLimits,
-    /// Whether the operator lets it do things.
+    /// What the operator allows it to do.
     pub standing: Standing,
-    /// When it was made.
+    /// When it was created.
     pub created_at: OffsetDateTime,
 }
 
-/// The parts of a key that may be shown.
+/// The parts of a secret that may be shown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mask {
     /// `e2b_`.
     pub prefix: String,
     /// Characters after the prefix.
     pub value_length: usize,
-    /// The first two of them.
+    /// The first two characters after the prefix.
     pub first: String,
-    /// The last four of them.
+    /// The last four characters.
     pub last: String,
 }
 
@@ -93,26 +93,26 @@ pub struct Mask {
 pub struct ApiKey {
     /// The record's id.
     pub id: KeyId,
-    /// Whose it is.
+    /// The team that owns it.
     pub team: TeamId,
     /// Its name for people.
     pub name: String,
     /// `$sha256$` and the unpadded base64 of the SHA-256 of the decoded bytes.
     pub hash: String,
-    /// What may be shown of it.
+    /// The parts that may be shown.
     pub mask: Mask,
-    /// When it was made.
+    /// When it was created.
     pub created_at: OffsetDateTime,
-    /// When it last opened a door.
+    /// When it was last used.
     pub last_used: Option<OffsetDateTime>,
 }
 
 /// A name of a template: `namespace/alias`, or `alias` alone in the global namespace.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TemplateName {
-    /// A team's slug; none is the global namespace.
+    /// A team's slug; `None` is the global namespace.
     pub namespace: Option<String>,
-    /// The name proper.
+    /// The name without the namespace.
     pub alias: String,
 }
 
@@ -130,29 +130,29 @@ impl std::fmt::Display for TemplateName {
 pub struct Template {
     /// Its id.
     pub id: TemplateId,
-    /// Whose it is; none means everybody's.
+    /// The team that owns it; `None` for templates of the server.
     pub team: Option<TeamId>,
-    /// Its names, in order of their text.
+    /// Its names, sorted.
     pub names: Vec<TemplateName>,
     /// Whether other teams may use it.
     pub public: bool,
-    /// When it was made.
+    /// When it was created.
     pub created_at: OffsetDateTime,
     /// When it last changed.
     pub updated_at: OffsetDateTime,
-    /// Sandboxes started from it.
+    /// Number of sandboxes started from it.
     pub spawn_count: u64,
-    /// The last such start.
+    /// When the last one was started.
     pub last_spawned: Option<OffsetDateTime>,
 }
 
-/// How far a build is.
+/// The state of a build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BuildStatus {
-    /// Asked for.
+    /// Requested.
     Waiting,
-    /// Under way.
+    /// Being built.
     Building,
     /// Usable.
     Ready,
@@ -161,7 +161,7 @@ pub enum BuildStatus {
 }
 
 impl BuildStatus {
-    /// As on the wire and in the database.
+    /// Returns the value's name on the wire and in the database.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -180,59 +180,59 @@ impl BuildStatus {
     }
 }
 
-/// What a build says about the sandboxes made from it.
+/// Defaults of a build for its sandboxes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct BuildConfig {
-    /// User of commands that name none.
+    /// User of commands that name no user.
     pub default_user: Option<String>,
-    /// Directory of commands that name none.
+    /// Working directory of commands that name none.
     pub default_workdir: Option<String>,
-    /// Environment of every process.
+    /// Environment variables of every process.
     pub env: BTreeMap<String, String>,
-    /// Command running in every sandbox.
+    /// Command that runs in every sandbox.
     pub start_cmd: Option<String>,
-    /// Command that succeeds once the start command serves.
+    /// Command that succeeds once the start command is ready.
     pub ready_cmd: Option<String>,
-    /// What both run with, where it is not the above: of a template that inherited them.
+    /// User, directory and variables of both commands, if they differ from the above: for templates that inherited the commands.
     pub start_context: Option<RunContext>,
-    /// Name of the engine that runs its sandboxes; none leaves it to the server.
+    /// Name of the engine that runs its sandboxes; `None` for the server's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<String>,
 }
 
-/// Who runs a command, where, and with which variables.
+/// User, working directory and environment variables of a command.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunContext {
-    /// Who.
+    /// The user.
     pub user: String,
-    /// Where; none is the user's home.
+    /// The working directory; `None` for the user's home.
     pub workdir: Option<String>,
-    /// With what.
+    /// The environment variables.
     pub env: BTreeMap<String, String>,
 }
 
 /// Why a build failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuildFailure {
-    /// For its owner.
+    /// The reason, for its owner.
     pub message: String,
     /// `base`, `finalize`, or the step's number from 1.
     pub step: Option<String>,
 }
 
-/// A build that is a captured sandbox.
+/// The snapshot that a build consists of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuildSnapshot {
-    /// The captured state.
+    /// The snapshot.
     pub id: SnapshotId,
-    /// Whether memory is in it.
+    /// Whether it contains memory.
     pub memory: bool,
-    /// The sandbox it was captured from: its agent knows that one's token.
+    /// The sandbox it was captured from, whose token the envd in it knows.
     pub sandbox: SandboxId,
-    /// The template that sandbox came from.
+    /// The template of that sandbox.
     pub base: TemplateId,
-    /// Whether it is the warm start of a template that was built, and no snapshot to its users.
+    /// Whether it is the warm start of a built template, as opposed to a user's snapshot.
     #[serde(default)]
     pub warm_start: bool,
 }
@@ -242,9 +242,9 @@ pub struct BuildSnapshot {
 pub struct Build {
     /// Its id.
     pub id: BuildId,
-    /// What it is a build of.
+    /// Its template.
     pub template: TemplateId,
-    /// How far it is.
+    /// Its state.
     pub status: BuildStatus,
     /// Processors of a sandbox.
     pub cpu_count: u32,
@@ -252,34 +252,34 @@ pub struct Build {
     pub memory_mib: u32,
     /// Writable disk of a sandbox, MiB.
     pub disk_mib: u32,
-    /// Version of the agent it was made for.
+    /// Version of envd that it was built for.
     pub envd_version: String,
     /// Layer digests, uppermost first.
     pub layers: Vec<String>,
     /// Defaults for its sandboxes.
     pub config: BuildConfig,
-    /// The captured state its sandboxes go on from; none for templates without a start command.
+    /// The snapshot that its sandboxes are restored from; `None` for templates without a start command.
     pub snapshot: Option<BuildSnapshot>,
     /// Why it failed.
     pub failure: Option<BuildFailure>,
-    /// When it was asked for.
+    /// When it was requested.
     pub created_at: OffsetDateTime,
     /// When it became ready or failed.
     pub finished_at: Option<OffsetDateTime>,
 }
 
 impl Build {
-    /// Whether it is a sandbox that somebody captured, and not a template that was built.
+    /// Returns whether it is a user's snapshot of a sandbox, as opposed to a built template.
     #[must_use]
     pub fn is_snapshot(&self) -> bool {
         self.snapshot.as_ref().is_some_and(|snapshot| !snapshot.warm_start)
     }
 }
 
-/// From `created_at` on, the tag means this build.
+/// Assigns a tag of a template to a build, from `created_at` on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TagAssignment {
-    /// Of which template.
+    /// The template.
     pub template: TemplateId,
     /// The tag, `default` included.
     pub tag: String,
@@ -319,17 +319,17 @@ impl SandboxState {
     }
 }
 
-/// What happens at the end of a sandbox's time.
+/// What happens when a sandbox's timeout expires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Lifecycle {
-    /// Pause instead of killing.
+    /// Pause it instead of killing it.
     pub auto_pause: bool,
-    /// Keep the memory when pausing so.
+    /// Include memory when it is paused so.
     pub auto_pause_memory: bool,
-    /// Let traffic wake it.
+    /// Resume it when there is traffic for it.
     pub auto_resume: bool,
-    /// Life it has when traffic wakes it, seconds.
+    /// Timeout after a resume by traffic, seconds.
     pub resume_timeout: i64,
 }
 
@@ -339,33 +339,33 @@ impl Default for Lifecycle {
     }
 }
 
-/// A sandbox's network settings as asked for.
+/// A sandbox's network settings as requested.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct NetworkConfig {
-    /// Whether ports are reachable without the traffic token; none means the default, yes.
+    /// Whether ports are reachable without the traffic token; `None` for the default, yes.
     pub allow_public_traffic: Option<bool>,
-    /// Networks, addresses and names reachable although denied.
+    /// Networks, addresses and names that are reachable even if `deny_out` contains them.
     pub allow_out: Option<Vec<String>>,
-    /// Networks and addresses refused.
+    /// Networks and addresses that are not reachable.
     pub deny_out: Option<Vec<String>>,
-    /// Name servers reachable when a name is allowed.
+    /// Name servers that are reachable when a name is allowed.
     pub dns_servers: Option<Vec<String>>,
     /// Host header for servers inside; `${PORT}` stands for the port.
     pub mask_request_host: Option<String>,
 }
 
-/// What is only carried along with a sandbox.
+/// Fields of a sandbox that no query needs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SandboxDetails {
-    /// Name of the template it was asked for by.
+    /// The name of the template in the create request.
     pub alias: Option<String>,
-    /// The user's own notes.
+    /// Key-value pairs of the user.
     pub metadata: BTreeMap<String, String>,
-    /// What happens at the end.
+    /// What happens when its timeout expires.
     pub lifecycle: Lifecycle,
-    /// Network settings; none when none were given.
+    /// Network settings, if any were given.
     pub network: Option<NetworkConfig>,
     /// Whether the internet was explicitly allowed or refused.
     pub allow_internet_access: Option<bool>,
@@ -375,51 +375,51 @@ pub struct SandboxDetails {
     pub memory_mib: u32,
     /// Writable disk, MiB.
     pub disk_mib: u32,
-    /// Version its agent reports.
+    /// Version that its envd reports.
     pub envd_version: String,
-    /// Digests of the layers under its own files, uppermost first: they outlive the template's record.
+    /// Digests of its layers, uppermost first: kept here because the template may be deleted.
     pub layers: Vec<String>,
     /// Defaults it was started with.
     pub config: BuildConfig,
 }
 
-/// What a paused sandbox is brought back from.
+/// What a paused sandbox is resumed from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pause {
-    /// The captured state.
+    /// The snapshot.
     pub snapshot: SnapshotId,
-    /// Whether the state is this sandbox's alone and goes when it is resumed or ended.
+    /// Whether the snapshot belongs to this sandbox only and is removed when that is resumed or ends.
     pub owned: bool,
-    /// Whether memory is in it.
+    /// Whether it contains memory.
     pub memory: bool,
-    /// The sandbox whose token the captured agent knows.
+    /// The sandbox whose token the captured envd knows.
     pub captured_from: SandboxId,
-    /// When, microseconds since the epoch.
+    /// When it was paused, microseconds since 1970.
     #[serde(with = "time::serde::timestamp::microseconds")]
     pub at: OffsetDateTime,
-    /// Whether its agent did not answer then.
+    /// Whether its envd did not answer at that time.
     #[serde(default)]
     pub unresponsive: bool,
 }
 
-/// A sandbox as remembered. Neither environment nor tokens are kept.
+/// A sandbox. Neither environment variables nor tokens are stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sandbox {
     /// Its id.
     pub id: SandboxId,
-    /// Whose it is.
+    /// The team that owns it.
     pub team: TeamId,
-    /// The template it came from.
+    /// Its template.
     pub template: TemplateId,
-    /// The build of it.
+    /// The build of the template.
     pub build: BuildId,
-    /// The present run.
+    /// The current execution: the time between a start or resume and the next stop or pause.
     pub execution: ExecutionId,
-    /// Where it stands.
+    /// Its state.
     pub state: SandboxState,
-    /// Start of the present run.
+    /// Start of the current execution.
     pub started_at: OffsetDateTime,
-    /// When its time is up.
+    /// When its timeout expires.
     pub end_at: OffsetDateTime,
     /// When it ended.
     pub ended_at: Option<OffsetDateTime>,
@@ -427,21 +427,21 @@ pub struct Sandbox {
     pub end_reason: Option<String>,
     /// Present while it is paused.
     pub pause: Option<Pause>,
-    /// The rest.
+    /// Fields that no query needs.
     pub details: SandboxDetails,
 }
 
-/// A create call that must have one result however often it is sent.
+/// The idempotency key of a create request, which creates one sandbox however often it is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Idempotency {
-    /// Whose key it is.
+    /// The team that sent it.
     pub team: TeamId,
     /// The client's key.
     pub key: String,
     /// SHA-256 of the request's body.
     pub body_hash: [u8; 32],
-    /// What was created.
+    /// The created sandbox.
     pub sandbox: SandboxId,
-    /// When.
+    /// When it was created.
     pub created_at: OffsetDateTime,
 }

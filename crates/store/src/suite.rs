@@ -1,6 +1,5 @@
-//! The behaviour every store must show, written once.
-//! A store's tests call [`run`] with a way to make an empty one; nothing here knows which it is.
-//! Each case has a store of its own.
+//! The behaviour suite that every store must pass. A store's tests call [`run`] with a function that creates an empty one.
+//! Each case gets a store of its own.
 
 use std::future::Future;
 
@@ -11,17 +10,17 @@ use crate::suite_events::{
     deliveries_wait_are_postponed_and_go, events_are_found_filtered_paged_and_pruned,
     webhooks_are_replaced_and_deleted,
 };
-use crate::suite_identity::{people_join_teams_and_show_tokens, standings_are_kept};
+use crate::suite_identity::{standings_are_kept, users_join_teams_and_have_tokens};
 use crate::{
     ApiKey, Build, BuildConfig, BuildFailure, BuildSnapshot, BuildStatus, Idempotency, Mask, NetworkConfig,
     Pause, Sandbox, SandboxDetails, SandboxState, Standing, Store, StoreError, TagAssignment, Team,
     TeamLimits, Template, TemplateName, truncate_to_micros,
 };
 
-/// Runs every case. `fresh` answers an empty store and whatever must live as long as it.
+/// Runs all cases. `fresh` returns an empty store and a value that is dropped after it.
 ///
 /// # Panics
-/// When the store misbehaves.
+/// The store fails a case.
 pub async fn run<S, G, F, Fut>(fresh: F)
 where
     S: Store,
@@ -51,7 +50,7 @@ where
         webhooks_are_replaced_and_deleted,
         deliveries_wait_are_postponed_and_go,
         standings_are_kept,
-        people_join_teams_and_show_tokens,
+        users_join_teams_and_have_tokens,
     );
 }
 
@@ -273,7 +272,7 @@ async fn sandboxes_are_paused_and_resumed(store: &impl Store) -> Result<(), Stor
     record.started_at += Duration::seconds(9);
     record.end_at += Duration::seconds(9);
     assert!(store.put_sandbox_quickly(&record).await?);
-    store.settle().await?;
+    store.flush().await?;
     assert_eq!(store.sandbox(&record.id).await?, Some(record.clone()));
 
     store.finish_sandbox(&record.id, now(), "request").await?;

@@ -1,6 +1,4 @@
-//! The behaviour every store of events and webhooks must show.
-//! Part of the one suite; each case has a store of its own.
-//! What is written together is there together.
+//! The part of the behaviour suite about events, webhooks and deliveries. Each case gets a store of its own.
 
 use ids::{BuildId, DeliveryId, EventId, ExecutionId, SandboxId, TeamId, TemplateId, WebhookId};
 use serde_json::json;

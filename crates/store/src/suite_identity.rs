@@ -1,6 +1,4 @@
-//! The behaviour every store of people must show.
-//! Part of the one suite; each case has a store of its own.
-//! Also what teams keep beyond their names.
+//! The part of the behaviour suite about users, memberships, tokens and the standing of teams. Each case gets a store of its own.
 
 use ids::{TeamId, TokenId, UserId};
 use time::OffsetDateTime;
@@ -38,7 +36,7 @@ pub(crate) async fn standings_are_kept(store: &impl Store) -> Result<(), StoreEr
     Ok(())
 }
 
-pub(crate) async fn people_join_teams_and_show_tokens(store: &impl Store) -> Result<(), StoreError> {
+pub(crate) async fn users_join_teams_and_have_tokens(store: &impl Store) -> Result<(), StoreError> {
     let (first, second) = (team("first"), team("second"));
     store.put_team(&first).await?;
     store.put_team(&second).await?;

@@ -1,19 +1,19 @@
-//! Posts events to addresses that users chose, and to no address they must not reach.
-//! A name is resolved here and the connection made to what was checked: no second look-up, no redirect, no proxy.
-//! Each delivery is signed: unpadded base64 of SHA-256 over secret and body, in `e2b-signature`.
+//! Posts events to URLs of users, without letting them reach internal addresses through the server.
+//! A name is resolved here and the connection made to the address that was checked: no second look-up, no redirect, no proxy.
+//! Each delivery is signed: unpadded base64 of SHA-256 over secret and body, in the header `e2b-signature`.
 #![forbid(unsafe_code)]
 
-mod courier;
+mod client;
 mod target;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use sha2::{Digest, Sha256};
 
-pub use courier::{Courier, DeliveryError, Letter};
+pub use client::{DeliveryError, WebhookClient, WebhookPayload};
 pub use target::{MAX_URL, Target, TargetError};
 
-/// The signature of a body, as E2B's documentation has receivers compute it.
+/// Returns the signature of a body, as receivers compute it according to E2B's documentation.
 #[must_use]
 pub fn signature(secret: &str, body: &[u8]) -> String {
     STANDARD_NO_PAD.encode(Sha256::new().chain_update(secret).chain_update(body).finalize())

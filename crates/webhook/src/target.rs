@@ -1,6 +1,6 @@
-//! Where a webhook goes: a URL taken apart and checked before it is kept.
-//! Addresses inside the operator's networks are refused here when they are written out, and at each delivery otherwise.
-//! The operator may open networks.
+//! The URL of a webhook, parsed and checked before it is stored.
+//! Internal addresses are refused here if the URL contains one, and at each delivery if its host name resolves to one. The operator
+//! can allow networks.
 
 use std::net::IpAddr;
 
@@ -8,16 +8,16 @@ use http::Uri;
 use http::uri::Scheme;
 use net::{Cidr, is_host_address, is_never_public};
 
-/// Most characters of a URL.
+/// Maximum length of a URL, characters.
 pub const MAX_URL: usize = 2048;
 
-/// Why a URL is not accepted.
+/// Why a URL is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
-    /// Not a URL that can be posted to.
+    /// The URL cannot be posted to.
     #[error("Invalid webhook URL: {0}")]
     Malformed(&'static str),
-    /// The address is private or this host's own.
+    /// The address is private or belongs to this host.
     #[error(
         "Invalid webhook URL: {0} is not a public address; the operator of this server can open its network with \
          --webhook-allow-internal"
@@ -25,39 +25,39 @@ pub enum TargetError {
     Internal(IpAddr),
 }
 
-/// A checked URL.
+/// A parsed and checked URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     pub(crate) host: String,
     pub(crate) port: u16,
     pub(crate) tls: bool,
-    /// Host and port as the receiver shall see them.
+    /// Host and port for the `Host` header.
     pub(crate) authority: String,
     pub(crate) path: String,
 }
 
 impl Target {
-    /// Takes a URL apart.
+    /// Parses and checks a URL. `allowed` are internal networks that the operator allows.
     ///
     /// # Errors
-    /// It is no `http` or `https` URL, or names an address that is not public.
+    /// The URL is not an `http` or `https` URL, or contains an address that is not permitted.
     pub fn parse(url: &str, allowed: &[Cidr]) -> Result<Self, TargetError> {
         use TargetError::Malformed;
         if url.len() > MAX_URL {
             return Err(Malformed("it is longer than 2048 characters"));
         }
-        let uri: Uri = url.parse().map_err(|_| Malformed("it cannot be read"))?;
+        let uri: Uri = url.parse().map_err(|_| Malformed("it cannot be parsed"))?;
         let tls = match uri.scheme() {
             Some(scheme) if *scheme == Scheme::HTTPS => true,
             Some(scheme) if *scheme == Scheme::HTTP => false,
             _ => return Err(Malformed("it must begin with https:// or http://")),
         };
-        let authority = uri.authority().ok_or(Malformed("it names no host"))?;
+        let authority = uri.authority().ok_or(Malformed("it has no host"))?;
         if authority.as_str().contains('@') {
-            return Err(Malformed("it must not hold a user name or password"));
+            return Err(Malformed("it must not contain a user name or password"));
         }
         let port = match authority.port() {
-            None if authority.as_str() != authority.host() => return Err(Malformed("its port is none")),
+            None if authority.as_str() != authority.host() => return Err(Malformed("its port is invalid")),
             None if tls => 443,
             None => 80,
             Some(port) if port.as_u16() == 0 => return Err(Malformed("its port is 0")),
@@ -65,7 +65,7 @@ impl Target {
         };
         let host = authority.host().trim_start_matches('[').trim_end_matches(']');
         if host.is_empty() {
-            return Err(Malformed("it names no host"));
+            return Err(Malformed("it has no host"));
         }
         if let Ok(address) = host.parse() {
             permit(address, allowed)?;
@@ -80,7 +80,10 @@ impl Target {
     }
 }
 
-/// Whether a delivery may go to this address.
+/// Checks that deliveries may connect to an address.
+///
+/// # Errors
+/// `Internal`: the address is not public and not in an allowed network.
 pub(crate) fn permit(address: IpAddr, allowed: &[Cidr]) -> Result<(), TargetError> {
     let address = address.to_canonical();
     let inside = is_never_public(address) || is_host_address(address);
@@ -95,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_are_taken_apart() {
+    fn urls_are_parsed() {
         let target = Target::parse("https://example.com/hook?a=b", &[]).unwrap();
         assert_eq!((target.host.as_str(), target.port, target.tls), ("example.com", 443, true));
         assert_eq!((target.authority.as_str(), target.path.as_str()), ("example.com", "/hook?a=b"));
@@ -104,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_urls_are_told_apart() {
+    fn malformed_urls_are_refused() {
         for bad in [
             "",
             "example.com/hook",
@@ -122,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn inner_addresses_need_the_operators_leave() {
+    fn internal_addresses_must_be_allowed() {
         for inside in [
             "http://127.0.0.1",
             "http://[::1]/",

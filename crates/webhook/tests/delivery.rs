@@ -1,4 +1,4 @@
-//! Deliveries to real sockets: what arrives, what counts as accepted, what is never connected to.
+//! Deliveries to real sockets: what arrives, which answers are success, and which addresses are never connected to.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::time::Duration;
@@ -7,18 +7,18 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
-use webhook::{Courier, DeliveryError, Letter, TargetError};
+use webhook::{DeliveryError, TargetError, WebhookClient, WebhookPayload};
 
-fn courier(allowed: &[&str], patience: Duration) -> Courier {
-    Courier::new(allowed.iter().map(|text| text.parse().unwrap()).collect(), patience)
+fn client(allowed: &[&str], timeout: Duration) -> WebhookClient {
+    WebhookClient::new(allowed.iter().map(|text| text.parse().unwrap()).collect(), timeout)
 }
 
-fn letter() -> Letter {
+fn payload() -> WebhookPayload {
     let header = (HeaderName::from_static("e2b-webhook-id"), HeaderValue::from_static("w1"));
-    Letter { body: Bytes::from_static(b"{\"a\":1}"), headers: vec![header] }
+    WebhookPayload { body: Bytes::from_static(b"{\"a\":1}"), headers: vec![header] }
 }
 
-/// Takes one connection, answers this, and hands back what came.
+/// Accepts one connection, sends `answer`, and returns the request.
 async fn receiver(answer: &'static str) -> (String, tokio::task::JoinHandle<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/hook?x=1", listener.local_addr().unwrap());
@@ -38,10 +38,10 @@ async fn receiver(answer: &'static str) -> (String, tokio::task::JoinHandle<Stri
 }
 
 #[tokio::test]
-async fn a_letter_arrives_whole() {
+async fn a_payload_arrives_complete() {
     let (url, receiver) = receiver("HTTP/1.1 204 No Content\r\n\r\n").await;
-    let courier = courier(&["127.0.0.0/8"], Duration::from_secs(5));
-    let status = courier.deliver(&courier.check(&url).unwrap(), letter()).await.unwrap();
+    let client = client(&["127.0.0.0/8"], Duration::from_secs(5));
+    let status = client.deliver(&client.check(&url).unwrap(), payload()).await.unwrap();
     assert_eq!(status, StatusCode::NO_CONTENT);
     let seen = receiver.await.unwrap();
     assert!(seen.starts_with("POST /hook?x=1 HTTP/1.1\r\n"), "{seen}");
@@ -51,28 +51,28 @@ async fn a_letter_arrives_whole() {
 }
 
 #[tokio::test]
-async fn only_success_is_acceptance_and_redirects_lead_nowhere() {
+async fn only_2xx_is_success_and_redirects_are_not_followed() {
     for answer in [
         "HTTP/1.1 500 Oops\r\ncontent-length: 0\r\n\r\n",
         "HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n",
     ] {
         let (url, receiver) = receiver(answer).await;
-        let courier = courier(&["127.0.0.0/8"], Duration::from_secs(5));
-        let error = courier.deliver(&courier.check(&url).unwrap(), letter()).await.unwrap_err();
+        let client = client(&["127.0.0.0/8"], Duration::from_secs(5));
+        let error = client.deliver(&client.check(&url).unwrap(), payload()).await.unwrap_err();
         assert!(matches!(error, DeliveryError::Refused(_)), "{error}");
         receiver.await.unwrap();
     }
 }
 
 #[tokio::test]
-async fn inner_addresses_are_not_reached_by_name_either() {
+async fn names_of_internal_addresses_are_refused() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let courier = courier(&[], Duration::from_secs(5));
+    let client = client(&[], Duration::from_secs(5));
     // Names for the loopback, and numbers that only a resolver recognises.
     for host in ["localhost", "0x7f.1", "2130706433"] {
-        let target = courier.check(&format!("http://{host}:{port}/")).unwrap();
-        let error = courier.deliver(&target, letter()).await.unwrap_err();
+        let target = client.check(&format!("http://{host}:{port}/")).unwrap();
+        let error = client.deliver(&target, payload()).await.unwrap_err();
         let refused =
             matches!(error, DeliveryError::Target(TargetError::Internal(_)) | DeliveryError::Resolve(_));
         assert!(refused, "{host}: {error}");
@@ -82,10 +82,10 @@ async fn inner_addresses_are_not_reached_by_name_either() {
 }
 
 #[tokio::test]
-async fn silence_ends() {
+async fn a_silent_receiver_times_out() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let courier = courier(&["127.0.0.1/32"], Duration::from_millis(50));
-    let target = courier.check(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
-    let error = courier.deliver(&target, letter()).await.unwrap_err();
+    let client = client(&["127.0.0.1/32"], Duration::from_millis(50));
+    let target = client.check(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
+    let error = client.deliver(&target, payload()).await.unwrap_err();
     assert!(matches!(error, DeliveryError::Timeout), "{error}");
 }

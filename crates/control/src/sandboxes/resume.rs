@@ -118,7 +118,7 @@ impl Control {
         }
         let (control, snapshot) = (Arc::clone(self), pause.snapshot);
         self.tasks.spawn(async move {
-            match control.store.settle().await {
+            match control.store.flush().await {
                 Ok(()) => control.snapshots.discard(snapshot).await,
                 // The next start sweeps it.
                 Err(error) => {

@@ -1,6 +1,5 @@
-//! Copies a tree as it is: owners, modes, times, links, attributes, holes, and the odd kinds overlayfs keeps.
-//! Content is shared with the original where the file system can (`FICLONE`), else copied.
-//! The target is ours alone while this runs; nothing in it is synced here.
+//! Copies a tree with owners, modes, times, links, attributes, holes, and the special files of overlayfs.
+//! Content is shared with the original by `FICLONE` or copied. No other process may change the target meanwhile; nothing is synced.
 
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -16,23 +15,26 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::open_dir;
-use super::walk::{Id, Visit, changed, climb, id_of, walk};
+use super::walk::{Id, Visitor, changed, id_of, open_parent, walk};
 use super::xattrs::{Attributes, copy_xattrs, entry_path};
 
-/// Most that one call copies, so that no single call takes long.
+/// Maximum number of bytes that one call copies, so that no single call takes long.
 const CHUNK: usize = 64 << 20;
 
-/// How content gets from file to file.
+/// How the content of files is copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sharing {
-    /// Both refer to the same blocks until one is written.
+    /// The copy refers to the same blocks until one of both is written.
     Reflink,
-    /// Blocks are written again.
+    /// The copy has blocks of its own.
     Copy,
 }
 
-/// Copies what is below `from` into the empty directory `to`, and `from`'s own owner, mode and so on. `links` is an
-/// empty directory on the same file system; it keeps a name for each file that has several.
+/// Copies the entries of `from` into the empty directory `to`, and `from`'s own owner, mode, times and attributes. `links` is an
+/// empty directory on the same file system; it gets a name for each file that has several.
+///
+/// # Errors
+/// `from` cannot be read or changes meanwhile, or `to` cannot be written.
 pub(crate) fn copy_tree(
     from: OwnedFd,
     to: OwnedFd,
@@ -48,24 +50,24 @@ pub(crate) fn copy_tree(
 struct Copier<'a> {
     /// The directory being filled.
     here: OwnedFd,
-    /// The directories it lies in, from the top.
+    /// Its parent directories, from the top.
     above: Vec<Id>,
     links: &'a OwnedFd,
     /// Files with several names: their number in `links`.
     known: HashMap<Id, u64>,
-    /// How many were ever put there.
+    /// Number of names ever created in `links`.
     kept: u64,
     sharing: Sharing,
     attributes: Attributes,
 }
 
-impl Visit for Copier<'_> {
+impl Visitor for Copier<'_> {
     fn file(&mut self, dir: &OwnedFd, name: &CStr, stat: &Stat) -> io::Result<()> {
         if stat.st_nlink > 1
             && let Some(number) = self.known.get(&id_of(stat))
         {
             match linkat(self.links, number.to_string(), &self.here, name, AtFlags::empty()) {
-                // One name more than the original has, and so perhaps one too many: from here on a second copy.
+                // The name in `links` is one more than the original has, which can exceed the limit: further names get a second copy.
                 Err(Errno::MLINK) => drop(self.known.remove(&id_of(stat))),
                 answer => return Ok(answer?),
             }
@@ -74,11 +76,11 @@ impl Visit for Copier<'_> {
             FileType::RegularFile => self.regular(dir, name, stat)?,
             FileType::Symlink => {
                 symlinkat(readlinkat(dir, name, Vec::new())?, &self.here, name)?;
-                self.dress(dir, name, stat)?;
+                self.copy_metadata(dir, name, stat)?;
             }
             kind => {
                 mknodat(&self.here, name, kind, Mode::from_raw_mode(0o600), stat.st_rdev)?;
-                self.dress(dir, name, stat)?;
+                self.copy_metadata(dir, name, stat)?;
             }
         }
         if stat.st_nlink > 1 {
@@ -99,17 +101,18 @@ impl Visit for Copier<'_> {
 
     fn leave(&mut self, dir: &OwnedFd) -> io::Result<()> {
         let stat = fstat(dir)?;
-        own(&self.here, &stat)?;
+        set_owner_and_mode(&self.here, &stat)?;
         copy_xattrs(&entry_path(dir, c"."), &entry_path(&self.here, c"."), self.attributes)?;
         futimens(&self.here, &times(&stat))?;
         if let Some(above) = self.above.pop() {
-            self.here = climb(&self.here, above)?;
+            self.here = open_parent(&self.here, above)?;
         }
         Ok(())
     }
 }
 
 impl Copier<'_> {
+    /// Copies a regular file.
     fn regular(&self, dir: &OwnedFd, name: &CStr, stat: &Stat) -> io::Result<()> {
         let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let from: File = openat(dir, name, OFlags::RDONLY | OFlags::NOATIME | flags, Mode::empty())?.into();
@@ -120,12 +123,13 @@ impl Copier<'_> {
         let create = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | flags;
         let to: File = openat(&self.here, name, create, Mode::from_raw_mode(0o600))?.into();
         self.content(&from, &to, u64::try_from(opened.st_size).unwrap_or(0))?;
-        own(&to, &opened)?;
-        // After the owner, whose change takes capabilities away.
+        set_owner_and_mode(&to, &opened)?;
+        // After the owner: changing that removes file capabilities.
         copy_xattrs(&entry_path(dir, name), &entry_path(&self.here, name), self.attributes)?;
         Ok(futimens(&to, &times(&opened))?)
     }
 
+    /// Copies the content of a file, with its holes.
     fn content(&self, from: &File, to: &File, size: u64) -> io::Result<()> {
         if size == 0 {
             return Ok(());
@@ -137,7 +141,7 @@ impl Copier<'_> {
         let mut position = 0;
         while position < size {
             let start = match seek(from, rustix::fs::SeekFrom::Data(position)) {
-                // Only a hole is left.
+                // Only a hole follows.
                 Err(Errno::NXIO) => break,
                 answer => answer?,
             };
@@ -148,12 +152,12 @@ impl Copier<'_> {
         Ok(())
     }
 
-    /// Owner, mode, attributes and times of something that cannot be opened.
-    fn dress(&self, dir: &OwnedFd, name: &CStr, stat: &Stat) -> io::Result<()> {
+    /// Copies owner, mode, attributes and times of an entry that cannot be opened.
+    fn copy_metadata(&self, dir: &OwnedFd, name: &CStr, stat: &Stat) -> io::Result<()> {
         let (user, group) = owners(stat);
         chownat(&self.here, name, user, group, AtFlags::SYMLINK_NOFOLLOW)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
-            // Just made by us and no link, so there is nothing to follow.
+            // Created by us and not a link, so nothing is followed.
             chmodat(&self.here, name, Mode::from_raw_mode(stat.st_mode & 0o7777), AtFlags::empty())?;
         }
         copy_xattrs(&entry_path(dir, name), &entry_path(&self.here, name), self.attributes)?;
@@ -166,7 +170,7 @@ fn copy_range(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
     while read_at < end {
         let wanted = usize::try_from(end - read_at).unwrap_or(CHUNK).min(CHUNK);
         match copy_file_range(from, Some(&mut read_at), to, Some(&mut write_at), wanted) {
-            // Shorter than it was.
+            // The file was truncated meanwhile.
             Ok(0) => break,
             Ok(_) => {}
             Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => {
@@ -178,6 +182,7 @@ fn copy_range(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// Copies a range by reading and writing, for file systems without `copy_file_range`.
 fn through_memory(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
     use std::os::unix::fs::FileExt;
     let mut buffer = vec![0u8; 1 << 20];
@@ -194,10 +199,11 @@ fn through_memory(from: &File, to: &File, start: u64, end: u64) -> io::Result<()
     Ok(())
 }
 
-fn own(file: impl AsFd, stat: &Stat) -> io::Result<()> {
+/// Sets owner and mode of an open file as in `stat`.
+fn set_owner_and_mode(file: impl AsFd, stat: &Stat) -> io::Result<()> {
     let (user, group) = owners(stat);
     fchown(&file, user, group)?;
-    // After the owner, whose change takes the set-user-id bit away.
+    // After the owner: changing that clears the set-user-id bit.
     Ok(fchmod(file, Mode::from_raw_mode(stat.st_mode & 0o7777))?)
 }
 

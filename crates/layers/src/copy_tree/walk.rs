@@ -1,6 +1,5 @@
-//! Visits a whole tree with two open directories at a time.
-//! The way back up is `..`, checked against what was seen on the way down.
-//! Used for copying and for measuring.
+//! Visits all entries of a tree with two open directories at a time. The way back up is `..`, whose identity is compared with that
+//! of the directory on the way down. Also measures trees.
 
 use std::collections::HashSet;
 use std::ffi::{CStr, CString};
@@ -11,30 +10,33 @@ use rustix::fs::{AtFlags, FileType, Stat, fstat, statat};
 
 use super::{for_each_entry, open_dir};
 
-/// What is done along the way.
-pub(crate) trait Visit {
-    /// Something that is not a directory.
+/// The actions of a walk.
+pub(crate) trait Visitor {
+    /// Called for every entry that is not a directory.
     fn file(&mut self, dir: &OwnedFd, name: &CStr, stat: &Stat) -> io::Result<()>;
-    /// A directory, before anything in it.
+    /// Called for a directory, before its entries.
     fn enter(&mut self, name: &CStr) -> io::Result<()>;
-    /// The directory entered last and not yet left, after everything in it. The top is left too.
+    /// Called for the directory that was entered last and not left yet, after all of its entries. Also called for the top.
     fn leave(&mut self, dir: &OwnedFd) -> io::Result<()>;
 }
 
-/// A file's identity.
+/// A file's identity: device and inode number.
 pub(crate) type Id = (u64, u64);
 
 pub(crate) fn id_of(stat: &Stat) -> Id {
     (stat.st_dev, stat.st_ino)
 }
 
-/// Opens the directory above, which must be the one that was come from.
-pub(crate) fn climb(from: &OwnedFd, expected: Id) -> io::Result<OwnedFd> {
+/// Opens the parent of a directory, which must be the expected one.
+///
+/// # Errors
+/// The directory was moved, or its parent cannot be opened.
+pub(crate) fn open_parent(from: &OwnedFd, expected: Id) -> io::Result<OwnedFd> {
     let above = open_dir(from, c"..")?;
     if id_of(&fstat(&above)?) == expected { Ok(above) } else { Err(changed()) }
 }
 
-/// The tree was not left alone.
+/// The error for a tree that changed while it was read.
 pub(crate) fn changed() -> io::Error {
     io::Error::other("the tree changed while it was read; freeze the sandbox first")
 }
@@ -42,32 +44,33 @@ pub(crate) fn changed() -> io::Error {
 /// A directory that is being visited.
 struct Level {
     id: Id,
-    /// Directories in it not yet entered.
+    /// Names of its directories that were not entered yet.
     pending: Vec<CString>,
 }
 
 /// Visits everything below `top`, directories before what is in them.
-pub(crate) fn walk(top: OwnedFd, visit: &mut impl Visit) -> io::Result<()> {
+pub(crate) fn walk(top: OwnedFd, visit: &mut impl Visitor) -> io::Result<()> {
     let mut here = top;
-    let mut levels = vec![look_around(&here, visit)?];
+    let mut levels = vec![visit_files(&here, visit)?];
     while let Some(level) = levels.last_mut() {
         if let Some(name) = level.pending.pop() {
             let next = open_dir(&here, &name)?;
             visit.enter(&name)?;
             here = next;
-            levels.push(look_around(&here, visit)?);
+            levels.push(visit_files(&here, visit)?);
         } else {
             visit.leave(&here)?;
             levels.pop();
             if let Some(above) = levels.last() {
-                here = climb(&here, above.id)?;
+                here = open_parent(&here, above.id)?;
             }
         }
     }
     Ok(())
 }
 
-fn look_around(dir: &OwnedFd, visit: &mut impl Visit) -> io::Result<Level> {
+/// Visits the files of a directory; returns it with its subdirectories still to be entered.
+fn visit_files(dir: &OwnedFd, visit: &mut impl Visitor) -> io::Result<Level> {
     let mut pending = Vec::new();
     for_each_entry(dir, |name, kind| {
         if kind == FileType::Directory {
@@ -80,16 +83,19 @@ fn look_around(dir: &OwnedFd, visit: &mut impl Visit) -> io::Result<Level> {
     Ok(Level { id: id_of(&fstat(dir)?), pending })
 }
 
-/// How much there is of a tree.
+/// The size of a tree.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TreeSize {
-    /// On disk, bytes; files with several names count once.
+    /// Space on disk, bytes; files with several names count once.
     pub bytes: u64,
-    /// Names, with the top.
+    /// Number of entries, including the top.
     pub entries: u64,
 }
 
-/// Looks at everything below `top`.
+/// Returns the size of the tree below `top`.
+///
+/// # Errors
+/// The tree cannot be read, or changes meanwhile.
 pub(crate) fn measure(top: OwnedFd) -> io::Result<TreeSize> {
     #[derive(Default)]
     struct Sum {
@@ -102,7 +108,7 @@ pub(crate) fn measure(top: OwnedFd) -> io::Result<TreeSize> {
             self.size.bytes = self.size.bytes.saturating_add(blocks.saturating_mul(512));
         }
     }
-    impl Visit for Sum {
+    impl Visitor for Sum {
         fn file(&mut self, _dir: &OwnedFd, _name: &CStr, stat: &Stat) -> io::Result<()> {
             self.size.entries += 1;
             if stat.st_nlink == 1 || self.seen.insert(id_of(stat)) {

@@ -1,6 +1,6 @@
-//! Extended attributes from one file to another, all namespaces: overlay's own (`trusted.`) carry whiteouts and renames.
-//! Files are named through their open directory's entry under `/proc/self/fd`, because links and sockets cannot be opened.
-//! The last component is never followed.
+//! Reads and copies extended attributes of all namespaces; overlayfs keeps opaque directories and renames in `trusted.`.
+//! Files are named by paths through `/proc/self/fd/<directory>`, because links and sockets cannot be opened. The last component is
+//! never followed.
 
 use std::ffi::{CStr, OsStr};
 use std::io;
@@ -11,19 +11,19 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{XattrFlags, lgetxattr, llistxattr, lsetxattr};
 use rustix::io::Errno;
 
-/// Where the entry `name` of an open directory can be named without following anything of the tree.
+/// Returns a path of the entry `name` of an open directory that leads through no link of the tree.
 pub(crate) fn entry_path(dir: impl AsFd, name: &CStr) -> PathBuf {
     let number = dir.as_fd().as_raw_fd();
     PathBuf::from(format!("/proc/self/fd/{number}")).join(OsStr::from_bytes(name.to_bytes()))
 }
 
-/// Which attributes a copy gets.
+/// Which attributes are copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Attributes {
-    /// Every one: the copy is an overlay's upper again.
+    /// All: the copy will be an overlay's upper directory again.
     All,
-    /// Of overlay's own only those that mean something in a lower layer: the others name files of the old stack.
-    OfALayer,
+    /// All but those of overlayfs that are only valid in the original stack of layers.
+    ForLayer,
 }
 
 impl Attributes {
@@ -33,11 +33,11 @@ impl Attributes {
     }
 }
 
-/// Gives `to` the attributes of `from`.
+/// Copies the wanted attributes of `from` to `to`.
 pub(crate) fn copy_xattrs(from: &Path, to: &Path, wanted: Attributes) -> io::Result<()> {
     for (name, value) in xattrs_of(from)?.into_iter().filter(|(name, _)| wanted.include(name)) {
         match lsetxattr(to, &*name, &value, XattrFlags::empty()) {
-            // Some belong to one kind of file system only (`btrfs.`); those that carry content go everywhere.
+            // Attributes of one kind of file system (`btrfs.`) are skipped; those that carry content must be copied.
             Err(Errno::OPNOTSUPP) if !(name.starts_with(b"trusted.") || name.starts_with(b"user.")) => {}
             answer => answer?,
         }
@@ -45,7 +45,7 @@ pub(crate) fn copy_xattrs(from: &Path, to: &Path, wanted: Attributes) -> io::Res
     Ok(())
 }
 
-/// Names and values, in no order.
+/// Returns names and values of a file's attributes, in no particular order.
 pub(crate) fn xattrs_of(file: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let names = match read(|buffer| llistxattr(file, buffer)) {
         Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
@@ -55,15 +55,15 @@ pub(crate) fn xattrs_of(file: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     names.map(|name| Ok((name.to_owned(), read(|buffer| lgetxattr(file, name, buffer))?))).collect()
 }
 
-/// The kernel's limit on a list and on a value.
-const LARGEST: usize = 64 << 10;
+/// The kernel's maximum size of a list of names and of a value, bytes.
+const MAX_SIZE: usize = 64 << 10;
 
-/// Reads what rarely is long and never longer than the kernel's limit.
+/// Calls `ask` with a small buffer, and if that is too small with one of the maximum size.
 fn read(mut ask: impl FnMut(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
     let mut content = vec![0u8; 512];
     let length = match ask(&mut content) {
         Err(Errno::RANGE) => {
-            content.resize(LARGEST, 0);
+            content.resize(MAX_SIZE, 0);
             ask(&mut content)?
         }
         answer => answer?,

@@ -1,6 +1,6 @@
-//! A layer as a stream, for uppers on disks that only their own machine can read.
-//! Not a tar: there an entry is a path, which limits how deep a tree may be and has to be looked up again by whoever unpacks it.
-//! Here directories are entered and left, so a name is one part, nothing can lead elsewhere, and depth costs nothing.
+//! A layer as a stream of records, for upper directories on disks that only the guest can read.
+//! It is not a tar, whose entries are paths: these limit the depth of a tree and must be resolved again when they are unpacked. Here
+//! directories are entered and left, so a name has one component, cannot lead out of the layer, and depth costs nothing.
 
 mod read;
 mod write;
@@ -8,19 +8,19 @@ mod write;
 pub use read::{StreamLimits, read_layer};
 pub use write::write_layer;
 
-/// What every stream begins with; changes when its form does.
+/// First bytes of every stream; changes with the format.
 const MAGIC: &[u8; 16] = b"cofferdam-layer1";
-/// Longest name, bytes: the kernel's limit.
+/// Maximum length of a name, bytes: the kernel's limit.
 const MAX_NAME: usize = 255;
-/// Longest target of a symlink, bytes: the kernel's limit.
+/// Maximum length of a symlink's target, bytes: the kernel's limit.
 const MAX_TARGET: usize = 4095;
-/// Largest attribute, bytes: the kernel's limit.
+/// Maximum size of an attribute, bytes: the kernel's limit.
 const MAX_XATTR: usize = 64 << 10;
-/// Most attributes of one file: more than any file system holds.
+/// Maximum number of attributes of a file: more than any file system allows.
 const MAX_XATTRS: usize = 4096;
-/// Most bytes of one file's attributes together, which are in memory at once.
+/// Maximum size of all attributes of a file, bytes; these are in memory at once.
 const MAX_XATTR_BYTES: usize = 1 << 20;
-/// Largest piece of a file's content, bytes.
+/// Maximum size of a piece of a file's content, bytes.
 const MAX_PIECE: usize = 256 << 10;
 
 /// First byte of each record. Numbers are little-endian.
@@ -37,26 +37,26 @@ mod tag {
     pub(super) const LINK: u8 = b'l';
     /// Name.
     pub(super) const ENTER: u8 = b'd';
-    /// Meta of the directory that is left. The last one is the layer's root.
+    /// Metadata of the directory that is left. The last one is the layer's root.
     pub(super) const LEAVE: u8 = b'u';
     /// Nothing follows.
     pub(super) const END: u8 = b'e';
 }
 
-/// What files of all kinds have.
+/// Metadata of an entry of any kind.
 #[derive(Debug, Default)]
 struct Meta {
     /// Permission bits with set-user-id, set-group-id and sticky.
     mode: u32,
     user: u32,
     group: u32,
-    /// Last change of the content: seconds and nanoseconds since 1970.
+    /// Modification time: seconds and nanoseconds since 1970.
     modified: (i64, u32),
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// Whether a layer keeps an attribute: what programs set for themselves, and of overlayfs' own those that mean something over
-/// any stack. Everything else speaks to the machine it comes from, or to the one it would come to.
+/// Returns whether a layer keeps an attribute: those that programs set for themselves, and those of overlayfs that are valid over any
+/// stack of layers. All others address the kernel of the guest, or would address that of the host.
 fn is_kept(name: &[u8], value: &[u8]) -> bool {
     match name {
         b"security.capability" | b"system.posix_acl_access" | b"system.posix_acl_default" => true,
@@ -66,7 +66,7 @@ fn is_kept(name: &[u8], value: &[u8]) -> bool {
     }
 }
 
-/// A path from the root of the layers below, or a name beside.
+/// Returns whether the value is a valid redirect of overlayfs: a path from the root of the layers below, or a name.
 fn is_redirect(value: &[u8]) -> bool {
     let parts = value.strip_prefix(b"/").unwrap_or(value);
     let is_part = |part: &[u8]| !matches!(part, b"" | b"." | b"..") && !part.contains(&0);

@@ -1,6 +1,6 @@
-//! Makes a layer of a stream that comes from a hostile machine. Every step is relative to an open directory that was made here, names
-//! are one part, nothing is followed or replaced, lengths have limits before memory is taken, and all together has a budget.
-//! A stream that ends before its end leaves nothing.
+//! Creates a layer from the stream of an untrusted guest. Every step is relative to an open directory that was created here, names have
+//! one component, nothing is followed or replaced, lengths are checked before memory is allocated, and the whole stream has limits.
+//! Nothing is left of a stream that ends early.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -18,26 +18,26 @@ use super::{
     MAGIC, MAX_NAME, MAX_PIECE, MAX_TARGET, MAX_XATTR, MAX_XATTR_BYTES, MAX_XATTRS, Meta, is_kept, tag,
 };
 use crate::LayerError;
-use crate::copy_tree::{Id, climb, entry_path, id_of, open_dir};
+use crate::copy_tree::{Id, entry_path, id_of, open_dir, open_parent};
 use crate::trash::remove_tree;
 
-/// The largest id a sandbox has, and what is shown for others.
+/// Maximum user or group id in a sandbox. Others become [`NOBODY`].
 const MAX_ID: u32 = 65_535;
 const NOBODY: u32 = 65_534;
 
-/// What a stream may come to.
+/// Limits of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamLimits {
-    /// All files' lengths and attributes together, bytes. Holes count: whoever hashes or copies the layer reads them.
+    /// Maximum size of all files and attributes, bytes. Holes count, as they are read when the layer is hashed or copied.
     pub bytes: u64,
-    /// Files, directories, links and whiteouts.
+    /// Maximum number of files, directories, links and whiteouts.
     pub entries: u64,
 }
 
-/// Makes the layer `target`, which must not exist, of a stream. Reads no further than its end.
+/// Creates the layer `target`, which must not exist, from a stream. Reads no further than the stream's end.
 ///
 /// # Errors
-/// The stream is cut short, is no layer or larger than its limits, or there is no room; nothing is left of it then.
+/// The stream is truncated, malformed or exceeds the limits, or the disk is full; then nothing is left of the layer.
 pub fn read_layer(from: impl Read, target: &Path, limits: StreamLimits) -> Result<(), LayerError> {
     let links = target.with_extension("links");
     let make = || -> io::Result<()> {
@@ -63,9 +63,9 @@ struct Reader<R> {
     from: Input<R>,
     /// The directory being filled.
     here: OwnedFd,
-    /// The directories it lies in, from the top.
+    /// Its parent directories, from the top.
     above: Vec<Id>,
-    /// An empty directory that keeps a name for each file that has several.
+    /// A directory beside the layer with a name for each file that has several.
     links: OwnedFd,
     buffer: Vec<u8>,
 }
@@ -73,13 +73,13 @@ struct Reader<R> {
 impl<R: Read> Reader<R> {
     fn all(mut self) -> io::Result<()> {
         if self.from.array()? != *MAGIC {
-            return Err(refused("is none, or of another version"));
+            return Err(refused("is not a layer, or of another version"));
         }
         let mut is_complete = false;
         loop {
             let tag = self.from.array::<1>()?[0];
             if is_complete {
-                return if tag == tag::END { Ok(()) } else { Err(refused("goes on after its end")) };
+                return if tag == tag::END { Ok(()) } else { Err(refused("continues after its end")) };
             }
             self.from.entry()?;
             match tag {
@@ -87,7 +87,7 @@ impl<R: Read> Reader<R> {
                 tag::LEAVE => is_complete = self.leave()?,
                 tag::LINK => self.link()?,
                 tag::FILE | tag::SYMLINK | tag::PIPE | tag::WHITEOUT => self.file(tag)?,
-                _ => return Err(refused("has a record that is none")),
+                _ => return Err(refused("has an unknown record")),
             }
         }
     }
@@ -101,12 +101,12 @@ impl<R: Read> Reader<R> {
         Ok(())
     }
 
-    /// Returns whether it was the root.
+    /// Returns whether the directory that is left is the root.
     fn leave(&mut self) -> io::Result<bool> {
         let meta = self.from.meta()?;
-        self.dress(b".", &meta, false)?;
+        self.set_metadata(b".", &meta, false)?;
         match self.above.pop() {
-            Some(above) => self.here = climb(&self.here, above)?,
+            Some(above) => self.here = open_parent(&self.here, above)?,
             None => return Ok(true),
         }
         Ok(false)
@@ -116,7 +116,7 @@ impl<R: Read> Reader<R> {
         let name = self.from.name()?;
         let number = u64::from_le_bytes(self.from.array()?);
         match linkat(&self.links, number.to_string(), &self.here, &*name, AtFlags::empty()) {
-            Err(Errno::NOENT) => Err(refused("has a link to nothing")),
+            Err(Errno::NOENT) => Err(refused("has a link to an unknown file")),
             answer => Ok(answer?),
         }
     }
@@ -130,7 +130,7 @@ impl<R: Read> Reader<R> {
             tag::SYMLINK => {
                 let target = self.from.bytes16(MAX_TARGET)?;
                 if target.is_empty() || target.contains(&0) {
-                    return Err(refused("has a symlink to something that is no path"));
+                    return Err(refused("has a symlink without a valid target"));
                 }
                 symlinkat(&*target, &self.here, &*name)?;
             }
@@ -139,12 +139,12 @@ impl<R: Read> Reader<R> {
                 mknodat(&self.here, &*name, kind, Mode::empty(), 0)?;
             }
         }
-        self.dress(&name, &meta, tag == tag::SYMLINK)?;
+        self.set_metadata(&name, &meta, tag == tag::SYMLINK)?;
         if number == 0 {
             return Ok(());
         }
         match linkat(&self.here, &*name, &self.links, number.to_string(), AtFlags::empty()) {
-            Err(Errno::EXIST) => Err(refused("has two files of one number")),
+            Err(Errno::EXIST) => Err(refused("has two files with one link number")),
             answer => Ok(answer?),
         }
     }
@@ -163,7 +163,7 @@ impl<R: Read> Reader<R> {
             }
             let offset = u64::from_le_bytes(self.from.array()?);
             let end = offset.checked_add(length as u64);
-            // In order, so that nothing is written twice.
+            // Offsets must increase, so that nothing is written twice.
             if length > MAX_PIECE || offset < written || end.is_none_or(|end| end > size) {
                 return Err(refused("has content beyond a file's end"));
             }
@@ -174,20 +174,20 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// Owner, mode, attributes and time of what was just made here, and which nobody else can change.
-    fn dress(&self, name: &[u8], meta: &Meta, is_symlink: bool) -> io::Result<()> {
+    /// Sets owner, mode, attributes and time of an entry that was just created; no other process can change it meanwhile.
+    fn set_metadata(&self, name: &[u8], meta: &Meta, is_symlink: bool) -> io::Result<()> {
         let name = &*std::ffi::CString::new(name).map_err(io::Error::other)?;
         let id = |id: u32| if id > MAX_ID { NOBODY } else { id };
         let (user, group) = (Uid::from_raw(id(meta.user)), Gid::from_raw(id(meta.group)));
         chownat(&self.here, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
         if !is_symlink {
-            // After the owner, whose change takes bits away.
+            // After the owner: changing that clears mode bits.
             chmodat(&self.here, name, Mode::from_raw_mode(meta.mode), AtFlags::empty())?;
         }
         let path = entry_path(self.here.as_fd(), name);
         for (key, value) in meta.xattrs.iter().filter(|(key, value)| is_kept(key, value)) {
             match lsetxattr(&path, &**key, value, XattrFlags::empty()) {
-                // Not on this kind of file or file system, or not a proper value.
+                // Not supported on this kind of file or file system, or an invalid value.
                 Err(Errno::OPNOTSUPP | Errno::PERM | Errno::INVAL) if !key.starts_with(b"trusted.") => {}
                 answer => answer?,
             }
@@ -199,7 +199,7 @@ impl<R: Read> Reader<R> {
     }
 }
 
-/// The stream, and what may still come of it.
+/// The stream, and what is left of its limits.
 struct Input<R> {
     from: R,
     left: StreamLimits,
@@ -208,13 +208,13 @@ struct Input<R> {
 impl<R: Read> Input<R> {
     fn spend(&mut self, bytes: u64) -> io::Result<()> {
         self.left.bytes =
-            self.left.bytes.checked_sub(bytes).ok_or_else(|| refused("is larger than it may be"))?;
+            self.left.bytes.checked_sub(bytes).ok_or_else(|| refused("exceeds its size limit"))?;
         Ok(())
     }
 
     fn entry(&mut self) -> io::Result<()> {
         let left = self.left.entries.checked_sub(1);
-        self.left.entries = left.ok_or_else(|| refused("has more files than it may have"))?;
+        self.left.entries = left.ok_or_else(|| refused("exceeds its limit of files"))?;
         Ok(())
     }
 
@@ -241,7 +241,7 @@ impl<R: Read> Input<R> {
     fn name(&mut self) -> io::Result<Vec<u8>> {
         let name = self.bytes16(MAX_NAME)?;
         if matches!(&*name, b"" | b"." | b"..") || name.iter().any(|byte| matches!(byte, 0 | b'/')) {
-            return Err(refused("has a name that is none"));
+            return Err(refused("has an invalid name"));
         }
         Ok(name)
     }
@@ -265,7 +265,7 @@ impl<R: Read> Input<R> {
             }
             self.spend(length.max(1) as u64)?;
             if name.contains(&0) {
-                return Err(refused("has an attribute whose name is none"));
+                return Err(refused("has an attribute with an invalid name"));
             }
             xattrs.push((name, self.bytes(length, MAX_XATTR)?));
         }

@@ -1,4 +1,4 @@
-//! Streams there and back, and hostile ones.
+//! Streams that are written and read back, and malformed ones.
 //! Needs root.
 
 use std::fs::{self, File};
@@ -20,7 +20,7 @@ fn stream_of(tree: &Path) -> Vec<u8> {
     stream
 }
 
-/// Everything that an overlay's upper can hold.
+/// Creates every kind of entry that an overlay's upper directory can have.
 fn fill(upper: &Path) {
     fs::create_dir_all(upper.join("directory/empty")).unwrap();
     fs::write(upper.join("directory/file"), "content").unwrap();
@@ -51,7 +51,7 @@ fn fill(upper: &Path) {
     attribute("", "user.root", b"kept");
 }
 
-/// Directories in directories, so many that the last has no path that any call would take.
+/// Nests directories so deep that the path of the last one is too long for any system call.
 fn dig(upper: &Path, depth: usize) {
     let mut here = open_dir(CWD, upper).unwrap();
     for _ in 0..depth {
@@ -62,7 +62,7 @@ fn dig(upper: &Path, depth: usize) {
 }
 
 #[test]
-fn depth_does_not_matter() {
+fn deep_trees_are_streamed() {
     let dir = tempfile::tempdir().unwrap();
     let (upper, target) = (dir.path().join("upper"), dir.path().join("target"));
     fs::create_dir(&upper).unwrap();
@@ -108,7 +108,7 @@ fn a_layer_comes_back_as_it_was() {
 }
 
 #[test]
-fn what_means_nothing_elsewhere_is_left_out() {
+fn sockets_devices_and_foreign_attributes_are_left_out() {
     let dir = tempfile::tempdir().unwrap();
     let (upper, target) = (dir.path().join("upper"), dir.path().join("target"));
     fs::create_dir(&upper).unwrap();
@@ -129,7 +129,7 @@ fn what_means_nothing_elsewhere_is_left_out() {
     assert!(lgetxattr(target.join("file"), "trusted.other", &mut [0; 8]).is_err());
 }
 
-/// Reads a stream that must be refused, and leaves nothing.
+/// Reads a stream that must be refused; checks that nothing is left of it and returns the error's text.
 fn refused(stream: &[u8], limits: StreamLimits) -> String {
     let dir = tempfile::tempdir().unwrap();
     let error = read_layer(stream, &dir.path().join("target"), limits).unwrap_err();
@@ -138,7 +138,7 @@ fn refused(stream: &[u8], limits: StreamLimits) -> String {
 }
 
 #[test]
-fn a_cut_stream_is_no_layer() {
+fn truncated_streams_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("directory")).unwrap();
     fs::write(dir.path().join("directory/file"), "content").unwrap();
@@ -153,8 +153,8 @@ fn a_cut_stream_is_no_layer() {
     assert_eq!(rest, b"not read");
 }
 
-/// A stream of these parts, after what every stream begins with.
-fn hostile(parts: &[&[u8]]) -> Vec<u8> {
+/// Returns a stream of these parts, with the header.
+fn malformed(parts: &[&[u8]]) -> Vec<u8> {
     [&MAGIC[..], &parts.concat()].concat()
 }
 
@@ -166,25 +166,25 @@ fn named(tag: u8, name: &[u8]) -> Vec<u8> {
 const PLAIN: [u8; 8 + 26] = [0; 34];
 
 #[test]
-fn names_lead_nowhere_else() {
+fn names_that_lead_out_of_the_layer_are_refused() {
     for name in [&b".."[..], b".", b"", b"a/b", b"/etc", b"a\0b", &[b'x'; 256]] {
         for tag in [tag::ENTER, tag::FILE, tag::SYMLINK, tag::WHITEOUT, tag::LINK] {
-            let stream = hostile(&[&named(tag, name), &PLAIN]);
+            let stream = malformed(&[&named(tag, name), &PLAIN]);
             let why = refused(&stream, PLENTY);
-            assert!(why.contains("a name that is none") || why.contains("longer"), "{why}");
+            assert!(why.contains("an invalid name") || why.contains("longer"), "{why}");
         }
     }
     // A symlink, and then a file or directory "in" it.
     let link = [&named(tag::SYMLINK, b"out")[..], &PLAIN, &4u16.to_le_bytes(), b"/tmp"].concat();
     for second in [named(tag::ENTER, b"out"), [&named(tag::FILE, b"out")[..], &PLAIN, &[0; 12]].concat()] {
-        assert!(refused(&hostile(&[&link, &second]), PLENTY).contains("exists"));
+        assert!(refused(&malformed(&[&link, &second]), PLENTY).contains("exists"));
     }
 }
 
 #[test]
-fn lies_are_found_out() {
+fn inconsistent_records_are_refused() {
     let file =
-        |size: u64, rest: &[u8]| hostile(&[&named(tag::FILE, b"f"), &PLAIN, &size.to_le_bytes(), rest]);
+        |size: u64, rest: &[u8]| malformed(&[&named(tag::FILE, b"f"), &PLAIN, &size.to_le_bytes(), rest]);
     let piece = |offset: u64, content: &[u8]| {
         let length = u32::try_from(content.len()).unwrap();
         [&length.to_le_bytes()[..], &offset.to_le_bytes(), content].concat()
@@ -193,15 +193,15 @@ fn lies_are_found_out() {
     assert!(refused(&file(4, &piece(u64::MAX, b"abc")), PLENTY).contains("beyond"));
     assert!(refused(&file(9, &[piece(4, b"abc"), piece(3, b"abc")].concat()), PLENTY).contains("beyond"));
     assert!(refused(&file(9, &[0xff; 12]), PLENTY).contains("beyond"), "the length was believed");
-    assert!(refused(&file(1 << 40, &[]), PLENTY).contains("larger than it may be"));
+    assert!(refused(&file(1 << 40, &[]), PLENTY).contains("exceeds its size limit"));
     let link = [&named(tag::LINK, b"l")[..], &7u64.to_le_bytes()].concat();
-    assert!(refused(&hostile(&[&link]), PLENTY).contains("link to nothing"));
-    assert!(refused(&hostile(&[b"?"]), PLENTY).contains("a record that is none"));
+    assert!(refused(&malformed(&[&link]), PLENTY).contains("link to an unknown file"));
+    assert!(refused(&malformed(&[b"?"]), PLENTY).contains("an unknown record"));
     let few = StreamLimits { entries: 5, ..PLENTY };
     let dirs = named(tag::ENTER, b"d").repeat(6);
-    assert!(refused(&hostile(&[&dirs]), few).contains("more files"));
+    assert!(refused(&malformed(&[&dirs]), few).contains("limit of files"));
     let root = [&[tag::LEAVE][..], &PLAIN[..26]].concat();
-    assert!(refused(&hostile(&[&root, &root]), PLENTY).contains("after its end"));
+    assert!(refused(&malformed(&[&root, &root]), PLENTY).contains("after its end"));
     let read = read_layer(std::io::empty().chain(&b"x"[..]), Path::new("/nonexistent/x"), PLENTY);
     assert!(read.is_err());
 }

@@ -1,6 +1,6 @@
-//! Writes an upper as a stream. Runs beside hostile code on that code's own machine, so it must not break, but has nothing to guard.
-//! Sockets and device nodes are left out: they mean nothing to another machine.
-//! The tree must stand still.
+//! Writes an overlay's upper directory as a stream. Runs in the guest, beside untrusted code: it must not fail because of that code's
+//! files, but has nothing to protect from it. Sockets and device nodes are left out: they mean nothing outside the guest.
+//! The tree must not change meanwhile.
 
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -13,13 +13,12 @@ use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, major, minor, openat, read
 use rustix::io::Errno;
 
 use super::{MAGIC, MAX_PIECE, is_kept, tag};
-use crate::copy_tree::{Id, Visit, changed, entry_path, id_of, walk, xattrs_of};
+use crate::copy_tree::{Id, Visitor, changed, entry_path, id_of, walk, xattrs_of};
 
-/// Writes what is below the open directory `upper`, and the directory's own attributes, without anything that only the overlay it
-/// belongs to would understand.
+/// Writes the entries of the open directory `upper`, and its own metadata, without attributes that only its own overlay understands.
 ///
 /// # Errors
-/// The tree cannot be read, or changes meanwhile, or the writer fails.
+/// The tree cannot be read or changes meanwhile, or the writer fails.
 pub fn write_layer(upper: OwnedFd, to: impl Write) -> io::Result<()> {
     let mut writer = Writer { to, links: HashMap::new(), buffer: vec![0; MAX_PIECE] };
     writer.to.write_all(MAGIC)?;
@@ -29,18 +28,18 @@ pub fn write_layer(upper: OwnedFd, to: impl Write) -> io::Result<()> {
 
 struct Writer<W> {
     to: W,
-    /// Numbers of files with several names.
+    /// Link numbers of files with several names.
     links: HashMap<Id, u64>,
     buffer: Vec<u8>,
 }
 
-impl<W: Write> Visit for Writer<W> {
+impl<W: Write> Visitor for Writer<W> {
     fn file(&mut self, dir: &OwnedFd, name: &CStr, stat: &Stat) -> io::Result<()> {
         let kind = FileType::from_raw_mode(stat.st_mode);
         let is_whiteout =
             kind == FileType::CharacterDevice && (major(stat.st_rdev), minor(stat.st_rdev)) == (0, 0);
         if is_whiteout {
-            // Overlays make one file of many of them; each is written as one of its own.
+            // Overlayfs makes all whiteouts links of one file; here each is a file of its own.
             self.name(tag::WHITEOUT, name)?;
             return self.meta(dir, name, stat);
         }
@@ -127,7 +126,7 @@ impl<W: Write> Writer<W> {
         let mut position = 0;
         while position < size {
             let start = match seek(&file, rustix::fs::SeekFrom::Data(position)) {
-                // Only a hole is left.
+                // Only a hole follows.
                 Err(Errno::NXIO) => break,
                 answer => answer?,
             };
@@ -139,7 +138,7 @@ impl<W: Write> Writer<W> {
                 if count == 0 {
                     return Err(changed());
                 }
-                let length = u32::try_from(count).expect("a piece is 256 KiB at most");
+                let length = u32::try_from(count).expect("a piece has at most 256 KiB");
                 self.to.write_all(&length.to_le_bytes())?;
                 self.to.write_all(&position.to_le_bytes())?;
                 self.to.write_all(&self.buffer[..count])?;

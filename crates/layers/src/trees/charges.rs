@@ -1,11 +1,12 @@
-//! What trees are charged for, by btrfs simple quotas, and limits that mean the same before and after copies.
+//! Limits and sizes of trees by btrfs simple quotas, corrected so that they mean the same before and after copies.
 //! The kernel charges every block to the subvolume that wrote it, for as long as *any* subvolume refers to it. So a fresh copy is
-//! charged for nothing, and a tree whose copy lives is charged for what it has replaced since. Neither is what a limit is about.
+//! charged for nothing, and a tree that has a copy is still charged for content that it has replaced since. A limit must count what a
+//! tree contains instead.
 //!
-//! Each tree with a limit therefore has a note (an attribute of its top directory, which sandboxes never see): its limit, and what
-//! it refers to beyond what it is charged for, which is more than nothing after being copied, and less after being copied *from*.
-//! The kernel's limit is the tree's minus that. A read-only copy cannot be written to, neither a note: the kernel's limit,
-//! which it cannot reach, says what it refers to.
+//! Each tree with a limit therefore has a note (an attribute of its top directory, which sandboxes never see): its limit, and the
+//! difference between the size of its content and what it is charged for, which is positive for a copy and negative for a source.
+//! The kernel's limit is the tree's minus that difference. A read-only copy cannot have a note: its size is stored as the kernel's
+//! limit, which it cannot reach.
 
 use std::fs;
 use std::io;
@@ -22,19 +23,19 @@ use crate::copy_tree::{measure, open_dir};
 
 const NOTE: &str = "trusted.cofferdam.volume";
 
-/// The kernel's counters.
+/// The kernel's quota counters.
 #[derive(Debug)]
 pub(super) struct Charges {
     /// `/sys/fs/btrfs/<uuid>/qgroups`
     counters: PathBuf,
 }
 
-/// What is known of a tree besides the kernel's count. A copy has its source's until it gets its own, so it says whose it is.
+/// A tree's note. A fresh copy still has that of its source, so a note names its tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Note {
     id: u64,
     limit: Option<u64>,
-    /// Bytes referred to, less bytes charged for.
+    /// Bytes that the tree contains, minus bytes that it is charged for.
     beyond: i64,
 }
 
@@ -44,7 +45,7 @@ pub(super) fn begin(tree: BorrowedFd<'_>, limit: Option<u64>) -> io::Result<()> 
 }
 
 impl Note {
-    /// None where the tree has no note of its own.
+    /// Reads a tree's note; `None` if it has no note of its own.
     fn read(tree: BorrowedFd<'_>, id: u64) -> io::Result<Option<Self>> {
         let mut text = [0u8; 64];
         let length = match fgetxattr(tree, NOTE, &mut text) {
@@ -67,9 +68,9 @@ impl Note {
         Ok(fsetxattr(tree, NOTE, text.as_bytes(), XattrFlags::empty())?)
     }
 
-    /// Writes the note and gives the kernel the limit that follows from it, the latter even if the former fails.
+    /// Writes the note and sets the kernel's limit accordingly, the latter even if the former fails.
     fn apply(self, tree: BorrowedFd<'_>) -> io::Result<()> {
-        // At its limit a tree has no room for a note, so first the limit goes.
+        // At its limit a tree has no room for a note, so the limit is removed first.
         btrfs::limit_subvolume(tree, self.id, None)?;
         let noted = self.write(tree);
         let charge = |limit| signed(limit).saturating_sub(self.beyond).max(0).unsigned_abs();
@@ -79,13 +80,13 @@ impl Note {
 }
 
 impl Charges {
-    /// None where quotas are off.
+    /// Opens the counters of a file system; `None` if quotas are off.
     pub(super) fn of(root: BorrowedFd<'_>) -> io::Result<Option<Self>> {
         let counters = Path::new("/sys/fs/btrfs").join(btrfs::filesystem_uuid(root)?).join("qgroups");
         Ok(counters.is_dir().then_some(Self { counters }))
     }
 
-    /// The file that says what a group is charged for.
+    /// Returns the file with the number of bytes that a group is charged for.
     pub(super) fn of_group(&self, group: QuotaGroup) -> PathBuf {
         self.counters.join(format!("1_{}", group.0)).join("referenced")
     }
@@ -95,8 +96,8 @@ impl Charges {
         text.trim().parse().map_err(io::Error::other)
     }
 
-    /// Forgets the counters of trees that are gone and have nothing left that others refer to; newer kernels do so by
-    /// themselves. A live one is charged for its top directory at least.
+    /// Removes the counters of removed trees whose content no other tree refers to; newer kernels do so themselves. Counters of
+    /// existing trees are never zero: they include the top directory.
     pub(super) fn sweep(&self, root: BorrowedFd<'_>) {
         let Ok(entries) = fs::read_dir(&self.counters) else { return };
         for entry in entries.flatten() {
@@ -107,20 +108,20 @@ impl Charges {
                 continue;
             };
             match btrfs::remove_subvolume_quota(root, id) {
-                Ok(()) => debug!(id, "a counter without a tree is removed"),
-                Err(error) => debug!(id, %error, "a counter without a tree stays"),
+                Ok(()) => debug!(id, "removed the quota counter of a removed tree"),
+                Err(error) => debug!(id, %error, "failed to remove the quota counter of a removed tree"),
             }
         }
     }
 
-    /// Gives a fresh copy its account, and its source a new one.
+    /// Writes the note of a fresh copy, and a new one for its source.
     pub(super) fn copied(&self, source: &OwnedFd, copy: &OwnedFd, limit: Option<u64>) -> io::Result<()> {
         let (from, to) = (btrfs::subvolume_of(source.as_fd())?, btrfs::subvolume_of(copy.as_fd())?);
         let note = if from.read_only { None } else { Note::read(source.as_fd(), from.id)? };
         let charged = self.counter(from.id, "referenced")?;
         let tightest = limit.into_iter().chain(note.and_then(|note| note.limit)).min();
         let size = match self.estimate(from, note, charged) {
-            // An estimate may be too high by what was replaced since the last copy; near a limit that would hurt.
+            // An estimate may be too high by what was replaced since the last copy, which matters near a limit.
             Some(size) if tightest.is_none_or(|limit| size < limit / 4 * 3) => size,
             _ => measure(open_dir(copy, c".")?)?.bytes,
         };
@@ -135,16 +136,16 @@ impl Charges {
         }
         let limit = note.and_then(|note| note.limit);
         match (Note { id: from.id, limit, beyond: signed(size) - signed(charged) }).apply(source.as_fd()) {
-            // No room in all of the image. The copy matters more, and its source only counts too much.
+            // The image is full. The copy is more important; the size of its source is merely overestimated.
             Err(error) if error.kind() == io::ErrorKind::QuotaExceeded => Ok(()),
             answer => answer,
         }
     }
 
-    /// What a tree refers to, if that is known without looking at its files.
+    /// Returns the size of a tree, if it is known without reading the metadata of its files.
     fn estimate(&self, tree: btrfs::Subvolume, note: Option<Note>, charged: u64) -> Option<u64> {
         if tree.read_only {
-            // "No limit" is the largest number.
+            // "No limit" is the maximum number.
             return self.counter(tree.id, "max_referenced").ok().filter(|size| (1..u64::MAX).contains(size));
         }
         Some((signed(charged) + note?.beyond).max(0).unsigned_abs())
@@ -177,7 +178,7 @@ impl Charges {
     }
 }
 
-/// Sizes fit: no disk has 8 EiB.
+/// Converts a size, which fits: no disk has 8 EiB.
 fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }

@@ -1,6 +1,5 @@
-//! Trees as plain directories, copied file by file.
-//! A copy is made in a hidden directory, brought to disk, and then renamed: it is there whole or not at all.
-//! No limits: ordinary file systems have none for directories.
+//! Writable trees as plain directories, copied file by file. A copy is made in a hidden directory, synced, and then renamed, so that it
+//! appears complete. Limits are not enforced: ordinary file systems have none for directories.
 
 use std::fs::{self, File};
 use std::io;
@@ -60,13 +59,13 @@ impl Directories {
             [&place, &tree, &links].into_iter().try_for_each(fs::create_dir)?;
             let (target, names) = (open_dir(CWD, &tree)?, open_dir(CWD, &links)?);
             copy_tree(source, target, &names, self.sharing, Attributes::All)?;
-            // One call for all of it: a sync of each file would be a journal commit of each.
+            // One call for the whole file system: syncing each file would be a journal commit for each.
             syncfs(File::open(&self.root)?)?;
             rename_exclusively(&tree, &self.path(to))?;
             File::open(&self.root)?.sync_all()
         };
         let made = make();
-        // What is left is the names of linked files, or half a tree.
+        // What is left in it is the names of linked files, or an incomplete tree.
         let left = self.trash.discard(&place);
         made.and(left).map_err(|error| LayerError::of_two(from, to, error))
     }
@@ -86,6 +85,10 @@ impl Directories {
     }
 }
 
+/// Renames a file or directory.
+///
+/// # Errors
+/// `AlreadyExists`: there is a file or directory at `to`.
 pub(super) fn rename_exclusively(from: &Path, to: &Path) -> io::Result<()> {
     Ok(renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?)
 }

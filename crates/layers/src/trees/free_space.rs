@@ -1,6 +1,6 @@
-//! Keeps an image from filling the disk it lies on.
-//! All trees are in one quota group, whose limit is what they have plus what the disk has left, less a reserve for the rest of
-//! the machine and for the image's own books. Other programs use the disk too, so the limit is set anew every other second.
+//! Keeps an image from filling the disk that it is on.
+//! All trees are in one quota group, whose limit is their size plus the free space of the disk, minus a reserve for other programs and
+//! for the image's metadata. Other programs use the disk too, so the limit is updated every two seconds.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,13 +17,13 @@ use tracing::warn;
 use super::MIB;
 use super::charges::Charges;
 
-/// The group of all trees.
+/// The quota group of all trees.
 pub(super) const GROUP: QuotaGroup = QuotaGroup(1);
 
-/// Space changes without an event.
+/// Interval of updates: the kernel has no event for changes of free space.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// Sets the limit until it is dropped.
+/// A thread that updates the limit until this is dropped.
 #[derive(Debug)]
 pub(super) struct FreeSpaceLimit {
     stop: Option<mpsc::Sender<()>>,
@@ -31,19 +31,19 @@ pub(super) struct FreeSpaceLimit {
 }
 
 impl FreeSpaceLimit {
-    /// `root` is the image's, `image` its file.
+    /// Creates the group, sets its limit and starts the thread. `root` is the root directory of the image, `image` its file.
     pub(super) fn start(root: &Path, image: &Path) -> io::Result<Self> {
         let root = File::open(root)?;
         btrfs::create_group(root.as_fd(), GROUP)?;
         let counters = Charges::of(root.as_fd())?.ok_or(io::ErrorKind::Unsupported)?;
         let mut limiter =
             Limiter { root, counter: counters.of_group(GROUP), image: image.to_owned(), limit: None };
-        limiter.look()?;
+        limiter.update()?;
         let (stop, stopped) = mpsc::channel();
         let work = move || {
             while stopped.recv_timeout(INTERVAL) == Err(mpsc::RecvTimeoutError::Timeout) {
-                if let Err(error) = limiter.look() {
-                    warn!(%error, "trees may outgrow the disk: its free space cannot be watched");
+                if let Err(error) = limiter.update() {
+                    warn!(%error, "failed to update the limit of all writable trees from the disk's free space; they may fill the disk");
                 }
             }
         };
@@ -63,20 +63,21 @@ impl Drop for FreeSpaceLimit {
 
 struct Limiter {
     root: File,
-    /// How many bytes all trees are charged for.
+    /// File with the number of bytes that all trees are charged for.
     counter: PathBuf,
     image: PathBuf,
-    /// Set last.
+    /// The limit that was set last.
     limit: Option<u64>,
 }
 
 impl Limiter {
-    fn look(&mut self) -> io::Result<()> {
+    /// Sets the limit, if it changed noticeably.
+    fn update(&mut self) -> io::Result<()> {
         let disk = statvfs(&self.image)?;
         let room = (disk.f_bavail * disk.f_frsize).saturating_sub(reserve(disk.f_blocks * disk.f_frsize));
         let charged: u64 = fs::read_to_string(&self.counter)?.trim().parse().map_err(io::Error::other)?;
         let limit = charged.saturating_add(room);
-        // Each change is a transaction, and mostly space only moves from one term to the other.
+        // Each change costs a transaction, and what trees write changes both terms by the same amount.
         let tolerance = (room / 16).max(8 * MIB);
         if self.limit.is_none_or(|before| before.abs_diff(limit) > tolerance) {
             btrfs::limit_group(self.root.as_fd(), GROUP, Some(limit))?;
@@ -86,16 +87,17 @@ impl Limiter {
     }
 }
 
-/// Bytes that may be written beside an image into a directory of the disk it lies on: half of what trees leave stays free.
+/// Returns how many bytes may be written to a directory on the same disk as an image without failing its trees: all but half of
+/// the reserve.
 ///
 /// # Errors
-/// The directory is not there.
+/// The directory does not exist.
 pub fn room_beside(dir: &Path) -> io::Result<u64> {
     let disk = statvfs(dir)?;
     Ok((disk.f_bavail * disk.f_frsize).saturating_sub(reserve(disk.f_blocks * disk.f_frsize) / 2))
 }
 
-/// What is left to the rest of the machine.
+/// Returns the number of bytes of a disk that trees leave free.
 fn reserve(disk: u64) -> u64 {
     (disk / 20).clamp(128 * MIB, 4096 * MIB)
 }

@@ -1,6 +1,5 @@
-//! The btrfs image: made once, attached to one loop device, mounted where no path leads.
-//! The module's text says why nothing is left after a crash.
-//! Everything that can be missing on a machine is said with what to install.
+//! The btrfs image: created once, attached to one loop device, and mounted detached, so that nothing is left over when the server is
+//! killed. Errors name what has to be installed or loaded on the host.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -20,16 +19,16 @@ use sys::{LoopDevice, btrfs};
 use crate::LayerError;
 use crate::copy_tree::open_dir;
 
-/// btrfs is of no use in less.
-const SMALLEST: u64 = 1 << 30;
-/// The largest file of ext4 with 4 KiB blocks, a little less.
-const LARGEST: u64 = 15 << 40;
+/// Minimum size of the image, bytes: btrfs is of no use in less.
+const MIN_SIZE: u64 = 1 << 30;
+/// Maximum size of the image, bytes: a little less than the maximum file size of ext4 with 4 KiB blocks.
+const MAX_SIZE: u64 = 15 << 40;
 
 /// A mounted image. Dropping it unmounts it, unless sandboxes still use it.
 #[derive(Debug)]
 pub(super) struct Image {
     root: OwnedFd,
-    /// As long as this descriptor is open the mount exists.
+    /// The mount exists as long as this descriptor is open.
     _mount: OwnedFd,
     device: LoopDevice,
 }
@@ -40,18 +39,18 @@ impl Image {
             Some(size) => size,
             None => disk_size(path).map_err(LayerError::at(path))?,
         };
-        let size = size.clamp(SMALLEST, LARGEST) & !((1 << 20) - 1);
+        let size = size.clamp(MIN_SIZE, MAX_SIZE) & !((1 << 20) - 1);
         if path.exists() {
             return Self::attach(path, size);
         }
         make(path, size)?;
-        // One that cannot be used must not be there the next time, when it would pass for one with trees in it.
+        // An image that cannot be used is removed: the next start would take it for one with trees in it.
         Self::attach(path, size).inspect_err(|_| drop(fs::remove_file(path)))
     }
 
     fn attach(path: &Path, size: u64) -> Result<Self, LayerError> {
-        // Between looking for a device and attaching one nobody else may do the same. The lock is on a file opened for it
-        // alone: the one that is attached stays open, and locked, for as long as the device lives.
+        // No other server may attach the image between looking for a device and attaching one. The lock is on a description of its
+        // own: that of the attached file stays open, and would stay locked, as long as the device exists.
         let lock = File::open(path).map_err(LayerError::at(path))?;
         flock(&lock, FlockOperation::LockExclusive).map_err(LayerError::at(path))?;
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(LayerError::at(path))?;
@@ -83,9 +82,9 @@ impl Image {
         Ok(image)
     }
 
-    /// Where this process and its children find the root.
+    /// Returns a path of the root that is valid for this process and its children.
     pub(super) fn root(&self) -> PathBuf {
-        // The number that /proc knows this process by, which is another than its own in a container that sees the host's.
+        // The pid in /proc's pid namespace, which differs from our own in a container that sees the host's /proc.
         let own = fs::read_link("/proc/self").unwrap_or_else(|_| "self".into());
         Path::new("/proc").join(own).join("fd").join(self.root.as_raw_fd().to_string())
     }
@@ -94,7 +93,7 @@ impl Image {
         self.device.direct_io
     }
 
-    /// Engines clone what is in a tree; older kernels refuse that below a mount that is attached nowhere.
+    /// Checks that parts of the mount can be cloned, as engines do; older kernels refuse that in a detached mount.
     fn check_clones(&self) -> Result<(), LayerError> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         open_tree(CWD, self.root(), flags).map(drop).map_err(|error| LayerError::Backend {
@@ -104,13 +103,13 @@ impl Image {
     }
 }
 
-/// The size of the disk that `path` will lie on.
+/// Returns the size of the disk that `path` will be on.
 fn disk_size(path: &Path) -> io::Result<u64> {
     let disk = statvfs(path.parent().unwrap_or(Path::new(".")))?;
     Ok(disk.f_blocks.saturating_mul(disk.f_frsize))
 }
 
-/// Makes the image under another name first: one that is there is whole.
+/// Creates the image under another name and renames it, so that it appears complete.
 fn make(path: &Path, size: u64) -> Result<(), LayerError> {
     let new = path.with_extension("btrfs.new");
     let _ = fs::remove_file(&new);

@@ -1,25 +1,25 @@
-//! Writable trees: the directory trees that hold what sandboxes write, with instant copies and limits where the disk can.
-//! Four ways to keep them, chosen at [`Trees::open`] and never changed while trees exist:
-//! subvolumes of a btrfs data directory, of a btrfs image of our own, or plain directories copied by reflink or byte by byte.
+//! Writable trees: directory trees with the files that sandboxes write. Copies are instant and sizes are limited where the file system
+//! supports it. There are four backends, chosen at [`Trees::open`] and never changed while trees exist: subvolumes of a btrfs data
+//! directory, subvolumes of a btrfs image of our own, and plain directories copied by reflink or byte by byte.
 //!
-//! The image (`volumes.btrfs`, a sparse file) is served by a loop device and mounted *detached*: the mount is in nobody's
-//! mount table, only a descriptor of this process, and paths lead through `/proc/<pid>/fd/<n>`. So nothing is left when the
-//! server is killed: the descriptor closes, the mount goes, and the loop device, set to clear itself, goes with it. Sandboxes
-//! that still run keep the file system alive by their overlays' own clones of the mount; the next server finds the loop
-//! device by the file behind it and gets the very same file system. An image is never attached twice: attaching is done
+//! The image (`volumes.btrfs`, a sparse file) is served by a loop device and mounted *detached*: the mount is in no
+//! mount table, only a descriptor of this process refers to it, and paths lead through `/proc/<pid>/fd/<n>`. So nothing is left over
+//! when the server is killed: the descriptor closes, the mount disappears, and the loop device, which clears itself, with it. Sandboxes
+//! that still run keep the file system alive by the clones of the mount in their overlays; the next server finds the loop
+//! device by its backing file and gets the same file system. An image is never attached twice: attaching is done
 //! under a lock on the file, after looking for a device that serves it.
 //!
-//! An image can promise more than the disk below it has. Where that disk is full, the kernel makes all of the image read-only to
-//! save what is in it: no loss, but the end of every sandbox. So all trees together are held to what the disk can still take
-//! (`free_space`), and writing ends in "Disk quota exceeded" before. If other programs fill the disk in spite of that, free some space
+//! An image can be larger than the free space of the disk below it. When that disk is full, the kernel makes the whole image read-only:
+//! no data is lost, but every sandbox fails. So the size of all trees together is limited to what the disk can still take
+//! (`free_space`), and writes fail with "Disk quota exceeded" before. If other programs fill the disk in spite of that, free some space
 //! and start the server again, with no sandbox left running.
 //!
-//! Such a path is good for this process and its children while [`Trees`] lives. It can be opened, cloned (`open_tree`) and
-//! renamed below; it cannot be canonicalised, stored, or handed to a process in another pid namespace.
+//! Paths of trees ([`Trees::path`]) are valid for this process and its children as long as the [`Trees`] exists. They can be opened,
+//! cloned (`open_tree`) and renamed; they cannot be canonicalised, stored, or passed to a process in another pid namespace.
 //!
-//! A copy is a moment of its source: freeze the sandbox first if the moment should be one of peace. On btrfs what was written
-//! but not yet on disk is in it; the plain ways need the tree to be left alone and fail where it is not. What `copy` returned
-//! from survives a loss of power; what `create` and `rename` did may not, as nothing runs on in a tree then.
+//! A copy shows its source at one moment: freeze the sandbox first for consistent files. On btrfs the copy includes what was written but
+//! is not on the disk yet; plain directories must not change during a copy, else it fails. A finished `copy` survives a power
+//! failure; `create` and `rename` may not, as no sandbox outlives one either.
 
 mod charges;
 mod dirs;
@@ -46,17 +46,17 @@ pub(crate) use subvolumes::is_btrfs;
 
 const MIB: u64 = 1 << 20;
 
-/// How trees are to be kept.
+/// Where and how trees are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum TreesBackend {
-    /// The best that works here, or what the trees that are here already need.
+    /// The best backend that works on this host, or the one of the existing trees.
     #[default]
     Auto,
     /// Subvolumes of the data directory's own btrfs.
     Btrfs,
-    /// A btrfs image on a loop device.
+    /// Subvolumes of a btrfs image on a loop device.
     Loop,
-    /// Directories whose copies share blocks (XFS).
+    /// Directories whose copies share blocks with the original (XFS).
     Reflink,
     /// Directories, copied byte by byte.
     Copy,
@@ -90,33 +90,33 @@ impl std::str::FromStr for TreesBackend {
     }
 }
 
-/// Choices for [`Trees::open`].
+/// Settings of [`Trees::open`].
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TreesConfig {
-    /// How trees are kept.
+    /// Where and how trees are stored.
     pub backend: TreesBackend,
-    /// Most bytes the image may grow to. Without it, the size of the disk it lies on. An image never shrinks.
+    /// Maximum size of the image, bytes; by default the size of the disk that it is on. An image never shrinks.
     pub image_size: Option<u64>,
 }
 
-/// What a tree takes, in bytes.
+/// The size of a tree and its limit, bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TreeUsage {
-    /// What it refers to. Within a few percent on btrfs: parts that a copy shared and that were replaced since may still
-    /// count.
+    /// Size of the tree's content. Accurate within a few percent on btrfs: shared parts that were replaced since the last copy
+    /// may still count.
     pub used: u64,
-    /// Where writing ends with "Disk quota exceeded". None where there is no limit or none can be enforced.
+    /// Size at which writes fail with "Disk quota exceeded". `None` if there is no limit or it cannot be enforced.
     pub limit: Option<u64>,
 }
 
-/// The trees below one data directory. One process at a time may have them open.
+/// All writable trees of a data directory. Only one process at a time may have them open.
 #[derive(Debug)]
 pub struct Trees {
     kind: TreesBackend,
     store: Store,
     description: String,
     _limit: Option<FreeSpaceLimit>,
-    /// After the others, which have the mount's root open.
+    /// Dropped after the others, which have the mount's root open.
     _image: Option<Image>,
 }
 
@@ -127,28 +127,28 @@ enum Store {
 }
 
 impl Trees {
-    /// Opens the trees below `data_dir`, making what is missing. May take some seconds where an image is made or a
-    /// journal replayed. What a crash left half-made is removed.
+    /// Opens the trees below `data_dir`, creating the directory or image if necessary, and removes what a crash left incomplete. May
+    /// take some seconds when an image is created or a journal replayed.
     ///
     /// # Errors
-    /// The way asked for, or the one that existing trees need, does not work here.
+    /// The requested backend, or that of the existing trees, does not work on this host.
     pub fn open(data_dir: &Path, config: TreesConfig) -> Result<Self, LayerError> {
         fs::create_dir_all(data_dir).map_err(LayerError::at(data_dir))?;
         let image_path = data_dir.join("volumes.btrfs");
         let dir = data_dir.join("volumes");
         let in_image = image_path.exists();
-        let in_dir = holds_trees(&dir);
+        let in_dir = has_trees(&dir);
         let asked = config.backend;
         if in_image && !matches!(asked, TreesBackend::Auto | TreesBackend::Loop) {
             return Err(LayerError::Backend {
                 what: format!("{} holds trees, so {asked} cannot be used", image_path.display()),
-                remedy: "choose loop, or remove the file and all it holds".into(),
+                remedy: "choose loop, or remove the file with all files of sandboxes in it".into(),
             });
         }
         if in_dir && asked == TreesBackend::Loop {
             return Err(LayerError::Backend {
                 what: format!("{} holds trees, so loop cannot be used", dir.display()),
-                remedy: "choose auto, or remove the directory and all it holds".into(),
+                remedy: "choose auto, or remove the directory with all files of sandboxes in it".into(),
             });
         }
         match asked {
@@ -158,20 +158,21 @@ impl Trees {
                 what: format!("the file system of {} cannot share blocks between files", dir.display()),
                 remedy: "choose auto, or put the data directory on XFS or btrfs".into(),
             }),
-            TreesBackend::Reflink => Self::in_dirs(&dir, Sharing::Reflink, "as asked for"),
-            TreesBackend::Copy => Self::in_dirs(&dir, Sharing::Copy, "as asked for"),
+            TreesBackend::Reflink => Self::in_dirs(&dir, Sharing::Reflink, "as configured"),
+            TreesBackend::Copy => Self::in_dirs(&dir, Sharing::Copy, "as configured"),
             TreesBackend::Auto if in_image => Self::in_image(&image_path, config.image_size),
             TreesBackend::Auto => Self::best(&dir, in_dir, &image_path, config.image_size),
         }
     }
 
+    /// Opens the best backend that works on this host.
     fn best(
         dir: &Path,
         in_dir: bool,
         image_path: &Path,
         image_size: Option<u64>,
     ) -> Result<Self, LayerError> {
-        if lies_on_btrfs(&make_private(dir)?)? {
+        if is_dir_on_btrfs(&make_private(dir)?)? {
             return Self::in_btrfs(dir);
         }
         if can_reflink(dir)? {
@@ -180,7 +181,7 @@ impl Trees {
         }
         if in_dir {
             let why = format!(
-                "{} holds trees from before; with none left in it, the next start may do better",
+                "{} holds trees from before; once it is empty, the next start can choose a better backend",
                 dir.display()
             );
             return Self::in_dirs(dir, Sharing::Copy, &why);
@@ -197,7 +198,7 @@ impl Trees {
 
     fn in_btrfs(dir: &Path) -> Result<Self, LayerError> {
         let root = make_private(dir)?;
-        if !lies_on_btrfs(&root)? {
+        if !is_dir_on_btrfs(&root)? {
             return Err(LayerError::Backend {
                 what: format!("{} is not on btrfs", dir.display()),
                 remedy: "choose loop for a btrfs image of our own".into(),
@@ -255,19 +256,19 @@ impl Trees {
         Ok(Self { kind, store: Store::Directories(store), description, _limit: None, _image: None })
     }
 
-    /// How trees are kept; never `Auto`.
+    /// Returns the backend in use; never `Auto`.
     #[must_use]
     pub fn kind(&self) -> TreesBackend {
         self.kind
     }
 
-    /// A sentence for people: how, with which limits, and what would make it better.
+    /// Returns a description for people: the backend, whether limits are enforced, and what would improve it.
     #[must_use]
     pub fn describe(&self) -> &str {
         &self.description
     }
 
-    /// Whether writing ends at a tree's limit. Where not, limits are accepted and mean nothing.
+    /// Returns whether limits are enforced. If not, they are accepted and have no effect.
     #[must_use]
     pub fn enforces_limits(&self) -> bool {
         match &self.store {
@@ -276,7 +277,8 @@ impl Trees {
         }
     }
 
-    /// Where a tree is, present or not. See the module's text for what such a path is good for.
+    /// Returns the path of a tree, whether it exists or not. It is valid for this process and its children as long as `self`
+    /// exists, cannot be canonicalised, and must not be stored.
     #[must_use]
     pub fn path(&self, name: &TreeName) -> PathBuf {
         match &self.store {
@@ -285,7 +287,7 @@ impl Trees {
         }
     }
 
-    /// Makes an empty tree.
+    /// Creates an empty tree.
     ///
     /// # Errors
     /// The name is taken, or the disk is full.
@@ -296,10 +298,10 @@ impl Trees {
         }
     }
 
-    /// Gives a tree another name, at once. It stays where it is for whoever has it open.
+    /// Renames a tree. Processes that have it open keep their access.
     ///
     /// # Errors
-    /// There is none, or the new name is taken.
+    /// There is no tree `from`, or the name `to` is taken.
     pub fn rename(&self, from: &TreeName, to: &TreeName) -> Result<(), LayerError> {
         match &self.store {
             Store::Subvolumes(store) => store.rename(from, to),
@@ -307,13 +309,14 @@ impl Trees {
         }
     }
 
-    /// Makes `to` what `from` is at a moment during the call. It survives a loss of power once this returns.
+    /// Copies the tree `from`, as it is at one moment during the call, to the new tree `to`. The copy survives a power failure once
+    /// this returns.
     ///
-    /// The limit counts all that `to` refers to, whether `from` wrote it or not. Taking a copy also counts `from` anew: what it
-    /// replaces from then on is new data to it, as the copy keeps the old.
+    /// The limit applies to the whole content of `to`, including what it shares with `from`. Usage of `from` is counted anew: what it
+    /// replaces from then on takes additional space, as the copy keeps the old content.
     ///
     /// # Errors
-    /// There is no `from`, `to` is taken, the disk is full, or the tree changed where copies are not instant.
+    /// There is no `from`, `to` is taken, the disk is full, or the tree changed meanwhile (plain directories only).
     pub fn copy(
         &self,
         from: &TreeName,
@@ -327,7 +330,7 @@ impl Trees {
         }
     }
 
-    /// Removes a tree: it is gone from here at once, its space comes back in the background. None there is a success.
+    /// Removes a tree. Its name is free at once; its space is freed in the background. Succeeds if there is no such tree.
     ///
     /// # Errors
     /// The file system cannot be written.
@@ -338,7 +341,7 @@ impl Trees {
         }
     }
 
-    /// Changes the limit; `None` takes it away.
+    /// Sets the limit of a tree; `None` removes it.
     ///
     /// # Errors
     /// There is no such tree.
@@ -349,7 +352,7 @@ impl Trees {
         }
     }
 
-    /// What a tree takes. Instant with limits; else every file is looked at.
+    /// Returns the size of a tree. Instant if limits are enforced; otherwise reads the metadata of every file.
     ///
     /// # Errors
     /// There is no such tree.
@@ -360,7 +363,7 @@ impl Trees {
         }
     }
 
-    /// All trees, in no order.
+    /// Returns the names of all trees, in no particular order.
     ///
     /// # Errors
     /// The file system cannot be read.
@@ -373,7 +376,7 @@ impl Trees {
     }
 }
 
-fn lies_on_btrfs(dir: &Path) -> Result<bool, LayerError> {
+fn is_dir_on_btrfs(dir: &Path) -> Result<bool, LayerError> {
     File::open(dir).and_then(is_btrfs).map_err(LayerError::at(dir))
 }
 
@@ -389,11 +392,11 @@ fn names_in(dir: &Path) -> io::Result<Vec<TreeName>> {
     Ok(names)
 }
 
-fn holds_trees(dir: &Path) -> bool {
+fn has_trees(dir: &Path) -> bool {
     names_in(dir).is_ok_and(|names| !names.is_empty())
 }
 
-/// A directory that only root can enter: set-user-id files in trees are real.
+/// Creates a directory that only root can enter, since set-user-id files in trees work on the host; returns its canonical path.
 fn make_private(dir: &Path) -> Result<PathBuf, LayerError> {
     let make = || {
         fs::create_dir_all(dir)?;
@@ -403,7 +406,7 @@ fn make_private(dir: &Path) -> Result<PathBuf, LayerError> {
     make().map_err(LayerError::at(dir))
 }
 
-/// Tries it.
+/// Returns whether files in a directory can share blocks, by trying it.
 fn can_reflink(dir: &Path) -> Result<bool, LayerError> {
     let probe = || -> io::Result<bool> {
         let [one, two] = [".probe-1", ".probe-2"].map(|name| dir.join(name));

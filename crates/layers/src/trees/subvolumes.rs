@@ -1,6 +1,6 @@
-//! Trees as btrfs subvolumes: making, copying and removing are one ioctl each, whatever the size.
-//! A snapshot is committed to disk by the kernel before it is there, so a copy is whole or not at all.
-//! Limits are simple quotas; see `charges` for what they count.
+//! Writable trees as btrfs subvolumes: creating, copying and removing one is a single ioctl, whatever its size.
+//! The kernel commits a btrfs snapshot to the disk before it is visible, so copies appear complete.
+//! Limits are simple quotas; `charges` corrects what these count.
 
 use std::fs::{self, File};
 use std::io;
@@ -18,25 +18,25 @@ use crate::{LayerError, Trash};
 
 #[derive(Debug)]
 pub(super) struct Subvolumes {
-    /// For what is not a subvolume. First, as it works below the root.
+    /// For directories that are not subvolumes. Dropped first, as it works below the root.
     trash: Trash,
     root: OwnedFd,
-    /// Where the root is reached from this process.
+    /// The root's path, valid in this process.
     path: PathBuf,
-    /// None without quotas.
+    /// `None` without quotas.
     charges: Option<Charges>,
-    /// What all trees are charged to besides.
+    /// The quota group of all trees.
     group: Option<QuotaGroup>,
 }
 
-/// Whether the open file or directory lies on btrfs.
+/// Returns whether an open file or directory is on btrfs.
 pub(crate) fn is_btrfs(file: impl AsFd) -> io::Result<bool> {
     const MAGIC: u64 = 0x9123_683e;
-    // The type's width and sign differ between architectures.
+    // The type's width and sign depend on the architecture.
     Ok(fstatfs(file)?.f_type as u64 == MAGIC)
 }
 
-/// Has a file system of our own count and limit what is written.
+/// Enables quotas on a file system of our own, unless they are on.
 pub(super) fn turn_quotas_on(root: &Path) -> io::Result<()> {
     let root = File::open(root)?;
     if Charges::of(root.as_fd())?.is_some() {
@@ -52,7 +52,7 @@ impl Subvolumes {
         fs::create_dir_all(&trash).map_err(LayerError::at(&trash))?;
         let trash = Trash::start(trash.clone()).map_err(LayerError::at(&trash))?;
         let charges = Charges::of(root.as_fd()).map_err(LayerError::at(&path))?;
-        // Only where all of the file system is ours.
+        // Only if the whole file system is ours.
         if let (Some(charges), Some(_)) = (&charges, group) {
             charges.sweep(root.as_fd());
         }
@@ -97,14 +97,14 @@ impl Subvolumes {
         limit: Option<u64>,
     ) -> Result<(), LayerError> {
         let source = self.open_tree(from).map_err(LayerError::about(from))?;
-        // What cannot be written to is let in even when nothing else is: a pause must not fail then.
+        // Read-only copies are not in the group: a pause must not fail when the group is at its limit.
         let quota = Quota { limit: None, group: self.group.filter(|_| !read_only) };
         btrfs::snapshot(self.root.as_fd(), to.as_str(), source.as_fd(), read_only, quota)
             .map_err(|error| LayerError::of_two(from, to, error))?;
         let Some(charges) = &self.charges else { return Ok(()) };
         let charged = self.open_tree(to).and_then(|copy| charges.copied(&source, &copy, limit));
         charged.map_err(|error| {
-            // Without its limit it would be a way around it.
+            // A copy without its limit would be a way around limits.
             let _ = self.discard(to);
             LayerError::about(to)(error)
         })
@@ -122,7 +122,7 @@ impl Subvolumes {
             Err(_) => {}
             Ok(()) => return Ok(()),
         }
-        // Not a subvolume, or one in a strange state: out of the way at least.
+        // Not a subvolume, or one that cannot be destroyed: at least its name becomes free.
         self.trash.discard(&self.path(name)).map_err(LayerError::about(name))
     }
 
@@ -150,7 +150,7 @@ impl Subvolumes {
     }
 }
 
-/// Removes a subvolume and the ones in it, innermost first. Sandboxes cannot make such; a person may have.
+/// Removes a subvolume and those nested in it, innermost first. Sandboxes cannot create nested ones; an administrator may have.
 fn destroy_with_nested(root: BorrowedFd<'_>, id: u64) -> io::Result<()> {
     let mut todo = vec![id];
     while let Some(last) = todo.last() {

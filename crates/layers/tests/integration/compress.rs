@@ -1,4 +1,4 @@
-//! Compression in place: what is a file's own gets smaller, what it shares stays shared, what it says stays the same.
+//! Compression in place: a file's own extents get smaller, shared ones stay shared, the content stays the same.
 //! Needs root.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
@@ -26,7 +26,7 @@ fn plain(file: &File) -> Vec<Extent> {
 }
 
 #[test]
-fn what_is_shared_stays_so_and_the_rest_gets_smaller() {
+fn own_extents_are_compressed_and_shared_ones_kept() {
     let disk = Disk::host();
     let trees = disk.open(TreesBackend::Loop);
     trees.create(&name("a"), None).unwrap();
@@ -49,7 +49,7 @@ fn what_is_shared_stays_so_and_the_rest_gets_smaller() {
         false
     };
     compress(&image, ends_early).unwrap();
-    assert!(plain(&image).len() > 1, "one step is not all");
+    assert!(plain(&image).len() > 1, "the file was compressed in one step");
     compress(&image, |_| {
         steps += 1;
         true
@@ -65,7 +65,7 @@ fn what_is_shared_stays_so_and_the_rest_gets_smaller() {
 }
 
 #[test]
-fn nothing_happens_where_disks_cannot() {
+fn other_file_systems_are_left_alone() {
     let place = tempfile::tempdir().unwrap();
     let file = new(&place.path().join("file"));
     file.write_all_at(&[7; 4096], MIB).unwrap();

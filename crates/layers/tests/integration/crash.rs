@@ -17,7 +17,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 const DIR: &str = "COFFERDAM_TEST_DIR";
 
-/// The other side: opens, makes a tree, tells its path, and waits to be killed.
+/// The server process: opens the trees, creates one, prints its path, and waits to be killed.
 #[test]
 fn server() {
     let Some(dir) = std::env::var_os(DIR) else { return };
@@ -67,7 +67,7 @@ fn nothing_is_left_of_a_killed_server() {
 fn a_new_server_joins_what_still_runs() {
     let disk = Disk::host();
     let (server, path) = start(&disk);
-    // What a sandbox has: a clone of its own, from which it goes on reading and writing.
+    // As a sandbox: a clone of the mount, through which it continues to read and write.
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let clone = open_tree(CWD, &path, flags).unwrap();
     let sandbox = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&clone)));
@@ -83,7 +83,7 @@ fn a_new_server_joins_what_still_runs() {
     fs::write(trees.path(&tree).join("file"), "by the new server").unwrap();
     assert_eq!(fs::read_to_string(sandbox.join("file")).unwrap(), "by the new server");
     assert!(trees.usage(&tree).unwrap().limit.is_some());
-    // Discarded under a living sandbox: gone for us, still there for it.
+    // Discarded while a sandbox runs: its name is free, but the sandbox still has its files.
     trees.discard(&tree).unwrap();
     assert!(trees.list().unwrap().is_empty());
     assert!(fs::write(sandbox.join("file"), "x").is_ok() || File::open(sandbox.join("file")).is_err());

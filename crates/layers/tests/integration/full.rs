@@ -22,7 +22,7 @@ fn fill(trees: &Trees, tree: &str) -> (u64, std::io::Error) {
 }
 
 #[test]
-fn a_full_host_disk_is_an_error_and_no_loss() {
+fn a_full_host_disk_fails_writes_without_loss() {
     let disk = Disk::fresh("ext4", 700);
     let trees = disk.open(TreesBackend::Loop);
     let [safe, greedy, saved] = ["safe", "greedy", "saved"].map(name);
@@ -31,12 +31,12 @@ fn a_full_host_disk_is_an_error_and_no_loss() {
     trees.create(&greedy, None).unwrap();
     let (written, error) = fill(&trees, "greedy");
     assert_eq!(error.kind(), std::io::ErrorKind::QuotaExceeded, "{error}");
-    // How much exactly depends on when the guard looks at the disk.
+    // The exact amount depends on when the limit was updated last.
     assert!(written > 200, "only {written} MiB fit");
     let host = rustix::fs::statvfs(&disk.dir).unwrap();
     assert!(host.f_bavail * host.f_frsize > 64 << 20, "the host's disk is full");
 
-    // Nobody else can write now, but what is there can be kept and given up.
+    // No other tree can be written now, but trees can be copied and discarded.
     assert!(fs::write(trees.path(&safe).join("new"), [1u8; 1 << 20]).is_err());
     trees.copy(&safe, &saved, true, None).unwrap();
     let refused = trees.copy(&saved, &name("more"), false, Some(100));

@@ -1,5 +1,5 @@
-//! Disk limits: what is refused, and what still works after copies in both directions.
-//! On an image, as limits are there by default only on it.
+//! Disk limits of trees, before and after copies from and to them.
+//! On an image, the only backend with limits by default.
 //! Needs root.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
@@ -13,7 +13,7 @@ use layers::{Trees, TreesBackend};
 
 const MIB: u64 = 1 << 20;
 
-/// Writes `mib` and brings them to disk.
+/// Writes `mib` MiB and syncs them.
 fn write(path: &Path, mib: usize) -> io::Result<()> {
     let mut file = File::create(path)?;
     let block = crate::common::noise();
@@ -45,7 +45,7 @@ fn limits_hold_before_and_after_copies() {
     fs::remove_file(file("a", "more")).unwrap();
     write(&file("a", "fits"), 10).unwrap();
 
-    // The copy counts what it got, though the kernel does not charge it.
+    // The copy's size includes what it shares, which the kernel does not charge it for.
     trees.copy(&name("a"), &name("snapshot"), true, None).unwrap();
     assert!((50..55).contains(&used(&trees, "snapshot")), "{}", used(&trees, "snapshot"));
     trees.copy(&name("snapshot"), &name("fork"), false, Some(100)).unwrap();
@@ -69,7 +69,7 @@ fn limits_hold_before_and_after_copies() {
     write(&file("a", "still-more"), 300).unwrap();
     assert_eq!(trees.usage(&name("a")).unwrap().limit, None);
 
-    // Below what is there already: nothing new, but nothing breaks.
+    // A limit below the current size: nothing can be written, but existing files stay.
     trees.copy(&name("snapshot"), &name("tight"), false, Some(10)).unwrap();
     assert!(is_full(write(&file("tight", "new"), 5)));
     assert_eq!(fs::metadata(file("tight", "kept")).unwrap().len(), 40 * MIB);

@@ -61,7 +61,7 @@ impl Overlay {
         PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd())).join(below)
     }
 
-    /// Does something with the ids of the sandbox's root; others cannot be stored through an idmapped upper.
+    /// Calls `act` with the ids of the sandbox's root: other ids cannot be stored through an idmapped upper directory.
     fn as_root<T>(&self, act: impl FnOnce(&Self) -> T) -> T {
         with_filesystem_ids(BASE, || act(self)).unwrap()
     }
@@ -92,7 +92,7 @@ fn mount(lower: &Path, tree: &Path, namespace: &Namespace) -> Result<Overlay, ru
     Ok(Overlay(fsmount(fd, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NODEV)?))
 }
 
-/// A template with something to hide, replace, rename and link.
+/// Creates a template with files to hide, replace, rename and link.
 fn template(dir: &Path) {
     for sub in ["hidden", "replaced", "renamed/below"] {
         fs::create_dir_all(dir.join(sub)).unwrap();
@@ -146,13 +146,13 @@ fn an_upper_lives_in_copies(trees: &Trees, lower: &Path) {
     let overlay = mount(lower, &trees.path(&first), &namespace).unwrap();
     overlay.as_root(change);
     check(&overlay);
-    // While it is mounted, as for a sandbox that goes on.
+    // While it is mounted, as for a sandbox that continues to run.
     trees.copy(&first, &snapshot, true, None).unwrap();
     overlay.as_root(|overlay| fs::write(overlay.path("file"), "later").unwrap());
     drop(overlay);
 
     // The same tree again, as after a pause.
-    assert!(mount(lower, &trees.path(&first), &namespace).is_err(), "is this not needed any more?");
+    assert!(mount(lower, &trees.path(&first), &namespace).is_err(), "overlayfs accepts it without renewal");
     renew_overlay_work(&trees.path(&first).join("work"), false).unwrap();
     let again = mount(lower, &trees.path(&first), &namespace).unwrap();
     assert_eq!(fs::read_to_string(again.path("file")).unwrap(), "later");
@@ -163,7 +163,10 @@ fn an_upper_lives_in_copies(trees: &Trees, lower: &Path) {
         trees.copy(&snapshot, &fork, false, Some(200)).unwrap();
         let work = trees.path(&fork).join("work");
         renew_overlay_work(&work, false).unwrap();
-        assert!(mount(lower, &trees.path(&fork), &namespace).is_err(), "is this not needed any more?");
+        assert!(
+            mount(lower, &trees.path(&fork), &namespace).is_err(),
+            "overlayfs accepts it without renewal"
+        );
         renew_overlay_work(&work, true).unwrap();
         let overlay = mount(lower, &trees.path(&fork), &namespace).unwrap();
         check(&overlay);

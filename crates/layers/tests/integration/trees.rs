@@ -1,4 +1,4 @@
-//! Trees on every kind of disk: the same promises, whatever is below.
+//! Writable trees on every backend: all keep the same promises.
 //! Needs root.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
@@ -46,7 +46,7 @@ fn promises(trees: &Trees) {
     assert!(matches!(trees.usage(&a), Err(LayerError::NoTree(_))));
 }
 
-/// Of every kind that overlayfs and people leave in an upper.
+/// Creates every kind of file that overlayfs and programs leave in an upper directory.
 fn fill(tree: &Path) {
     use rustix::fs::{CWD, FileType, Mode, XattrFlags, lsetxattr, makedev, mknodat};
     fs::create_dir_all(tree.join("dir/deep")).unwrap();
@@ -164,7 +164,7 @@ fn by_copying() {
 }
 
 #[test]
-fn what_people_put_in_goes_too() {
+fn foreign_directories_and_subvolumes_are_discarded() {
     let disk = Disk::host();
     let trees = disk.open(TreesBackend::Loop);
     let (outer, plain) = (name("outer"), name("plain"));
@@ -186,7 +186,7 @@ fn what_people_put_in_goes_too() {
 }
 
 #[test]
-fn half_a_copy_is_removed_at_the_next_start() {
+fn incomplete_copies_are_removed_at_the_next_start() {
     let disk = Disk::host();
     let trees = disk.open(TreesBackend::Copy);
     trees.create(&name("a"), None).unwrap();
@@ -195,7 +195,7 @@ fn half_a_copy_is_removed_at_the_next_start() {
     fs::create_dir_all(&half).unwrap();
     fs::write(half.join("file"), "x").unwrap();
     let trees = disk.open(TreesBackend::Auto);
-    assert_eq!(trees.kind(), TreesBackend::Copy, "trees that are there decide");
+    assert_eq!(trees.kind(), TreesBackend::Copy, "existing trees decide the backend");
     assert_eq!(trees.list().unwrap(), [name("a")]);
     drop(trees);
     for hidden in [".making", ".trash"] {
@@ -204,7 +204,7 @@ fn half_a_copy_is_removed_at_the_next_start() {
 }
 
 #[test]
-fn trees_are_never_left_behind_by_a_change_of_mind() {
+fn existing_trees_forbid_another_backend() {
     let disk = Disk::host();
     drop(disk.open(TreesBackend::Loop));
     let refused = Trees::open(&disk.dir, config(TreesBackend::Copy)).unwrap_err().to_string();
@@ -219,7 +219,7 @@ fn trees_are_never_left_behind_by_a_change_of_mind() {
 }
 
 #[test]
-fn what_cannot_be_used_is_not_left_in_the_way() {
+fn an_image_that_cannot_be_attached_is_removed() {
     let disk = Disk::host();
     // As in a container that was given no loop devices.
     crate::common::hide_from_this_thread("/dev/loop-control");

@@ -1,7 +1,7 @@
-//! PostgreSQL 13 or newer, for servers whose state lives elsewhere. Every write is on disk before the call returns: here
-//! sandboxes may outlive the machine that the database is on.
-//! One server at a time, for now: a lock held by an open connection keeps a second one out.
-//! Statements are in `sql`, which SQLite shares.
+//! The store in PostgreSQL 13 or newer, for servers whose state is on another host. Every write is flushed before the call returns:
+//! sandboxes may outlive the host of the database.
+//! Only one server may use a database: it holds a lock as long as a connection is open.
+//! Statements are in `sql`, which is shared with SQLite.
 
 #[path = "../sql/mod.rs"]
 mod sql;
@@ -21,11 +21,11 @@ type DbConnection = PgConnection;
 type DbPool = sqlx::PgPool;
 type DbRow = sqlx::postgres::PgRow;
 
-/// Ours among the database's advisory locks: "coffer".
+/// Number of our advisory lock in the database: "coffer".
 const LOCK: i64 = 0x636f_6666_6572;
-/// A server that was killed a moment ago may still have it.
+/// How long to wait for the lock: a server that was killed a moment ago may still hold it.
 const LOCK_PATIENCE: &str = "SET lock_timeout = '5s'";
-/// SQLSTATE of a lock that was waited for in vain.
+/// SQLSTATE of a lock timeout.
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 const CONNECTIONS: u32 = 10;
@@ -35,16 +35,16 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct PostgresStore {
     pool: DbPool,
-    /// Holds the lock for as long as it is open.
+    /// The connection that holds the lock.
     lock: Mutex<Option<PgConnection>>,
 }
 
 impl PostgresStore {
-    /// Opens the database that `url` (`postgres://user:password@host/name`) names and brings its schema up to date. The database
-    /// must exist; tables are made in the user's default schema.
+    /// Opens the database with the URL `postgres://user:password@host/name` and migrates its schema. The database must
+    /// exist; tables are created in the user's default schema.
     ///
     /// # Errors
-    /// It cannot be reached or migrated, or another server uses it.
+    /// The database cannot be reached or migrated, or another server uses it.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
         let options = PgConnectOptions::from_str(url)?.application_name("cofferdam");
         let connect = tokio::time::timeout(PATIENCE, PgConnection::connect_with(&options));
@@ -64,7 +64,7 @@ impl PostgresStore {
         Ok(Write(self.pool.begin().await?))
     }
 
-    /// Nothing is worth less here; see the module.
+    /// The same as [`Self::write_durably`]: sandboxes may outlive the host of the database.
     async fn write_quickly(&self) -> Result<Write, StoreError> {
         self.write_durably().await
     }
@@ -75,7 +75,7 @@ impl PostgresStore {
 
     /// Every write is flushed before it returns.
     #[expect(clippy::unused_async, reason = "the statements of both databases await it")]
-    async fn settle_all(&self) -> Result<(), StoreError> {
+    async fn flush_all(&self) -> Result<(), StoreError> {
         Ok(())
     }
 
@@ -83,7 +83,7 @@ impl PostgresStore {
         &self.pool
     }
 
-    /// A transaction whose reads are of one moment.
+    /// Begins a transaction that reads one consistent state.
     async fn read_together(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
         Ok(self.pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY").await?)
     }
@@ -109,7 +109,7 @@ impl Write {
     }
 }
 
-/// A connection for one statement, which is its own transaction.
+/// A connection for one statement as a transaction of its own.
 struct WriteOne(PoolConnection<Postgres>);
 
 impl WriteOne {

@@ -1,6 +1,5 @@
-//! Rows of secrets, teams and keys.
-//! Keys arrive here as hashes; there is no secret to leak but the server's own.
-//! Queries take a connection so that callers decide on the transaction.
+//! Rows of secrets, teams and keys. Keys are stored as hashes; the only secrets are the server's own.
+//! Functions take a connection, so that callers choose the transaction.
 
 use ids::{KeyId, TeamId};
 use sqlx::Row;

@@ -1,6 +1,6 @@
 //! Rows of events, webhooks and deliveries.
 //! Lists are ordered by time and then by id, so that pages do not overlap.
-//! A sandbox's events are as lasting as its record: they survive a crash of the server.
+//! A sandbox's events are as durable as its record: they survive a crash of the server.
 
 use async_trait::async_trait;
 use ids::{DeliveryId, TeamId, WebhookId};
@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use super::{Database, DbConnection, DbRow, from_micros, json, micros, small};
 use crate::{Delivery, Event, EventKind, EventQuery, EventStore, StoreError, Webhook};
 
-/// Events that fulfil a condition on team ($1) and sandbox ($2), of kinds in a list with commas ($3) that is empty for all.
+/// Statement for events of a team ($1), of a sandbox ($2) or all, and of the kinds in a comma-separated list ($3) or all.
 macro_rules! select {
     ($condition:literal, $order:literal) => {
         concat!(
@@ -186,7 +186,7 @@ fn kind(table: &'static str, text: &str) -> Result<EventKind, StoreError> {
     EventKind::parse(text).ok_or_else(unknown)
 }
 
-/// The event whose columns begin at `first`.
+/// Reads the event whose columns begin at `first`.
 fn event(row: &DbRow, first: usize) -> Result<Event, StoreError> {
     const TABLE: &str = "events";
     let text = |column: usize| row.try_get::<String, _>(first + column);

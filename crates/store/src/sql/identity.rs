@@ -1,6 +1,5 @@
 //! Rows of users, memberships and access tokens.
-//! They change rarely: every write is flushed before it is acknowledged.
-//! Deleting a user or a team takes the rest along.
+//! They change rarely, so every write is flushed before it is acknowledged. Deleting a user or a team also deletes its rows here.
 
 use async_trait::async_trait;
 use ids::{TeamId, TokenId, UserId};

@@ -1,8 +1,8 @@
-//! The store in SQL that SQLite and PostgreSQL both understand, compiled once for each: `sqlite` and `postgres` include this
-//! directory and give it their own `Database`, `DbConnection`, `DbPool` and `DbRow`. What differs between them is not in here.
+//! The SQL statements of the store, in a dialect that SQLite and PostgreSQL both understand. Compiled once for each: `sqlite` and
+//! `postgres` include this directory and define `Database`, `DbConnection`, `DbPool` and `DbRow` for it.
 //!
-//! Statements are written out in full, next to the record they fill. To be understood by both: parameters are `$1`, whole
-//! numbers are `i64`, no scalar `max`, no `COLLATE`; what a statement is ordered by has the "C" collation in PostgreSQL's schema.
+//! Statements are written out in full, next to the record they fill. For both dialects parameters are `$1`, integers are `i64`, and
+//! there is no scalar `max` and no `COLLATE`; columns to order by have the "C" collation in PostgreSQL's schema.
 
 mod accounts;
 mod events;
@@ -19,7 +19,7 @@ use crate::{
     ApiKey, Build, Idempotency, Sandbox, SandboxDetails, Store, StoreError, TagAssignment, Team, Template,
 };
 
-/// Microseconds since the epoch, as every time column holds them.
+/// Converts a time to microseconds since 1970, as in every time column.
 fn micros(at: OffsetDateTime) -> i64 {
     i64::try_from(at.unix_timestamp_nanos() / 1000).unwrap_or(i64::MAX)
 }
@@ -32,7 +32,7 @@ fn json<T: serde::Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("records have string keys and nothing that fails to serialise")
 }
 
-/// A whole number that was stored as an `i64` because PostgreSQL knows no other.
+/// Converts a number that is stored as an `i64`, as PostgreSQL has no unsigned types.
 fn small(table: &'static str, number: i64) -> Result<u32, StoreError> {
     u32::try_from(number).map_err(StoreError::damaged(table))
 }
@@ -210,8 +210,8 @@ impl Store for Database {
         sandboxes::put(self.write_one().await?.conn(), sandbox).await
     }
 
-    async fn settle(&self) -> Result<(), StoreError> {
-        self.settle_all().await
+    async fn flush(&self) -> Result<(), StoreError> {
+        self.flush_all().await
     }
 
     async fn finish_sandbox(

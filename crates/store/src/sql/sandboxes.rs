@@ -1,6 +1,5 @@
-//! Rows of sandboxes and of the idempotency keys they were created under.
-//! The create path writes one row; everything it only carries along is one JSON document.
-//! An ended sandbox is never written again.
+//! Rows of sandboxes and of the idempotency keys of their create requests.
+//! A create writes one row; fields that no query needs are one JSON document. Ended sandboxes are never changed.
 
 use ids::{SandboxId, TeamId};
 use sqlx::Row;

@@ -1,6 +1,6 @@
 //! Rows of templates, their names, builds and tags.
 //! A template's names are replaced as a set.
-//! Queries take a connection so that callers decide on the transaction.
+//! Functions take a connection, so that callers choose the transaction.
 
 use std::collections::HashMap;
 
@@ -12,7 +12,7 @@ use super::{Database, DbConnection, DbPool, DbRow, from_micros, json, micros, sm
 use crate::{Build, BuildStatus, StoreError, TagAssignment, Template, TemplateName};
 
 pub(super) async fn templates(database: &Database) -> Result<Vec<Template>, StoreError> {
-    // Names and templates belong together.
+    // In one transaction, so that names and templates match.
     let mut tx = database.read_together().await?;
     let name_rows =
         sqlx::query("SELECT template, namespace, alias FROM template_names ORDER BY namespace, alias")

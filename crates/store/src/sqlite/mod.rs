@@ -1,6 +1,6 @@
-//! SQLite in write-ahead mode: one connection writes at a time, others read beside it.
-//! Sandbox records survive a crash of the server; keys, teams and templates also a power cut.
-//! Statements are in `sql`, which PostgreSQL shares.
+//! The store in SQLite, in write-ahead mode: one connection writes at a time while others read.
+//! Sandbox records survive a crash of the server; keys, teams and templates also a power failure.
+//! Statements are in `sql`, which is shared with PostgreSQL.
 
 #[path = "../sql/mod.rs"]
 mod sql;
@@ -21,22 +21,22 @@ type DbConnection = sqlx::SqliteConnection;
 type DbPool = sqlx::SqlitePool;
 type DbRow = sqlx::sqlite::SqliteRow;
 
-/// The embedded database.
+/// A SQLite database file.
 #[derive(Debug)]
 pub struct SqliteStore {
-    /// Many readers.
+    /// Connections that read.
     reads: DbPool,
-    /// The writer of sandbox records: no disk flush per write. Sandboxes do not outlive a power cut either.
+    /// The connection that writes sandbox records, without a disk flush: sandboxes do not outlive a power failure either.
     quick: DbPool,
-    /// The writer of everything else: flushed before the call returns.
+    /// The connection for all other writes, which are flushed before the call returns.
     durable: DbPool,
-    /// One writer at a time, so that none ever meets a busy database.
+    /// Held by the current writer, so that none finds the database busy.
     gate: Mutex<()>,
-    /// What is written goes here first; what leaves it for the database has been flushed before.
+    /// The write-ahead log. Its content is flushed before it is copied to the database.
     log: PathBuf,
 }
 
-/// A write transaction, and the right to have one.
+/// A write transaction, with the lock for it.
 struct Write<'a> {
     tx: Transaction<'static, Sqlite>,
     _gate: MutexGuard<'a, ()>,
@@ -52,7 +52,7 @@ impl Write<'_> {
     }
 }
 
-/// The right to write one statement, which is its own transaction: two round trips to the writer's thread less.
+/// The lock for writing one statement as a transaction of its own, which saves two round trips to the connection's thread.
 struct WriteOne<'a> {
     connection: PoolConnection<Sqlite>,
     _gate: MutexGuard<'a, ()>,
@@ -65,7 +65,7 @@ impl WriteOne<'_> {
 }
 
 impl SqliteStore {
-    /// Opens the database file, making it if there is none, and brings its schema up to date.
+    /// Opens the database file, creating it if necessary, and migrates its schema.
     ///
     /// # Errors
     /// The file cannot be opened or migrated.
@@ -88,7 +88,7 @@ impl SqliteStore {
         let durable = pool(1, SqliteSynchronous::Full).await?;
         crate::migrations::sqlite().run(&durable).await?;
         let quick = pool(1, SqliteSynchronous::Normal).await?;
-        // Without room it is as it would be without this: what must grow fails.
+        // If the disk is full, writes fail as they would without the reserve.
         let _ = reserve(&quick).await;
         let mut log = path.as_os_str().to_owned();
         log.push("-wal");
@@ -111,8 +111,8 @@ impl SqliteStore {
         Ok(WriteOne { connection: self.quick.acquire().await?, _gate: gate })
     }
 
-    /// The log alone is flushed: nobody waits for that but the caller.
-    async fn settle_all(&self) -> Result<(), StoreError> {
+    /// Flushes the log only, so no other writer has to wait.
+    async fn flush_all(&self) -> Result<(), StoreError> {
         let log = self.log.clone();
         let flushed = tokio::task::spawn_blocking(move || File::open(log)?.sync_data()).await;
         let flushed = flushed.unwrap_or_else(|error| Err(std::io::Error::other(error)));
@@ -123,7 +123,7 @@ impl SqliteStore {
         &self.reads
     }
 
-    /// A transaction whose reads are of one moment.
+    /// Begins a transaction that reads one consistent state.
     async fn read_together(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
         Ok(self.reads.begin().await?)
     }
@@ -136,10 +136,10 @@ impl SqliteStore {
     }
 }
 
-/// Makes the log and the database as long as they get between two checkpoints: both are then written in place, so that
-/// sandboxes can be ended, and their space given back, while the disk is full.
+/// Extends the log and the database to the size that they reach between two checkpoints. Both are then written in place, so that
+/// sandboxes can be ended, and their space freed, while the disk is full.
 async fn reserve(pool: &DbPool) -> Result<(), StoreError> {
-    // In two transactions: pages that one transaction both fills and drops are never written.
+    // In two transactions: pages that a single transaction fills and drops are never written.
     for statement in [
         "DROP TABLE IF EXISTS reserve",
         "CREATE TABLE reserve AS SELECT zeroblob(4800000) AS room",
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_log_is_as_long_as_it_gets() {
+    async fn the_log_has_its_full_size() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.db");
         let store = SqliteStore::open(&path).await.unwrap();
@@ -187,7 +187,7 @@ mod tests {
         let path = dir.path().join("state.db");
         let first = SqliteStore::open(&path).await.unwrap();
         let seed = first.secret("seed", &[7; 32]).await.unwrap();
-        // Not closed on purpose: a crash does not close anything.
+        // Not closed, as in a crash.
         let second = SqliteStore::open(&path).await.unwrap();
         assert_eq!(second.secret("seed", &[8; 32]).await.unwrap(), seed);
         first.close().await;

@@ -1,5 +1,5 @@
 //! Data directories on file systems of every kind, each test with its own.
-//! Mounts are made in a mount namespace of the test's own thread, loop devices clear themselves: nothing can be left.
+//! Mounts are made in a mount namespace of the test's own thread and loop devices clear themselves, so nothing is left over.
 //! Needs root, btrfs-progs and xfsprogs (`cargo xtask unit` installs them).
 
 #![allow(dead_code, reason = "each test program uses some of it")]
@@ -19,7 +19,7 @@ use rustix::mount::{
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use sys::LoopDevice;
 
-/// A data directory and the disk it lies on.
+/// A data directory and the disk that it is on.
 pub(crate) struct Disk {
     pub(crate) dir: PathBuf,
     device: Option<LoopDevice>,
@@ -27,18 +27,18 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// On the machine's own disk.
+    /// Creates one on the host's disk.
     pub(crate) fn host() -> Self {
         let place = tempfile::tempdir().unwrap();
         Self { dir: place.path().join("data"), device: None, _place: Some(place) }
     }
 
-    /// Another test's.
+    /// Opens that of another process.
     pub(crate) fn at(dir: PathBuf) -> Self {
         Self { dir, device: None, _place: None }
     }
 
-    /// On a fresh file system of `kind`, `mib` large, which only this thread and its children see.
+    /// Creates one on a new file system of `kind` and `mib` MiB, which only this thread and its children see.
     pub(crate) fn fresh(kind: &str, mib: u64) -> Self {
         let place = tempfile::tempdir().unwrap();
         own_mounts();
@@ -62,7 +62,7 @@ impl Disk {
         Trees::open(&self.dir, TreesConfig { backend, image_size: Some(4 << 30) }).unwrap()
     }
 
-    /// The loop device that serves our image, if any does.
+    /// Returns the loop device that serves our image, if there is one.
     pub(crate) fn image_device(&self) -> Option<PathBuf> {
         let image = File::open(self.dir.join("volumes.btrfs")).unwrap();
         LoopDevice::find(&image).unwrap().map(|device| device.path().to_owned())
@@ -87,14 +87,14 @@ impl Drop for Disk {
     }
 }
 
-/// Gives this thread, and those it starts, a view of mounts of their own.
+/// Gives this thread, and those it starts, a mount namespace of their own.
 fn own_mounts() {
     // SAFETY: file descriptors stay shared; only the view of mounts becomes this thread's own.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
 }
 
-/// Puts something useless in place of a device.
+/// Mounts an unusable file over a device.
 pub(crate) fn hide_from_this_thread(path: &str) {
     own_mounts();
     rustix::mount::mount_bind("/dev/null", path).unwrap();
@@ -108,12 +108,12 @@ pub(crate) fn name(text: &str) -> TreeName {
     text.parse().unwrap()
 }
 
-/// A MiB that nothing makes smaller.
+/// Returns an incompressible MiB.
 pub(crate) fn noise() -> Vec<u8> {
     (0..1u32 << 18).flat_map(|n| n.wrapping_mul(2_654_435_761).to_ne_bytes()).collect()
 }
 
-/// Everything about a tree that a copy must keep, as text.
+/// Describes everything about a tree that a copy must keep, as text.
 pub(crate) fn describe(tree: &Path) -> String {
     const SCRIPT: &str = r#"
         cd "$0" || exit

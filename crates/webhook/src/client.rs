@@ -1,6 +1,5 @@
-//! One delivery: resolve, check, connect, post, look at the status. A connection serves once.
-//! The receiver's body is not read: only its status counts, and any 2xx is an acceptance.
-//! All of it together has one time limit.
+//! Delivers one event: resolves the name, checks the address, connects, posts, and checks the status. Connections are not reused.
+//! The body of the response is not read: any 2xx status is success. The whole delivery has one time limit.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -21,58 +20,58 @@ use crate::target::{Target, TargetError, permit};
 
 const USER_AGENT: &str = concat!("cofferdam-webhook/", env!("CARGO_PKG_VERSION"));
 
-/// Why a delivery did not arrive.
+/// Why a delivery failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DeliveryError {
-    /// It must not go there.
+    /// The URL or its address is not permitted.
     #[error(transparent)]
     Target(#[from] TargetError),
-    /// The name leads nowhere.
+    /// The host name cannot be resolved.
     #[error("{0} cannot be resolved")]
     Resolve(String),
-    /// Nobody listens, or what listens speaks no TLS that is trusted.
-    #[error("no connection: {0}")]
+    /// The connection failed, or the receiver's certificate is not trusted.
+    #[error("failed to connect: {0}")]
     Connect(#[from] std::io::Error),
-    /// The receiver speaks no HTTP.
-    #[error("the exchange broke off: {0}")]
+    /// The HTTP exchange failed.
+    #[error("the HTTP exchange failed: {0}")]
     Http(#[from] hyper::Error),
-    /// A header cannot be sent.
-    #[error("a header cannot be sent: {0}")]
+    /// A header is not valid.
+    #[error("invalid header: {0}")]
     Header(#[from] http::Error),
-    /// The receiver did not take it.
+    /// The receiver did not accept it.
     #[error("the receiver answered {0}")]
     Refused(StatusCode),
-    /// It took too long.
+    /// The delivery exceeded its time limit.
     #[error("the receiver did not answer in time")]
     Timeout,
 }
 
 /// What is posted.
 #[derive(Debug, Clone)]
-pub struct Letter {
-    /// JSON.
+pub struct WebhookPayload {
+    /// The body, JSON.
     pub body: Bytes,
-    /// Beside those of every post.
+    /// Headers besides those of every delivery.
     pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
-/// Makes deliveries. Clones share everything.
+/// Delivers events. Clones share the configuration.
 #[derive(Debug, Clone)]
-pub struct Courier {
+pub struct WebhookClient {
     tls: Arc<rustls::ClientConfig>,
     allowed: Arc<[Cidr]>,
-    patience: Duration,
+    timeout: Duration,
 }
 
-impl Courier {
-    /// A courier that trusts the system's certificate authorities, reaches public addresses and `allowed` networks, and
-    /// takes at most `patience` for one delivery. Blocks for some milliseconds.
+impl WebhookClient {
+    /// Creates a client that trusts the system's certificate authorities, connects to public addresses and `allowed` networks, and
+    /// takes at most `timeout` for a delivery. Blocks for some milliseconds to read the certificates.
     #[must_use]
-    pub fn new(allowed: Vec<Cidr>, patience: Duration) -> Self {
-        Self { tls: Arc::new(tls_roots::client_config()), allowed: allowed.into(), patience }
+    pub fn new(allowed: Vec<Cidr>, timeout: Duration) -> Self {
+        Self { tls: Arc::new(tls_roots::client_config()), allowed: allowed.into(), timeout }
     }
 
-    /// Takes a URL apart and checks it.
+    /// Parses and checks a URL.
     ///
     /// # Errors
     /// As [`Target::parse`].
@@ -80,17 +79,21 @@ impl Courier {
         Target::parse(url, &self.allowed)
     }
 
-    /// Posts a letter.
+    /// Posts a payload to the target; returns the status of the response.
     ///
     /// # Errors
-    /// It was not accepted with a 2xx status, for whatever reason.
-    pub async fn deliver(&self, target: &Target, letter: Letter) -> Result<StatusCode, DeliveryError> {
-        let status = tokio::time::timeout(self.patience, self.post(target, letter)).await;
+    /// The receiver did not answer with a 2xx status within the time limit.
+    pub async fn deliver(
+        &self,
+        target: &Target,
+        payload: WebhookPayload,
+    ) -> Result<StatusCode, DeliveryError> {
+        let status = tokio::time::timeout(self.timeout, self.post(target, payload)).await;
         let status = status.map_err(|_| DeliveryError::Timeout)??;
         if status.is_success() { Ok(status) } else { Err(DeliveryError::Refused(status)) }
     }
 
-    async fn post(&self, target: &Target, letter: Letter) -> Result<StatusCode, DeliveryError> {
+    async fn post(&self, target: &Target, payload: WebhookPayload) -> Result<StatusCode, DeliveryError> {
         let mut request = Request::builder()
             .method(Method::POST)
             .uri(target.path.as_str())
@@ -98,10 +101,10 @@ impl Courier {
             .header(header::USER_AGENT, USER_AGENT)
             .header(header::CONTENT_TYPE, "application/json")
             .header(header::CONNECTION, "close");
-        for (name, value) in letter.headers {
+        for (name, value) in payload.headers {
             request = request.header(name, value);
         }
-        let request = request.body(Full::new(letter.body))?;
+        let request = request.body(Full::new(payload.body))?;
         let stream = self.connect(target).await?;
         if !target.tls {
             return exchange(stream, request).await;
@@ -111,7 +114,7 @@ impl Courier {
         exchange(TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream).await?, request).await
     }
 
-    /// Connects to the first permitted address that answers.
+    /// Connects to the first permitted address that accepts the connection.
     async fn connect(&self, target: &Target) -> Result<TcpStream, DeliveryError> {
         let addresses: Vec<IpAddr> = match target.host.parse() {
             Ok(address) => vec![address],
@@ -141,7 +144,7 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // The connection is driven here and not in a task: it ends with this call, however that ends.
+    // Driven here instead of in a task, so that the connection ends with this call.
     let answer = sender.send_request(request);
     tokio::pin!(answer, connection);
     tokio::select! {
