@@ -1,6 +1,6 @@
-//! From an image's layers, one after the other, to layers in the store, each unpacked once.
-//! A layer is known by its diff id, the digest of its uncompressed stream, which is checked before anything is kept.
-//! Where the layers below had a say, the note is for that layer upon those alone.
+//! Unpacks the layers of an image one after the other into the layer store, each only once.
+//! A layer is identified by its diff id, the digest of its uncompressed stream, which is verified before the layer is added.
+//! If the result depended on the layers below, it is recorded for that layer upon those layers only.
 
 use std::collections::HashSet;
 use std::fs;
@@ -20,13 +20,13 @@ use crate::unpack::attributes::is_opaque;
 use crate::unpack::lower::open_dir;
 use crate::unpack::{Source, Warnings, unpack};
 
-/// Changes whenever the same stream would become another tree.
+/// Version of the conversion; to be changed when the same stream would become another tree.
 const FORM: &str = "oci-layer-1";
 
-/// The layers of one image so far.
+/// The layers of an image that were added so far.
 pub(crate) struct Stack {
     store: LayerStore,
-    /// Whose notes of earlier layers are used.
+    /// The scope whose records of earlier layers are used.
     scope: String,
     budget: Budget,
     /// Uppermost first.
@@ -39,12 +39,12 @@ impl Stack {
         Self { store, scope, budget, layers: Vec::new(), warnings: Warnings::default() }
     }
 
-    /// Bytes of all layers so far.
+    /// Returns the size of all layers so far, bytes.
     pub(crate) fn size(&self) -> u64 {
         self.budget.size()
     }
 
-    /// Puts a layer on top that was unpacked earlier, if it was.
+    /// Adds a layer that was unpacked earlier; returns false if it was not.
     pub(crate) fn push_known(&mut self, diff_id: &Digest) -> Result<bool, OciError> {
         let Some(layer) = known(&self.store, &self.scope, &self.layers, diff_id) else { return Ok(false) };
         measure(&self.store.path(&layer), &self.budget)?;
@@ -52,7 +52,7 @@ impl Stack {
         Ok(true)
     }
 
-    /// Unpacks a layer and puts it on top.
+    /// Unpacks a layer and adds it on top.
     pub(crate) fn push(&mut self, diff_id: &Digest, compressed: impl Read) -> Result<(), OciError> {
         let staging = self.store.stage()?;
         let below: Vec<PathBuf> =
@@ -81,18 +81,18 @@ impl Stack {
         self.warnings.into_vec()
     }
 
-    /// The layers to mount, uppermost first.
+    /// Returns the layers to mount, uppermost first.
     pub(crate) fn finish(&self) -> Result<Vec<LayerDigest>, OciError> {
         visible(&self.store, &self.layers)
     }
 }
 
-/// Of the layers, those that count: overlayfs refuses one layer twice, and does not see that a root is opaque.
+/// Returns the layers that matter: overlayfs refuses a layer twice, and ignores that a root directory is opaque.
 fn visible(store: &LayerStore, layers: &[LayerDigest]) -> Result<Vec<LayerDigest>, OciError> {
     let mut seen = HashSet::new();
     let mut kept = Vec::new();
     for layer in layers {
-        // What the lower one of two says, the upper one says again.
+        // The lower one of two equal layers has no effect.
         if !seen.insert(layer) {
             continue;
         }
@@ -106,7 +106,7 @@ fn visible(store: &LayerStore, layers: &[LayerDigest]) -> Result<Vec<LayerDigest
     Ok(kept)
 }
 
-/// The layer that this stream became earlier.
+/// Returns the layer that this stream became earlier.
 pub(crate) fn known(
     store: &LayerStore,
     scope: &str,
@@ -116,7 +116,7 @@ pub(crate) fn known(
     store.by_recipe(&alone(scope, diff_id)).or_else(|| store.by_recipe(&upon(scope, below, diff_id)))
 }
 
-/// Whether a layer need not be fetched whatever is below it.
+/// Returns whether a layer was unpacked earlier independently of the layers below it.
 pub(crate) fn is_known_alone(store: &LayerStore, scope: &str, diff_id: &Digest) -> bool {
     store.by_recipe(&alone(scope, diff_id)).is_some()
 }
@@ -139,7 +139,7 @@ fn note(parts: &[&str]) -> String {
     hex::encode(hash.finalize())
 }
 
-/// Counts a layer that need not be unpacked, so that the limits hold all the same.
+/// Counts a layer that need not be unpacked, so that the limits apply to it too.
 fn measure(root: &Path, budget: &Budget) -> Result<(), OciError> {
     let mut seen = HashSet::new();
     let mut dirs = vec![root.to_owned()];

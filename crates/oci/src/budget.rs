@@ -1,6 +1,5 @@
-//! What unpacking may cost: bytes and entries, counted while they come, so that a bomb never fills the disk.
-//! One budget serves all layers of an image.
-//! Also where unpacking learns that nobody waits for it any more.
+//! Limits of unpacking: bytes and entries are counted while they are read, so that a decompression bomb cannot fill the disk.
+//! One budget applies to all layers of an image. It also carries the cancellation flag.
 
 use std::cell::Cell;
 use std::io::{self, Read};
@@ -9,26 +8,26 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::OciError;
 
-/// What an image or template may be at most.
+/// Maximum size of an image or template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Uncompressed, all layers together, bytes.
+    /// Uncompressed size of all layers together, bytes.
     pub size: u64,
-    /// Files, directories and links, all layers together.
+    /// Number of files, directories and links of all layers together.
     pub entries: u64,
 }
 
 impl Default for Limits {
-    /// 25,000 MiB, as E2B has it, and four million entries.
+    /// 25,000 MiB, as in E2B, and four million entries.
     fn default() -> Self {
         Self { size: 25_000 << 20, entries: 4_000_000 }
     }
 }
 
-/// What a directory costs on disk at least, bytes, however little an archive says of it.
+/// Minimum size of a directory on disk, bytes.
 pub(crate) const DIR: u64 = 4096;
 
-/// What is left of the limits.
+/// What is left of the limits, and whether unpacking was cancelled.
 #[derive(Debug)]
 pub(crate) struct Budget {
     limits: Limits,
@@ -42,7 +41,7 @@ impl Budget {
         Self { limits, size: Cell::new(0), entries: Cell::new(0), cancelled }
     }
 
-    /// Bytes counted so far.
+    /// Returns the number of bytes counted so far.
     pub(crate) fn size(&self) -> u64 {
         self.size.get()
     }
@@ -58,7 +57,7 @@ impl Budget {
         Ok(())
     }
 
-    /// For a directory that no entry of an archive stands for.
+    /// Counts a directory that no entry of the archive describes.
     pub(crate) fn add_dir(&self) -> Result<(), OciError> {
         self.add_entries(1)?;
         self.add_bytes(DIR)
@@ -73,7 +72,7 @@ impl Budget {
     }
 }
 
-/// Refuses to read more than the limit.
+/// A reader that fails when its budget is exceeded.
 pub(crate) struct Metered<'a, R> {
     pub(crate) inner: R,
     pub(crate) budget: &'a Budget,

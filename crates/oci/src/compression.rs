@@ -1,6 +1,5 @@
-//! Layers come as gzip, zstd or plain tar; which is told by their first bytes, since media types are not always true.
-//! Decompressors take bounded memory; how much may come out is the budget's business.
-//! Nothing here trusts a length.
+//! Decompresses layers: gzip, zstd or plain tar, recognised by their first bytes, since media types can be wrong.
+//! Decompressors use bounded memory; the budget limits the size of the content.
 
 use std::io::{self, BufRead, BufReader, Read};
 
@@ -8,10 +7,10 @@ use flate2::bufread::MultiGzDecoder;
 
 use crate::OciError;
 
-/// The largest zstd window accepted, as a power of two of bytes: 128 MiB, what `zstd --ultra` makes.
+/// Maximum zstd window, as a power of two of bytes: 128 MiB, as `zstd --ultra` uses.
 const MAX_WINDOW: u32 = 27;
 
-/// A reader of the plain content.
+/// Returns a reader of the uncompressed content.
 pub(crate) fn decompressed<'a>(compressed: impl Read + 'a) -> Result<Box<dyn Read + 'a>, OciError> {
     let mut reader = BufReader::with_capacity(128 << 10, compressed);
     let fail = |error: io::Error| crate::tarball::unreadable(error);

@@ -1,6 +1,5 @@
 //! Content digests in OCI's form, `sha256:<64 hex digits>`, and readers that compute them on the way.
-//! SHA-256 only: nothing else is in use.
-//! A layer's own digest, of its tree, is `layers::LayerDigest`.
+//! SHA-256 only, as no other algorithm is in use. The digest of a layer's directory tree is `layers::LayerDigest`.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -14,13 +13,13 @@ use sha2::{Digest as _, Sha256};
 #[serde(try_from = "String", into = "String")]
 pub struct Digest(String);
 
-/// Not a SHA-256 digest.
+/// The text is not a SHA-256 digest.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} is not sha256: and 64 lower-case hex digits")]
 pub struct NoDigest(String);
 
 impl Digest {
-    /// The digest of `content`.
+    /// Returns the digest of `content`.
     #[must_use]
     pub fn of(content: &[u8]) -> Self {
         Self::from_hash(Sha256::new().chain_update(content))
@@ -30,7 +29,7 @@ impl Digest {
         Self(hex::encode(hash.finalize()))
     }
 
-    /// The hex digits alone.
+    /// Returns the hex digits.
     #[must_use]
     pub fn hex(&self) -> &str {
         &self.0
@@ -69,7 +68,7 @@ impl From<Digest> for String {
     }
 }
 
-/// Hashes what is read through it.
+/// A reader that hashes what is read through it.
 pub(crate) struct HashReader<R> {
     inner: R,
     hash: Sha256,

@@ -1,6 +1,5 @@
-//! What can go wrong with images, registries and archives.
-//! Texts about images reach whoever builds a template, so they name the image and what to do.
-//! Nothing in them is secret: no credentials, no tokens.
+//! Errors of images, registries and archives. Users see their texts in logs of builds, so they name the image and the remedy, and
+//! never contain credentials.
 
 use std::fmt;
 use std::io;
@@ -9,49 +8,49 @@ use std::path::{Path, PathBuf};
 
 use layers::LayerError;
 
-/// What can go wrong.
+/// Errors of images, registries and archives.
 #[derive(Debug, thiserror::Error)]
 pub enum OciError {
-    /// Not an image's name.
+    /// The text is not an image reference.
     #[error("invalid image reference '{text}': {why}")]
     Reference {
-        /// As it was given.
+        /// The text.
         text: String,
-        /// What is wrong with it.
+        /// What is wrong.
         why: &'static str,
     },
-    /// The registry has the repository, but not this.
+    /// The registry has the repository, but not this image or tag.
     #[error("image '{0}' not found: the image or tag does not exist in the registry")]
     ImageNotFound(String),
-    /// The registry has no such repository.
+    /// The registry does not have the repository.
     #[error("repository '{0}' not found: verify the image name is correct")]
     RepositoryNotFound(String),
-    /// The registry wants credentials, or others.
+    /// The registry requires credentials, or other ones.
     #[error("access denied to '{0}': authentication required or insufficient permissions")]
     Unauthorized(String),
-    /// The registry knows who asks and says no.
+    /// The credentials do not permit access.
     #[error("access denied to '{0}': you don't have permission to pull this image")]
     Denied(String),
-    /// Any other refusal.
+    /// Another error status.
     #[error("failed to pull image '{image}': registry returned status code {status}")]
     Status {
-        /// Which image.
+        /// The image.
         image: String,
         /// The HTTP status.
         status: u16,
     },
-    /// The image is for other processors.
+    /// The image is for another architecture.
     #[error("image architecture {found:?} does not match expected {expected:?}")]
     Architecture {
-        /// What the image is for.
+        /// The image's architecture.
         found: String,
-        /// What this machine is.
+        /// The host's architecture.
         expected: String,
     },
     /// The image is for another operating system.
     #[error("image operating system {0:?} is not \"linux\"")]
     OperatingSystem(String),
-    /// The registry cannot be reached from here.
+    /// The registry cannot be reached.
     #[error(
         "registry {registry} cannot be reached: {why}; give the server a mirror of it \
          (serve --registry-mirror {registry}=https://…), or import an archive of the image (cofferdam template import)"
@@ -59,124 +58,124 @@ pub enum OciError {
     Unreachable {
         /// Its host.
         registry: String,
-        /// What happened.
+        /// The error.
         why: String,
     },
-    /// The name leads to an address that users must not reach through the server.
+    /// The host resolves to an internal address, which users must not reach through the server.
     #[error(
         "{host} is at {address}, which is not a public address; the operator of this server can allow it as a mirror \
          (serve --registry-mirror) or as a network (serve --registry-allow-internal)"
     )]
     Internal {
-        /// Whose address.
+        /// The host.
         host: String,
         /// The address.
         address: IpAddr,
     },
-    /// A mirror's address cannot be used.
-    #[error("{url:?} is no mirror: {why}; write https://host[:port][/prefix]")]
+    /// The URL of a mirror is not valid.
+    #[error("invalid URL of a mirror {url:?}: {why}; write https://host[:port][/prefix]")]
     Mirror {
-        /// As configured.
+        /// The URL.
         url: String,
-        /// What is wrong with it.
+        /// What is wrong.
         why: &'static str,
     },
-    /// AWS gave no token.
+    /// AWS refused a token.
     #[error("no access token from AWS for region {region:?}: {why}")]
     Aws {
         /// The region.
         region: String,
-        /// What AWS said.
+        /// The response of AWS.
         why: String,
     },
-    /// The registry speaks in a way that cannot be understood.
-    #[error("registry {registry} gave an answer that cannot be used: {why}")]
+    /// The registry sent an invalid response.
+    #[error("registry {registry} sent an invalid response: {why}")]
     Protocol {
         /// Its host.
         registry: String,
         /// What is wrong.
         why: String,
     },
-    /// Content is not what its name says.
+    /// Content does not have the expected digest.
     #[error("{what} is damaged: its digest is {found}, expected {expected}; fetch or export it again")]
     Damaged {
         /// What.
         what: String,
-        /// What was wanted.
+        /// The expected digest.
         expected: String,
-        /// What came.
+        /// The digest of the content.
         found: String,
     },
-    /// Content ended early or went on too long.
+    /// Content does not have the expected length.
     #[error("{what} is damaged: it has {found} bytes, expected {expected}; fetch or export it again")]
     Length {
         /// What.
         what: String,
-        /// What was announced, bytes.
+        /// The expected length, bytes.
         expected: u64,
-        /// What came, bytes; at least.
+        /// Minimum actual length, bytes.
         found: u64,
     },
-    /// The image unpacks to more than it may.
+    /// The uncompressed image exceeds the limit.
     #[error(
         "the uncompressed Docker image size (at least {}) exceeds the maximum filesystem size ({}). Please reduce the \
          image's size, or use a smaller base image.",
         megabytes(*.size), megabytes(*.limit)
     )]
     TooLarge {
-        /// What was counted when unpacking ended, bytes.
+        /// Size when unpacking was aborted, bytes.
         size: u64,
         /// The limit, bytes.
         limit: u64,
     },
-    /// The image has more files than it may.
+    /// The image has too many files.
     #[error("the image has more than {0} files and directories. Please reduce their number.")]
     TooManyEntries(u64),
-    /// A layer holds something that no proper image holds.
+    /// A layer has an invalid entry.
     #[error("the image's layer cannot be unpacked: entry {entry:?} {why}")]
     Entry {
         /// The entry's name, shortened.
         entry: String,
-        /// What is wrong with it.
+        /// What is wrong.
         why: &'static str,
     },
-    /// Not a tar archive, or a broken one.
+    /// A file is malformed.
     #[error("{what} cannot be read: {why}")]
     Malformed {
         /// What.
         what: String,
-        /// What is wrong with it.
+        /// What is wrong.
         why: String,
     },
-    /// An archive holds neither an image nor a template.
+    /// An archive contains neither an image nor a template.
     #[error(
         "{} holds no image: it is neither an OCI layout nor made by `docker save`; make one with \
          `skopeo copy docker://IMAGE oci-archive:FILE` or `docker save -o FILE IMAGE`",
         .0.display()
     )]
     NoImage(PathBuf),
-    /// An archive holds several images.
-    #[error("{} holds several images: {}; name one of them", path.display(), names.join(", "))]
+    /// An archive contains several images.
+    #[error("{} contains several images: {}; name one of them", path.display(), names.join(", "))]
     SeveralImages {
         /// The archive.
         path: PathBuf,
-        /// What they are called.
+        /// Their names.
         names: Vec<String>,
     },
-    /// An archive has images, but not this one.
-    #[error("{} holds no image {name:?}; it holds {}", path.display(), names.join(", "))]
+    /// An archive does not contain the requested image.
+    #[error("{} does not contain the image {name:?}; it contains {}", path.display(), names.join(", "))]
     NoSuchImage {
         /// The archive.
         path: PathBuf,
-        /// What was asked for.
+        /// The requested name.
         name: String,
-        /// What there is.
+        /// The names of its images.
         names: Vec<String>,
     },
-    /// An archive holds something else than a template.
-    #[error("{} holds no template; make one with `cofferdam template export`", .0.display())]
+    /// An archive contains something else than a template.
+    #[error("{} does not contain a template; make one with `cofferdam template export`", .0.display())]
     NoTemplate(PathBuf),
-    /// A template of another time.
+    /// A template in another version of the format.
     #[error(
         "{} holds a template of format {found:?}, and this server reads {expected:?}; use a matching version of Cofferdam",
         path.display()
@@ -184,33 +183,33 @@ pub enum OciError {
     TemplateVersion {
         /// The archive.
         path: PathBuf,
-        /// What it is.
+        /// Its version.
         found: String,
-        /// What is understood.
+        /// The supported version.
         expected: &'static str,
     },
-    /// A layer cannot be told in an archive.
+    /// A layer cannot be represented in an archive.
     #[error("layer {layer} cannot be exported: {entry:?} {why}")]
     NotPortable {
         /// The layer.
         layer: String,
-        /// What in it.
+        /// The entry.
         entry: String,
-        /// Why not.
+        /// Why.
         why: &'static str,
     },
-    /// The pull or import was given up.
+    /// The pull or import was cancelled.
     #[error("unpacking was cancelled")]
     Cancelled,
-    /// A file or directory could not be used.
+    /// A file or directory could not be read or written.
     #[error("{}: {source}", path.display())]
     Io {
-        /// Which one.
+        /// The file or directory.
         path: PathBuf,
         /// Why.
         source: io::Error,
     },
-    /// Something failed in the layer store.
+    /// The layer store failed.
     #[error(transparent)]
     Layer(#[from] LayerError),
 }
@@ -221,12 +220,12 @@ impl OciError {
         move |source| Self::from_io(source.into()).unwrap_or_else(|source| Self::Io { path, source })
     }
 
-    /// Through interfaces that know only I/O errors; [`OciError::from_io`] is the way back.
+    /// Wraps the error, for interfaces that use I/O errors; [`OciError::from_io`] unwraps it.
     pub(crate) fn into_io(self) -> io::Error {
         io::Error::other(self)
     }
 
-    /// The error of ours that travelled inside, if it is one.
+    /// Unwraps an error that [`OciError::into_io`] wrapped; returns other errors unchanged.
     pub(crate) fn from_io(error: io::Error) -> Result<Self, io::Error> {
         error.downcast::<Self>()
     }
@@ -237,6 +236,6 @@ impl OciError {
 }
 
 fn megabytes(bytes: u64) -> String {
-    // Rounded up, so that what exceeds a limit never reads like the limit.
+    // Rounded up, so that a size above a limit never looks like the limit.
     format!("{} MB", bytes.div_ceil(1 << 20))
 }

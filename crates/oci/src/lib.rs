@@ -1,6 +1,7 @@
-//! Container images as layers, from registries and archives; and templates as archives.
-//! Whatever comes in is hostile: archives, registries, the addresses behind their names. Digests are checked before use.
-//! Layers end up in the layer store; what a template does with an image is decided elsewhere.
+//! Container images from registries ([`pull`]) and archives ([`import_image`]) as layers, and templates as archives
+//! ([`export_template`], [`import_template`]).
+//! Archives, registries and the addresses behind their names are untrusted. Digests are verified before content is used.
+//! Layers are added to the layer store; `control` makes templates of them.
 #![forbid(unsafe_code)]
 
 mod archive;

@@ -1,6 +1,5 @@
-//! Manifests, indexes and configurations, OCI's and Docker's alike: the fields that matter here.
-//! What is unknown is passed over; what is missing and needed is an error where it is needed.
-//! Only Linux images of this machine's architecture are chosen.
+//! Manifests, indexes and configurations of images, in OCI's and Docker's form: the fields that are needed here.
+//! Unknown fields are ignored; a missing field is an error where it is needed. Only Linux images of the wanted architecture are chosen.
 
 use std::collections::BTreeMap;
 
@@ -13,12 +12,12 @@ pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+jso
 pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 pub(crate) const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
-/// Most bytes of a manifest, index or configuration.
+/// Maximum size of a manifest, index or configuration, bytes.
 pub(crate) const MAX_DOCUMENT: u64 = 8 << 20;
-/// Most layers of an image. Overlayfs takes 500, and templates add theirs.
+/// Maximum number of layers of an image. Overlayfs allows 500, and templates add their own.
 const MAX_LAYERS: usize = 256;
 
-/// What a blob is, how long, and its digest.
+/// Media type, size and digest of a blob.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Descriptor {
@@ -44,7 +43,7 @@ pub(crate) struct Platform {
     pub(crate) variant: Option<String>,
 }
 
-/// An index or a manifest, told apart by what they list.
+/// An index or a manifest, distinguished by their fields.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Document {
@@ -68,7 +67,7 @@ pub(crate) struct Manifest {
     pub(crate) layers: Vec<Descriptor>,
 }
 
-/// Reads an index or manifest.
+/// Parses an index or manifest.
 pub(crate) fn choice(text: &[u8]) -> Result<Choice, OciError> {
     let document: Document =
         serde_json::from_slice(text).map_err(|error| OciError::malformed("the image's manifest", &error))?;
@@ -88,7 +87,7 @@ pub(crate) fn choice(text: &[u8]) -> Result<Choice, OciError> {
     }
 }
 
-/// This machine's architecture, as images call it.
+/// Returns the host's architecture, as named in images.
 #[must_use]
 pub fn host_architecture() -> &'static str {
     match std::env::consts::ARCH {
@@ -98,9 +97,9 @@ pub fn host_architecture() -> &'static str {
     }
 }
 
-/// The image for an architecture among several; the plainest variant of it.
+/// Returns the image for an architecture among several; of several variants the baseline one.
 pub(crate) fn pick<'a>(list: &'a [Descriptor], architecture: &str) -> Result<&'a Descriptor, OciError> {
-    // Attestations lie beside images under an unknown platform.
+    // Attestations are listed beside images, with an unknown platform.
     let images = || {
         list.iter().filter_map(|item| {
             let platform = item.platform.as_ref()?;
@@ -109,7 +108,7 @@ pub(crate) fn pick<'a>(list: &'a [Descriptor], architecture: &str) -> Result<&'a
     };
     let ours = images().filter(|(_, platform)| platform.architecture == architecture);
     let plainest = ours.min_by_key(|(_, platform)| match (architecture, platform.variant.as_deref()) {
-        // What every 64-bit ARM image is.
+        // The baseline of all 64-bit ARM images.
         (_, None | Some("")) | ("arm64", Some("v8")) => String::new(),
         (_, Some(variant)) => variant.to_owned(),
     });
@@ -133,7 +132,7 @@ pub(crate) fn pick<'a>(list: &'a [Descriptor], architecture: &str) -> Result<&'a
     }
 }
 
-/// What an image says of itself.
+/// An image's configuration.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Config {
     #[serde(default)]
@@ -171,7 +170,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Digests of the uncompressed layers, lowermost first; as many as there are layers.
+    /// Returns the digests of the uncompressed layers, lowermost first; an error unless there are `layers` of them.
     pub(crate) fn diff_ids(&self, layers: usize) -> Result<Vec<Digest>, OciError> {
         let ids = self.rootfs.as_ref().and_then(|rootfs| rootfs.diff_ids.clone()).unwrap_or_default();
         if ids.len() != layers {
@@ -181,7 +180,7 @@ impl Config {
         Ok(ids)
     }
 
-    /// Names and values; those without a value are left out.
+    /// Returns the environment variables; those without a value are left out.
     pub(crate) fn env(&self) -> Vec<(String, String)> {
         let list = self.config.as_ref().and_then(|settings| settings.env.as_deref()).unwrap_or_default();
         let pairs = list.iter().filter_map(|entry| entry.split_once('='));
@@ -212,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn the_plainest_fitting_image_is_picked() {
+    fn the_baseline_variant_is_picked() {
         let list = [
             item("unknown", "unknown", None),
             item("linux", "arm64", Some("v8")),

@@ -1,6 +1,6 @@
-//! Pulls an image: manifest, configuration, then layers, fetched several at a time and unpacked one upon the other.
-//! A blob is in a file of its own and verified before anything of it is unpacked.
-//! When the caller gives up, downloads end at once and unpacking at its next read.
+//! Pulls an image: manifest, configuration, then layers, fetched several at a time and unpacked in order.
+//! A blob is stored in a file and verified before it is unpacked. When the caller drops the future, downloads end at once and unpacking
+//! at its next read.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -19,27 +19,27 @@ use crate::reference::Reference;
 use crate::registry::{Credentials, Registries, Repository};
 use crate::{Limits, OciError};
 
-/// Blobs fetched at a time.
-const AT_A_TIME: usize = 3;
+/// Maximum number of blobs that are fetched at a time.
+const MAX_DOWNLOADS: usize = 3;
 
-/// How to pull.
+/// Options of a pull.
 #[derive(Debug, Clone)]
 pub struct PullOptions {
-    /// Mirrors and the like, of the operator.
+    /// The operator's settings of registries, such as mirrors.
     pub registries: Registries,
-    /// For the image's registry.
+    /// Credentials for the image's registry.
     pub credentials: Credentials,
-    /// What the image may be at most.
+    /// Maximum size of the image.
     pub limits: Limits,
-    /// As images call it, `amd64` or `arm64`.
+    /// The architecture, as named in images: `amd64` or `arm64`.
     pub architecture: String,
-    /// Layers that were unpacked earlier in the same scope are not fetched again. Whoever shares a scope can learn a layer
-    /// by its digest, so give every team its own.
+    /// Layers that were unpacked earlier in the same scope are not fetched again. A user of the same scope can get a layer by
+    /// knowing its digest, so give every team its own scope.
     pub scope: String,
 }
 
 impl Default for PullOptions {
-    /// Anonymous, without mirrors, for this machine.
+    /// Anonymous, without mirrors, for the host's architecture.
     fn default() -> Self {
         Self {
             registries: Registries::default(),
@@ -51,21 +51,21 @@ impl Default for PullOptions {
     }
 }
 
-/// How far a pull or import is.
+/// Progress of a pull or import.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// What is counted.
+    /// The current phase.
     pub phase: Phase,
-    /// Bytes while fetching, layers while unpacking.
+    /// What is done: bytes while fetching, layers while unpacking.
     pub done: u64,
-    /// The same, of all that is to be done.
+    /// The total, in the same unit.
     pub total: u64,
 }
 
-/// What an image goes through. The phases overlap.
+/// Phases of a pull, which overlap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Layers come from the registry.
+    /// Layers are fetched from the registry.
     Fetching,
     /// Layers are unpacked.
     Unpacking,
@@ -76,24 +76,24 @@ pub enum Phase {
 pub struct Image {
     /// Its layers, uppermost first, as overlayfs takes them.
     pub layers: Vec<LayerDigest>,
-    /// Its environment; entries without a value are left out.
+    /// Its environment variables; those without a value are left out.
     pub env: Vec<(String, String)>,
     /// `amd64` or `arm64`.
     pub architecture: String,
     /// The digest of its manifest.
     pub digest: Digest,
-    /// Its configuration as it is, for whoever wants its user or command.
+    /// Its configuration as JSON, for the caller to read user or command.
     pub config: serde_json::Value,
-    /// Uncompressed size of all layers, bytes, about.
+    /// Approximate uncompressed size of all layers, bytes.
     pub size: u64,
-    /// What of the image was changed or left out, at most 20 for one that was unpacked now.
+    /// What was changed or left out when the image was unpacked: at most 20 messages, none for cached layers.
     pub warnings: Vec<String>,
 }
 
-/// Pulls the image and unpacks what is new of it into the store.
+/// Pulls an image and unpacks the layers that the store does not have.
 ///
 /// # Errors
-/// The image cannot be had, is for other machines, is damaged, too large, or not a proper image.
+/// The image is not accessible, for another architecture, damaged, too large, or invalid.
 pub async fn pull(
     store: &LayerStore,
     reference: &Reference,
@@ -135,10 +135,10 @@ pub async fn pull(
     })
 }
 
-/// A blob and the digest of what is in it.
+/// A blob and the digest of its uncompressed content.
 type Layer = (Descriptor, Digest);
 
-/// Tells unpacking that nobody waits for it.
+/// Cancels unpacking when the pull is dropped.
 struct CancelOnDrop(Arc<AtomicBool>);
 
 impl Drop for CancelOnDrop {
@@ -147,7 +147,7 @@ impl Drop for CancelOnDrop {
     }
 }
 
-/// The manifest for the architecture, and its digest.
+/// Fetches the manifest for the architecture; returns it with its digest.
 async fn manifest(
     repository: &Repository,
     reference: &Reference,
@@ -167,7 +167,7 @@ async fn manifest(
     }
 }
 
-/// Puts all layers on the stack that are known from the bottom on. Answers how many.
+/// Adds the lowermost layers to the stack that were unpacked earlier; returns their number.
 async fn push_known(mut stack: Stack, ids: Vec<Digest>) -> Result<(Stack, usize), OciError> {
     blocking(move || {
         let mut count = 0;
@@ -179,7 +179,7 @@ async fn push_known(mut stack: Stack, ids: Vec<Digest>) -> Result<(Stack, usize)
     .await
 }
 
-/// Fetches what is not known into files, and sends them in order.
+/// Fetches the other layers into files, and sends these in order.
 async fn fetch(
     repository: &Repository,
     store: &LayerStore,
@@ -200,7 +200,7 @@ async fn fetch(
     let mut fetches = FuturesOrdered::new();
     let mut ahead = layers.iter().zip(is_wanted);
     loop {
-        for ((blob, _), is_wanted) in ahead.by_ref().take(AT_A_TIME - fetches.len()) {
+        for ((blob, _), is_wanted) in ahead.by_ref().take(MAX_DOWNLOADS - fetches.len()) {
             let count = &count;
             let fetch = async move {
                 if is_wanted { fetch_one(repository, store, blob, count).await.map(Some) } else { Ok(None) }
@@ -208,7 +208,7 @@ async fn fetch(
             fetches.push_back(fetch.boxed());
         }
         let Some(file) = fetches.try_next().await? else { break };
-        // Nobody receives only when unpacking failed, and that error counts.
+        // The receiver is dropped only if unpacking failed, and that error is reported.
         if send.send(file).await.is_err() {
             break;
         }
@@ -227,7 +227,7 @@ async fn fetch_one(
     Ok(staging)
 }
 
-/// Unpacks what arrives, each layer upon those before it.
+/// Unpacks the fetched layers in order.
 async fn unpack(
     mut stack: Stack,
     repository: &Repository,
@@ -251,7 +251,7 @@ async fn unpack(
         .await?;
         stack = back;
         if !is_done {
-            // Known when it was looked for, and removed since.
+            // Removed from the store since it was found there.
             let file = fetch_one(repository, store, blob, &|_| {}).await?;
             stack = blocking(move || {
                 push_file(&mut stack, &id, &file)?;
@@ -269,7 +269,7 @@ fn push_file(stack: &mut Stack, id: &Digest, file: &Staging) -> Result<(), OciEr
     stack.push(id, File::open(&path).map_err(OciError::at(&path))?)
 }
 
-/// Does what blocks, where that is allowed.
+/// Runs a blocking function on a thread for such.
 async fn blocking<T: Send + 'static>(
     act: impl FnOnce() -> Result<T, OciError> + Send + 'static,
 ) -> Result<T, OciError> {

@@ -1,6 +1,6 @@
 //! Image references as Docker reads them: `[host[:port]/]path[:tag][@digest]`.
-//! A first part without dot, port or `localhost` belongs to Docker Hub; Docker Hub's plain names are in `library/`.
-//! Nothing is looked up here.
+//! A reference whose first part has no dot or port and is not `localhost` belongs to Docker Hub, where names without a slash are in
+//! `library/`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,14 +8,14 @@ use std::str::FromStr;
 use crate::OciError;
 use crate::digest::Digest;
 
-/// Docker Hub's name in references.
+/// Docker Hub's host in references.
 const DOCKER_HUB: &str = "docker.io";
-/// Most characters of a repository with its host.
+/// Maximum length of a repository with its host, characters.
 const MAX_NAME: usize = 255;
-/// Most characters of a tag.
+/// Maximum length of a tag, characters.
 const MAX_TAG: usize = 128;
 
-/// Where an image is: registry, repository, and a tag or digest.
+/// An image reference: registry, repository, and a tag or digest.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Reference {
     given: String,
@@ -26,37 +26,37 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// The reference as it was written, for messages.
+    /// Returns the reference as it was written, for messages.
     #[must_use]
     pub fn as_given(&self) -> &str {
         &self.given
     }
 
-    /// Host and perhaps port; Docker Hub is `docker.io`.
+    /// Returns the host with its port, if any; `docker.io` for Docker Hub.
     #[must_use]
     pub fn registry(&self) -> &str {
         &self.registry
     }
 
-    /// The path in the registry, such as `library/debian`.
+    /// Returns the path in the registry, such as `library/debian`.
     #[must_use]
     pub fn repository(&self) -> &str {
         &self.repository
     }
 
-    /// The tag; `latest` where neither tag nor digest was written.
+    /// Returns the tag; `latest` if the reference has neither tag nor digest.
     #[must_use]
     pub fn tag(&self) -> Option<&str> {
         self.tag.as_deref()
     }
 
-    /// The digest, which counts more than the tag.
+    /// Returns the digest, which takes precedence over the tag.
     #[must_use]
     pub fn digest(&self) -> Option<&Digest> {
         self.digest.as_ref()
     }
 
-    /// What a registry is asked for: the digest, else the tag.
+    /// Returns what to request from a registry: the digest, else the tag.
     pub(crate) fn version(&self) -> String {
         self.digest.as_ref().map_or_else(|| self.tag.clone().unwrap_or_default(), ToString::to_string)
     }
@@ -98,7 +98,7 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
             (name, Some(digest))
         }
     };
-    // A colon in the last part is a tag; before a slash it is a port.
+    // A colon in the last part begins a tag; before a slash it begins a port.
     let (name, tag) = match name.rsplit_once(':') {
         Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
         _ => (name, None),
@@ -143,7 +143,7 @@ fn is_tag(tag: &str) -> bool {
         && tag.bytes().enumerate().all(|(i, b)| is_word(b) || (i > 0 && matches!(b, b'.' | b'-')))
 }
 
-/// Whether the part before the first slash is a host rather than a name at Docker Hub.
+/// Returns whether the part before the first slash is a host, not a name of Docker Hub.
 fn is_registry(part: &str) -> bool {
     part.contains(['.', ':']) || part == "localhost"
 }
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_name_is_told() {
+    fn invalid_references_are_refused() {
         let long = "a".repeat(250);
         let id = "0".repeat(64);
         for text in [

@@ -1,6 +1,6 @@
-//! What a recipe says: packages, a set-up script, defaults and resources.
-//! Its fingerprint covers everything that shapes the layer, so an unchanged recipe is never built twice.
-//! Recipes are ours or the operator's: they are trusted, unlike images.
+//! Recipes (`recipe.toml`): packages, a setup script, and defaults and resources of sandboxes.
+//! A recipe's fingerprint covers everything that determines the layer, so an unchanged recipe is not built twice.
+//! Recipes are written by us or the operator and are trusted, unlike images.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +13,8 @@ use crate::TemplateError;
 const BASE_RECIPE: &str = include_str!("../../../templates/base/recipe.toml");
 const BASE_SETUP: &str = include_str!("../../../templates/base/setup.sh");
 
-/// What a template made from an image needs is in it already: where no registry answers, there may be no mirror either.
+/// Recipe that replaces an official Debian image. It includes the packages that templates from images need, so that these are not
+/// installed later, when no mirror may be reachable.
 const DEBIAN_RECIPE: &str = r#"
 name = "debian:SUITE"
 [bootstrap]
@@ -31,7 +32,7 @@ disk_mib = 10240
 "#;
 const DEBIAN_SETUP: &str = "rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/ldconfig/aux-cache /var/log/* /tmp/* /run/*\n: > /etc/machine-id\n";
 
-/// A recipe with its script.
+/// A recipe with its setup script.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recipe {
     pub(crate) file: RecipeFile,
@@ -62,9 +63,9 @@ pub(crate) struct Bootstrap {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RecipeConfig {
-    /// Who runs commands when nobody is named.
+    /// User of commands that name none.
     pub user: String,
-    /// Where they run.
+    /// Working directory of commands that name none.
     pub workdir: String,
 }
 
@@ -72,16 +73,16 @@ pub struct RecipeConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RecipeResources {
-    /// Whole processors.
+    /// Number of processors.
     pub cpu_count: u32,
-    /// MiB.
+    /// Memory, MiB.
     pub memory_mib: u32,
-    /// MiB.
+    /// Writable disk, MiB.
     pub disk_mib: u32,
 }
 
 impl Recipe {
-    /// The `base` template's, compiled in.
+    /// Returns the compiled-in recipe of the `base` template.
     ///
     /// # Errors
     /// Never in a build that passes its tests.
@@ -89,7 +90,7 @@ impl Recipe {
         Self::parse(BASE_RECIPE, BASE_SETUP.to_owned())
     }
 
-    /// The one that stands for an official image of Debian, `library/debian:<tag>`; none for any other image.
+    /// Returns the recipe that replaces an official Debian image, `library/debian:<tag>`; `None` for any other image.
     #[must_use]
     pub fn debian(image: &str) -> Option<Self> {
         let tag = image.strip_prefix("library/debian:")?;
@@ -105,7 +106,7 @@ impl Recipe {
         Self::parse(&DEBIAN_RECIPE.replace("SUITE", suite), DEBIAN_SETUP.to_owned()).ok()
     }
 
-    /// Reads `recipe.toml` and the script it names from a directory.
+    /// Reads `recipe.toml` and its setup script from a directory.
     ///
     /// # Errors
     /// A file is missing or the recipe is not valid.
@@ -122,7 +123,7 @@ impl Recipe {
     fn parse(text: &str, setup: String) -> Result<Self, TemplateError> {
         let file: RecipeFile = toml::from_str(text)?;
         let mut hash = Sha256::new();
-        // The tree's making changes with this number.
+        // Version of the bootstrap; to be changed when the same recipe would become another tree.
         hash.update("cofferdam recipe 1\0");
         hash.update(text);
         hash.update("\0");
@@ -130,25 +131,25 @@ impl Recipe {
         Ok(Self { file, setup, fingerprint: hex::encode(hash.finalize()) })
     }
 
-    /// The template's name.
+    /// Returns the template's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.file.name
     }
 
-    /// Defaults of its sandboxes.
+    /// Returns the defaults of its sandboxes.
     #[must_use]
     pub fn config(&self) -> &RecipeConfig {
         &self.file.config
     }
 
-    /// Limits of its sandboxes.
+    /// Returns the limits of its sandboxes.
     #[must_use]
     pub fn resources(&self) -> RecipeResources {
         self.file.resources
     }
 
-    /// Changes whenever the layer would.
+    /// Returns the recipe's fingerprint, which changes with everything that determines the layer.
     #[must_use]
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint

@@ -1,6 +1,6 @@
-//! Images in archives: OCI layouts, and what `docker save` writes.
-//! The same checks as for registries: digests, lengths, architecture, limits.
-//! Where an archive holds several images, the caller names one.
+//! Imports images from archives: OCI layouts, and archives of `docker save`.
+//! The same checks apply as for registries: digests, lengths, architecture, limits. If an archive contains several images, the caller
+//! names one.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,24 +16,24 @@ use crate::digest::Digest;
 use crate::media::{Choice, Config, Descriptor, choice, host_architecture, pick};
 use crate::{Image, Limits, OciError, Phase, Progress, Reference};
 
-/// Where an index says what an image is called; containerd's is the full form.
+/// Annotations of an index with the name of an image; containerd's is the full form.
 const NAMES: [&str; 2] = ["io.containerd.image.name", "org.opencontainers.image.ref.name"];
 
-/// How to import.
+/// Options of an import.
 #[derive(Debug, Clone)]
 pub struct ImportOptions {
-    /// What the image or template may be at most.
+    /// Maximum size of the image or template.
     pub limits: Limits,
-    /// As images call it, `amd64` or `arm64`.
+    /// The architecture, as named in images: `amd64` or `arm64`.
     pub architecture: String,
     /// As in [`crate::PullOptions::scope`].
     pub scope: String,
-    /// Set by whoever no longer wants the result.
+    /// Set by the caller to cancel the import.
     pub cancelled: Arc<AtomicBool>,
 }
 
 impl Default for ImportOptions {
-    /// For this machine.
+    /// For the host's architecture.
     fn default() -> Self {
         Self {
             limits: Limits::default(),
@@ -44,11 +44,11 @@ impl Default for ImportOptions {
     }
 }
 
-/// Imports an image from an OCI layout (a directory, a tar, a compressed tar) or from what `docker save` wrote. `name` chooses
-/// among several. Blocks.
+/// Imports an image from an OCI layout (a directory, a tar, a compressed tar) or from an archive of `docker save`. `name` selects
+/// one of several images. Blocks.
 ///
 /// # Errors
-/// There is no such image, or it is for other machines, damaged, too large, or not a proper image.
+/// There is no such image, or it is for another architecture, damaged, too large, or invalid.
 pub fn import_image(
     store: &LayerStore,
     path: &Path,
@@ -107,7 +107,7 @@ struct Found {
 
 enum Layer {
     Blob(Descriptor),
-    /// Known by its diff id only.
+    /// A layer identified by its diff id only.
     File(String),
 }
 
@@ -138,7 +138,7 @@ fn of_layout(
     Ok(Found { config, layers, digest: descriptor.digest })
 }
 
-/// The entries of one image: of the one that is asked for, or the only one.
+/// Returns the entries of the requested image, or of the only one.
 fn named(archive: &Archive, list: Vec<Descriptor>, name: Option<&str>) -> Result<Vec<Descriptor>, OciError> {
     let name_of = |item: &Descriptor| NAMES.iter().find_map(|key| item.annotations.get(*key)).cloned();
     let mut names: Vec<String> = list.iter().filter_map(name_of).collect();
@@ -164,13 +164,13 @@ fn named(archive: &Archive, list: Vec<Descriptor>, name: Option<&str>) -> Result
     }
 }
 
-/// Whether two names are one image's, by their full forms.
+/// Returns whether two names refer to the same image, by their full forms.
 fn is_same(known: &str, wanted: &str) -> bool {
     let full = |name: &str| name.parse::<Reference>().ok().map(|reference| reference.to_string());
     known == wanted || full(known).is_some_and(|known| Some(known) == full(wanted))
 }
 
-/// One image of `docker save`.
+/// An image in the manifest of `docker save`.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Saved {
@@ -197,6 +197,6 @@ fn of_docker(archive: &Archive, manifest: &[u8], name: Option<&str>) -> Result<F
     let config = archive.document(&chosen.config)?;
     let config = config.ok_or_else(|| archive.malformed(&format!("it lacks {}", chosen.config)))?;
     let layers = chosen.layers.iter().map(|name| Layer::File(name.clone())).collect();
-    // What Docker calls the image's id.
+    // Docker's image id.
     Ok(Found { digest: Digest::of(&config), config, layers })
 }

@@ -1,6 +1,6 @@
 //! Archives on disk: a directory, a tar, or a compressed tar, as a set of named files.
-//! A tar is looked through once; content is then read where it is. Names and links in it are data, never paths of this machine.
-//! What the files mean is decided in `image` and in `template`.
+//! A tar is scanned once; content is then read from its position. Names and links in it are data, never paths of the host.
+//! `image` and `template` interpret the files.
 
 pub(crate) mod image;
 
@@ -21,11 +21,11 @@ use crate::media::{Descriptor, MAX_DOCUMENT};
 use crate::tarball::{Kind, TarReader};
 use crate::unpack::lower::open_dir;
 
-/// Most files in an archive.
+/// Maximum number of files in an archive.
 const MAX_FILES: usize = 100_000;
-/// Most bytes of a name and what it links to.
+/// Maximum length of a name and its link target, bytes.
 const MAX_NAMES: usize = 4096;
-/// Most links from one name to the file.
+/// Maximum number of links from a name to its file.
 const MAX_LINKS: usize = 8;
 
 /// An archive's files by name.
@@ -42,20 +42,20 @@ enum Form {
     Tar {
         file: File,
         files: HashMap<Vec<u8>, Item>,
-        /// Holds the file, where the archive was compressed.
+        /// The directory with the uncompressed file, if the archive was compressed.
         _plain: Option<Staging>,
     },
 }
 
 enum Item {
-    /// Where in the tar, bytes.
+    /// Position and length in the tar, bytes.
     File { offset: u64, size: u64 },
-    /// By a name in the archive.
+    /// A link to another name in the archive.
     Link(Vec<u8>),
 }
 
 impl Archive {
-    /// Opens it. `store` lends room for a compressed archive's plain form, `budget` is for that.
+    /// Opens an archive. A compressed one is unpacked to a staging directory of `store`, within `budget`.
     pub(crate) fn open(path: &Path, store: &LayerStore, budget: &Budget) -> Result<Self, OciError> {
         let file = File::open(path).map_err(OciError::at(path))?;
         if file.metadata().map_err(OciError::at(path))?.is_dir() {
@@ -73,7 +73,7 @@ impl Archive {
         } else {
             (file, None)
         };
-        let files = look_through(&file).map_err(|error| of_archive(path, error))?;
+        let files = scan(&file).map_err(|error| of_archive(path, error))?;
         Ok(Self { path: path.to_owned(), form: Form::Tar { file, files, _plain: plain } })
     }
 
@@ -81,7 +81,7 @@ impl Archive {
         &self.path
     }
 
-    /// A file's content and length; nothing if there is no such file.
+    /// Opens a file; returns its content and length, or `None` if there is no such file.
     pub(crate) fn file(&self, name: &str) -> Result<Option<Content<'_>>, OciError> {
         match &self.form {
             Form::Directory(dir) => {
@@ -114,7 +114,7 @@ impl Archive {
         }
     }
 
-    /// A small file, whole.
+    /// Reads a small file.
     pub(crate) fn document(&self, name: &str) -> Result<Option<Vec<u8>>, OciError> {
         let Some((content, size)) = self.file(name)? else { return Ok(None) };
         if size > MAX_DOCUMENT {
@@ -125,13 +125,13 @@ impl Archive {
         Ok(Some(text))
     }
 
-    /// A blob of an OCI layout. Nothing of it is verified yet.
+    /// Opens a blob of an OCI layout, unverified.
     pub(crate) fn blob(&self, digest: &Digest) -> Result<Content<'_>, OciError> {
         let blob = self.file(&blob_name(digest))?;
         blob.ok_or_else(|| self.malformed(&format!("it lacks the blob {digest}")))
     }
 
-    /// A small blob, verified.
+    /// Reads and verifies a small blob.
     pub(crate) fn blob_document(&self, descriptor: &Descriptor) -> Result<Vec<u8>, OciError> {
         if descriptor.size > MAX_DOCUMENT {
             return Err(self.malformed(&format!("blob {} is longer than 8 MiB", descriptor.digest)));
@@ -142,7 +142,7 @@ impl Archive {
         Ok(text)
     }
 
-    /// Whether a blob is what its descriptor says.
+    /// Checks that a blob has the length and digest of its descriptor.
     pub(crate) fn verify(&self, descriptor: &Descriptor) -> Result<(), OciError> {
         let (content, size) = self.blob(&descriptor.digest)?;
         let what = format!("blob {} in {}", descriptor.digest, self.path.display());
@@ -167,12 +167,12 @@ impl Archive {
     }
 }
 
-/// Where an OCI layout keeps a blob.
+/// Returns the name of a blob's file in an OCI layout.
 pub(crate) fn blob_name(digest: &Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 
-/// Names the archive in an error that does not.
+/// Adds the archive's path to an error without one.
 fn of_archive(path: &Path, error: OciError) -> OciError {
     match error {
         OciError::Malformed { why, .. } => OciError::Malformed { what: path.display().to_string(), why },
@@ -186,14 +186,14 @@ fn is_compressed(file: &File) -> bool {
         && (start[..2] == [0x1f, 0x8b] || start == [0x28, 0xb5, 0x2f, 0xfd])
 }
 
-fn look_through(file: &File) -> Result<HashMap<Vec<u8>, Item>, OciError> {
+fn scan(file: &File) -> Result<HashMap<Vec<u8>, Item>, OciError> {
     let mut files = HashMap::new();
     let mut tar = TarReader::new(BufReader::with_capacity(64 << 10, file));
     while let Some(entry) = tar.next()? {
         let item = match entry.kind {
             Kind::File if entry.segments.is_none() => Item::File { offset: tar.position(), size: entry.size },
             Kind::Link => Item::Link(clean(&entry.target)),
-            // Relative to where the link is.
+            // Relative to the directory of the link.
             Kind::Symlink => {
                 let dir = entry.name.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
                 Item::Link(clean(&[&entry.name[..dir], b"/", &entry.target].concat()))
@@ -210,7 +210,7 @@ fn look_through(file: &File) -> Result<HashMap<Vec<u8>, Item>, OciError> {
     Ok(files)
 }
 
-/// A name in the archive without `.`, `..` and doubled slashes.
+/// Normalises a name in the archive: without `.`, `..` and repeated slashes.
 fn clean(name: &[u8]) -> Vec<u8> {
     let mut parts: Vec<&[u8]> = Vec::new();
     for part in name.split(|byte| *byte == b'/') {
@@ -224,7 +224,7 @@ fn clean(name: &[u8]) -> Vec<u8> {
 }
 
 impl<R: Read + Seek> TarReader<R> {
-    /// Passes over the entry's content without reading it.
+    /// Skips the entry's content without reading it.
     fn seek_over(&mut self) -> Result<(), OciError> {
         let left = self.take_left();
         let distance = i64::try_from(left)
@@ -234,7 +234,7 @@ impl<R: Read + Seek> TarReader<R> {
     }
 }
 
-/// A part of a file. Several can be read at a time.
+/// A reader of a part of a file; several can be read at a time.
 struct Piece<'a> {
     file: &'a File,
     next: u64,
@@ -262,7 +262,7 @@ mod tests {
     use super::clean;
 
     #[test]
-    fn names_in_archives_have_one_form() {
+    fn names_in_archives_are_normalised() {
         assert_eq!(clean(b"./a//b/../c"), b"a/c");
         assert_eq!(clean(b"a/../../../b"), b"b");
         assert_eq!(clean(b"/"), b"");

@@ -1,6 +1,5 @@
-//! How a registry is told who asks: Basic, or a token from wherever its challenge says.
-//! AWS keys become a password first; Google's keys are a password.
-//! A token is for one repository and for pulling only.
+//! Authentication at registries: Basic, or a token from the server that the registry's challenge names.
+//! AWS keys are exchanged for a password first; Google's keys are used as the password. A token is for pulling from one repository.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -9,18 +8,18 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 
-use super::config::{Credentials, Origin};
+use super::config::{Credentials, RegistryHost};
 use super::ecr;
-use super::http::{Ask, Http, origin_of, protocol};
+use super::http::{Http, HttpRequest, origin_of, protocol};
 use crate::OciError;
 
-/// Most bytes of a token server's answer.
+/// Maximum size of a token server's response, bytes.
 const MAX_ANSWER: u64 = 1 << 20;
 
 /// Name and password.
 pub(super) type Login = Option<(String, String)>;
 
-/// What the credentials are as name and password.
+/// Converts credentials to name and password.
 pub(super) async fn login(http: &Http, credentials: &Credentials) -> Result<Login, OciError> {
     match credentials {
         Credentials::Anonymous => Ok(None),
@@ -41,10 +40,10 @@ fn basic((name, password): &(String, String)) -> Option<HeaderValue> {
     Some(value)
 }
 
-/// What to send after this refusal; nothing if there is nothing better to send.
+/// Returns the `Authorization` header to send after a refusal; `None` if no other can be sent.
 pub(super) async fn answer(
     http: &Http,
-    origin: &Origin,
+    origin: &RegistryHost,
     challenges: &HeaderMap,
     login: &Login,
     repository: &str,
@@ -67,7 +66,7 @@ struct Token {
 
 async fn token(
     http: &Http,
-    origin: &Origin,
+    origin: &RegistryHost,
     challenge: &Challenge,
     login: &Login,
     repository: &str,
@@ -90,7 +89,7 @@ async fn token(
     if let Some(value) = login.as_ref().and_then(basic) {
         headers.insert(header::AUTHORIZATION, value);
     }
-    let answer = http.ask(Ask { method: Method::GET, uri, headers, body: Bytes::new() }).await?;
+    let answer = http.ask(HttpRequest { method: Method::GET, uri, headers, body: Bytes::new() }).await?;
     match answer.status {
         StatusCode::OK => {}
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Ok(None),
@@ -144,7 +143,7 @@ impl Challenge {
     }
 }
 
-/// Up to the closing quote, and what follows it.
+/// Returns the text up to the closing quote, and the rest after it.
 fn unquote(text: &str) -> Option<(String, &str)> {
     let mut value = String::new();
     let mut chars = text.char_indices();

@@ -1,6 +1,6 @@
-//! What the operator and the caller say about registries: mirrors, hosts without TLS, networks, credentials.
-//! A mirror or a host without TLS is the operator's choice, so it may be at a private address; others may not.
-//! Credentials never appear in what is printed.
+//! Settings of registries: mirrors, hosts without TLS and allowed networks, by the operator; credentials, by the caller.
+//! Mirrors and hosts without TLS may be at private addresses, since the operator named them; other hosts may not.
+//! Credentials are never printed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,25 +12,25 @@ use net::Cidr;
 use crate::OciError;
 use crate::reference::Reference;
 
-/// How registries are reached.
+/// The operator's settings of registries.
 #[derive(Debug, Clone, Default)]
 pub struct Registries {
-    /// Asked instead of a registry, by the registry's host as references have it (`docker.io`, `ghcr.io`, `host:5000`).
+    /// Mirrors, by the host of the registry as in references (`docker.io`, `ghcr.io`, `host:5000`).
     pub mirrors: BTreeMap<String, Mirror>,
-    /// Hosts, with their port where it is not 80, that are spoken to without TLS.
+    /// Hosts (with their port if it is not 80) that are reached without TLS.
     pub insecure: BTreeSet<String>,
-    /// Networks inside the operator's own that registries may be in.
+    /// Internal networks that registries may be in.
     pub allowed: Vec<Cidr>,
-    /// Where tokens for ECR are got, instead of `https://api.ecr.<region>.amazonaws.com`.
+    /// The endpoint for ECR tokens, instead of `https://api.ecr.<region>.amazonaws.com`.
     pub ecr_endpoint: Option<Mirror>,
 }
 
-/// A mirror's address: `http` or `https`, host, perhaps a port, perhaps a prefix of repositories.
+/// A mirror's URL: `http` or `https`, a host, and optionally a port and a prefix of repositories.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mirror {
-    /// With the scheme.
-    pub(crate) origin: Origin,
-    /// Put in front of the repository, without slashes around it; may be empty.
+    /// Scheme, host and port.
+    pub(crate) origin: RegistryHost,
+    /// Prefix of repositories, without slashes at its ends; may be empty.
     pub(crate) prefix: String,
 }
 
@@ -40,7 +40,7 @@ impl FromStr for Mirror {
     fn from_str(url: &str) -> Result<Self, OciError> {
         let fail = |why| OciError::Mirror { url: url.to_owned(), why };
         let uri: Uri = url.parse().map_err(|_| fail("it cannot be read"))?;
-        let origin = Origin::of(&uri).map_err(fail)?;
+        let origin = RegistryHost::of(&uri).map_err(fail)?;
         if uri.query().is_some() {
             return Err(fail("it has a query"));
         }
@@ -48,18 +48,18 @@ impl FromStr for Mirror {
     }
 }
 
-/// Scheme, host and port of an address.
+/// Scheme, host and port of a URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Origin {
+pub(crate) struct RegistryHost {
     pub(crate) is_tls: bool,
-    /// Without brackets.
+    /// The host, without brackets.
     pub(crate) host: String,
     pub(crate) port: u16,
-    /// As in a URL, for messages and the Host header.
+    /// Host and port as in a URL, for messages and the `Host` header.
     pub(crate) authority: String,
 }
 
-impl Origin {
+impl RegistryHost {
     pub(crate) fn of(uri: &Uri) -> Result<Self, &'static str> {
         let is_tls = match uri.scheme_str() {
             Some("https") => true,
@@ -90,8 +90,8 @@ impl Origin {
 }
 
 impl Registries {
-    /// Where to ask for this reference, and for which repository.
-    pub(crate) fn place(&self, reference: &Reference) -> Result<(Origin, String), OciError> {
+    /// Returns the host and the repository to request for a reference.
+    pub(crate) fn route(&self, reference: &Reference) -> Result<(RegistryHost, String), OciError> {
         let registry = reference.registry();
         if let Some(mirror) = self.mirrors.get(registry) {
             let repository = [mirror.prefix.as_str(), reference.repository()];
@@ -99,7 +99,7 @@ impl Registries {
             return Ok((mirror.origin.clone(), repository.join("/")));
         }
         let host = if registry == "docker.io" { "registry-1.docker.io" } else { registry };
-        let origin = Origin::new(!self.insecure.contains(registry), host);
+        let origin = RegistryHost::new(!self.insecure.contains(registry), host);
         let origin = origin.ok_or(OciError::Reference {
             text: reference.as_given().to_owned(),
             why: "its registry is not a host name with perhaps a port",
@@ -107,26 +107,26 @@ impl Registries {
         Ok((origin, reference.repository().to_owned()))
     }
 
-    /// Whether the operator named this host and port, so that it may be at any address.
-    pub(crate) fn is_named(&self, origin: &Origin) -> bool {
-        let is_it = |other: &Origin| other.host == origin.host && other.port == origin.port;
+    /// Returns whether the operator named this host and port, so that it may be at any address.
+    pub(crate) fn is_named(&self, origin: &RegistryHost) -> bool {
+        let is_it = |other: &RegistryHost| other.host == origin.host && other.port == origin.port;
         self.mirrors.values().chain(&self.ecr_endpoint).any(|mirror| is_it(&mirror.origin))
             || self.is_insecure(origin)
     }
 
-    /// Whether the operator allows this host to be spoken to without TLS.
-    pub(crate) fn is_insecure(&self, origin: &Origin) -> bool {
-        let is_it = |other: &Origin| other.host == origin.host && other.port == origin.port;
-        let named = self.insecure.iter().filter_map(|host| Origin::new(false, host));
+    /// Returns whether the operator allows this host without TLS.
+    pub(crate) fn is_insecure(&self, origin: &RegistryHost) -> bool {
+        let is_it = |other: &RegistryHost| other.host == origin.host && other.port == origin.port;
+        let named = self.insecure.iter().filter_map(|host| RegistryHost::new(false, host));
         let mirrors = self.mirrors.values().chain(&self.ecr_endpoint).map(|mirror| mirror.origin.clone());
         named.chain(mirrors.filter(|origin| !origin.is_tls)).any(|other| is_it(&other))
     }
 }
 
-/// What a registry is told about who asks.
+/// Credentials for a registry.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub enum Credentials {
-    /// Nothing.
+    /// None.
     #[default]
     Anonymous,
     /// A user's name and password, or access token.
@@ -152,7 +152,7 @@ pub enum Credentials {
     },
 }
 
-/// Without secrets.
+/// Prints no secrets.
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -169,28 +169,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mirrors_take_the_place_of_registries() {
+    fn mirrors_replace_registries() {
         let mut registries = Registries::default();
         registries.mirrors.insert("docker.io".to_owned(), "http://10.0.0.1:5000/hub/".parse().unwrap());
         registries.insecure.insert("[::1]:5000".to_owned());
-        let place = |text: &str| registries.place(&text.parse().unwrap()).unwrap();
-        let (origin, repository) = place("debian");
+        let route = |text: &str| registries.route(&text.parse().unwrap()).unwrap();
+        let (origin, repository) = route("debian");
         assert_eq!((origin.authority.as_str(), origin.is_tls), ("10.0.0.1:5000", false));
         assert_eq!(repository, "hub/library/debian");
         assert!(registries.is_named(&origin) && registries.is_insecure(&origin));
-        let (origin, repository) = place("ghcr.io/a/b");
+        let (origin, repository) = route("ghcr.io/a/b");
         assert_eq!((origin.port, origin.is_tls, repository.as_str()), (443, true, "a/b"));
         assert!(!registries.is_named(&origin));
-        let (origin, _) = place("[::1]:5000/a");
+        let (origin, _) = route("[::1]:5000/a");
         assert_eq!((origin.host.as_str(), origin.port, origin.is_tls), ("::1", 5000, false));
         assert_eq!(
-            Registries::default().place(&"debian".parse().unwrap()).unwrap().0.host,
+            Registries::default().route(&"debian".parse().unwrap()).unwrap().0.host,
             "registry-1.docker.io"
         );
     }
 
     #[test]
-    fn what_is_no_mirror_is_told() {
+    fn invalid_mirrors_are_refused() {
         for bad in
             ["", "host", "ftp://host", "https://u:p@host", "https://host:0", "https://host/a?b", "https://"]
         {

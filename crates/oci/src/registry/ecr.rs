@@ -1,6 +1,5 @@
-//! A password for Amazon's registry: one call of GetAuthorizationToken, signed with Signature Version 4.
-//! Only what that call needs of the signature is here: a POST without a query.
-//! The password is AWS' own, for twelve hours; it is used once and not kept.
+//! Gets a password for Amazon's registry: one call of GetAuthorizationToken, signed with Signature Version 4 (only as far as this
+//! call needs it: a POST without a query). The password is valid for twelve hours; it is used once and not stored.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -12,17 +11,17 @@ use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 use time::macros::format_description;
 
-use super::http::{Ask, Http};
+use super::http::{Http, HttpRequest};
 use crate::OciError;
 
 const TARGET: &str = "AmazonEC2ContainerRegistry_V20150921.GetAuthorizationToken";
 const CONTENT_TYPE: &str = "application/x-amz-json-1.1";
-/// Most bytes of AWS' answer.
+/// Maximum size of AWS' response, bytes.
 const MAX_ANSWER: u64 = 1 << 20;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Answer {
+struct TokenResponse {
     authorization_data: Vec<Authorization>,
 }
 
@@ -32,7 +31,7 @@ struct Authorization {
     authorization_token: String,
 }
 
-/// Name and password for the account's registry.
+/// Returns name and password for the account's registry.
 pub(super) async fn login(
     http: &Http,
     key_id: &str,
@@ -71,14 +70,14 @@ pub(super) async fn login(
         let value = HeaderValue::from_str(value).map_err(|_| fail("the key id cannot be sent".to_owned()))?;
         headers.insert(HeaderName::from_static(name), value);
     }
-    let ask = Ask { method: Method::POST, uri, headers, body: Bytes::from_static(body) };
+    let ask = HttpRequest { method: Method::POST, uri, headers, body: Bytes::from_static(body) };
     let answer = http.ask(ask).await?;
     let status = answer.status;
     let content = answer.bytes(MAX_ANSWER).await?;
     if !status.is_success() {
         return Err(fail(format!("AWS answered {status}: {}", reason(&content))));
     }
-    let answer: Answer =
+    let answer: TokenResponse =
         serde_json::from_slice(&content).map_err(|_| fail("its answer cannot be read".to_owned()))?;
     let token =
         answer.authorization_data.first().and_then(|data| STANDARD.decode(&data.authorization_token).ok());
@@ -88,7 +87,7 @@ pub(super) async fn login(
     Ok((name.to_owned(), password.to_owned()))
 }
 
-/// AWS' own words, shortened.
+/// Returns the error message of AWS, shortened.
 fn reason(content: &[u8]) -> String {
     let value: serde_json::Value = serde_json::from_slice(content).unwrap_or_default();
     let text = value["message"].as_str().or(value["Message"].as_str()).or(value["__type"].as_str());
@@ -107,7 +106,7 @@ struct Scope<'a> {
     service: &'a str,
 }
 
-/// The `Authorization` header. `headers` are in order, by lower-case names; `path` and `query` are encoded as they must be.
+/// Returns the `Authorization` header. `headers` are in order, by lower-case names; `path` and `query` are encoded as they must be.
 fn sign(
     scope: &Scope<'_>,
     moment: &str,
@@ -142,9 +141,9 @@ fn mac(key: &[u8], text: &str) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    /// The example in AWS' description of the signature: a GET to IAM.
+    /// The example in AWS' documentation of the signature: a GET to IAM.
     #[test]
-    fn the_published_example_is_signed_alike() {
+    fn the_documented_example_has_the_same_signature() {
         let scope = Scope {
             key_id: "AKIDEXAMPLE",
             secret: "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY",

@@ -1,6 +1,6 @@
-//! One HTTP exchange with a registry: resolve, check the address, connect, ask, follow redirects.
-//! References are users' words, so this reaches public addresses only, unless the operator named the host.
-//! Every wait has a limit; credentials stay with the host they are for.
+//! HTTP requests to registries: resolves the host, checks the address, connects, sends, and follows redirects.
+//! Users choose the hosts, so only public addresses are reached, unless the operator named the host.
+//! Every wait has a timeout; credentials are sent only to the host they are for.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -18,37 +18,37 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::config::{Origin, Registries};
+use super::config::{Registries, RegistryHost};
 use crate::OciError;
 
 const USER_AGENT: &str = concat!("cofferdam/", env!("CARGO_PKG_VERSION"));
-/// Most redirects of one request.
+/// Maximum number of redirects of a request.
 const MAX_REDIRECTS: usize = 5;
-/// For one address to accept, and for TLS.
-const CONNECT: Duration = Duration::from_secs(10);
-/// For an answer to begin, and for the next piece of it.
-const ANSWER: Duration = Duration::from_secs(60);
+/// Timeout of a connection to one address, and of the TLS handshake.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Timeout of the head of a response, and of each piece of its body.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Makes requests. Clones share everything.
+/// Sends requests. Clones share the configuration.
 #[derive(Debug, Clone)]
 pub(crate) struct Http {
     tls: Arc<rustls::ClientConfig>,
     registries: Arc<Registries>,
 }
 
-/// What is asked.
+/// A request to a registry.
 #[derive(Debug, Clone)]
-pub(crate) struct Ask {
+pub(crate) struct HttpRequest {
     pub(crate) method: Method,
     pub(crate) uri: Uri,
-    /// `Authorization` goes to this host only.
+    /// `Authorization` is sent to the host of `uri` only.
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }
 
-/// An answer whose body is still to come. The connection ends with it.
+/// A response whose body is read from the connection, which is closed when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct HttpResponse {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) host: String,
@@ -66,7 +66,7 @@ impl Drop for Connection {
 }
 
 impl Http {
-    /// Blocks for some milliseconds, for the system's certificates.
+    /// Blocks for some milliseconds to read the system's certificates.
     pub(crate) fn new(registries: Registries) -> Self {
         Self { tls: Arc::new(tls_roots::client_config()), registries: Arc::new(registries) }
     }
@@ -75,8 +75,8 @@ impl Http {
         &self.registries
     }
 
-    /// Asks, and follows where it is sent.
-    pub(crate) async fn ask(&self, mut ask: Ask) -> Result<Answer, OciError> {
+    /// Sends a request and follows redirects.
+    pub(crate) async fn ask(&self, mut ask: HttpRequest) -> Result<HttpResponse, OciError> {
         for _ in 0..=MAX_REDIRECTS {
             let origin = origin_of(&ask.uri)?;
             let answer = self.exchange(&origin, &ask).await?;
@@ -85,8 +85,9 @@ impl Http {
             }
             let protocol = |why: &str| protocol(&origin, why);
             let location = answer.headers.get(header::LOCATION).and_then(|value| value.to_str().ok());
-            let location = location.ok_or_else(|| protocol("a redirect leads nowhere"))?;
-            let next = resolve(&ask.uri, location).ok_or_else(|| protocol("a redirect leads nowhere"))?;
+            let location = location.ok_or_else(|| protocol("a redirect without a valid target"))?;
+            let next =
+                resolve(&ask.uri, location).ok_or_else(|| protocol("a redirect without a valid target"))?;
             let next_origin = origin_of(&next)?;
             if !next_origin.is_tls && !self.registries.is_insecure(&next_origin) {
                 return Err(protocol("a redirect leads to a host without TLS"));
@@ -96,10 +97,10 @@ impl Http {
             }
             ask.uri = next;
         }
-        Err(protocol(&origin_of(&ask.uri)?, "it redirects without end"))
+        Err(protocol(&origin_of(&ask.uri)?, "too many redirects"))
     }
 
-    async fn exchange(&self, origin: &Origin, ask: &Ask) -> Result<Answer, OciError> {
+    async fn exchange(&self, origin: &RegistryHost, ask: &HttpRequest) -> Result<HttpResponse, OciError> {
         let path = ask.uri.path_and_query().map_or("/", |path| path.as_str());
         let mut request = Request::builder()
             .method(ask.method.clone())
@@ -119,18 +120,19 @@ impl Http {
         let name = ServerName::try_from(origin.host.clone());
         let name = name.map_err(|_| protocol(origin, "its host cannot have a certificate"))?;
         let tls = TlsConnector::from(Arc::clone(&self.tls));
-        let stream = timeout(CONNECT, tls.connect(name, stream)).await;
+        let stream = timeout(CONNECT_TIMEOUT, tls.connect(name, stream)).await;
         let stream = stream.map_err(|_| unreachable(origin, &"TLS took too long"))?;
         talk(origin, stream.map_err(|error| unreachable(origin, &error))?, request).await
     }
 
-    /// Connects to the first permitted address that answers.
-    async fn connect(&self, origin: &Origin) -> Result<TcpStream, OciError> {
+    /// Connects to the first permitted address that accepts the connection.
+    async fn connect(&self, origin: &RegistryHost) -> Result<TcpStream, OciError> {
         let addresses: Vec<IpAddr> = match origin.host.parse() {
             Ok(address) => vec![address],
             Err(_) => {
                 let looked_up =
-                    timeout(CONNECT, tokio::net::lookup_host((origin.host.as_str(), origin.port))).await;
+                    timeout(CONNECT_TIMEOUT, tokio::net::lookup_host((origin.host.as_str(), origin.port)))
+                        .await;
                 let looked_up =
                     looked_up.map_err(|_| unreachable(origin, &"its name is not resolved in time"))?;
                 let looked_up = looked_up.map_err(|_| unreachable(origin, &"its name cannot be resolved"))?;
@@ -143,7 +145,7 @@ impl Http {
                 failure = OciError::Internal { host: origin.host.clone(), address };
                 continue;
             }
-            match timeout(CONNECT, TcpStream::connect(SocketAddr::new(address, origin.port))).await {
+            match timeout(CONNECT_TIMEOUT, TcpStream::connect(SocketAddr::new(address, origin.port))).await {
                 Ok(Ok(stream)) => return Ok(stream),
                 Ok(Err(error)) => failure = unreachable(origin, &error),
                 Err(_) => failure = unreachable(origin, &"no connection in time"),
@@ -152,7 +154,7 @@ impl Http {
         Err(failure)
     }
 
-    fn is_permitted(&self, origin: &Origin, address: IpAddr) -> bool {
+    fn is_permitted(&self, origin: &RegistryHost, address: IpAddr) -> bool {
         let address = address.to_canonical();
         !(is_never_public(address) || is_host_address(address))
             || self.registries.is_named(origin)
@@ -160,11 +162,11 @@ impl Http {
     }
 }
 
-impl Answer {
-    /// The next piece of the body; nothing at its end.
+impl HttpResponse {
+    /// Reads the next piece of the body; `None` at its end.
     pub(crate) async fn piece(&mut self) -> Result<Option<Bytes>, OciError> {
         loop {
-            let frame = timeout(ANSWER, self.body.frame()).await;
+            let frame = timeout(RESPONSE_TIMEOUT, self.body.frame()).await;
             let frame = frame.map_err(|_| self.broke_off("no data for a minute"))?;
             match frame {
                 None => return Ok(None),
@@ -178,7 +180,7 @@ impl Answer {
         }
     }
 
-    /// The whole body, if it is not longer than this.
+    /// Reads the whole body; an error if it is longer than `most` bytes.
     pub(crate) async fn bytes(mut self, most: u64) -> Result<Vec<u8>, OciError> {
         let mut content = Vec::new();
         while let Some(piece) = self.piece().await? {
@@ -198,20 +200,24 @@ impl Answer {
     }
 }
 
-async fn talk<S>(origin: &Origin, stream: S, request: Request<Full<Bytes>>) -> Result<Answer, OciError>
+async fn talk<S>(
+    origin: &RegistryHost,
+    stream: S,
+    request: Request<Full<Bytes>>,
+) -> Result<HttpResponse, OciError>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
 {
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|error| unreachable(origin, &error))?;
     let connection = Connection(tokio::spawn(async move {
-        // Whoever reads the answer is told of a break.
+        // Readers of the response get an error of the connection.
         let _ = connection.await;
     }));
-    let answer = timeout(ANSWER, sender.send_request(request)).await;
+    let answer = timeout(RESPONSE_TIMEOUT, sender.send_request(request)).await;
     let answer = answer.map_err(|_| unreachable(origin, &"no answer in time"))?;
     let (parts, body) = answer.map_err(|error| unreachable(origin, &error))?.into_parts();
-    Ok(Answer {
+    Ok(HttpResponse {
         status: parts.status,
         headers: parts.headers,
         host: origin.authority.clone(),
@@ -220,19 +226,19 @@ where
     })
 }
 
-pub(crate) fn origin_of(uri: &Uri) -> Result<Origin, OciError> {
-    Origin::of(uri).map_err(|why| OciError::Protocol { registry: uri.to_string(), why: why.to_owned() })
+pub(crate) fn origin_of(uri: &Uri) -> Result<RegistryHost, OciError> {
+    RegistryHost::of(uri).map_err(|why| OciError::Protocol { registry: uri.to_string(), why: why.to_owned() })
 }
 
-pub(crate) fn protocol(origin: &Origin, why: &str) -> OciError {
+pub(crate) fn protocol(origin: &RegistryHost, why: &str) -> OciError {
     OciError::Protocol { registry: origin.authority.clone(), why: why.to_owned() }
 }
 
-fn unreachable(origin: &Origin, why: &dyn std::fmt::Display) -> OciError {
+fn unreachable(origin: &RegistryHost, why: &dyn std::fmt::Display) -> OciError {
     OciError::Unreachable { registry: origin.authority.clone(), why: why.to_string() }
 }
 
-/// Where a redirect leads: an absolute address, or a path at the same host.
+/// Returns the target of a redirect: an absolute URL, or a path at the same host.
 fn resolve(base: &Uri, location: &str) -> Option<Uri> {
     if location.contains("://") {
         return location.parse().ok();
@@ -255,9 +261,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn inner_addresses_need_the_operators_leave() {
+    async fn internal_addresses_must_be_allowed() {
         for inside in ["http://127.0.0.1:9", "http://169.254.169.254", "https://10.0.0.1", "http://[::1]:9"] {
-            let ask = Ask {
+            let ask = HttpRequest {
                 method: Method::GET,
                 uri: inside.parse().unwrap(),
                 headers: HeaderMap::new(),

@@ -1,6 +1,6 @@
-//! A registry's side of pulling: manifests and blobs of one repository, over the distribution protocol, version 2.
-//! Nothing is believed: lengths are held to the descriptors, digests computed while data comes.
-//! What is worth another try is tried again, a few times.
+//! Fetches manifests and blobs of a repository from a registry, by the distribution protocol, version 2.
+//! Registries are untrusted: lengths are checked against descriptors, digests are computed while data is read. Transient errors are
+//! retried a few times.
 
 mod auth;
 mod config;
@@ -22,23 +22,23 @@ use crate::OciError;
 use crate::digest::Digest;
 use crate::media::{DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, MAX_DOCUMENT, OCI_INDEX, OCI_MANIFEST};
 use crate::reference::Reference;
-use config::Origin;
+use config::RegistryHost;
 pub use config::{Credentials, Mirror, Registries};
-use http::{Answer, Ask, Http, protocol};
+use http::{Http, HttpRequest, HttpResponse, protocol};
 
-/// Most attempts at one thing.
-const ATTEMPTS: u32 = 3;
-/// Before the second attempt; doubled before each further one.
-const PAUSE: Duration = Duration::from_millis(500);
+/// Maximum number of attempts of a request.
+const MAX_ATTEMPTS: u32 = 3;
+/// Delay before the second attempt; doubled before each further one.
+const RETRY_DELAY: Duration = Duration::from_millis(500);
 
-/// One repository in one registry.
+/// A repository in a registry.
 pub(crate) struct Repository {
     http: Http,
-    origin: Origin,
+    origin: RegistryHost,
     name: String,
-    /// The image, for messages.
+    /// The image reference, for messages.
     image: String,
-    /// The registry as the reference has it, for messages.
+    /// The registry as in the reference, for messages.
     registry: String,
     login: auth::Login,
     authorization: Mutex<Option<HeaderValue>>,
@@ -62,7 +62,7 @@ impl Repository {
         reference: &Reference,
         credentials: &Credentials,
     ) -> Result<Self, OciError> {
-        let (origin, name) = registries.place(reference)?;
+        let (origin, name) = registries.route(reference)?;
         let http = tokio::task::spawn_blocking(move || Http::new(registries));
         let http = http.await.map_err(|error| protocol(&origin, &error.to_string()))?;
         let login = auth::login(&http, credentials).await?;
@@ -77,7 +77,7 @@ impl Repository {
         })
     }
 
-    /// A manifest or index by tag or digest, and its digest.
+    /// Fetches a manifest or index by tag or digest; returns it with its digest.
     pub(crate) async fn manifest(&self, version: &str) -> Result<(Vec<u8>, Digest), OciError> {
         let mut headers = HeaderMap::new();
         for media_type in [OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST] {
@@ -101,7 +101,7 @@ impl Repository {
         }
     }
 
-    /// A small blob.
+    /// Fetches a small blob into memory.
     pub(crate) async fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>, OciError> {
         if descriptor.size > MAX_DOCUMENT {
             return Err(OciError::malformed("the image's configuration", &"it is longer than 8 MiB"));
@@ -116,7 +116,8 @@ impl Repository {
         }
     }
 
-    /// A blob into a new file. `progress` is told of every piece's length; a failed attempt is taken back by a negative one.
+    /// Fetches a blob into a new file. Calls `progress` with the length of each piece, and with a negative number to take back those of
+    /// a failed attempt.
     pub(crate) async fn blob(
         &self,
         descriptor: &Descriptor,
@@ -139,7 +140,7 @@ impl Repository {
         to: &mut (impl Write + Send),
         progress: &(dyn Fn(i64) + Send + Sync),
     ) -> Result<(), OciError> {
-        let mut taken = Taken { progress, count: 0 };
+        let mut taken = AttemptProgress { progress, count: 0 };
         let mut answer = self.get(&format!("blobs/{}", descriptor.digest), &HeaderMap::new()).await?;
         let mut hash = Sha256::new();
         let mut length = 0;
@@ -163,7 +164,7 @@ impl Repository {
         Ok(())
     }
 
-    /// Whether the registry knows the repository. Some say only of a tag that it is missing.
+    /// Returns whether the registry has the repository: some registries only report that a tag is missing.
     async fn is_there(&self) -> bool {
         let answer = self.get("tags/list?n=1", &HeaderMap::new()).await;
         !matches!(answer, Err(OciError::RepositoryNotFound(_)))
@@ -173,7 +174,7 @@ impl Repository {
         self.get(path, headers).await?.bytes(MAX_DOCUMENT).await
     }
 
-    async fn get(&self, path: &str, headers: &HeaderMap) -> Result<Answer, OciError> {
+    async fn get(&self, path: &str, headers: &HeaderMap) -> Result<HttpResponse, OciError> {
         let scheme = if self.origin.is_tls { "https" } else { "http" };
         let address = format!("{scheme}://{}/v2/{}/{path}", self.origin.authority, self.name);
         let uri: Uri = address.parse().map_err(|_| protocol(&self.origin, "the image's address is none"))?;
@@ -184,7 +185,7 @@ impl Repository {
             if let Some(value) = &used {
                 headers.insert(header::AUTHORIZATION, value.clone());
             }
-            let ask = Ask { method: Method::GET, uri: uri.clone(), headers, body: Bytes::new() };
+            let ask = HttpRequest { method: Method::GET, uri: uri.clone(), headers, body: Bytes::new() };
             let answer = self.http.ask(ask).await.map_err(|error| self.named(error))?;
             if answer.status == StatusCode::OK {
                 return Ok(answer);
@@ -199,7 +200,7 @@ impl Repository {
         }
     }
 
-    /// Gets what to send, unless somebody else did meanwhile. Answers whether there is something new.
+    /// Gets new credentials, unless another task did meanwhile; returns whether there are new ones.
     async fn authenticate(
         &self,
         challenges: &HeaderMap,
@@ -215,8 +216,8 @@ impl Repository {
         Ok(is_new)
     }
 
-    /// By the registry's own code, else by the status.
-    async fn refusal(&self, answer: Answer) -> OciError {
+    /// Converts an error response, by the registry's error code or else by the status.
+    async fn refusal(&self, answer: HttpResponse) -> OciError {
         let status = answer.status;
         let content = answer.bytes(MAX_DOCUMENT).await.unwrap_or_default();
         let errors: Vec<ErrorCode> =
@@ -234,7 +235,7 @@ impl Repository {
         }
     }
 
-    /// Messages name the registry that the reference names, not its mirror alone.
+    /// Adds the registry of the reference to errors that name only its mirror.
     fn named(&self, error: OciError) -> OciError {
         match error {
             OciError::Unreachable { registry, why } if registry == self.origin.authority => {
@@ -265,24 +266,24 @@ impl Repository {
     }
 }
 
-/// How often one thing was tried.
+/// Number of attempts of a request so far.
 #[derive(Default)]
 struct Attempts(u32);
 
 impl Attempts {
-    /// Waits a while if another attempt may go better, and returns whether it may.
+    /// Returns whether to try again, after a delay.
     async fn wait_for_another(&mut self, error: &OciError) -> bool {
         self.0 += 1;
-        if self.0 >= ATTEMPTS || !is_passing(error) {
+        if self.0 >= MAX_ATTEMPTS || !is_transient(error) {
             return false;
         }
-        tokio::time::sleep(PAUSE * 2u32.pow(self.0 - 1)).await;
+        tokio::time::sleep(RETRY_DELAY * 2u32.pow(self.0 - 1)).await;
         true
     }
 }
 
-/// Whether another attempt may go better.
-fn is_passing(error: &OciError) -> bool {
+/// Returns whether an error may be gone at another attempt.
+fn is_transient(error: &OciError) -> bool {
     match error {
         OciError::Unreachable { .. } => true,
         OciError::Status { status, .. } => matches!(status, 429 | 500 | 502 | 503 | 504),
@@ -291,13 +292,13 @@ fn is_passing(error: &OciError) -> bool {
     }
 }
 
-/// What an attempt has reported, taken back unless it succeeds.
-struct Taken<'a> {
+/// The progress that an attempt has reported, taken back when it fails.
+struct AttemptProgress<'a> {
     progress: &'a (dyn Fn(i64) + Send + Sync),
     count: i64,
 }
 
-impl Taken<'_> {
+impl AttemptProgress<'_> {
     fn add(&mut self, count: usize) {
         let count = i64::try_from(count).unwrap_or(i64::MAX);
         self.count += count;
@@ -309,7 +310,7 @@ impl Taken<'_> {
     }
 }
 
-impl Drop for Taken<'_> {
+impl Drop for AttemptProgress<'_> {
     fn drop(&mut self) {
         if self.count > 0 {
             (self.progress)(-self.count);

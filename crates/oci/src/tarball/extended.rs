@@ -1,19 +1,18 @@
-//! PAX records: `<length> <key>=<value>\n`, where the value may hold anything.
-//! Only what a file system can keep is taken; what is unknown is passed over.
-//! A later record replaces an earlier one.
+//! Parses PAX records: `<length> <key>=<value>\n`, where the value may contain any bytes.
+//! Only records that a file system can store are used; unknown ones are ignored. A later record replaces an earlier one.
 
 use super::broken;
 use super::sparse::PaxSparse;
 use crate::OciError;
 
-/// Our own record: a name that looks like a whiteout and is none.
+/// Our own record: the name is literal, although it looks like a whiteout.
 pub(crate) const LITERAL: &str = "COFFERDAM.literal";
-/// Our own record: a socket, which no archive knows, written as a pipe.
+/// Our own record: the entry is a socket, written as a pipe because tar has no sockets.
 pub(crate) const SOCKET: &str = "COFFERDAM.socket";
-/// Before names of extended attributes.
+/// Prefix of the keys of extended attributes.
 pub(crate) const XATTR: &str = "SCHILY.xattr.";
 
-/// What extensions say about the entry they stand before.
+/// The values of an entry's extension records.
 #[derive(Debug, Default)]
 pub(super) struct Extended {
     pub(super) name: Option<Vec<u8>>,
@@ -63,7 +62,7 @@ impl Extended {
     }
 }
 
-/// The first record's key and value, and what follows it.
+/// Returns the first record's key and value, and the rest.
 fn record(content: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let space = content.iter().take(20).position(|byte| *byte == b' ')?;
     let length: usize = std::str::from_utf8(&content[..space]).ok()?.parse().ok()?;
@@ -77,7 +76,7 @@ pub(super) fn number(text: &[u8]) -> Result<u64, OciError> {
     number.ok_or_else(|| broken("a number in a PAX record is none"))
 }
 
-/// Seconds with a fraction, perhaps negative, as whole seconds and nanoseconds after them.
+/// Parses seconds with a fraction, possibly negative, to whole seconds and nanoseconds after them.
 fn time(text: &[u8]) -> Option<(i64, u32)> {
     let text = std::str::from_utf8(text).ok()?;
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));

@@ -1,6 +1,6 @@
 //! Reads tar archives entry by entry: ustar, GNU and PAX, with long names, attributes and sparse files.
-//! The archive is hostile: every length has a limit before memory is taken for it.
-//! Names come out as they are in the archive; what they may do is decided by who unpacks.
+//! Archives are untrusted: every length is checked before memory is allocated. Names are returned as they are in the archive; `unpack`
+//! checks them.
 
 mod extended;
 mod sparse;
@@ -15,10 +15,10 @@ pub(crate) use extended::{LITERAL, SOCKET, XATTR};
 pub(crate) use sparse::Segment;
 
 const BLOCK: usize = 512;
-/// Most bytes of a header's extension: names, and attributes of 64 KiB each.
+/// Maximum size of a header's extension, bytes: names, and attributes of 64 KiB each.
 const MAX_EXTENSION: u64 = 1 << 20;
 
-/// What an entry is.
+/// The kind of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     File,
@@ -31,12 +31,12 @@ pub(crate) enum Kind {
     Device,
 }
 
-/// One entry, without its content.
+/// The header of an entry.
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub(crate) struct TarEntry {
     pub(crate) kind: Kind,
     pub(crate) name: Vec<u8>,
-    /// What a link points at.
+    /// The target of a link.
     pub(crate) target: Vec<u8>,
     /// Permission bits with set-user-id, set-group-id and sticky.
     pub(crate) mode: u32,
@@ -44,27 +44,27 @@ pub(crate) struct Entry {
     pub(crate) group: u64,
     /// Seconds and nanoseconds since 1970.
     pub(crate) modified: (i64, u32),
-    /// Length of the file, bytes.
+    /// Size of the file, bytes.
     pub(crate) size: u64,
-    /// Where the stored content goes, if not simply from start to end.
+    /// The segments of the stored content, for a sparse file.
     pub(crate) segments: Option<Vec<Segment>>,
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// A device's major and minor number.
     pub(crate) device: (u32, u32),
-    /// Whether a device is one for blocks.
+    /// Whether a device is a block device.
     pub(crate) is_block: bool,
-    /// Whether a record of our own says that the name is meant as it is written.
+    /// Whether the name is literal, by our own record.
     pub(crate) is_literal: bool,
-    /// Whether a record of our own says that the pipe stands for a socket.
+    /// Whether the pipe represents a socket, by our own record.
     pub(crate) is_socket: bool,
 }
 
-/// An archive being read. What is read between two calls of [`TarReader::next`] is the entry's stored content.
+/// Reads an archive. Between two calls of [`TarReader::next`] it is a reader of the entry's stored content.
 pub(crate) struct TarReader<R> {
     inner: R,
-    /// Stored content not yet read, bytes.
+    /// Number of bytes of stored content not read yet.
     left: u64,
-    /// Zeros after it.
+    /// Number of zeros after it.
     padding: u64,
     position: u64,
     is_over: bool,
@@ -75,12 +75,12 @@ impl<R: Read> TarReader<R> {
         Self { inner, left: 0, padding: 0, position: 0, is_over: false }
     }
 
-    /// Bytes of the archive read so far; after [`TarReader::next`], where the entry's stored content begins.
+    /// Returns the number of bytes of the archive read so far; after [`TarReader::next`], where the entry's stored content begins.
     pub(crate) fn position(&self) -> u64 {
         self.position
     }
 
-    /// For whoever passes over the entry's content by other means than reading; returns its length.
+    /// Returns the length of the entry's unread content, which the caller skips in another way than reading.
     pub(crate) fn take_left(&mut self) -> u64 {
         let left = std::mem::take(&mut self.left);
         self.position += left;
@@ -91,8 +91,8 @@ impl<R: Read> TarReader<R> {
         &mut self.inner
     }
 
-    /// The next entry; what is left of the one before is passed over.
-    pub(crate) fn next(&mut self) -> Result<Option<Entry>, OciError> {
+    /// Reads the next entry, skipping unread content of the previous one; `None` at the end.
+    pub(crate) fn next(&mut self) -> Result<Option<TarEntry>, OciError> {
         let mut extended = Extended::default();
         loop {
             self.pass_over()?;
@@ -104,7 +104,7 @@ impl<R: Read> TarReader<R> {
                 EntryType::GNULongName => extended.name = Some(self.extension(trim)?),
                 EntryType::GNULongLink => extended.target = Some(self.extension(trim)?),
                 EntryType::XHeader => extended.add_records(&self.extension(|content| content)?)?,
-                // Remarks about the archive as a whole, such as the commit it was made from.
+                // Records about the whole archive, such as the commit it was made from.
                 EntryType::XGlobalHeader => {}
                 kind => return self.entry(header, kind, extended).map(Some),
             }
@@ -116,12 +116,12 @@ impl<R: Read> TarReader<R> {
         io::copy(&mut self.inner, &mut io::sink()).map(drop).map_err(unreadable)
     }
 
-    fn entry(&mut self, header: &Header, kind: EntryType, extended: Extended) -> Result<Entry, OciError> {
+    fn entry(&mut self, header: &Header, kind: EntryType, extended: Extended) -> Result<TarEntry, OciError> {
         let name = extended.name.unwrap_or_else(|| header.path_bytes().into_owned());
         let target =
             extended.target.unwrap_or_else(|| header.link_name_bytes().map(Into::into).unwrap_or_default());
         let kind = match kind {
-            // Before there was a type for directories.
+            // Old archives have no type for directories.
             EntryType::Regular if name.ends_with(b"/") => Kind::Directory,
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Kind::File,
             EntryType::Directory => Kind::Directory,
@@ -140,11 +140,11 @@ impl<R: Read> TarReader<R> {
             self.set_content(size);
         }
         if kind != Kind::File {
-            // Some writers give links the length of what they point at; no content follows.
+            // Some writers give links the length of their target; no content follows.
             self.set_content(0);
         }
         let number = |field: io::Result<u64>| field.map_err(|_| broken("an owner or time is no number"));
-        let mut entry = Entry {
+        let mut entry = TarEntry {
             kind,
             name,
             target,
@@ -189,7 +189,7 @@ impl<R: Read> TarReader<R> {
         self.padding = (BLOCK as u64 - size % BLOCK as u64) % BLOCK as u64;
     }
 
-    /// The next header, or nothing at the archive's end. A missing end is forgiven where an entry could begin.
+    /// Reads the next header; `None` at the archive's end. A missing end marker is accepted where an entry could begin.
     fn header_block(&mut self) -> Result<Option<[u8; BLOCK]>, OciError> {
         if self.is_over {
             return Ok(None);
@@ -214,7 +214,7 @@ impl<R: Read> TarReader<R> {
         }
     }
 
-    /// One block that belongs to the header and not to the content.
+    /// Reads a block that belongs to the header.
     fn block(&mut self) -> Result<[u8; BLOCK], OciError> {
         let mut block = [0; BLOCK];
         if self.fill(&mut block)? < BLOCK {
@@ -237,7 +237,7 @@ impl<R: Read> TarReader<R> {
         Ok(count)
     }
 
-    /// This entry's content, which describes the next entry.
+    /// Reads this entry's content, which describes the next entry.
     fn extension(&mut self, finish: fn(Vec<u8>) -> Vec<u8>) -> Result<Vec<u8>, OciError> {
         if self.left > MAX_EXTENSION {
             return Err(broken("a header's extension is longer than 1 MiB"));
@@ -252,7 +252,7 @@ impl<R: Read> TarReader<R> {
         let mut padding = [0; BLOCK];
         let count = usize::try_from(self.padding).unwrap_or(BLOCK);
         self.padding = 0;
-        // Padding missing at the very end harms nothing.
+        // Missing padding at the very end is harmless.
         self.fill(&mut padding[..count]).map(drop)
     }
 }
@@ -273,7 +273,7 @@ impl<R: Read> Read for TarReader<R> {
     }
 }
 
-/// GNU names end with a zero byte.
+/// Removes the zero byte at the end of a GNU name.
 fn trim(mut name: Vec<u8>) -> Vec<u8> {
     if name.last() == Some(&0) {
         name.pop();
@@ -294,7 +294,7 @@ pub(crate) fn refused(entry: &[u8], why: &'static str) -> OciError {
     OciError::Entry { entry: String::from_utf8_lossy(shown).into_owned(), why }
 }
 
-/// An error while reading: one of ours from below, or of the decompressor.
+/// Converts an error while reading: a wrapped error of ours, or one of the decompressor.
 pub(crate) fn unreadable(error: io::Error) -> OciError {
     match OciError::from_io(error) {
         Ok(ours) => ours,

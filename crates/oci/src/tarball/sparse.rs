@@ -1,6 +1,5 @@
-//! Files with holes: the old GNU form with its map in the header, and the three PAX forms.
-//! A map is checked before anything is written: in order, inside the file, and as long as what is stored.
-//! Writing the segments is up to who unpacks.
+//! Parses the maps of sparse files: the old GNU form with its map in the header, and the three PAX forms.
+//! Maps are checked: segments in order, inside the file, and together as long as the stored content. `unpack` writes the segments.
 
 use std::io::Read;
 
@@ -10,29 +9,29 @@ use super::extended::number;
 use super::{BLOCK, TarReader, broken, refused};
 use crate::OciError;
 
-/// Most segments of a file.
+/// Maximum number of segments of a file.
 const MAX_SEGMENTS: usize = 1 << 16;
 
-/// A run of content in a file.
+/// A range of a file with content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Segment {
-    /// Where it begins, bytes.
+    /// Offset in the file, bytes.
     pub(crate) offset: u64,
-    /// Bytes.
+    /// Length, bytes.
     pub(crate) length: u64,
 }
 
-/// What a sparse file is.
+/// The layout of a sparse file.
 #[derive(Debug)]
 pub(super) struct Layout {
     pub(super) segments: Vec<Segment>,
-    /// The file's length with its holes.
+    /// The file's size with its holes.
     pub(super) size: u64,
-    /// Its name, where the header's is a stand-in.
+    /// Its name, if the header's is a placeholder.
     pub(super) name: Option<Vec<u8>>,
 }
 
-/// The old GNU form. `more` gives the blocks that follow the header.
+/// Parses the old GNU form. `more` returns the blocks that follow the header.
 pub(super) fn gnu(
     header: &Header,
     mut more: impl FnMut() -> Result<[u8; BLOCK], OciError>,
@@ -67,7 +66,7 @@ fn push(segments: &mut Vec<Segment>, segment: Segment) -> Result<(), OciError> {
     Ok(())
 }
 
-/// What PAX records say about a sparse file.
+/// The PAX records of a sparse file.
 #[derive(Debug, Default)]
 pub(super) struct PaxSparse {
     /// Version 1.0: the map is at the beginning of the content.
@@ -106,7 +105,7 @@ impl PaxSparse {
     }
 }
 
-/// Version 1.0: a count and the numbers, a line each, filled up to a whole block.
+/// Reads a map of version 1.0: a count and the numbers, one on each line, padded to a whole block.
 fn leading_map<R: Read>(content: &mut TarReader<R>) -> Result<Vec<u64>, OciError> {
     let mut lines = Lines { content, block: [0; BLOCK], next: BLOCK };
     let count = lines.number()?;
@@ -141,7 +140,7 @@ impl<R: Read> Lines<'_, R> {
     }
 }
 
-/// The map without its empty segments, if it is one that can be.
+/// Checks a map; returns it without empty segments.
 pub(super) fn checked(
     name: &[u8],
     segments: Vec<Segment>,

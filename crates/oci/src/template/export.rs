@@ -1,6 +1,6 @@
 //! Writes a template's archive to any writer, without seeking.
-//! Each layer is compressed into a file beside the layer store first: a tar says lengths before contents.
-//! The index comes last, so a cut-off archive is not mistaken for a whole one.
+//! Each layer is compressed into a staging file first, because a tar has lengths before contents. The index is written last, so a
+//! truncated archive is not mistaken for a complete one.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,14 +18,14 @@ use crate::archive::blob_name;
 use crate::digest::Digest;
 use crate::media::{Descriptor, OCI_INDEX, OCI_MANIFEST};
 
-/// Of zstd.
+/// Compression level of zstd.
 const LEVEL: i32 = 3;
 
-/// Writes a template of these layers (uppermost first) with a configuration, which is JSON that means nothing here. Answers
+/// Writes a template of these layers (uppermost first) with a configuration (JSON, not interpreted here). Returns
 /// the manifest's digest, which is the same for the same template. Blocks.
 ///
 /// # Errors
-/// A layer is not in the store or holds what cannot be carried, or the writer fails.
+/// A layer is not in the store or has a file that cannot be represented, or the writer fails.
 pub fn export_template(
     store: &LayerStore,
     layers: &[LayerDigest],
@@ -35,13 +35,13 @@ pub fn export_template(
     let mut tar = Builder::new(to);
     append(&mut tar, "oci-layout", 30, &br#"{"imageLayoutVersion":"1.0.0"}"#[..])?;
     let mut descriptors = Vec::new();
-    // Lowermost first in manifests.
+    // Manifests list the lowermost layer first.
     for layer in layers.iter().rev() {
         let packed = pack(store, layer)?;
         let path = packed.file.path();
         let file = File::open(&path).map_err(OciError::at(&path))?;
         let descriptor = packed.descriptor;
-        // One that is there twice is written once.
+        // A layer that is there twice is written once.
         if !descriptors.iter().any(|known: &Descriptor| known.digest == descriptor.digest) {
             append(&mut tar, &blob_name(&descriptor.digest), descriptor.size, file)?;
         }
@@ -125,7 +125,7 @@ fn unwritable(error: io::Error) -> OciError {
     OciError::at(std::path::Path::new("the template's archive"))(error)
 }
 
-/// Hashes and counts what is written through it.
+/// A writer that hashes and counts what is written through it.
 struct HashWriter<W> {
     inner: W,
     hash: Sha256,

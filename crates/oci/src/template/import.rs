@@ -1,6 +1,6 @@
-//! Reads a template's archive. Archives are not trusted: every hash is verified before any layer is in the store.
-//! A layer is always unpacked, even if its digest is here already: naming a digest must not be enough to get a layer.
-//! The configuration is given back as it is; what it says is for the caller to check.
+//! Reads a template's archive. Archives are untrusted: every digest is verified before a layer is added to the store.
+//! A layer is always unpacked, even if the store has one with its digest: naming a digest must not be enough to get a layer.
+//! The configuration is returned unchecked.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,15 +23,15 @@ use crate::{OciError, Phase, Progress};
 pub struct Template {
     /// Uppermost first.
     pub layers: Vec<LayerDigest>,
-    /// As it was given to the export. Not to be trusted.
+    /// The configuration as given to the export; untrusted.
     pub config: Vec<u8>,
     /// The manifest's digest.
     pub digest: Digest,
-    /// Uncompressed size of all layers, bytes, about.
+    /// Approximate uncompressed size of all layers, bytes.
     pub size: u64,
 }
 
-/// What says which kind of thing a manifest is.
+/// The fields that tell the kind of a manifest.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Kind {
@@ -39,11 +39,11 @@ struct Kind {
     artifact_type: String,
 }
 
-/// Imports a template that [`super::export_template`] wrote, from a tar or a directory. Of the options, architecture and scope
-/// do not matter. Blocks.
+/// Imports a template that [`super::export_template`] wrote, from a tar or a directory. Architecture and scope of
+/// the options are ignored. Blocks.
 ///
 /// # Errors
-/// It is no template, one of another format, damaged in any way, or too large; no layer is in the store then. Or the store fails.
+/// The archive is not a template, of another version, damaged, or too large; then no layer is added. Or the store fails.
 pub fn import_template(
     store: &LayerStore,
     path: &Path,
@@ -80,12 +80,12 @@ pub fn import_template(
         staged.push(stage(store, &archive, layer, &budget)?);
     }
     progress(Progress { phase: Phase::Unpacking, done: total, total });
-    // Everything is verified by now.
+    // Everything is verified at this point.
     let layers: Result<Vec<_>, _> = staged.iter().rev().map(|staging| store.add(staging)).collect();
     Ok(Template { layers: layers?, config, digest: descriptor.digest.clone(), size: budget.size() })
 }
 
-/// Unpacks a layer and compares it with what the manifest says of it.
+/// Unpacks a layer and compares its digests with those in the manifest.
 fn stage(
     store: &LayerStore,
     archive: &Archive,
@@ -101,7 +101,7 @@ fn stage(
     let root = staging.path();
     let content = archive.blob(&layer.digest)?.0;
     let mut plain = HashReader::new(Metered { inner: decompressed(content)?, budget });
-    // Layers of templates say all about themselves; there is nothing to ask of others.
+    // Layers of templates do not depend on the layers below.
     unpack(&mut plain, &root, &[], Source::Template, budget, &mut Warnings::default())?;
     let found = [(plain.finish().to_string(), diff_id), (digest_tree(&root)?.to_string(), digest)];
     match found.into_iter().find(|(found, expected)| found != *expected) {

@@ -1,6 +1,6 @@
-//! Makes a tree that overlayfs wrote into one that means the same on any machine, before it becomes a layer.
-//! An overlay's upper has notes about the layers below it (file handles, counts) that are worth nothing elsewhere and would
-//! give equal trees different digests.
+//! Makes a tree that overlayfs wrote portable, before it becomes a layer.
+//! Overlayfs stores attributes about the layers below in an upper directory (file handles, counts), which are invalid elsewhere and
+//! would give equal trees different digests.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -9,11 +9,11 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType, lremovexattr, statat};
 use rustix::io::Errno;
 
 use crate::OciError;
-use crate::unpack::DEEPEST;
+use crate::unpack::MAX_DEPTH;
 use crate::unpack::attributes::{entry_path, xattrs_of};
 use crate::unpack::lower::open_dir;
 
-/// Overlayfs' notes; whiteouts, opaque directories and renames are not among them.
+/// The attributes that are removed; those of whiteouts, opaque directories and renames stay.
 const NOTES: [&[u8]; 5] = [
     b"trusted.overlay.origin",
     b"trusted.overlay.impure",
@@ -22,10 +22,10 @@ const NOTES: [&[u8]; 5] = [
     b"trusted.overlay.uuid",
 ];
 
-/// Removes overlayfs' own notes from a tree that nobody uses, such as a copy of an upper in a `layers::Staging`. Blocks.
+/// Removes these attributes from a tree that is not in use, such as a copy of an upper directory in a `layers::Staging`. Blocks.
 ///
 /// # Errors
-/// Something in it cannot be changed, it is more than 200 directories deep, or a file's content is not in it (`metacopy`).
+/// A file cannot be changed, the tree is more than 200 directories deep, or a file's content is in a layer below (`metacopy`).
 pub fn make_portable(root: &Path) -> Result<(), OciError> {
     let top = open_dir(CWD, root).map_err(OciError::at(root))?;
     strip(root, &top, b".")?;
@@ -33,7 +33,7 @@ pub fn make_portable(root: &Path) -> Result<(), OciError> {
 }
 
 fn dir(path: &Path, at: &OwnedFd, depth: usize) -> Result<(), OciError> {
-    if depth > DEEPEST {
+    if depth > MAX_DEPTH {
         return Err(not_portable(path, "is more than 200 directories deep"));
     }
     for entry in Dir::read_from(at).map_err(OciError::at(path))? {

@@ -1,6 +1,6 @@
-//! Writes a layer as a tar stream: the reverse of unpacking. Always the same bytes for the same layer.
-//! The tree may hold anything a sandbox could make, so it is walked through open directories and nothing is followed.
-//! What could not be read back as the same layer is an error, told with its name.
+//! Writes a layer as a tar stream, the reverse of unpacking. The same layer always gives the same bytes.
+//! The tree is untrusted, so it is walked through open directories and no link is followed. A file that could not be read back as the
+//! same is an error that names it.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -19,7 +19,7 @@ use crate::OciError;
 use crate::tarball::{LITERAL, SOCKET, XATTR};
 use crate::unpack::attributes::{OPAQUE, is_opaque, kept_xattr, xattrs_of};
 use crate::unpack::lower::{is_whiteout, open_dir};
-use crate::unpack::{DEEPEST, MAX_ID, MAX_PART};
+use crate::unpack::{MAX_DEPTH, MAX_ID, MAX_PART};
 
 /// Writes the layer at `root`.
 pub(super) fn write_layer(layer: &LayerDigest, root: &Path, to: impl Write) -> Result<(), OciError> {
@@ -42,7 +42,7 @@ type Records = Vec<(String, Vec<u8>)>;
 
 impl<W: Write> Writer<'_, W> {
     fn dir(&mut self, path: &[u8], dir: &OwnedFd, stat: &Stat, depth: usize) -> Result<(), OciError> {
-        if depth > DEEPEST {
+        if depth > MAX_DEPTH {
             return Err(self.not_portable(path, "is more than 200 directories deep"));
         }
         let fail = |error: Errno| self.failed(path, error);
@@ -122,7 +122,7 @@ impl<W: Write> Writer<'_, W> {
         if content.count == size { Ok(()) } else { Err(self.not_portable(path, "changed while it was read")) }
     }
 
-    /// What the header has no room for, and what must come back as it is.
+    /// Returns the PAX records of an entry: values that the header has no room for, and attributes.
     fn records(&self, path: &[u8], dir: &OwnedFd, name: &[u8], stat: &Stat) -> Result<Records, OciError> {
         if u64::from(stat.st_uid.max(stat.st_gid)) > MAX_ID {
             return Err(self.not_portable(path, "has an owner beyond 65535"));
@@ -198,7 +198,7 @@ impl<W: Write> Writer<'_, W> {
     }
 }
 
-/// Counts what is read, since a file that shrinks is otherwise padded in silence.
+/// A reader that counts, since a file that shrinks would be padded silently.
 struct Counted<R> {
     inner: R,
     count: u64,
@@ -216,21 +216,21 @@ fn below(path: &[u8], name: &[u8]) -> Vec<u8> {
     if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() }
 }
 
-/// Puts text into a header's field as far as it goes. Answers whether all of it fits.
+/// Writes text to a header's field, truncated to its length; returns whether all of it fits.
 fn fill(field: &mut [u8], text: &[u8]) -> bool {
     let count = text.len().min(field.len());
     field[..count].copy_from_slice(&text[..count]);
     count == text.len()
 }
 
-/// A mark's own owner and mode do not matter; its time is the directory's.
+/// Returns the metadata of a whiteout: owner and mode do not matter, its time is the directory's.
 fn of_nobody(stat: &Stat) -> Stat {
     let mut stat = *stat;
     (stat.st_uid, stat.st_gid, stat.st_mode) = (0, 0, 0);
     stat
 }
 
-/// Seconds since 1970 with nanoseconds, before 1970 too.
+/// Formats the modification time: seconds since 1970 with nanoseconds, possibly negative.
 fn decimal(stat: &Stat) -> String {
     let total = i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec);
     let sign = if total < 0 { "-" } else { "" };

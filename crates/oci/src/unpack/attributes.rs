@@ -1,6 +1,6 @@
-//! Owners, modes, times and extended attributes of what is unpacked.
-//! What could speak to overlayfs or to the host's security modules is never taken from an image.
-//! What a sandbox cannot have is replaced, and a warning says so.
+//! Owners, modes, times and extended attributes of unpacked entries.
+//! Attributes of overlayfs and of the host's security modules are never taken from an image. Values that a sandbox cannot have are
+//! replaced, with a warning.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -13,25 +13,25 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::tarball::Entry;
+use crate::tarball::TarEntry;
 
-/// The largest id a sandbox has.
+/// Maximum user or group id in a sandbox.
 pub(crate) const MAX_ID: u64 = 65_535;
-/// What other ids are shown as, and so what they become.
+/// The id that other ids become.
 const NOBODY: u32 = 65_534;
 /// An extended attribute's name and value.
 pub(crate) type Xattr = (Vec<u8>, Vec<u8>);
-/// Most warnings kept.
+/// Maximum number of warnings.
 const MAX_WARNINGS: usize = 20;
 
-/// Whether a directory hides what layers below have in it.
+/// Attribute of a directory that hides its entries in the layers below.
 pub(crate) const OPAQUE: &[u8] = b"trusted.overlay.opaque";
 const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
-/// Where a renamed directory's content comes from in the layers below.
+/// Attribute with the path of a renamed directory in the layers below.
 pub(crate) const REDIRECT: &[u8] = b"trusted.overlay.redirect";
 
-/// What was changed while unpacking.
+/// Messages about what was changed while unpacking.
 #[derive(Debug, Default)]
 pub(crate) struct Warnings(Vec<String>);
 
@@ -48,7 +48,7 @@ impl Warnings {
     }
 }
 
-/// What a file or directory is given.
+/// Metadata of a file or directory.
 #[derive(Debug, Clone)]
 pub(super) struct Attributes {
     pub(super) user: u32,
@@ -59,8 +59,8 @@ pub(super) struct Attributes {
 }
 
 impl Attributes {
-    /// From an entry, as far as a sandbox can have them.
-    pub(super) fn of(entry: &Entry, is_template: bool, warnings: &mut Warnings) -> Self {
+    /// Returns an entry's metadata, with values that a sandbox cannot have replaced.
+    pub(super) fn of(entry: &TarEntry, is_template: bool, warnings: &mut Warnings) -> Self {
         let mut id = |id: u64| {
             if id > MAX_ID {
                 warnings.add(&entry.name, &format!("owner {id} is beyond 65535 and became nobody"));
@@ -83,24 +83,24 @@ impl Attributes {
         Self { user, group, mode: entry.mode, modified, xattrs }
     }
 
-    /// Of a directory that no entry describes.
+    /// Returns the metadata of a directory that no entry describes.
     pub(super) fn plain_dir(modified: Timespec) -> Self {
         Self { user: 0, group: 0, mode: 0o755, modified, xattrs: Vec::new() }
     }
 
-    /// Gives it all to an entry of an open directory, which is not followed.
+    /// Sets the metadata of an entry of an open directory, without following it.
     pub(super) fn give(&self, dir: &OwnedFd, name: &[u8], is_symlink: bool) -> Result<(), Errno> {
         let (user, group) = (Some(Uid::from_raw(self.user)), Some(Gid::from_raw(self.group)));
         chownat(dir, name, user, group, AtFlags::SYMLINK_NOFOLLOW)?;
         if is_symlink {
             return set_time(dir, name, self.modified);
         }
-        // Just made by us and no link, so there is nothing to follow. After the owner, whose change takes bits away.
+        // Created by us and not a link, so nothing is followed. After the owner: changing that clears bits.
         chmodat(dir, name, Mode::from_raw_mode(self.mode), AtFlags::empty())?;
         let path = entry_path(dir, name);
         for (key, value) in &self.xattrs {
             match lsetxattr(&path, &**key, value, XattrFlags::empty()) {
-                // Not on this kind of file, or not on this file system, or not a proper value.
+                // Not supported on this kind of file or file system, or an invalid value.
                 Err(Errno::OPNOTSUPP | Errno::PERM | Errno::INVAL) if !key.starts_with(b"trusted.") => {}
                 answer => answer?,
             }
@@ -114,7 +114,7 @@ pub(super) fn set_time(dir: &OwnedFd, name: &[u8], modified: Timespec) -> Result
     utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)
 }
 
-/// Whether the open directory passes permissions on to what is made in it.
+/// Returns whether new entries of a directory inherit permissions.
 pub(super) fn passes_on(dir: &OwnedFd) -> Result<bool, Errno> {
     match lgetxattr(entry_path(dir, b"."), DEFAULT_ACL, &mut [0u8; 0]) {
         Ok(_) | Err(Errno::RANGE) => Ok(true),
@@ -123,7 +123,7 @@ pub(super) fn passes_on(dir: &OwnedFd) -> Result<bool, Errno> {
     }
 }
 
-/// Takes away what something new got from its directory.
+/// Removes inherited permissions from a new entry.
 pub(super) fn disinherit(dir: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
     for acl in [ACCESS_ACL, DEFAULT_ACL] {
         match lremovexattr(entry_path(dir, name), acl) {
@@ -134,13 +134,13 @@ pub(super) fn disinherit(dir: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Where an entry of an open directory can be named without following anything of the tree.
+/// Returns a path of an entry of an open directory that leads through no link of the tree.
 pub(crate) fn entry_path(dir: &OwnedFd, name: &[u8]) -> PathBuf {
     let number = dir.as_raw_fd();
     PathBuf::from(format!("/proc/self/fd/{number}")).join(OsStr::from_bytes(name))
 }
 
-/// The attribute's value, if a layer may have it.
+/// Returns the attribute's value, if a layer may have it.
 pub(crate) fn kept_xattr(name: &[u8], value: &[u8], is_template: bool) -> Option<Vec<u8>> {
     match name {
         b"security.capability" => capability(value),
@@ -153,12 +153,13 @@ pub(crate) fn kept_xattr(name: &[u8], value: &[u8], is_template: bool) -> Option
     }
 }
 
-/// Labels of the machine an image was made on; every image from such a machine is full of them.
+/// Returns whether to drop an attribute without a warning: security labels of the host an image was made on, which can be on every
+/// file.
 fn is_quietly_dropped(name: &[u8]) -> bool {
     matches!(name, b"security.selinux")
 }
 
-/// File capabilities, in the form without a namespace's root.
+/// Returns file capabilities in the form without a namespace's root.
 fn capability(value: &[u8]) -> Option<Vec<u8>> {
     const VERSION: u32 = 0xff00_0000;
     const EFFECTIVE: u32 = 1;
@@ -178,7 +179,7 @@ fn capability(value: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// A name in the same directory, or a path from the root of the layers.
+/// Returns whether a redirect is valid: a name in the same directory, or a path from the root of the layers.
 pub(crate) fn is_redirect(value: &[u8]) -> bool {
     let is_part = |part: &[u8]| !matches!(part, b"" | b"." | b"..");
     let is_path = match value.strip_prefix(b"/") {
@@ -188,7 +189,7 @@ pub(crate) fn is_redirect(value: &[u8]) -> bool {
     is_path && value.len() <= 256 && !value.contains(&0)
 }
 
-/// Names and values of all attributes, in order of their names. Nothing is followed.
+/// Returns names and values of all attributes, sorted by name. Links are not followed.
 pub(crate) fn xattrs_of(dir: &OwnedFd, name: &[u8]) -> Result<Vec<Xattr>, Errno> {
     let path = entry_path(dir, name);
     let names = match read(|buffer| llistxattr(&path, buffer)) {
@@ -201,7 +202,7 @@ pub(crate) fn xattrs_of(dir: &OwnedFd, name: &[u8]) -> Result<Vec<Xattr>, Errno>
     names.into_iter().map(pair).collect()
 }
 
-/// Whether the open directory hides what layers below have in it.
+/// Returns whether a directory hides its entries in the layers below.
 pub(crate) fn is_opaque(dir: &OwnedFd) -> Result<bool, Errno> {
     let mut value = [0; 2];
     match lgetxattr(entry_path(dir, b"."), OPAQUE, &mut value) {
@@ -215,7 +216,7 @@ pub(super) fn make_opaque(dir: &OwnedFd) -> Result<(), Errno> {
     lsetxattr(entry_path(dir, b"."), OPAQUE, b"y", XattrFlags::empty())
 }
 
-/// Reads what rarely is long and never longer than the kernel's limit.
+/// Calls `ask` with a small buffer, and if that is too small with one of the kernel's maximum size.
 fn read(mut ask: impl FnMut(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
     let mut content = vec![0u8; 512];
     let length = match ask(&mut content) {
@@ -234,7 +235,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_speaks_to_the_host_is_not_kept() {
+    fn attributes_for_the_host_are_not_kept() {
         let is_kept = |name: &str| kept_xattr(name.as_bytes(), b"y", false).is_some();
         assert!(is_kept("user.note"));
         for name in [

@@ -1,6 +1,6 @@
-//! What the layers below show at a path, seen as overlayfs would: whiteouts, opaque directories, files in the way.
-//! Needed where a layer does not say itself what its parent directories are, or links to a file below.
-//! The layers were unpacked from images, so nothing in them is followed.
+//! Finds files in the layers below as overlayfs would: with whiteouts, opaque directories and files in place of directories.
+//! Needed when a layer does not describe its parent directories, or links to a file of a layer below. The layers are untrusted, so
+//! nothing in them is followed.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -11,12 +11,12 @@ use rustix::io::Errno;
 use super::attributes::is_opaque;
 use crate::OciError;
 
-/// Opens the directory `name`, and only a directory.
+/// Opens the directory `name`; fails for anything else, also for a link to a directory.
 pub(crate) fn open_dir<P: rustix::path::Arg>(at: impl AsFd, name: P) -> Result<OwnedFd, Errno> {
     openat(at, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Whether this is overlayfs' mark for something that is gone.
+/// Returns whether a file is a whiteout.
 pub(crate) fn is_whiteout(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
 }
@@ -24,24 +24,24 @@ pub(crate) fn is_whiteout(stat: &Stat) -> bool {
 /// The layers below, uppermost first.
 pub(super) struct Lowers(Vec<OwnedFd>);
 
-/// Something in a layer below.
-pub(super) struct Found {
+/// A file in a layer below.
+pub(super) struct LowerFile {
     pub(super) dir: OwnedFd,
     pub(super) name: Vec<u8>,
     pub(super) stat: Stat,
 }
 
-impl Found {
+impl LowerFile {
     pub(super) fn kind(&self) -> FileType {
         FileType::from_raw_mode(self.stat.st_mode)
     }
 }
 
 enum Look {
-    Found(Found),
-    /// Not here; layers further below may have it.
+    LowerFile(LowerFile),
+    /// Not in this layer; layers further below may have it.
     Further,
-    /// Not here, and hidden further below.
+    /// Not in this layer, and hidden in the layers further below.
     Gone,
 }
 
@@ -51,11 +51,11 @@ impl Lowers {
         paths.iter().map(open).collect::<Result<_, _>>().map(Self)
     }
 
-    /// What the layers show at this path, whose last part is not followed.
-    pub(super) fn find<P: AsRef<[u8]>>(&self, path: &[P]) -> Result<Option<Found>, Errno> {
+    /// Returns the file at a path, whose last component is not followed.
+    pub(super) fn find<P: AsRef<[u8]>>(&self, path: &[P]) -> Result<Option<LowerFile>, Errno> {
         for layer in &self.0 {
             match look(layer, path)? {
-                Look::Found(found) => return Ok(Some(found)),
+                Look::LowerFile(found) => return Ok(Some(found)),
                 Look::Gone => return Ok(None),
                 Look::Further => {}
             }
@@ -84,6 +84,6 @@ fn look<P: AsRef<[u8]>>(layer: &OwnedFd, path: &[P]) -> Result<Look, Errno> {
         Err(Errno::NOENT) => Ok(missing(hides)),
         Err(error) => Err(error),
         Ok(stat) if is_whiteout(&stat) => Ok(Look::Gone),
-        Ok(stat) => Ok(Look::Found(Found { dir, name: last.as_ref().to_owned(), stat })),
+        Ok(stat) => Ok(Look::LowerFile(LowerFile { dir, name: last.as_ref().to_owned(), stat })),
     }
 }

@@ -1,6 +1,6 @@
-//! Turns a layer's tar stream into a directory tree in overlay form, under the assumption that the stream is hostile.
-//! Whiteouts become character devices 0:0, opaque directories an attribute; an archive's own such things are never taken.
-//! Nothing is read or written outside the layer's directory, and nothing costs more than the budget has.
+//! Unpacks a layer's tar stream, which is untrusted, to a directory tree as overlayfs needs it.
+//! Whiteouts become character devices 0:0, opaque directories an attribute; such devices and attributes of the archive itself are never
+//! taken. Nothing is read or written outside the layer's directory, and the budget limits the costs.
 
 pub(crate) mod attributes;
 pub(crate) mod lower;
@@ -21,25 +21,25 @@ use rustix::io::Errno;
 
 use crate::OciError;
 use crate::budget::{Budget, DIR};
-use crate::tarball::{Entry, Kind, TarReader, refused};
+use crate::tarball::{Kind, TarEntry, TarReader, refused};
 use attributes::{Attributes, entry_path, make_opaque, set_time};
 pub(crate) use attributes::{MAX_ID, Warnings};
 use lower::{Lowers, is_whiteout, open_dir};
-pub(crate) use names::{DEEPEST, MAX_PART};
+pub(crate) use names::{MAX_DEPTH, MAX_PART};
 use names::{Meaning, meaning, parts};
-use place::{Place, Tree, failed, of_found};
+use place::{OpenDir, Tree, failed, of_found};
 
-/// Whose archive it is.
+/// The origin of a layer's archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Source {
     /// An image.
     Image,
-    /// A template's archive, which may also hold renamed directories, sockets, dead device nodes and any names.
+    /// A template's archive, which may also contain renamed directories, sockets, device nodes and any names.
     Template,
 }
 
-/// Unpacks into the new directory `root`. `below` are the layers below, uppermost first. Answers whether they had a say
-/// in the result. Blocks.
+/// Unpacks a layer to the new directory `root`. `below` are the layers below, uppermost first. Returns whether the result depends on
+/// them. Blocks.
 pub(crate) fn unpack(
     archive: impl Read,
     root: &Path,
@@ -72,8 +72,8 @@ impl Tree<'_> {
 struct Unpacker<'a, R> {
     archive: TarReader<R>,
     tree: Tree<'a>,
-    /// Where the entry before went, by the parts of its name: mostly the next goes there too.
-    last: Option<(Vec<u8>, Place)>,
+    /// The directory of the previous entry, by the parts of its name: mostly that of the next entry too.
+    last: Option<(Vec<u8>, OpenDir)>,
     source: Source,
     budget: &'a Budget,
     warnings: &'a mut Warnings,
@@ -81,7 +81,7 @@ struct Unpacker<'a, R> {
 }
 
 impl<R: Read> Unpacker<'_, R> {
-    fn add(&mut self, entry: &Entry) -> Result<(), OciError> {
+    fn add(&mut self, entry: &TarEntry) -> Result<(), OciError> {
         let parts = parts(&entry.name)?;
         let is_template = self.source == Source::Template;
         let meaning =
@@ -104,28 +104,28 @@ impl<R: Read> Unpacker<'_, R> {
             Meaning::Whiteout(gone) => self.whiteout(entry, &attributes, &place, gone),
             _ => self.place(entry, &attributes, &place, name),
         }?;
-        place.settle().map_err(|error| failed(&entry.name, error))?;
+        place.restore_mtime().map_err(|error| failed(&entry.name, error))?;
         if keeps {
             self.last = Some((key, place));
         }
         Ok(())
     }
 
-    fn root(&mut self, entry: &Entry, attributes: &Attributes) -> Result<(), OciError> {
+    fn root(&mut self, entry: &TarEntry, attributes: &Attributes) -> Result<(), OciError> {
         if entry.kind != Kind::Directory {
             return Err(refused(&entry.name, "would replace the root directory"));
         }
-        // It may be what was noted, with what it had.
+        // It may be the remembered directory, with its old metadata.
         self.last = None;
         attributes.give(self.tree.root(), b".", false).map_err(|error| failed(&entry.name, error))
     }
 
-    /// Whiteouts concern the layers below only: what this layer has stays, whatever comes first.
+    /// Adds a whiteout, which hides files of the layers below only: those of this layer stay, whatever the order.
     fn whiteout(
         &mut self,
-        entry: &Entry,
+        entry: &TarEntry,
         attributes: &Attributes,
-        place: &Place,
+        place: &OpenDir,
         gone: &[u8],
     ) -> Result<bool, OciError> {
         let fail = |error: Errno| failed(&entry.name, error);
@@ -153,12 +153,12 @@ impl<R: Read> Unpacker<'_, R> {
         Ok(true)
     }
 
-    /// Puts an entry where it belongs. Answers whether the last entry's directory can be trusted to be the same still.
+    /// Creates an entry. Returns whether the previous entry's directory is certainly still the same.
     fn place(
         &mut self,
-        entry: &Entry,
+        entry: &TarEntry,
         attributes: &Attributes,
-        place: &Place,
+        place: &OpenDir,
         name: &[u8],
     ) -> Result<bool, OciError> {
         let fail = |error: Errno| failed(&entry.name, error);
@@ -170,7 +170,7 @@ impl<R: Read> Unpacker<'_, R> {
         if entry.kind == Kind::Directory {
             return self.dir(entry, attributes, place, name, there.as_ref());
         }
-        // Looked for before anything is removed: it may be what is in the way.
+        // LowerFile before anything is removed: it may be the entry that is in the way.
         let origin = if entry.kind == Kind::Link { Some(self.origin(entry)?) } else { None };
         if let (Some((dir, target)), Some(there)) = (&origin, &there) {
             let stat = statat(&dir.dir, &**target, AtFlags::SYMLINK_NOFOLLOW).map_err(fail)?;
@@ -217,9 +217,9 @@ impl<R: Read> Unpacker<'_, R> {
 
     fn dir(
         &mut self,
-        entry: &Entry,
+        entry: &TarEntry,
         attributes: &Attributes,
-        place: &Place,
+        place: &OpenDir,
         name: &[u8],
         there: Option<&Stat>,
     ) -> Result<bool, OciError> {
@@ -236,7 +236,7 @@ impl<R: Read> Unpacker<'_, R> {
         }
         attributes.give(&place.dir, name, false).map_err(fail)?;
         if is_new && there.is_some() {
-            // What this layer had there before, or said was gone, hid what is below; so does this.
+            // A file or whiteout that this layer had there hid the directory below; so must this one.
             make_opaque(&open_dir(&place.dir, name).map_err(fail)?).map_err(fail)?;
         }
         self.tree.described(&place.path_of(name));
@@ -245,9 +245,9 @@ impl<R: Read> Unpacker<'_, R> {
 
     fn file(
         &mut self,
-        entry: &Entry,
+        entry: &TarEntry,
         attributes: &Attributes,
-        place: &Place,
+        place: &OpenDir,
         name: &[u8],
     ) -> Result<(), OciError> {
         let fail = |error: Errno| failed(&entry.name, error);
@@ -257,7 +257,7 @@ impl<R: Read> Unpacker<'_, R> {
         match &entry.segments {
             None => self.copy(&mut file, entry.size, &entry.name)?,
             Some(segments) => {
-                // Holes cost no disk here, but whoever copies or hashes the layer reads them.
+                // Holes take no space, but are read when the layer is copied or hashed.
                 let stored: u64 = segments.iter().map(|segment| segment.length).sum();
                 self.budget.add_bytes(entry.size.saturating_sub(stored))?;
                 for segment in segments {
@@ -285,8 +285,8 @@ impl<R: Read> Unpacker<'_, R> {
         Ok(())
     }
 
-    /// The file that a hard link names: its directory and name. A file of a layer below is brought into this one.
-    fn origin(&mut self, entry: &Entry) -> Result<(Place, Vec<u8>), OciError> {
+    /// Returns directory and name of the target of a hard link. A target in a layer below is copied to this one.
+    fn origin(&mut self, entry: &TarEntry) -> Result<(OpenDir, Vec<u8>), OciError> {
         let fail = |error: Errno| failed(&entry.name, error);
         let target = parts(&entry.target)
             .map_err(|_| refused(&entry.name, "is a hard link to a name that cannot be"))?;
@@ -301,14 +301,14 @@ impl<R: Read> Unpacker<'_, R> {
             }
             Ok(_) => Ok((place, name.to_vec())),
             Err(Errno::NOENT) => {
-                self.bring_up(entry, &place, name)?;
+                self.copy_up(entry, &place, name)?;
                 Ok((place, name.to_vec()))
             }
             Err(error) => Err(fail(error)),
         }
     }
 
-    fn bring_up(&mut self, entry: &Entry, place: &Place, name: &[u8]) -> Result<(), OciError> {
+    fn copy_up(&mut self, entry: &TarEntry, place: &OpenDir, name: &[u8]) -> Result<(), OciError> {
         let fail = |error: Errno| failed(&entry.name, error);
         let Some(found) = self.tree.below(place, name).map_err(fail)? else {
             return Err(refused(&entry.name, "is a hard link to nothing"));
@@ -332,12 +332,12 @@ impl<R: Read> Unpacker<'_, R> {
         place.got(name).map_err(fail)?;
         let attributes = of_found(&found).map_err(fail)?;
         attributes.give(&place.dir, name, found.kind() == FileType::Symlink).map_err(fail)?;
-        place.settle().map_err(fail)
+        place.restore_mtime().map_err(fail)
     }
 }
 
-/// Removes what an earlier entry of the same layer put there.
-fn remove(place: &Place, name: &[u8], there: &Stat) -> io::Result<()> {
+/// Removes the file of an earlier entry of the same layer.
+fn remove(place: &OpenDir, name: &[u8], there: &Stat) -> io::Result<()> {
     if FileType::from_raw_mode(there.st_mode) == FileType::Directory {
         return fs::remove_dir_all(entry_path(&place.dir, name));
     }

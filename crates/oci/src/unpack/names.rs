@@ -1,17 +1,16 @@
-//! Names in archives, as parts of a path below the layer's root.
-//! A name that could mean a place outside is refused, not repaired.
-//! Symlinks on the way are the resolver's business.
+//! Parses names of entries as parts of a path below the layer's root.
+//! A name that could lead outside is refused, not repaired. Symlinks on the way are resolved in `place`.
 
 use crate::OciError;
 use crate::tarball::refused;
 
-/// Most directories one in another. Trees are walked with a descriptor or a stack frame a level elsewhere.
-pub(crate) const DEEPEST: usize = 200;
-/// The kernel's limits, bytes.
+/// Maximum depth of directories. Other code walks trees with a descriptor or stack frame for each level.
+pub(crate) const MAX_DEPTH: usize = 200;
+/// The kernel's maximum length of a name and of a path, bytes.
 pub(crate) const MAX_PART: usize = 255;
 pub(super) const MAX_PATH: usize = 4095;
 
-/// The parts of a name; none for the root itself. `/` in front and `.` mean nothing.
+/// Splits a name to parts; returns none for the root. A leading `/` and `.` are ignored.
 pub(super) fn parts(name: &[u8]) -> Result<Vec<&[u8]>, OciError> {
     if name.len() > MAX_PATH {
         return Err(refused(name, "has a name longer than 4095 bytes"));
@@ -27,22 +26,22 @@ pub(super) fn parts(name: &[u8]) -> Result<Vec<&[u8]>, OciError> {
     if parts.iter().any(|part| part.len() > MAX_PART) {
         return Err(refused(name, "has a part longer than 255 bytes in its name"));
     }
-    if parts.len() > DEEPEST {
+    if parts.len() > MAX_DEPTH {
         return Err(refused(name, "is more than 200 directories deep"));
     }
     Ok(parts)
 }
 
-/// What a last part means.
+/// The meaning of a name's last part.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Meaning<'a> {
-    /// Itself.
+    /// A file of this name.
     Plain,
-    /// This name, of the layers below, is gone.
+    /// A whiteout: the file of this name in the layers below is removed.
     Whiteout(&'a [u8]),
-    /// All that the layers below have in this directory is gone.
+    /// An opaque directory: all its entries in the layers below are removed.
     Opaque,
-    /// A note that the old AUFS driver left in images.
+    /// Metadata that the old AUFS driver left in images.
     Nothing,
 }
 
@@ -78,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn whiteouts_are_told_from_names() {
+    fn whiteouts_are_recognised() {
         let of = |name: &'static str| meaning(name.as_bytes(), &parts(name.as_bytes()).unwrap());
         assert_eq!(of("a/.wh.b").unwrap(), Meaning::Whiteout(b"b"));
         assert_eq!(of("a/.wh..wh..opq").unwrap(), Meaning::Opaque);
@@ -91,7 +90,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_part_leads_elsewhere(name in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
+        fn no_part_leads_outside(name in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
             if let Ok(parts) = parts(&name) {
                 for part in parts {
                     proptest::prop_assert!(!part.is_empty() && part != b"." && part != b"..");

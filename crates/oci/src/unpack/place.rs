@@ -1,6 +1,6 @@
-//! Finds and makes the directory an entry belongs into. Symlinks on the way mean what they mean inside the image.
-//! Every step is relative to an open directory and follows nothing: a link's target is walked by hand, from the layer's root.
-//! A directory that the layer does not describe is made as the layers below show it.
+//! Finds and creates the directory that an entry belongs to. Symlinks on the way are resolved as inside the image.
+//! Every step is relative to an open directory and follows nothing: a link's target is walked step by step, from the layer's root.
+//! A directory that the layer does not describe is created like that in the layers below.
 
 use std::collections::{HashSet, VecDeque};
 use std::os::fd::OwnedFd;
@@ -12,58 +12,58 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::attributes::{Attributes, disinherit, kept_xattr, make_opaque, passes_on, set_time, xattrs_of};
-use super::lower::{Found, Lowers, is_whiteout, open_dir};
-use super::names::{DEEPEST, MAX_PATH};
+use super::lower::{LowerFile, Lowers, is_whiteout, open_dir};
+use super::names::{MAX_DEPTH, MAX_PATH};
 use crate::OciError;
 use crate::budget::Budget;
 use crate::tarball::refused;
 
-/// Most symlinks on the way to one entry, as in the kernel.
+/// Maximum number of symlinks on the way to an entry, as in the kernel.
 const MAX_LINKS: usize = 40;
 
-/// Most directories on the way to one entry, with all that links lead through.
+/// Maximum number of directories on the way to an entry, including those in targets of links.
 const MAX_STEPS: usize = 2000;
-/// Most bytes of paths remembered for the sake of [`Tree::holds_only_marks`].
+/// Maximum size of the paths that are remembered for [`Tree::holds_only_marks`].
 const MAX_IMPLIED: usize = 16 << 20;
 
-/// The tree being made.
+/// The tree that is being unpacked.
 pub(super) struct Tree<'a> {
     root: OwnedFd,
     lowers: Lowers,
     budget: &'a Budget,
-    /// Directories that no entry describes, by path.
+    /// Paths of directories that no entry describes.
     implied: HashSet<Vec<u8>>,
-    /// Bytes that their paths may still take.
+    /// Number of bytes left for their paths.
     room: usize,
-    /// Whether the layers below had a say in what was made.
+    /// Whether the result depends on the layers below.
     pub(super) asked_below: bool,
 }
 
 /// An open directory of the tree.
-pub(super) struct Place {
+pub(super) struct OpenDir {
     pub(super) dir: OwnedFd,
     /// Its path without any symlinks.
     pub(super) path: Vec<Vec<u8>>,
-    /// What it shall keep while it is filled.
+    /// Its modification time, to be restored after it is filled.
     modified: Timespec,
-    /// Whether it has permissions for what is made in it.
+    /// Whether new entries inherit permissions from it.
     passes_on: bool,
 }
 
-impl Place {
+impl OpenDir {
     fn new(dir: OwnedFd, path: Vec<Vec<u8>>) -> Result<Self, Errno> {
         let (stat, passes_on) = (fstat(&dir)?, passes_on(&dir)?);
         let modified = Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec as _ };
         Ok(Self { dir, path, modified, passes_on })
     }
 
-    /// To be called when something was put there, before it is given attributes.
+    /// To be called for a new entry, before its metadata is set.
     pub(super) fn got(&self, name: &[u8]) -> Result<(), Errno> {
         if self.passes_on { disinherit(&self.dir, name) } else { Ok(()) }
     }
 
-    /// To be called when all is done: filling a directory changed its time.
-    pub(super) fn settle(&self) -> Result<(), Errno> {
+    /// Restores the directory's modification time, which creating entries changed.
+    pub(super) fn restore_mtime(&self) -> Result<(), Errno> {
         set_time(&self.dir, b".", self.modified)
     }
 
@@ -72,7 +72,7 @@ impl Place {
     }
 }
 
-/// What is in the way to an entry.
+/// A part of the way to an entry.
 enum Step {
     Enter,
     Follow(Vec<u8>),
@@ -87,20 +87,20 @@ impl<'a> Tree<'a> {
         &self.root
     }
 
-    /// What the layers below show at a path without symlinks.
-    pub(super) fn below(&mut self, place: &Place, name: &[u8]) -> Result<Option<Found>, Errno> {
+    /// Returns the file of the layers below at a path without symlinks.
+    pub(super) fn below(&mut self, place: &OpenDir, name: &[u8]) -> Result<Option<LowerFile>, Errno> {
         self.asked_below = true;
         let path: Vec<&[u8]> = place.path.iter().map(Vec::as_slice).chain([name]).collect();
         self.lowers.find(&path)
     }
 
-    /// The directory of these parts, made where it is missing. `entry` is whose it is, for messages.
+    /// Returns the directory with these parts, creating it if necessary. `entry` is for messages.
     pub(super) fn dir(
         &mut self,
         entry: &[u8],
         parts: &[&[u8]],
         modified: Timespec,
-    ) -> Result<Place, OciError> {
+    ) -> Result<OpenDir, OciError> {
         if let Some(place) = self.straight(parts).map_err(|error| failed(entry, error))? {
             return Ok(place);
         }
@@ -116,15 +116,15 @@ impl<'a> Tree<'a> {
             if part == b".." {
                 place.path.pop();
                 let above = self.reopen(&place.path).map_err(fail)?;
-                place = Place::new(above, place.path).map_err(fail)?;
+                place = OpenDir::new(above, place.path).map_err(fail)?;
                 continue;
             }
             match self.step(entry, &place, &part, modified)? {
                 Step::Enter => {
                     let next = open_dir(&place.dir, &*part).map_err(fail)?;
                     place.path.push(part);
-                    place = Place::new(next, place.path).map_err(fail)?;
-                    if place.path.len() > DEEPEST {
+                    place = OpenDir::new(next, place.path).map_err(fail)?;
+                    if place.path.len() > MAX_DEPTH {
                         return Err(refused(entry, "is more than 200 directories deep"));
                     }
                 }
@@ -145,14 +145,14 @@ impl<'a> Tree<'a> {
         Ok(place)
     }
 
-    fn root_place(&self) -> Result<Place, Errno> {
-        Place::new(open_dir(&self.root, c".")?, Vec::new())
+    fn root_place(&self) -> Result<OpenDir, Errno> {
+        OpenDir::new(open_dir(&self.root, c".")?, Vec::new())
     }
 
-    /// The directory, if it is there and no symlink leads to it: one system call for nearly every entry.
-    fn straight(&self, parts: &[&[u8]]) -> Result<Option<Place>, Errno> {
+    /// Returns the directory if it exists and no symlink leads to it: one system call for nearly every entry.
+    fn straight(&self, parts: &[&[u8]]) -> Result<Option<OpenDir>, Errno> {
         match self.reopen(parts) {
-            Ok(dir) => Place::new(dir, parts.iter().map(|part| part.to_vec()).collect()).map(Some),
+            Ok(dir) => OpenDir::new(dir, parts.iter().map(|part| part.to_vec()).collect()).map(Some),
             Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => Ok(None),
             Err(error) => Err(error),
         }
@@ -172,11 +172,11 @@ impl<'a> Tree<'a> {
         openat2(&self.root, joined, flags, Mode::empty(), resolve)
     }
 
-    /// Makes sure that one part of the way can be taken.
+    /// Enters or creates the directory of one part of the way, or returns the link that is there.
     fn step(
         &mut self,
         entry: &[u8],
-        place: &Place,
+        place: &OpenDir,
         part: &[u8],
         modified: Timespec,
     ) -> Result<Step, OciError> {
@@ -211,7 +211,7 @@ impl<'a> Tree<'a> {
         mkdirat(&place.dir, part, Mode::from_raw_mode(0o700)).map_err(fail)?;
         place.got(part).map_err(fail)?;
         attributes.give(&place.dir, part, false).map_err(fail)?;
-        place.settle().map_err(fail)?;
+        place.restore_mtime().map_err(fail)?;
         if was_gone {
             make_opaque(&open_dir(&place.dir, part).map_err(fail)?).map_err(fail)?;
         }
@@ -230,8 +230,8 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// Whether a whiteout in this directory says anything: some tools write them into directories that the same layer replaces by
-    /// something else, and then there is nothing to hide.
+    /// Returns whether a whiteout in this directory has an effect: some tools write whiteouts into directories that the same layer
+    /// replaces by another file, where there is nothing to hide.
     pub(super) fn can_hide(&mut self, entry: &[u8], parts: &[&[u8]]) -> Result<bool, OciError> {
         let fail = |error: Errno| failed(entry, error);
         let mut place = self.root_place().map_err(fail)?;
@@ -240,7 +240,7 @@ impl<'a> Tree<'a> {
                 Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
                     let next = open_dir(&place.dir, *part).map_err(fail)?;
                     place.path.push(part.to_vec());
-                    place = Place::new(next, place.path).map_err(fail)?;
+                    place = OpenDir::new(next, place.path).map_err(fail)?;
                 }
                 Ok(_) => return Ok(false),
                 Err(Errno::NOENT) => {
@@ -255,9 +255,9 @@ impl<'a> Tree<'a> {
         Ok(true)
     }
 
-    /// Whether this is a directory that is here for whiteouts in it only. If not, that is remembered, so that nobody can have
-    /// a large directory looked through again and again.
-    pub(super) fn holds_only_marks(&mut self, place: &Place, name: &[u8]) -> Result<bool, Errno> {
+    /// Returns whether this directory contains whiteouts only. If not, that is remembered, so that an archive cannot have a large
+    /// directory scanned again and again.
+    pub(super) fn holds_only_marks(&mut self, place: &OpenDir, name: &[u8]) -> Result<bool, Errno> {
         let path = place.path_of(name);
         if !self.implied.contains(&path) {
             return Ok(false);
@@ -274,7 +274,7 @@ impl<'a> Tree<'a> {
         while let Some(path) = dirs.pop() {
             let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
             let dir = match self.reopen(&parts) {
-                // Not a directory any more.
+                // No longer a directory.
                 Err(Errno::NOTDIR | Errno::LOOP) => return Ok(false),
                 answer => answer?,
             };
@@ -299,8 +299,8 @@ impl<'a> Tree<'a> {
     }
 }
 
-/// What something in a layer below has, without overlayfs' own marks.
-pub(super) fn of_found(found: &Found) -> Result<Attributes, Errno> {
+/// Returns the metadata of a file in a layer below, without overlayfs' own attributes.
+pub(super) fn of_found(found: &LowerFile) -> Result<Attributes, Errno> {
     let xattrs = xattrs_of(&found.dir, &found.name)?;
     let kept = xattrs.into_iter().filter_map(|(name, value)| {
         let value = kept_xattr(&name, &value, false)?;
@@ -315,7 +315,7 @@ pub(super) fn of_found(found: &Found) -> Result<Attributes, Errno> {
     })
 }
 
-/// A failed system call, told with the entry it was for.
+/// Converts an error of a system call for an entry.
 pub(super) fn failed(entry: &[u8], error: impl Into<std::io::Error>) -> OciError {
     let shown = &entry[..entry.len().min(200)];
     OciError::at(std::path::Path::new(&*String::from_utf8_lossy(shown)))(error)

@@ -1,10 +1,9 @@
-//! Documents that follow a command (`RUN python3 - <<EOF`), which the parser knows only where they are the command.
-//! They are taken out before it reads the file, and put back behind their command; line numbers stay.
-//! The shell gets them as they were written.
+//! Here-documents that are the input of a command (`RUN python3 - <<EOF`); the parser only supports those that are the command itself.
+//! They are removed before parsing and appended to their command afterwards, unchanged; line numbers stay the same.
 
 use std::collections::BTreeMap;
 
-/// A Dockerfile without such documents, and the documents with their delimiters by the line of their command, from 1.
+/// Returns a Dockerfile without such documents, and the documents with their delimiters by the line of their command, from 1.
 pub(super) fn take_out(text: &str) -> (String, BTreeMap<usize, String>) {
     let lines: Vec<&str> = text.split('\n').collect();
     let mut left: Vec<&str> = Vec::with_capacity(lines.len());
@@ -12,7 +11,7 @@ pub(super) fn take_out(text: &str) -> (String, BTreeMap<usize, String>) {
     let mut at = 0;
     while at < lines.len() {
         let first = at;
-        // A command may go on over several lines; the documents come after its last.
+        // A command may have several lines; the documents come after the last one.
         while lines[at].trim_end().ends_with('\\') && at + 1 < lines.len() {
             at += 1;
         }
@@ -38,7 +37,7 @@ pub(super) fn take_out(text: &str) -> (String, BTreeMap<usize, String>) {
     (left.join("\n"), taken)
 }
 
-/// Delimiters of a `RUN` whose documents are not the whole of it.
+/// Returns the delimiters of a `RUN` whose documents are input of its command.
 fn delimiters_of_run(command: &str) -> Vec<String> {
     let trimmed = command.trim_start();
     let Some((word, rest)) = trimmed.split_once(char::is_whitespace) else { return Vec::new() };
@@ -68,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn documents_leave_their_lines_behind() {
+    fn removed_documents_leave_empty_lines() {
         let text = "FROM x\nRUN a <<'P' \\\n  && b <<-Q\none\nP\n\ttwo\n\tQ\nRUN <<EOF\nx\nEOF\nRUN echo 1<<2 <<< word\n";
         let (left, taken) = take_out(text);
         assert_eq!(left.matches('\n').count(), text.matches('\n').count());

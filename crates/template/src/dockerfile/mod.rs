@@ -1,6 +1,6 @@
-//! A Dockerfile as a template build: what it starts from, its steps in their wire form, and the command it ends with.
-//! The rules are the official SDKs': it begins as root in `/`, and ends as `user` in their home unless it says otherwise.
-//! What has no meaning in a template is named in the notes; what would be silently wrong is an error.
+//! Converts a Dockerfile to a template build: its base image, its steps in wire form, and its start command.
+//! The rules are those of the official SDKs: it begins as root in `/`, and ends as `user` in its home unless it says otherwise.
+//! Instructions without a meaning in a template are listed in the notes; what would be wrong silently is an error.
 
 mod documents;
 mod words;
@@ -12,38 +12,38 @@ use parse_dockerfile::{Command, Flag, HereDoc, Instruction, Source};
 use crate::steps::{Unset, expand};
 use words::{assignments, quoted};
 
-/// A Dockerfile, understood.
+/// A converted Dockerfile.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dockerfile {
-    /// The image it starts from.
+    /// The base image.
     pub from: String,
-    /// What it does, in order.
+    /// Its steps, in order.
     pub steps: Vec<Planned>,
     /// `ENTRYPOINT` and `CMD` as one command.
     pub start_cmd: Option<String>,
-    /// What was passed over.
+    /// Notes about ignored instructions.
     pub notes: Vec<String>,
 }
 
-/// A step to be sent.
+/// A step to be sent to the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Planned {
-    /// Complete in itself.
+    /// A step without files.
     Step {
         /// `RUN`, `ENV`, …
         kind: &'static str,
-        /// In the order of the wire contract.
+        /// The arguments, in the order of the wire contract.
         args: Vec<String>,
     },
-    /// Needs files of the context.
+    /// A step that copies files of the build context.
     Copy {
-        /// Paths or patterns in the context.
+        /// Paths or patterns in the build context.
         from: Vec<String>,
-        /// Where to.
+        /// The destination.
         to: String,
-        /// `user[:group]`.
+        /// The owner, `user[:group]`.
         owner: Option<String>,
-        /// Octal.
+        /// The mode, octal.
         mode: Option<String>,
     },
 }
@@ -51,24 +51,24 @@ pub enum Planned {
 /// Why a Dockerfile cannot be built.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DockerfileError {
-    /// It is not one.
+    /// The file cannot be parsed.
     #[error("the Dockerfile cannot be read: {0}")]
     Syntax(String),
-    /// Something in it has no counterpart.
+    /// An instruction is not supported.
     #[error("line {line}: {what}")]
     Unsupported {
-        /// Where.
+        /// The line.
         line: usize,
-        /// What, and the remedy.
+        /// The problem and the remedy.
         what: String,
     },
 }
 
 impl Dockerfile {
-    /// Reads a Dockerfile.
+    /// Parses and converts a Dockerfile.
     ///
     /// # Errors
-    /// See [`DockerfileError`].
+    /// The file cannot be parsed, or has an instruction that is not supported.
     pub fn parse(text: &str) -> Result<Self, DockerfileError> {
         let (text, documents) = documents::take_out(text);
         let parsed =
@@ -84,10 +84,10 @@ impl Dockerfile {
 #[derive(Default)]
 struct Reader<'a> {
     text: &'a str,
-    /// What follows commands, by their lines.
+    /// Here-documents of commands, by line.
     documents: BTreeMap<usize, String>,
     from: Option<String>,
-    /// Values of `ARG` before `FROM`, which only that may use.
+    /// Values of `ARG` before `FROM`, which only `FROM` may use.
     global: BTreeMap<String, String>,
     steps: Vec<Planned>,
     entrypoint: Option<String>,
@@ -102,7 +102,7 @@ fn step(kind: &'static str, args: impl IntoIterator<Item = impl Into<String>>) -
 }
 
 impl Reader<'_> {
-    /// Counted from 1.
+    /// Returns the line of a position, from 1.
     fn line(&self, at: usize) -> usize {
         self.text.get(..at).unwrap_or("").matches('\n').count() + 1
     }
@@ -223,7 +223,7 @@ impl Reader<'_> {
                 _ => return self.error(at, "COPY cannot be read"),
             }
         }
-        // Several into one place make that a directory.
+        // The destination of several files is a directory.
         let to = if from.len() > 1 && !to.ends_with('/') { format!("{to}/") } else { to.to_owned() };
         if !from.is_empty() {
             self.steps.push(Planned::Copy { from, to, owner, mode });
@@ -231,7 +231,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// A file whose content stands in the Dockerfile.
+    /// Adds a step for a file whose content is in the Dockerfile.
     fn document(&mut self, document: &HereDoc<'_>, to: &str, owner: Option<&str>, mode: Option<&str>) {
         let (to, text) = (quoted(to), quoted(&document.value));
         let mut command = format!("mkdir -p \"$(dirname {to})\" && printf %s {text} > {to}");
@@ -272,7 +272,7 @@ fn command_text(command: &Command<'_>) -> String {
     }
 }
 
-/// A comment between continued lines is Docker's, not the shell's.
+/// Removes comments between continued lines, which are Docker's, not the shell's.
 fn without_comments(text: &str) -> String {
     let mut continued = false;
     let kept = text.lines().filter(|line| {
@@ -285,7 +285,7 @@ fn without_comments(text: &str) -> String {
     kept.collect::<Vec<_>>().join("\n")
 }
 
-/// A document that is the whole command is what runs.
+/// Returns the command with its documents; a document that is the whole command is run itself.
 fn with_documents(command: &str, documents: &[HereDoc<'_>]) -> String {
     match documents {
         [] => command.to_owned(),
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_be_wrong_is_refused_with_its_line() {
+    fn unsupported_instructions_are_refused_with_their_line() {
         let text = |text: &str| Dockerfile::parse(text).unwrap_err().to_string();
         assert!(text("FROM a\nFROM b\n").starts_with("line 2: a second stage"));
         assert!(text("FROM a\nRUN true\nCOPY --from=b /x /y\n").starts_with("line 3: COPY --from"));

@@ -1,8 +1,8 @@
-//! Words of a Dockerfile: `NAME=value` pairs as Docker reads them, and words as a shell must see them.
-//! Quotes group and go; a backslash takes the meaning of what follows. Variables are left for the build.
-//! The older `ENV NAME value` is one pair to the end of the line.
+//! Words of a Dockerfile: parses `NAME=value` pairs as Docker does, and quotes words for a shell.
+//! Quotes group words and are removed; a backslash escapes the next character. Variables are expanded later, in the build.
+//! The older form `ENV NAME value` is one pair up to the end of the line.
 
-/// Pairs of an `ENV` or `ARG` instruction. `bare` allows names without a value.
+/// Parses the pairs of an `ENV` or `ARG` instruction; `None` if they are malformed. `bare` allows names without a value.
 pub(super) fn assignments(text: &str, bare: bool) -> Option<Vec<(String, String)>> {
     let words = split(text)?;
     let first = words.first()?;
@@ -51,7 +51,7 @@ fn split(text: &str) -> Option<Vec<String>> {
     quote.is_none().then_some(words)
 }
 
-/// Without the quotes that group it and the backslashes that protect something.
+/// Removes quotes and escaping backslashes from a word.
 fn unquoted(text: &str) -> Option<String> {
     let mut result = String::with_capacity(text.len());
     let mut quote = None;
@@ -68,7 +68,7 @@ fn unquoted(text: &str) -> Option<String> {
     quote.is_none().then_some(result)
 }
 
-/// One word for a shell.
+/// Returns text quoted as one word for a shell.
 pub(super) fn quoted(word: &str) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-./:=,@%+".contains(&byte);
     if !word.is_empty() && word.bytes().all(is_plain) {

@@ -4,22 +4,22 @@
 
 use std::collections::BTreeMap;
 
-/// What a variable without a value becomes.
+/// How a variable without a value is expanded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unset {
-    /// Nothing, as in shells.
+    /// To nothing, as in shells.
     Empty,
-    /// It stays as it was written.
+    /// Not at all: the reference stays as it was written.
     Kept,
 }
 
-/// Whether there is anything to expand.
+/// Returns whether a text contains references to variables.
 #[must_use]
 pub fn has_variables(text: &str) -> bool {
     text.match_indices('$').any(|(at, _)| reference(&text[at..]).is_some())
 }
 
-/// Replaces variables by their values.
+/// Returns the text with references replaced by the variables' values.
 #[must_use]
 pub fn expand(text: &str, values: &BTreeMap<String, String>, unset: Unset) -> String {
     let mut result = String::with_capacity(text.len());
@@ -52,7 +52,7 @@ pub fn expand(text: &str, values: &BTreeMap<String, String>, unset: Unset) -> St
 struct Reference<'a> {
     name: &'a str,
     otherwise: Otherwise<'a>,
-    /// Bytes of the whole, from the dollar on.
+    /// Length of the reference, from the dollar on, bytes.
     length: usize,
 }
 
@@ -64,7 +64,7 @@ enum Otherwise<'a> {
     Instead(&'a str),
 }
 
-/// The reference that `text`, which begins with a dollar, begins with.
+/// Parses the reference at the beginning of `text`, which begins with a dollar.
 fn reference(text: &str) -> Option<Reference<'_>> {
     let rest = &text[1..];
     let Some(inner) = rest.strip_prefix('{') else {
@@ -85,7 +85,7 @@ fn reference(text: &str) -> Option<Reference<'_>> {
     Some(Reference { name, otherwise, length })
 }
 
-/// Where the brace that encloses `text` closes.
+/// Returns the position of the closing brace.
 fn closing(text: &str) -> Option<usize> {
     let mut depth = 0usize;
     for (at, byte) in text.bytes().enumerate() {

@@ -1,8 +1,8 @@
 //! Paths inside a build, as text: they are resolved by the sandbox, never by the host.
-//! Joining follows Docker: an absolute path replaces, a relative one is appended.
-//! A slash at the end means a directory and is kept.
+//! They are joined as in Docker: an absolute path replaces the directory, a relative one is appended. A slash at the end means a
+//! directory and is kept.
 
-/// `path` as seen from `directory`, which is absolute. `.` and `..` are resolved in the text.
+/// Returns `path` relative to `dir`, which is absolute. `.` and `..` are resolved in the text.
 #[must_use]
 pub fn join(dir: &str, path: &str) -> String {
     let whole = if path.starts_with('/') { path.to_owned() } else { format!("{dir}/{path}") };
@@ -18,7 +18,7 @@ pub fn join(dir: &str, path: &str) -> String {
     if keeps_slash(path) && joined != "/" { format!("{joined}/") } else { joined }
 }
 
-/// Whether a destination can only be a directory.
+/// Returns whether a destination must be a directory.
 #[must_use]
 pub fn keeps_slash(path: &str) -> bool {
     path.ends_with('/') || path == "." || path == ".." || path.ends_with("/.") || path.ends_with("/..")

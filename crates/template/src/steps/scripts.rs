@@ -1,6 +1,5 @@
-//! What steps do inside a sandbox, as scripts that take everything from their environment: nothing is ever quoted into them.
-//! They run as root. All but `PROVISION` are for bash; that one is for whatever shell a foreign image brings.
-//! They leave nothing behind but their result.
+//! Scripts of steps inside a sandbox. Their arguments are environment variables: nothing is ever quoted into a script.
+//! They run as root, in bash; `PROVISION` in the shell of the image. They leave no temporary files.
 
 /// Unpacks `ARCHIVE` and copies `FROM` of it to `TO` (absolute; ends with a slash if it must be a directory) for `OWNER`, with `MODE` if
 /// that is not empty. The rules are Docker's: contents of directories are merged, a single file may be renamed.
@@ -50,7 +49,7 @@ for one in "${found[@]}"; do
 done
 "#;
 
-/// Makes the directory `DIR`, and what is missing above it, for `OWNER`.
+/// Creates the directory `DIR` and its missing parents, for `OWNER`.
 pub const WORKDIR: &str = r#"
 set -euo pipefail
 path=${DIR%/} missing=()
@@ -60,7 +59,7 @@ mkdir -p -- "$DIR"
 chown -h -- "$OWNER" "${missing[@]}"
 "#;
 
-/// Makes the user `NAME` with a home and, if `SUDO` is `true`, the right to become root.
+/// Creates the user `NAME` with a home and, if `SUDO` is `true`, the right to become root.
 pub const USER: &str = r#"
 set -euo pipefail
 if ! id -u -- "$NAME" >/dev/null 2>&1; then
@@ -81,8 +80,8 @@ if [[ $SUDO == true ]]; then
 fi
 "#;
 
-/// Makes a computer of a container image: the shell, tools and network files that sandboxes promise, and the user `user`.
-/// Packages come from the image's own distribution; what cannot be had is named, and only bash is indispensable.
+/// Prepares a container image as a template: installs the shell, tools and network files that sandboxes promise, and creates the user
+/// `user`. Packages come from the image's distribution; those that cannot be installed are reported, and only bash is required.
 pub const PROVISION: &str = r#"
 set -u
 PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -120,7 +119,7 @@ fi
 [ -e /bin/bash ] || ln -s "$(command -v bash)" /bin/bash
 "#;
 
-/// The user that clients rely on, as in `base`.
+/// Creates the user that clients rely on, as in `base`.
 pub const DEFAULT_USER: &str = r#"
 set -euo pipefail
 if ! id -u user >/dev/null 2>&1; then
@@ -139,8 +138,8 @@ mkdir -p /usr/local
 find /usr/local ! -type l ! -perm -0777 -exec chmod a+rwX {} +
 "#;
 
-/// The last of every build: who it is (`TEMPLATE_ID`, `BUILD_ID`), the `PATH` that login shells would forget (`TEMPLATE_PATH`),
-/// certificates people put in, and whether packages are whole.
+/// The last script of every build: writes the ids (`TEMPLATE_ID`, `BUILD_ID`) and the `PATH` of login shells (`TEMPLATE_PATH`), updates
+/// certificates, and checks the packages.
 pub const FINALIZE: &str = r#"
 set -euo pipefail
 printf 'ENV_ID=%s\nTEMPLATE_ID=%s\nBUILD_ID=%s\n' "$TEMPLATE_ID" "$TEMPLATE_ID" "$BUILD_ID" > /.e2b
