@@ -89,9 +89,9 @@ def busy(server):
     assert token and traffic
     sandbox.files.write("hello.txt", "hello")
     assert sandbox.files.read("hello.txt") == "hello"
-    link = sandbox.download_url("hello.txt", use_signature_expiration=600)
-    assert status(link, {}) == 200
-    signature = urllib.parse.parse_qs(urllib.parse.urlsplit(link).query)["signature"][0]
+    link = urllib.parse.urlsplit(sandbox.download_url("hello.txt", use_signature_expiration=600))
+    assert to_envd(server, sandbox, f"/files?{link.query}", {}) == 200
+    signature = urllib.parse.parse_qs(link.query)["signature"][0]
     sandbox.commands.run("python3 -m http.server 8000", background=True)
     routing = {"E2b-Sandbox-Id": sandbox.sandbox_id, "E2b-Sandbox-Port": "8000"}
     secrets = {"E2b-Traffic-Access-Token": traffic, "X-Access-Token": token, "X-API-Key": server.key}

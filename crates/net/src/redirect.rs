@@ -112,16 +112,36 @@ fn drop_neighbour_discovery(batch: &mut Batch) {
     });
 }
 
-/// Drops packets from the address that envd trusts unless they carry the mark of the server's own sockets.
+/// Drops packets that open a TCP connection from the address that envd trusts, unless they carry the mark of the server's own
+/// sockets. Others pass, for CRIU: it ends a restored connection by a packet in the name of its other end.
 fn guard_control_address(batch: &mut Batch) {
     const IPV4_SOURCE: u32 = 12;
+    const TCP: u8 = 6;
+    const TCP_FLAGS: u32 = 13;
+    const SYN: u8 = 0x02;
     chain(batch, CONTROL, "filter", Hook::LocalOut, BEFORE_ALL);
     rule(batch, CONTROL, |rule| {
         meta_is(rule, META_NFPROTO, 2);
         payload_is(rule, NETWORK_HEADER, IPV4_SOURCE, &CONTROL_ADDRESS.octets());
+        meta_is(rule, META_L4PROTO, TCP);
+        payload(rule, TRANSPORT_HEADER, TCP_FLAGS, 1);
+        mask(rule, SYN);
+        register_is(rule, &[SYN]);
         meta(rule, META_MARK);
         register(rule, NOT_EQUAL, &CONTROL_MARK.to_ne_bytes());
         verdict(rule, DROP);
+    });
+}
+
+/// Leaves only the bits of `value` in the register's first byte.
+fn mask(rule: &mut Batch, value: u8) {
+    expression(rule, "bitwise", |data| {
+        data.be32(1, REGISTER).be32(2, REGISTER).be32(3, 1);
+        for (attribute, operand) in [(4, value), (5, 0)] {
+            data.nested(attribute, |bits| {
+                bits.attribute(1, &[operand]);
+            });
+        }
     });
 }
 
