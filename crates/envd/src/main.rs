@@ -75,7 +75,7 @@ fn run(args: Args) -> io::Result<()> {
         .thread_stack_size(256 * 1024)
         .build()?;
     runtime.block_on(async {
-        let envd = Arc::new(Envd::new(args.system_root.clone()));
+        let envd = Arc::new(Envd::new(args.system_root));
         tokio::spawn(reaper::run(Arc::clone(&envd), reaper::listen()?));
         // Start the first blocking thread before user code can use up the process limit.
         tokio::task::spawn_blocking(|| {});
