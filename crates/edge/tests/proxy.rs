@@ -145,10 +145,14 @@ async fn requests_arrive_as_they_were_sent() {
         ("e2b-traffic-access-token", "t"),
     ];
     let (_, request) = server.json(&host, "/request", &sent).await;
-    assert_eq!(
-        request["headers"],
-        json!({"host": [host], "lang_version": ["1"], "e2b-traffic-access-token": ["t"]})
-    );
+    assert_eq!(request["headers"], json!({"host": [host], "lang_version": ["1"]}));
+
+    let control = &server.fixture.control;
+    let secret = [("x-access-token", control.envd_token(&id))];
+    let secret = secret.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let (_, request) = server.json(&host, "/request", &secret).await;
+    let inner = control.inner_token(&id);
+    assert_eq!(request["headers"], json!({"host": [host], "x-access-token": [inner]}));
 
     let (masked, _) = server
         .sandbox(|request| {
@@ -400,8 +404,11 @@ async fn only_connections_to_envd_are_reused() {
     let server = Server::new().await;
     let (id, guest) = server.sandbox(|_| {}).await;
     let before = guest.accepted();
+    let token = server.fixture.control.envd_token(&id);
     for _ in 0..5 {
-        assert_eq!(server.get(&host(ENVD_PORT, &id), "/metrics", &[]).await.0, 200);
+        let credentials = [("x-access-token", token.as_str())];
+        assert_eq!(server.get(&host(ENVD_PORT, &id), "/metrics", &credentials).await.0, 200);
+        assert_eq!(server.get(&host(ENVD_PORT, &id), "/metrics", &[]).await.0, 401);
     }
     assert_eq!(guest.accepted(), before + 1);
     for _ in 0..2 {

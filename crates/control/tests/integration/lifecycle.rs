@@ -20,7 +20,8 @@ async fn create_introduces_itself_to_the_agent() {
         .await
         .unwrap();
     let init = fixture.guest(&made.info.id).init().unwrap();
-    assert_eq!(init["accessToken"], made.envd_token);
+    assert_ne!(init["accessToken"], made.envd_token, "what opens it from outside stays outside");
+    assert_eq!(init["accessToken"], fixture.control.inner_token(&made.info.id));
     assert_eq!(init["envVars"], serde_json::json!({"A": "b", "FROM_TEMPLATE": "1"}));
     assert_eq!(init["defaultUser"], "user");
     assert_eq!(init["sandboxID"], made.info.id.as_str());

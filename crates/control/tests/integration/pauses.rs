@@ -218,7 +218,8 @@ async fn snapshots_have_names_that_move_on() {
     let copy = fixture.create_with(|request| request.template = nameless.id.clone()).await.unwrap();
     assert_eq!(copy.info.template, fixture.template, "the template at the bottom");
     let init = fixture.guest(&copy.info.id).init().unwrap();
-    assert_eq!(init["accessToken"], copy.envd_token);
+    assert_ne!(init["accessToken"], copy.envd_token, "what opens it from outside stays outside");
+    assert_eq!(init["accessToken"], fixture.control.inner_token(&copy.info.id));
     assert!(init.get("envVars").is_none() && init["seed"].as_str().unwrap().len() == 64, "{init}");
     control.kill(team.id, &id).await.unwrap();
     fixture.create_with(|request| request.template = "mine:v2".to_owned()).await.unwrap();
@@ -252,7 +253,8 @@ async fn forks_have_ids_and_tokens_of_their_own() {
         let fork = fork.unwrap();
         assert!(fork.info.id != *id && fork.envd_token != made.envd_token);
         assert_eq!(fork.info.details.metadata, made.info.details.metadata);
-        assert_eq!(fixture.guest(&fork.info.id).init().unwrap()["accessToken"], fork.envd_token);
+        let init = fixture.guest(&fork.info.id).init().unwrap();
+        assert_eq!(init["accessToken"], fixture.control.inner_token(&fork.info.id));
     }
     fixture.engine.fail_next(EngineError::Restore("broken".into()));
     let mixed = fixture.control.fork(&fixture.team, id, ForkRequest { count: 2, ..FORK }).await.unwrap();

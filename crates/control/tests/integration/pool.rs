@@ -43,7 +43,8 @@ async fn a_create_takes_one_that_waits_and_makes_it_its_own() {
         .unwrap();
     let guest = fixture.guest(&made.info.id);
     let init = guest.init().unwrap();
-    assert_eq!(init["accessToken"], made.envd_token);
+    assert_ne!(init["accessToken"], made.envd_token, "what opens it from outside stays outside");
+    assert_eq!(init["accessToken"], fixture.control.inner_token(&made.info.id));
     assert_eq!(init["envVars"], serde_json::json!({"A": "b", "FROM_TEMPLATE": "1"}));
     assert_eq!(init["teamID"], fixture.team.id.to_string());
     assert_ne!(guest.egress(), net::EgressPolicy::default(), "its network rules are not the asked for ones");
