@@ -36,11 +36,11 @@ pub(crate) async fn env(address: SocketAddr, token: Option<&http::HeaderValue>) 
     match tokio::time::timeout(TIMEOUT, ask(address, token)).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => {
-            tracing::warn!("envd: {error}");
+            tracing::warn!(%error, "failed to request the environment from envd");
             EnvResponse::Unavailable
         }
         Err(_) => {
-            tracing::warn!("envd does not respond");
+            tracing::warn!("envd did not respond in time");
             EnvResponse::Unavailable
         }
     }

@@ -127,7 +127,7 @@ async fn in_turn(
     let end = match cell(contexts, context, session, run, client, life).await {
         Ok(end) => end,
         Err(error) => {
-            tracing::warn!("context {}: {error}", context.id);
+            tracing::warn!(context_id = %context.id, %error, "failed to begin a run");
             session.kernel = None;
             client.send(&Event::error("ContextRestarting", error.to_string())).await;
             client.send(&Event::End).await;
@@ -150,7 +150,7 @@ async fn in_turn(
             return;
         }
         RunEnd::Died(ended) => {
-            tracing::info!("context {}: its kernel ended ({ended})", context.id);
+            tracing::info!(context_id = %context.id, %ended, "a kernel ended during a run");
             session.kernel = None;
             client.send(&Event::error("ContextRestarting", "Context was restarted")).await;
         }
@@ -160,7 +160,7 @@ async fn in_turn(
     let (closed, _) = mpsc::channel(1);
     client.lines = closed;
     if let Err(error) = prepare_next(contexts, context, session).await {
-        tracing::warn!("context {}: {error}", context.id);
+        tracing::warn!(context_id = %context.id, %error, "failed to prepare the kernel for the next run");
         session.kernel = None;
     }
 }

@@ -162,7 +162,7 @@ async fn restart(State(app): State<App>, headers: HeaderMap, Path(id): Path<Stri
     match app.contexts.restart(&context).await {
         Ok(()) => json_response(StatusCode::OK, &Value::Null),
         Err(error) => {
-            tracing::warn!("context {id}: {error}");
+            tracing::warn!(context_id = %id, %error, "failed to restart a context");
             text(StatusCode::INTERNAL_SERVER_ERROR, format!("Failed to restart context {id}"))
         }
     }
@@ -200,7 +200,7 @@ fn no_context(id: &str) -> Response {
 }
 
 fn failed(what: &str, error: &Error) -> Response {
-    tracing::warn!("cannot {what}: {error}");
+    tracing::warn!(%error, "failed to {what}");
     text(StatusCode::INTERNAL_SERVER_ERROR, format!("Failed to {what}: {error}"))
 }
 

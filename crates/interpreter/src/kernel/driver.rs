@@ -69,7 +69,7 @@ impl DriverClient {
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             if let Err(error) = reader.run().await {
-                tracing::debug!("the connection to a driver ended: {error}");
+                tracing::debug!(%error, "the connection to a driver ended");
             }
         });
         let mut client = Self { control, dialect, count: 0, events: weak, _reader: tasks };

@@ -167,7 +167,7 @@ impl Kernel {
             match self.next().await {
                 Ok(KernelEvent::Done(_)) | Err(_) => return Ok(()),
                 Ok(KernelEvent::Error { name, value, .. }) => {
-                    tracing::warn!("{}: {name}: {value}", self.language);
+                    tracing::warn!(language = %self.language, "{name}: {value}");
                 }
                 Ok(_) => {}
             }
