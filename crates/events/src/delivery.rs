@@ -98,7 +98,7 @@ fn payload(event: &Event) -> serde_json::Value {
 }
 
 /// Returns body and headers of a delivery. Every attempt has an id of its own.
-fn letter(webhook: &Webhook, event: &Event) -> WebhookPayload {
+fn webhook_payload(webhook: &Webhook, event: &Event) -> WebhookPayload {
     let body = payload(event).to_string();
     let headers = [
         ("e2b-webhook-id", webhook.id.to_string()),
@@ -243,9 +243,9 @@ impl Events {
     }
 
     async fn deliver(&self, record: &Webhook, event: &Event) -> Result<(), DeliveryError> {
-        let new_courier = || WebhookClient::new(self.config.allowed_networks.clone(), self.config.timeout);
-        let courier = self.courier.get_or_init(new_courier);
-        let target = courier.check(&record.url)?;
-        courier.deliver(&target, letter(record, event)).await.map(drop)
+        let new_client = || WebhookClient::new(self.config.allowed_networks.clone(), self.config.timeout);
+        let client = self.client.get_or_init(new_client);
+        let target = client.check(&record.url)?;
+        client.deliver(&target, webhook_payload(record, event)).await.map(drop)
     }
 }

@@ -61,7 +61,7 @@ pub struct Events {
     /// Held while a webhook is changed, from the look-up to the write.
     changing: tokio::sync::Mutex<()>,
     /// Created when it is first needed, since reading certificates takes time.
-    courier: OnceLock<WebhookClient>,
+    client: OnceLock<WebhookClient>,
     tasks: TaskTracker,
     closing: CancellationToken,
 }
@@ -83,7 +83,7 @@ impl Events {
             config,
             webhooks: RwLock::default(),
             changing: tokio::sync::Mutex::default(),
-            courier: OnceLock::new(),
+            client: OnceLock::new(),
             tasks,
             closing,
         });

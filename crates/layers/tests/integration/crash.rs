@@ -34,7 +34,7 @@ fn server() {
 
 fn start(disk: &Disk) -> (Child, PathBuf) {
     let mut server = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "server", "--nocapture"])
+        .args(["--exact", "crash::server", "--nocapture"])
         .env(DIR, &disk.dir)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

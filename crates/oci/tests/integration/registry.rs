@@ -306,7 +306,7 @@ async fn certificates_are_verified() {
     let error = store.pull(&registry.reference("a:v1"), &options).await.unwrap_err();
     assert!(matches!(&error, OciError::Unreachable { why, .. } if why.contains("certificate")), "{error}");
     let again = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "certificates_are_verified"])
+        .args(["--exact", "registry::certificates_are_verified"])
         .env("SSL_CERT_FILE", certificate)
         .env(TRUSTED, registry.host())
         .output()
