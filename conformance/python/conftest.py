@@ -28,6 +28,8 @@ def order(item):
     return 0 if name == "interpreter" else 1 + LONG.index(name) if name in LONG else 1 + len(LONG)
 
 
+# Before xdist's own hook, which looks for the groups.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     items.sort(key=order)
     for item in items:

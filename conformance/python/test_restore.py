@@ -233,7 +233,7 @@ def test_frozen_processes_are_thawed():
             assert grows(sandbox, "/tmp/ticks") > ticks and grows(sandbox, "/tmp/count") > count
             assert pid in {process.pid for process in sandbox.commands.list()}
             assert sandbox.commands.run("echo $OWN").stdout == "mine\n"
-        assert '"was_hot":true' in server.tail().replace(" ", "") or "was_hot=true" in server.tail()
+        assert "was_frozen=true" in server.tail()
         sandbox.pause()
         sandbox.kill()
     finally:
