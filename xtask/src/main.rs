@@ -52,11 +52,11 @@ fn main() -> ExitCode {
         "quickstart" => quickstart(&rest),
         "test" => test(),
         "lint" => lint(),
-        "unit" => unit_alone(&rest).map(|tally| println!("{tally}")),
+        "unit" => unit_alone(&rest).and_then(|tally| conclude(&tally)),
         "languages" => {
             setup::for_testing().and_then(|()| interpreter::root()).map(|root| println!("{}", root.display()))
         }
-        "conformance" => conformance_alone(&rest).map(|tally| println!("{tally}")),
+        "conformance" => conformance_alone(&rest).and_then(|tally| conclude(&tally)),
         "template" => templates::build(&rest),
         "docs" if rest.first().is_some_and(|word| word == "--check") => docs::check(),
         "docs" => docs::write(),
@@ -159,7 +159,16 @@ fn test() -> Outcome {
             Err(message) => tally.add("conformance", Err(message)),
         }
     });
-    println!("\nslowest tests:\n{}\n{budget}\n{}{tally}", tally.slowest(), tally.failures());
+    println!("\nslowest tests:\n{}\n{budget}\n{}", tally.slowest(), tally.failures());
+    conclude(&tally)
+}
+
+/// Prints how many tests passed and failed.
+///
+/// # Errors
+/// Some failed.
+fn conclude(tally: &Tally) -> Outcome {
+    println!("{tally}");
     if tally.failed == 0 { Ok(()) } else { Err("some tests failed".to_owned()) }
 }
 
