@@ -5,7 +5,7 @@
 use catalog::TemplateRef;
 use logs::LogLevel;
 use store::{Build, BuildConfig, RunContext, TemplateName};
-use template::steps::{Context, key, scripts};
+use template::steps::{Context, hash_parts, scripts};
 
 use super::StepFailure;
 use super::archive::{self, ExportedConfig, Imported};
@@ -61,7 +61,7 @@ fn is_own_base(image: &str) -> bool {
 }
 
 async fn of_template(task: &BuildTask, name: &str, build: &Build) -> Result<Base, StepFailure> {
-    let key = key(&[VERSION, "template", &build.id.to_string()]);
+    let key = hash_parts(&[VERSION, "template", &build.id.to_string()]);
     let config = &build.config;
     let context = Context {
         user: config.default_user.clone().unwrap_or_else(|| "user".to_owned()),
@@ -103,7 +103,7 @@ async fn of_snapshot(
 }
 
 async fn of_image(task: &BuildTask, image: &str) -> Result<Base, StepFailure> {
-    let key = key(&[VERSION, "image", image, scripts::PROVISION, scripts::DEFAULT_USER]);
+    let key = hash_parts(&[VERSION, "image", image, scripts::PROVISION, scripts::DEFAULT_USER]);
     let known = if task.spec.force { None } else { task.cached(&key) };
     let progress = if let Some(known) = known {
         task.log(LogLevel::Info, "base", format!("CACHED [base] FROM {image} [{key}]"));
@@ -120,7 +120,7 @@ async fn of_image(task: &BuildTask, image: &str) -> Result<Base, StepFailure> {
 
 /// An archive of a template or of an image.
 async fn of_archive(task: &BuildTask, archive: &ArchiveFile) -> Result<Base, StepFailure> {
-    let key = key(&[VERSION, "archive", &task.record.id.to_string()]);
+    let key = hash_parts(&[VERSION, "archive", &task.record.id.to_string()]);
     task.log(LogLevel::Info, "base", format!("[base] FROM archive [{key}]"));
     match archive::import(task, archive).await? {
         Imported::Template(exported, layers) => {

@@ -32,7 +32,7 @@ pub enum BuildError {
     #[error("{0}")]
     Unsupported(String),
     /// A build's Dockerfile could not be read or written.
-    #[error("the sandbox could not be built: its Dockerfile could not be kept")]
+    #[error("failed to store the Dockerfile of the template; see the server's log")]
     Dockerfile,
     /// The store failed.
     #[error("the server's database failed")]

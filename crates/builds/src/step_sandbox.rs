@@ -38,7 +38,7 @@ pub(crate) struct StepSandbox {
 }
 
 impl StepSandbox {
-    /// Starts a sandbox, in its turn.
+    /// Waits for a place in the queue of starts, then starts a step sandbox.
     pub(crate) async fn start(builds: &Builds, spec: BuildSandboxSpec) -> Result<Self, StepFailure> {
         let is_for_layer = spec.purpose == Purpose::Layer;
         let sandbox = builds.context.start_sandbox(spec).await?;

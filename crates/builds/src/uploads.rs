@@ -1,7 +1,9 @@
-//! Receives archives: at one signed link, in one request or in several, continued where an earlier request broke off.
-//! A partial upload belongs to its link, since another client's archive of the same files may have other bytes; it is kept as long
-//! as the link is valid. The last request writes: an earlier one may not have noticed yet that its connection is lost.
-//! Protocol: resumable uploads as Google's object storage has them (`Content-Range`, 308 and `Range`).
+//! Receives archives. An archive is uploaded at one signed link, in one request or in several; a later request resumes an interrupted
+//! upload.
+//! A partial upload belongs to its link, because another client's archive of the same files may have different bytes. It is kept as
+//! long as the link is valid. If two requests write to the same upload, the later one continues and the earlier one is stopped: the
+//! server may not have noticed yet that the earlier connection is lost.
+//! Protocol: resumable uploads of Google Cloud Storage (`Content-Range`, 308 and `Range`).
 
 use std::collections::HashMap;
 use std::fs;
@@ -37,22 +39,22 @@ pub enum UploadError {
     #[error("the archive is larger than {} bytes; leave files out with .dockerignore", MAX_ARCHIVE)]
     TooLarge,
     /// The request ended before its body was complete.
-    #[error("the archive broke off; ask how far it came and send the rest")]
+    #[error("upload interrupted; query the offset and resume")]
     Incomplete,
     /// The range begins after the end of what was received.
-    #[error("{0} bytes of the archive are here; send what follows them")]
+    #[error("the range begins after the end of the upload: {0} bytes were received; resume at this offset")]
     Gap(u64),
-    /// The body's length differs from that of the range.
-    #[error("the body is not as long as Content-Range says")]
+    /// The body's length differs from the range's length.
+    #[error("the body's length differs from Content-Range")]
     Length,
     /// Another request continues this upload.
-    #[error("another request has gone on with this upload")]
+    #[error("another request has taken over this upload")]
     TakenOver,
     /// The disk is full.
-    #[error("there is no room for the archive on the server's disk")]
+    #[error("the server's disk is full; the archive was not stored")]
     Full,
     /// The disk failed otherwise.
-    #[error("the archive could not be kept")]
+    #[error("failed to store the archive; see the server's log")]
     Io(io::Error),
 }
 
@@ -100,7 +102,7 @@ struct Writers {
     turn: Arc<tokio::sync::Mutex<()>>,
 }
 
-/// The right to write to a file until another request wants to.
+/// The right to write to a file until another request claims it.
 struct Turn {
     writers: Arc<Mutex<HashMap<PathBuf, Writers>>>,
     path: PathBuf,
@@ -155,7 +157,7 @@ pub(crate) async fn state(path: &Path, upload: &str) -> UploadState {
     if is_here { UploadState::Complete } else { UploadState::Partial(0) }
 }
 
-/// Receives bytes of the archive `path`: all of it without a range. What was received before an error is kept.
+/// Receives bytes of the archive `path`; without a range, the whole archive. Bytes that were received before an error are kept.
 pub(crate) async fn receive<E>(
     uploads: &Uploads,
     path: &Path,
@@ -195,7 +197,7 @@ pub(crate) async fn receive<E>(
     Ok(UploadState::Complete)
 }
 
-/// Receives an archive in one request; after an error it is useless.
+/// Receives an archive in one request. After an error the file is incomplete and must not be used.
 pub(crate) async fn receive_whole<E>(
     path: &Path,
     body: impl Stream<Item = Result<Bytes, E>> + Send,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use logs::LogLevel;
 use store::{Build, BuildFailure, BuildStatus, truncate_to_micros};
-use template::steps::{Context, Step, key};
+use template::steps::{Context, Step, hash_parts};
 use time::OffsetDateTime;
 use tracing::instrument;
 
@@ -72,7 +72,7 @@ async fn carry_out(task: &mut BuildTask) -> Result<Finished, BuildFailure> {
     finalize(task, end, inherited).await.map_err(|failure| failure.at("finalize"))
 }
 
-/// Has the steps on an image begin as root under the rules of old clients; their results are cached under other keys.
+/// Under the rules of old clients, makes the steps of a build from an image begin as root, and changes their cache keys accordingly.
 fn apply_rules(task: &BuildTask, base: Base) -> Base {
     let is_image = matches!(task.spec.source, BuildSource::Image(_));
     if task.spec.rules == BuildRules::Current || !is_image {
@@ -80,10 +80,10 @@ fn apply_rules(task: &BuildTask, base: Base) -> Base {
     }
     let Base { progress, key: below, inherited, size } = base;
     let context = Context { user: "root".to_owned(), workdir: None, ..progress.context };
-    Base { progress: Progress { context, ..progress }, key: key(&["root", &below]), inherited, size }
+    Base { progress: Progress { context, ..progress }, key: hash_parts(&["root", &below]), inherited, size }
 }
 
-/// Performs the steps, or takes their results from the cache. The key of a step covers everything before it.
+/// Performs the steps, or takes their results from the cache. The cache key of a step covers all earlier steps and the base.
 async fn perform_steps(
     task: &BuildTask,
     mut progress: Progress,
@@ -96,7 +96,7 @@ async fn perform_steps(
         let prefix = format!("[builder {number}/{count}]");
         let fail = |failure: StepFailure| failure.at(&number);
         let step: &Step = parsed.as_ref().map_err(|error| fail(error.clone().into()))?;
-        key = step.key(&key);
+        key = step.cache_key(&key);
         force |= step.force;
         let cached = if force { None } else { task.cached(&key) };
         let mark = if cached.is_some() { "CACHED " } else { "" };

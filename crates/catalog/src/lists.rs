@@ -77,6 +77,12 @@ impl Catalog {
         self.index.read().by_name(name)?.tagged(DEFAULT_TAG)
     }
 
+    /// Returns the ready build with the tag `default` of this template.
+    #[must_use]
+    pub fn default_build(&self, id: &TemplateId) -> Option<Arc<Build>> {
+        self.index.read().templates.get(id)?.tagged(DEFAULT_TAG)
+    }
+
     /// Returns the ready build with the tag `default` of every template.
     #[must_use]
     pub fn default_builds(&self) -> Vec<Arc<Build>> {

@@ -57,9 +57,10 @@ pub(crate) struct EngineArguments {
     criu_timeout: u64,
     #[command(flatten)]
     microvm: MicrovmDirectory,
-    /// How files that sandboxes write are stored: `btrfs` (the data directory is on one), `loop` (a btrfs image in the data
-    /// directory), `reflink` (XFS), `copy`, or `auto` for the first of these that works. Copies are instant and disk limits are
-    /// enforced on btrfs only.
+    /// How files that sandboxes write are stored: `btrfs` (subvolumes; needs the data directory on btrfs), `reflink` (directories that
+    /// share blocks; needs it on XFS), `loop` (subvolumes of a btrfs image in the data directory), `copy` (directories, copied byte by
+    /// byte), or `auto`: what the data directory uses already, else the first of these that works. Copies are instant and disk limits
+    /// are enforced with `btrfs` and `loop` only.
     #[arg(long, default_value_t, value_name = "BACKEND")]
     storage: TreesBackend,
     /// Maximum size of the btrfs image, GiB. [default: what the disk holds]
@@ -312,10 +313,8 @@ async fn kvm_boots(config: &MicrovmConfig, scratch: &Path) -> Result<(), String>
         }
     };
     let text = outcome.as_ref().err().map_or("works", String::as_str);
-    let new = config.run_dir.join(format!("kvm-{print}.{}", std::process::id()));
     let kept = fs::create_dir_all(&config.run_dir)
-        .and_then(|()| fs::write(&new, text))
-        .and_then(|()| fs::rename(&new, &note));
+        .and_then(|()| fs_atomic::write(&note, text, fs_atomic::Options::DEFAULT));
     if let Err(error) = kept {
         warn!(%error, "failed to write the outcome of the KVM check; the next start checks again");
     }

@@ -95,9 +95,7 @@ pub(crate) struct ServerNote {
 
 impl ServerNote {
     pub(crate) fn write(&self, path: &Path) -> Result<(), Failure> {
-        let new = path.with_extension("new");
-        fs::write(&new, serde_json::to_vec(self)?)?;
-        Ok(fs::rename(new, path)?)
+        Ok(fs_atomic::write_json(path, self, fs_atomic::Options::DEFAULT)?)
     }
 
     pub(crate) fn read(path: &Path) -> Option<Self> {

@@ -88,8 +88,8 @@ pub enum ControlError {
     /// The sandbox could not be captured; it is as it was before.
     #[error("{0}")]
     CaptureFailed(String),
-    /// The engine failed in something other than a start.
-    #[error("the sandbox could not be {0}")]
+    /// The server or its engine failed in something other than a start. The text is a whole sentence.
+    #[error("{0}")]
     Engine(&'static str),
     /// The store failed.
     #[error("the server's database failed")]
@@ -128,7 +128,9 @@ impl From<BuildError> for ControlError {
             BuildError::TooMany(limit) => Self::BuildLimit(limit),
             BuildError::LayersGone => Self::SnapshotGone,
             BuildError::Unsupported(text) => Self::Unsupported(text),
-            BuildError::Dockerfile => Self::Engine("built: its Dockerfile could not be kept"),
+            BuildError::Dockerfile => {
+                Self::Engine("failed to store the Dockerfile of the template; see the server's log")
+            }
             BuildError::Store(error) => Self::Store(error),
         }
     }

@@ -1,6 +1,6 @@
-//! Users: which teams they belong to, and the access tokens that they use instead of a team's key. Access tokens are used rarely, so
-//! each is looked up in the store by its hash. Signing in creates new keys, since secrets of stored ones are unknown; old keys of that
-//! kind are deleted.
+//! Users: the teams that a user belongs to, and access tokens, which users present instead of a team's key. Access tokens are used
+//! rarely, so each is looked up in the store by its hash. Signing in creates a new API key for each team of the
+//! user, because the store has only hashes of existing keys, and deletes the keys that earlier sign-ins created.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! The secrets that clients send with requests to sandboxes: checked here, outside, and never passed into one. Memory and files
+//! The secrets that clients send with requests to sandboxes. They are checked here, in the server, and never passed into a sandbox. Memory and files
 //! of a sandbox may become a snapshot that others start, so nothing in them may open a sandbox, or the control plane.
 
 use axum::body::Body;
@@ -13,7 +13,7 @@ use hyper::{Request, Uri};
 pub(crate) const TRAFFIC_TOKEN: HeaderName = HeaderName::from_static("e2b-traffic-access-token");
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
-/// Checks a request to envd as envd's contract has it.
+/// Checks the credentials of a request to envd by the rules of envd's contract.
 ///
 /// # Errors
 /// It lacks the sandbox's envd token and a valid signature.
@@ -24,8 +24,8 @@ pub(crate) fn authorize_envd(request: &Request<Body>, token: &str) -> Result<(),
     access::authorize(request.method(), uri.path(), uri.query(), request.headers(), token, now)
 }
 
-/// Whether a request proves that its sender knows the sandbox's envd token, by the token itself or a signature. Requests that
-/// envd answers without, such as those for its health, do not.
+/// Returns whether a request proves that its sender knows the sandbox's envd token, by the token itself or a signature. A request
+/// without either does not, even if envd would answer it, such as `GET /health`.
 pub(crate) fn has_envd_credentials(request: &Request<Body>, token: &str) -> bool {
     let is_signed = request.uri().query().is_some_and(|query| query.contains("signature="));
     let given = request.headers().get(ACCESS_TOKEN);
@@ -47,7 +47,8 @@ pub(crate) fn strip_headers(headers: &mut HeaderMap, token: &str, inner_token: &
     }
 }
 
-/// Returns a URI of envd without the signature of a link, which would go on to open it in the sandbox it was made for.
+/// Returns a URI of envd without the signature of a link. A signature that reached the sandbox could become part of a snapshot, whose
+/// users could then open the link in the original sandbox.
 pub(crate) fn without_signature(uri: &Uri) -> Uri {
     let Some(query) = uri.query() else { return uri.clone() };
     let path_and_query = match access::without_signature(query) {

@@ -1,6 +1,6 @@
 //! Forwards one request to a port of a sandbox and returns the response.
 //! The order of checks is part of the contract: reserved path, sandbox, token, connection.
-//! Only a request of which nothing was sent is retried.
+//! A request is retried only if no byte of it was sent.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::target::Address;
 use crate::upstream::{self, Failure};
 use crate::{Edge, headers, pages, tunnel};
 
-/// How long the news of a sandbox's end may lag behind the end of its sockets.
+/// How long the server may learn of a sandbox's end after the sandbox's sockets were closed.
 const END_NOTICE_DELAY: Duration = Duration::from_millis(100);
 
 /// Forwards a request to a port of a sandbox. Returns the sandbox's response, or an error page of ours.
@@ -43,11 +43,11 @@ pub(crate) async fn forward(
             live
         }
         None => {
-            let waking = match paused_target(&request, &address, edge, html) {
-                Ok(waking) => waking,
+            let paused = match paused_target(&request, &address, edge, html) {
+                Ok(paused) => paused,
                 Err(response) => return *response,
             };
-            match edge.control.wake(waking).await {
+            match edge.control.wake(paused).await {
                 Ok(live) => live,
                 Err(error) => {
                     tracing::warn!(sandbox_id = %address.id, %error, "failed to resume a sandbox for a request");
@@ -95,15 +95,15 @@ fn paused_target(
     html: bool,
 ) -> Result<WakeableSandbox, Box<Response<Body>>> {
     let not_found = || Box::new(pages::not_found(address, html));
-    let waking = edge.control.find_wakeable(&address.id).ok_or_else(not_found)?;
+    let paused = edge.control.find_wakeable(&address.id).ok_or_else(not_found)?;
     let token = edge.control.envd_token(&address.id);
     if address.port == envd_api::PORT && !credentials::has_envd_credentials(request, &token) {
         return Err(not_found());
     }
-    if let Some(response) = refusal(request, address, waking.allows_public_traffic(), edge, html) {
+    if let Some(response) = refusal(request, address, paused.allows_public_traffic(), edge, html) {
         return Err(Box::new(response));
     }
-    Ok(waking)
+    Ok(paused)
 }
 
 /// Returns the response to send if the request lacks the credentials that its port demands: envd's token or a signature, or

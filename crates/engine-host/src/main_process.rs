@@ -45,9 +45,9 @@ impl MainProcess {
         })
     }
 
-    /// Follows the process to its end, unless the sandbox is left to a later server before. When the process has ended, calls
-    /// `on_exit` with the reason, announces the exit, and then runs the clean-up that `on_exit` returned, on a thread where it may
-    /// block. The clean-up returns whether every process of the sandbox is dead.
+    /// Waits for the process's end; returns early if the sandbox is left running for a later server. When the process has ended, calls
+    /// `on_exit` with the reason, announces the exit, and then runs the clean-up that `on_exit` returned, on a thread that may block.
+    /// The clean-up returns whether every process of the sandbox is dead.
     pub async fn follow<C>(&self, on_exit: impl FnOnce(&ExitReason) -> C)
     where
         C: FnOnce() -> bool + Send + 'static,

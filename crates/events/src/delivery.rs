@@ -58,12 +58,12 @@ impl WebhookQueue {
         self.wake.notify_one();
     }
 
-    /// Gives back the places of deliveries that do not wait any more.
+    /// Subtracts deliveries that have left the queue from the number of waiting ones.
     pub(crate) fn remove_waiting(&self, count: u64) {
         self.waiting.fetch_sub(count, Ordering::Relaxed);
     }
 
-    /// Returns whether the webhook wants events of this kind and has room; then a place in its queue is taken.
+    /// Returns whether the webhook is subscribed to events of this kind and its queue is not full. If so, reserves a place in the queue.
     fn accepts(&self, kind: EventKind) -> bool {
         let record = self.record();
         if !record.enabled || !record.events.contains(&kind) {

@@ -1,5 +1,5 @@
 //! Finds QEMU and the guest kernel, and their versions, in a directory that
-//! `template::install_microvm` has filled.
+//! `host_tools::install_microvm` has filled.
 //!
 //! The manifest in the directory is trusted; each file that is used later is checked for existence
 //! once, here. No program is executed.

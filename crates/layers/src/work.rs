@@ -1,6 +1,6 @@
-//! Prepares overlayfs' work directory for another mount, of an upper directory that was mounted before or that was copied.
-//! A `volatile` mount leaves a mark that forbids a second one. The index, which keeps hard links of template files together, records
-//! which upper directory it belongs to, so overlayfs refuses it beside a copy.
+//! Prepares the work directory of an overlay so that the overlay can be mounted again, possibly with a copy of its upper directory.
+//! A `volatile` mount leaves a mark that forbids a second mount. The index, which keeps hard links of template files together, names the
+//! upper directory that it belongs to, so overlayfs refuses an index that was copied together with the upper directory.
 
 use std::io;
 use std::path::Path;
@@ -12,9 +12,9 @@ use crate::LayerError;
 use crate::copy_tree::{for_each_entry, open_dir};
 use crate::trash::remove_tree;
 
-/// Makes the overlay with the work directory `work` mountable again, with the options of the container engine. `copied` says whether
-/// the tree was copied since it was last mounted; then the index entries of directories are removed, which invalidates only file
-/// handles (inotify across memory snapshots) of template directories that were renamed.
+/// Makes the overlay with the work directory `work` mountable again, with the options of the container engine. `copied`: the tree was
+/// copied since it was last mounted, so the index entries of directories are removed. This invalidates only file handles (inotify
+/// across memory snapshots) of template directories that were renamed.
 ///
 /// The overlay must not be mounted. Sandboxes never see this directory.
 ///

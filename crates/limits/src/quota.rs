@@ -1,4 +1,4 @@
-//! How many of something each team has at once: running sandboxes, or builds in progress.
+//! [`Quota`]: limits how many running sandboxes, or builds in progress, each team has at once.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -2,11 +2,9 @@
 //! Steps that are done already are skipped, so it can be run again.
 //! Progress goes to standard error; standard output says what was created and how to use it.
 
-use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -150,17 +148,8 @@ async fn key(data: &DataDir, url: &str) -> Result<(String, EngineInfo), Failure>
     }
     let operator = access::operator_client(url, &access::admin_token(data)?)?;
     let key = operator.create_key("quickstart").await?.key;
-    write_key(&data.quickstart_key(), &key)?;
+    fs_atomic::write(&data.quickstart_key(), &key, fs_atomic::Options::PRIVATE)?;
     Ok((key, operator.engine().await?))
-}
-
-fn write_key(path: &Path, key: &str) -> Result<(), Failure> {
-    let new = path.with_extension("new");
-    // One that a crash left over may have other permissions.
-    let _ = fs::remove_file(&new);
-    let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&new)?;
-    file.write_all(key.as_bytes())?;
-    Ok(fs::rename(new, path)?)
 }
 
 /// Returns the server's URL with `localhost` for a loopback or unspecified address.

@@ -45,7 +45,7 @@ pub(crate) enum SandboxCommand {
     Snapshot(snapshot::SnapshotCommand),
     /// Creates copies of a running sandbox, with its memory, and prints their ids.
     Fork(lifecycle::ForkArguments),
-    /// Restores one of its snapshots in a running sandbox.
+    /// Restores a running sandbox to one of its snapshots.
     Rollback(lifecycle::RollbackArguments),
     /// Lists events of sandboxes, also of ended ones.
     Events(events::EventsArguments),

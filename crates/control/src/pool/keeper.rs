@@ -1,6 +1,6 @@
-//! Keeps the pool at its wanted size: starts one sandbox at a time, through the same queue as creates, and kills what is too much or
-//! of a build that no tag refers to any more. When memory gets scarce the pool is emptied. After a failure a build is tried again
-//! later.
+//! Keeps the pool at its wanted size: starts one sandbox at a time, through the same queue as creates, and kills surplus sandboxes
+//! and sandboxes of builds that no tag refers to any more. When memory gets scarce, all pre-started sandboxes are killed. After a failed
+//! start, a build is tried again later.
 
 use std::time::Duration;
 
@@ -56,7 +56,14 @@ impl Control {
     }
 
     fn next_pool_action(&self, now: Instant) -> NextAction {
+        // Numbers that the operator has set need no create first: not after a restart, and not after a rebuild.
+        let fixed = self.pool.fixed_templates();
+        let fixed = fixed.iter().filter_map(|template| self.catalog.default_build(template));
+        let fixed: Vec<BuildId> = fixed.map(|build| build.id).collect();
         let mut builds = self.pool.builds();
+        for id in fixed {
+            builds.entry(id).or_default();
+        }
         let (mut count, mut memory) = (0, 0);
         for pool in builds.values() {
             count += pool.ready.len();

@@ -1,6 +1,7 @@
-//! The pool: pre-started sandboxes of templates in use, so that a create only has to assign an owner. Each is claimed once. It has
-//! its final id, token and randomness, but no egress until it has an owner; environment, clock, team and network rules come with
-//! the claim. Before that it is in no registry and no record: after a crash the engine sweeps it.
+//! The pool: pre-started sandboxes of templates in use, so that a create only has to assign an owner. Each is claimed once. A
+//! pre-started sandbox has its final id, token and randomness, and no egress. The claim sets the egress policy of its owner and then
+//! sends team, environment and clock to its envd. Before the claim no registry and no record contains the sandbox: after a crash the
+//! engine sweeps it.
 
 mod demand;
 mod keeper;
@@ -83,7 +84,7 @@ pub struct PoolReport {
 }
 
 impl Pool {
-    /// An empty pool with the numbers that the operator has set.
+    /// Opens an empty pool with the numbers that the operator has set.
     pub(crate) fn open(file: Option<&Path>) -> Self {
         let text = file.and_then(|path| std::fs::read(path).ok());
         let numbers: HashMap<String, usize> =
@@ -94,6 +95,11 @@ impl Pool {
 
     fn builds(&self) -> MutexGuard<'_, HashMap<BuildId, BuildPool>> {
         self.builds.lock()
+    }
+
+    /// Returns the templates that the operator has set a number for.
+    fn fixed_templates(&self) -> Vec<TemplateId> {
+        self.fixed.lock().keys().cloned().collect()
     }
 
     /// Returns the number that the operator has set for a template.
@@ -136,8 +142,8 @@ pub(crate) struct ClaimedSandbox {
 }
 
 impl Control {
-    /// Claims a pre-started sandbox of this build, if there is one, and assigns the owner in `spec` to it. Its id is not that of
-    /// `spec`.
+    /// Claims a pre-started sandbox of this build, if there is one, and assigns the owner in `spec` to it. The sandbox keeps its own
+    /// id; the id in `spec` is not used.
     pub(crate) async fn claim_pre_started(&self, build: &Build, spec: &LaunchSpec) -> Option<ClaimedSandbox> {
         if self.config.pool_max == 0 && self.pool.fixed(&build.template).is_none() {
             return None;
@@ -149,11 +155,11 @@ impl Control {
         match tokio::time::timeout(limit, self.launcher.assign_owner(&own, sandbox.get())).await {
             Ok(Ok(())) => Some(ClaimedSandbox { id, sandbox: sandbox.keep() }),
             Ok(Err(error)) => {
-                tracing::warn!(sandbox_id = %id, %error, "pre-started sandbox failed its health check");
+                tracing::warn!(sandbox_id = %id, %error, "failed to assign an owner to a pre-started sandbox");
                 None
             }
             Err(_) => {
-                tracing::warn!(sandbox_id = %id, "pre-started sandbox did not answer");
+                tracing::warn!(sandbox_id = %id, "the envd of a pre-started sandbox did not respond in time");
                 None
             }
         }
@@ -187,15 +193,16 @@ impl Control {
         reports
     }
 
-    /// Sets the number of pre-started sandboxes of a default template or the default team's, whatever the demand; none follows the
-    /// demand again. The number survives restarts.
+    /// Sets the number of pre-started sandboxes of a default template or a template of the default team, whatever the demand; `None`
+    /// follows the demand again. The number is saved: after a restart, that many sandboxes are pre-started from the build with the tag
+    /// `default`.
     ///
     /// # Errors
     /// There is no such ready template, or the number cannot be written to the disk.
     pub async fn set_pool(&self, text: &str, count: Option<usize>) -> Result<(), ControlError> {
         if count.is_some_and(|count| count > MAX_FIXED) {
             return Err(ControlError::Invalid(format!(
-                "at most {MAX_FIXED} sandboxes of a template can wait"
+                "at most {MAX_FIXED} pre-started sandboxes per template"
             )));
         }
         let reference = TemplateRef::parse(text)?;
@@ -213,8 +220,8 @@ impl Control {
             let write = move || fs_atomic::write_json(&path, &numbers, fs_atomic::Options::default());
             let written = tokio::task::spawn_blocking(write).await.map_err(std::io::Error::other);
             written.flatten().map_err(|error| {
-                tracing::error!(%error, "failed to write the pool's settings");
-                ControlError::Engine("remembered in the pool's settings")
+                tracing::error!(%error, "failed to save the pool settings");
+                ControlError::Engine("failed to save the pool settings; see the server's log")
             })?;
         }
         self.pool.changed.notify_one();

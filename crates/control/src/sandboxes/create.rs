@@ -1,6 +1,6 @@
-//! Creates sandboxes: from the checks of a request to a sandbox that answers. The start runs in a task of its own: if the caller
-//! goes away, the sandbox is nevertheless either complete and listed, or completely removed.
-//! A sandbox's time is counted from the moment it answers, not from the request.
+//! Creates sandboxes: checks the request, then claims a pre-started sandbox or starts a new one, in a task of its own. If the caller
+//! disconnects, the sandbox is nevertheless either complete and listed, or completely removed.
+//! A sandbox's time is counted from the moment its envd answers, not from the request.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -86,7 +86,7 @@ impl Control {
         let mut accepted = self.accept(team, request, claim).await?;
         accepted.timer.set_outcome(Outcome::Error);
         let control = Arc::clone(self);
-        let task = self.tasks.spawn(async move { control.start(accepted).await }.in_current_span());
+        let task = self.tasks.spawn(async move { control.claim_or_start(accepted).await }.in_current_span());
         let started = task.await.unwrap_or_else(|error| {
             tracing::error!(%error, "a create's task ended abnormally");
             Err(ControlError::StartFailed("internal error".to_owned()))
@@ -128,8 +128,8 @@ impl Control {
         Ok(self.access_to(record.into()))
     }
 
-    /// Takes a pre-started sandbox or starts a new one, records it and lets it go live.
-    async fn start(self: Arc<Self>, accepted: AcceptedCreate) -> Result<Access, ControlError> {
+    /// Claims a pre-started sandbox or starts a new one, records it and lets it go live.
+    async fn claim_or_start(self: Arc<Self>, accepted: AcceptedCreate) -> Result<Access, ControlError> {
         let AcceptedCreate { team, resolved, request, policy, reservation, ticket, claim, mut timer } =
             accepted;
         let build = &resolved.build;

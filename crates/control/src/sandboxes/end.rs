@@ -56,7 +56,7 @@ impl Control {
             tracing::info!(sandbox_id = %id, team_id = %paused.record.team, "paused sandbox ended");
             Ok(true)
         });
-        task.await.unwrap_or(Err(ControlError::Engine("ended")))
+        task.await.unwrap_or(Err(ControlError::Engine("failed to kill the sandbox; see the server's log")))
     }
 
     /// Ends a running sandbox unless it is over already; in both cases waits until nothing of it is alive. Once begun it is
@@ -92,10 +92,12 @@ impl Control {
             );
             killed.map_err(|error| {
                 tracing::error!(sandbox_id = %running.id, %error, "failed to kill a sandbox cleanly");
-                ControlError::Engine("ended cleanly")
+                ControlError::Engine(
+                    "failed to kill all processes of the sandbox or to remove its files; see the server's log",
+                )
             })
         });
-        task.await.unwrap_or(Err(ControlError::Engine("ended")))
+        task.await.unwrap_or(Err(ControlError::Engine("failed to kill the sandbox; see the server's log")))
     }
 
     /// Removes a sandbox from the registry and cuts its connections, in this order.

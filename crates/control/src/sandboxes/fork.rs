@@ -66,7 +66,7 @@ impl Control {
         let task = self
             .tasks
             .spawn(async move { control.fork_running(&team, &parent, request).await }.in_current_span());
-        task.await.unwrap_or(Err(ControlError::Engine("forked")))
+        task.await.unwrap_or(Err(ControlError::Engine("failed to fork the sandbox; see the server's log")))
     }
 
     async fn fork_running(
@@ -104,7 +104,10 @@ impl Control {
             }
         }
         while let Some(started) = starts.join_next().await {
-            results.push(started.unwrap_or(Err(ControlError::Engine("forked"))));
+            results
+                .push(started.unwrap_or(Err(ControlError::Engine(
+                    "failed to fork the sandbox; see the server's log",
+                ))));
         }
         self.snapshots.discard(snapshot).await;
         Ok(results)

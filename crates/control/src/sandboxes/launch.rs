@@ -47,13 +47,14 @@ pub(crate) struct LaunchSpec {
     pub(crate) cpu_count: u32,
     pub(crate) memory_mib: u32,
     pub(crate) disk_mib: u32,
-    /// Environment variables of its processes; none keeps those of a restored envd.
+    /// Environment variables of the sandbox's processes. `None`: keep the variables that a restored envd has.
     pub(crate) env: Option<BTreeMap<String, String>>,
     pub(crate) egress: EgressPolicy,
     pub(crate) source: LaunchSource,
-    /// Whether its files trust the operator's certificate authorities. Those of a build step must not, since they go into a layer.
+    /// Whether programs in the sandbox trust the operator's certificate authorities. Must be false for build steps whose files become
+    /// a layer.
     pub(crate) trusts_operator_ca: bool,
-    /// Whether other sandboxes start from the same layers, so that the engine keeps what it prepares for them.
+    /// Whether other sandboxes start from the same layers; if so, the engine keeps what it prepared from the layers.
     pub(crate) shares_layers: bool,
 }
 

@@ -91,7 +91,7 @@ impl Control {
             control.pause_locked(&running, request).await
         };
         let task = self.tasks.spawn(pause.in_current_span());
-        task.await.unwrap_or(Err(ControlError::Engine("paused")))
+        task.await.unwrap_or(Err(ControlError::Engine("failed to pause the sandbox; see the server's log")))
     }
 
     /// Pauses a running sandbox whose lock is held.
@@ -104,7 +104,7 @@ impl Control {
         let unresponsive = !matches!(health, Ok(Ok(())));
         if unresponsive && (request.require_healthy || !request.memory) {
             return Err(ControlError::EnvdSilent(format!(
-                "Sandbox '{}' cannot be paused: its agent does not answer; it keeps running",
+                "Sandbox '{}' cannot be paused: its envd does not respond; it keeps running",
                 running.id
             )));
         }

@@ -40,7 +40,7 @@ impl Control {
             control.resume_locked(&team, &paused, pause, timeout, restore_mode).await.map(Some)
         };
         let task = self.tasks.spawn(resume.in_current_span());
-        task.await.unwrap_or(Err(ControlError::Engine("resumed")))
+        task.await.unwrap_or(Err(ControlError::Engine("failed to resume the sandbox; see the server's log")))
     }
 
     /// Resumes a paused sandbox whose lock is held.
@@ -156,7 +156,10 @@ impl Control {
         let Some(sandbox) = paused.take_frozen() else { return Ok(None) };
         if spec.source.restored_from().is_some() && sandbox.exit().borrow().is_none() {
             let thawed = async {
-                sandbox.thaw().await.map_err(|_| ControlError::Engine("thawed"))?;
+                sandbox
+                    .thaw()
+                    .await
+                    .map_err(|_| ControlError::Engine("failed to thaw the sandbox's processes"))?;
                 sandbox.set_egress(spec.egress.clone());
                 self.launcher.init_envd(spec, &*sandbox).await
             };
@@ -170,7 +173,9 @@ impl Control {
         // The restored sandbox will have the same id, so this one must be gone.
         sandbox.kill().await.map_err(|error| {
             tracing::error!(sandbox_id = %spec.id, %error, "failed to kill frozen processes");
-            ControlError::Engine("resumed: its frozen processes do not end")
+            ControlError::Engine(
+                "failed to kill the sandbox's frozen processes; it stays paused, so resume it again",
+            )
         })?;
         Ok(None)
     }

@@ -51,7 +51,8 @@ impl Control {
             }
             control.rollback_locked(&running, &target).await
         });
-        task.await.unwrap_or(Err(ControlError::Engine("rolled back")))
+        task.await
+            .unwrap_or(Err(ControlError::Engine("failed to roll the sandbox back; see the server's log")))
     }
 
     /// Rolls back a running sandbox whose lock is held.
@@ -76,7 +77,9 @@ impl Control {
         running.mark_ended(&EndReason::RolledBack);
         running.engine.kill().await.map_err(|error| {
             tracing::error!(sandbox_id = %running.id, %error, "failed to kill a sandbox for its rollback");
-            ControlError::Engine("rolled back; it is paused at the snapshot")
+            ControlError::Engine(
+                "failed to kill the sandbox for its rollback; it is paused at the snapshot, so resume it",
+            )
         })?;
         let reservation = self.quota.reserve_unlimited(running.team);
         let sandbox = self.launcher.launch(&spec).await.inspect_err(|error| {

@@ -1,5 +1,6 @@
-//! Takes snapshots that outlive their sandbox and that any number of sandboxes can start from. In the catalog a snapshot is a
-//! template with a build that refers to it; its name may move on to a newer one. A snapshot without a name is removed.
+//! Takes snapshots that users start new sandboxes from. They outlive the sandbox that they were taken of. The catalog stores a
+//! snapshot as a build of a template. A later snapshot may take over the name of an earlier one; a snapshot that has no name any more is
+//! removed.
 
 use std::sync::Arc;
 
@@ -72,7 +73,9 @@ impl Control {
             Ok(summary)
         };
         let task = self.tasks.spawn(capture.in_current_span());
-        task.await.unwrap_or(Err(ControlError::Engine("snapshotted")))
+        task.await.unwrap_or(Err(ControlError::Engine(
+            "failed to take a snapshot of the sandbox; see the server's log",
+        )))
     }
 
     /// Adds a captured snapshot to the catalog: a new build of the named template, or of a new one.

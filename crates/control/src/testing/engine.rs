@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,6 +14,7 @@ use engine::{
     RestoreMode, Sandbox, SnapshotInfo, StartSpec, Stats, TemplateImage,
 };
 use ids::{SandboxId, SnapshotId};
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore, broadcast, watch};
 use tokio_util::task::AbortOnDropHandle;
@@ -104,7 +105,7 @@ impl TestEngine {
     /// When another test thread panicked.
     #[must_use]
     pub fn sandbox(&self, id: &SandboxId) -> Option<Arc<TestSandbox>> {
-        self.sandboxes.lock().expect("no test panicked").get(id).cloned()
+        self.sandboxes.lock().get(id).cloned()
     }
 
     /// Returns how many of its sandboxes are alive.
@@ -113,7 +114,7 @@ impl TestEngine {
     /// When another test thread panicked.
     #[must_use]
     pub fn alive(&self) -> usize {
-        let sandboxes = self.sandboxes.lock().expect("no test panicked");
+        let sandboxes = self.sandboxes.lock();
         sandboxes.values().filter(|sandbox| sandbox.exit.borrow().is_none()).count()
     }
 
@@ -122,7 +123,7 @@ impl TestEngine {
     /// # Panics
     /// When another test thread panicked.
     pub fn end_all(&self, reason: &ExitReason) {
-        let sandboxes: Vec<_> = self.sandboxes.lock().expect("no test panicked").values().cloned().collect();
+        let sandboxes: Vec<_> = self.sandboxes.lock().values().cloned().collect();
         sandboxes.iter().for_each(|sandbox| sandbox.die(reason.clone()));
     }
 
@@ -131,7 +132,7 @@ impl TestEngine {
     /// # Panics
     /// When another test thread panicked.
     pub fn fail_next(&self, error: EngineError) {
-        *self.fail_next.lock().expect("no test panicked") = Some(error);
+        *self.fail_next.lock() = Some(error);
     }
 }
 
@@ -152,7 +153,7 @@ impl Engine for TestEngine {
         self.starting.fetch_add(1, Ordering::SeqCst);
         self.at_gate.notify_one();
         self.gate.acquire().await.expect("the gate is never closed").forget();
-        if let Some(error) = self.fail_next.lock().expect("no test panicked").take() {
+        if let Some(error) = self.fail_next.lock().take() {
             return Err(error);
         }
         // Both would use the same files.
@@ -163,7 +164,7 @@ impl Engine for TestEngine {
             TestSandbox::start(spec, self.silent_envd.load(Ordering::SeqCst), Arc::clone(&self.states))
                 .await
                 .map_err(EngineError::kernel("listen on loopback"))?;
-        let mut sandboxes = self.sandboxes.lock().expect("no test panicked");
+        let mut sandboxes = self.sandboxes.lock();
         sandboxes.insert(sandbox.id.clone(), Arc::clone(&sandbox));
         Ok(sandbox)
     }
@@ -174,7 +175,7 @@ impl Engine for TestEngine {
         restore_mode: RestoreMode,
         spec: StartSpec,
     ) -> Result<Arc<dyn Sandbox>, EngineError> {
-        let memory = self.states.kept.lock().expect("no test panicked").get(&snapshot).copied();
+        let memory = self.states.kept.lock().get(&snapshot).copied();
         if !memory.is_some_and(|memory| memory || restore_mode == RestoreMode::Disk) {
             return Err(EngineError::NotFound);
         }
@@ -182,7 +183,7 @@ impl Engine for TestEngine {
     }
 
     async fn discard(&self, snapshot: SnapshotId) -> Result<(), EngineError> {
-        self.states.kept.lock().expect("no test panicked").remove(&snapshot);
+        self.states.kept.lock().remove(&snapshot);
         Ok(())
     }
 
@@ -196,9 +197,9 @@ impl Engine for TestEngine {
     }
 
     async fn sweep(&self, keep: &[SandboxId], snapshots: &[SnapshotId]) -> Result<usize, EngineError> {
-        self.states.kept.lock().expect("no test panicked").retain(|id, _| snapshots.contains(id));
-        *self.kept.lock().expect("no test panicked") = keep.to_vec();
-        let sandboxes = self.sandboxes.lock().expect("no test panicked");
+        self.states.kept.lock().retain(|id, _| snapshots.contains(id));
+        *self.kept.lock() = keep.to_vec();
+        let sandboxes = self.sandboxes.lock();
         let lost: Vec<_> = sandboxes
             .values()
             .filter(|sandbox| sandbox.exit.borrow().is_none() && !keep.contains(&sandbox.id))
@@ -225,10 +226,10 @@ impl TestSandbox {
         });
         for port in [envd_api::PORT, APP_PORT] {
             let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
-            sandbox.ports.lock().expect("no test panicked").insert(port, listener.local_addr()?);
+            sandbox.ports.lock().insert(port, listener.local_addr()?);
             let guest = Arc::clone(&sandbox.guest);
             let server = tokio::spawn(guest::serve(listener, guest, silent && port == envd_api::PORT));
-            sandbox.servers.lock().expect("no test panicked").push(AbortOnDropHandle::new(server));
+            sandbox.servers.lock().push(AbortOnDropHandle::new(server));
         }
         Ok(sandbox)
     }
@@ -238,7 +239,7 @@ impl TestSandbox {
     /// # Panics
     /// When another test thread panicked.
     pub fn open_port(&self, port: u16, address: SocketAddr) {
-        self.ports.lock().expect("no test panicked").insert(port, address);
+        self.ports.lock().insert(port, address);
     }
 
     /// Ends as if PID 1 had exited: closes every socket, then reports the exit.
@@ -246,7 +247,7 @@ impl TestSandbox {
     /// # Panics
     /// When another test thread panicked.
     pub fn die(&self, reason: ExitReason) {
-        self.servers.lock().expect("no test panicked").clear();
+        self.servers.lock().clear();
         self.exit.send_if_modified(|exit| {
             let first = exit.is_none();
             if first {
@@ -262,7 +263,7 @@ impl TestSandbox {
     /// When another test thread panicked.
     #[must_use]
     pub fn init(&self) -> Option<serde_json::Value> {
-        self.guest.init.lock().expect("no test panicked").clone()
+        self.guest.init.lock().clone()
     }
 
     /// Sends a chunk to all readers of `/ticks`.
@@ -289,7 +290,7 @@ impl TestSandbox {
     /// When another test thread panicked.
     #[must_use]
     pub fn egress(&self) -> EgressPolicy {
-        self.egress.lock().expect("no test panicked").clone()
+        self.egress.lock().clone()
     }
 }
 
@@ -303,7 +304,7 @@ impl Sandbox for TestSandbox {
         if self.exit.borrow().is_some() {
             return Err(std::io::ErrorKind::NotConnected.into());
         }
-        let address = self.ports.lock().expect("no test panicked").get(&port).copied();
+        let address = self.ports.lock().get(&port).copied();
         TcpStream::connect(address.ok_or(std::io::ErrorKind::ConnectionRefused)?).await
     }
 
@@ -323,10 +324,10 @@ impl Sandbox for TestSandbox {
         memory: bool,
         _durability: Durability,
     ) -> Result<SnapshotInfo, EngineError> {
-        if let Some(error) = self.states.fail_next.lock().expect("no test panicked").take() {
+        if let Some(error) = self.states.fail_next.lock().take() {
             return Err(error);
         }
-        self.states.kept.lock().expect("no test panicked").insert(snapshot, memory);
+        self.states.kept.lock().insert(snapshot, memory);
         Ok(SnapshotInfo { memory, memory_bytes: 0, stopped: Duration::ZERO })
     }
 
@@ -341,7 +342,7 @@ impl Sandbox for TestSandbox {
     }
 
     fn set_egress(&self, policy: EgressPolicy) {
-        *self.egress.lock().expect("no test panicked") = policy;
+        *self.egress.lock() = policy;
     }
 
     async fn kill(&self) -> Result<(), EngineError> {

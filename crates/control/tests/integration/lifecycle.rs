@@ -351,7 +351,7 @@ async fn a_crash_loses_no_sandbox() {
     assert!(!fixture.guest(&lives.info.id).egress().permits_address("1.1.1.1".parse().unwrap()));
     assert!(control.get(fixture.team.id, &died.info.id).is_err());
     assert!(control.get(fixture.team.id, &expires.info.id).is_err());
-    assert_eq!(fixture.engine.kept.lock().unwrap().as_slice(), std::slice::from_ref(&lives.info.id));
+    assert_eq!(fixture.engine.kept.lock().as_slice(), std::slice::from_ref(&lives.info.id));
     assert_eq!(fixture.engine.alive(), 1);
     control.dial(&lives.info.id, envd_api::PORT).await.unwrap();
     control.kill(fixture.team.id, &lives.info.id).await.unwrap();

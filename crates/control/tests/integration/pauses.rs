@@ -19,7 +19,7 @@ async fn pause(fixture: &Fixture, id: &SandboxId) -> Result<(), ControlError> {
 }
 
 fn states(fixture: &Fixture) -> usize {
-    fixture.engine.states.kept.lock().unwrap().len()
+    fixture.engine.states.kept.lock().len()
 }
 
 #[tokio::test]
@@ -62,8 +62,7 @@ async fn a_failed_capture_leaves_it_running() {
     let fixture = Fixture::new().await;
     let made = fixture.create().await.unwrap();
     let id = &made.info.id;
-    let fail =
-        || *fixture.engine.states.fail_next.lock().unwrap() = Some(EngineError::Capture("full".into()));
+    let fail = || *fixture.engine.states.fail_next.lock() = Some(EngineError::Capture("full".into()));
     fail();
     let error = pause(&fixture, id).await.unwrap_err();
     assert!(error.to_string().contains("full"), "{error}");

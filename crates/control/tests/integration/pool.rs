@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use control::testing::{Fixture, request};
+use control::testing::Fixture;
 use control::{ControlError, PoolReport};
 use engine::{EngineError, ExitReason};
 
@@ -105,8 +105,9 @@ async fn a_wish_is_kept_across_restarts_and_checked() {
     assert!(matches!(fixture.control.set_pool("base", Some(100_000)).await, Err(ControlError::Invalid(_))));
     fixture.control.set_pool("base", Some(1)).await.unwrap();
     let again = fixture.reopen_with(|config| config.pool_file = Some(file)).await;
-    again.create(&fixture.team, request(), None).await.unwrap();
-    let report = again.pool().into_iter().next().unwrap();
+    let first = || again.pool().into_iter().next();
+    until("one is pre-started without a create", || first().is_some_and(|report| report.ready == 1)).await;
+    let report = first().unwrap();
     assert_eq!(report.fixed, Some(1));
     again.set_pool("base", None).await.unwrap();
     assert_eq!(again.pool().into_iter().next().and_then(|report| report.fixed), None);

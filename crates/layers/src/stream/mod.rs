@@ -55,8 +55,8 @@ struct Meta {
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// Returns whether a layer keeps an attribute: those that programs set for themselves, and those of overlayfs that are valid over any
-/// stack of layers. All others address the kernel of the guest, or would address that of the host.
+/// Returns whether a layer keeps an extended attribute. Kept are attributes that programs set for themselves, and attributes of overlayfs
+/// that are valid over any stack of layers. All other attributes are meant for the guest's kernel and could mislead the host's.
 fn is_kept(name: &[u8], value: &[u8]) -> bool {
     match name {
         b"security.capability" | b"system.posix_acl_access" | b"system.posix_acl_default" => true,

@@ -1,12 +1,11 @@
 //! Limits and sizes of trees by btrfs simple quotas, corrected so that they mean the same before and after copies.
-//! The kernel charges every block to the subvolume that wrote it, for as long as *any* subvolume refers to it. So a fresh copy is
-//! charged for nothing, and a tree that has a copy is still charged for content that it has replaced since. A limit must count what a
-//! tree contains instead.
+//! The kernel charges every block to the subvolume that wrote it, for as long as *any* subvolume refers to the block. So a fresh copy
+//! is charged for nothing, and a tree that was copied stays charged for content that it has replaced since. A limit must apply to the
+//! size of a tree's content instead.
 //!
-//! Each tree with a limit therefore has a note (an attribute of its top directory, which sandboxes never see): its limit, and the
-//! difference between the size of its content and what it is charged for, which is positive for a copy and negative for a source.
-//! The kernel's limit is the tree's minus that difference. A read-only copy cannot have a note: its size is stored as the kernel's
-//! limit, which it cannot reach.
+//! Each tree with a limit therefore has an accounting record, an extended attribute of its top directory that sandboxes never see. The
+//! record contains the tree's limit and its uncharged bytes: content size − charged size, positive for a copy, negative for a source.
+//! The kernel's limit = the tree's limit − (content size − charged size). A read-only copy cannot have a record. Its size is stored as the kernel's limit, which has no effect on a read-only tree.
 
 use std::fs;
 use std::io;
@@ -21,7 +20,7 @@ use tracing::debug;
 use super::TreeUsage;
 use crate::copy_tree::{measure, open_dir};
 
-const NOTE: &str = "trusted.cofferdam.volume";
+const RECORD_ATTRIBUTE: &str = "trusted.cofferdam.volume";
 
 /// The kernel's quota counters.
 #[derive(Debug)]
@@ -30,52 +29,53 @@ pub(super) struct Charges {
     counters: PathBuf,
 }
 
-/// A tree's note. A fresh copy still has that of its source, so a note names its tree.
+/// The accounting record of a tree. It contains the tree's id, because a fresh copy still has the record of its source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Note {
+struct Record {
     id: u64,
     limit: Option<u64>,
-    /// Bytes that the tree contains, minus bytes that it is charged for.
-    beyond: i64,
+    /// Size of the tree's content minus the size that the tree is charged for; negative for the source of a copy.
+    uncharged_bytes: i64,
 }
 
-/// Writes the first note of a new, empty tree.
+/// Writes the first accounting record of a new, empty tree.
 pub(super) fn begin(tree: BorrowedFd<'_>, limit: Option<u64>) -> io::Result<()> {
-    Note { id: btrfs::subvolume_of(tree)?.id, limit, beyond: 0 }.write(tree)
+    Record { id: btrfs::subvolume_of(tree)?.id, limit, uncharged_bytes: 0 }.write(tree)
 }
 
-impl Note {
-    /// Reads a tree's note; `None` if it has no note of its own.
+impl Record {
+    /// Reads the record of a tree; `None` if the tree has none of its own.
     fn read(tree: BorrowedFd<'_>, id: u64) -> io::Result<Option<Self>> {
         let mut text = [0u8; 64];
-        let length = match fgetxattr(tree, NOTE, &mut text) {
-            Err(Errno::NODATA) => return Ok(Some(Self { id, limit: None, beyond: 0 })),
+        let length = match fgetxattr(tree, RECORD_ATTRIBUTE, &mut text) {
+            Err(Errno::NODATA) => return Ok(Some(Self { id, limit: None, uncharged_bytes: 0 })),
             answer => answer?,
         };
         let text = str::from_utf8(&text[..length]).unwrap_or_default();
         let mut words = text.split(' ').map(str::parse::<i64>);
-        let (Some(Ok(owner)), Some(Ok(limit)), Some(Ok(beyond))) = (words.next(), words.next(), words.next())
+        let (Some(Ok(owner)), Some(Ok(limit)), Some(Ok(uncharged_bytes))) =
+            (words.next(), words.next(), words.next())
         else {
             return Ok(None);
         };
-        let note = Self { id, limit: u64::try_from(limit).ok(), beyond };
-        Ok(Some(note).filter(|_| u64::try_from(owner) == Ok(id)))
+        let record = Self { id, limit: u64::try_from(limit).ok(), uncharged_bytes };
+        Ok(Some(record).filter(|_| u64::try_from(owner) == Ok(id)))
     }
 
     fn write(self, tree: BorrowedFd<'_>) -> io::Result<()> {
         let limit = self.limit.map_or(-1, signed);
-        let text = format!("{} {limit} {}", self.id, self.beyond);
-        Ok(fsetxattr(tree, NOTE, text.as_bytes(), XattrFlags::empty())?)
+        let text = format!("{} {limit} {}", self.id, self.uncharged_bytes);
+        Ok(fsetxattr(tree, RECORD_ATTRIBUTE, text.as_bytes(), XattrFlags::empty())?)
     }
 
-    /// Writes the note and sets the kernel's limit accordingly, the latter even if the former fails.
+    /// Writes the record and sets the kernel's limit accordingly. The limit is set even if the record cannot be written.
     fn apply(self, tree: BorrowedFd<'_>) -> io::Result<()> {
-        // At its limit a tree has no room for a note, so the limit is removed first.
+        // A tree that has reached its limit has no room for the record, so the limit is removed first.
         btrfs::limit_subvolume(tree, self.id, None)?;
-        let noted = self.write(tree);
-        let charge = |limit| signed(limit).saturating_sub(self.beyond).max(0).unsigned_abs();
+        let written = self.write(tree);
+        let charge = |limit| signed(limit).saturating_sub(self.uncharged_bytes).max(0).unsigned_abs();
         btrfs::limit_subvolume(tree, self.id, self.limit.map(charge))?;
-        noted
+        written
     }
 }
 
@@ -114,41 +114,43 @@ impl Charges {
         }
     }
 
-    /// Writes the note of a fresh copy, and a new one for its source.
+    /// Writes the record of a fresh copy, and a new record for its source.
     pub(super) fn copied(&self, source: &OwnedFd, copy: &OwnedFd, limit: Option<u64>) -> io::Result<()> {
         let (from, to) = (btrfs::subvolume_of(source.as_fd())?, btrfs::subvolume_of(copy.as_fd())?);
-        let note = if from.read_only { None } else { Note::read(source.as_fd(), from.id)? };
+        let record = if from.read_only { None } else { Record::read(source.as_fd(), from.id)? };
         let charged = self.counter(from.id, "referenced")?;
-        let tightest = limit.into_iter().chain(note.and_then(|note| note.limit)).min();
-        let size = match self.estimate(from, note, charged) {
-            // An estimate may be too high by what was replaced since the last copy, which matters near a limit.
+        let tightest = limit.into_iter().chain(record.and_then(|record| record.limit)).min();
+        let size = match self.estimate(from, record, charged) {
+            // The estimate still counts content that was replaced since the last copy, which matters near a limit.
             Some(size) if tightest.is_none_or(|limit| size < limit / 4 * 3) => size,
             _ => measure(open_dir(copy, c".")?)?.bytes,
         };
         if to.read_only {
             btrfs::limit_subvolume(copy.as_fd(), to.id, Some(size))?;
         } else {
-            let beyond = signed(size) - signed(self.counter(to.id, "referenced")?);
-            Note { id: to.id, limit, beyond }.apply(copy.as_fd())?;
+            let uncharged_bytes = signed(size) - signed(self.counter(to.id, "referenced")?);
+            Record { id: to.id, limit, uncharged_bytes }.apply(copy.as_fd())?;
         }
         if from.read_only {
             return Ok(());
         }
-        let limit = note.and_then(|note| note.limit);
-        match (Note { id: from.id, limit, beyond: signed(size) - signed(charged) }).apply(source.as_fd()) {
-            // The image is full. The copy is more important; the size of its source is merely overestimated.
+        let limit = record.and_then(|record| record.limit);
+        match (Record { id: from.id, limit, uncharged_bytes: signed(size) - signed(charged) })
+            .apply(source.as_fd())
+        {
+            // The image is full. The copy is kept nevertheless; the size of its source is merely overestimated.
             Err(error) if error.kind() == io::ErrorKind::QuotaExceeded => Ok(()),
             answer => answer,
         }
     }
 
     /// Returns the size of a tree, if it is known without reading the metadata of its files.
-    fn estimate(&self, tree: btrfs::Subvolume, note: Option<Note>, charged: u64) -> Option<u64> {
+    fn estimate(&self, tree: btrfs::Subvolume, record: Option<Record>, charged: u64) -> Option<u64> {
         if tree.read_only {
             // "No limit" is the maximum number.
             return self.counter(tree.id, "max_referenced").ok().filter(|size| (1..u64::MAX).contains(size));
         }
-        Some((signed(charged) + note?.beyond).max(0).unsigned_abs())
+        Some((signed(charged) + record?.uncharged_bytes).max(0).unsigned_abs())
     }
 
     pub(super) fn set_limit(&self, tree: &OwnedFd, limit: Option<u64>) -> io::Result<()> {
@@ -156,25 +158,25 @@ impl Charges {
         if own.read_only {
             return Ok(());
         }
-        let note = Note::read(tree.as_fd(), own.id)?;
-        let beyond = match note {
-            Some(note) => note.beyond,
+        let record = Record::read(tree.as_fd(), own.id)?;
+        let uncharged_bytes = match record {
+            Some(record) => record.uncharged_bytes,
             None => {
                 signed(measure(open_dir(tree, c".")?)?.bytes) - signed(self.counter(own.id, "referenced")?)
             }
         };
-        Note { id: own.id, limit, beyond }.apply(tree.as_fd())
+        Record { id: own.id, limit, uncharged_bytes }.apply(tree.as_fd())
     }
 
     pub(super) fn usage(&self, tree: &OwnedFd) -> io::Result<TreeUsage> {
         let own = btrfs::subvolume_of(tree.as_fd())?;
-        let note = if own.read_only { None } else { Note::read(tree.as_fd(), own.id)? };
+        let record = if own.read_only { None } else { Record::read(tree.as_fd(), own.id)? };
         let charged = self.counter(own.id, "referenced")?;
-        let used = match self.estimate(own, note, charged) {
+        let used = match self.estimate(own, record, charged) {
             Some(used) => used,
             None => measure(open_dir(tree, c".")?)?.bytes,
         };
-        Ok(TreeUsage { used, limit: note.and_then(|note| note.limit) })
+        Ok(TreeUsage { used, limit: record.and_then(|record| record.limit) })
     }
 }
 

@@ -1,6 +1,6 @@
-//! Steps of a template build, as clients send them: parsing, the text they are logged with, and the key they are cached by.
-//! What a step does to the build's context is here; what has to happen inside a sandbox is in `scripts`.
-//! Source of the forms: the wire contract's `TemplateStep` and what the official SDKs put into it.
+//! [`Step`]: a step of a template build. Parses steps as clients send them, and returns their log text and cache key. [`scripts`] has
+//! the commands that steps run inside a sandbox.
+//! The wire format is `TemplateStep` of the wire contract, with the arguments that the official SDKs send.
 
 mod expand;
 mod paths;
@@ -14,18 +14,18 @@ use sha2::{Digest, Sha256};
 pub use expand::{Unset, expand, has_variables};
 pub use paths::{join, keeps_slash};
 
-/// What later steps and the finished template's processes run with.
+/// User, directory and environment variables of commands: of later steps, and of processes in the finished template.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Context {
-    /// Who runs commands.
+    /// User that runs commands.
     pub user: String,
-    /// Where they run; none is the user's home.
+    /// Directory in which commands run. `None`: the home directory of the user.
     pub workdir: Option<String>,
-    /// Their environment.
+    /// Environment variables of commands.
     pub env: BTreeMap<String, String>,
 }
 
-/// A login shell resets the `PATH` it inherits; this command line sets it again.
+/// Command line that restores `PATH`, which a login shell resets.
 const WITH_PATH: &str = r#"PATH=$1; export PATH; eval "$2""#;
 
 impl Context {
@@ -39,17 +39,17 @@ impl Context {
     }
 }
 
-/// One step.
+/// A parsed step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// `RUN`, `COPY`, …, in capitals.
+    /// Instruction in capitals: `RUN`, `COPY`, ….
     kind: String,
     args: Vec<String>,
-    /// Names the uploaded archive of a `COPY`.
+    /// Hash that names the uploaded archive of a `COPY`.
     files_hash: Option<String>,
-    /// Whether this step and all after it are to be done again.
+    /// Whether this step and all later ones ignore the cache.
     pub force: bool,
-    /// What it is.
+    /// What the step does.
     pub action: Action,
 }
 
@@ -58,33 +58,33 @@ pub struct Step {
 pub enum Action {
     /// Runs a command, as another user if one is named.
     Run {
-        /// For bash.
+        /// Command line for bash.
         command: String,
-        /// Instead of the context's.
+        /// User that runs the command. `None`: the user of the context.
         user: Option<String>,
     },
     /// Copies files of an uploaded archive.
     Copy {
         /// Path or pattern in the archive.
         from: String,
-        /// Where to, as written.
+        /// Destination, not resolved.
         to: String,
-        /// `user[:group]`; none is the context's user.
+        /// Owner, `user[:group]`. `None`: the user of the context.
         owner: Option<String>,
-        /// Octal.
+        /// Permissions, octal digits. `None`: those in the archive.
         mode: Option<String>,
-        /// The archive.
+        /// Hash that names the archive.
         archive: String,
     },
-    /// Sets variables, in order; values may refer to others.
+    /// Sets environment variables, in order; a value may refer to earlier variables.
     Env(Vec<(String, String)>),
-    /// Changes the directory, which is made if it is missing.
+    /// Changes the directory; creates it if it is missing.
     Workdir(String),
-    /// Changes the user, who is made if there is none.
+    /// Changes the user; creates it if it is missing.
     User {
-        /// Their name.
+        /// Name of the user.
         name: String,
-        /// Whether they may become root without a password.
+        /// Whether the user may become root without a password.
         sudo: bool,
     },
 }
@@ -92,24 +92,24 @@ pub enum Action {
 /// Why a step cannot be carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StepError {
-    /// No such kind.
+    /// The instruction is unknown.
     #[error("command type {0} is not implemented")]
     Kind(String),
-    /// Wrong number or form of arguments.
+    /// The arguments are missing or malformed.
     #[error("{kind} {problem}")]
     Arguments {
-        /// Of which step.
+        /// Instruction of the step.
         kind: String,
-        /// What is wrong.
+        /// What is wrong with them.
         problem: &'static str,
     },
 }
 
 impl Step {
-    /// Reads a step from its wire form.
+    /// Parses a step from its wire format.
     ///
     /// # Errors
-    /// The kind is unknown, or its arguments do not fit.
+    /// The instruction is unknown, or its arguments are missing or malformed.
     pub fn parse(
         kind: &str,
         args: &[String],
@@ -145,25 +145,25 @@ impl Step {
         Ok(Self { kind, args: args.to_vec(), files_hash: files_hash.map(str::to_owned), force, action })
     }
 
-    /// As it stands in the build's log.
+    /// Returns the text of the step in the build's log.
     #[must_use]
     pub fn title(&self) -> String {
         let args: Vec<&str> = self.args.iter().map(String::as_str).filter(|arg| !arg.is_empty()).collect();
         format!("{} {}", self.kind, args.join(" "))
     }
 
-    /// The key its result is cached by, after a step with the key `previous`.
+    /// Returns the key under which the step's result is cached. `previous` is the cache key of the step before, or of the base.
     #[must_use]
-    pub fn key(&self, previous: &str) -> String {
+    pub fn cache_key(&self, previous: &str) -> String {
         let mut parts = vec![previous, &self.kind, self.files_hash.as_deref().unwrap_or("")];
         parts.extend(self.args.iter().map(String::as_str));
-        key(&parts)
+        hash_parts(&parts)
     }
 }
 
-/// SHA-256 over the parts, each with its length, in hexadecimal digits.
+/// Returns the SHA-256 of the parts, each hashed with its length, in hexadecimal digits.
 #[must_use]
-pub fn key(parts: &[&str]) -> String {
+pub fn hash_parts(parts: &[&str]) -> String {
     let mut hash = Sha256::new();
     for part in parts {
         hash.update((part.len() as u64).to_le_bytes());
@@ -172,7 +172,7 @@ pub fn key(parts: &[&str]) -> String {
     hex::encode(hash.finalize())
 }
 
-/// Whether this can be the name of an uploaded archive.
+/// Returns whether a text can be the hash that names an uploaded archive.
 #[must_use]
 pub fn is_files_hash(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
@@ -232,9 +232,9 @@ mod tests {
     #[test]
     fn keys_change_with_everything_that_matters_and_nothing_else() {
         let one = step("RUN", &["a", "b"]).unwrap();
-        assert_eq!(one.key("x"), Step { force: true, ..one.clone() }.key("x"));
-        assert_ne!(one.key("x"), one.key("y"));
-        assert_ne!(one.key("x"), step("RUN", &["a b"]).unwrap().key("x"));
-        assert_ne!(key(&["ab", ""]), key(&["a", "b"]));
+        assert_eq!(one.cache_key("x"), Step { force: true, ..one.clone() }.cache_key("x"));
+        assert_ne!(one.cache_key("x"), one.cache_key("y"));
+        assert_ne!(one.cache_key("x"), step("RUN", &["a b"]).unwrap().cache_key("x"));
+        assert_ne!(hash_parts(&["ab", ""]), hash_parts(&["a", "b"]));
     }
 }

@@ -97,8 +97,8 @@ pub(crate) struct ServeArguments {
     /// Private network that container image registries may be in. May be repeated. [default: none]
     #[arg(long, value_name = "CIDR")]
     registry_allow_internal: Vec<Cidr>,
-    /// Maximum number of pre-started sandboxes, of all templates in use together. 0 disables the pool. Named `--warm` before,
-    /// when `--pool` was what is `--slots` now.
+    /// Maximum number of pre-started sandboxes, of all templates in use together, and at most 8 for each build. 0 disables the pool.
+    /// Numbers set by `cofferdam pool set` are not limited by it. Was named `--warm`; the former `--pool` is now `--slots`.
     #[arg(long, default_value_t = 16, value_name = "COUNT")]
     pool: usize,
     /// Maximum memory of all pre-started sandboxes together, MiB.

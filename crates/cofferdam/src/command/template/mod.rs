@@ -37,7 +37,7 @@ pub(crate) enum TemplateCommand {
     Show(TemplateArguments),
     /// Deletes a template or snapshot.
     Delete(TemplateArguments),
-    /// Lets other teams use a template, or revokes that.
+    /// Lets other teams use a template, or revokes that permission.
     Publish {
         #[command(flatten)]
         template: TemplateArguments,
