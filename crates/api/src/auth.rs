@@ -22,7 +22,7 @@ pub(crate) struct Admin;
 /// The operator, by `X-Admin-Token` or by `Authorization: Bearer`, the only header that every Prometheus can send.
 pub(crate) struct Scraper;
 
-/// The team whose keys a request manages: that of `X-Team-ID`, or the default one. The request is authenticated by a member's
+/// The team whose keys a request manages: the team in `X-Team-ID`, or the default one. The request is authenticated by a member's
 /// access token or by `X-Admin-Token`.
 pub(crate) struct Manager(pub(crate) Arc<Team>);
 

@@ -58,7 +58,7 @@ impl Builds {
     /// Returns a template that the team may use, to be written as an archive.
     ///
     /// # Errors
-    /// There is no such template, or it is a snapshot, whose files are not in layers.
+    /// There is no such template, or it is a snapshot: its files are not in layers.
     pub async fn template_archive(&self, team: &Team, text: &str) -> Result<TemplateArchive, BuildError> {
         let (_, store) = self.workspace()?;
         let build = self.catalog.resolve(team, &TemplateRef::parse(text)?).await?.build;

@@ -1,6 +1,6 @@
-//! What a build starts from: a template, a snapshot, a container image or an archive. An image is made usable as a sandbox first
-//! (scripts `PROVISION` and `DEFAULT_USER`); templates are already. The result is cached: an image's tag is looked up in its
-//! registry again only when the build asks to ignore the cache.
+//! Prepares the base of a build: a template, a snapshot, a container image or an archive. An image first gets the programs and the
+//! user that sandboxes need (scripts `PROVISION` and `DEFAULT_USER`); templates have them already. The result is cached: an image's tag
+//! is looked up in its registry again only if the build ignores the cache.
 
 use catalog::TemplateRef;
 use logs::LogLevel;
@@ -28,7 +28,7 @@ pub(crate) struct Base {
     pub(crate) key: String,
     /// Configuration of the template that the build starts from.
     pub(crate) inherited: BuildConfig,
-    /// Size that an archive brings, instead of the requested one.
+    /// Size of the sandboxes as given in an archive; replaces the requested size.
     pub(crate) size: Option<Size>,
 }
 

@@ -1,6 +1,6 @@
-//! [`Cache`]: results of build steps. A key that covers everything that shapes a step leads to the layers and the context after it.
-//! Each result is a small file in its team's directory: builds of one team cannot influence those of another.
-//! A result whose layers do not exist any more is ignored. Results that are not used for long are removed.
+//! [`Cache`]: results of build steps. A cache key covers all inputs of a step; its result is the layers and the context after the step.
+//! Each result is a small file in its team's directory, so builds of one team cannot influence builds of another team.
+//! A result is ignored if one of its layers does not exist any more, and removed if it has not been used for long.
 
 use std::fs;
 use std::io;

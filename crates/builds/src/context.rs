@@ -1,5 +1,5 @@
-//! What builds need of the rest of the server: [`BuildContext`] starts sandboxes and manages snapshots, [`BuildSandbox`] is one
-//! such sandbox. The control plane implements both; builds know neither its registry nor the engine's handles.
+//! Traits of what builds need from the rest of the server: [`BuildContext`] starts sandboxes and manages snapshots, [`BuildSandbox`] is
+//! a sandbox of a build. The control plane implements both, so this crate depends neither on its registry nor on the engine.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,19 +14,19 @@ use store::{Build, BuildConfig};
 
 use super::StepFailure;
 
-/// The server, as far as builds use it.
+/// Functions of the server that builds use.
 #[async_trait]
 pub trait BuildContext: Send + Sync + 'static {
     /// Returns the engines of this server, the default one first.
     fn engines(&self) -> Vec<&Descriptor>;
 
-    /// Starts a sandbox that no client can reach, in its turn in the start queue.
+    /// Waits for a turn in the queue of starts, then starts a sandbox that no client can reach.
     ///
     /// # Errors
     /// The sandbox could not be started; the text is shown in the build's log.
     async fn start_sandbox(&self, spec: BuildSandboxSpec) -> Result<Box<dyn BuildSandbox>, StepFailure>;
 
-    /// Has the engine prepare whatever sandboxes of a finished build need.
+    /// Makes the engine prepare everything that sandboxes of a finished build need.
     ///
     /// # Errors
     /// The engine cannot use the build.

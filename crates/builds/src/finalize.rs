@@ -1,6 +1,6 @@
-//! The end of a build: the last layer, and for templates with a start command the warm start: a sandbox in which the command runs,
-//! captured with its memory once it is ready. Sandboxes of the template are restored from that.
-//! Where the engine has no memory snapshots, each create runs the command and waits for it.
+//! Finishes a build: makes the last layer and, for templates with a start command, the warm start. For the warm start, a sandbox runs
+//! the start command and is captured with its memory once the ready command succeeds. Sandboxes of the template are restored from it.
+//! If the engine cannot take memory snapshots, each create runs the start command and waits until it is ready.
 
 use logs::LogLevel;
 use store::{BuildConfig, BuildSnapshot, RunContext};
@@ -43,7 +43,7 @@ pub(crate) async fn finalize(
     Ok(Finished { layers, config, snapshot })
 }
 
-/// Starts the finished template to see that its commands succeed, and captures it as the warm start if the engine can.
+/// Starts a sandbox of the finished template, checks that its commands succeed, and captures it as the warm start if the engine can.
 async fn start_and_capture(
     task: &BuildTask,
     layers: &[String],
@@ -67,7 +67,7 @@ async fn start_and_capture(
     Ok(Some(BuildSnapshot { id, memory: true, sandbox: captured_from, base, warm_start: true }))
 }
 
-/// Returns the template's configuration. If the build has a start or ready command, both of the inherited ones are dropped.
+/// Returns the template's configuration. If the build has a start or ready command, both inherited commands are dropped.
 fn template_config(task: &BuildTask, context: Context, inherited: BuildConfig) -> BuildConfig {
     let BuildSpec { start_cmd, ready_cmd, rules, .. } = &task.spec;
     let has_own = start_cmd.is_some() || ready_cmd.is_some();

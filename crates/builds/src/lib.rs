@@ -1,7 +1,7 @@
-//! Template builds: a build is requested (`request`), started (`start`) and carried out by a task (`worker`) from its base
-//! (`base`) over its steps (`step`) to its end (`finalize`); clients follow it (`status`). Each step runs in a sandbox of its own
-//! (`step_sandbox`), what it changed becomes a layer, and a step done before is found in the cache (`cache`).
-//! What builds need of the rest of the server is the trait [`BuildContext`].
+//! Template builds: a build is requested (`request`) and started (`start`). A task (`worker`) prepares its base (`base`), performs its
+//! steps (`step`) and finishes the template (`finalize`). Clients poll the build (`status`). A step runs in a step sandbox
+//! (`step_sandbox`); the files that it changed become a layer. Results of earlier builds are in the cache (`cache`).
+//! The trait [`BuildContext`] has everything that builds need of the rest of the server.
 //! If the server dies, the next one records its builds as failed and sweeps their sandboxes.
 #![forbid(unsafe_code)]
 
@@ -66,7 +66,7 @@ pub struct BuildsConfig {
     pub owns_layers: bool,
     /// How registries of container images are reached.
     pub registries: oci::Registries,
-    /// Certificate authorities that steps trust besides those of the template, PEM.
+    /// Certificate authorities that steps trust in addition to the template's own, PEM.
     pub trusted_ca: Option<String>,
     /// Version of envd's protocol that builds are recorded with.
     pub envd_version: &'static str,
@@ -111,7 +111,7 @@ impl Builds {
         })
     }
 
-    /// Counts one more build of a team; it is given back when the reservation is dropped.
+    /// Counts one more build of a team until the reservation is dropped.
     ///
     /// # Errors
     /// [`BuildError::TooMany`] when the team has as many builds in progress as its limit allows.

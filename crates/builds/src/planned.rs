@@ -1,5 +1,5 @@
-//! Builds that are requested with a Dockerfile as text: it is parsed at once, kept until the build is started, and then built like
-//! any other. Files cannot be sent this way, so a `COPY` from the client is refused with the remedy.
+//! Builds that are requested with a Dockerfile as text. The Dockerfile is parsed at once, stored until the build is started, and then
+//! built like any other. Files cannot be sent this way, so a `COPY` from the client is refused with the remedy.
 //! Protocol: E2B's first generation, `POST /templates`, `POST /templates/{id}`, `POST /templates/{id}/builds/{buildID}`.
 
 use std::io;

@@ -43,7 +43,7 @@ pub enum BuildTarget {
 pub struct NewBuild {
     /// The template.
     pub target: BuildTarget,
-    /// Tags in addition to that of the name.
+    /// Tags in addition to the tag in the name.
     pub tags: Vec<String>,
     /// Processors of the template's sandboxes.
     pub cpu_count: Option<u32>,
@@ -212,7 +212,7 @@ impl Builds {
         });
     }
 
-    /// Fails the builds that an earlier server process had in progress, and continues to wait for those that were not started.
+    /// Marks builds that an earlier server process had in progress as failed. Builds that were not started yet keep waiting.
     pub async fn recover(self: &Arc<Self>) {
         for build in self.catalog.open_builds() {
             match build.status {
@@ -247,7 +247,7 @@ fn own_name(team: &Team, name: &str) -> Result<TemplateRef, BuildError> {
     }
 }
 
-/// Returns the name's tag, then the others, each once; `default` if there is none.
+/// Returns the tag in the name, then the tags `others`, without duplicates; `default` if there are none.
 fn all_tags(own: Option<String>, others: &[String]) -> Result<Vec<String>, BuildError> {
     let mut tags: Vec<String> = own.into_iter().collect();
     for tag in others {

@@ -79,7 +79,7 @@ pub struct BuildSpec {
     pub force: bool,
     /// Rules of the wire contract's version.
     pub rules: BuildRules,
-    /// Engine of the build and of the template's sandboxes; by default that of what the build starts from.
+    /// Engine of the build and of the template's sandboxes; by default the engine of the template that the build starts from.
     pub engine: Option<String>,
 }
 

@@ -1,5 +1,5 @@
-//! Starts a requested build, after checking what can be checked before anything runs. What turns out only later, such as an
-//! unknown template to start from, fails the build and not the call.
+//! Starts a requested build, after the checks that need no sandbox. Errors that are found only later, such as an unknown template to
+//! start from, fail the build and not the call.
 //! Protocol: `POST /v2/templates/{id}/builds/{buildID}`.
 
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! Performs one step of a build: changes the context, and the files in a sandbox. A step that only changes the context starts a
-//! sandbox only if it refers to variables whose values are known there alone.
+//! Performs one step of a build: changes the context, and files in a step sandbox. A step that only sets environment variables starts a
+//! sandbox only if a value refers to other variables, because some of these are set inside the sandbox.
 //! Error texts are part of the wire contract: clients show them unchanged.
 
 use std::time::Duration;

@@ -60,7 +60,7 @@ impl StepSandbox {
         Ok(())
     }
 
-    /// Returns a command's variables together with those that make it trust the operator's certificate authorities.
+    /// Returns a command's environment variables, with the variables added that make it trust the operator's certificate authorities.
     pub(crate) fn with_trust(&self, env: &BTreeMap<String, String>) -> BTreeMap<String, String> {
         self.trust.iter().chain(env).map(|(name, value)| (name.clone(), value.clone())).collect()
     }
@@ -148,8 +148,8 @@ impl StepSandbox {
         Ok(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
     }
 
-    /// Makes a layer of what was changed, on top of the layers `below`, and kills the sandbox. Returns all layers, uppermost first;
-    /// where nothing was changed they are those below.
+    /// Makes a layer of the files that the sandbox changed, on top of the layers `below`, and kills the sandbox. Returns all layers,
+    /// uppermost first; returns `below` if nothing was changed.
     pub(crate) async fn into_layers(
         self,
         store: &LayerStore,

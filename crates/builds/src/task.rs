@@ -1,4 +1,4 @@
-//! [`BuildTask`]: what all parts of a running build share: who builds what, its log, its cache and its layers.
+//! [`BuildTask`]: data that all parts of a running build share: team, build record, log, cache and layers.
 
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ impl BuildTask {
         self.job.log.add(level, Some(step), message);
     }
 
-    /// Returns what a sandbox on these layers is started with, whose changes become a layer.
+    /// Returns the spec of a step sandbox on these layers; its changes become a layer.
     pub(crate) fn sandbox_spec(&self, layers: &[String]) -> BuildSandboxSpec {
         let Build { cpu_count, memory_mib, disk_mib, .. } = self.record;
         BuildSandboxSpec {

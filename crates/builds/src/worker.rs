@@ -1,5 +1,5 @@
-//! Carries out one build and records how it ended. A build may be stopped at any await: its sandbox is killed with it, and the
-//! steps that it finished are in the cache for the next build.
+//! Carries out one build and records its outcome. A build may be cancelled at any await: its step sandbox is then killed, and its
+//! finished steps are in the cache for the next build.
 
 use std::sync::Arc;
 use std::time::Duration;

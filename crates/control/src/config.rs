@@ -44,7 +44,7 @@ pub struct Config {
     pub owns_layers: bool,
     /// Directory of cache, uploads and logs of builds.
     pub builds_dir: Option<PathBuf>,
-    /// Certificate authorities that sandboxes trust besides their template's, PEM, such as that of an outgoing proxy.
+    /// Certificate authorities that sandboxes trust besides their template's, PEM, such as the authority of an outgoing proxy.
     pub trusted_ca: Option<String>,
     /// How registries of container images are reached.
     pub registries: oci::Registries,

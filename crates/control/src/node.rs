@@ -1,5 +1,5 @@
 //! This host as a node: whether it accepts new sandboxes, and what it has done so far. The operator may drain it before
-//! maintenance; a restart makes it ready again. Names of statuses are those of the wire contract.
+//! maintenance; a restart makes it ready again. Statuses have the names of the wire contract.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -15,7 +15,7 @@ use crate::ControlError;
 /// Maximum number of items on a page, and the default.
 pub const MAX_PAGE: usize = 100;
 
-/// The position of an item in a list; the `next_token` of a page is that of its last item.
+/// The position of an item in a list; the `next_token` of a page is the position of its last item.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Cursor<Id> {
     /// When the item was created or started.
@@ -56,7 +56,7 @@ impl<Id: Ord + ToString + FromStr> PageRequest<Id> {
         Ok(Self { limit, after, ascending })
     }
 
-    /// Sorts all items of a list and returns those of the page, and the token of the next page unless this is the last one.
+    /// Sorts all items of a list and returns the items of the page, and the token of the next page unless this is the last one.
     pub(crate) fn apply<T>(
         self,
         mut items: Vec<T>,

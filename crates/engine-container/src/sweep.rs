@@ -98,7 +98,7 @@ async fn take_over(
     Ok(open().map_err(EngineError::kernel("adopt the sandbox"))?)
 }
 
-/// Kills and removes what is left of a sandbox that the sweep has kept but that could not be taken over in the end.
+/// Kills the processes and removes the files of a sandbox that the sweep has kept but that could not be adopted.
 fn remove_lost(host: &Arc<Host>, id: &SandboxId, record: &SandboxRecord) {
     if let Ok(group) = Group::open(&host.hierarchies, &record.cgroup) {
         let lease = Lease::adopt(host, record.uid_base, group);

@@ -38,8 +38,8 @@ pub fn make_dir(path: &Path) -> Result<PathBuf, EngineError> {
     })
 }
 
-/// As [`make_dir`], for a directory that only root can enter. On the disk the owner of a sandbox's root files is the host's root,
-/// so a set-user-id program made in a sandbox would be one for every user of the host who could reach the file.
+/// As [`make_dir`], for a directory that only root can enter. Files of a sandbox's root are owned by the host's root on disk, so a
+/// set-user-id program made in a sandbox would give root rights to every user of the host that can reach the file.
 ///
 /// # Errors
 /// It cannot be created, or its permissions cannot be set.

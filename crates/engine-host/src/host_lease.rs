@@ -1,4 +1,4 @@
-//! [`HostLease`]: what a sandbox holds of the host besides its process, a range of user ids and a control group.
+//! [`HostLease`]: the host's resources that a sandbox holds besides its process: a range of user ids and a control group.
 
 use std::io;
 use std::ops::Deref;
@@ -12,8 +12,8 @@ use tracing::warn;
 use crate::uids::namespace_owner;
 use crate::{Group, HostResources};
 
-/// A range of user ids and a control group, held for one sandbox. Dropping it kills what is left in the group and gives both back,
-/// unless they were left to a later server with [`HostLease::leave`].
+/// A range of user ids and a control group, held for one sandbox. Dropping the lease kills all processes in the group and releases
+/// range and group, unless [`HostLease::leave`] left them to a later server.
 #[derive(Debug)]
 pub struct HostLease<H: Deref<Target = HostResources>> {
     /// The engine's host.
@@ -22,7 +22,7 @@ pub struct HostLease<H: Deref<Target = HostResources>> {
     pub uid_base: u32,
     /// The control group.
     pub group: Group,
-    /// A thread inside the group that has ended or is about to: the group cannot be removed before it has.
+    /// A thread inside the group that has ended or ends soon. The group cannot be removed before the thread has ended.
     thread: Option<JoinHandle<()>>,
     was_killed: AtomicBool,
     is_left: AtomicBool,
@@ -66,7 +66,7 @@ impl<H: Deref<Target = HostResources>> HostLease<H> {
         namespace_owner(self.uid_base)
     }
 
-    /// Has the drop wait for a thread that is still inside the group.
+    /// Makes the drop wait for a thread that is still inside the group.
     pub fn wait_for_thread(&mut self, thread: Option<JoinHandle<()>>) {
         self.thread = thread;
     }
@@ -76,8 +76,8 @@ impl<H: Deref<Target = HostResources>> HostLease<H> {
         self.is_left.store(true, Ordering::Relaxed);
     }
 
-    /// Kills every process in the group and waits, for a limited time, until none is left. Returns false, and logs it, if one does
-    /// not die; the sweep of the next start tries again.
+    /// Kills every process in the group and waits, for a limited time, until none is left. If a process does not die, logs this and
+    /// returns false; the sweep of the next start tries again.
     pub fn kill_processes(&self, id: &SandboxId) -> bool {
         match self.kill() {
             Ok(()) => true,

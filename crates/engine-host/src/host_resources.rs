@@ -32,7 +32,7 @@ pub struct HostResources {
     pub hierarchies: Hierarchies,
     /// An empty directory over which a sandbox's process attaches its root, in its own mount namespace.
     pub root_target: PathBuf,
-    /// Directory for mounts and sockets. Dropped last, because the other fields have things in it.
+    /// Directory for mounts and sockets. Dropped last, because the other fields use files in it.
     pub run_dir: RunDir,
 }
 
@@ -61,8 +61,8 @@ impl HostResources {
         })
     }
 
-    /// Removes the files and the record of a sandbox that has ended. What cannot be removed is logged; the sweep of the next start
-    /// tries again.
+    /// Removes the files and the record of a sandbox that has ended. Failures are logged; the sweep of the next start tries
+    /// again.
     pub fn remove_sandbox(&self, id: &SandboxId) {
         if let Err(error) = self.trees.discard(&tree_of(id)) {
             warn!(sandbox_id = %id, %error, "failed to remove the files of an ended sandbox");
@@ -75,7 +75,7 @@ impl HostResources {
     /// Checks that the disk has room for an image of the memory of the processes in `group`.
     ///
     /// # Errors
-    /// [`EngineError::Exhausted`] when it has not.
+    /// [`EngineError::Exhausted`] if the disk has not enough room.
     pub fn check_memory_room(&self, group: &Group) -> Result<MemoryRoom, EngineError> {
         MemoryRoom::check(group, &self.snapshots)
     }

@@ -1,6 +1,6 @@
 //! What every engine needs from the host: its directories and records ([`HostResources`]), control groups, ranges of user ids
-//! ([`HostLease`] holds one of each for a sandbox), the watch over a sandbox's process ([`MainProcess`]), proof that a process is
-//! still the same, and the sweep of what an earlier server left over.
+//! ([`HostLease`] holds one of each for a sandbox), following a sandbox's process ([`MainProcess`]), proof that a pid still refers to the
+//! same process, and the sweep of resources that an earlier server left over.
 //! Names of kernel objects contain the data directory's fingerprint, so two servers never touch each other's objects.
 
 pub mod cgroup;

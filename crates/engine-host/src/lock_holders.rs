@@ -1,6 +1,6 @@
-//! Which processes hold an `flock` on a file, and waiting for or killing them. The kernel tells it for every descriptor, so nothing
-//! has to be written down beforehand.
-//! A lock outlives the server that took it when a child has inherited the descriptor, as a memory dump does.
+//! Finds the processes that hold an `flock` on a file, waits for them or kills them. The kernel lists locks for every descriptor, so no
+//! record of the processes is necessary.
+//! A lock outlives the server that took it if a child process has inherited the descriptor, for example CRIU during a memory dump.
 
 use std::fs;
 use std::io;
@@ -57,7 +57,7 @@ pub(crate) async fn end_within(processes: &[OwnedFd], limit: Duration) -> io::Re
     tokio::time::timeout(limit, all).await.map_or(Ok(false), |ended| ended.map(|()| true))
 }
 
-/// Kills `processes`; succeeds for those that have ended.
+/// Kills `processes`. A process that has ended already is no error.
 pub(crate) fn kill(processes: &[OwnedFd]) -> io::Result<()> {
     for process in processes {
         match pidfd_send_signal(process, Signal::KILL) {

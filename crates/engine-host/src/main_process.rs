@@ -1,4 +1,4 @@
-//! [`MainProcess`]: the watch over a sandbox's main process, from its start until everything of the sandbox is released.
+//! [`MainProcess`]: follows a sandbox's main process from its start until all resources of the sandbox are released.
 //! The main process is PID 1 of a container, or the QEMU of a VM. When it ends, for whatever reason, the exit is announced first,
 //! so that open streams are cut at once; then the engine cleans up.
 
@@ -79,7 +79,7 @@ impl MainProcess {
         self.exit.subscribe()
     }
 
-    /// Whether its exit was announced.
+    /// Returns whether the exit was announced.
     #[must_use]
     pub fn has_exited(&self) -> bool {
         self.exit.borrow().is_some()

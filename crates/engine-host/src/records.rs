@@ -1,6 +1,6 @@
-//! [`Records`]: the records that a later server finds running sandboxes by, one small JSON file for each sandbox.
-//! A record is complete or not there at all. A lock on the file serves as the lock on its sandbox's captures. Each engine defines
-//! what its records contain.
+//! [`Records`]: records of running sandboxes, one small JSON file for each. A later server finds the sandboxes by their records.
+//! A record is either complete or does not exist. A lock on the file serves as the lock on its sandbox's captures. Each engine defines
+//! the content of its records.
 
 use std::fs::{self, File};
 use std::io;

@@ -28,7 +28,7 @@ impl<T> RunningSandboxes<T> {
         self.0.lock().remove(id);
     }
 
-    /// Removes all sandboxes and returns those that are still running, to leave them to a later server.
+    /// Removes all sandboxes and returns the ones that are still running, so that a later server can adopt them.
     pub fn take_all(&self) -> Vec<Arc<T>> {
         std::mem::take(&mut *self.0.lock()).values().filter_map(Weak::upgrade).collect()
     }

@@ -1,5 +1,5 @@
-//! The sweep of what an earlier server with the same data directory left over: control groups and files.
-//! The caller says what is to be kept. A group that cannot be removed does not keep the others from being removed.
+//! Sweeps control groups and files that an earlier server with the same data directory left over.
+//! The caller names the ones to keep. If a group cannot be removed, the sweep goes on with the next one.
 
 use std::fs;
 use std::io;
@@ -20,7 +20,7 @@ impl HostResources {
 }
 
 /// Kills the processes of this server's control groups for which `is_kept` returns false, and removes these groups. Returns how many
-/// were removed; those that could not be removed are logged.
+/// were removed; failures are logged.
 ///
 /// # Errors
 /// The groups cannot be listed.

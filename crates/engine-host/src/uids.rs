@@ -38,7 +38,7 @@ pub struct UidRanges {
 }
 
 impl UidRanges {
-    /// Locks a block; if possible the one that this data directory had before, because its sandboxes may be running.
+    /// Locks a block of ids. Prefers the block that this data directory used before, because its sandboxes may still run.
     ///
     /// # Errors
     /// Every block is taken, or a file cannot be written.

@@ -17,7 +17,7 @@ use crate::host::Host;
 
 type Locks = Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>;
 
-/// Directory of boot snapshots, and locks for what is created once and then shared.
+/// Directory of boot snapshots, and locks so that each is created once and then shared.
 #[derive(Debug)]
 pub(crate) struct BootSnapshots {
     dir: PathBuf,

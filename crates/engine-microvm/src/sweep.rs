@@ -1,4 +1,4 @@
-//! Adoption of running VMs, and removal of what an earlier server left over.
+//! Adopts running VMs and removes everything else that an earlier server left over.
 //!
 //! A VM is proven to be ours by its record and the start time of its process; its sockets still
 //! listen. Base images and boot snapshots are kept as long as the layers that they were made from

@@ -49,7 +49,7 @@ pub trait Engine: Send + Sync + 'static {
     /// longer to answer. If it fails or is cancelled, nothing is left behind.
     ///
     /// # Errors
-    /// See [`EngineError`]. [`EngineError::Exhausted`] means that the same call may succeed later; the others will fail again.
+    /// See [`EngineError`]. After [`EngineError::Exhausted`] the same call may succeed later; after other errors it will fail again.
     async fn start(&self, spec: StartSpec) -> Result<Arc<dyn Sandbox>, EngineError>;
 
     /// Starts a sandbox from a snapshot. The snapshot does not change; any number of sandboxes can be started from it.

@@ -10,7 +10,7 @@ use crate::{
     Descriptor, Engine, EngineError, RestoreMode, Sandbox, SandboxId, SnapshotId, StartSpec, TemplateImage,
 };
 
-/// Several engines behind one: the default engine and the others.
+/// Several engines behind one: the default engine and further ones.
 pub struct Engines {
     first: Arc<dyn Engine>,
     others: Vec<Arc<dyn Engine>>,

@@ -1,4 +1,4 @@
-//! The plain data that engines take and return: what to start, what was captured, what an engine can do.
+//! The plain data that engines take and return: specs of starts, results of captures, capabilities of an engine.
 //! Sizes are in MiB, as in the wire contract, unless a name says bytes.
 
 use std::path::PathBuf;
@@ -27,7 +27,7 @@ pub struct Resources {
     pub cpu_count: u32,
     /// Memory limit, MiB.
     pub memory_mib: u32,
-    /// Limit of what it writes to its disk, MiB; enforced if the engine's [`Capabilities`] say so.
+    /// Disk limit of the sandbox, MiB; enforced if the engine's [`Capabilities`] say so.
     pub disk_mib: u32,
     /// Maximum number of processes and threads at once.
     pub pids: u32,

@@ -1,4 +1,4 @@
-//! Deliveries to webhooks: one task per webhook, so that a slow receiver does not delay the others. Deliveries are in the store until
+//! Deliveries to webhooks: one task per webhook, so that a slow receiver does not delay deliveries to other webhooks. Deliveries are in the store until
 //! they arrive: a crash delays them, and at worst they arrive twice. Queues are limited: a receiver that is down for long misses
 //! events, which can still be read by the API.
 

@@ -23,7 +23,7 @@ pub fn check_sandbox_size(team: &Team, build: &Build) -> Result<(), LimitError> 
     ])
 }
 
-/// Checks what is wanted against its limit; each item is a name, the wanted value, the limit (zero is none) and the unit.
+/// Checks wanted values against their limits; each item is a name, the wanted value, the limit (zero is none) and the unit.
 fn check_limits(checks: &[(&str, u32, u32, &str)]) -> Result<(), LimitError> {
     match checks.iter().find(|(_, wanted, limit, _)| *limit > 0 && wanted > limit) {
         None => Ok(()),

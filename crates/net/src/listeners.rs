@@ -38,7 +38,7 @@ impl Listeners {
     }
 
     /// Opens the gateway's sockets in the namespace of a VM. They listen on all addresses, because
-    /// redirected packets arrive at those of the tap.
+    /// redirected packets arrive at the tap's addresses.
     ///
     /// # Errors
     /// A port is taken.

@@ -2,7 +2,7 @@
 //! TCP is redirected to our listeners.
 //!
 //! Other packets have no destination: there is no interface but `lo` or the tap. Attribute numbers
-//! are those of `linux/netfilter/nf_tables.h`; numbers are sent in network byte order.
+//! come from `linux/netfilter/nf_tables.h`; numbers are sent in network byte order.
 
 use std::io;
 

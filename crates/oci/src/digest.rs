@@ -68,7 +68,7 @@ impl From<Digest> for String {
     }
 }
 
-/// A reader that hashes what is read through it.
+/// A reader that hashes all bytes that are read through it.
 pub(crate) struct HashReader<R> {
     inner: R,
     hash: Sha256,

@@ -117,7 +117,7 @@ pub trait Store: EventStore + IdentityStore + Send + Sync + 'static {
         ended_at: OffsetDateTime,
         reason: &str,
     ) -> Result<(), StoreError>;
-    /// Returns what was created under a team's idempotency key.
+    /// Returns the result of the create with a team's idempotency key.
     async fn idempotency(&self, team: TeamId, key: &str) -> Result<Option<Idempotency>, StoreError>;
     /// Removes ended sandboxes and idempotency keys older than this; returns the number of removed sandboxes.
     async fn prune(&self, before: OffsetDateTime) -> Result<u64, StoreError>;

@@ -1,4 +1,4 @@
-//! Handlers for teams, users and access tokens. E2B's CLI signs in with `GET /teams`; the others are for the operator:
+//! Handlers for teams, users and access tokens. E2B's CLI signs in with `GET /teams`; the other routes are for the operator:
 //! `/admin/teams` creates and changes teams, `/admin/users` users.
 //! Secrets are shown once, in the response to their creation.
 
@@ -81,7 +81,7 @@ impl From<NewToken> for TokenView {
     }
 }
 
-/// Creates an access token: a user's own, or for the operator that of the user in `userID`.
+/// Creates an access token for the calling user, or, if the operator calls, for the user in `userID`.
 async fn create_token(
     State(api): State<Api>,
     caller: UserOrAdmin,

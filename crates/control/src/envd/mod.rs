@@ -116,7 +116,7 @@ pub(crate) async fn metrics(sandbox: &dyn engine::Sandbox, token: &str) -> Resul
 /// Requests a response without an end and hands its body to `read`.
 ///
 /// # Errors
-/// envd cannot be reached or refused the request, and those of `read`.
+/// envd cannot be reached or refused the request, and the errors of `read`.
 pub(crate) async fn stream<F>(
     sandbox: &dyn engine::Sandbox,
     path: &str,

@@ -1,6 +1,6 @@
 //! [`SeriesStore`]: time series on disk, one file per sandbox and one per team, to which fixed-size records are appended.
 //! They are not in the database, where hundreds of rows per second would delay creates at its single writer.
-//! A crash loses what was not written yet; a torn record is cut off or skipped. All calls block.
+//! A crash loses samples that were not written yet; a torn record is cut off or skipped. All calls block.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};

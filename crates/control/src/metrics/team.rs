@@ -125,7 +125,7 @@ impl TeamCounters {
     }
 }
 
-/// Reads a team's figures, one per step; those of steps without a record are zero.
+/// Reads a team's figures, one per step; steps without a record have the figure zero.
 fn read_team(path: &Path, period: Period, step: i64) -> Vec<TeamSample> {
     let mut steps: Vec<TeamSample> = Vec::new();
     let at = |time: i64| time.div_euclid(step) * step;

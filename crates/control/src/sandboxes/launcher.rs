@@ -60,7 +60,7 @@ impl Launcher {
     /// Starts a sandbox in the engine and initialises its envd, within the configured time.
     ///
     /// # Errors
-    /// [`ControlError::SnapshotGone`], [`ControlError::StartTimeout`] and those of [`start_error`].
+    /// [`ControlError::SnapshotGone`], [`ControlError::StartTimeout`], and the errors of [`start_error`].
     pub(crate) async fn launch(&self, spec: &LaunchSpec) -> Result<Arc<dyn EngineSandbox>, ControlError> {
         let limit = self.config.start_timeout;
         let launched = tokio::time::timeout(limit, self.launch_untimed(spec)).await;

@@ -20,7 +20,7 @@ pub struct ListQuery {
     pub states: Vec<SandboxState>,
     /// Only those started at or after this time.
     pub started_after: Option<OffsetDateTime>,
-    /// Only those of this template, by name or id.
+    /// Only sandboxes of this template, by name or id.
     pub template: Option<String>,
     /// Oldest first instead of newest first.
     pub ascending: bool,

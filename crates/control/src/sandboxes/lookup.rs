@@ -1,4 +1,4 @@
-//! Finds sandboxes by id, for their owners and for the data plane, and returns what is needed to talk to them.
+//! Finds sandboxes by id, for their owners and for the data plane, and returns the data that is needed to connect to them.
 
 use std::sync::Arc;
 

@@ -17,7 +17,7 @@ const MIN_REFRESH: i64 = 15;
 /// Maximum time that a refresh may ask for, seconds.
 const MAX_REFRESH: i64 = 3600;
 
-/// New egress rules; what is not given is cleared.
+/// New egress rules; a field that is not given is cleared.
 #[derive(Debug, Clone, Default)]
 pub struct NetworkUpdate {
     /// Networks, addresses and names that are reachable although denied.

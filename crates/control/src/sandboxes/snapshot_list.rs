@@ -21,9 +21,9 @@ pub struct SnapshotSummary {
 /// Which snapshots to list.
 #[derive(Debug, Clone, Default)]
 pub struct SnapshotQuery {
-    /// Only those of this sandbox.
+    /// Only snapshots of this sandbox.
     pub sandbox: Option<SandboxId>,
-    /// Only those of this name, and with its tag if it has one.
+    /// Only snapshots with this name, and with its tag if it has one.
     pub name: Option<String>,
     /// Maximum number of snapshots; none is a full page.
     pub limit: Option<i64>,

@@ -31,7 +31,7 @@ where
     F: Fn(PathBuf) -> Fut,
     Fut: Future<Output = Arc<dyn Engine>>,
 {
-    /// An exported layer contains what was changed, and a sandbox on top of it sees the same tree, over two generations.
+    /// An exported layer contains the changed files, and a sandbox on top of it sees the same tree, over two generations.
     pub async fn exports_layers(&self, data: &Path) {
         let engine = self.engine(data).await;
         let first = self.start(&engine).await;

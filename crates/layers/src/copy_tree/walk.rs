@@ -48,7 +48,7 @@ struct Level {
     pending: Vec<CString>,
 }
 
-/// Visits everything below `top`, directories before what is in them.
+/// Visits everything below `top`, a directory before its content.
 pub(crate) fn walk(top: OwnedFd, visit: &mut impl Visitor) -> io::Result<()> {
     let mut here = top;
     let mut levels = vec![visit_files(&here, visit)?];

@@ -22,7 +22,7 @@ pub(crate) fn entry_path(dir: impl AsFd, name: &CStr) -> PathBuf {
 pub(crate) enum Attributes {
     /// All: the copy will be an overlay's upper directory again.
     All,
-    /// All but those of overlayfs that are only valid in the original stack of layers.
+    /// All except overlayfs attributes that are only valid in the original stack of layers.
     ForLayer,
 }
 

@@ -1,6 +1,6 @@
-//! Keeps an image from filling the disk that it is on.
-//! All trees are in one quota group, whose limit is their size plus the free space of the disk, minus a reserve for other programs and
-//! for the image's metadata. Other programs use the disk too, so the limit is updated every two seconds.
+//! Prevents a btrfs image from filling the disk that contains it.
+//! All trees are in one quota group. The group's limit is the size of all trees plus the free space of the disk, minus a reserve for
+//! other programs and for the image's metadata. Other programs use the disk too, so the limit is updated every two seconds.
 
 use std::fs::{self, File};
 use std::io;

@@ -44,13 +44,13 @@ impl Image {
             return Self::attach(path, size);
         }
         make(path, size)?;
-        // An image that cannot be used is removed: the next start would take it for one with trees in it.
+        // An image that cannot be used is removed; otherwise the next start would assume that it has trees.
         Self::attach(path, size).inspect_err(|_| drop(fs::remove_file(path)))
     }
 
     fn attach(path: &Path, size: u64) -> Result<Self, LayerError> {
-        // No other server may attach the image between looking for a device and attaching one. The lock is on a description of its
-        // own: that of the attached file stays open, and would stay locked, as long as the device exists.
+        // No other server may attach the image between looking for a device and attaching one. The file is opened a second time for
+        // the lock, because the loop device keeps the attached open file, and a lock on it, for as long as the device exists.
         let lock = File::open(path).map_err(LayerError::at(path))?;
         flock(&lock, FlockOperation::LockExclusive).map_err(LayerError::at(path))?;
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(LayerError::at(path))?;

@@ -4,22 +4,22 @@
 //!
 //! The image (`volumes.btrfs`, a sparse file) is served by a loop device and mounted *detached*: the mount is in no
 //! mount table, only a descriptor of this process refers to it, and paths lead through `/proc/<pid>/fd/<n>`. So nothing is left over
-//! when the server is killed: the descriptor closes, the mount disappears, and the loop device, which clears itself, with it. Sandboxes
+//! when the server is killed: the descriptor closes, the mount disappears, and the loop device detaches itself. Sandboxes
 //! that still run keep the file system alive by the clones of the mount in their overlays; the next server finds the loop
 //! device by its backing file and gets the same file system. An image is never attached twice: attaching is done
 //! under a lock on the file, after looking for a device that serves it.
 //!
 //! An image can be larger than the free space of the disk below it. When that disk is full, the kernel makes the whole image read-only:
 //! no data is lost, but every sandbox fails. So the size of all trees together is limited to what the disk can still take
-//! (`free_space`), and writes fail with "Disk quota exceeded" before. If other programs fill the disk in spite of that, free some space
+//! (`free_space`), so that writes fail with "Disk quota exceeded" first. If other programs fill the disk in spite of that, free some space
 //! and start the server again, with no sandbox left running.
 //!
 //! Paths of trees ([`Trees::path`]) are valid for this process and its children as long as the [`Trees`] exists. They can be opened,
 //! cloned (`open_tree`) and renamed; they cannot be canonicalised, stored, or passed to a process in another pid namespace.
 //!
-//! A copy shows its source at one moment: freeze the sandbox first for consistent files. On btrfs the copy includes what was written but
-//! is not on the disk yet; plain directories must not change during a copy, else it fails. A finished `copy` survives a power
-//! failure; `create` and `rename` may not, as no sandbox outlives one either.
+//! A copy shows its source at one moment: freeze the sandbox first for consistent files. On btrfs the copy includes writes that
+//! are not on the disk yet. A copy of a plain directory fails if the directory changes meanwhile. A finished `copy` survives a power
+//! failure; the effect of `create` and `rename` may be lost, since sandboxes do not survive a power failure either.
 
 mod charges;
 mod dirs;
@@ -116,7 +116,7 @@ pub struct Trees {
     store: Store,
     description: String,
     _limit: Option<FreeSpaceLimit>,
-    /// Dropped after the others, which have the mount's root open.
+    /// Dropped after the other fields, which have the mount's root open.
     _image: Option<Image>,
 }
 
@@ -131,7 +131,7 @@ impl Trees {
     /// take some seconds when an image is created or a journal replayed.
     ///
     /// # Errors
-    /// The requested backend, or that of the existing trees, does not work on this host.
+    /// The requested backend, or the backend of the existing trees, does not work on this host.
     pub fn open(data_dir: &Path, config: TreesConfig) -> Result<Self, LayerError> {
         fs::create_dir_all(data_dir).map_err(LayerError::at(data_dir))?;
         let image_path = data_dir.join("volumes.btrfs");
@@ -312,8 +312,8 @@ impl Trees {
     /// Copies the tree `from`, as it is at one moment during the call, to the new tree `to`. The copy survives a power failure once
     /// this returns.
     ///
-    /// The limit applies to the whole content of `to`, including what it shares with `from`. Usage of `from` is counted anew: what it
-    /// replaces from then on takes additional space, as the copy keeps the old content.
+    /// The limit applies to the whole content of `to`, including blocks that it shares with `from`. The usage of `from` is counted again.
+    /// From then on, content that is replaced in `from` takes additional space, because the copy keeps the old content.
     ///
     /// # Errors
     /// There is no `from`, `to` is taken, the disk is full, or the tree changed meanwhile (plain directories only).

@@ -125,7 +125,7 @@ fn unwritable(error: io::Error) -> OciError {
     OciError::at(std::path::Path::new("the template's archive"))(error)
 }
 
-/// A writer that hashes and counts what is written through it.
+/// A writer that hashes and counts all bytes that are written through it.
 struct HashWriter<W> {
     inner: W,
     hash: Sha256,

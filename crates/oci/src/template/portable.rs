@@ -13,7 +13,7 @@ use crate::unpack::MAX_DEPTH;
 use crate::unpack::attributes::{entry_path, xattrs_of};
 use crate::unpack::lower::open_dir;
 
-/// The attributes that are removed; those of whiteouts, opaque directories and renames stay.
+/// The attributes that are removed. Attributes for whiteouts, opaque directories and renames stay.
 const NOTES: [&[u8]; 5] = [
     b"trusted.overlay.origin",
     b"trusted.overlay.impure",

@@ -31,7 +31,7 @@ const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 /// Attribute with the path of a renamed directory in the layers below.
 pub(crate) const REDIRECT: &[u8] = b"trusted.overlay.redirect";
 
-/// Messages about what was changed while unpacking.
+/// Messages about changes that were made while unpacking.
 #[derive(Debug, Default)]
 pub(crate) struct Warnings(Vec<String>);
 

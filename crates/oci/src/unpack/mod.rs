@@ -72,7 +72,7 @@ impl Tree<'_> {
 struct Unpacker<'a, R> {
     archive: TarReader<R>,
     tree: Tree<'a>,
-    /// The directory of the previous entry, by the parts of its name: mostly that of the next entry too.
+    /// The directory of the previous entry, by the parts of its name. The next entry is mostly in the same directory.
     last: Option<(Vec<u8>, OpenDir)>,
     source: Source,
     budget: &'a Budget,
@@ -120,7 +120,7 @@ impl<R: Read> Unpacker<'_, R> {
         attributes.give(self.tree.root(), b".", false).map_err(|error| failed(&entry.name, error))
     }
 
-    /// Adds a whiteout, which hides files of the layers below only: those of this layer stay, whatever the order.
+    /// Adds a whiteout, which hides only files of the layers below. Files of this layer stay, whatever the order.
     fn whiteout(
         &mut self,
         entry: &TarEntry,

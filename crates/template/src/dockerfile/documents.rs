@@ -1,4 +1,5 @@
-//! Here-documents that are the input of a command (`RUN python3 - <<EOF`); the parser only supports those that are the command itself.
+//! Here-documents that are the input of a command (`RUN python3 - <<EOF`); the parser only supports here-documents that are
+//! the command itself.
 //! They are removed before parsing and appended to their command afterwards, unchanged; line numbers stay the same.
 
 use std::collections::BTreeMap;

@@ -1,6 +1,7 @@
 //! Converts a Dockerfile to a template build: its base image, its steps in wire form, and its start command.
-//! The rules are those of the official SDKs: it begins as root in `/`, and ends as `user` in its home unless it says otherwise.
-//! Instructions without a meaning in a template are listed in the notes; what would be wrong silently is an error.
+//! The rules are the same as in the official SDKs: steps begin as root in `/`; unless the Dockerfile sets user and directory, the template
+//! ends as `user` in its home. Instructions without a meaning in a template are listed in the notes; an instruction that would silently
+//! have a different effect is an error.
 
 mod documents;
 mod words;

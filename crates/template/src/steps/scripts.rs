@@ -1,7 +1,7 @@
 //! Scripts of steps inside a sandbox. Their arguments are environment variables: nothing is ever quoted into a script.
 //! They run as root, in bash; `PROVISION` in the shell of the image. They leave no temporary files.
 
-/// Unpacks `ARCHIVE` and copies `FROM` of it to `TO` (absolute; ends with a slash if it must be a directory) for `OWNER`, with `MODE` if
+/// Unpacks `ARCHIVE` and copies its `FROM` to `TO` (absolute; ends with a slash if it must be a directory) for `OWNER`, with `MODE` if
 /// that is not empty. The rules are Docker's: contents of directories are merged, a single file may be renamed.
 pub const COPY: &str = r#"
 set -euo pipefail
@@ -80,8 +80,8 @@ if [[ $SUDO == true ]]; then
 fi
 "#;
 
-/// Prepares a container image as a template: installs the shell, tools and network files that sandboxes promise, and creates the user
-/// `user`. Packages come from the image's distribution; those that cannot be installed are reported, and only bash is required.
+/// Prepares a container image as a template: installs the shell, tools and network files that every sandbox has, and creates the user
+/// `user`. Packages come from the image's distribution. Packages that cannot be installed are reported; only bash is required.
 pub const PROVISION: &str = r#"
 set -u
 PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin

@@ -41,7 +41,7 @@ struct DockerfileBuild {
     memory_mb: Option<u32>,
 }
 
-/// Parses the body. Multipart forms are those of CLIs before v1.
+/// Parses the body. Multipart forms are sent by CLIs before v1.
 async fn read(request: Request) -> Result<DockerfileBuild, ApiError> {
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     if kind.is_some_and(|kind| kind.starts_with("multipart/")) {

@@ -103,7 +103,7 @@ impl PageBatch {
 /// Reads the private pages of process `pid` in these regions and calls `take` with each batch.
 ///
 /// # Errors
-/// The process has ended; or those of `take`.
+/// The process has ended; or an error of `take`.
 pub(super) fn read(
     pid: i32,
     regions: &[Region],
