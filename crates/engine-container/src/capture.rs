@@ -1,6 +1,6 @@
 //! Capturing a sandbox as a snapshot: its files as they are at one moment and, if wanted, the memory of its processes.
 //! A snapshot's directory is written under another name and renamed when it is complete, so a partial one is never used.
-//! The sandbox is stopped for the capture and afterwards is as it was.
+//! The sandbox is frozen for the capture; afterwards it runs, or stays frozen, as before.
 
 use std::fs::{self, File};
 use std::io;

@@ -1,8 +1,8 @@
 //! Capturing snapshots: stop the VM, write the snapshot, resume the VM. Boot snapshots of templates
 //! are captured in the same way.
 //!
-//! Also exports what a sandbox changed as a layer, which the guest sends. In every case the sandbox
-//! is afterwards as it was before, also after an error.
+//! Also exports the files that a sandbox changed as a layer; the guest sends the content. Afterwards,
+//! also after an error, the sandbox runs, or stays frozen, as before.
 
 use std::path::PathBuf;
 use std::sync::Arc;

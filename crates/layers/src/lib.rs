@@ -33,9 +33,9 @@ pub use work::renew_overlay_work;
 
 /// Directory of layers that are being built.
 const STAGING: &str = "staging";
-/// Directory of notes that say which layer a recipe produced.
+/// Directory of records of the layers that recipes produced.
 const RECIPES: &str = "recipes";
-/// Directory of what is being removed.
+/// Trash directory.
 const TRASH: &str = "trash";
 
 /// Errors of layers and writable trees.
@@ -235,7 +235,7 @@ impl LayerStore {
     /// Records which layer a recipe produced.
     ///
     /// # Errors
-    /// The note cannot be written.
+    /// The record cannot be written.
     pub fn remember_recipe(&self, fingerprint: &str, digest: &LayerDigest) -> Result<(), LayerError> {
         let path = self.root.join(RECIPES).join(fingerprint);
         fs_atomic::write(&path, digest.as_str(), fs_atomic::Options::DEFAULT).map_err(LayerError::at(&path))

@@ -1,5 +1,5 @@
 //! Directories of a store in which layers are built. Each is locked while it is in use: directories without a lock were left over by
-//! a killed server and are removed, those of other servers are not touched.
+//! a killed server and are removed; locked directories of other servers are kept.
 //! Their content may come from a sandbox (any depth, any number of entries), so they are removed by way of the trash.
 
 use std::fs;

@@ -20,7 +20,7 @@ use crate::copy_tree::{for_each_entry, open_dir};
 
 /// Number of directory entries that are read before they are removed.
 const BATCH: usize = 4096;
-/// Interval of further attempts to remove what could not be removed.
+/// Interval of further attempts after a failed removal.
 const RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A trash directory and the thread that empties it.

@@ -1,5 +1,5 @@
-//! Visits all entries of a tree with two open directories at a time. The way back up is `..`, whose identity is compared with that
-//! of the directory on the way down. Also measures trees.
+//! Visits all entries of a tree with two open directories at a time. The walk goes back up by `..` and checks that it is
+//! the directory that the walk came from. Also measures trees.
 
 use std::collections::HashSet;
 use std::ffi::{CStr, CString};

@@ -5,7 +5,8 @@
 //!
 //! Each tree with a limit therefore has an accounting record, an extended attribute of its top directory that sandboxes never see. The
 //! record contains the tree's limit and its uncharged bytes: content size − charged size, positive for a copy, negative for a source.
-//! The kernel's limit = the tree's limit − (content size − charged size). A read-only copy cannot have a record. Its size is stored as the kernel's limit, which has no effect on a read-only tree.
+//! The kernel's limit is: tree limit − (content size − charged size).
+//! A read-only copy cannot have a record. Its size is stored as the kernel's limit, which has no effect on a read-only tree.
 
 use std::fs;
 use std::io;
