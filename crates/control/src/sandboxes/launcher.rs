@@ -206,7 +206,7 @@ impl Launcher {
         }
     }
 
-    /// Has the engine prepare a finished build's layers, once per server process.
+    /// Makes the engine prepare a finished build's layers, once per server process.
     pub(crate) async fn prepare(&self, build: &Build) -> Result<(), ControlError> {
         if self.prepared.lock().contains(&build.id) {
             return Ok(());
@@ -216,7 +216,7 @@ impl Launcher {
         Ok(())
     }
 
-    /// Has the engine prepare layers. What it prepares for layers that are not `shared` may go with their last sandbox.
+    /// Makes the engine prepare layers. If they are not `shared`, the engine may remove the result with the last sandbox that uses it.
     pub(crate) async fn prepare_layers(
         &self,
         layers: &[String],

@@ -1,9 +1,9 @@
-//! The life of a sandbox: `create` starts one ([`launch`] says what is started, [`launcher`] starts it), `go_live` puts it into the
-//! `registry` and watches over it, `connect`, `settings` and `lookup` serve its owner, `expiry` and `end` end it. `pause`, `resume`,
-//! `snapshot`, `fork` and `rollback` are combinations of the engine's capture and restore (`capture`). `recovery` takes over the
-//! sandboxes of an earlier server process.
-//! Every change of a sandbox's state runs in a task of its own under the sandbox's [`TransitionLock`]: once begun it is finished,
-//! even if the caller goes away.
+//! The life of a sandbox: `create` starts a sandbox ([`launch`] has the spec, [`launcher`] starts it), `go_live` adds it to the
+//! `registry` and follows it, `connect`, `settings` and `lookup` serve its owner, `expiry` and `end` end it. `pause`, `resume`,
+//! `snapshot`, `fork` and `rollback` are combinations of the engine's capture and restore (`capture`). `recovery` adopts the sandboxes
+//! of an earlier server process.
+//! Every change of a sandbox's state runs in its own task under the sandbox's [`TransitionLock`]. A change that has begun is finished,
+//! even if the caller disconnects.
 
 mod capture;
 mod connect;
