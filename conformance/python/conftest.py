@@ -34,6 +34,9 @@ def pytest_collection_modifyitems(items):
     items.sort(key=order)
     for item in items:
         item.add_marker(pytest.mark.xdist_group(group(item)))
+        if group(item) == "interpreter":
+            # One data directory, which is kept between runs, has one server at a time.
+            item.add_marker(pytest.mark.alone)
         for engine in ("container", "microvm"):
             if engine != ENGINE and item.get_closest_marker(engine):
                 item.add_marker(pytest.mark.skip(reason=f"of the {engine} engine"))
