@@ -121,6 +121,7 @@ def test_what_a_snapshot_s_memory_contains_opens_nothing_elsewhere(server, busy)
     with Sandbox.create(snapshot.snapshot_id, timeout=600) as copy:
         copy.files.write("/tmp/read.py", TOKENS_IN_MEMORY)
         found = copy.commands.run("python3 /tmp/read.py", user="root").stdout.split()
+        assert found, "envd's memory was not read, or its inner token not recognised"
         for token in found:
             for sandbox in (origin, copy):
                 assert to_envd(server, sandbox, "/envs", {"X-Access-Token": token}) == 401
