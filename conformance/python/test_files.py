@@ -6,7 +6,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from e2b import FileType, NotFoundException, Sandbox
+from e2b import FileType, NotFoundException, Sandbox, SandboxException
 
 
 @pytest.mark.every_engine
@@ -133,3 +133,49 @@ def test_one_sandbox_never_sees_anothers_files(server, sandbox):
         assert not other.files.exists("/tmp/secret")
     finally:
         other.kill()
+
+
+@pytest.mark.every_engine
+def test_files_are_touched_with_the_rights_of_the_named_user(sandbox):
+    sandbox.commands.run("ln -s /etc/shadow innocent; ln -s /root hidden; echo of user > own")
+    shadow = sandbox.commands.run("stat -c '%U %a %s' /etc/shadow", user="root").stdout
+    for attempt in [
+        lambda: sandbox.files.write("innocent", "gone"),
+        lambda: sandbox.files.write("hidden/new", "x"),
+        lambda: sandbox.files.read("innocent"),
+        lambda: sandbox.files.list("hidden"),
+        lambda: sandbox.files.make_dir("hidden/dir"),
+        lambda: sandbox.files.rename("own", "hidden/own"),
+        lambda: sandbox.files.remove("/etc/passwd"),
+        lambda: sandbox.files.watch_dir("hidden"),
+    ]:
+        with pytest.raises(SandboxException, match="permission denied"):
+            attempt()
+    assert sandbox.commands.run("stat -c '%U %a %s' /etc/shadow; ls -A /root | grep -c -E '^(new|dir|own)$' || true", user="root").stdout == shadow + "0\n"
+    assert sandbox.files.read("/home/user/innocent", user="root").startswith("root:")
+    sandbox.files.write("/home/user/hidden/new", "x", user="root")
+    # Clients write to directories of root's as `user`, who has no rights there.
+    sandbox.files.write("/app/src/main.py", "pass")
+    sandbox.files.make_dir("/data")
+    sandbox.files.rename("/data", "/moved")
+    assert sandbox.commands.run("stat -c %U /app /app/src /app/src/main.py /moved").stdout.split() == ["user"] * 4
+    sandbox.files.remove("/moved")
+    sandbox.files.remove("/app")
+    assert not sandbox.files.exists("/app")
+
+
+def test_a_link_without_a_path_uploads_below_the_home_only(sandbox, tmp_path):
+    (tmp_path / "up").write_text("x")
+    url = sandbox.upload_url("", user="root", use_signature_expiration=60)
+
+    def upload(name, *words):
+        route = ["-H", f"E2b-Sandbox-Id: {sandbox.sandbox_id}", "-H", "E2b-Sandbox-Port: 49983"]
+        command = ["curl", "-sS", "--noproxy", "*", "-w", "%{http_code}", *route, *words, "-F", f"file=@up;filename={name}", url]
+        return subprocess.run(command, check=True, capture_output=True, cwd=tmp_path, text=True).stdout[-3:]
+
+    sandbox.commands.run("ln -s /etc /root/out; mkdir /root/real", user="root")
+    assert [upload(name) for name in ["a.txt", "real/b.txt", "/root/c.txt"]] == ["200"] * 3
+    for name in ["/etc/d.txt", "../etc/d.txt", "real/../../etc/d.txt", "out/d.txt"]:
+        assert upload(name) != "200", name
+    assert upload("/etc/d.txt", "-H", "X-Envd-By-Link: false", "-H", "X-Access-Token: wrong") == "401"
+    assert not sandbox.files.exists("/etc/d.txt", user="root")

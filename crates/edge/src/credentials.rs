@@ -4,8 +4,9 @@
 use axum::body::Body;
 use control::{KEY_PREFIX, same_secret};
 use envd_api::access::{self, AuthError};
-use envd_api::headers::ACCESS_TOKEN;
+use envd_api::headers::{ACCESS_TOKEN, BY_LINK};
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::http::uri::PathAndQuery;
 use hyper::{Request, Uri};
 
@@ -47,15 +48,19 @@ pub(crate) fn strip_headers(headers: &mut HeaderMap, token: &str, inner_token: &
     }
 }
 
-/// Returns a URI of envd without the signature of a link. A signature that reached the sandbox could become part of a snapshot, whose
-/// users could then open the link in the original sandbox.
-pub(crate) fn without_signature(uri: &Uri) -> Uri {
-    let Some(query) = uri.query() else { return uri.clone() };
-    let path_and_query = match access::without_signature(query) {
-        rest if rest.is_empty() => uri.path().to_owned(),
-        rest => format!("{}?{rest}", uri.path()),
-    };
-    PathAndQuery::try_from(path_and_query).map_or_else(|_| uri.clone(), Uri::from)
+/// Removes the signature of a link from a checked request to envd, and notes in a header that there was no token besides. A signature
+/// that reached the sandbox could become part of a snapshot, whose users could then open the link in the original sandbox.
+pub(crate) fn remove_signature(request: &mut Parts) {
+    let Some(query) = request.uri.query() else { return };
+    let rest = access::without_signature(query);
+    if rest != query && !request.headers.contains_key(ACCESS_TOKEN) {
+        request.headers.insert(BY_LINK, HeaderValue::from_static("true"));
+    }
+    let path = request.uri.path();
+    let path_and_query = if rest.is_empty() { path.to_owned() } else { format!("{path}?{rest}") };
+    if let Ok(path_and_query) = PathAndQuery::try_from(path_and_query) {
+        request.uri = Uri::from(path_and_query);
+    }
 }
 
 #[cfg(test)]
@@ -87,9 +92,18 @@ mod tests {
 
     #[test]
     fn signatures_do_not_reach_envd() {
-        let uri = |text: &str| without_signature(&text.parse().unwrap()).to_string();
-        assert_eq!(uri("/files?path=a%20b&signature=v1_x&signature_expiration=1"), "/files?path=a%20b");
-        assert_eq!(uri("/files?signature=v1_x"), "/files");
-        assert_eq!(uri("/files"), "/files");
+        let checked = |uri: &str, headers: &[(&str, &str)]| {
+            let request = headers
+                .iter()
+                .fold(Request::get(uri), |request, (name, value)| request.header(*name, *value));
+            let (mut parts, ()) = request.body(()).expect("a request").into_parts();
+            remove_signature(&mut parts);
+            (parts.uri.to_string(), parts.headers.contains_key(BY_LINK))
+        };
+        let whole = "/files?path=a%20b&signature=v1_x&signature_expiration=1";
+        assert_eq!(checked(whole, &[]), ("/files?path=a%20b".to_owned(), true));
+        assert_eq!(checked(whole, &[("x-access-token", "t")]), ("/files?path=a%20b".to_owned(), false));
+        assert_eq!(checked("/files?signature=v1_x", &[]), ("/files".to_owned(), true));
+        assert_eq!(checked("/files", &[]), ("/files".to_owned(), false));
     }
 }

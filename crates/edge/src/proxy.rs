@@ -132,7 +132,7 @@ fn refusal(
 fn to_upstream(request: Request<Body>, address: &Address, edge: &Edge, mask: Option<&str>) -> Request<Body> {
     let (mut parts, body) = request.into_parts();
     if address.port == envd_api::PORT {
-        parts.uri = credentials::without_signature(&parts.uri);
+        credentials::remove_signature(&mut parts);
     }
     let path = parts.uri.path_and_query().cloned();
     parts.uri = Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")));

@@ -6,6 +6,9 @@ use base64::engine::general_purpose::STANDARD;
 /// Carries the sandbox's envd token, in requests.
 pub const ACCESS_TOKEN: &str = "x-access-token";
 
+/// Tells envd that a signed link authorizes a file request, and nothing else. The edge sets it where it removes the signature.
+pub const BY_LINK: &str = "x-envd-by-link";
+
 /// Confirms in the response to `POST /init` that the kernel's random generator was reseeded.
 pub const RESEEDED: &str = "x-envd-reseeded";
 

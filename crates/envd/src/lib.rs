@@ -9,6 +9,7 @@ pub mod args;
 pub mod auth;
 pub mod clock;
 pub mod filesystem;
+pub mod identity;
 pub mod logs;
 pub mod paths;
 pub mod process;

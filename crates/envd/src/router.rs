@@ -8,6 +8,7 @@ use body_drain::{DrainLimits, DrainableBody};
 use connectrpc::dispatcher::Chain;
 use connectrpc::{ConnectError, ConnectRpcService, DeadlinePolicy, Limits, RequestContext};
 use envd_api::filesystem::FilesystemServer;
+use envd_api::headers::{ACCESS_TOKEN, BY_LINK};
 use envd_api::paths;
 use envd_api::process::ProcessServer;
 use http::header::{
@@ -143,19 +144,34 @@ impl Router {
         })
     }
 
+    /// Returns the user of a file request. The signature of a link covers the user in it, so no header may name another.
+    fn file_user(&self, query: &Query, headers: &HeaderMap) -> Result<User, RestError> {
+        let named = query.get("username");
+        if is_by_link(query, headers) {
+            self.rest_user(named, &HeaderMap::new())
+        } else {
+            self.rest_user(named, headers)
+        }
+    }
+
     async fn download(&self, request: &Request<DrainableBody>) -> Result<Response<Body>, RestError> {
         let query = Query::parse(request.uri().query());
-        let user = self.rest_user(query.get("username"), request.headers())?;
+        let user = self.file_user(&query, request.headers())?;
         let workdir = self.envd.settings().default_workdir.clone();
         let path = crate::paths::resolve(query.get("path").unwrap_or(""), &user.home, workdir.as_deref())?;
         let shown = path.display().to_string();
-        self.envd.logs.add(Level::Debug, "files", "download", &[("path", shown), ("username", user.name)]);
-        files_get::get(path, request.headers()).await
+        self.envd.logs.add(
+            Level::Debug,
+            "files",
+            "download",
+            &[("path", shown), ("username", user.name.clone())],
+        );
+        files_get::get(path, user, request.headers()).await
     }
 
     async fn upload(&self, request: Request<DrainableBody>) -> Result<Response<Body>, RestError> {
         let query = Query::parse(request.uri().query());
-        let user = self.rest_user(query.get("username"), request.headers())?;
+        let user = self.file_user(&query, request.headers())?;
         let workdir = self.envd.settings().default_workdir.clone();
         let named = query.get("path").unwrap_or("").to_owned();
         self.envd.logs.add(
@@ -164,7 +180,9 @@ impl Router {
             "upload",
             &[("path", named), ("username", user.name.clone())],
         );
-        let upload = files_post::Upload { user, path: query.get("path").map(str::to_owned), workdir };
+        let path = query.get("path").map(str::to_owned);
+        let by_link = is_by_link(&query, request.headers());
+        let upload = files_post::Upload { user, path, workdir, by_link };
         let (parts, body) = request.into_parts();
         files_post::post(upload, &parts.headers, body).await
     }
@@ -190,6 +208,12 @@ impl Router {
         let metrics = tokio::task::spawn_blocking(move || metrics::read(&envd.cpu, limits)).await?;
         Ok(json(&metrics))
     }
+}
+
+/// Whether a signed link authorizes a file request, and no token does.
+fn is_by_link(query: &Query, headers: &HeaderMap) -> bool {
+    let is_signed = query.get("signature").is_some_and(|signature| !signature.is_empty());
+    headers.contains_key(BY_LINK) || is_signed && !headers.contains_key(ACCESS_TOKEN)
 }
 
 /// Returns the user an RPC acts as.

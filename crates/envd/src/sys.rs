@@ -1,4 +1,5 @@
-//! System calls without a safe wrapper: taking over an inherited socket, and the child's side of a fork.
+//! System calls without a safe wrapper: taking over an inherited socket, the child's side of a fork, and a thread's
+//! rights in file systems.
 
 //! All that the child needs between fork and exec is prepared before the fork: the child must not allocate.
 
@@ -11,8 +12,10 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::ptr;
+use std::sync::OnceLock;
 
-use rustix::process::Rlimit;
+use rustix::process::{DumpableBehavior, Rlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets};
 use tokio::io::unix::AsyncFd;
 
 /// Takes over a listening socket that this process inherited as `fd`.
@@ -222,4 +225,81 @@ pub fn awaitable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 /// Opens `/dev/null`, for a process without input.
 pub fn null() -> io::Result<OwnedFd> {
     Ok(std::fs::File::open("/dev/null")?.into())
+}
+
+/// Credentials of envd's threads that do not act for a user.
+struct OwnCredentials {
+    uid: u32,
+    gid: u32,
+    groups: Vec<u32>,
+    capabilities: CapabilitySets,
+    dumpable: DumpableBehavior,
+}
+
+/// Returns envd's own credentials. The first call must come from a thread that does not act for a user.
+fn own_credentials() -> io::Result<&'static OwnCredentials> {
+    static OWN: OnceLock<OwnCredentials> = OnceLock::new();
+    if let Some(own) = OWN.get() {
+        return Ok(own);
+    }
+    let own = OwnCredentials {
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+        groups: rustix::process::getgroups()?.into_iter().map(rustix::process::Gid::as_raw).collect(),
+        capabilities: rustix::thread::capabilities(None)?,
+        dumpable: rustix::process::dumpable_behavior()?,
+    };
+    Ok(OWN.get_or_init(|| own))
+}
+
+/// Gives the thread its own credentials back when it is dropped.
+struct ActingThread(&'static OwnCredentials);
+
+/// Runs `action` with the rights that a process of these ids has in file systems; this thread alone is changed.
+///
+/// # Errors
+/// The kernel refused, for example since an id is not mapped into the sandbox; `action` did not run then.
+pub fn with_rights_of<T>(uid: u32, gid: u32, groups: &[u32], action: impl FnOnce() -> T) -> io::Result<T> {
+    let acting = ActingThread(own_credentials()?);
+    set_groups(groups)?;
+    if set_filesystem_ids(uid, gid) != (uid, gid) {
+        return Err(rustix::io::Errno::PERM.into());
+    }
+    // A changed user id drops the capabilities over files; the others have uses in /proc.
+    let capabilities = CapabilitySets { effective: CapabilitySet::empty(), ..acting.0.capabilities };
+    rustix::thread::set_capabilities(None, capabilities)?;
+    Ok(action())
+}
+
+impl Drop for ActingThread {
+    fn drop(&mut self) {
+        let own = self.0;
+        // A failure (no memory) leaves the thread with fewer rights than it should have, never with more.
+        let _ = rustix::thread::set_capabilities(None, own.capabilities);
+        let _ = set_filesystem_ids(own.uid, own.gid);
+        let _ = set_groups(&own.groups);
+        // The kernel clears it for the whole process when a thread's ids change.
+        let _ = rustix::process::set_dumpable_behavior(own.dumpable);
+    }
+}
+
+fn set_groups(groups: &[u32]) -> io::Result<()> {
+    // SAFETY: the pointer and the length are of one slice. A raw system call: the C library's function would
+    // change every thread.
+    check_long(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) })
+}
+
+/// Sets the ids and returns those that the thread has then: these calls report no failure.
+fn set_filesystem_ids(uid: u32, gid: u32) -> (u32, u32) {
+    let set = |number: libc::c_long, id: u32| {
+        // SAFETY: these calls change this thread's credentials only and take no pointers. Each returns the id from
+        // before the call, so that the second one tells whether the first one worked.
+        let now = unsafe {
+            libc::syscall(number, id);
+            libc::syscall(number, id)
+        };
+        u32::try_from(now).unwrap_or(u32::MAX)
+    };
+    let gid = set(libc::SYS_setfsgid, gid);
+    (set(libc::SYS_setfsuid, uid), gid)
 }

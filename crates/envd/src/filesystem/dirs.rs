@@ -8,7 +8,9 @@ use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use thiserror::Error;
 
-use crate::users::User;
+use crate::filesystem::ops::error_text;
+use crate::filesystem::root_only;
+use crate::identity::{Identity, is_denial};
 
 /// Why a directory could not be created.
 #[derive(Debug, Error)]
@@ -17,26 +19,53 @@ pub enum DirsError {
     #[error("path is a file: {0}")]
     NotDirectory(PathBuf),
     /// Another error.
-    #[error("{0}: {1}")]
+    #[error("{0}: {text}", text = error_text(&(*.1).into()))]
     Io(PathBuf, Errno),
 }
 
 impl DirsError {
+    /// Whether the user lacks a right.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Self::Io(_, error) if is_denial(*error))
+    }
+
     /// Whether the disk or quota is full.
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Io(_, Errno::NOSPC | Errno::DQUOT))
     }
 }
 
-/// Creates `path` and its missing parents. Returns whether the last component is new.
-pub fn ensure(path: &Path, user: &User) -> Result<bool, DirsError> {
-    let mut at = open(CWD, Path::new("/"), false).map_err(|e| DirsError::Io("/".into(), e))?;
+/// Creates `path` and its missing parents with the rights of the user, or where [`root_only`] allows it. Returns whether
+/// the last component is new. Blocking.
+pub fn ensure(path: &Path, identity: &Identity) -> Result<bool, DirsError> {
+    let walk = || identity.run(|| create(path, identity, None)).map_err(|error| setup_error(path, &error))?;
+    match walk() {
+        Err(DirsError::Io(at, error)) if is_denial(error) => {
+            if !root_only::make_dir(&at, identity) {
+                return Err(DirsError::Io(at, error));
+            }
+            // What is missing below belongs into a directory of the user's now.
+            walk().map(|new| new || at == path)
+        }
+        result => result,
+    }
+}
+
+fn setup_error(path: &Path, error: &std::io::Error) -> DirsError {
+    DirsError::Io(path.to_owned(), Errno::from_io_error(error).unwrap_or(Errno::PERM))
+}
+
+/// Creates `path` and its missing parents with the rights of this thread. Links below `no_links_below` are not followed.
+/// Returns whether the last component is new.
+pub fn create(path: &Path, identity: &Identity, no_links_below: Option<&Path>) -> Result<bool, DirsError> {
+    let mut at = open(CWD, Path::new("/"), SEARCH).map_err(|e| DirsError::Io("/".into(), e))?;
     let mut walked = PathBuf::from("/");
     let mut new = false;
     for component in path.components() {
         let Component::Normal(name) = component else { continue };
+        let follow = no_links_below.is_none_or(|base| !walked.starts_with(base));
         walked.push(name);
-        (at, new) = enter(&at, Path::new(name), user).map_err(|error| match error {
+        (at, new) = enter(&at, Path::new(name), identity, follow).map_err(|error| match error {
             Errno::NOTDIR => DirsError::NotDirectory(walked.clone()),
             error => DirsError::Io(walked.clone(), error),
         })?;
@@ -44,40 +73,56 @@ pub fn ensure(path: &Path, user: &User) -> Result<bool, DirsError> {
     Ok(new)
 }
 
-fn enter(at: &OwnedFd, name: &Path, user: &User) -> rustix::io::Result<(OwnedFd, bool)> {
-    match open(at, name, false) {
+/// To walk through a directory it need not be readable.
+const SEARCH: OFlags = OFlags::PATH;
+
+fn enter(
+    at: &OwnedFd,
+    name: &Path,
+    identity: &Identity,
+    follow: bool,
+) -> rustix::io::Result<(OwnedFd, bool)> {
+    let flags = if follow { SEARCH } else { SEARCH | OFlags::NOFOLLOW };
+    match open(at, name, flags) {
         Err(Errno::NOENT) => {}
         other => return other.map(|dir| (dir, false)),
     }
     match rustix::fs::mkdirat(at, name, Mode::from_raw_mode(0o755)) {
         // Another process has made it, or it is a dangling link.
-        Err(Errno::EXIST) => return open(at, name, false).map(|dir| (dir, false)),
+        Err(Errno::EXIST) => return open(at, name, flags).map(|dir| (dir, false)),
         made => made?,
     }
     // Do not follow a link that has replaced the new directory.
-    let dir = open(at, name, true)?;
-    rustix::fs::fchown(&dir, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))?;
+    let dir = open(at, name, OFlags::RDONLY | OFlags::NOFOLLOW)?;
+    give_to(&dir, identity)?;
     Ok((dir, true))
 }
 
-fn open(at: impl std::os::fd::AsFd, name: &Path, no_follow: bool) -> rustix::io::Result<OwnedFd> {
-    let mut flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    if no_follow {
-        flags |= OFlags::NOFOLLOW;
-    }
+/// Makes the user the owner of a new directory.
+pub fn give_to(dir: &OwnedFd, identity: &Identity) -> rustix::io::Result<()> {
+    rustix::fs::fchown(dir, Some(Uid::from_raw(identity.uid)), Some(Gid::from_raw(identity.gid)))
+}
+
+/// Opens a directory.
+pub fn open(at: impl std::os::fd::AsFd, name: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let flags = flags | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     rustix::fs::openat(at, name, flags, Mode::empty())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::users::User;
+
+    fn identity(name: &str, uid: u32, gid: u32) -> Identity {
+        Identity::of(&User { name: name.into(), uid, gid, home: "/".into() })
+    }
 
     #[test]
     fn creates_missing_directories_and_fails_at_files() {
         let dir = tempfile::tempdir().expect("a directory");
         let me = rustix::process::getuid().as_raw();
-        let user =
-            User { name: "me".into(), uid: me, gid: rustix::process::getgid().as_raw(), home: "/".into() };
+        let user = identity("me", me, rustix::process::getgid().as_raw());
         let path = dir.path().join("a/b");
         assert!(ensure(&path, &user).expect("made"));
         assert!(!ensure(&path, &user).expect("there"));
@@ -96,10 +141,12 @@ mod tests {
         use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
         let dir = tempfile::tempdir().expect("a directory");
+        let open_to_all = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        std::fs::set_permissions(dir.path(), open_to_all).expect("changed");
         let [victim, place, link] = ["victim", "place", "link"].map(|name| dir.path().join(name));
         std::fs::create_dir(&victim).expect("made");
         let before = std::fs::metadata(&victim).expect("there");
-        let user = User { name: "else".into(), uid: 54_321, gid: 54_321, home: "/".into() };
+        let user = identity("else", 54_321, 54_321);
         let (is_over, swaps) = (AtomicBool::new(false), AtomicUsize::new(0));
         std::thread::scope(|scope| {
             scope.spawn(|| {

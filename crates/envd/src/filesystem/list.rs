@@ -1,5 +1,6 @@
 //! Lists a directory to a depth: depth first, ordered by the bytes of the names.
-//! Symbolic links below are listed but not followed. Entries that vanish meanwhile are left out.
+//! Symbolic links below are listed but not followed. Entries that vanish meanwhile are left out, and what is in
+//! directories below that the user may not read.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,9 +20,10 @@ pub fn list(root: &Path, depth: u32, names: &Names) -> io::Result<Vec<EntryInfo>
             levels.pop();
             continue;
         };
+        let depth_now = levels.len();
         let entry = match entry::describe(&path, names) {
             Ok(entry) => entry,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) if is_left_out(&error, depth_now) => continue,
             Err(error) => return Err(error),
         };
         let enter = !entry.is_symlink && entry.permissions.starts_with('d') && levels.len() < depth as usize;
@@ -29,12 +31,17 @@ pub fn list(root: &Path, depth: u32, names: &Names) -> io::Result<Vec<EntryInfo>
         if enter {
             match children(&path) {
                 Ok(level) => levels.push(level),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if is_left_out(&error, depth_now + 1) => {}
                 Err(error) => return Err(error),
             }
         }
     }
     Ok(entries)
+}
+
+fn is_left_out(error: &io::Error, depth: usize) -> bool {
+    let is_denied = error.kind() == io::ErrorKind::PermissionDenied;
+    error.kind() == io::ErrorKind::NotFound || is_denied && depth > 1
 }
 
 fn children(dir: &Path) -> io::Result<Vec<PathBuf>> {

@@ -1,5 +1,5 @@
 //! The filesystem service: entries, directories, moves, removals, and watching.
-//! It acts as root and makes the requesting user the owner of new entries.
+//! It acts with the rights of the requesting user ([`crate::identity`]), and a little beyond them where [`root_only`] says so.
 //! Every call runs on a blocking thread: filesystems may block.
 
 pub mod dirs;
@@ -7,5 +7,6 @@ pub mod entry;
 pub mod list;
 pub mod metadata;
 pub mod ops;
+pub mod root_only;
 pub mod service;
 pub mod watch;

@@ -19,6 +19,7 @@ use futures::StreamExt;
 use http::header::USER_AGENT;
 
 use crate::filesystem::{ops, watch};
+use crate::identity::Identity;
 use crate::paths;
 use crate::process::stream::keepalive;
 use crate::router::{caller, check_caller};
@@ -37,10 +38,12 @@ impl Files {
     }
 }
 
+/// Runs `work`, which is given the caller's identity, on a blocking thread.
 async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ConnectError> + Send + 'static,
+    user: User,
+    work: impl FnOnce(&Identity) -> Result<T, ConnectError> + Send + 'static,
 ) -> Result<T, ConnectError> {
-    tokio::task::spawn_blocking(work)
+    tokio::task::spawn_blocking(move || work(&Identity::of(&user)))
         .await
         .unwrap_or_else(|error| Err(ConnectError::internal(error.to_string())))
 }
@@ -70,8 +73,9 @@ impl Filesystem for Files {
         ctx: RequestContext,
         request: ServiceRequest<'_, StatRequest>,
     ) -> ServiceResult<StatResponse> {
-        let path = self.resolve(&caller(&self.0, &ctx)?, request.path)?;
-        let entry = blocking(move || ops::stat(&path)).await?;
+        let user = caller(&self.0, &ctx)?;
+        let path = self.resolve(&user, request.path)?;
+        let entry = blocking(user, move |identity| ops::stat(&path, identity)).await?;
         let entry = for_client(&ctx, entry).into();
         respond(&ctx, StatResponse { entry, ..Default::default() })
     }
@@ -83,7 +87,7 @@ impl Filesystem for Files {
     ) -> ServiceResult<MakeDirResponse> {
         let user = caller(&self.0, &ctx)?;
         let path = self.resolve(&user, request.path)?;
-        let entry = blocking(move || ops::make_dir(&path, &user)).await?;
+        let entry = blocking(user, move |identity| ops::make_dir(&path, identity)).await?;
         let entry = for_client(&ctx, entry).into();
         respond(&ctx, MakeDirResponse { entry, ..Default::default() })
     }
@@ -96,7 +100,7 @@ impl Filesystem for Files {
         let user = caller(&self.0, &ctx)?;
         let source = self.resolve(&user, request.source)?;
         let destination = self.resolve(&user, request.destination)?;
-        let entry = blocking(move || ops::move_entry(&source, &destination, &user)).await?;
+        let entry = blocking(user, move |identity| ops::move_entry(&source, &destination, identity)).await?;
         let entry = for_client(&ctx, entry).into();
         respond(&ctx, MoveResponse { entry, ..Default::default() })
     }
@@ -106,9 +110,10 @@ impl Filesystem for Files {
         ctx: RequestContext,
         request: ServiceRequest<'_, ListDirRequest>,
     ) -> ServiceResult<ListDirResponse> {
-        let path = self.resolve(&caller(&self.0, &ctx)?, request.path)?;
+        let user = caller(&self.0, &ctx)?;
+        let path = self.resolve(&user, request.path)?;
         let depth = request.depth;
-        let entries = blocking(move || ops::list_dir(&path, depth)).await?;
+        let entries = blocking(user, move |identity| ops::list_dir(&path, depth, identity)).await?;
         let entries = entries.into_iter().map(|entry| for_client(&ctx, entry)).collect();
         respond(&ctx, ListDirResponse { entries, ..Default::default() })
     }
@@ -118,8 +123,9 @@ impl Filesystem for Files {
         ctx: RequestContext,
         request: ServiceRequest<'_, RemoveRequest>,
     ) -> ServiceResult<RemoveResponse> {
-        let path = self.resolve(&caller(&self.0, &ctx)?, request.path)?;
-        blocking(move || ops::remove(&path)).await?;
+        let user = caller(&self.0, &ctx)?;
+        let path = self.resolve(&user, request.path)?;
+        blocking(user, move |identity| ops::remove(&path, identity)).await?;
         Response::ok(RemoveResponse::default())
     }
 
@@ -128,13 +134,15 @@ impl Filesystem for Files {
         ctx: RequestContext,
         request: ServiceRequest<'_, WatchDirRequest>,
     ) -> ServiceResult<ServiceStream<impl Encodable<WatchDirResponse> + Send + use<>>> {
-        let path = self.resolve(&caller(&self.0, &ctx)?, request.path)?;
+        let user = caller(&self.0, &ctx)?;
+        let path = self.resolve(&user, request.path)?;
         let options = watch::Options {
             recursive: request.recursive,
             include_entry: request.include_entry,
             allow_network_mounts: request.allow_network_mounts,
         };
-        let watcher = blocking(move || watch::Watcher::new(path, options)).await?.started()?;
+        let watcher =
+            blocking(user, move |identity| watch::Watcher::new(path, options, identity)).await?.started()?;
         Response::stream_ok(watch::stream::events(watcher, keepalive(ctx.headers())).boxed()).map(
             |mut response| {
                 response.compress = None;
@@ -148,13 +156,15 @@ impl Filesystem for Files {
         ctx: RequestContext,
         request: ServiceRequest<'_, CreateWatcherRequest>,
     ) -> ServiceResult<CreateWatcherResponse> {
-        let path = self.resolve(&caller(&self.0, &ctx)?, request.path)?;
+        let user = caller(&self.0, &ctx)?;
+        let path = self.resolve(&user, request.path)?;
         let options = watch::Options {
             recursive: request.recursive,
             include_entry: request.include_entry,
             allow_network_mounts: request.allow_network_mounts,
         };
-        let watcher = blocking(move || watch::Watcher::new(path, options)).await?.started()?;
+        let watcher =
+            blocking(user, move |identity| watch::Watcher::new(path, options, identity)).await?.started()?;
         let watcher_id = self.0.watchers.insert(watcher)?;
         Response::ok(CreateWatcherResponse { watcher_id, ..Default::default() })
     }

@@ -16,8 +16,9 @@ use rustix::io::Errno;
 use tokio::task::JoinHandle;
 
 use crate::filesystem::ops::error_text;
-use crate::filesystem::{dirs, metadata};
-use crate::rest::RestError;
+use crate::filesystem::{dirs, metadata, root_only};
+use crate::identity::{Identity, is_denial};
+use crate::rest::{RestError, acting};
 use crate::users::User;
 
 /// Number of bytes that are gathered before they are written.
@@ -28,8 +29,10 @@ const GATHERED: usize = 512 * 1024;
 pub struct Target {
     /// Absolute path.
     pub path: PathBuf,
-    /// The owner.
+    /// The owner, with whose rights the file is opened.
     pub user: User,
+    /// Directory below which no link is followed, and which the path must not leave.
+    pub confined_to: Option<PathBuf>,
     /// Metadata, which replaces all earlier metadata.
     pub metadata: BTreeMap<String, String>,
     /// Announced size, if known, bytes.
@@ -116,13 +119,42 @@ fn write_all(file: &mut File, pieces: &[Bytes]) -> io::Result<()> {
 
 /// Opens and truncates the file, and sets owner and metadata.
 fn open(target: &Target, stays_empty: bool) -> Result<Opened, RestError> {
+    let identity = Identity::of(&target.user);
+    let prepare = |opened: &mut Opened| prepare(opened, target, stays_empty);
+    let attempt = || {
+        acting(&identity, || {
+            let mut opened = open_as_user(target, &identity)?;
+            give_to(&opened.file, &identity)?;
+            prepare(&mut opened)?;
+            Ok(opened)
+        })
+    };
+    let denied = match attempt() {
+        Err(error) if error.status == StatusCode::FORBIDDEN && target.confined_to.is_none() => error,
+        result => return result,
+    };
+    // The user may not write there. A new file may still be created in some directories of root's.
+    let path = &target.path;
+    if let Some(parent) = path.parent()
+        && dirs::ensure(parent, &identity)?
+    {
+        return attempt();
+    }
+    let file = root_only::create_file(path, &identity).ok_or(denied)?;
+    let mut opened = Opened { file, new: true };
+    acting(&identity, || prepare(&mut opened))?;
+    Ok(opened)
+}
+
+/// Opens the file and creates it and its parents if they are missing, all with the rights of this thread.
+fn open_as_user(target: &Target, identity: &Identity) -> Result<Opened, RestError> {
     let path = &target.path;
     let before = std::fs::metadata(path).ok();
     if before.as_ref().is_some_and(std::fs::Metadata::is_dir) {
         return Err(RestError::bad_request(format!("path is a directory: {}", path.display())));
     }
     if let Some(parent) = path.parent() {
-        dirs::ensure(parent, &target.user)?;
+        dirs::create(parent, identity, target.confined_to.as_deref())?;
     }
     // Before the old contents are lost: refuse what cannot fit.
     let old = before.as_ref().map_or(0, std::fs::Metadata::len);
@@ -132,29 +164,46 @@ fn open(target: &Target, stays_empty: bool) -> Result<Opened, RestError> {
         return Err(no_space(Some(length)));
     }
     // Nonblocking: a pipe without a reader must not block a thread. Not truncated yet: it may be refused.
-    let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
+    let mut flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+    if target.confined_to.is_some() {
+        flags |= OFlags::NOFOLLOW;
+    }
+    let flags = flags.bits().cast_signed();
     let file =
         File::options().write(true).create(true).truncate(false).mode(0o666).custom_flags(flags).open(path);
-    let file = file.map_err(|error| open_error(path, &error))?;
+    let file = file.map_err(|error| open_error(path, &error, identity))?;
+    Ok(Opened { file, new: before.is_none() })
+}
+
+/// Makes the user the owner of a file. A file of somebody else that the user may write stays theirs.
+fn give_to(file: &File, identity: &Identity) -> Result<(), RestError> {
+    let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
+    match rustix::fs::fchown(file, Some(uid), Some(gid)) {
+        Err(error) if !is_denial(error) || identity.is_root() => {
+            Err(RestError::internal(format!("error changing file ownership: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Truncates an opened file and sets its metadata.
+fn prepare(opened: &mut Opened, target: &Target, stays_empty: bool) -> Result<(), RestError> {
+    let (file, path) = (&opened.file, &target.path);
     let failed =
         |error: io::Error| RestError::internal(format!("error opening file: {}", error_text(&error)));
     let meta = file.metadata().map_err(failed)?;
     if !meta.is_file() {
         return Err(RestError::bad_request(format!("path is not a regular file: {}", path.display())));
     }
-    let (uid, gid) = (Uid::from_raw(target.user.uid), Gid::from_raw(target.user.gid));
-    rustix::fs::fchown(&file, Some(uid), Some(gid))
-        .map_err(|error| RestError::internal(format!("error changing file ownership: {error}")))?;
     if meta.len() > 0 {
         // Filesystems take a file that is truncated to 0 for one whose replacement must not be lost, and write all of it
         // to disk when it is closed. So it is truncated to 1 byte, which is overwritten at once.
         file.set_len(u64::from(!stays_empty)).map_err(failed)?;
     }
-    metadata::replace(&file, &target.metadata).map_err(|error| match error {
+    metadata::replace(file, &target.metadata).map_err(|error| match error {
         Errno::NOSPC | Errno::DQUOT => no_space(None),
         error => RestError::internal(format!("error setting metadata: {error}")),
-    })?;
-    Ok(Opened { file, new: before.is_none() })
+    })
 }
 
 /// Returns the free space of the filesystem that root may use, bytes.
@@ -163,8 +212,14 @@ fn room(path: &Path) -> Option<u64> {
     Some(fs.f_bfree.saturating_mul(fs.f_frsize))
 }
 
-fn open_error(path: &Path, error: &io::Error) -> RestError {
+fn open_error(path: &Path, error: &io::Error, identity: &Identity) -> RestError {
     match Errno::from_io_error(error) {
+        Some(error) if is_denial(error) => {
+            RestError::denied(&format!("error opening file '{}'", path.display()), identity)
+        }
+        Some(Errno::LOOP) => {
+            RestError::bad_request(format!("path is a link, or has too many links: {}", path.display()))
+        }
         Some(Errno::NOSPC | Errno::DQUOT) => RestError::new(
             StatusCode::INSUFFICIENT_STORAGE,
             format!("not enough inodes available: {}", error_text(error)),
@@ -190,7 +245,8 @@ fn write_error(target: &Target, opened: &mut Opened, error: &io::Error) -> RestE
     }
     if opened.new {
         // The incomplete file would only take up space.
-        let _ = std::fs::remove_file(&target.path);
+        let identity = Identity::of(&target.user);
+        let _ = identity.run(|| std::fs::remove_file(&target.path));
     }
     no_space(target.length)
 }

@@ -18,17 +18,19 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use rustix::io::Errno;
 
 use crate::filesystem::ops::error_text;
+use crate::identity::{Identity, is_denial};
 use crate::rest::accept_encoding::{self, Encoding};
 use crate::rest::conditions::{self, Decision};
 use crate::rest::file_body::{FileBody, FileReader};
-use crate::rest::{Body, RestError, full};
+use crate::rest::{Body, RestError, acting, full};
+use crate::users::User;
 
 /// Characters that must be encoded in a file name in a header.
 const NAME: &AsciiSet =
     &CONTROLS.add(b' ').add(b'"').add(b'%').add(b'\'').add(b'(').add(b')').add(b'*').add(b';').add(b',');
 
-/// Responds with the file at `path`.
-pub async fn get(path: PathBuf, headers: &HeaderMap) -> Result<Response<Body>, RestError> {
+/// Responds with the file at `path`, if the user may read it.
+pub async fn get(path: PathBuf, user: User, headers: &HeaderMap) -> Result<Response<Body>, RestError> {
     let encoding = if conditions::any(headers) {
         if !accept_encoding::allows_identity(headers) {
             let message = "identity encoding not acceptable for Range or conditional request";
@@ -43,11 +45,20 @@ pub async fn get(path: PathBuf, headers: &HeaderMap) -> Result<Response<Body>, R
         return Err(RestError::new(StatusCode::NOT_ACCEPTABLE, message));
     }
     let headers = headers.clone();
-    tokio::task::spawn_blocking(move || respond(&path, &headers, encoding)).await?
+    let respond = move || {
+        let identity = Identity::of(&user);
+        acting(&identity, || respond(&path, &identity, &headers, encoding))
+    };
+    tokio::task::spawn_blocking(respond).await?
 }
 
-fn respond(path: &Path, request: &HeaderMap, encoding: Encoding) -> Result<Response<Body>, RestError> {
-    let (mut file, meta) = open(path)?;
+fn respond(
+    path: &Path,
+    identity: &Identity,
+    request: &HeaderMap,
+    encoding: Encoding,
+) -> Result<Response<Body>, RestError> {
+    let (mut file, meta) = open(path, identity)?;
     let etag = format!("\"{:x}-{:x}\"", modified_nanos(&meta), meta.len());
     let modified = meta.modified().unwrap_or(std::time::UNIX_EPOCH);
     let decision = match encoding {
@@ -74,7 +85,7 @@ fn respond(path: &Path, request: &HeaderMap, encoding: Encoding) -> Result<Respo
     let content_type = content_type(path, if start == 0 { &first } else { &[] });
 
     let (body, gzipped) = if encoding == Encoding::Gzip {
-        (gzip_body(path, meta.len()), true)
+        (gzip_body(path, identity, meta.len()), true)
     } else {
         (Ok(plain_body(first, source, end.map(|end| end - start))), false)
     };
@@ -101,13 +112,16 @@ fn respond(path: &Path, request: &HeaderMap, encoding: Encoding) -> Result<Respo
     Ok(response)
 }
 
-fn open(path: &Path) -> Result<(File, Metadata), RestError> {
+fn open(path: &Path, identity: &Identity) -> Result<(File, Metadata), RestError> {
     let shown = path.display();
     let failed = |error: io::Error| match Errno::from_io_error(&error) {
         Some(Errno::NOENT | Errno::NOTDIR) => {
             RestError::new(StatusCode::NOT_FOUND, format!("path '{shown}' does not exist"))
         }
         Some(Errno::NXIO) => RestError::bad_request(format!("path '{shown}' is not a regular file")),
+        Some(error) if is_denial(error) => {
+            RestError::denied(&format!("error opening file '{shown}'"), identity)
+        }
         _ => RestError::internal(format!("error opening file '{shown}': {}", error_text(&error))),
     };
     // Nonblocking: a pipe without a writer must not block a thread.
@@ -134,8 +148,8 @@ fn plain_body(first: Bytes, source: FileReader, length: Option<u64>) -> Body {
 }
 
 /// Opens the file again, since the piece that was read to determine the type has to be compressed too.
-fn gzip_body(path: &Path, size: u64) -> Result<Body, RestError> {
-    let (file, _) = open(path)?;
+fn gzip_body(path: &Path, identity: &Identity, size: u64) -> Result<Body, RestError> {
+    let (file, _) = open(path, identity)?;
     let size = Some(size).filter(|&size| size > 0);
     Ok(FileBody::new(None, FileReader::new(file, size).gzip(), None).boxed_unsync())
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use body_drain::DrainableBody;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderMap, Response};
+use http::{HeaderMap, Response, StatusCode};
 use serde::Serialize;
 
 use crate::alloc;
@@ -31,6 +31,8 @@ pub struct Upload {
     pub path: Option<String>,
     /// Directory that an empty path means.
     pub workdir: Option<String>,
+    /// Whether a signed link authorizes the upload, and nothing else.
+    pub by_link: bool,
 }
 
 #[derive(Serialize)]
@@ -115,6 +117,7 @@ async fn form(
             upload,
             named.ok_or_else(|| RestError::bad_request("a file part has neither path nor filename"))?,
         )?;
+        let confined_to = confine(upload, &path)?;
         if !seen.insert(path.clone()) {
             return Err(RestError::bad_request(format!(
                 "you cannot upload multiple files to the same path '{}' in one upload request, \
@@ -122,7 +125,8 @@ async fn form(
                 path.display()
             )));
         }
-        let mut writer = FileWriter::new(target(upload, &path, metadata, None));
+        let target = Target { confined_to, ..target(upload, &path, metadata, None) };
+        let mut writer = FileWriter::new(target);
         while let Some(bytes) = parts.chunk().await? {
             writer.push(bytes).await?;
         }
@@ -136,8 +140,24 @@ fn resolve(upload: &Upload, path: &str) -> Result<PathBuf, RestError> {
     Ok(paths::resolve(path, &upload.user.home, upload.workdir.as_deref())?)
 }
 
+/// Returns the directory that a part's path must not leave: the signature of a link without a path covers no other name.
+fn confine(upload: &Upload, path: &Path) -> Result<Option<PathBuf>, RestError> {
+    if !upload.by_link || upload.path.as_deref().is_some_and(|path| !path.is_empty()) {
+        return Ok(None);
+    }
+    let home = paths::clean(&upload.user.home);
+    let bases = [home.clone(), resolve(upload, "")?];
+    let base = bases.into_iter().find(|base| path != base && path.starts_with(base));
+    let refused = || {
+        let message = format!("a link without a path may only upload to files below {}", home.display());
+        RestError::new(StatusCode::FORBIDDEN, message)
+    };
+    base.ok_or_else(refused).map(Some)
+}
+
 fn target(upload: &Upload, path: &Path, metadata: &BTreeMap<String, String>, length: Option<u64>) -> Target {
-    Target { path: path.to_owned(), user: upload.user.clone(), metadata: metadata.clone(), length }
+    let (user, metadata) = (upload.user.clone(), metadata.clone());
+    Target { path: path.to_owned(), user, confined_to: None, metadata, length }
 }
 
 fn describe(path: &Path, metadata: &BTreeMap<String, String>) -> Written {

@@ -25,6 +25,8 @@ use serde::Serialize;
 
 use crate::auth::AuthError;
 use crate::filesystem::dirs::DirsError;
+use crate::filesystem::ops::denied;
+use crate::identity::Identity;
 use crate::paths::PathError;
 use crate::state::NoUser;
 
@@ -57,6 +59,11 @@ impl RestError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
     }
 
+    /// Makes an error for a user who lacks a right.
+    pub fn denied(attempt: &str, identity: &Identity) -> Self {
+        Self::new(StatusCode::FORBIDDEN, denied(attempt, identity))
+    }
+
     /// Makes the response of the error.
     pub fn response(&self) -> Response<Body> {
         #[derive(Serialize)]
@@ -74,6 +81,8 @@ impl From<DirsError> for RestError {
     fn from(error: DirsError) -> Self {
         let status = if error.is_full() {
             StatusCode::INSUFFICIENT_STORAGE
+        } else if error.is_denied() {
+            StatusCode::FORBIDDEN
         } else {
             StatusCode::INTERNAL_SERVER_ERROR
         };
@@ -103,6 +112,12 @@ impl From<tokio::task::JoinError> for RestError {
     fn from(error: tokio::task::JoinError) -> Self {
         Self::internal(error.to_string())
     }
+}
+
+/// Runs `action` with the rights of a user.
+pub fn acting<T>(identity: &Identity, action: impl FnOnce() -> Result<T, RestError>) -> Result<T, RestError> {
+    let failed = |error| RestError::internal(format!("cannot act as '{}': {error}", identity.name));
+    identity.run(action).map_err(failed)?
 }
 
 /// Makes a body of bytes in memory.

@@ -150,7 +150,7 @@ fn special_files() {
 #[test]
 fn ownership_and_dots() {
     let envd = Envd::start();
-    std::fs::set_permissions(envd.dir.path(), std::fs::Permissions::from_mode(0o755)).expect("opened");
+    std::fs::set_permissions(envd.dir.path(), std::fs::Permissions::from_mode(0o777)).expect("opened");
     let target = format!("/files?path={}/up/../new/f&username=nobody", envd.dir.path().display());
     assert_eq!(envd.request("POST", &target, &[RAW], b"x").status, 200);
     let nobody = std::fs::metadata(envd.path("new/f")).expect("written").uid();

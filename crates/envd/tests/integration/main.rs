@@ -8,4 +8,5 @@ mod filesystem;
 mod fuzz;
 mod process;
 mod rest;
+mod rights;
 mod untrusted;

@@ -16,6 +16,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
+use crate::filesystem::ops;
+use crate::identity::Identity;
 use crate::state::lock;
 use crate::sys;
 use tree::{LostEvents, WatchedTree};
@@ -35,6 +37,7 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Watcher {
     tree: WatchedTree,
+    identity: Identity,
 }
 
 /// A watcher whose events are being read.
@@ -55,14 +58,17 @@ struct Shared {
 #[derive(Debug)]
 struct WatcherState {
     tree: WatchedTree,
+    /// New directories are watched, and entries described, with the rights of this user.
+    identity: Identity,
     events: Vec<FilesystemEvent>,
     lost: Option<LostEvents>,
 }
 
 impl Watcher {
-    /// Begins to watch a directory. Blocking.
-    pub fn new(path: PathBuf, options: Options) -> Result<Self, ConnectError> {
-        Ok(Self { tree: WatchedTree::new(path, options)? })
+    /// Begins to watch a directory with the rights of a user. Blocking.
+    pub fn new(path: PathBuf, options: Options, identity: &Identity) -> Result<Self, ConnectError> {
+        let tree = ops::acting(identity, || WatchedTree::new(path, options))?;
+        Ok(Self { tree, identity: identity.clone() })
     }
 
     /// Begins to read events.
@@ -70,7 +76,8 @@ impl Watcher {
         let failed =
             |error: std::io::Error| ConnectError::internal(format!("error creating watcher: {error}"));
         let fd = sys::awaitable(self.tree.queue().try_clone().map_err(failed)?).map_err(failed)?;
-        let state = WatcherState { tree: self.tree, events: Vec::new(), lost: None };
+        let (tree, identity) = (self.tree, self.identity);
+        let state = WatcherState { tree, identity, events: Vec::new(), lost: None };
         let shared = Arc::new(Shared { fd, state: Mutex::new(state), new_events: Notify::new() });
         let reader = tokio::spawn(read(Arc::clone(&shared))).abort_handle();
         Ok(RunningWatcher { shared, reader })
@@ -112,7 +119,9 @@ impl RunningWatcher {
 impl WatcherState {
     fn read(&mut self) {
         if self.lost.is_none() {
-            self.lost = self.tree.read(&mut self.events).err();
+            let (tree, events) = (&mut self.tree, &mut self.events);
+            let read = self.identity.run(|| tree.read(events));
+            self.lost = read.unwrap_or(Err(LostEvents::Rights)).err();
         }
     }
 }

@@ -35,6 +35,9 @@ pub enum LostEvents {
     /// The client did not read its events.
     #[error("too many events waiting to be fetched")]
     Buffer,
+    /// The rights of the user could not be taken on.
+    #[error("cannot act as the user of the watcher")]
+    Rights,
     /// A new directory could not be watched.
     #[error("cannot watch a new directory: {0}")]
     Watch(Errno),
@@ -90,8 +93,13 @@ pub struct WatchedTree {
 impl WatchedTree {
     /// Begins to watch `root`, and all directories below it if the options say so.
     pub fn new(root: PathBuf, options: Options) -> Result<Self, ConnectError> {
-        let shown = root.display();
+        let shown = root.display().to_string();
         let meta = std::fs::metadata(&root).map_err(|error| {
+            if error.kind() == std::io::ErrorKind::PermissionDenied {
+                return ConnectError::permission_denied(format!(
+                    "cannot watch path {shown}: permission denied"
+                ));
+            }
             ConnectError::not_found(format!("path {shown} not found: {}", error_text(&error)))
         })?;
         if !meta.is_dir() {
@@ -105,6 +113,9 @@ impl WatchedTree {
         let failed = |error: Errno| match error {
             Errno::NOSPC | Errno::MFILE | Errno::NFILE | Errno::NOMEM => {
                 ConnectError::resource_exhausted(format!("error adding path to watcher: {error}"))
+            }
+            Errno::ACCESS => {
+                ConnectError::permission_denied(format!("cannot watch path {shown}: permission denied"))
             }
             error => ConnectError::internal(format!("error adding path to watcher: {error}")),
         };
@@ -225,8 +236,8 @@ impl WatchedTree {
             let is_root = relative.as_os_str().is_empty();
             let wd = match inotify::add_watch(&self.queue, &path, watch_flags(is_root)) {
                 Ok(wd) => wd,
-                // It has vanished or was replaced: its parent reports that.
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) if !is_root => continue,
+                // It has vanished or was replaced: its parent reports that. Or the user may not read it.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ACCESS) if !is_root => continue,
                 Err(error) => return Err(error),
             };
             // A directory that is watched already was only moved: its entries are not new.
