@@ -5,7 +5,8 @@
 use std::net::IpAddr;
 
 use hyper::Request;
-use hyper::header::HOST;
+use hyper::header::{AsHeaderName, HOST};
+use hyper::http::uri::{Authority, Scheme};
 use ids::SandboxId;
 
 /// A port of a sandbox.
@@ -33,14 +34,7 @@ const INVALID_PORT: &str = "Invalid sandbox port";
 const MISSING_HEADER: &str = "missing header";
 
 pub(crate) fn target<B>(request: &Request<B>, domain: &str) -> Target {
-    let host = match request.uri().authority() {
-        Some(authority) => authority.as_str(),
-        None => match request.headers().get(HOST).map(|host| host.to_str()) {
-            Some(Ok(host)) => host,
-            Some(Err(_)) => return Target::Invalid(INVALID_HOST),
-            None => "",
-        },
-    };
+    let Some(host) = host(request) else { return Target::Invalid(INVALID_HOST) };
     let name = without_port(host).to_ascii_lowercase();
     if name.is_empty() || is_address(&name) || name == "localhost" {
         return by_headers(request, host, false, false);
@@ -60,6 +54,43 @@ pub(crate) fn target<B>(request: &Request<B>, domain: &str) -> Target {
     by_headers(request, host, false, false)
 }
 
+/// Returns the host that a request names; empty if it names none. `None` if it names two, or something that is no host: a
+/// proxy before or a server behind the edge might take another one for the host than the edge does.
+fn host<B>(request: &Request<B>) -> Option<&str> {
+    let named = single(request, HOST)?.unwrap_or("");
+    let Some(target) = request.uri().authority().map(Authority::as_str) else {
+        return is_host(named).then_some(named);
+    };
+    let scheme = request.uri().scheme();
+    let agree = named.is_empty() || same_host(named, target, scheme);
+    (is_host(target) && is_host(named) && agree).then_some(target)
+}
+
+/// Returns the value of a header; `Some(None)` without it, `None` if there are several or it is no text.
+fn single<B>(request: &Request<B>, name: impl AsHeaderName) -> Option<Option<&str>> {
+    let mut values = request.headers().get_all(name).iter();
+    match (values.next(), values.next()) {
+        (None, _) => Some(None),
+        (Some(value), None) => value.to_str().ok().map(Some),
+        _ => None,
+    }
+}
+
+/// Whether a text is a host with an optional port, or empty. Credentials before it are refused.
+fn is_host(text: &str) -> bool {
+    text.is_empty() || is_address(text) || (!text.contains('@') && text.parse::<Authority>().is_ok())
+}
+
+/// Whether two hosts are the same, with a default port or without.
+fn same_host(a: &str, b: &str, scheme: Option<&Scheme>) -> bool {
+    let default = match scheme {
+        Some(scheme) if *scheme == Scheme::HTTPS => ":443",
+        _ => ":80",
+    };
+    let bare = |host: &str| host.strip_suffix(default).unwrap_or(host).to_ascii_lowercase();
+    bare(a) == bare(b)
+}
+
 fn by_host(label: &str, rest: &str, host: &str) -> Target {
     let mut parts = label.split('-');
     let (Some(port), Some(id), false) = (parts.next(), parts.next(), rest.is_empty()) else {
@@ -71,10 +102,10 @@ fn by_host(label: &str, rest: &str, host: &str) -> Target {
 }
 
 fn by_headers<B>(request: &Request<B>, host: &str, only_sandboxes: bool, shared_host: bool) -> Target {
-    let id = request.headers().get("e2b-sandbox-id");
-    let port = request.headers().get("e2b-sandbox-port");
+    let Some(id) = single(request, "e2b-sandbox-id") else { return Target::Invalid(INVALID_ID) };
+    let Some(port) = single(request, "e2b-sandbox-port") else { return Target::Invalid(INVALID_PORT) };
     let (id, port) = match (id, port) {
-        (Some(id), Some(port)) => (id.to_str().unwrap_or(""), port.to_str().unwrap_or("")),
+        (Some(id), Some(port)) => (id, port),
         (None, None) if !only_sandboxes => return Target::Api,
         _ => return Target::Invalid(MISSING_HEADER),
     };
@@ -168,5 +199,44 @@ mod tests {
             assert_eq!(of("localhost", &headers), Target::Invalid(INVALID_PORT), "{port:?}");
         }
         assert_eq!(of("my-server.lan", &[]), Target::Api, "a name with a dash is still a name");
+    }
+
+    #[test]
+    fn requests_that_name_two_hosts_are_invalid() {
+        let of = |uri: &str, hosts: &[&str]| {
+            let request = Request::builder().uri(uri);
+            let request = hosts.iter().fold(request, |request, host| request.header(HOST, *host));
+            target(&request.body(()).unwrap(), "example.com")
+        };
+        let (one, two) = ("3000-iabc.x.dev", "3000-ixyz.x.dev");
+        let absolute = format!("http://{one}/a");
+        let invalid = Target::Invalid(INVALID_HOST);
+        for (uri, hosts) in [
+            ("/", &[one, two][..]),
+            ("/", &[one, one]),
+            ("/", &["localhost", one]),
+            ("/", &["a.dev, 3000-iabc.x.dev"]),
+            ("/", &["user@3000-iabc.x.dev"]),
+            ("http://user@3000-iabc.x.dev/", &[]),
+            (&absolute, &[two]),
+            (&absolute, &["localhost"]),
+            (&absolute, &["3000-iabc.x.dev:8080"]),
+            (&absolute, &[one, one]),
+        ] {
+            assert_eq!(of(uri, hosts), invalid, "{uri} {hosts:?}");
+        }
+        let sandbox = sandbox("iabc", 3000, one, false);
+        for hosts in [&[][..], &[one], &["3000-IABC.x.dev:80"]] {
+            assert_eq!(of(&absolute, hosts), sandbox, "{hosts:?}");
+        }
+        assert_eq!(of("/", &[""]), Target::Api);
+        assert_eq!(of("/", &[]), Target::Api);
+    }
+
+    #[test]
+    fn routing_headers_are_given_once() {
+        let (id, port) = (("e2b-sandbox-id", "iabc"), ("e2b-sandbox-port", "80"));
+        assert_eq!(of("localhost", &[id, id, port]), Target::Invalid(INVALID_ID));
+        assert_eq!(of("localhost", &[id, port, port]), Target::Invalid(INVALID_PORT));
     }
 }

@@ -131,6 +131,34 @@ async fn hosts_and_headers_route_to_ports_and_all_else_to_the_api() {
     assert_eq!(server.get("x-iabc.localhost", "/", &[]).await, (400, "Invalid sandbox port".into()));
 }
 
+/// A proxy before the edge may have checked one host, and the edge would route by another one.
+#[tokio::test]
+async fn requests_that_name_two_hosts_are_refused() {
+    let server = Server::new().await;
+    let (id, _) = server.sandbox(|_| {}).await;
+    let named = host(APP_PORT, &id);
+    for head in [
+        format!("GET /request HTTP/1.1\r\nhost: localhost\r\nhost: {named}\r\n\r\n"),
+        format!("GET /request HTTP/1.1\r\nhost: {named}\r\nhost: {named}\r\n\r\n"),
+        format!("GET http://{named}/request HTTP/1.1\r\nhost: localhost\r\n\r\n"),
+        "GET http://localhost/health HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".to_owned(),
+    ] {
+        assert_eq!(self::head(&mut server.raw(&head).await).await, "HTTP/1.1 400 Bad Request\r\n", "{head}");
+    }
+    let same = format!("GET http://{named}/request HTTP/1.1\r\nhost: {named}\r\n\r\n");
+    assert_eq!(self::head(&mut server.raw(&same).await).await, "HTTP/1.1 200 OK\r\n");
+
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    for (other, status) in [("localhost", 400), (named.as_str(), 200)] {
+        let request = Request::get(format!("http://{named}/request")).header("host", other);
+        let response = sender.send_request(request.body(Full::<Bytes>::default()).unwrap()).await.unwrap();
+        assert_eq!(response.status(), status, "{other}");
+    }
+}
+
 #[tokio::test]
 async fn requests_arrive_as_they_were_sent() {
     let server = Server::new().await;
