@@ -6,9 +6,9 @@ import threading
 import pytest
 from e2b import Sandbox
 
-from server import ENGINE
+from server import ENGINE, Server
 from services import serving
-from fake_network import HOST, METADATA, NAME, PRIVATE, PUBLIC, PUBLIC6, REBINDING
+from fake_network import ECHO, HOST, METADATA, NAME, PRIVATE, PUBLIC, PUBLIC6, REBINDING, RESOLVER
 
 
 def curl(sandbox, *words):
@@ -136,3 +136,42 @@ def test_other_protocols_are_blocked(sandbox):
     code = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(2); s.connect(('%s', 443)); s.send(b'x'); s.recv(9)" % PUBLIC
     result = sandbox.commands.run(f'python3 -c "{code}" 2>&1 | tail -1').stdout
     assert ("refused" if ENGINE == "container" else "timed out") in result.lower(), result
+
+
+# Opens as many connections as it may, and holds those that are not reset.
+GREEDY = f"""
+import socket, sys, time
+held = []
+for _ in range(60):
+    stream = socket.socket()
+    stream.settimeout(0.2)
+    try:
+        stream.connect(({PUBLIC!r}, {ECHO}))
+        stream.sendall(b"x")
+        if stream.recv(1) == b"x":
+            held.append(stream)
+    except OSError:
+        pass
+print("holding", len(held), flush=True)
+time.sleep(600)
+"""
+
+
+def test_greedy_sandboxes_leave_connections_to_others(world):
+    total = 40
+    server = Server("--dns", f"{RESOLVER}:53", "--max-connections", str(total))
+    options = {"api_key": server.key, "api_url": server.url, "sandbox_url": server.url}
+    sandboxes = [Sandbox.create(**options) for _ in range(3)]
+    try:
+        *greedy, modest = sandboxes
+        for sandbox in greedy:
+            sandbox.files.write("/tmp/greedy.py", GREEDY)
+            handle = sandbox.commands.run("python3 /tmp/greedy.py", background=True)
+            held = next(stdout for stdout, _, _ in handle if stdout)
+            assert held.startswith("holding ") and 0 < int(held.split()[1]) <= total, held
+        for _ in range(3):
+            assert curl(modest, f"http://{PUBLIC}/").startswith("hello")
+    finally:
+        for sandbox in sandboxes:
+            sandbox.kill()
+        server.stop()

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, StatusCode, header};
-use control::same_secret;
+use control::{Authentication, same_secret};
 use ids::TeamId;
 use store::{Standing, Team, User};
 
@@ -57,7 +57,9 @@ impl FromRequestParts<Api> for Admin {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
-        admin(api, &parts.headers).ok_or_else(missing)?.map(|()| Self)
+        admin(api, &parts.headers).ok_or_else(missing)??;
+        note(parts, Authentication::operator);
+        Ok(Self)
     }
 }
 
@@ -66,11 +68,15 @@ impl FromRequestParts<Api> for Scraper {
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
         if let Some(header) = admin(api, &parts.headers) {
-            return header.map(|()| Self);
+            header?;
+            note(parts, Authentication::operator);
+            return Ok(Self);
         }
         let bearer = parts.headers.get(header::AUTHORIZATION).ok_or_else(missing)?;
         let token = bearer.to_str().unwrap_or_default().strip_prefix("Bearer ").unwrap_or_default();
-        check_admin_token(api, token.trim().as_bytes()).map(|()| Self)
+        check_admin_token(api, token.trim().as_bytes())?;
+        note(parts, Authentication::operator);
+        Ok(Self)
     }
 }
 
@@ -88,9 +94,20 @@ impl FromRequestParts<Api> for UserOrAdmin {
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
         if let Some(user) = user(api, &parts.headers).await {
-            return user.map(Self::User);
+            let user = user?;
+            note(parts, |authentication| authentication.user(user.id));
+            return Ok(Self::User(user));
         }
-        admin(api, &parts.headers).ok_or_else(missing)?.map(|()| Self::Admin)
+        admin(api, &parts.headers).ok_or_else(missing)??;
+        note(parts, Authentication::operator);
+        Ok(Self::Admin)
+    }
+}
+
+/// Tells the edge whose request this is.
+fn note(parts: &Parts, who: impl FnOnce(&Authentication)) {
+    if let Some(authentication) = parts.extensions.get() {
+        who(authentication);
     }
 }
 
@@ -162,6 +179,7 @@ fn team_for_admin(api: &Api, headers: &HeaderMap) -> Result<Arc<Team>, ApiError>
 /// Counts the request against the team's rate limits and checks that the team is not banned or blocked from it.
 fn admit(api: &Api, team: Arc<Team>, parts: &Parts) -> Result<Arc<Team>, ApiError> {
     observe::record("team_id", team.id);
+    note(parts, |authentication| authentication.team(team.id));
     api.rates.check(team.id, parts)?;
     let forbidden = |text: String| Err(ApiError::new(StatusCode::FORBIDDEN, text));
     match &team.standing {

@@ -5,6 +5,7 @@
 
 mod access;
 mod background;
+mod budgets;
 mod command;
 mod database;
 mod engines;

@@ -4,6 +4,7 @@
 //! `api` serves it by REST, `edge` proxies traffic to the ports that it dials.
 #![forbid(unsafe_code)]
 
+mod authentication;
 mod build_context;
 mod config;
 mod counts;
@@ -42,6 +43,7 @@ use tokio_util::task::TaskTracker;
 use build_context::ControlBuildContext;
 use sandboxes::{InFlightCreates, Launcher, Registry, SnapshotCleaner};
 
+pub use authentication::Authentication;
 pub use config::{Config, LayerPath};
 pub use error::{AuthError, ControlError};
 pub use keys::{KEY_PREFIX, NewKey};

@@ -9,28 +9,27 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::body::Body as AnyBody;
+use axum::body::{Body as AnyBody, Bytes};
 use body_drain::DrainLimits;
-use hyper::body::{Body, Incoming};
+use control::Authentication;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::service::service_fn;
-use hyper::{Request, Response, Version};
+use hyper::{Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use crate::clients::{ActiveRequest, Client};
 use crate::target::{Target, target};
 use crate::{Edge, observe, pages};
 
 /// Time limit for a request's head, including the idle time before it. Clients keep connections for 300 s: our
-/// limit must be longer, or a client sends a request into a closing socket.
+/// limit must be longer, or a client sends a request into a closing socket. It is shorter for anonymous connections ([`Client`]).
 const HEAD_TIMEOUT: Duration = Duration::from_secs(620);
-/// Time limit for the first request of a new connection: idle clients must not use up the connection limit.
-const FIRST_HEAD_TIMEOUT: Duration = Duration::from_secs(20);
 /// Maximum size of an HTTP/1.1 buffer, which holds a head too; it grows to this only when it is filled.
 pub(crate) const H1_BUFFER: usize = 256 << 10;
 /// Flow control windows of HTTP/2, bytes.
@@ -39,6 +38,8 @@ const H2_CONNECTION_WINDOW: u32 = 16 << 20;
 const H2_STREAMS: u32 = 1000;
 /// How much is read of a request body that the response did not wait for. After more than that the response closes the connection.
 const DRAIN_LIMITS: DrainLimits = DrainLimits { bytes: 64 << 20, time: Duration::MAX };
+/// The same for clients that have shown no credentials.
+const ANONYMOUS_DRAIN_LIMITS: DrainLimits = DrainLimits { bytes: 1 << 20, time: Duration::from_secs(5) };
 
 /// Resets a client's connection. Clones reset the same one.
 #[derive(Debug, Clone, Default)]
@@ -60,16 +61,18 @@ impl Resetter {
 }
 
 /// Serves a connection until it ends. `closing` begins a graceful shutdown.
-pub(crate) async fn serve(stream: TcpStream, edge: Arc<Edge>, closing: CancellationToken) {
+pub(crate) async fn serve(
+    stream: TcpStream,
+    client: Arc<Client>,
+    edge: Arc<Edge>,
+    closing: CancellationToken,
+) {
     // Small responses must go out at once. If this fails, the peer is gone, and the first read fails too.
     let _ = stream.set_nodelay(true);
     let resetter = Resetter::default();
     let io = TokioIo::new(Resettable { stream, resetter: resetter.clone() });
-    let first_request = Notify::new();
-    let service = service_fn(|request| {
-        first_request.notify_one();
-        respond(request, Arc::clone(&edge), resetter.clone())
-    });
+    let handle = ConnectionHandle { client: Arc::clone(&client), resetter: resetter.clone() };
+    let service = service_fn(|request| respond(request, Arc::clone(&edge), handle.clone()));
 
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(H1_BUFFER);
@@ -82,16 +85,15 @@ pub(crate) async fn serve(stream: TcpStream, edge: Arc<Edge>, closing: Cancellat
         .max_send_buf_size(H1_BUFFER);
     let connection = builder.serve_connection_with_upgrades(io, service);
     tokio::pin!(connection);
-    let (mut draining, mut has_requested) = (false, false);
-    let first_timeout = tokio::time::sleep(FIRST_HEAD_TIMEOUT);
-    tokio::pin!(first_timeout);
+    let must_close = client.must_close();
+    tokio::pin!(must_close);
+    let mut draining = false;
     loop {
         tokio::select! {
             biased;
             // Dropping the connection drops the socket, which sends the RST.
             () = resetter.requested() => return,
-            () = first_request.notified(), if !has_requested => has_requested = true,
-            () = &mut first_timeout, if !has_requested => return,
+            () = &mut must_close => return,
             // Errors are those of the client: it broke off or sent malformed HTTP.
             _ = connection.as_mut() => return,
             () = closing.cancelled(), if !draining => {
@@ -102,11 +104,19 @@ pub(crate) async fn serve(stream: TcpStream, edge: Arc<Edge>, closing: Cancellat
     }
 }
 
+/// What the service of a request knows of the connection that it came on.
+#[derive(Debug, Clone)]
+pub(crate) struct ConnectionHandle {
+    pub(crate) client: Arc<Client>,
+    pub(crate) resetter: Resetter,
+}
+
 async fn respond(
     request: Request<Incoming>,
     edge: Arc<Edge>,
-    resetter: Resetter,
+    connection: ConnectionHandle,
 ) -> Result<Response<AnyBody>, Infallible> {
+    let active = connection.client.begin_request();
     let target = target(&request, &edge.config.domain);
     // HTTP/2 needs no draining: a stream can end without its connection.
     let is_drainable = request.version() != Version::HTTP_2 && !request.body().is_end_stream();
@@ -117,19 +127,75 @@ async fn respond(
         (request.map(AnyBody::new), None)
     };
     let mut response = match target {
-        Target::Api => edge.api.clone().oneshot(request).await?,
-        Target::Sandbox(address) => observe::forward(request, address, &edge, &resetter).await,
+        Target::Api => api(request, &edge, &connection.client).await?,
+        Target::Sandbox(address) => observe::forward(request, address, &edge, &connection).await,
         Target::Invalid(text) => {
             drop(request);
             pages::invalid_host(text)
         }
     };
+    let is_known = connection.client.is_authenticated();
+    let limits = if is_known { DRAIN_LIMITS } else { ANONYMOUS_DRAIN_LIMITS };
     if let Some(drain) = drain
-        && !drain.finish(DRAIN_LIMITS).await
+        && !drain.finish(limits).await
     {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
+    if response.extensions_mut().remove::<RefusedCredentials>().is_some() {
+        // Whoever waits for this is the first to lose its connection.
+        drop(active);
+        tokio::time::sleep(edge.wrong_credentials.note(connection.client.address)).await;
+        return Ok(response);
+    }
+    let Some(active) = active else { return Ok(response) };
+    Ok(response.map(|body| AnyBody::new(ActiveBody { body, _active: active })))
+}
+
+/// Has the API respond, and notes whom it has authenticated.
+async fn api(
+    mut request: Request<AnyBody>,
+    edge: &Edge,
+    client: &Client,
+) -> Result<Response<AnyBody>, Infallible> {
+    let authentication = Authentication::default();
+    request.extensions_mut().insert(authentication.clone());
+    let mut response = edge.api.clone().oneshot(request).await?;
+    if let Some(account) = authentication.account() {
+        client.authenticate(account);
+    } else if response.status() == StatusCode::UNAUTHORIZED {
+        response.extensions_mut().insert(RefusedCredentials);
+    }
     Ok(response)
+}
+
+/// Marks a response as the refusal of missing or wrong credentials.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RefusedCredentials;
+
+/// A response's body, during which the client's connection is not idle.
+struct ActiveBody {
+    body: AnyBody,
+    _active: ActiveRequest,
+}
+
+impl Body for ActiveBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// A socket that its [`Resetter`] closes with RST.

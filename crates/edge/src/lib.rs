@@ -3,6 +3,7 @@
 //! When a sandbox ends, its open streams are reset, so that no client takes a truncated response for a complete one.
 #![forbid(unsafe_code)]
 
+mod clients;
 mod connection;
 mod credentials;
 mod half_closed;
@@ -14,6 +15,7 @@ mod response_body;
 mod target;
 mod tunnel;
 mod upstream;
+mod wrong_credentials;
 
 use std::future::Future;
 use std::io;
@@ -21,13 +23,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use budget::Budget;
 use control::Control;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::clients::Clients;
 use crate::upstream::IdleConnections;
+use crate::wrong_credentials::WrongCredentials;
 
 /// Settings of the edge.
 #[derive(Debug, Clone)]
@@ -35,15 +39,22 @@ pub struct EdgeConfig {
     /// Domain whose subdomains, except `api.`, are sandboxes: `<port>-<id>.<domain>`. That form works on any domain; on
     /// this one, malformed hosts get an error instead of being taken for the API.
     pub domain: String,
-    /// Maximum number of client connections; more wait to be accepted. Each needs up to two descriptors.
-    pub connections: usize,
+    /// Connections of clients. When all are taken, idle ones without credentials are closed for new ones, and further ones are refused.
+    pub client_connections: Arc<Budget>,
+    /// Connections to servers in sandboxes.
+    pub sandbox_connections: Arc<Budget>,
     /// Time that open requests have to finish after the shutdown signal.
     pub drain: Duration,
 }
 
 impl Default for EdgeConfig {
     fn default() -> Self {
-        Self { domain: "localhost".to_owned(), connections: 4096, drain: Duration::from_secs(10) }
+        Self {
+            domain: "localhost".to_owned(),
+            client_connections: Budget::new("client connections", 4096),
+            sandbox_connections: Budget::new("connections to sandboxes", 4096),
+            drain: Duration::from_secs(10),
+        }
     }
 }
 
@@ -54,6 +65,7 @@ pub(crate) struct Edge {
     pub(crate) control: Arc<Control>,
     pub(crate) config: EdgeConfig,
     pub(crate) idle: IdleConnections,
+    pub(crate) wrong_credentials: WrongCredentials,
     /// Tasks of connections, and of tunnels that outlive the request that opened them.
     pub(crate) tasks: TaskTracker,
     /// Cancelled when the drain time is over: ends all that is still open.
@@ -77,31 +89,29 @@ pub async fn serve(
         control,
         config,
         idle: IdleConnections::default(),
+        wrong_credentials: WrongCredentials::default(),
         tasks: TaskTracker::new(),
         cut: CancellationToken::new(),
     });
     let closing = CancellationToken::new();
     tokio::pin!(shutdown);
-    let permits = Arc::new(Semaphore::new(edge.config.connections));
+    let clients = Clients::new(Arc::clone(&edge.config.client_connections));
     loop {
-        let next = async {
-            let permit = Arc::clone(&permits).acquire_owned().await;
-            listener.accept().await.map(|(stream, _)| (stream, permit))
-        };
         let accepted = tokio::select! {
-            accepted = next => accepted,
+            accepted = listener.accept() => accepted,
             () = &mut shutdown => break,
         };
         match accepted {
-            Ok((stream, permit)) => {
-                let connection = connection::serve(stream, Arc::clone(&edge), closing.clone());
+            Ok((stream, peer)) => {
+                // Without a place for it, it is closed.
+                let Some(client) = clients.admit(peer.ip()) else { continue };
+                let connection = connection::serve(stream, client, Arc::clone(&edge), closing.clone());
                 let cut = edge.cut.clone();
                 edge.tasks.spawn(async move {
                     tokio::select! {
                         () = connection => {}
                         () = cut.cancelled() => {}
                     }
-                    drop(permit);
                 });
             }
             Err(error) if is_client_gone(&error) => {}

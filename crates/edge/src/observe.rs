@@ -13,7 +13,7 @@ use tracing::field::Empty;
 use tracing::{Instrument, info_span};
 
 use crate::Edge;
-use crate::connection::Resetter;
+use crate::connection::ConnectionHandle;
 use crate::proxy;
 use crate::target::Address;
 
@@ -22,7 +22,7 @@ pub(crate) async fn forward(
     request: Request<Body>,
     address: Address,
     edge: &Arc<Edge>,
-    resetter: &Resetter,
+    connection: &ConnectionHandle,
 ) -> Response<Body> {
     let began = Instant::now();
     let to_envd = address.port == envd_api::PORT;
@@ -31,7 +31,7 @@ pub(crate) async fn forward(
         "sandbox_request", method = %request.method(), port = address.port, sandbox_id = %address.id,
         team_id = Empty, status = Empty
     );
-    let response = proxy::forward(request, address, edge, resetter).instrument(span.clone()).await;
+    let response = proxy::forward(request, address, edge, connection).instrument(span.clone()).await;
     let status = response.status();
     span.record("status", status.as_u16());
     telemetry::edge_request_finished(to_envd, status.as_u16());

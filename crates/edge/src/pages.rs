@@ -3,11 +3,15 @@
 //! The HTML contains nothing that needs escaping: an id is alphanumeric, a port a number.
 
 use axum::body::Body;
+use budget::Exhausted;
 use envd_api::access::AuthError;
-use hyper::header::{ACCEPT, ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE, HeaderMap, HeaderValue, USER_AGENT};
+use hyper::header::{
+    ACCEPT, ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT,
+};
 use hyper::{Response, StatusCode};
 use serde_json::{Value, json};
 
+use crate::connection::RefusedCredentials;
 use crate::target::Address;
 
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
@@ -36,14 +40,29 @@ pub(crate) fn token_missing(address: &Address, html: bool) -> Response<Body> {
 pub(crate) fn token_invalid(address: &Address, html: bool) -> Response<Body> {
     let text = "Sandbox is secured with traffic access token. Provided token in header 'e2b-traffic-access-token' \
                 is invalid";
-    sandbox_page(StatusCode::FORBIDDEN, address, text, None, html)
+    refused(sandbox_page(StatusCode::FORBIDDEN, address, text, None, html))
 }
 
 /// Response when a request to envd lacks its token or a signature, as envd itself would send it.
 pub(crate) fn envd_refusal(error: &AuthError) -> Response<Body> {
     let status = error.status();
     let body = json!({ "code": status.as_u16(), "message": error.to_string() });
-    respond(status, JSON, body.to_string())
+    refused(respond(status, JSON, body.to_string()))
+}
+
+/// Response when the server has no further connection to this sandbox or its team.
+pub(crate) fn exhausted(error: &Exhausted) -> Response<Body> {
+    let status = StatusCode::SERVICE_UNAVAILABLE;
+    let body = json!({ "code": status.as_u16(), "message": format!("{error}; try again later") });
+    let mut response = respond(status, JSON, body.to_string());
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    response
+}
+
+/// Marks the response as a refusal of credentials.
+fn refused(mut response: Response<Body>) -> Response<Body> {
+    response.extensions_mut().insert(RefusedCredentials);
+    response
 }
 
 /// Response when the path of envd is reserved for the control plane.

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
+use budget::Share;
 use control::{RunningSandbox, WakeableSandbox, same_secret};
 use hyper::http::uri::PathAndQuery;
 use hyper::{Request, Response, StatusCode, Uri, Version};
 
-use crate::connection::Resetter;
+use crate::clients::Client;
+use crate::connection::ConnectionHandle;
 use crate::credentials::{self, TRAFFIC_TOKEN};
 use crate::response_body::ResponseBody;
 use crate::target::Address;
@@ -26,7 +28,7 @@ pub(crate) async fn forward(
     mut request: Request<Body>,
     address: Address,
     edge: &Arc<Edge>,
-    resetter: &Resetter,
+    connection: &ConnectionHandle,
 ) -> Response<Body> {
     let html = pages::wants_html(request.headers());
     let path = request.uri().path();
@@ -58,17 +60,19 @@ pub(crate) async fn forward(
     };
 
     tracing::Span::current().record("team_id", tracing::field::display(live.team));
+    note_credentials(&request, &address, &live, edge, &connection.client);
     let own_connection = request.version() != Version::HTTP_2;
     let switching = headers::requested_upgrade(request.headers()).is_some() && own_connection;
     let client_upgrade = switching.then(|| hyper::upgrade::on(&mut request));
     let request = to_upstream(request, &address, edge, live.mask_request_host().as_deref());
     let sent = tokio::select! {
         biased;
-        sent = upstream::send(&edge.idle, &live, address.port, request, !switching) => sent,
+        sent = upstream::send(edge, &live, address.port, request, !switching) => sent,
         () = live.wait_ended() => return pages::not_found(&address, html),
     };
     let (mut response, sender) = match sent {
         Ok(sent) => sent,
+        Err(Failure::Exhausted(error)) => return pages::exhausted(&error),
         Err(failure) => return failure_page(&failure, &address, &live, html).await,
     };
 
@@ -78,11 +82,16 @@ pub(crate) async fn forward(
     if switched {
         let Some(client) = client_upgrade else { return pages::port_closed(&address, html) };
         let server = hyper::upgrade::on(&mut response);
-        let tunnel = tunnel::run(client, server, live, resetter.clone(), edge.cut.clone());
-        edge.tasks.spawn(tunnel);
+        let share = response.extensions_mut().remove::<Arc<Share>>();
+        let active = connection.client.begin_request();
+        let tunnel = tunnel::run(client, server, live, connection.resetter.clone(), share, edge.cut.clone());
+        edge.tasks.spawn(async move {
+            tunnel.await;
+            drop(active);
+        });
         return response.map(|_| Body::empty());
     }
-    let resetter = own_connection.then(|| resetter.clone());
+    let resetter = own_connection.then(|| connection.resetter.clone());
     response.map(|body| Body::new(ResponseBody::new(body, live, resetter, edge.idle.clone(), sender)))
 }
 
@@ -129,6 +138,25 @@ fn refusal(
     (!same_secret(token.as_bytes(), expected.as_bytes())).then(|| pages::token_invalid(address, html))
 }
 
+/// Tells the connection's place in the table of clients what this permitted request has shown.
+fn note_credentials(
+    request: &Request<Body>,
+    address: &Address,
+    live: &RunningSandbox,
+    edge: &Edge,
+    client: &Client,
+) {
+    if client.is_authenticated() {
+        return;
+    }
+    let has_credentials = if address.port == envd_api::PORT {
+        credentials::has_envd_credentials(request, &edge.control.envd_token(&address.id))
+    } else {
+        !live.allows_public_traffic()
+    };
+    if has_credentials { client.authenticate(live.team.as_u128()) } else { client.visit() }
+}
+
 fn to_upstream(request: Request<Body>, address: &Address, edge: &Edge, mask: Option<&str>) -> Request<Body> {
     let (mut parts, body) = request.into_parts();
     if address.port == envd_api::PORT {
@@ -156,6 +184,7 @@ async fn failure_page(
     let may_be_gone = match failure {
         Failure::Dial(error) => error.kind() == ErrorKind::NotConnected || address.port == envd_api::PORT,
         Failure::Http(_) => true,
+        Failure::Exhausted(_) => false,
     };
     // envd is PID 1: if it does not answer, the sandbox is ending and the news will follow.
     if may_be_gone && tokio::time::timeout(END_NOTICE_DELAY, live.wait_ended()).await.is_ok() {

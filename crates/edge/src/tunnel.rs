@@ -4,15 +4,13 @@
 
 use std::sync::Arc;
 
+use budget::Share;
 use control::RunningSandbox;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::io::copy_bidirectional_with_sizes;
 use tokio_util::sync::CancellationToken;
 
 use crate::connection::Resetter;
-
-const BUFFER: usize = 64 << 10;
 
 /// Copies between the two connections once both have switched. Returns when the tunnel has ended.
 pub(crate) async fn run(
@@ -20,6 +18,7 @@ pub(crate) async fn run(
     server: OnUpgrade,
     live: Arc<RunningSandbox>,
     resetter: Resetter,
+    share: Option<Arc<Share>>,
     cut: CancellationToken,
 ) {
     let (client, server) = match tokio::try_join!(client, server) {
@@ -34,10 +33,19 @@ pub(crate) async fn run(
         biased;
         () = live.wait_ended() => resetter.reset(),
         () = cut.cancelled() => {}
-        copied = copy_bidirectional_with_sizes(&mut client, &mut server, BUFFER, BUFFER) => {
+        () = revoked(share.as_deref()) => resetter.reset(),
+        copied = stream_copy::copy_bidirectional(&mut client, &mut server) => {
             if copied.is_err() || live.has_ended() {
                 resetter.reset();
             }
         }
+    }
+}
+
+/// Resolves when the connection to the sandbox must be given up for others.
+async fn revoked(share: Option<&Share>) {
+    match share {
+        Some(share) => share.revoked().await,
+        None => std::future::pending().await,
     }
 }

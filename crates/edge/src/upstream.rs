@@ -7,15 +7,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
+use budget::{Account, Exhausted, Holder, Use};
 use control::RunningSandbox;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, SendRequest};
-use hyper::{Request, Response};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use ids::ExecutionId;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::Edge;
 use crate::connection::H1_BUFFER;
 use crate::half_closed::HalfClosedStream;
 
@@ -33,6 +35,8 @@ pub(crate) enum Failure {
     Dial(#[from] std::io::Error),
     #[error("no response: {0}")]
     Http(#[from] hyper::Error),
+    #[error(transparent)]
+    Exhausted(#[from] Exhausted),
 }
 
 /// Idle connections to envd, by execution: a resumed or restarted sandbox never gets a connection from before.
@@ -101,14 +105,14 @@ impl IdleConnections {
 
 /// Sends a request to a port of a sandbox. Returns the response, and the connection if it may be reused.
 pub(crate) async fn send(
-    idle: &IdleConnections,
+    edge: &Edge,
     live: &RunningSandbox,
     port: u16,
     mut request: Request<Body>,
     reusable: bool,
 ) -> Result<(Response<Incoming>, Option<Sender>), Failure> {
     let reusable = reusable && port == envd_api::PORT;
-    while reusable && let Some(mut sender) = idle.take(live.execution) {
+    while reusable && let Some(mut sender) = edge.idle.take(live.execution) {
         match sender.try_send_request(request).await {
             Ok(response) => return Ok((response, Some(sender))),
             // The connection was closed meanwhile and nothing has been sent: try another.
@@ -118,15 +122,26 @@ pub(crate) async fn send(
             },
         }
     }
+    let account = Account { group: Holder(live.team.as_u128()), member: Holder(live.execution.as_u128()) };
+    // Held by the connection, and by the tunnel that it may become.
+    let share = Arc::new(edge.config.sandbox_connections.take(account, Use::Busy, usize::MAX)?);
+    let in_connection = Arc::clone(&share);
     let stream = live.dial(port).await?;
     // If this fails, the peer is gone, and the first write fails too.
     let _ = stream.set_nodelay(true);
     let (mut sender, connection) =
         Builder::new().max_buf_size(H1_BUFFER).handshake(TokioIo::new(HalfClosedStream::new(stream))).await?;
     tokio::spawn(async move {
-        // The request below reports the same failure.
-        let _ = connection.with_upgrades().await;
+        tokio::select! {
+            // The request below reports the same failure.
+            _ = connection.with_upgrades() => {}
+            // Others need the connection more: the response is cut off.
+            () = in_connection.revoked() => {}
+        }
     });
-    let response = sender.send_request(request).await?;
+    let mut response = sender.send_request(request).await?;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        response.extensions_mut().insert(share);
+    }
     Ok((response, reusable.then_some(sender)))
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use engine::{
     Durability, EgressPolicy, EngineError, ExitReason, Sandbox, SandboxId, SnapshotId, SnapshotInfo, Stats,
+    TeamId,
 };
 use engine_host::{MainProcess, tree_of};
 use net::Gateway;
@@ -159,6 +160,10 @@ impl Sandbox for ContainerSandbox {
 
     fn set_egress(&self, policy: EgressPolicy) {
         self.with_gateway(|gateway| gateway.set_policy(policy));
+    }
+
+    fn set_team(&self, team: TeamId) {
+        self.with_gateway(|gateway| gateway.set_team(team.as_u128()));
     }
 
     async fn kill(&self) -> Result<(), EngineError> {

@@ -1,14 +1,13 @@
 //! [`HostResources`]: what every engine opens on the host once, when the server starts.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use engine::{EngineError, SandboxId};
 use layers::{Trees, TreesConfig};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::warn;
 
+use crate::host_limits::raise_host_limits;
 use crate::{
     Group, Hierarchies, MemoryRoom, Records, RunDir, UidRanges, instance_name, make_dir, make_private_dir,
     tree_of,
@@ -88,8 +87,7 @@ impl Drop for HostResources {
     }
 }
 
-/// Checks that `engine` can run on this host: kernel and privileges. Raises the limit of open files as far as it goes, because a
-/// sandbox costs the server about ten descriptors. `root_reason` completes the sentence "the … engine needs root to …".
+/// Checks that `engine` can run on this host: kernel and privileges. Raises limits ([`raise_host_limits`]). `root_reason` completes the sentence "the … engine needs root to …".
 ///
 /// # Errors
 /// [`EngineError::Host`] with the remedy.
@@ -101,7 +99,7 @@ pub fn check_host(engine: &str, root_reason: &str) -> Result<(), EngineError> {
             remedy: "start the server as root; sandboxes never run as the host's root".into(),
         });
     }
-    raise_open_files().map_err(EngineError::kernel("raise the limit of open files"))
+    raise_host_limits().map_err(EngineError::kernel("raise the limit of open files"))
 }
 
 fn check_kernel(engine: &str) -> Result<(), EngineError> {
@@ -116,10 +114,4 @@ fn check_kernel(engine: &str) -> Result<(), EngineError> {
         what: format!("the {engine} engine needs Linux {major}.{minor} or newer; this is {release}"),
         remedy: "boot a newer kernel (Debian: the one from backports)".into(),
     })
-}
-
-fn raise_open_files() -> io::Result<()> {
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
-    Ok(())
 }

@@ -6,6 +6,7 @@
 pub mod cgroup;
 mod dirs;
 mod host_lease;
+mod host_limits;
 mod host_resources;
 mod lock_holders;
 mod main_process;
@@ -19,9 +20,10 @@ mod sweep;
 mod trees;
 pub mod uids;
 
-pub use cgroup::{Group, GroupEntrance, Hierarchies};
+pub use cgroup::{Group, GroupEntrance, Hierarchies, HostTotals, Reserve};
 pub use dirs::{RunDir, fingerprint, instance_name, make_dir, make_private_dir};
 pub use host_lease::HostLease;
+pub use host_limits::raise_host_limits;
 pub use host_resources::{HostResources, check_host};
 pub use main_process::MainProcess;
 pub use memory_pressure::memory_pressure;

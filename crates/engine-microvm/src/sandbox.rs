@@ -14,6 +14,7 @@ use std::sync::{Arc, Weak};
 use async_trait::async_trait;
 use engine::{
     Durability, EgressPolicy, EngineError, ExitReason, Sandbox, SandboxId, SnapshotId, SnapshotInfo, Stats,
+    TeamId,
 };
 use engine_host::{MainProcess, tree_of};
 use guest_api::network::GUEST_V4;
@@ -287,6 +288,10 @@ impl Sandbox for MicrovmSandbox {
 
     fn set_egress(&self, policy: EgressPolicy) {
         self.with_gateway(|gateway| gateway.set_policy(policy));
+    }
+
+    fn set_team(&self, team: TeamId) {
+        self.with_gateway(|gateway| gateway.set_team(team.as_u128()));
     }
 
     async fn kill(&self) -> Result<(), EngineError> {

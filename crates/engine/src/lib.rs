@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 pub use durability::Durability;
 pub use error::EngineError;
-pub use ids::{SandboxId, SnapshotId};
+pub use ids::{SandboxId, SnapshotId, TeamId};
 pub use net::EgressPolicy;
 pub use several::Engines;
 pub use spec::{
@@ -155,6 +155,10 @@ pub trait Sandbox: Send + Sync + 'static {
 
     /// Replaces the policy for outgoing traffic. New connections follow the new policy; open ones continue.
     fn set_egress(&self, policy: EgressPolicy);
+
+    /// Assigns the team on whose account the sandbox uses what all sandboxes share, such as outgoing connections. A sandbox has no team at
+    /// its start.
+    fn set_team(&self, team: TeamId);
 
     /// Kills the sandbox and releases everything that it holds. Returns once none of its processes is alive. Works on frozen and
     /// broken sandboxes; succeeds if the sandbox has already ended.

@@ -138,6 +138,12 @@ macro_rules! uuid_id {
             pub fn generate() -> Self {
                 Self(uuid::Uuid::new_v4())
             }
+
+            /// Returns the identifier as a number.
+            #[must_use]
+            pub fn as_u128(self) -> u128 {
+                self.0.as_u128()
+            }
         }
 
         impl FromStr for $name {

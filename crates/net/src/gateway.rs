@@ -7,11 +7,13 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
+use budget::{Account, Budget, Holder, Use};
 use parking_lot::{Mutex, RwLock};
 use rustix::net::sockopt;
-use tokio::io::{AsyncWriteExt, Interest};
+use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -28,17 +30,34 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client may take to send the name of the host that it wants; then only the address
 /// counts.
 const SNIFF_TIMEOUT: Duration = Duration::from_secs(5);
-const COPY_BUFFER: usize = 64 * 1024;
 /// Maximum number of connections of one sandbox at once; each costs the server two descriptors.
 const MAX_CONNECTIONS: usize = 512;
+/// Total of connections of a default configuration.
+const DEFAULT_TOTAL: usize = 4096;
+/// Stands for the team of sandboxes that have none: pre-started ones, and those of builds.
+const NO_TEAM: Holder = Holder(0);
+/// How long further failures of a listener are not logged.
+const LOG_PAUSE: Duration = Duration::from_secs(60);
 
-/// Settings of the operator for all sandboxes.
-#[derive(Debug, Clone, Default)]
+/// Settings of the operator for all sandboxes, and what they share.
+#[derive(Debug, Clone)]
 pub struct GatewayConfig {
     /// The resolvers that DNS queries are forwarded to.
     pub resolvers: Resolvers,
     /// Private networks that sandboxes may reach nevertheless. Empty by default.
     pub internal_allowed: Vec<Cidr>,
+    /// The outgoing connections of all sandboxes. When all are taken, those of the team and sandbox with most give way.
+    pub connections: Arc<Budget>,
+}
+
+impl Default for GatewayConfig {
+    fn default() -> Self {
+        Self {
+            resolvers: Resolvers::default(),
+            internal_allowed: Vec::new(),
+            connections: Budget::new("outgoing connections", DEFAULT_TOTAL),
+        }
+    }
 }
 
 /// The outgoing network of one sandbox. Dropping it closes the listeners and all connections.
@@ -53,7 +72,9 @@ pub struct Gateway {
 struct GatewayState {
     policy: RwLock<Arc<EgressPolicy>>,
     config: GatewayConfig,
-    connections: Arc<Semaphore>,
+    /// This sandbox as a holder of connections.
+    holder: Holder,
+    team: RwLock<Holder>,
     queries: Arc<Semaphore>,
     /// Cancels the present connections; later ones get a new token.
     cut: Mutex<CancellationToken>,
@@ -68,7 +89,8 @@ impl Gateway {
         let state = Arc::new(GatewayState {
             policy: RwLock::new(Arc::new(policy)),
             config,
-            connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            holder: next_holder(),
+            team: RwLock::new(NO_TEAM),
             queries: Arc::new(Semaphore::new(dns::MAX_QUERIES)),
             cut: Mutex::default(),
         });
@@ -105,6 +127,11 @@ impl Gateway {
         std::mem::take(&mut *cut).cancel();
     }
 
+    /// Assigns the team on whose account connections are made from now on.
+    pub fn set_team(&self, team: u128) {
+        *self.state.team.write() = Holder(team);
+    }
+
     /// Replaces the egress policy for connections that are made from now on.
     pub fn set_policy(&self, policy: EgressPolicy) {
         *self.state.policy.write() = Arc::new(policy);
@@ -117,7 +144,17 @@ impl Drop for Gateway {
     }
 }
 
+/// Returns a number for a gateway. Teams are random UUIDs, which are never this small.
+fn next_holder() -> Holder {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    Holder(NEXT.fetch_add(1, Ordering::Relaxed).into())
+}
+
 impl GatewayState {
+    fn account(&self) -> Account {
+        Account { group: *self.team.read(), member: self.holder }
+    }
+
     fn policy(&self) -> Arc<EgressPolicy> {
         self.policy.read().clone()
     }
@@ -145,64 +182,75 @@ pub fn is_host_address(address: IpAddr) -> bool {
 }
 
 async fn accept_loop(listener: TcpListener, state: Arc<GatewayState>, stop: CancellationToken) {
+    let mut logged: Option<Instant> = None;
     loop {
-        let Ok(permit) = state.connections.clone().acquire_owned().await else { return };
         let client = match listener.accept().await {
             Ok((client, _)) => client,
             Err(error) => {
-                warn!(%error, "cannot accept a sandbox's connection");
+                if logged.is_none_or(|at| at.elapsed() > LOG_PAUSE) {
+                    warn!(%error, "failed to accept a sandbox's connection");
+                    logged = Some(Instant::now());
+                }
                 // Out of descriptors: there is no event for when there are some again.
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
         };
+        // Meanwhile the others wait in the kernel, at the expense of the sandbox.
+        let share = state.config.connections.wait(|| state.account(), Use::Busy, MAX_CONNECTIONS).await;
         let state = state.clone();
         let cut = state.cut.lock().clone();
         let forward = async move {
-            if let Err(error) = forward(client, &state, &cut).await {
+            let forward = async {
+                tokio::select! {
+                    result = forward(client, &state, &cut) => result,
+                    // Others need the connection more.
+                    () = share.revoked() => Err(io::Error::other("closed for other sandboxes")),
+                }
+            };
+            if let Err(error) = forward.await {
                 debug!(%error, "outgoing connection ended");
             }
-            drop(permit);
         };
         tokio::spawn(stop.clone().run_until_cancelled_owned(forward));
     }
 }
 
 async fn forward(mut client: TcpStream, state: &GatewayState, cut: &CancellationToken) -> io::Result<()> {
+    // However this ends early, the client must see a reset, or an interrupted download looks complete.
+    reset_on_close(&client)?;
     let destination = original_destination(&client)?;
     let target = match decide(&client, destination, state).await {
         EgressDecision::Dial(target) => target,
         EgressDecision::Refuse(reason) => {
             debug!(%destination, reason, "outgoing connection refused");
-            return reset(&client);
+            return Ok(());
         }
     };
     let connected = tokio::time::timeout(DIAL_TIMEOUT, TcpStream::connect(target)).await;
     if destination.port() == DNS {
-        let Ok(Ok(server)) = connected else { return reset(&client) };
+        let Ok(Ok(server)) = connected else { return Ok(()) };
         return dns::relay(client, server).await;
     }
     let Ok(Ok(mut server)) = connected else {
         debug!(%target, "outgoing connection failed");
-        return reset(&client);
+        return Ok(());
     };
+    reset_on_close(&server)?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
-    let copy = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut server, COPY_BUFFER, COPY_BUFFER);
-    if !matches!(cut.run_until_cancelled(copy).await, Some(Ok(_))) {
-        // One side was reset, or both were cut. Both must see a reset, or an interrupted download
-        // looks complete.
-        reset(&client)?;
-        reset(&server)?;
+    let copy = stream_copy::copy_bidirectional(&mut client, &mut server);
+    if matches!(cut.run_until_cancelled(copy).await, Some(Ok(()))) {
+        sockopt::set_socket_linger(&client, None)?;
+        sockopt::set_socket_linger(&server, None)?;
     }
-    let _ = client.shutdown().await;
     Ok(())
 }
 
 const DNS: u16 = 53;
 
-/// Makes the following close send an RST.
-fn reset(stream: &TcpStream) -> io::Result<()> {
+/// Makes closing the stream send an RST.
+fn reset_on_close(stream: &TcpStream) -> io::Result<()> {
     Ok(sockopt::set_socket_linger(stream, Some(Duration::ZERO))?)
 }
 

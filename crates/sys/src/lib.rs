@@ -1,5 +1,5 @@
 //! Linux system calls that rustix does not offer, behind safe functions where that is possible.
-//! Used by the engines, `net`, `layers`, `sandbox-setup` and `guest-init` only; every `unsafe` block says why it is sound.
+//! Used by the engines, `net`, `layers`, `sandbox-setup`, `guest-init` and the server program only; every `unsafe` block says why it is sound.
 //! For x86-64 and aarch64.
 
 #![allow(
@@ -13,6 +13,7 @@ mod clone;
 mod creds;
 mod entropy;
 mod extents;
+mod heap;
 mod loop_device;
 mod memory;
 mod mount;
@@ -28,6 +29,7 @@ pub use clone::{ChildStack, Clone3, Spawned, spawn_child};
 pub use creds::{limit_bounding_set, with_effective_user, with_filesystem_ids};
 pub use entropy::reseed;
 pub use extents::{Extent, extents};
+pub use heap::{trim_heap, unused_heap};
 pub use loop_device::LoopDevice;
 pub use memory::{MAX_PIECES, read_memory_of};
 pub use mount::{seal_mount, set_idmap};

@@ -107,6 +107,16 @@ pub(crate) const SANDBOXES: Metric = gauge(
     &[("state", "running, paused, prestarted")],
     "Sandboxes that run, are paused, or are pre-started in the pool.",
 );
+pub(crate) const BUDGET_TAKEN: Metric = gauge(
+    "cofferdam_budget_taken",
+    &[("resource", "client connections, connections to sandboxes, outgoing connections")],
+    "How much of a resource that clients and sandboxes share is taken.",
+);
+pub(crate) const BUDGET_TOTAL: Metric = gauge(
+    "cofferdam_budget_total",
+    &[("resource", "client connections, connections to sandboxes, outgoing connections")],
+    "How much there is of a resource that clients and sandboxes share.",
+);
 pub(crate) const CAPTURE: Metric = histogram(
     "cofferdam_capture_duration_seconds",
     &[("kind", "pause, snapshot, fork, template"), OUTCOME],
@@ -153,6 +163,8 @@ pub const METRICS: &[Metric] = &[
     CREATE,
     POOL_CLAIMS,
     SANDBOXES,
+    BUDGET_TAKEN,
+    BUDGET_TOTAL,
     CAPTURE,
     RESUME,
     BUILD,

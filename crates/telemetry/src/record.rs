@@ -6,7 +6,8 @@ use metrics::Label;
 
 use crate::Metric;
 use crate::definitions::{
-    BUILD, CAPTURE, CREATE, EDGE_REQUEST, EXEC, HTTP_REQUEST, POOL_CLAIMS, RESUME, SANDBOXES, STORE, SWEPT,
+    BUDGET_TAKEN, BUDGET_TOTAL, BUILD, CAPTURE, CREATE, EDGE_REQUEST, EXEC, HTTP_REQUEST, POOL_CLAIMS,
+    RESUME, SANDBOXES, STORE, SWEPT,
 };
 
 /// Whether an operation succeeded.
@@ -179,6 +180,13 @@ pub fn set_sandbox_counts(counts: SandboxCounts) {
     for (state, number) in [("running", running), ("paused", paused), ("prestarted", prestarted)] {
         set(&SANDBOXES, vec![Label::from_static_parts("state", state)], number as u64);
     }
+}
+
+/// Sets how much of a shared resource is taken, and how much there is.
+pub fn set_budget(resource: &'static str, taken: usize, total: usize) {
+    let label = || vec![Label::from_static_parts("resource", resource)];
+    set(&BUDGET_TAKEN, label(), taken as u64);
+    set(&BUDGET_TOTAL, label(), total as u64);
 }
 
 fn outcome_label(outcome: Outcome) -> Label {

@@ -104,6 +104,7 @@ impl RunningSandbox {
         reservation: QuotaReservation,
         transition: TransitionLock,
     ) -> Arc<Self> {
+        engine.set_team(record.team);
         Arc::new(Self {
             id: record.id,
             team: record.team,

@@ -13,7 +13,7 @@ use engine::{
     Capabilities, Descriptor, Durability, EgressPolicy, Engine, EngineError, ExitReason, Isolation,
     RestoreMode, Sandbox, SnapshotInfo, StartSpec, Stats, TemplateImage,
 };
-use ids::{SandboxId, SnapshotId};
+use ids::{SandboxId, SnapshotId, TeamId};
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore, broadcast, watch};
@@ -344,6 +344,8 @@ impl Sandbox for TestSandbox {
     fn set_egress(&self, policy: EgressPolicy) {
         *self.egress.lock() = policy;
     }
+
+    fn set_team(&self, _team: TeamId) {}
 
     async fn kill(&self) -> Result<(), EngineError> {
         self.states.at_end.notify_one();

@@ -7,7 +7,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, mount};
+use tracing::warn;
 
+use super::total::{self, HostTotals};
 use super::v1::Controller;
 
 /// This server's directory in each hierarchy in use.
@@ -47,7 +49,11 @@ impl Hierarchies {
                 .collect()
         };
         v1.iter().try_for_each(|(_, dir)| fs::create_dir_all(dir))?;
-        Ok(Self { unified, v1 })
+        let hierarchies = Self { unified, v1 };
+        for (file, error) in total::limit_together(&hierarchies, &HostTotals::read()?) {
+            warn!(file, %error, "failed to limit all sandboxes together");
+        }
+        Ok(hierarchies)
     }
 
     /// Whether processors, memory and the number of processes can all be limited.

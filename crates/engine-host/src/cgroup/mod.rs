@@ -3,6 +3,7 @@
 //! and kills. All groups of a server are in directories named after it, so that its sweep never touches another server's.
 
 mod hierarchy;
+mod total;
 mod v1;
 mod v2;
 
@@ -16,6 +17,10 @@ use engine::{Resources, Stats};
 use rustix::fs::{Mode, OFlags, open};
 
 pub use hierarchy::Hierarchies;
+pub use total::{HostTotals, Reserve};
+
+/// Short, because a sandbox that has used up its share is stopped until the next period, and envd with it.
+const CPU_PERIOD_USEC: u64 = 20_000;
 
 /// The control group of one sandbox, in every hierarchy in use.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use engine::{Resources, Stats};
 
-use super::{read_field, read_number};
+use super::{CPU_PERIOD_USEC, read_field, read_number};
 
 /// A controller that the engines use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,9 +22,6 @@ pub enum Controller {
     /// Number of processes.
     Pids,
 }
-
-/// Short, because a sandbox that has used up its share is stopped until the next period, and envd with it.
-const CPU_PERIOD_USEC: u64 = 20_000;
 
 impl Controller {
     /// Every controller.
@@ -50,7 +47,10 @@ impl Controller {
         match self {
             Self::Cpu => {
                 fs::write(path.join("cpu.cfs_period_us"), CPU_PERIOD_USEC.to_string())?;
-                let quota = CPU_PERIOD_USEC * u64::from(resources.cpu_count);
+                let wanted = CPU_PERIOD_USEC * u64::from(resources.cpu_count);
+                // The kernel refuses more than what all sandboxes may have together. Without such a limit the file has -1.
+                let together = path.parent().map(|all| read_number(&all.join("cpu.cfs_quota_us")));
+                let quota = together.and_then(Result::ok).map_or(wanted, |together| together.min(wanted));
                 fs::write(path.join("cpu.cfs_quota_us"), quota.to_string())
             }
             Self::CpuAcct => Ok(()),

@@ -13,10 +13,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::{parse_field, read_field, read_number};
+use super::{CPU_PERIOD_USEC, parse_field, read_field, read_number};
 
-/// Short, because a sandbox that has used up its share is stopped until the next period, and envd with it.
-const CPU_PERIOD_USEC: u64 = 20_000;
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
 const KILL_TIMEOUT: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 

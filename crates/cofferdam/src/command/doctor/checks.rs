@@ -5,12 +5,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use engine_container::Criu;
+use engine_host::{HostTotals, Reserve};
 use layers::LayerStore;
 use rustix::process::{Resource, getrlimit};
 use template::Recipe;
 
 use super::{DoctorArguments, Finding};
 use crate::background;
+use crate::budgets::Budgets;
 use crate::paths;
 
 /// Oldest kernel that the container engine runs on.
@@ -29,6 +31,7 @@ pub(super) fn host(arguments: &DoctorArguments) -> Vec<Finding> {
         control_groups(),
         seccomp(),
         open_files(),
+        reserve(),
         memory(),
         disk(&arguments.data.data_dir, base.is_some()),
         envd(arguments),
@@ -153,16 +156,33 @@ fn seccomp() -> Finding {
 }
 
 fn open_files() -> Finding {
-    let max = getrlimit(Resource::Nofile).maximum;
+    // The server raises its limit to this, as root may.
+    let max = read("/proc/sys/fs/nr_open").trim().parse().ok().max(getrlimit(Resource::Nofile).maximum);
     let shown = max.map_or_else(|| "no limit".to_owned(), |max| format!("up to {max}"));
     if max.is_none_or(|max| max >= 20_000) {
-        return Finding::ok("open files", shown);
+        let budgets = Budgets::of(max.unwrap_or(u64::MAX), None);
+        let list = budgets.all().map(|budget| format!("{} {}", budget.total(), budget.resource()));
+        return Finding::ok("open files", format!("{shown}: {}", list.join(", ")));
     }
     Finding::warning(
         "open files",
         format!("{shown}; a sandbox takes about ten"),
-        "ulimit -Hn 1048576, or LimitNOFILE= in the service's unit",
+        "sysctl fs.nr_open=1048576, or LimitNOFILE=1048576 in the service's unit",
     )
+}
+
+/// Shows what sandboxes together leave to the host.
+fn reserve() -> Finding {
+    let Ok(host) = HostTotals::read() else {
+        return Finding::warning("reserve", "the host's memory cannot be read", "mount /proc");
+    };
+    let reserve = Reserve::of(&host);
+    let (memory, of) = (reserve.memory >> 20, host.memory >> 20);
+    let (milli, all) = (reserve.cpu_milli as f64 / 1000.0, host.cpu_milli as f64 / 1000.0);
+    let (tasks, of_tasks) = (reserve.tasks, host.tasks);
+    let kept =
+        format!("{memory} of {of} MiB memory, {milli} of {all} processors, {tasks} of {of_tasks} processes");
+    Finding::ok("reserve", format!("sandboxes leave to the host {kept}"))
 }
 
 fn memory() -> Finding {

@@ -3,11 +3,12 @@
 //! Prints `listening on <url>` on standard output once requests are accepted; logs go to standard error.
 
 mod base_template;
+mod heap;
 mod settings;
 mod telemetry;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -23,13 +24,13 @@ use edge::EdgeConfig;
 use layers::LayerStore;
 use net::Cidr;
 use rustix::fs::{FlockOperation, flock};
-use rustix::process::{Resource, getrlimit};
 use store::MeasuredStore;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
 use super::limits::Limits;
+use crate::budgets::Budgets;
 use crate::database;
 use crate::engines::{self, EngineArguments};
 use crate::failure::Failure;
@@ -40,8 +41,8 @@ use crate::paths::{DataDir, ServerNote};
 const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Maximum time for requests that are under way when the server is told to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
-/// Maximum number of client connections, however many descriptors there are.
-const MAX_CONNECTIONS: usize = 65_536;
+/// Connections that the kernel completes before they are accepted; `net.core.somaxconn` may lower it.
+const BACKLOG: u32 = 4096;
 
 /// Settings of the server.
 #[derive(Debug, Args)]
@@ -116,6 +117,10 @@ pub(crate) struct ServeArguments {
     /// Write log lines as JSON.
     #[arg(long)]
     log_json: bool,
+    /// Maximum number of connections of clients, of connections to servers in sandboxes, and of connections out of sandboxes, each. When all
+    /// are taken, those of whoever has most are closed for others. [default: as many as open files and memory allow]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(8..))]
+    max_connections: Option<u32>,
     /// Further address on which `/metrics` is served, without a token. On the address of `--listen` it needs the admin token, in
     /// `X-Admin-Token` or `Authorization: Bearer`.
     #[arg(long, env = "COFFERDAM_METRICS_LISTEN", value_name = "ADDRESS")]
@@ -165,14 +170,18 @@ fn lock(data_dir: &Path) -> Result<File, Failure> {
 async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
     let data = &arguments.data;
     let exporter = Exporter::install()?;
-    let control = open_control(arguments).await?;
+    engine_host::raise_host_limits()
+        .map_err(|error| Failure::new(format!("limit of open files: {error}")))?;
+    let budgets = Budgets::of_this_process(arguments.max_connections.map(|max| max as usize));
+    let control = open_control(arguments, &budgets).await?;
     tokio::spawn(telemetry::fold_histograms(exporter.clone()));
-    let metrics = telemetry::metrics_source(exporter, control.clone());
+    tokio::spawn(heap::keep_trimmed());
+    let metrics = telemetry::metrics_source(exporter, control.clone(), budgets.clone());
     if let Some(address) = arguments.metrics_listen {
         let address = telemetry::listen_for_scrapes(address, metrics.clone()).await?;
         info!(%address, "listening for scrapes of /metrics");
     }
-    let listener = TcpListener::bind(arguments.listen).await.map_err(|error| {
+    let listener = listen(arguments.listen).map_err(|error| {
         Failure::new(format!(
             "cannot listen on {}: {error}; choose another address with --listen",
             arguments.listen
@@ -187,8 +196,12 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
         metrics: Some(metrics),
     };
     let api = api::router(control.clone(), api_config);
-    let edge_config =
-        EdgeConfig { domain: arguments.domain.clone(), connections: max_connections(), drain: DRAIN_TIMEOUT };
+    let edge_config = EdgeConfig {
+        domain: arguments.domain.clone(),
+        client_connections: budgets.clients,
+        sandbox_connections: budgets.to_sandboxes,
+        drain: DRAIN_TIMEOUT,
+    };
     let stop = stop_signal()?;
     ServerNote { url: url.clone(), pid: std::process::id() }.write(&data.server_note())?;
     println!("listening on {url}");
@@ -203,10 +216,10 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
 }
 
 /// Opens layers, engines, the database and the control plane, and registers the `base` template.
-async fn open_control(arguments: &ServeArguments) -> Result<Arc<Control>, Failure> {
+async fn open_control(arguments: &ServeArguments, budgets: &Budgets) -> Result<Arc<Control>, Failure> {
     let data = &arguments.data;
     let layers = LayerStore::open(arguments.layers_dir.as_deref().unwrap_or(&data.layers()))?;
-    let engine = engines::open(&arguments.engines, data, &settings::gateway(arguments)).await?;
+    let engine = engines::open(&arguments.engines, data, &settings::gateway(arguments, budgets)).await?;
     let store = database::open(data, arguments.database.as_deref()).await?;
     let config = settings::control(arguments, &layers, engine.descriptor().isolation)?;
     let store = Arc::new(MeasuredStore::new(store));
@@ -221,11 +234,13 @@ async fn open_control(arguments: &ServeArguments) -> Result<Arc<Control>, Failur
     Ok(control)
 }
 
-/// A quarter of the process's descriptors, whose limit the engine has raised: the rest is for connections to sandboxes and for
-/// the sandboxes themselves.
-fn max_connections() -> usize {
-    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    usize::try_from(descriptors / 4).unwrap_or(usize::MAX).min(MAX_CONNECTIONS)
+/// Listens with room for bursts of new connections.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // Connections of an earlier server may still be closing.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Returns the operator's token. The first start creates it, in a file that only root can read.

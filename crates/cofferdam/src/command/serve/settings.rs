@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use control::LimitsChange;
@@ -10,6 +11,7 @@ use layers::{LayerDigest, LayerStore};
 use net::{GatewayConfig, Resolvers};
 
 use super::ServeArguments;
+use crate::budgets::Budgets;
 use crate::failure::Failure;
 
 /// Maximum time of a start in emulation: what takes a second with KVM takes many on a busy host.
@@ -60,13 +62,17 @@ fn layer_path(layers: &LayerStore) -> impl Fn(&str) -> PathBuf + Send + Sync + '
 }
 
 /// Returns the configuration of the gateway for connections out of sandboxes.
-pub(super) fn gateway(arguments: &ServeArguments) -> GatewayConfig {
+pub(super) fn gateway(arguments: &ServeArguments, budgets: &Budgets) -> GatewayConfig {
     let resolvers = if arguments.dns.is_empty() {
         Resolvers::parse(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
     } else {
         Resolvers::new(arguments.dns.clone())
     };
-    GatewayConfig { resolvers, internal_allowed: arguments.egress_allow_internal.clone() }
+    GatewayConfig {
+        resolvers,
+        internal_allowed: arguments.egress_allow_internal.clone(),
+        connections: Arc::clone(&budgets.outgoing),
+    }
 }
 
 /// Parses a value of `--registry-mirror`.

@@ -28,6 +28,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry};
 
 use super::ServeArguments;
+use crate::budgets::Budgets;
 use crate::failure::Failure;
 
 /// How often observed durations are moved into the buckets of their histograms.
@@ -129,9 +130,12 @@ impl HttpClient for RuntimeClient {
 }
 
 /// Returns the source of `/metrics`.
-pub(super) fn metrics_source(exporter: Exporter, control: Arc<Control>) -> MetricsSource {
+pub(super) fn metrics_source(exporter: Exporter, control: Arc<Control>, budgets: Budgets) -> MetricsSource {
     MetricsSource(Arc::new(move || {
         telemetry::set_sandbox_counts(control.sandbox_counts());
+        for budget in budgets.all() {
+            telemetry::set_budget(budget.resource(), budget.taken(), budget.total());
+        }
         exporter.render()
     }))
 }

@@ -1,0 +1,55 @@
+//! Limits of the host and of the server process that would otherwise be used up by a few sandboxes: raised when the server starts.
+
+use std::fs;
+use std::io;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tracing::{info, warn};
+
+/// Kernel settings for the whole host, and the values below which they are raised. What they limit is memory of the sandbox that uses it, which has a
+/// limit of its own; too low a total would let 16 sandboxes take all process ids or all terminals of the host.
+const MIN_SETTINGS: [(&str, u64); 2] = [("kernel/pid_max", 4_194_304), ("kernel/pty/max", 1 << 20)];
+
+/// Raises the process's limit of open files as far as the kernel allows, and the host's limits of process ids and terminals.
+///
+/// # Errors
+/// The limit of open files cannot be set. A kernel setting that cannot be raised is logged.
+pub fn raise_host_limits() -> io::Result<()> {
+    raise_open_files()?;
+    for (name, wanted) in MIN_SETTINGS {
+        match raise_setting(name, wanted) {
+            Ok(None) => {}
+            Ok(Some(before)) => info!(setting = name, before, now = wanted, "raised a limit of the host"),
+            Err(error) => warn!(setting = name, %error, "failed to raise a limit of the host"),
+        }
+    }
+    Ok(())
+}
+
+/// Raises soft and hard limit to `fs.nr_open`, which root may; otherwise the soft limit to the hard one.
+fn raise_open_files() -> io::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    let most = read_setting("fs/nr_open").ok().max(limit.maximum);
+    if setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }).is_ok() {
+        return Ok(());
+    }
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?)
+}
+
+/// Returns the value before if it was raised.
+fn raise_setting(name: &str, wanted: u64) -> io::Result<Option<u64>> {
+    let before = read_setting(name)?;
+    if before >= wanted {
+        return Ok(None);
+    }
+    fs::write(setting_path(name), wanted.to_string())?;
+    Ok(Some(before))
+}
+
+fn read_setting(name: &str) -> io::Result<u64> {
+    fs::read_to_string(setting_path(name))?.trim().parse().map_err(io::Error::other)
+}
+
+fn setting_path(name: &str) -> String {
+    format!("/proc/sys/{name}")
+}
