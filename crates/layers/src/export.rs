@@ -10,7 +10,9 @@ use std::path::Path;
 use rustix::fs::CWD;
 
 use crate::LayerError;
-use crate::copy_tree::{Attributes, Sharing, TreeSize, copy_tree, measure, open_dir};
+use walk::open_dir;
+
+use crate::copy_tree::{Attributes, Sharing, TreeSize, copy_tree, measure};
 use crate::trash::remove_tree;
 
 /// Copies an overlay's upper directory to the new directory `target`, as a layer for other overlays.

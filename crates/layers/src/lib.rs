@@ -49,6 +49,12 @@ pub enum LayerError {
         /// Why.
         source: io::Error,
     },
+    /// Directories are nested deeper than a layer may have them.
+    #[error("{}…: directories are nested deeper than a layer allows (paths of 4,000 bytes); remove them first", start.display())]
+    TooDeep {
+        /// The beginning of the path that is too long.
+        start: PathBuf,
+    },
     /// The text is not a digest.
     #[error("{0:?} is not a layer digest")]
     Digest(String),

@@ -12,8 +12,8 @@ use rustix::fs::{CWD, FlockOperation, flock};
 use rustix::io::Errno;
 use tracing::warn;
 
-use crate::copy_tree::open_dir;
 use crate::trash::Trash;
+use walk::open_dir;
 
 /// A directory in which a layer is built. Dropping it moves the directory to the trash, which does not block.
 #[derive(Debug)]

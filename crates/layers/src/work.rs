@@ -9,8 +9,8 @@ use rustix::fs::{AtFlags, CWD, FileType, fremovexattr, unlinkat};
 use rustix::io::Errno;
 
 use crate::LayerError;
-use crate::copy_tree::{for_each_entry, open_dir};
 use crate::trash::remove_tree;
+use walk::{for_each_entry, open_dir};
 
 /// Makes the overlay with the work directory `work` mountable again, with the options of the container engine. `copied`: the tree was
 /// copied since it was last mounted, so the index entries of directories are removed. This invalidates only file handles (inotify

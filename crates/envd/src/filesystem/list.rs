@@ -1,11 +1,12 @@
 //! Lists a directory to a depth: depth first, ordered by the bytes of the names.
-//! Symbolic links below are listed but not followed. Entries that vanish meanwhile are left out, and what is in
-//! directories below that the user may not read.
+//! Symbolic links below are listed but not followed. Entries that vanish meanwhile are left out, and so is what is in
+//! directories below that the user may not read, or has a longer path than any call could name.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use envd_api::filesystem::EntryInfo;
+use rustix::io::Errno;
 
 use crate::filesystem::entry;
 use crate::users::Names;
@@ -39,9 +40,11 @@ pub fn list(root: &Path, depth: u32, names: &Names) -> io::Result<Vec<EntryInfo>
     Ok(entries)
 }
 
+/// Whether an entry that cannot be described or read is left out, instead of failing the list.
 fn is_left_out(error: &io::Error, depth: usize) -> bool {
     let is_denied = error.kind() == io::ErrorKind::PermissionDenied;
-    error.kind() == io::ErrorKind::NotFound || is_denied && depth > 1
+    let has_no_path = Errno::from_io_error(error) == Some(Errno::NAMETOOLONG);
+    error.kind() == io::ErrorKind::NotFound || has_no_path || is_denied && depth > 1
 }
 
 fn children(dir: &Path) -> io::Result<Vec<PathBuf>> {

@@ -131,7 +131,7 @@ pub fn move_entry(source: &Path, destination: &Path, identity: &Identity) -> Res
     stat(destination, identity)
 }
 
-/// Removes an entry and all below it. Succeeds if it does not exist.
+/// Removes an entry and all below it, however deep. Succeeds if it does not exist.
 pub fn remove(path: &Path, identity: &Identity) -> Result<(), ConnectError> {
     let failed = |error: io::Error| {
         let attempt = "error removing file or directory";
@@ -141,14 +141,7 @@ pub fn remove(path: &Path, identity: &Identity) -> Result<(), ConnectError> {
         }
         ConnectError::internal(format!("{attempt}: {}", error_text(&error)))
     };
-    let removed = acting(identity, || {
-        Ok(match std::fs::symlink_metadata(path) {
-            Ok(meta) if meta.is_dir() => std::fs::remove_dir_all(path),
-            Ok(_) => std::fs::remove_file(path),
-            Err(error) => Err(error),
-        })
-    })?;
-    match removed {
+    match acting(identity, || Ok(walk::remove(path)))? {
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(()),
         // Of a directory in a directory of root's, the contents are gone by now.
         Err(error) if is_denied(&error) && root_only::remove(path, identity) => Ok(()),

@@ -57,6 +57,34 @@ fn stat_make_move_list_remove() {
     assert!(dir.exists());
 }
 
+/// A sandbox's user can nest directories deeper than a stack has room, and than a path can name.
+#[test]
+fn trees_of_any_depth_are_listed_watched_and_removed() {
+    let envd = Envd::start();
+    let call = |method: &str, body: Value| envd.call(&format!("filesystem.Filesystem/{method}"), &body);
+    // In memory: a disk's journal takes minutes for this.
+    let dir = tempfile::tempdir_in("/dev/shm").expect("a directory");
+    let deep = dir.path().join("deep");
+    std::fs::create_dir(&deep).expect("made");
+    let mut deepest = walk::open_dir(rustix::fs::CWD, &deep).expect("opened");
+    for _ in 0..100_000 {
+        rustix::fs::mkdirat(&deepest, "d", rustix::fs::Mode::from_raw_mode(0o755)).expect("made");
+        deepest = walk::open_dir(&deepest, "d").expect("opened");
+    }
+    drop(deepest);
+
+    let listed = call("ListDir", json!({"path": deep, "depth": 200_000}));
+    assert_eq!(listed.status, 200);
+    let count = listed.json()["entries"].as_array().map_or(0, Vec::len);
+    assert!((1900..2100).contains(&count), "{count} entries have a path");
+    let watcher = call("CreateWatcher", json!({"path": deep, "recursive": true}));
+    assert_eq!(watcher.status, 200, "{}", watcher.json());
+    let removed = call("RemoveWatcher", json!({"watcherId": watcher.json()["watcherId"]}));
+    assert_eq!(removed.status, 200);
+    assert_eq!(call("Remove", json!({"path": deep})).status, 200);
+    assert!(!deep.exists());
+}
+
 fn kinds(events: &Value) -> Vec<(String, String)> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let events = events.as_array().map(Vec::as_slice).unwrap_or_default();

@@ -14,9 +14,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::open_dir;
-use super::walk::{Id, Visitor, changed, id_of, open_parent, walk};
 use super::xattrs::{Attributes, copy_xattrs, entry_path};
+use walk::{Id, Visitor, changed, id_of, open_dir, open_parent, visit};
 
 /// Maximum number of bytes that one call copies, so that no single call takes long.
 const CHUNK: usize = 64 << 20;
@@ -44,7 +43,7 @@ pub(crate) fn copy_tree(
 ) -> io::Result<()> {
     let known = HashMap::new();
     let mut copier = Copier { here: to, above: Vec::new(), links, known, kept: 0, sharing, attributes };
-    walk(from, &mut copier)
+    visit(from, &mut copier)
 }
 
 struct Copier<'a> {

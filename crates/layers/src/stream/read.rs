@@ -18,8 +18,9 @@ use super::{
     MAGIC, MAX_NAME, MAX_PIECE, MAX_TARGET, MAX_XATTR, MAX_XATTR_BYTES, MAX_XATTRS, Meta, is_kept, tag,
 };
 use crate::LayerError;
-use crate::copy_tree::{Id, entry_path, id_of, open_dir, open_parent};
+use crate::copy_tree::entry_path;
 use crate::trash::remove_tree;
+use walk::{Id, check_depth, id_of, open_dir, open_parent};
 
 /// Maximum user or group id in a sandbox. Others become [`NOBODY`].
 const MAX_ID: u32 = 65_535;
@@ -94,6 +95,7 @@ impl<R: Read> Reader<R> {
 
     fn enter(&mut self) -> io::Result<()> {
         let name = self.from.name()?;
+        check_depth(self.above.len() + 1)?;
         mkdirat(&self.here, &*name, Mode::from_raw_mode(0o700))?;
         let next = open_dir(&self.here, &*name)?;
         self.above.push(id_of(&fstat(&self.here)?));

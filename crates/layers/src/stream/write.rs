@@ -13,7 +13,8 @@ use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, major, minor, openat, read
 use rustix::io::Errno;
 
 use super::{MAGIC, MAX_PIECE, is_kept, tag};
-use crate::copy_tree::{Id, Visitor, changed, entry_path, id_of, walk, xattrs_of};
+use crate::copy_tree::{entry_path, xattrs_of};
+use walk::{Id, Visitor, changed, id_of, visit};
 
 /// Writes the entries of the open directory `upper`, and its own metadata, without attributes that only its own overlay understands.
 ///
@@ -22,7 +23,7 @@ use crate::copy_tree::{Id, Visitor, changed, entry_path, id_of, walk, xattrs_of}
 pub fn write_layer(upper: OwnedFd, to: impl Write) -> io::Result<()> {
     let mut writer = Writer { to, links: HashMap::new(), buffer: vec![0; MAX_PIECE] };
     writer.to.write_all(MAGIC)?;
-    walk(upper, &mut writer)?;
+    visit(upper, &mut writer)?;
     writer.to.write_all(&[tag::END])
 }
 

@@ -19,7 +19,8 @@ use sys::btrfs::{self, QuotaGroup};
 use tracing::debug;
 
 use super::TreeUsage;
-use crate::copy_tree::{measure, open_dir};
+use crate::copy_tree::measure;
+use walk::open_dir;
 
 const RECORD_ATTRIBUTE: &str = "trusted.cofferdam.volume";
 

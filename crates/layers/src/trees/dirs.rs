@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, RenameFlags, renameat_with, syncfs};
 
 use super::{TreeName, TreeUsage, make_private};
-use crate::copy_tree::{Attributes, Sharing, copy_tree, measure, open_dir};
+use crate::copy_tree::{Attributes, Sharing, copy_tree, measure};
 use crate::{LayerError, Trash};
+use walk::open_dir;
 
 #[derive(Debug)]
 pub(super) struct Directories {

@@ -17,7 +17,7 @@ use rustix::mount::{
 use sys::{LoopDevice, btrfs};
 
 use crate::LayerError;
-use crate::copy_tree::open_dir;
+use walk::open_dir;
 
 /// Minimum size of the image, bytes: btrfs is of no use in less.
 const MIN_SIZE: u64 = 1 << 30;

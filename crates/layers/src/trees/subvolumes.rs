@@ -13,8 +13,9 @@ use sys::btrfs::{self, Quota, QuotaGroup};
 use super::charges::{self, Charges};
 use super::dirs::rename_exclusively;
 use super::{TreeName, TreeUsage};
-use crate::copy_tree::{measure, open_dir};
+use crate::copy_tree::measure;
 use crate::{LayerError, Trash};
+use walk::open_dir;
 
 #[derive(Debug)]
 pub(super) struct Subvolumes {

@@ -236,8 +236,13 @@ impl WatchedTree {
             let is_root = relative.as_os_str().is_empty();
             let wd = match inotify::add_watch(&self.queue, &path, watch_flags(is_root)) {
                 Ok(wd) => wd,
-                // It has vanished or was replaced: its parent reports that. Or the user may not read it.
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ACCESS) if !is_root => continue,
+                // It has vanished or was replaced: its parent reports that. Or the user may not read it, or it is so deep that it has no
+                // path, and so its events neither.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ACCESS | Errno::NAMETOOLONG)
+                    if !is_root =>
+                {
+                    continue;
+                }
                 Err(error) => return Err(error),
             };
             // A directory that is watched already was only moved: its entries are not new.
