@@ -25,6 +25,8 @@ pub struct Config {
     pub start_timeout: Duration,
     /// Maximum time for the engine to kill a sandbox; after it the call fails.
     pub kill_timeout: Duration,
+    /// Time from a failed pause at the end of a sandbox's time to the next attempt.
+    pub pause_retry: Duration,
     /// How long a paused sandbox's frozen processes are kept beside its snapshot, so that a resume only thaws them.
     pub keep_frozen: Duration,
     /// Maximum number of paused sandboxes whose frozen processes are kept. Beyond it, or when memory gets scarce, the oldest are
@@ -79,6 +81,7 @@ impl Config {
             start_queue: 1000,
             start_timeout: Duration::from_secs(30),
             kill_timeout: Duration::from_secs(30),
+            pause_retry: Duration::from_secs(30),
             keep_frozen: Duration::from_secs(120),
             keep_frozen_max: 64,
             hostname: "sandbox".to_owned(),

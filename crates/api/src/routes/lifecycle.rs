@@ -146,6 +146,7 @@ async fn pause(
     let request = PauseRequest {
         memory: body.memory.unwrap_or(true),
         require_healthy: body.require_healthy_guest.unwrap_or(false),
+        accept_silent: false,
     };
     api.control.pause(team.id, &id, request).await?;
     Ok(StatusCode::NO_CONTENT)

@@ -1,14 +1,19 @@
 //! The timer of a running sandbox: when its time is up it is paused or killed, as its owner asked for.
+//! Code in a sandbox can make its memory impossible to capture. So that it cannot outlive its time, a pause that fails is tried
+//! [`MAX_PAUSES`] times, then once without memory, and after that the sandbox is killed.
 
 use std::sync::Arc;
 
+use logs::LogLevel;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
-use super::pause::RETRY_PAUSE;
 use super::running::wait_for_exit;
 use super::{EndReason, PauseRequest, RunningSandbox, TimeLimit};
 use crate::{Control, ControlError};
+
+/// Maximum number of attempts to pause a sandbox as its owner asked for.
+pub(super) const MAX_PAUSES: u32 = 3;
 
 impl Control {
     /// Ends a sandbox when its time is up, and records its end when it exits by itself. Returns when it is over.
@@ -40,17 +45,17 @@ impl Control {
             if running.has_ended() || running.time_limit.borrow().deadline > Instant::now() {
                 return;
             }
-            if !running.lifecycle().auto_pause {
-                self.withdraw(running, &EndReason::Timeout);
+            if let Some(reason) = kill_reason(running) {
+                self.withdraw(running, &reason);
             }
         }
         if let Err(error) = self.end_on_timeout(running).await {
             tracing::error!(sandbox_id = %running.id, %error, "failed to stop or pause an expired sandbox");
         }
         if !running.has_ended() {
-            // It could not be paused. Killing it would lose what its owner wanted to keep, so the pause is tried again later.
-            let _ =
-                running.time_limit.send_replace(TimeLimit::until(OffsetDateTime::now_utc() + RETRY_PAUSE));
+            // It was not even frozen, so this run continues; after a later failure its successor has its own timer.
+            let again = OffsetDateTime::now_utc() + self.config.pause_retry;
+            let _ = running.time_limit.send_replace(TimeLimit::until(again));
         }
     }
 
@@ -59,11 +64,33 @@ impl Control {
         self: &Arc<Self>,
         running: &Arc<RunningSandbox>,
     ) -> Result<(), ControlError> {
-        let lifecycle = running.lifecycle();
-        if !lifecycle.auto_pause {
-            return self.end(running, EndReason::Timeout).await;
+        if let Some(reason) = kill_reason(running) {
+            let why = running.failed_pauses.lock().reason.clone();
+            if reason == EndReason::Unpausable {
+                tracing::warn!(
+                    sandbox_id = %running.id, team_id = %running.team, reason = why,
+                    "killing an expired sandbox that cannot be paused"
+                );
+                let text = "sandbox killed, as it could not be paused";
+                self.log(running, LogLevel::Error, text, &[("reason", why)]);
+            }
+            return self.end(running, reason).await;
         }
-        let request = PauseRequest { memory: lifecycle.auto_pause_memory, require_healthy: false };
-        self.pause_running(running, request).await
+        let memory = running.lifecycle().auto_pause_memory;
+        let request = if running.failed_pauses.lock().count < MAX_PAUSES {
+            PauseRequest { memory, ..Default::default() }
+        } else {
+            PauseRequest { memory: false, accept_silent: true, ..Default::default() }
+        };
+        self.pause_expired(running, request).await
     }
+}
+
+/// Returns why a sandbox whose time is up is killed; `None` if it is to be paused.
+fn kill_reason(running: &RunningSandbox) -> Option<EndReason> {
+    if !running.lifecycle().auto_pause {
+        return Some(EndReason::Timeout);
+    }
+    // After the attempts that its owner asked for comes one without memory.
+    (running.failed_pauses.lock().count > MAX_PAUSES).then_some(EndReason::Unpausable)
 }

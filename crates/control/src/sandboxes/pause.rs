@@ -16,14 +16,12 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::capture::capture_error;
+use super::expiry::MAX_PAUSES;
 use super::{AnySandbox, EndReason, PausedSandbox, RunningSandbox, TimeLimit, begin_transition};
 use crate::{Control, ControlError, envd};
 
 /// Maximum time in which envd must answer to count as healthy.
 const MAX_HEALTH: Duration = Duration::from_secs(2);
-
-/// Time until a pause at the end of a sandbox's time is tried again after a failure.
-pub(super) const RETRY_PAUSE: time::Duration = time::Duration::seconds(30);
 
 /// How to pause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,11 +30,13 @@ pub struct PauseRequest {
     pub memory: bool,
     /// Whether to refuse when envd does not answer.
     pub require_healthy: bool,
+    /// Whether to pause without memory although envd does not answer; usually that is refused, as files may then be incomplete.
+    pub accept_silent: bool,
 }
 
 impl Default for PauseRequest {
     fn default() -> Self {
-        Self { memory: true, require_healthy: false }
+        Self { memory: true, require_healthy: false, accept_silent: false }
     }
 }
 
@@ -71,14 +71,30 @@ impl Control {
     }
 
     /// Pauses a running sandbox in a task of its own.
-    pub(super) async fn pause_running(
+    async fn pause_running(
         self: &Arc<Self>,
         running: &Arc<RunningSandbox>,
         request: PauseRequest,
     ) -> Result<(), ControlError> {
-        if request.memory {
-            self.check_memory_snapshots()?;
-        }
+        self.pause_in_task(running, request, false).await
+    }
+
+    /// Pauses a sandbox whose time is up, in a task of its own. Failures are counted, except those of the database: code in the
+    /// sandbox cannot cause them.
+    pub(super) async fn pause_expired(
+        self: &Arc<Self>,
+        running: &Arc<RunningSandbox>,
+        request: PauseRequest,
+    ) -> Result<(), ControlError> {
+        self.pause_in_task(running, request, true).await
+    }
+
+    async fn pause_in_task(
+        self: &Arc<Self>,
+        running: &Arc<RunningSandbox>,
+        request: PauseRequest,
+        has_expired: bool,
+    ) -> Result<(), ControlError> {
         let (control, running) = (Arc::clone(self), Arc::clone(running));
         let pause = async move {
             let _transition = begin_transition(&running.transition).await;
@@ -88,7 +104,7 @@ impl Control {
                 let not_found = || Err(ControlError::SandboxNotFound(running.id.clone()));
                 return if is_paused { Ok(()) } else { not_found() };
             }
-            control.pause_locked(&running, request).await
+            control.pause_locked(&running, request, has_expired).await
         };
         let task = self.tasks.spawn(pause.in_current_span());
         task.await.unwrap_or(Err(ControlError::Engine("failed to pause the sandbox; see the server's log")))
@@ -99,14 +115,26 @@ impl Control {
         self: &Arc<Self>,
         running: &Arc<RunningSandbox>,
         request: PauseRequest,
+        has_expired: bool,
     ) -> Result<(), ControlError> {
+        let failed = |error: ControlError| {
+            if has_expired && !matches!(error, ControlError::Store(_)) {
+                let mut failures = running.failed_pauses.lock();
+                failures.count += 1;
+                failures.reason = error.to_string();
+            }
+            error
+        };
+        if request.memory {
+            self.check_memory_snapshots().map_err(failed)?;
+        }
         let health = tokio::time::timeout(MAX_HEALTH, envd::health(&*running.engine)).await;
         let unresponsive = !matches!(health, Ok(Ok(())));
-        if unresponsive && (request.require_healthy || !request.memory) {
-            return Err(ControlError::EnvdSilent(format!(
+        if unresponsive && (request.require_healthy || !request.memory && !request.accept_silent) {
+            return Err(failed(ControlError::EnvdSilent(format!(
                 "Sandbox '{}' cannot be paused: its envd does not respond; it keeps running",
                 running.id
-            )));
+            ))));
         }
         let record = Sandbox { state: SandboxState::Paused, ..running.record() };
         self.registry.insert_paused(PausedSandbox::new(record.clone(), Arc::clone(&running.transition)));
@@ -117,6 +145,7 @@ impl Control {
                 Ok(())
             }
             Err(error) => {
+                let error = failed(error);
                 self.continue_after_failed_pause(running, &error).await;
                 Err(error)
             }
@@ -152,7 +181,12 @@ impl Control {
     /// Keeps the frozen processes of a sandbox that is durably paused, or kills them.
     async fn finish_pause(self: &Arc<Self>, running: &Arc<RunningSandbox>, record: Sandbox) {
         let memory = record.pause.as_ref().is_some_and(|pause| pause.memory);
-        let data = Map::from_iter([("memory".to_owned(), memory.into())]);
+        let mut data = Map::from_iter([("memory".to_owned(), memory.into())]);
+        let failures = running.failed_pauses.lock().clone();
+        let is_fallback = !memory && running.lifecycle().auto_pause_memory && failures.count >= MAX_PAUSES;
+        if is_fallback {
+            data.insert("fallback_reason".to_owned(), failures.reason.clone().into());
+        }
         self.events.record(EventKind::Paused, &record, data).await;
         let paused = PausedSandbox::new(record, Arc::clone(&running.transition));
         if memory && self.config.keep_frozen_max > 0 && !self.config.keep_frozen.is_zero() {
@@ -162,7 +196,17 @@ impl Control {
             tracing::error!(sandbox_id = %running.id, %error, "failed to kill a paused sandbox's processes cleanly");
         }
         self.registry.insert_paused(paused);
-        self.log(running, LogLevel::Info, "sandbox paused", &[("memory", memory.to_string())]);
+        if is_fallback {
+            let fields = [("memory", memory.to_string()), ("reason", failures.reason)];
+            self.log(
+                running,
+                LogLevel::Warn,
+                "sandbox paused without its memory, which could not be captured",
+                &fields,
+            );
+        } else {
+            self.log(running, LogLevel::Info, "sandbox paused", &[("memory", memory.to_string())]);
+        }
         tracing::info!(sandbox_id = %running.id, team_id = %running.team, memory, "sandbox paused");
     }
 
@@ -179,7 +223,8 @@ impl Control {
         let reservation = self.quota.reserve_unlimited(running.team);
         let mut record = running.record();
         if running.lifecycle().auto_pause {
-            record.end_at = record.end_at.max(truncate_to_micros(OffsetDateTime::now_utc() + RETRY_PAUSE));
+            record.end_at =
+                record.end_at.max(truncate_to_micros(OffsetDateTime::now_utc() + self.config.pause_retry));
             if let Err(error) = self.store.put_sandbox(&record).await {
                 tracing::warn!(sandbox_id = %running.id, %error, "failed to record a sandbox's additional time");
             }
@@ -187,6 +232,7 @@ impl Control {
         let time_limit = TimeLimit::until(record.end_at);
         let (engine, transition) = (Arc::clone(&running.engine), Arc::clone(&running.transition));
         let continued = RunningSandbox::new(record, engine, time_limit, reservation, transition);
+        *continued.failed_pauses.lock() = running.failed_pauses.lock().clone();
         let fields = [("reason", failure.to_string())];
         self.log(&continued, LogLevel::Warn, "sandbox could not be paused", &fields);
         self.go_live(continued);

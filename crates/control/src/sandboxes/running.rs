@@ -23,6 +23,8 @@ pub enum EndReason {
     Admin,
     /// Its time was up.
     Timeout,
+    /// Its time was up and it was to be paused, but that failed again and again.
+    Unpausable,
     /// It was paused; a resume continues it as another [`RunningSandbox`].
     Paused,
     /// It was rolled back, and continues as another [`RunningSandbox`].
@@ -41,6 +43,7 @@ impl EndReason {
             Self::Request => "request",
             Self::Admin => "admin",
             Self::Timeout => "timeout",
+            Self::Unpausable => "pause failed",
             Self::Paused => "paused",
             Self::RolledBack => "rolled back",
             Self::Exited(_) => "exited",
@@ -55,6 +58,14 @@ impl EndReason {
             other => other.as_str(),
         }
     }
+}
+
+/// Attempts to pause a sandbox whose time is up that failed since its owner last set its time.
+#[derive(Debug, Clone, Default)]
+pub(super) struct FailedPauses {
+    pub(super) count: u32,
+    /// Why the last one failed.
+    pub(super) reason: String,
 }
 
 /// Waits until PID 1 has exited.
@@ -88,6 +99,8 @@ pub struct RunningSandbox {
     pub(crate) transition: TransitionLock,
     /// Its time limit, which its timer follows.
     pub(super) time_limit: watch::Sender<TimeLimit>,
+    /// Failed attempts to pause it at the end of its time.
+    pub(super) failed_pauses: Mutex<FailedPauses>,
     /// The rest of its record, which may change.
     details: RwLock<SandboxDetails>,
     /// Set once, when it is over.
@@ -116,6 +129,7 @@ impl RunningSandbox {
             meter: tokio::sync::Mutex::default(),
             transition,
             time_limit: watch::Sender::new(time_limit),
+            failed_pauses: Mutex::default(),
             details: RwLock::new(record.details),
             ended: watch::Sender::new(None),
             reservation: Mutex::new(Some(reservation)),

@@ -9,6 +9,7 @@ use time::{Duration, OffsetDateTime};
 use tokio::sync::MutexGuard;
 
 use super::egress::{clear_egress, egress_policy};
+use super::running::FailedPauses;
 use super::{RunningSandbox, TimeLimit, max_timeout};
 use crate::{Control, ControlError};
 
@@ -123,6 +124,7 @@ impl Control {
         let time_limit = TimeLimit::until(end_at);
         self.store.set_sandbox_end(&running.id, time_limit.end_at).await?;
         running.time_limit.send_replace(time_limit);
+        *running.failed_pauses.lock() = FailedPauses::default();
         self.events.record_new_end(running, time_limit.end_at).await;
         Ok(())
     }

@@ -68,6 +68,12 @@ pub struct States {
     pub kept: Mutex<HashMap<SnapshotId, bool>>,
     /// The result of the next capture.
     pub fail_next: Mutex<Option<EngineError>>,
+    /// Whether every capture with memory fails.
+    pub memory_fails: AtomicBool,
+    /// Whether every capture fails.
+    pub capture_fails: AtomicBool,
+    /// Number of captures that were begun.
+    pub captures: AtomicUsize,
     /// Kills wait for this lock.
     pub ends: tokio::sync::Mutex<()>,
     /// Notified when a kill begins.
@@ -326,6 +332,11 @@ impl Sandbox for TestSandbox {
     ) -> Result<SnapshotInfo, EngineError> {
         if let Some(error) = self.states.fail_next.lock().take() {
             return Err(error);
+        }
+        self.states.captures.fetch_add(1, Ordering::SeqCst);
+        let fails = |flag: &AtomicBool| flag.load(Ordering::SeqCst);
+        if fails(&self.states.capture_fails) || memory && fails(&self.states.memory_fails) {
+            return Err(EngineError::Capture("a landlock descriptor".to_owned()));
         }
         self.states.kept.lock().insert(snapshot, memory);
         Ok(SnapshotInfo { memory, memory_bytes: 0, stopped: Duration::ZERO })

@@ -10,7 +10,7 @@ use control::testing::Fixture;
 use control::{ControlError, ForkRequest, ListQuery, PauseRequest, SnapshotQuery};
 use engine::EngineError;
 use ids::SandboxId;
-use store::{Lifecycle, SandboxState};
+use store::{EventKind, EventQuery, Lifecycle, SandboxState};
 
 const FORK: ForkRequest = ForkRequest { timeout: 60, count: 1 };
 
@@ -141,6 +141,65 @@ async fn time_that_runs_out_pauses_if_wanted_and_traffic_wakes() {
     assert!(resumed);
 }
 
+/// Code in a sandbox can make captures fail, and must not outlive its time by that.
+#[tokio::test]
+async fn a_pause_that_fails_again_and_again_ends_in_another_way() {
+    let fixture = Fixture::with(|config| config.pause_retry = Duration::from_millis(50)).await;
+    let engine = &fixture.engine.states;
+    let (control, team) = (&fixture.control, &fixture.team);
+    let expiring = async || {
+        let made = fixture.create_with(|request| {
+            request.timeout = 1;
+            request.lifecycle = Lifecycle { auto_pause: true, ..Lifecycle::default() };
+        });
+        made.await.unwrap().info.id
+    };
+    let last_event = async |id: &SandboxId, kind| {
+        let query = EventQuery {
+            team: team.id,
+            sandbox: Some(id.clone()),
+            kinds: vec![kind],
+            ascending: false,
+            offset: 0,
+            limit: 1,
+        };
+        control.events().list(&query).await.unwrap().first().map(|event| event.body.data.clone())
+    };
+
+    engine.memory_fails.store(true, Ordering::SeqCst);
+    let id = expiring().await;
+    let paused = async || loop {
+        if let Ok(access) = control.get(team.id, &id)
+            && let Some(pause) = access.info.pause
+        {
+            return pause;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    let pause = tokio::time::timeout(Duration::from_secs(20), paused()).await.unwrap();
+    assert!(!pause.memory, "its files are kept");
+    assert_eq!(engine.captures.swap(0, Ordering::SeqCst), 4, "three attempts with memory, one without");
+    let event = last_event(&id, EventKind::Paused).await.unwrap();
+    assert!(event["fallback_reason"].as_str().unwrap().contains("landlock"), "{event:?}");
+
+    engine.capture_fails.store(true, Ordering::SeqCst);
+    let id = expiring().await;
+    let ended = async || {
+        while control.get(team.id, &id).is_ok() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        loop {
+            if let Some(event) = last_event(&id, EventKind::Killed).await {
+                return event;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let event = tokio::time::timeout(Duration::from_secs(20), ended()).await.unwrap();
+    assert_eq!(event["kill_reason"], "pause failed");
+    assert_eq!(engine.captures.load(Ordering::SeqCst), 4);
+}
+
 #[tokio::test]
 async fn combinations_that_make_no_sense_are_refused() {
     let fixture = Fixture::new().await;
@@ -166,8 +225,8 @@ async fn a_silent_agent_is_noted_or_refused() {
     let closed = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap().local_addr().unwrap();
     fixture.guest(&id).open_port(envd_api::PORT, closed);
     for request in [
-        PauseRequest { memory: true, require_healthy: true },
-        PauseRequest { memory: false, require_healthy: false },
+        PauseRequest { require_healthy: true, ..PauseRequest::default() },
+        PauseRequest { memory: false, ..PauseRequest::default() },
     ] {
         let refused = fixture.control.pause(fixture.team.id, &id, request).await;
         assert!(matches!(refused, Err(ControlError::EnvdSilent(_))), "{request:?}");

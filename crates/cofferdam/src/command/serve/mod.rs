@@ -64,6 +64,10 @@ pub(crate) struct ServeArguments {
     /// Directory of template layers; several servers may share one. [default: layers in the data directory]
     #[arg(long, env = "COFFERDAM_LAYERS_DIR", value_name = "DIR")]
     layers_dir: Option<PathBuf>,
+    /// Time from a failed pause at the end of a sandbox's time to the next attempt. After three the sandbox is paused without its
+    /// memory, and killed if that fails too.
+    #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pause_retry: u64,
     /// How long the frozen processes of a paused sandbox are kept in memory, so that a resume only thaws them. The snapshot
     /// is on disk in any case.
     #[arg(long, default_value_t = 120, value_name = "SECONDS")]

@@ -34,6 +34,7 @@ pub(super) fn control(
     if isolation == Isolation::EmulatedVm {
         config.start_timeout = EMULATED_START_TIMEOUT;
     }
+    config.pause_retry = Duration::from_secs(arguments.pause_retry);
     config.keep_frozen = Duration::from_secs(arguments.keep_frozen);
     config.keep_frozen_max = arguments.keep_frozen_max;
     config.logs_dir = Some(data_dir.join("logs"));
