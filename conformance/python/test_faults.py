@@ -490,8 +490,9 @@ def undying(tmp_path):
 
 @pytest.mark.container
 def test_a_sandbox_that_cannot_be_killed(undying):
+    """Its kill fails, goes on in the background, and until it has succeeded the sandbox counts for its team's limit."""
     pid, let_go = undying
-    with a_server() as (server, options):
+    with a_server("--max-sandboxes", "2") as (server, options):
         sandbox, other = Sandbox.create(**options), Sandbox.create(**options)
         record = server.home / "sandboxes" / f"{sandbox.sandbox_id}.json"
         group = json.loads(record.read_text())["cgroup"]
@@ -504,8 +505,37 @@ def test_a_sandbox_that_cannot_be_killed(undying):
         assert sandbox.is_running() is False
         assert [each["sandboxID"] for each in server.sandboxes()] == [other.sandbox_id], "it is in no list any more"
         assert other.commands.run("echo well").stdout == "well\n"
-        more = Sandbox.create(**options)
+        fails(lambda: Sandbox.create(**options), "maximum number of concurrent sandboxes")
+        let_go()
+        until = time.monotonic() + 20
+        while any((top / group).is_dir() for top in tops):
+            assert time.monotonic() < until, "the kill was not finished"
+            time.sleep(0.05)
+        while True:
+            try:
+                more = Sandbox.create(**options)
+                break
+            except SandboxException:
+                assert time.monotonic() < until, "its place was not given back"
+                time.sleep(0.05)
         more.kill()
+        assert sandbox.kill() is False
+        assert other.commands.run("echo well").stdout == "well\n"
+
+
+@pytest.mark.container
+def test_a_sandbox_that_cannot_be_killed_before_the_servers_end(undying):
+    pid, let_go = undying
+    with a_server() as (server, options):
+        sandbox, other = Sandbox.create(**options), Sandbox.create(**options)
+        record = server.home / "sandboxes" / f"{sandbox.sandbox_id}.json"
+        group = json.loads(record.read_text())["cgroup"]
+        name = host_state.instance(server.data)
+        tops = [top for top in [host_state.GROUPS / name, *host_state.GROUPS.glob(f"*/{name}")] if (top / group).is_dir()]
+        for top in tops:
+            (top / group / "cgroup.procs").write_text(str(pid))
+        status, _, _ = server.call("DELETE", f"/sandboxes/{sandbox.sandbox_id}")
+        assert status == 500
         let_go()
         server.crash()
         server.restart()

@@ -77,13 +77,13 @@ impl ContainerSandbox {
             }
             let id = self.id.clone();
             move || {
-                let Some(RunningResources { gateway, lease }) = resources else { return true };
+                let RunningResources { gateway, lease } = resources?;
                 let host = lease.host.clone();
-                // The kernel kills the other processes with PID 1. One that hangs in the kernel is left to the sweep of a later start.
-                let all_dead = lease.kill_processes(&id);
+                // The kernel kills the other processes with PID 1, but not those that joined the group from outside.
+                let remains = (!lease.kill_processes(&id)).then(|| lease.clone());
                 drop((gateway, lease));
                 host.remove_sandbox(&id);
-                all_dead
+                remains
             }
         };
         self.main_process.follow(on_exit).await;
@@ -168,6 +168,10 @@ impl Sandbox for ContainerSandbox {
 
     async fn kill(&self) -> Result<(), EngineError> {
         self.main_process.kill().await
+    }
+
+    async fn released(&self) {
+        self.main_process.released().await;
     }
 
     fn exit(&self) -> watch::Receiver<Option<ExitReason>> {

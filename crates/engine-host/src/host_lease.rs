@@ -77,7 +77,7 @@ impl<H: Deref<Target = HostResources>> HostLease<H> {
     }
 
     /// Kills every process in the group and waits, for a limited time, until none is left. If a process does not die, logs this and
-    /// returns false; the sweep of the next start tries again.
+    /// returns false; see [`HostLease::release_when_empty`].
     pub fn kill_processes(&self, id: &SandboxId) -> bool {
         match self.kill() {
             Ok(()) => true,
@@ -86,6 +86,18 @@ impl<H: Deref<Target = HostResources>> HostLease<H> {
                 false
             }
         }
+    }
+
+    /// Waits, however long, until the killed processes of the group are gone, then releases ids and group. Until then no other
+    /// sandbox can have them. If the server ends before, the sweep of the next start tries again.
+    pub async fn release_when_empty(self: Arc<Self>)
+    where
+        H: Send + Sync + 'static,
+    {
+        if let Err(error) = self.group.wait_until_empty().await {
+            warn!(group = self.group.name(), %error, "failed to wait for the processes of an ended sandbox");
+        }
+        let _ = tokio::task::spawn_blocking(move || drop(self)).await;
     }
 
     fn kill(&self) -> io::Result<()> {

@@ -3,7 +3,9 @@
 //! so that open streams are cut at once; then the engine cleans up.
 
 use std::io;
+use std::ops::Deref;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{EngineError, ExitReason};
@@ -15,7 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::exit_reason;
+use crate::{HostLease, HostResources, exit_reason};
 
 const KILL_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -24,7 +26,7 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(20);
 pub struct MainProcess {
     pidfd: AsyncFd<OwnedFd>,
     exit: watch::Sender<Option<ExitReason>>,
-    /// `Some(true)` once no process of the sandbox is alive and everything is released; `Some(false)` if a process does not die.
+    /// `Some(true)` once no process of the sandbox is alive and everything is released; `Some(false)` while a process does not die.
     released: watch::Sender<Option<bool>>,
     left: CancellationToken,
 }
@@ -47,18 +49,22 @@ impl MainProcess {
 
     /// Waits for the process's end; returns early if the sandbox is left running for a later server. When the process has ended, calls
     /// `on_exit` with the reason, announces the exit, and then runs the clean-up that `on_exit` returned, on a thread that may block.
-    /// The clean-up returns whether every process of the sandbox is dead.
-    pub async fn follow<C>(&self, on_exit: impl FnOnce(&ExitReason) -> C)
+    /// The clean-up returns the lease of a sandbox of which a process does not die; it is held until that has ended.
+    pub async fn follow<C, H>(&self, on_exit: impl FnOnce(&ExitReason) -> C)
     where
-        C: FnOnce() -> bool + Send + 'static,
+        C: FnOnce() -> Option<Arc<HostLease<H>>> + Send + 'static,
+        H: Deref<Target = HostResources> + Send + Sync + 'static,
     {
         let left = self.left.clone();
         let followed = left.run_until_cancelled_owned(async {
             let reason = self.wait().await;
             let clean_up = on_exit(&reason);
             self.exit.send_replace(Some(reason));
-            let is_released = tokio::task::spawn_blocking(clean_up).await.unwrap_or(false);
-            self.released.send_replace(Some(is_released));
+            if let Ok(Some(lease)) = tokio::task::spawn_blocking(clean_up).await {
+                self.released.send_replace(Some(false));
+                lease.release_when_empty().await;
+            }
+            self.released.send_replace(Some(true));
         });
         followed.await;
     }
@@ -107,5 +113,11 @@ impl MainProcess {
             Ok(_) => Ok(()),
             Err(_) => Err(EngineError::Timeout("ending the sandbox")),
         }
+    }
+
+    /// Waits, however long, until everything that the sandbox held is released.
+    pub async fn released(&self) {
+        // The sender lives as long as `self`: the wait cannot fail.
+        let _ = self.released.subscribe().wait_for(|released| *released == Some(true)).await;
     }
 }

@@ -110,16 +110,16 @@ impl MicrovmSandbox {
             }
             let id = self.id.clone();
             move || {
-                let Some(RunningResources { gateway, lease, base }) = resources else { return true };
+                let RunningResources { gateway, lease, base } = resources?;
                 let host = lease.host.clone();
-                let all_dead = lease.kill_processes(&id);
+                let remains = (!lease.kill_processes(&id)).then(|| lease.clone());
                 // User ids and control group are released first: checking whether the base image is
                 // still needed takes longer.
                 drop((gateway, lease));
                 base_images::release(&host, base);
                 host.sockets(id.as_str()).remove();
                 host.remove_sandbox(&id);
-                all_dead
+                remains
             }
         };
         self.main_process.follow(on_exit).await;
@@ -296,6 +296,10 @@ impl Sandbox for MicrovmSandbox {
 
     async fn kill(&self) -> Result<(), EngineError> {
         self.main_process.kill().await
+    }
+
+    async fn released(&self) {
+        self.main_process.released().await;
     }
 
     fn exit(&self) -> watch::Receiver<Option<ExitReason>> {

@@ -164,8 +164,11 @@ pub trait Sandbox: Send + Sync + 'static {
     /// broken sandboxes; succeeds if the sandbox has already ended.
     ///
     /// # Errors
-    /// A process does not die (the sweep of the next start tries again).
+    /// A process does not die in time; see [`Sandbox::released`].
     async fn kill(&self) -> Result<(), EngineError>;
+
+    /// Waits, however long, until a sandbox that was killed has no process left and holds nothing of the host any more.
+    async fn released(&self);
 
     /// Returns a receiver whose value becomes `Some` once PID 1 has ended, for whatever reason.
     fn exit(&self) -> watch::Receiver<Option<ExitReason>>;

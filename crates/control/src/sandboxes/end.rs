@@ -1,10 +1,12 @@
 //! Ends sandboxes, running or paused. A running sandbox first leaves the registry, then its connections are cut, then the engine
-//! kills it; the call returns only when nothing of it is alive.
+//! kills it; the call returns only when nothing of it is alive. If a process does not die in time the call fails, the kill goes on in
+//! the background, and until it has succeeded the sandbox counts as one of its team's.
 
 use std::sync::Arc;
 
-use engine::EngineError;
+use engine::{EngineError, Sandbox as EngineSandbox};
 use ids::{SandboxId, TeamId};
+use limits::QuotaReservation;
 use logs::LogLevel;
 use time::OffsetDateTime;
 
@@ -45,7 +47,7 @@ impl Control {
             control.store.finish_sandbox(id, OffsetDateTime::now_utc(), reason.as_str()).await?;
             control.registry.remove_paused(&paused);
             if let Some(frozen) = paused.take_frozen()
-                && let Err(error) = frozen.kill().await
+                && let Err(error) = control.kill_in_engine(&frozen, paused.record.team, None).await
             {
                 tracing::error!(sandbox_id = %id, %error, "failed to kill frozen processes cleanly");
             }
@@ -74,8 +76,8 @@ impl Control {
                 return Ok(());
             }
             control.withdraw(&running, &reason);
-            let killed = tokio::time::timeout(control.config.kill_timeout, running.engine.kill()).await;
-            let killed = killed.unwrap_or(Err(EngineError::Timeout("ending the sandbox")));
+            let place = running.take_reservation();
+            let killed = control.kill_in_engine(&running.engine, running.team, place).await;
             // If it had been marked as ended before, that reason counts.
             let reason = running.ended().borrow().clone().unwrap_or(reason);
             control.events.record_killed(&*running, reason.event_reason()).await;
@@ -98,6 +100,35 @@ impl Control {
             })
         });
         task.await.unwrap_or(Err(ControlError::Engine("failed to kill the sandbox; see the server's log")))
+    }
+
+    /// Kills a sandbox in the engine, within the configured time; afterwards its place is given back. If that fails, the kill goes on
+    /// in the background, and the place stays taken until nothing is alive.
+    ///
+    /// # Errors
+    /// Something of it is still alive.
+    pub(super) async fn kill_in_engine(
+        &self,
+        sandbox: &Arc<dyn EngineSandbox>,
+        team: TeamId,
+        place: Option<QuotaReservation>,
+    ) -> Result<(), EngineError> {
+        let killed = tokio::time::timeout(self.config.kill_timeout, sandbox.kill()).await;
+        let Err(error) = killed.unwrap_or(Err(EngineError::Timeout("ending the sandbox"))) else {
+            return Ok(());
+        };
+        let place = place.unwrap_or_else(|| self.quota.reserve_unlimited(team));
+        let (sandbox, closing) = (Arc::clone(sandbox), self.closing.clone());
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = closing.cancelled() => {}
+                () = sandbox.released() => {
+                    tracing::info!(sandbox_id = %sandbox.id(), team_id = %team, "the last process of a killed sandbox has ended");
+                }
+            }
+            drop(place);
+        });
+        Err(error)
     }
 
     /// Removes a sandbox from the registry and cuts its connections, in this order.

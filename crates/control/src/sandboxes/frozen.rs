@@ -35,12 +35,13 @@ impl Control {
         }
     }
 
-    fn kill_frozen(&self, paused: Arc<PausedSandbox>) {
+    fn kill_frozen(self: &Arc<Self>, paused: Arc<PausedSandbox>) {
+        let control = Arc::clone(self);
         self.tasks.spawn(async move {
             // A resume has to wait: the restored sandbox has the same id and files.
             let _transition = begin_transition(&paused.transition).await;
             let Some(sandbox) = paused.take_frozen() else { return };
-            if let Err(error) = sandbox.kill().await {
+            if let Err(error) = control.kill_in_engine(&sandbox, paused.record.team, None).await {
                 tracing::error!(sandbox_id = %paused.record.id, %error, "failed to kill frozen processes cleanly");
             }
         });

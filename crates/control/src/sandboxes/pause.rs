@@ -189,10 +189,11 @@ impl Control {
         }
         self.events.record(EventKind::Paused, &record, data).await;
         let paused = PausedSandbox::new(record, Arc::clone(&running.transition));
+        let place = running.take_reservation();
         if memory && self.config.keep_frozen_max > 0 && !self.config.keep_frozen.is_zero() {
             paused.keep_frozen(Arc::clone(&running.engine), Instant::now() + self.config.keep_frozen);
             self.frozen_added.notify_one();
-        } else if let Err(error) = running.engine.kill().await {
+        } else if let Err(error) = self.kill_in_engine(&running.engine, running.team, place).await {
             tracing::error!(sandbox_id = %running.id, %error, "failed to kill a paused sandbox's processes cleanly");
         }
         self.registry.insert_paused(paused);
@@ -220,7 +221,8 @@ impl Control {
         if let Err(error) = running.engine.thaw().await {
             tracing::error!(sandbox_id = %running.id, %error, "failed to thaw a sandbox after a failed pause");
         }
-        let reservation = self.quota.reserve_unlimited(running.team);
+        let place = running.take_reservation();
+        let reservation = place.unwrap_or_else(|| self.quota.reserve_unlimited(running.team));
         let mut record = running.record();
         if running.lifecycle().auto_pause {
             record.end_at =

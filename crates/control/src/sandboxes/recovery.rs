@@ -146,7 +146,7 @@ impl Control {
             }
         };
         if record.end_at <= OffsetDateTime::now_utc() && !record.details.lifecycle.auto_pause {
-            if let Err(error) = sandbox.kill().await {
+            if let Err(error) = self.kill_in_engine(&sandbox, record.team, None).await {
                 tracing::error!(sandbox_id = %id, %error, "failed to kill an expired sandbox cleanly");
             }
             self.record_end(&id, &EndReason::Timeout).await;

@@ -75,7 +75,8 @@ impl Control {
         self.store.put_sandbox(&paused).await?;
         self.registry.insert_paused(PausedSandbox::new(paused.clone(), Arc::clone(&running.transition)));
         running.mark_ended(&EndReason::RolledBack);
-        running.engine.kill().await.map_err(|error| {
+        let place = running.take_reservation();
+        self.kill_in_engine(&running.engine, running.team, place).await.map_err(|error| {
             tracing::error!(sandbox_id = %running.id, %error, "failed to kill a sandbox for its rollback");
             ControlError::Engine(
                 "failed to kill the sandbox for its rollback; it is paused at the snapshot, so resume it",

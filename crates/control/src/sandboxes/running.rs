@@ -105,7 +105,7 @@ pub struct RunningSandbox {
     details: RwLock<SandboxDetails>,
     /// Set once, when it is over.
     ended: watch::Sender<Option<EndReason>>,
-    /// Counts as one of its team's sandboxes until it ends.
+    /// Counts as one of its team's sandboxes until nothing of it is alive.
     reservation: Mutex<Option<QuotaReservation>>,
 }
 
@@ -205,7 +205,6 @@ impl RunningSandbox {
 
     /// Marks it as over, which cuts its connections; the first reason stays.
     pub(super) fn mark_ended(&self, reason: &EndReason) {
-        self.reservation.lock().take();
         self.ended.send_if_modified(|ended| {
             let is_first = ended.is_none();
             if is_first {
@@ -213,6 +212,11 @@ impl RunningSandbox {
             }
             is_first
         });
+    }
+
+    /// Gives its place among its team's sandboxes to the caller; `None` if another task has it.
+    pub(super) fn take_reservation(&self) -> Option<QuotaReservation> {
+        self.reservation.lock().take()
     }
 
     /// Returns whether a pause or rollback ended this run, so that the sandbox itself lives on.

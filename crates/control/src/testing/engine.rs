@@ -74,6 +74,8 @@ pub struct States {
     pub capture_fails: AtomicBool,
     /// Number of captures that were begun.
     pub captures: AtomicUsize,
+    /// Whether kills fail, until the sandbox ends in another way.
+    pub undying: AtomicBool,
     /// Kills wait for this lock.
     pub ends: tokio::sync::Mutex<()>,
     /// Notified when a kill begins.
@@ -361,8 +363,15 @@ impl Sandbox for TestSandbox {
     async fn kill(&self) -> Result<(), EngineError> {
         self.states.at_end.notify_one();
         let _turn = self.states.ends.lock().await;
+        if self.states.undying.load(Ordering::SeqCst) && self.exit.borrow().is_none() {
+            return Err(EngineError::Timeout("ending the sandbox"));
+        }
         self.die(ExitReason::Signalled(9));
         Ok(())
+    }
+
+    async fn released(&self) {
+        let _ = self.exit.subscribe().wait_for(Option::is_some).await;
     }
 
     fn exit(&self) -> watch::Receiver<Option<ExitReason>> {

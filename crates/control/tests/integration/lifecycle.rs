@@ -1,6 +1,7 @@
 //! A sandbox's life through the control plane, over real sockets: created, found, given more time, ended.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -8,6 +9,26 @@ use control::testing::{Fixture, registration, request};
 use control::{ControlError, EndReason, IdempotencyKey, ListQuery, NetworkUpdate};
 use engine::{EngineError, ExitReason};
 use store::{NetworkConfig, SandboxState};
+
+/// A sandbox that is still being killed counts, or a team could have any number of such.
+#[tokio::test]
+async fn what_does_not_die_keeps_its_place() {
+    let mut fixture = Fixture::new().await;
+    Arc::make_mut(&mut fixture.team).limits.concurrent_sandboxes = 1;
+    let id = fixture.create().await.unwrap().info.id;
+    fixture.engine.states.undying.store(true, Ordering::SeqCst);
+    assert!(matches!(fixture.control.kill(fixture.team.id, &id).await, Err(ControlError::Engine(_))));
+    assert!(fixture.control.get(fixture.team.id, &id).is_err(), "it is in no list any more");
+    assert!(matches!(fixture.create().await, Err(ControlError::TeamLimit(1))));
+    fixture.engine.states.undying.store(false, Ordering::SeqCst);
+    fixture.engine.sandbox(&id).unwrap().die(ExitReason::Signalled(9));
+    let created = async || {
+        while fixture.create().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), created()).await.unwrap();
+}
 
 #[tokio::test]
 async fn create_introduces_itself_to_the_agent() {

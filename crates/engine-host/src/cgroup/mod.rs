@@ -140,6 +140,14 @@ impl Group {
         v2::kill(&self.unified)
     }
 
+    /// Waits until no process is in the group, however long.
+    ///
+    /// # Errors
+    /// The group cannot be read.
+    pub async fn wait_until_empty(&self) -> io::Result<()> {
+        v2::wait_until_empty(&self.unified).await
+    }
+
     /// Removes the empty group. Succeeds if it does not exist. Blocks.
     ///
     /// # Errors

@@ -40,19 +40,27 @@ pub(super) fn stats(path: &Path) -> io::Result<Stats> {
 
 pub(super) async fn set_frozen(path: &Path, frozen: bool) -> io::Result<()> {
     let wanted = u64::from(frozen);
-    let file = open_events(path)?;
-    // SAFETY: a `File` keeps its descriptor open and the same for as long as it lives.
-    let watch = unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }?;
+    let watch = watch_events(path)?;
     fs::write(path.join("cgroup.freeze"), wanted.to_string())?;
-    let confirmed = async {
-        while event(watch.get_ref(), "frozen")? != wanted {
-            watch.ready(Interest::PRIORITY).await?.clear_ready();
-        }
-        Ok(())
-    };
-    tokio::time::timeout(FREEZE_TIMEOUT, confirmed)
+    tokio::time::timeout(FREEZE_TIMEOUT, wait_for_event(&watch, "frozen", wanted))
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+pub(super) async fn wait_until_empty(path: &Path) -> io::Result<()> {
+    wait_for_event(&watch_events(path)?, "populated", 0).await
+}
+
+fn watch_events(path: &Path) -> io::Result<AsyncFd<File>> {
+    // SAFETY: a `File` keeps its descriptor open and the same for as long as it lives.
+    Ok(unsafe { AsyncFd::register_with_interest(open_events(path)?, Interest::PRIORITY) }?)
+}
+
+async fn wait_for_event(watch: &AsyncFd<File>, key: &str, wanted: u64) -> io::Result<()> {
+    while event(watch.get_ref(), key)? != wanted {
+        watch.ready(Interest::PRIORITY).await?.clear_ready();
+    }
+    Ok(())
 }
 
 pub(super) fn kill(path: &Path) -> io::Result<()> {
