@@ -4,6 +4,7 @@
 //! Other packets have no destination: there is no interface but `lo` or the tap. Attribute numbers
 //! come from `linux/netfilter/nf_tables.h`; numbers are sent in network byte order.
 
+use std::fs;
 use std::io;
 
 use rustix::net::netlink;
@@ -16,6 +17,16 @@ const TABLE: &str = "cofferdam";
 const CHAIN: &str = "egress";
 const DISCOVERY: &str = "discovery";
 const CONTROL: &str = "control";
+const TRACKING: &str = "tracking";
+/// Settings of connection tracking in the namespace: entries live in kernel memory that counts for nobody, so those of past connections are forgotten
+/// soon, and packets in the middle of an unknown connection create none.
+const TRACKING_SETTINGS: [(&str, u32); 5] = [
+    ("udp_timeout", 5),
+    ("udp_timeout_stream", 10),
+    ("tcp_timeout_time_wait", 5),
+    ("tcp_timeout_close", 2),
+    ("tcp_loose", 0),
+];
 
 const SUBSYSTEM: u16 = 10 << 8;
 const NEW_TABLE: u16 = SUBSYSTEM;
@@ -32,6 +43,10 @@ const BATCH: [u8; 4] = [0, 0, 0, 10];
 const META_MARK: u32 = 3;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
+const IPV4: u8 = 2;
+const IPV6: u8 = 10;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 const REGISTER: u32 = 1;
@@ -63,25 +78,24 @@ pub(crate) fn install(hook: Hook) -> io::Result<()> {
     let mut batch = Batch::default();
     batch.begin(BATCH_BEGIN, REQUEST, &BATCH).finish();
     batch.begin(NEW_TABLE, REQUEST_ACK | CREATE, &INET).text(1, TABLE).be32(2, 0).finish();
+    track_only_redirected(&mut batch, hook);
     chain(&mut batch, CHAIN, "nat", hook, DESTINATION_NAT);
     rule(&mut batch, CHAIN, |rule| {
-        meta_is(rule, META_NFPROTO, 2);
+        meta_is(rule, META_NFPROTO, IPV4);
         payload_is(rule, NETWORK_HEADER, 16, &[127]);
         verdict(rule, RETURN);
     });
     rule(&mut batch, CHAIN, |rule| {
-        meta_is(rule, META_NFPROTO, 10);
+        meta_is(rule, META_NFPROTO, IPV6);
         payload_is(rule, NETWORK_HEADER, 24, &std::net::Ipv6Addr::LOCALHOST.octets());
         verdict(rule, RETURN);
     });
     rule(&mut batch, CHAIN, |rule| {
-        const UDP: u8 = 17;
         meta_is(rule, META_L4PROTO, UDP);
         payload_is(rule, TRANSPORT_HEADER, 2, &53u16.to_be_bytes());
         redirect(rule, DNS_PORT);
     });
     rule(&mut batch, CHAIN, |rule| {
-        const TCP: u8 = 6;
         meta_is(rule, META_L4PROTO, TCP);
         redirect(rule, EGRESS_PORT);
     });
@@ -90,7 +104,49 @@ pub(crate) fn install(hook: Hook) -> io::Result<()> {
         Hook::PreRouting => drop_neighbour_discovery(&mut batch),
     }
     batch.begin(BATCH_END, REQUEST, &BATCH).finish();
-    batch.exchange(Some(netlink::NETFILTER))
+    batch.exchange(Some(netlink::NETFILTER))?;
+    for (name, value) in TRACKING_SETTINGS {
+        fs::write(format!("/proc/sys/net/netfilter/nf_conntrack_{name}"), value.to_string())?;
+    }
+    Ok(())
+}
+
+/// Exempts from connection tracking whatever is not redirected: traffic between programs of a sandbox, and datagrams to other ports than that of DNS,
+/// each of which would become an entry.
+fn track_only_redirected(batch: &mut Batch, hook: Hook) {
+    const SOURCE_PORT: u32 = 0;
+    const DESTINATION_PORT: u32 = 2;
+    const IPV4_DESTINATION: u32 = 16;
+    const IPV6_DESTINATION: u32 = 24;
+    chain(batch, TRACKING, "filter", hook, BEFORE_ALL);
+    // What is redirected, and the replies of our listeners to it.
+    for (protocol, offset, port) in
+        [(UDP, DESTINATION_PORT, 53), (UDP, SOURCE_PORT, DNS_PORT), (TCP, SOURCE_PORT, EGRESS_PORT)]
+    {
+        rule(batch, TRACKING, |rule| {
+            meta_is(rule, META_L4PROTO, protocol);
+            payload_is(rule, TRANSPORT_HEADER, offset, &port.to_be_bytes());
+            verdict(rule, RETURN);
+        });
+    }
+    let loopback = std::net::Ipv6Addr::LOCALHOST.octets();
+    let untracked: [(u8, u32, &[u8]); 3] = [
+        (IPV4, IPV4_DESTINATION, &[127]),
+        (IPV4, IPV4_DESTINATION, &CONTROL_ADDRESS.octets()),
+        (IPV6, IPV6_DESTINATION, &loopback),
+    ];
+    for (family, offset, address) in untracked {
+        rule(batch, TRACKING, |rule| {
+            meta_is(rule, META_NFPROTO, family);
+            payload_is(rule, NETWORK_HEADER, offset, address);
+            expression(rule, "notrack", |_| {});
+        });
+    }
+    rule(batch, TRACKING, |rule| {
+        meta_is(rule, META_L4PROTO, TCP);
+        verdict(rule, RETURN);
+    });
+    rule(batch, TRACKING, |rule| expression(rule, "notrack", |_| {}));
 }
 
 /// Drops IPv6 neighbour and router discovery from a guest. Both ends know each other's hardware
@@ -116,12 +172,11 @@ fn drop_neighbour_discovery(batch: &mut Batch) {
 /// sockets. Others pass, for CRIU: it ends a restored connection by a packet in the name of its other end.
 fn guard_control_address(batch: &mut Batch) {
     const IPV4_SOURCE: u32 = 12;
-    const TCP: u8 = 6;
     const TCP_FLAGS: u32 = 13;
     const SYN: u8 = 0x02;
     chain(batch, CONTROL, "filter", Hook::LocalOut, BEFORE_ALL);
     rule(batch, CONTROL, |rule| {
-        meta_is(rule, META_NFPROTO, 2);
+        meta_is(rule, META_NFPROTO, IPV4);
         payload_is(rule, NETWORK_HEADER, IPV4_SOURCE, &CONTROL_ADDRESS.octets());
         meta_is(rule, META_L4PROTO, TCP);
         payload(rule, TRANSPORT_HEADER, TCP_FLAGS, 1);
@@ -226,4 +281,76 @@ fn redirect(rule: &mut Batch, port: u16) {
     expression(rule, "redir", |data| {
         data.be32(1, REGISTER);
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+
+    use sys::{Namespace, in_network_namespace};
+
+    use super::*;
+    use crate::{Listeners, configure};
+
+    fn entries() -> io::Result<u32> {
+        let count = fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count")?;
+        Ok(count.trim().parse().unwrap())
+    }
+
+    #[test]
+    fn only_redirected_traffic_is_tracked() {
+        let namespace = Namespace::new_network().unwrap();
+        configure(&namespace).unwrap();
+        let listeners = Listeners::open(&namespace).unwrap();
+        let [untracked, tracked] = in_network_namespace(&namespace, || {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            // To closed ports: the errors that come back are of no interest.
+            for port in 1000..1200 {
+                let _ = socket.send_to(b"x", ("192.0.2.1", port));
+                let _ = socket.send_to(b"x", ("127.0.0.1", port));
+            }
+            let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+            let mut client = TcpStream::connect(server.local_addr()?)?;
+            let (mut accepted, _) = server.accept()?;
+            client.write_all(b"ping")?;
+            accepted.read_exact(&mut [0; 4])?;
+            let untracked = entries()?;
+            let asking = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            asking.send_to(b"question", ("192.0.2.53", 53))?;
+            let _connection = TcpStream::connect(("192.0.2.1", 443))?;
+            Ok([untracked, entries()?])
+        })
+        .unwrap();
+        assert_eq!((untracked, tracked), (0, 2));
+        let mut question = [0; 16];
+        let (length, from) = listeners.dns[0].recv_from(&mut question).unwrap();
+        assert_eq!(&question[..length], b"question");
+        // The answer comes from the address that was asked.
+        listeners.dns[0].send_to(b"answer", from).unwrap();
+        assert_eq!(in_network_namespace(&namespace, entries).unwrap(), 2);
+    }
+
+    #[test]
+    fn a_connection_from_another_local_address_to_loopback_works() {
+        let namespace = Namespace::new_network().unwrap();
+        configure(&namespace).unwrap();
+        in_network_namespace(&namespace, || {
+            let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+            let socket =
+                rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None)?;
+            rustix::net::bind(&socket, &std::net::SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 9), 0))?;
+            rustix::net::connect(&socket, &server.local_addr()?)?;
+            let (mut accepted, _) = server.accept()?;
+            let mut client = TcpStream::from(socket);
+            for _ in 0..3 {
+                accepted.write_all(b"pong")?;
+                client.read_exact(&mut [0; 4])?;
+                client.write_all(b"ping")?;
+                accepted.read_exact(&mut [0; 4])?;
+            }
+            Ok(())
+        })
+        .unwrap();
+    }
 }
