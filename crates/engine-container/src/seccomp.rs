@@ -131,6 +131,7 @@ pub(crate) fn program() -> Vec<sock_filter> {
     on(&mut program, libc::SYS_setrlimit, &keep_core_limit(0, 1));
     on(&mut program, libc::SYS_socket, &socket());
     on(&mut program, libc::SYS_socketpair, &socket());
+    on(&mut program, libc::SYS_setsockopt, &socket_option());
     program.push(ret(libc::SECCOMP_RET_ALLOW));
     program
 }
@@ -216,6 +217,27 @@ fn socket() -> Vec<sock_filter> {
     body.push(jump(EQUAL, libc::AF_INET6.cast_unsigned(), 1, 0));
     body.push(ret(refuse(libc::EAFNOSUPPORT)));
     body.extend(internet);
+    body
+}
+
+/// Refuses programs on sockets. The kernel compiles them into memory that counts for no sandbox and has one limit for the whole host: whoever used it
+/// up would keep others from installing their filters, this one among them.
+fn socket_option() -> Vec<sock_filter> {
+    let programs = [
+        libc::SO_ATTACH_FILTER,
+        libc::SO_ATTACH_BPF,
+        libc::SO_ATTACH_REUSEPORT_CBPF,
+        libc::SO_ATTACH_REUSEPORT_EBPF,
+    ];
+    let mut body = vec![load(argument(1)), jump(EQUAL, libc::SOL_SOCKET.cast_unsigned(), 1, 0)];
+    body.push(ret(libc::SECCOMP_RET_ALLOW));
+    body.push(load(argument(2)));
+    for (at, option) in programs.iter().enumerate() {
+        let to_refusal = u8::try_from(programs.len() - at).expect("a short list");
+        body.push(jump(EQUAL, option.cast_unsigned(), to_refusal, 0));
+    }
+    body.push(ret(libc::SECCOMP_RET_ALLOW));
+    body.push(ret(refuse(libc::EPERM)));
     body
 }
 
@@ -307,6 +329,21 @@ mod tests {
         {
             assert_eq!(socket_decision(domain, libc::SOCK_RAW, 0), refuse(libc::EAFNOSUPPORT), "{domain}");
         }
+    }
+
+    #[test]
+    fn sockets_have_options_but_no_programs() {
+        let option = |level: i32, name: i32| {
+            let args = [level, name].map(|value| u64::from(value.cast_unsigned()));
+            decide(libc::SYS_setsockopt, [3, args[0], args[1], 0, 0, 0])
+        };
+        for name in [libc::SO_ATTACH_FILTER, libc::SO_ATTACH_BPF, libc::SO_ATTACH_REUSEPORT_CBPF] {
+            assert_eq!(option(libc::SOL_SOCKET, name), refuse(libc::EPERM), "{name}");
+        }
+        for name in [libc::SO_REUSEADDR, libc::SO_RCVBUF, libc::SO_DETACH_FILTER] {
+            assert_eq!(option(libc::SOL_SOCKET, name), libc::SECCOMP_RET_ALLOW, "{name}");
+        }
+        assert_eq!(option(libc::IPPROTO_TCP, libc::SO_ATTACH_FILTER), libc::SECCOMP_RET_ALLOW);
     }
 
     #[test]
