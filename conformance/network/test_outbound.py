@@ -175,3 +175,40 @@ def test_greedy_sandboxes_leave_connections_to_others(world):
         for sandbox in sandboxes:
             sandbox.kill()
         server.stop()
+
+
+ASK = """
+import socket, struct, sys
+name, kind, over_tcp = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "tcp"
+labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
+# With an option of the client's, and bytes after the message.
+query = struct.pack("!6H", 77, 0x100, 1, 0, 0, 1) + labels + struct.pack("!BHH", 0, kind, 1)
+query += struct.pack("!BHHIHHH", 0, 41, 4096, 0, 8, 65001, 4) + b"note" + b"more"
+connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM if over_tcp else socket.SOCK_DGRAM)
+connection.settimeout(5)
+connection.connect(("192.0.2.53", 53))
+if over_tcp:
+    connection.sendall(struct.pack("!H", len(query)) + query)
+    length, = struct.unpack("!H", connection.recv(2, socket.MSG_WAITALL))
+    answer = connection.recv(length, socket.MSG_WAITALL)
+else:
+    connection.send(query)
+    answer = connection.recv(4096)
+number, flags, _, count = struct.unpack("!4H", answer[:8])
+print(number, flags & 15, count, b"note" in answer)
+"""
+
+
+def test_dns_is_answered_by_the_same_rules_over_udp_and_tcp(server):
+    """The code is 0 for an answer, 4 for a type that is not answered, and 5 for a name that is denied."""
+    free = Sandbox.create()
+    listed = Sandbox.create(network={"deny_out": ["0.0.0.0/0"], "allow_out": [NAME]})
+    for sandbox in (free, listed):
+        sandbox.files.write("ask.py", ASK)
+        for protocol in ("udp", "tcp"):
+            ask = lambda name, kind: sandbox.commands.run(f"python3 ask.py {name} {kind} {protocol}").stdout.split()
+            assert ask(NAME, 1) == ["77", "0", "1", "False"]
+            assert ask(NAME, 10)[:2] == ["77", "4"]
+            other = ask("no-such-name.example.test", 1)
+            assert other[1] == ("5" if sandbox is listed else "3"), other
+        sandbox.kill()

@@ -15,12 +15,11 @@ use parking_lot::{Mutex, RwLock};
 use rustix::net::sockopt;
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use crate::dns::{self, Resolvers};
+use crate::dns::{Dns, DnsTotal, Resolvers};
 use crate::listeners::Listeners;
 use crate::policy::{Cidr, EgressPolicy, is_never_public};
 use crate::sniff::{self, SniffedName};
@@ -48,6 +47,8 @@ pub struct GatewayConfig {
     pub internal_allowed: Vec<Cidr>,
     /// The outgoing connections of all sandboxes. When all are taken, those of the team and sandbox with most give way.
     pub connections: Arc<Budget>,
+    /// What all sandboxes may ask the resolvers together.
+    pub dns_total: DnsTotal,
 }
 
 impl Default for GatewayConfig {
@@ -56,6 +57,7 @@ impl Default for GatewayConfig {
             resolvers: Resolvers::default(),
             internal_allowed: Vec::new(),
             connections: Budget::new("outgoing connections", DEFAULT_TOTAL),
+            dns_total: DnsTotal::default(),
         }
     }
 }
@@ -75,7 +77,7 @@ struct GatewayState {
     /// This sandbox as a holder of connections.
     holder: Holder,
     team: RwLock<Holder>,
-    queries: Arc<Semaphore>,
+    dns: Arc<Dns>,
     /// Cancels the present connections; later ones get a new token.
     cut: Mutex<CancellationToken>,
 }
@@ -86,12 +88,13 @@ impl Gateway {
     /// # Errors
     /// A socket cannot be registered with the runtime.
     pub fn start(listeners: Listeners, policy: EgressPolicy, config: GatewayConfig) -> io::Result<Self> {
+        let dns = Arc::new(Dns::new(config.resolvers.clone(), config.dns_total.clone()));
         let state = Arc::new(GatewayState {
             policy: RwLock::new(Arc::new(policy)),
             config,
             holder: next_holder(),
             team: RwLock::new(NO_TEAM),
-            queries: Arc::new(Semaphore::new(dns::MAX_QUERIES)),
+            dns,
             cut: Mutex::default(),
         });
         let stop = CancellationToken::new();
@@ -107,7 +110,7 @@ impl Gateway {
             let (state, stop) = (gateway.state.clone(), gateway.stop.clone());
             let serve = async move {
                 let policy = || state.policy();
-                dns::serve(socket, &state.config.resolvers, policy, &state.queries, stop).await;
+                state.dns.serve_udp(socket, policy, stop).await;
             };
             gateway.servers.spawn(gateway.stop.clone().run_until_cancelled_owned(serve));
         }
@@ -220,6 +223,11 @@ async fn forward(mut client: TcpStream, state: &GatewayState, cut: &Cancellation
     // However this ends early, the client must see a reset, or an interrupted download looks complete.
     reset_on_close(&client)?;
     let destination = original_destination(&client)?;
+    if destination.port() == DNS {
+        // Every response has its length, so that an end shows.
+        sockopt::set_socket_linger(&client, None)?;
+        return state.dns.serve_tcp(client, || state.policy()).await;
+    }
     let target = match decide(&client, destination, state).await {
         EgressDecision::Dial(target) => target,
         EgressDecision::Refuse(reason) => {
@@ -228,10 +236,6 @@ async fn forward(mut client: TcpStream, state: &GatewayState, cut: &Cancellation
         }
     };
     let connected = tokio::time::timeout(DIAL_TIMEOUT, TcpStream::connect(target)).await;
-    if destination.port() == DNS {
-        let Ok(Ok(server)) = connected else { return Ok(()) };
-        return dns::relay(client, server).await;
-    }
     let Ok(Ok(mut server)) = connected else {
         debug!(%target, "outgoing connection failed");
         return Ok(());
@@ -276,13 +280,6 @@ enum EgressDecision {
 
 async fn decide(client: &TcpStream, destination: SocketAddr, state: &GatewayState) -> EgressDecision {
     let policy = state.policy();
-    if destination.port() == DNS {
-        return match (policy.restricts_names(), state.config.resolvers.first()) {
-            (false, Some(resolver)) => EgressDecision::Dial(resolver),
-            (false, None) => EgressDecision::Refuse("no DNS resolver is configured"),
-            (true, _) => EgressDecision::Refuse("DNS over TCP is closed while names are restricted"),
-        };
-    }
     if policy.permits_address(destination.ip()) {
         return match state.is_reachable(destination.ip()) {
             true => EgressDecision::Dial(destination),
@@ -297,7 +294,7 @@ async fn decide(client: &TcpStream, destination: SocketAddr, state: &GatewayStat
     }
     // The name is what the policy permits, so the name is resolved here: an /etc/hosts entry in the
     // sandbox cannot point it to another address.
-    match dns::lookup(&state.config.resolvers, &name).await.into_iter().find(|ip| state.is_reachable(*ip)) {
+    match state.dns.lookup(&name).await.into_iter().find(|ip| state.is_reachable(*ip)) {
         Some(address) => EgressDecision::Dial(SocketAddr::new(address, destination.port())),
         None => EgressDecision::Refuse("the name has no reachable address"),
     }

@@ -18,7 +18,7 @@ mod sniff;
 mod tap;
 
 pub use dial::{CONTROL_ADDRESS, connect, dial, dial_as_control};
-pub use dns::Resolvers;
+pub use dns::{DnsTotal, Resolvers};
 pub use gateway::{Gateway, GatewayConfig, is_host_address};
 pub use listeners::{Listeners, TcpListener, listen_in};
 pub use policy::{Cidr, EgressPolicy, PolicyError, is_never_public};

@@ -73,6 +73,7 @@ pub(super) fn gateway(arguments: &ServeArguments, budgets: &Budgets) -> GatewayC
         resolvers,
         internal_allowed: arguments.egress_allow_internal.clone(),
         connections: Arc::clone(&budgets.outgoing),
+        ..GatewayConfig::default()
     }
 }
 
