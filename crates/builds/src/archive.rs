@@ -80,6 +80,7 @@ impl Builds {
 /// Imports the layers of an archive into the layer store.
 pub(crate) async fn import(task: &BuildTask, archive: &ArchiveFile) -> Result<Imported, StepFailure> {
     let (store, path) = (task.layers.clone(), archive.path().to_owned());
+    let shown = path.display().to_string();
     let options = ImportOptions { scope: task.team.id.to_string(), ..ImportOptions::default() };
     let read =
         tokio::task::spawn_blocking(move || match oci::import_template(&store, &path, &options, &|_| {}) {
@@ -89,7 +90,9 @@ pub(crate) async fn import(task: &BuildTask, archive: &ArchiveFile) -> Result<Im
             template => template.map(Ok),
         });
     let read = read.await.map_err(|_| StepFailure::new("the import's task ended abnormally"))?;
-    match read.map_err(|error| StepFailure::new(error.to_string()))? {
+    // Users know nothing of the file that their archive is in.
+    let nameless = |StepFailure(text)| StepFailure(text.replace(&shown, "the archive"));
+    match read.map_err(StepFailure::from).map_err(nameless)? {
         Ok(template) => {
             let exported: ExportedConfig = serde_json::from_slice(&template.config).map_err(|error| {
                 StepFailure::new(format!("the template's configuration is not valid: {error}"))

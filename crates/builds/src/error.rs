@@ -4,6 +4,7 @@
 use catalog::CatalogError;
 use layers::LayerError;
 use limits::LimitError;
+use oci::OciError;
 use store::{BuildFailure, StoreError};
 use template::steps::StepError;
 
@@ -81,6 +82,21 @@ impl From<StepError> for StepFailure {
 
 impl From<LayerError> for StepFailure {
     fn from(error: LayerError) -> Self {
+        tracing::warn!(%error, "the layer store failed in a build");
+        Self::new(ON_THE_HOST)
+    }
+}
+
+impl From<OciError> for StepFailure {
+    fn from(error: OciError) -> Self {
+        if error.is_of_the_host() {
+            tracing::warn!(%error, "an image or archive could not be unpacked in a build");
+            return Self::new(ON_THE_HOST);
+        }
         Self(error.to_string())
     }
 }
+
+/// What users are told of failures whose texts name files of the host.
+pub(crate) const ON_THE_HOST: &str =
+    "the server failed to store files of the build; its operator finds the reason in its log";

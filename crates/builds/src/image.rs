@@ -10,6 +10,7 @@ use oci::{Credentials, OciError, Phase, Progress, PullOptions, Reference};
 use template::Recipe;
 
 use super::StepFailure;
+use super::error::ON_THE_HOST;
 use super::spec::RegistryAuth;
 use super::task::BuildTask;
 
@@ -57,14 +58,14 @@ pub(crate) async fn pull(task: &BuildTask, image: &str) -> Result<UnpackedImage,
         }
         Err(error) => match Recipe::debian(&reference_name(&reference)) {
             Some(recipe) if is_unreachable(&error) => bootstrap(task, image, recipe, &error).await,
-            _ => Err(StepFailure::new(error.to_string())),
+            _ => Err(error.into()),
         },
     }
 }
 
 /// Returns whether the registry could not be reached at all.
 fn is_unreachable(error: &OciError) -> bool {
-    matches!(error, OciError::Unreachable { .. })
+    matches!(error, OciError::Unreachable { .. } | OciError::NoAddress { is_internal: false, .. })
 }
 
 /// Returns `repository:tag`, such as `library/debian:trixie`; images of other registries than Docker Hub have its name in front.
@@ -91,7 +92,10 @@ async fn bootstrap(
         })
     });
     let built = built.await.map_err(|_| StepFailure::new("the bootstrap's task ended abnormally"))?;
-    let built = built.map_err(|error| StepFailure::new(error.to_string()))?;
+    let built = built.map_err(|error| {
+        tracing::warn!(build_id = %task.record.id, %error, "failed to make an image from Debian packages");
+        StepFailure::new(ON_THE_HOST)
+    })?;
     Ok(UnpackedImage { layers: vec![built.layer.to_string()], env: [].into() })
 }
 

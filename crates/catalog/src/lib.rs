@@ -39,9 +39,6 @@ pub enum CatalogError {
         /// The template asked for.
         template: String,
     },
-    /// The template exists and belongs to another team.
-    #[error("{0}")]
-    Forbidden(&'static str),
     /// The store failed.
     #[error("the server's database failed")]
     Store(#[from] StoreError),
@@ -136,18 +133,20 @@ impl Catalog {
     /// The name is malformed, unknown, or of a private template of another team.
     pub async fn template_by_alias(&self, team: &Team, alias: &str) -> Result<Template, CatalogError> {
         let reference = TemplateRef::parse(alias)?;
-        let found = match self.lookup(team, &reference) {
-            Some(summary) => Some(summary),
+        // A private template of another team is treated like none, up to the time that it takes.
+        let visible = || {
+            let template = self.lookup(team, &reference)?.template;
+            let is_own = template.team.is_none_or(|owner| owner == team.id);
+            (is_own || template.public).then_some(template)
+        };
+        let found = match visible() {
+            Some(template) => Some(template),
             None => {
                 self.reload().await?;
-                self.lookup(team, &reference)
+                visible()
             }
         };
-        let template = found.ok_or_else(|| CatalogError::TemplateNotFound(reference.full_name()))?.template;
-        let is_own = template.team.is_none_or(|owner| owner == team.id);
-        if !is_own && !template.public {
-            return Err(CatalogError::Forbidden("You don't have access to this template alias"));
-        }
+        let template = found.ok_or_else(|| CatalogError::TemplateNotFound(reference.full_name()))?;
         if reference.tag.is_some() {
             self.resolve_known(team, &reference)?;
         }

@@ -8,7 +8,7 @@ use builds::{
     BuildContext, BuildOrigin, BuildSandbox, BuildSandboxSpec, Command, Exit, Output, Purpose, Size,
     StepFailure,
 };
-use engine::{Descriptor, Durability, RestoreMode};
+use engine::{Descriptor, Durability, EngineError, RestoreMode};
 use ids::{SandboxId, SnapshotId, TeamId, TemplateId};
 use logs::LogLevel;
 use store::{Build, BuildConfig};
@@ -99,6 +99,14 @@ struct StartedBuildSandbox {
     sandbox: KillOnDrop,
 }
 
+impl StartedBuildSandbox {
+    /// Logs a failure of the engine, and returns what the build's log shows.
+    fn engine_failure(&self, error: &EngineError, what: &'static str) -> StepFailure {
+        tracing::warn!(sandbox_id = %self.id, %error, "{what}");
+        StepFailure::new(error.for_clients())
+    }
+}
+
 fn command_failure(error: &EnvdError) -> StepFailure {
     StepFailure::new(command_error(error))
 }
@@ -146,14 +154,14 @@ impl BuildSandbox for StartedBuildSandbox {
 
     async fn export_layer(&self, target: &Path) -> Result<(), StepFailure> {
         let exported = self.sandbox.get().export_layer(target).await;
-        exported.map_err(|error| StepFailure::new(error.to_string()))
+        exported.map_err(|error| self.engine_failure(&error, "failed to export a layer"))
     }
 
     async fn capture(&self) -> Result<SnapshotId, StepFailure> {
         let snapshot = SnapshotId::generate();
         let timer = telemetry::capture_timer(CaptureKind::Template);
         let captured = self.sandbox.get().capture(snapshot, true, Durability::Durable).await;
-        captured.map_err(|error| StepFailure::new(error.to_string()))?;
+        captured.map_err(|error| self.engine_failure(&error, "failed to capture a template"))?;
         timer.succeeded();
         Ok(snapshot)
     }

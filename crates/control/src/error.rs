@@ -102,7 +102,6 @@ impl From<CatalogError> for ControlError {
             CatalogError::Invalid(text) => Self::Invalid(text),
             CatalogError::TemplateNotFound(template) => Self::TemplateNotFound(template),
             CatalogError::TagNotFound { tag, template } => Self::TagNotFound { tag, template },
-            CatalogError::Forbidden(text) => Self::Forbidden(text),
             CatalogError::Store(error) => Self::Store(error),
         }
     }

@@ -27,9 +27,8 @@ impl MemoryRoom {
             return Ok(Self { needed, free });
         }
         Err(EngineError::Exhausted(format!(
-            "its memory takes up to {} MiB and the disk of snapshots has room for {}; free some space or capture without memory",
-            needed >> 20,
-            free >> 20
+            "its memory takes up to {} MiB, and the disk of snapshots has less room; free some space or capture without memory",
+            needed >> 20
         )))
     }
 

@@ -54,8 +54,53 @@ pub enum EngineError {
 }
 
 impl EngineError {
+    /// Returns what a client may know of it. Everything else, such as paths, process ids and the output of CRIU and QEMU, tells
+    /// of the host, and is for the operator's log.
+    #[must_use]
+    pub fn for_clients(&self) -> String {
+        let text = match self {
+            Self::NotFound | Self::Exhausted(_) | Self::Unsupported(_) | Self::Timeout(_) => {
+                return self.to_string();
+            }
+            Self::Template(_) => "the template cannot be used",
+            Self::Host { .. } => "the host lacks something that it needs",
+            Self::Kernel { .. } => "the host failed",
+            Self::Capture(_) => "the sandbox could not be captured",
+            Self::Restore(_) => "the sandbox could not be restored",
+            Self::Died(_) => "the sandbox ended while starting",
+            Self::Capturing => "the sandbox is still being captured",
+        };
+        format!("{text}; the operator of this server finds the reason in its log")
+    }
+
     /// Returns a function for `map_err` that names the step in which an I/O error happened.
     pub fn kernel<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self::Kernel { step, source: source.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_learn_nothing_of_the_host() {
+        let secret = || "pid 4242: /var/lib/cofferdam".to_owned();
+        for error in [
+            EngineError::Template(secret()),
+            EngineError::Host { what: secret(), remedy: secret() },
+            EngineError::Kernel { step: "mount", source: io::Error::other(secret()) },
+            EngineError::Capture(secret()),
+            EngineError::Restore(secret()),
+            EngineError::Died(secret()),
+        ] {
+            let text = error.for_clients();
+            assert!(!text.contains("4242") && !text.contains("/var"), "{text}");
+            assert!(text.contains("the operator of this server finds the reason in its log"), "{text}");
+        }
+        assert_eq!(
+            EngineError::Exhausted("no slots".to_owned()).for_clients(),
+            "not enough capacity: no slots"
+        );
     }
 }

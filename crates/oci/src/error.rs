@@ -3,7 +3,6 @@
 
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use layers::LayerError;
@@ -61,16 +60,18 @@ pub enum OciError {
         /// The error.
         why: String,
     },
-    /// The host resolves to an internal address, which users must not reach through the server.
+    /// The host has no address, or only internal ones, which users must not reach through the server. They must not learn
+    /// which names there are inside either, so the text is the same.
     #[error(
-        "{host} is at {address}, which is not a public address; the operator of this server can allow it as a mirror \
-         (serve --registry-mirror) or as a network (serve --registry-allow-internal)"
+        "registry {registry} cannot be reached: its name has no public address; the operator of this server can allow it as a \
+         mirror (serve --registry-mirror) or as a network (serve --registry-allow-internal), or import an archive of the image \
+         (cofferdam template import)"
     )]
-    Internal {
-        /// The host.
-        host: String,
-        /// The address.
-        address: IpAddr,
+    NoAddress {
+        /// Its host.
+        registry: String,
+        /// Whether it has an internal address.
+        is_internal: bool,
     },
     /// The URL of a mirror is not valid.
     #[error("invalid URL of a mirror {url:?}: {why}; write https://host[:port][/prefix]")]
@@ -215,6 +216,12 @@ pub enum OciError {
 }
 
 impl OciError {
+    /// Whether the server itself failed. The text names files of the host and is for its operator.
+    #[must_use]
+    pub fn is_of_the_host(&self) -> bool {
+        matches!(self, Self::Io { .. } | Self::Layer(_))
+    }
+
     pub(crate) fn at<E: Into<io::Error>>(path: &Path) -> impl FnOnce(E) -> Self {
         let path = path.to_owned();
         move |source| Self::from_io(source.into()).unwrap_or_else(|source| Self::Io { path, source })

@@ -192,3 +192,55 @@ async fn the_node_is_described_and_drained() {
     server.admin("POST", "/nodes/here", json!({"status": "ready"})).await.expect(204);
     server.create().await;
 }
+
+/// Nobody learns whether another team has a private template of a name or id.
+#[tokio::test]
+async fn a_private_template_of_another_team_is_like_none() {
+    let server = Server::new().await;
+    let own = control::Registration {
+        team: Some(server.fixture.team.id),
+        public: false,
+        ..control::testing::registration("mine")
+    };
+    let (id, build) = server.fixture.control.register_template(own).await.unwrap();
+    let team = server.admin("POST", "/admin/teams", json!({"name": "Others"})).await.expect(201);
+    let path = format!("/admin/teams/{}/api-keys", team["teamID"].as_str().unwrap());
+    let key = server.admin("POST", &path, json!({"name": "k"})).await.expect(201);
+    let key = [("x-api-key", key["key"].as_str().unwrap())];
+
+    let (slug, id, build) = (&server.fixture.team.slug, id.to_string(), build.to_string());
+    let absent = ids::TemplateId::generate().to_string();
+    let named = (format!("{slug}/mine"), format!("{slug}/none"));
+    for (present, absent) in [(&named.0, &named.1), (&id, &absent)] {
+        for (method, path, body) in [
+            ("GET", "/templates/aliases/NAME", NULL),
+            ("GET", "/templates/aliases/NAME:default", NULL),
+            ("GET", "/templates/NAME", NULL),
+            ("DELETE", "/templates/NAME", NULL),
+            ("PATCH", "/templates/NAME", json!({"public": true})),
+            ("PATCH", "/v2/templates/NAME", json!({"public": true})),
+            ("GET", "/templates/NAME/tags", NULL),
+            ("GET", "/templates/NAME/tags/count", NULL),
+            ("GET", "/templates/NAME/tags/exists?tags=default", NULL),
+            ("GET", "/templates/NAME/tags/groups", NULL),
+            ("GET", "/templates/NAME/tags/default/assignments", NULL),
+            ("POST", "/templates/NAME", json!({"dockerfile": "FROM base"})),
+            ("GET", "/templates/NAME/builds/BUILD/status", NULL),
+            ("GET", "/templates/NAME/builds/BUILD/logs", NULL),
+            ("POST", "/templates/tags", json!({"target": "NAME:default", "tags": ["x"]})),
+            ("DELETE", "/templates/tags", json!({"name": "NAME", "tags": ["x"]})),
+            ("POST", "/v2/sandboxes", json!({"templateID": "NAME"})),
+            ("POST", "/v2/sandboxes", json!({"templateID": "NAME:other"})),
+        ] {
+            let mut told = Vec::new();
+            for name in [present, absent] {
+                let path = path.replace("NAME", &name.replace('/', "%2F")).replace("BUILD", &build);
+                let body = serde_json::from_str(&body.to_string().replace("NAME", name)).unwrap();
+                let response = server.send(method, &path, &key, body).await;
+                told.push((response.status, response.body.to_string().replace(name, "NAME")));
+            }
+            assert_eq!(told[0], told[1], "{method} {path} of {present}");
+            assert!(told[0].0.is_client_error(), "{method} {path}: {}", told[0].1);
+        }
+    }
+}

@@ -55,7 +55,11 @@ pub(super) fn capture_error(id: &SandboxId, error: &EngineError) -> ControlError
     tracing::warn!(sandbox_id = %id, %error, "failed to capture a sandbox");
     match error {
         EngineError::NotFound => ControlError::SandboxNotFound(id.clone()),
-        EngineError::Unsupported(_) => ControlError::Unsupported(error.to_string()),
-        _ => ControlError::CaptureFailed(error.to_string()),
+        EngineError::Unsupported(_) => ControlError::Unsupported(error.for_clients()),
+        EngineError::Exhausted(_) | EngineError::Timeout(_) => {
+            ControlError::CaptureFailed(error.for_clients())
+        }
+        // Whatever failed, this is what it means for the caller.
+        _ => ControlError::CaptureFailed(EngineError::Capture(String::new()).for_clients()),
     }
 }

@@ -278,19 +278,21 @@ fn describe(reason: &ExitReason) -> String {
     }
 }
 
-/// Returns what a caller sees when the engine cannot start a sandbox.
+/// Logs why the engine cannot start a sandbox, and returns what the caller sees.
 pub(crate) fn start_error(error: EngineError) -> ControlError {
+    tracing::warn!(%error, "the engine failed to start a sandbox");
+    let for_clients = error.for_clients();
     match error {
         EngineError::Exhausted(what) => ControlError::Capacity(what),
         EngineError::Timeout(what) => ControlError::StartTimeout(format!("{what} did not finish in time")),
         EngineError::Template(_) | EngineError::Host { .. } | EngineError::Unsupported(_) => {
-            ControlError::StartRefused(error.to_string())
+            ControlError::StartRefused(for_clients)
         }
         EngineError::NotFound
         | EngineError::Kernel { .. }
         | EngineError::Died(_)
         | EngineError::Capture(_)
         | EngineError::Restore(_)
-        | EngineError::Capturing => ControlError::StartFailed(error.to_string()),
+        | EngineError::Capturing => ControlError::StartFailed(for_clients),
     }
 }

@@ -135,14 +135,15 @@ impl Http {
                         .await;
                 let looked_up =
                     looked_up.map_err(|_| unreachable(origin, &"its name is not resolved in time"))?;
-                let looked_up = looked_up.map_err(|_| unreachable(origin, &"its name cannot be resolved"))?;
+                let looked_up = looked_up.map_err(|_| no_address(origin, false))?;
                 looked_up.map(|address| address.ip()).collect()
             }
         };
-        let mut failure = unreachable(origin, &"its name has no address");
+        let mut failure = no_address(origin, false);
         for address in addresses {
             if !self.is_permitted(origin, address) {
-                failure = OciError::Internal { host: origin.host.clone(), address };
+                tracing::info!(registry = origin.authority, %address, "a registry has an internal address, which is not allowed");
+                failure = no_address(origin, true);
                 continue;
             }
             match timeout(CONNECT_TIMEOUT, TcpStream::connect(SocketAddr::new(address, origin.port))).await {
@@ -234,6 +235,10 @@ pub(crate) fn protocol(origin: &RegistryHost, why: &str) -> OciError {
     OciError::Protocol { registry: origin.authority.clone(), why: why.to_owned() }
 }
 
+fn no_address(origin: &RegistryHost, is_internal: bool) -> OciError {
+    OciError::NoAddress { registry: origin.authority.clone(), is_internal }
+}
+
 fn unreachable(origin: &RegistryHost, why: &dyn std::fmt::Display) -> OciError {
     OciError::Unreachable { registry: origin.authority.clone(), why: why.to_string() }
 }
@@ -269,8 +274,12 @@ mod tests {
                 headers: HeaderMap::new(),
                 body: Bytes::new(),
             };
+            let origin = origin_of(&ask.uri).unwrap();
             let error = Http::new(Registries::default()).ask(ask).await.unwrap_err();
-            assert!(matches!(error, OciError::Internal { .. }), "{inside}: {error}");
+            assert!(matches!(error, OciError::NoAddress { is_internal: true, .. }), "{inside}: {error}");
+            // The same text and the same attempts as for a name that does not exist.
+            let unknown = no_address(&origin, false);
+            assert_eq!(error.to_string(), unknown.to_string());
         }
     }
 }

@@ -242,7 +242,15 @@ impl Repository {
                 let host = &self.origin.authority;
                 let is_itself =
                     *host == self.registry || self.registry == "docker.io" && host == "registry-1.docker.io";
-                let why = if is_itself { why } else { format!("its mirror {host}: {why}") };
+                if !is_itself {
+                    tracing::warn!(
+                        registry = self.registry,
+                        mirror = host,
+                        why,
+                        "a registry's mirror cannot be reached"
+                    );
+                }
+                let why = if is_itself { why } else { format!("its mirror: {why}") };
                 OciError::Unreachable { registry: self.registry.clone(), why }
             }
             other => other,
@@ -285,7 +293,8 @@ impl Attempts {
 /// Returns whether an error may be gone at another attempt.
 fn is_transient(error: &OciError) -> bool {
     match error {
-        OciError::Unreachable { .. } => true,
+        // Not sooner over for a name inside than for one that does not exist.
+        OciError::Unreachable { .. } | OciError::NoAddress { .. } => true,
         OciError::Status { status, .. } => matches!(status, 429 | 500 | 502 | 503 | 504),
         OciError::Length { expected, found, .. } => found < expected,
         _ => false,

@@ -262,13 +262,13 @@ async fn what_cannot_be_reached_is_named_with_a_remedy() {
     assert!(error.contains(&format!("serve --registry-mirror {host}=https://…")), "{error}");
     let error = store.pull(&"ghcr.io/a/b".parse().unwrap(), &options).await.unwrap_err().to_string();
     assert!(
-        error.starts_with(&format!("registry ghcr.io cannot be reached: its mirror {host}: ")),
+        error.starts_with("registry ghcr.io cannot be reached: its mirror: ") && !error.contains(&host),
         "{error}"
     );
     assert!(error.contains("cofferdam template import"), "{error}");
     // Not named by the operator, and so not tried.
     let error = store.pull(&own, &PullOptions::default()).await.unwrap_err();
-    assert!(matches!(error, OciError::Internal { .. }), "{error}");
+    assert!(matches!(error, OciError::NoAddress { is_internal: true, .. }), "{error}");
 }
 
 #[tokio::test]
