@@ -94,6 +94,7 @@ async fn containers(arguments: &Arguments, report: &mut Report) -> Outcome {
     report.add(scenarios::kill(&server, rounds / 2).await?);
     report.add(scenarios::exec(&server, rounds * 2).await?);
     report.add(scenarios::under_load(&server, rounds).await?);
+    report.add(scenarios::beside_a_fork_bomb(&server).await?);
     report.add_all(scenarios::burst(&server, 100, "16 slots ready", "500").await?);
     report.add_all(scenarios::files(&server, arguments.file_mib).await?);
     let unfrozen = Server::start_with(arguments, 16, &["--keep-frozen-max", "0"]).await?;

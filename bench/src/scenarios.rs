@@ -80,6 +80,37 @@ pub(crate) async fn under_load(server: &Server, rounds: usize) -> Outcome<Figure
     Ok(Figure::latency("envd answers while 20 processes spin inside", "connection kept", "100", &times))
 }
 
+/// Sleeps for five milliseconds at a time, ten seconds long; prints by how much the longest sleep was late, in milliseconds.
+const SLEEPER: &str = "
+import time
+end, worst = time.monotonic() + 10, 0
+while time.monotonic() < end:
+    began = time.monotonic()
+    time.sleep(0.005)
+    worst = max(worst, time.monotonic() - began - 0.005)
+print(worst * 1000)
+";
+
+/// How late a neighbour of a fork bomb wakes up from a short sleep, at worst.
+pub(crate) async fn beside_a_fork_bomb(server: &Server) -> Outcome<Figure> {
+    let (bomber, neighbour) = (server.http.create().await?, server.http.create().await?);
+    let bomb = "(bomb() { bomb | bomb & }; bomb; sleep 100) >/dev/null 2>&1 &";
+    server.http.run(&bomber, "/bin/bash", &["-c", bomb]).await?;
+    let worst = server.http.run(&neighbour, "/usr/bin/python3", &["-c", SLEEPER]).await?;
+    for sandbox in [bomber, neighbour] {
+        server.http.kill(&sandbox).await?;
+    }
+    let worst: f64 = String::from_utf8(worst)?.trim().parse()?;
+    Ok(Figure::single(
+        "a fork bomb's neighbour sleeps too long by, at worst",
+        "5 ms sleeps",
+        "ms",
+        "100",
+        worst,
+        1.0,
+    ))
+}
+
 /// Creates that are requested at the same moment.
 pub(crate) async fn burst(server: &Server, count: usize, state: &str, goal: &str) -> Outcome<Vec<Figure>> {
     let begun = Instant::now();

@@ -94,3 +94,25 @@ def test_the_server_and_other_sandboxes_stay_responsive(server, cell):
         answers(cell)
     finally:
         other.kill()
+
+
+# Sleeps for five milliseconds at a time, and prints by how much the longest sleep was late.
+SLEEPER = """
+import time
+end, worst = time.monotonic() + 10, 0
+while time.monotonic() < end:
+    began = time.monotonic()
+    time.sleep(0.005)
+    worst = max(worst, time.monotonic() - began - 0.005)
+print(worst)
+"""
+
+
+@pytest.mark.container
+def test_a_fork_bomb_does_not_stall_its_neighbour(cell):
+    """The bench row of the same name has the goal, 100 ms; this bound leaves room for whatever else the machine does."""
+    cell.files.write("/tmp/sleeper.py", SLEEPER)
+    sleeper = cell.commands.run("python3 /tmp/sleeper.py", background=True)
+    with Sandbox.create() as other:
+        other.commands.run("bomb() { bomb | bomb & }; bomb; sleep 100", background=True)
+        assert float(sleeper.wait().stdout) < 1

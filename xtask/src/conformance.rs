@@ -65,6 +65,22 @@ pub(crate) fn run(rest: &[String]) -> Outcome<Tally> {
     Ok(tally)
 }
 
+/// Runs the exam on both engines; leaves their reports in [`exam_reports`].
+pub(crate) fn exam() -> Outcome {
+    let environment = Environment::prepare(&build::server()?, clients()?)?;
+    let dir = results_dir();
+    fs::create_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+    for engine in [Engine::Container, Engine::Microvm] {
+        environment.pytest("conformance/python/test_exam.py", engine).run()?;
+    }
+    Ok(())
+}
+
+/// Directory of the exam's reports, one file for each engine.
+pub(crate) fn exam_reports() -> PathBuf {
+    run::target().join("exam")
+}
+
 /// All suites on the container engine, and the tests marked `every_engine` on microVMs. Budgets are for two idle cores.
 pub(crate) fn all(environment: &Environment, budget: &mut Budget, tally: &mut Tally) {
     let python = |engine: Engine, words: &[&str]| {
@@ -132,6 +148,7 @@ impl Environment {
         command.args(["-m", "pytest", "-p", "no:cacheprovider", suite]);
         // Whole messages in its summary, which is repeated at the end.
         command.env("CI", "true").env("COFFERDAM_RESULTS", results_part(suite, engine));
+        command.env("COFFERDAM_EXAM_DIR", exam_reports());
         self.give(&mut command, engine);
         command
     }

@@ -38,11 +38,12 @@ usage: cargo xtask <task>
   build         release build of the server, envd and guest-init
   dist          the same for packages: slower to build, a little faster
   docs          writes docs/cli.md and docs/configuration.md; with --check only checks the other documents
+  exam          attacks the host from inside sandboxes of both engines, and writes docs/exam.md
   compatibility writes COMPATIBILITY.md from the results of the last conformance run
   bench         speed and memory, printed and written to target/bench.json; with --dist first, of that build
 
 words after the task go to the tool behind it (quickstart, unit, conformance, template, bench);
-test, unit, conformance and bench wait for each other in one checkout (target/xtask.lock)";
+test, unit, conformance, exam and bench wait for each other in one checkout (target/xtask.lock)";
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         }
         "conformance" => conformance_alone(&rest).and_then(|tally| conclude(&tally)),
         "template" => templates::build(&rest),
+        "exam" => exam(),
         "docs" if rest.first().is_some_and(|word| word == "--check") => docs::check(),
         "docs" => docs::write(),
         "compatibility" => docs::compatibility(),
@@ -117,6 +119,13 @@ fn unit_alone(rest: &[String]) -> Outcome<Tally> {
     setup::for_testing()?;
     let _lock = lock::take()?;
     unit(&build::server()?, &interpreter::root()?, rest)
+}
+
+fn exam() -> Outcome {
+    setup::for_testing()?;
+    let _lock = lock::take()?;
+    conformance::exam()?;
+    docs::exam()
 }
 
 fn conformance_alone(rest: &[String]) -> Outcome<Tally> {

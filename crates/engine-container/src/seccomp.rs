@@ -59,6 +59,14 @@ const FORBIDDEN: &[i64] = &[
     libc::SYS_kexec_file_load,
     libc::SYS_kexec_load,
     libc::SYS_keyctl,
+    // NUMA placement of memory: hints at most, with a history of faults.
+    libc::SYS_get_mempolicy,
+    libc::SYS_mbind,
+    libc::SYS_migrate_pages,
+    libc::SYS_move_pages,
+    libc::SYS_set_mempolicy,
+    libc::SYS_set_mempolicy_home_node,
+    LSM_SET_SELF_ATTR,
     libc::SYS_mount,
     libc::SYS_mount_setattr,
     libc::SYS_move_mount,
@@ -75,6 +83,8 @@ const FORBIDDEN: &[i64] = &[
     libc::SYS_settimeofday,
     libc::SYS_swapoff,
     libc::SYS_swapon,
+    // Hosts whose `kernel.dmesg_restrict` is 0 show the kernel's log to everyone.
+    libc::SYS_syslog,
     libc::SYS_umount2,
     libc::SYS_userfaultfd,
     libc::SYS_vhangup,
@@ -101,7 +111,30 @@ const ABSENT: &[i64] = &[
     libc::SYS_io_uring_register,
     // The number of its contexts is limited for the whole host.
     libc::SYS_io_setup,
+    libc::SYS_lookup_dcookie,
+    libc::SYS_nfsservctl,
+    libc::SYS_process_madvise,
+    MAP_SHADOW_STACK,
+    // Calls that Linux has no code for any more.
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS__sysctl,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_afs_syscall,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_getpmsg,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_putpmsg,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_security,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_tuxcall,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_vserver,
 ];
+
+/// Newer than libc's tables; the same on both architectures.
+const MAP_SHADOW_STACK: i64 = 453;
+const LSM_SET_SELF_ATTR: i64 = 460;
 
 /// The number after the newest call that this list considers (`removexattrat`); the same on both architectures.
 const FIRST_UNKNOWN: u32 = 467;

@@ -12,10 +12,11 @@ use crate::run::{self, Outcome};
 pub(crate) use checks::check;
 
 /// Variables that only development tasks and tests read.
-const DEVELOPMENT_VARIABLES: [(&str, &str); 13] = [
+const DEVELOPMENT_VARIABLES: [(&str, &str); 14] = [
     ("COFFERDAM_BIN", "The server under test."),
     ("COFFERDAM_CHAOS_ROUNDS", "Rounds of the test that kills servers at random moments."),
     ("COFFERDAM_CHAOS_SEED", "Seed of that test, to repeat a run."),
+    ("COFFERDAM_EXAM_DIR", "Directory that the exam's reports are written to."),
     ("COFFERDAM_FUZZ_CASES", "Inputs for each fuzz test of envd."),
     ("COFFERDAM_INTERPRETER_DATA", "Keeps the interpreter's template between runs."),
     ("COFFERDAM_INTERPRETER_ROOT", "Root file system with all languages, for the interpreter's tests."),
@@ -66,6 +67,21 @@ pub(crate) fn compatibility() -> Outcome {
     let text = run::new("python3").arg("conformance/compatibility.py").arg(&results).output()?;
     let path = run::root().join("COMPATIBILITY.md");
     fs::write(&path, text + "\n").map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// Writes docs/exam.md from the reports of the last exam.
+pub(crate) fn exam() -> Outcome {
+    let mut report = run::new("python3");
+    report.arg("conformance/exam_report.py");
+    for engine in ["container", "microvm"] {
+        let file = crate::conformance::exam_reports().join(format!("{engine}.json"));
+        if !file.exists() {
+            return Err(format!("{} is missing: run `cargo xtask exam`", file.display()));
+        }
+        report.arg(file);
+    }
+    let path = run::root().join("docs/exam.md");
+    fs::write(&path, report.output()? + "\n").map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// Returns paths and texts of the generated documents.

@@ -5,6 +5,7 @@ mod completions;
 mod docs;
 mod doctor;
 mod events;
+mod exam;
 mod exec;
 mod key;
 mod lifecycle;
@@ -35,6 +36,8 @@ pub(crate) enum Command {
     Quickstart(quickstart::QuickstartArguments),
     /// Checks whether this host can run sandboxes, and names the remedy for each fault.
     Doctor(doctor::DoctorArguments),
+    /// Attacks this host from inside a sandbox, and reports what got through.
+    Exam(exam::ExamArguments),
     /// Creates, lists and deletes API keys.
     #[command(subcommand)]
     Key(key::KeyCommand),
@@ -70,6 +73,7 @@ pub(crate) fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Quickstart(arguments) => quickstart::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Exam(arguments) => exam::run(&arguments),
         Command::Key(command) => key::run(command),
         Command::Team(command) => team::run(command),
         Command::Sandbox(command) => sandbox::run(command),
