@@ -88,6 +88,44 @@ def test_every_step_takes_effect(server, context):
         assert f"BUILD_ID={info.build_id}" in run("cat /.e2b")
 
 
+def test_a_tree_is_merged_into_the_system(server, tmp_path):
+    """Directories that exist keep their owner and mode, links to directories are followed, files in the way are replaced."""
+    for path, content in {
+        "etc/sudoers.d/extra": "user ALL=(ALL) NOPASSWD: ALL\n", "etc/app/app.conf": "mine", "tmp/note": "here", "bin/exam-tool": "#!/bin/sh\necho tool",
+        "lib/exam/data": "library", "opt/linked": "new", "home/user/deep/er/file": "deep",
+    }.items():
+        target = tmp_path / "rootfs" / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(content)
+    (tmp_path / "rootfs" / "bin" / "exam-tool").chmod(0o755)
+    (tmp_path / "single").write_text("single")
+    name = fresh()
+    before = "echo old > /opt/target; ln -s /opt/target /opt/linked; ln -s /opt/target /opt/single"
+    template = (
+        Template(file_context_path=str(tmp_path)).from_base_image().run_cmd(before, user="root")
+        .copy("rootfs/", "/").copy("single", "/opt/single").run_cmd("sudo chown root:root /etc/sudoers.d/extra && sudo chmod 440 /etc/sudoers.d/extra")
+    )
+    build(template, name)
+    with Sandbox.create(name) as sandbox:
+        run = lambda command: sandbox.commands.run(command).stdout
+        assert run("stat -c '%U' / /etc /etc/sudoers.d /tmp /opt /usr/bin /home | sort -u") == "root\n"
+        assert run("stat -c %a /tmp") == "1777\n" and run("stat -c %F /bin /lib") == "symbolic link\nsymbolic link\n"
+        assert run("exam-tool; cat /usr/lib/exam/data; cat /etc/app/app.conf /tmp/note ~/deep/er/file") == "tool\nlibraryminehere" + "deep"
+        assert run("cat /opt/target; cat /opt/linked /opt/single; stat -c %F /opt/linked /opt/single") == "old\nnewsingleregular file\nregular file\n"
+        assert run("sudo id -un; mktemp >/dev/null && echo writable") == "root\nwritable\n"
+        assert run("stat -c %U /etc/app /etc/app/app.conf ~/deep") == "user\nuser\nuser\n"
+
+
+def test_a_directory_and_a_file_do_not_replace_each_other(server, tmp_path):
+    (tmp_path / "rootfs" / "etc" / "hostname").mkdir(parents=True)
+    (tmp_path / "rootfs" / "etc" / "hostname" / "x").write_text("x")
+    (tmp_path / "file" / "etc").mkdir(parents=True)
+    (tmp_path / "file" / "etc" / "apt").write_text("x")
+    for tree, message in [("rootfs/", "/etc/hostname is no directory"), ("file/", "/etc/apt is a directory")]:
+        with pytest.raises(BuildException, match=message):
+            build(Template(file_context_path=str(tmp_path)).from_base_image().copy(tree, "/"))
+
+
 def test_cached_steps_are_reused_and_changed_ones_are_run(server):
     def steps(last):
         return (

@@ -157,6 +157,10 @@ impl Step {
     pub fn cache_key(&self, previous: &str) -> String {
         let mut parts = vec![previous, &self.kind, self.files_hash.as_deref().unwrap_or("")];
         parts.extend(self.args.iter().map(String::as_str));
+        if matches!(self.action, Action::Copy { .. }) {
+            // Results of a server that copied by other rules are not reused.
+            parts.push(scripts::COPY);
+        }
         hash_parts(&parts)
     }
 }

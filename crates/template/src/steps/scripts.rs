@@ -2,7 +2,8 @@
 //! They run as root, in bash; `PROVISION` in the shell of the image. They leave no temporary files.
 
 /// Unpacks `ARCHIVE` and copies its `FROM` to `TO` (absolute; ends with a slash if it must be a directory) for `OWNER`, with `MODE` if
-/// that is not empty. The rules are Docker's: contents of directories are merged, a single file may be renamed.
+/// that is not empty. The rules are Docker's: contents of directories are merged, a single file may be renamed. Directories that exist
+/// keep their owner and mode, also behind a symbolic link; files and links in the way of a file are replaced, not written through.
 pub const COPY: &str = r#"
 set -euo pipefail
 shopt -s dotglob nullglob
@@ -21,6 +22,42 @@ make_directory() {
     chown -h -- "$OWNER" "${missing[@]}"
 }
 
+# Copies files, each to the directory $1, in place of what is there.
+copy_files() {
+    local target=$1 one stale=()
+    shift
+    (($#)) || return 0
+    for one; do
+        one=$target/${one##*/}
+        if [[ -d $one && ! -L $one ]]; then
+            echo "COPY: $one is a directory, and what is to be copied there is none" >&2
+            exit 1
+        fi
+        if [[ -e $one || -L $one ]]; then stale+=("$one"); fi
+    done
+    # In parts, because there may be more than fit into the arguments of a program.
+    ((${#stale[@]} == 0)) || printf '%s\0' "${stale[@]}" | xargs -0 rm -f --
+    printf '%s\0' "$@" | xargs -0 sh -c 'target=$1; shift; exec cp -a -- "$@" "$target/"' sh "$target"
+}
+
+# Copies the contents of the directory $1 into the directory $2.
+merge() {
+    local source=$1 target=${2%/} entry files=()
+    for entry in "$source"/*; do
+        if [[ ! -d $entry || -L $entry ]]; then
+            files+=("$entry")
+        elif [[ -d $target/${entry##*/} ]]; then
+            merge "$entry" "$target/${entry##*/}"
+        elif [[ -e $target/${entry##*/} || -L $target/${entry##*/} ]]; then
+            echo "COPY: $target/${entry##*/} is no directory, and what is to be copied there is one" >&2
+            exit 1
+        else
+            cp -a -- "$entry" "$target/"
+        fi
+    done
+    copy_files "$target" "${files[@]}"
+}
+
 cd -- "$unpacked"
 from=${FROM#/}
 [[ -n $from ]] || from=.
@@ -36,16 +73,13 @@ if ((${#found[@]} == 0)); then
 fi
 if ((${#found[@]} == 1)) && [[ ! -d ${found[0]} || -L ${found[0]} ]] && [[ $TO != */ && ! -d $TO ]]; then
     make_directory "$(dirname -- "$TO")"
+    rm -f -- "$TO"
     cp -a -- "${found[0]}" "$TO"
     exit
 fi
 make_directory "$TO"
 for one in "${found[@]}"; do
-    if [[ -d $one && ! -L $one ]]; then
-        for entry in "$one"/*; do cp -a -- "$entry" "${TO%/}/"; done
-    else
-        cp -a -- "$one" "${TO%/}/"
-    fi
+    if [[ -d $one && ! -L $one ]]; then merge "$one" "$TO"; else copy_files "${TO%/}" "$one"; fi
 done
 "#;
 
