@@ -82,8 +82,13 @@ impl From<StepError> for StepFailure {
 
 impl From<LayerError> for StepFailure {
     fn from(error: LayerError) -> Self {
-        tracing::warn!(%error, "the layer store failed in a build");
-        Self::new(ON_THE_HOST)
+        tracing::warn!(%error, "a layer of a build could not be stored");
+        match error {
+            LayerError::TooDeep { .. } => Self::new(
+                "directories are nested deeper than a layer allows (paths of 4,000 bytes); remove them first",
+            ),
+            _ => Self::new(ON_THE_HOST),
+        }
     }
 }
 

@@ -193,10 +193,7 @@ fn write_snapshot(
     work().map_err(|error| {
         let _ = host.trees.discard(&snapshot_tree(id));
         let _ = remove_dir(&partial.dir);
-        match error {
-            EngineError::Capture(_) => error,
-            other => EngineError::Capture(other.to_string()),
-        }
+        error.in_capture()
     })
 }
 

@@ -46,7 +46,7 @@ pub(crate) async fn capture(
         sandbox.stop_vm().await?;
     }
     let written = if memory && !sandbox.is_quiesced() {
-        Err(EngineError::Capture(NOT_QUIESCED.into()))
+        Err(EngineError::Uncapturable(NOT_QUIESCED))
     } else {
         write_snapshot(sandbox, snapshot, memory, durability).await
     };
@@ -59,10 +59,7 @@ pub(crate) async fn capture(
     if written.is_ok() && durability == Durability::Durable {
         lease.host.journal_replayer.add(snapshot, snapshot.image(&lease.host));
     }
-    let memory_bytes = written.map_err(|error| match error {
-        EngineError::Capture(_) => error,
-        other => EngineError::Capture(other.to_string()),
-    })?;
+    let memory_bytes = written.map_err(EngineError::in_capture)?;
     Ok(SnapshotInfo { memory, memory_bytes, stopped })
 }
 

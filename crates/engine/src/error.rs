@@ -37,6 +37,9 @@ pub enum EngineError {
     /// The sandbox could not be captured; it is as it was before.
     #[error("the sandbox could not be captured: {0}")]
     Capture(String),
+    /// The sandbox could not be captured because of what it does; it is as it was before. The text is for its owner.
+    #[error("the sandbox could not be captured: {0}")]
+    Uncapturable(&'static str),
     /// A snapshot could not be restored; the snapshot is unchanged.
     #[error("the sandbox could not be restored: {0}")]
     Restore(String),
@@ -59,9 +62,11 @@ impl EngineError {
     #[must_use]
     pub fn for_clients(&self) -> String {
         let text = match self {
-            Self::NotFound | Self::Exhausted(_) | Self::Unsupported(_) | Self::Timeout(_) => {
-                return self.to_string();
-            }
+            Self::NotFound
+            | Self::Exhausted(_)
+            | Self::Unsupported(_)
+            | Self::Uncapturable(_)
+            | Self::Timeout(_) => return self.to_string(),
             Self::Template(_) => "the template cannot be used",
             Self::Host { .. } => "the host lacks something that it needs",
             Self::Kernel { .. } => "the host failed",
@@ -71,6 +76,15 @@ impl EngineError {
             Self::Capturing => "the sandbox is still being captured",
         };
         format!("{text}; the operator of this server finds the reason in its log")
+    }
+
+    /// Makes an error of a capture of one that happened in it. Clients are told what they can do something about.
+    #[must_use]
+    pub fn in_capture(self) -> Self {
+        match self {
+            Self::Capture(_) | Self::Uncapturable(_) | Self::Exhausted(_) => self,
+            other => Self::Capture(other.to_string()),
+        }
     }
 
     /// Returns a function for `map_err` that names the step in which an I/O error happened.

@@ -292,6 +292,7 @@ pub(crate) fn start_error(error: EngineError) -> ControlError {
         | EngineError::Kernel { .. }
         | EngineError::Died(_)
         | EngineError::Capture(_)
+        | EngineError::Uncapturable(_)
         | EngineError::Restore(_)
         | EngineError::Capturing => ControlError::StartFailed(for_clients),
     }
