@@ -96,7 +96,7 @@ pub(crate) fn all(environment: &Environment, budget: &mut Budget, tally: &mut Ta
     tally.add("python", budget.part("python, two at a time", 420, || python(Engine::Container, &words)));
     let words = ["-m", "alone"];
     tally
-        .add("python alone", budget.part("python, one at a time", 150, || python(Engine::Container, &words)));
+        .add("python alone", budget.part("python, one at a time", 190, || python(Engine::Container, &words)));
     let words = [&beside[..], &["-m", "every_engine"]].concat();
     tally.add("microVMs", budget.part("python on microVMs", 300, || python(Engine::Microvm, &words)));
     let network = || environment.network(Engine::Container).tally();

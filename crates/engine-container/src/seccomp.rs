@@ -159,6 +159,7 @@ pub(crate) fn program() -> Vec<sock_filter> {
     on(&mut program, libc::SYS_clone, &no_bits(NEW_NAMESPACE));
     on(&mut program, libc::SYS_unshare, &no_bits(NEW_NAMESPACE | CLONE_NEWTIME));
     on(&mut program, libc::SYS_ioctl, &ioctl());
+    on(&mut program, libc::SYS_fcntl, &fcntl());
     on(&mut program, libc::SYS_prlimit64, &keep_core_limit(1, 2));
     #[cfg(target_arch = "x86_64")]
     on(&mut program, libc::SYS_setrlimit, &keep_core_limit(0, 1));
@@ -191,6 +192,17 @@ fn ioctl() -> [sock_filter; 5] {
         jump(EQUAL, TIOCSTI, 1, 0),
         jump(EQUAL, TIOCLINUX, 0, 1),
         ret(refuse(libc::EPERM)),
+        ret(libc::SECCOMP_RET_ALLOW),
+    ]
+}
+
+/// Refuses dnotify, as kernels without it do. Nothing limits its watches, and closing one takes time for each other one of the
+/// directory, so their number can make the end of a process take minutes.
+fn fcntl() -> [sock_filter; 4] {
+    [
+        load(argument(1)),
+        jump(EQUAL, libc::F_NOTIFY.cast_unsigned(), 0, 1),
+        ret(refuse(libc::EINVAL)),
         ret(libc::SECCOMP_RET_ALLOW),
     ]
 }
@@ -402,6 +414,8 @@ mod tests {
         }
         assert_eq!(decide(libc::SYS_ioctl, [0, 0x5412, 0, 0, 0, 0]), refuse(libc::EPERM));
         assert_eq!(decide(libc::SYS_ioctl, [0, 0x5413, 0, 0, 0, 0]), libc::SECCOMP_RET_ALLOW);
+        assert_eq!(decide(libc::SYS_fcntl, [0, 1026, 0, 0, 0, 0]), refuse(libc::EINVAL));
+        assert_eq!(decide(libc::SYS_fcntl, [0, 1024, 0, 0, 0, 0]), libc::SECCOMP_RET_ALLOW);
         assert_eq!(decide(0x4000_0000 | libc::SYS_mount, [0; 6]), refuse(libc::ENOSYS));
         assert_eq!(decide(467, [0; 6]), refuse(libc::ENOSYS), "open_tree_attr");
         assert_eq!(decide(466, [0; 6]), libc::SECCOMP_RET_ALLOW);

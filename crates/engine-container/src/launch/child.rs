@@ -32,16 +32,39 @@ const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SETFCAP);
 
 /// Files of `/proc` that are covered with `/dev/null`.
-const MASKED_FILES: [&str; 6] = [
+const MASKED_FILES: [&str; 13] = [
+    "/proc/cgroups",
+    "/proc/cmdline",
+    "/proc/config.gz",
+    "/proc/diskstats",
+    "/proc/interrupts",
+    "/proc/kallsyms",
     "/proc/kcore",
     "/proc/keys",
     "/proc/latency_stats",
+    "/proc/partitions",
+    "/proc/swaps",
     "/proc/sysrq-trigger",
     "/proc/timer_list",
-    "/proc/kallsyms",
 ];
-/// Directories that are covered with an empty directory.
-const MASKED_DIRS: [&str; 4] = ["/proc/acpi", "/proc/scsi", "/sys/firmware", "/sys/kernel/security"];
+/// Directories that are covered with an empty directory. A trigger in `/proc/pressure` makes the end of its process wait for RCU, and
+/// there is no limit on them. Loop devices name the files behind them, which are paths of the host.
+const MASKED_DIRS: [&str; 14] = [
+    "/proc/acpi",
+    "/proc/pressure",
+    "/proc/scsi",
+    "/sys/block",
+    "/sys/class/block",
+    "/sys/dev/block",
+    "/sys/devices/virtual/block",
+    "/sys/devices/virtual/dmi",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+    "/sys/fs/btrfs",
+    "/sys/fs/ext4",
+    "/sys/fs/xfs",
+    "/sys/kernel/security",
+];
 /// Directories that are visible but read-only, even where the kernel would allow writing.
 const READ_ONLY: [&str; 4] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys"];
 
