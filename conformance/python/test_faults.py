@@ -153,7 +153,7 @@ def test_snapshots_that_cannot_be_written():
         run("mount", "-o", "remount,ro,bind", dir)
         try:
             for call in (sandbox.pause, sandbox.create_snapshot, sandbox.fork):
-                fails(call, "Read-only file system", "read-only")
+                fails(call, "could not be captured")
                 is_well(sandbox, pid)
             assert paused.get_info().state.value == "paused"
             assert paused.kill() is True, "what is left of it is removed later"
@@ -267,7 +267,7 @@ def test_criu_hangs(unreliable_criu, way):
         pid, other = sleeper_in(sandbox, LARGE), sleeper_in(kept, LARGE)
         assert kept.pause() is True
         mood.write_text(way)
-        fails(sandbox.pause, "CRIU was silent")
+        fails(sandbox.pause, "could not be captured")
         assert not states(server) or len(states(server)) == 1, "nothing half-made is left"
         assert not host_state.settled(lambda: host_state.dumps(server.data)), "it was ended"
         listed = {each["sandboxID"]: each["state"] for each in server.sandboxes()}
