@@ -25,6 +25,11 @@ pub enum GuestError {
     /// overlayfs refuses to stack the layers.
     #[error("the template's layers cannot be mounted together: {0}; build the template again")]
     Merge(io::Error),
+    /// The template's directories are nested too deeply for a disk image.
+    #[error(
+        "the template has a path of {0} bytes, and a microVM's disk image has room for 2,000; remove the directories that are nested so deeply"
+    )]
+    TooDeep(usize),
     /// A program of e2fsprogs is not installed.
     #[error("{0} is not installed; install it with: apt-get install e2fsprogs")]
     NoProgram(&'static str),

@@ -22,6 +22,8 @@ const MIB: u64 = 1 << 20;
 const MARGIN: u64 = 32 * MIB;
 /// Space that a file needs besides its content, bytes: inode, name, the rest of its last block.
 const BYTES_PER_ENTRY: u64 = 4096;
+/// Maximum length of a path in a base image, bytes. At 2,040 mkfs.ext4 writes a byte beyond its buffer, and it runs on the host.
+const MAX_PATH: usize = 2000;
 /// The directory that mkfs.ext4 always creates.
 const LOST_AND_FOUND: &str = "lost+found";
 /// Fixed UUID, so that equal layers give equal images.
@@ -31,7 +33,7 @@ const UUID: &str = "c0fe0000-0000-4000-8000-000000000000";
 /// overlayfs' own marks. Blocks for about two seconds for a template of some hundred MiB.
 ///
 /// # Errors
-/// A layer is missing, layers cannot be stacked, mkfs.ext4 (1.47 or newer) is missing or fails, or
+/// A layer is missing or has too long a path, layers cannot be stacked, mkfs.ext4 (1.47 or newer) is missing or fails, or
 /// there is no room on the disk.
 pub fn build_base(layers: &[PathBuf], target: &Path) -> Result<(), GuestError> {
     if let Some(missing) = layers.iter().find(|layer| !layer.is_dir()) {
@@ -42,6 +44,9 @@ pub fn build_base(layers: &[PathBuf], target: &Path) -> Result<(), GuestError> {
     let empty = TempDir::new_in(dir).map_err(GuestError::at(dir))?;
     let merged = merge::mount(layers, empty.path()).map_err(GuestError::Merge)?;
     let size = layers::tree_size(&merged.path())?;
+    if size.longest_path > MAX_PATH {
+        return Err(GuestError::TooDeep(size.longest_path));
+    }
     let bytes = size.bytes + size.entries * BYTES_PER_ENTRY;
     let bytes = (bytes + bytes / 8 + MARGIN).next_multiple_of(MIB);
     let inodes = (size.entries + size.entries / 16 + 64).to_string();

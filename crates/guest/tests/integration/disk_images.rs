@@ -158,3 +158,19 @@ fn an_empty_disk_takes_little_space_and_has_its_size() {
     let free = rustix::fs::statvfs(&mounted.0).unwrap();
     assert!(free.f_bavail * free.f_frsize > 950 << 20, "{} MiB", (free.f_bavail * free.f_frsize) >> 20);
 }
+
+/// mkfs.ext4 runs on the host as root, and longer paths overflow its buffer.
+#[test]
+fn paths_are_no_longer_than_mkfs_can_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let layer = dir.path().join("layer");
+    let of_length = |length: usize| layer.join("d/".repeat(length / 2 - 1)).join("e");
+    fs::create_dir_all(of_length(2000)).unwrap();
+    disk_images::build_base(std::slice::from_ref(&layer), &dir.path().join("image")).unwrap();
+    for length in [2002, 2040, 3900] {
+        fs::create_dir_all(of_length(length)).unwrap();
+        let error =
+            disk_images::build_base(std::slice::from_ref(&layer), &dir.path().join("image")).unwrap_err();
+        assert!(matches!(error, GuestError::TooDeep(found) if found == length), "{error}");
+    }
+}
