@@ -116,6 +116,14 @@ def test_a_tree_is_merged_into_the_system(server, tmp_path):
         assert run("stat -c %U /etc/app /etc/app/app.conf ~/deep") == "user\nuser\nuser\n"
 
 
+def test_a_step_ends_with_its_shell(server):
+    name = fresh()
+    begun = time.monotonic()
+    build(Template().from_base_image().run_cmd("sleep 1000 & echo done > /home/user/result").run_cmd("yes > /dev/null &"), name)
+    assert time.monotonic() - begun < 100
+    assert read(name, "/home/user/result") == "done\n"
+
+
 def test_a_directory_and_a_file_do_not_replace_each_other(server, tmp_path):
     (tmp_path / "rootfs" / "etc" / "hostname").mkdir(parents=True)
     (tmp_path / "rootfs" / "etc" / "hostname" / "x").write_text("x")

@@ -3,6 +3,8 @@
 set -eu
 
 useradd --create-home --uid 1000 --shell /bin/bash user
+# Servers that run as users of their own (www-data, postgres) read files below it.
+chmod 0755 /home/user
 passwd --delete user >/dev/null
 echo 'user ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/user
 chmod 0440 /etc/sudoers.d/user

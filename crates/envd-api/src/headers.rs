@@ -9,6 +9,10 @@ pub const ACCESS_TOKEN: &str = "x-access-token";
 /// Tells envd that a signed link authorizes a file request, and nothing else. The edge sets it where it removes the signature.
 pub const BY_LINK: &str = "x-envd-by-link";
 
+/// Asks for the end of a process's stream as soon as the process has exited, even if others that it started hold its output open, in
+/// requests to start one.
+pub const END_AT_EXIT: &str = "x-envd-end-at-exit";
+
 /// Confirms in the response to `POST /init` that the kernel's random generator was reseeded.
 pub const RESEEDED: &str = "x-envd-reseeded";
 

@@ -332,6 +332,23 @@ mod tests {
     }
 
     #[test]
+    fn programs_are_told_an_address_of_their_own() {
+        let namespace = Namespace::new_network().unwrap();
+        configure(&namespace).unwrap();
+        let told = |to: &'static str, from: &'static str| {
+            in_network_namespace(&namespace, || {
+                let socket = UdpSocket::bind((from, 0))?;
+                socket.connect((to, 80))?;
+                Ok(socket.local_addr()?.ip().to_string())
+            })
+            .unwrap()
+        };
+        assert_eq!(told("8.8.8.8", "0.0.0.0"), "169.254.0.21");
+        assert_eq!(told("2001:db8::1", "::"), "fd00:cf::2");
+        assert_eq!(told("127.0.0.1", "0.0.0.0"), "127.0.0.1");
+    }
+
+    #[test]
     fn a_connection_from_another_local_address_to_loopback_works() {
         let namespace = Namespace::new_network().unwrap();
         configure(&namespace).unwrap();

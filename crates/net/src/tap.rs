@@ -133,7 +133,7 @@ const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_PREFSRC: u16 = 7;
 
-fn address(batch: &mut Batch, index: u32, family: u8, prefix: u8, octets: &[u8]) {
+pub(crate) fn address(batch: &mut Batch, index: u32, family: u8, prefix: u8, octets: &[u8]) {
     const LOCAL: u16 = 2;
     const ADDRESS: u16 = 1;
     /// `IFA_F_NODAD`: no other host is on the link, so no duplicate address detection.

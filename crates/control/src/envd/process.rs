@@ -72,6 +72,8 @@ pub(crate) async fn run(
     let mut options = CallOptions::default()
         .with_max_message_size(MAX_MESSAGE)
         .with_header(headers::ACCESS_TOKEN, token)
+        // A build step ends when its shell does, whatever runs on in the background.
+        .with_header(headers::END_AT_EXIT, "1")
         .with_header(header::AUTHORIZATION, headers::user_authorization(command.user));
     if let Some(limit) = command.limit {
         options = options.with_timeout(limit);

@@ -122,11 +122,16 @@ impl Process {
         }
     }
 
+    /// From now on the end is delivered without waiting for inherited pipes.
+    pub fn hurry(&self) {
+        self.hurry.store(true, Ordering::Release);
+        self.hurried.notify_one();
+    }
+
     /// Sends a signal, unless the process has been reaped: its id may belong to another process then.
     /// Afterwards the end is delivered without waiting for inherited pipes.
     pub fn signal(&self, signal: Signal) -> rustix::io::Result<()> {
-        self.hurry.store(true, Ordering::Release);
-        self.hurried.notify_one();
+        self.hurry();
         let exit = lock(&self.exit);
         let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
         match (&*exit, pid) {

@@ -8,6 +8,7 @@ use connectrpc::{
     ConnectError, Encodable, InboundStream, RequestContext, Response, ServiceRequest, ServiceResult,
     ServiceStream,
 };
+use envd_api::headers::END_AT_EXIT;
 use envd_api::process::process_selector::Selector;
 use envd_api::process::stream_input_request::Event as InputEvent;
 use envd_api::process::{
@@ -103,6 +104,9 @@ impl Process for Processes {
         let user = caller(&self.0, &ctx)?;
         let request = request.to_owned_message();
         let (process, events) = start::start(&self.0, &user, request, ctx.deadline()).await?;
+        if ctx.headers().contains_key(END_AT_EXIT) {
+            process.hurry();
+        }
         let events = stream::live(process.pid, events, stream::keepalive(ctx.headers()));
         Response::stream_ok(
             events.map(|event| Ok(StartResponse { event: event.into(), ..Default::default() })),

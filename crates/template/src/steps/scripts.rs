@@ -106,6 +106,7 @@ if ! id -u -- "$NAME" >/dev/null 2>&1; then
     else
         adduser -D -s /bin/bash "$NAME"
     fi
+    chmod 0755 "$(awk -F: -v name="$NAME" '$1 == name { print $6 }' /etc/passwd)"
 fi
 if [[ $SUDO == true ]]; then
     mkdir -p /etc/sudoers.d
@@ -163,6 +164,7 @@ if ! id -u user >/dev/null 2>&1; then
     else
         adduser -D -s /bin/bash user
     fi
+    chmod 0755 ~user
 fi
 passwd -d user >/dev/null 2>&1 || true
 mkdir -p /etc/sudoers.d
