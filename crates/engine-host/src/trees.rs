@@ -2,7 +2,7 @@
 
 use std::io;
 
-use engine::{EngineError, SandboxId, SnapshotId};
+use engine::{DISK_FULL, EngineError, SandboxId, SnapshotId};
 use layers::{LayerError, TreeName};
 
 /// Returns a function for `map_err` that names the step in which an error of a writable tree happened.
@@ -22,10 +22,7 @@ fn is_full(error: &io::Error) -> bool {
 }
 
 fn no_room() -> EngineError {
-    EngineError::Exhausted(
-        "the disk of sandboxes is full: end sandboxes, delete snapshots, or have the operator free space"
-            .to_owned(),
-    )
+    EngineError::Exhausted(DISK_FULL.to_owned())
 }
 
 /// Returns the name of a sandbox's tree: its id.

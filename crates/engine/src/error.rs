@@ -3,6 +3,10 @@
 
 use std::io;
 
+/// What clients are told of a full disk.
+pub const DISK_FULL: &str =
+    "the disk of sandboxes is full: end sandboxes, delete snapshots, or have the operator free space";
+
 /// An engine's failure.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -68,6 +72,7 @@ impl EngineError {
             | Self::Uncapturable(_)
             | Self::Timeout(_) => return self.to_string(),
             Self::Template(_) => "the template cannot be used",
+            Self::Kernel { .. } if self.is_disk_full() => return DISK_FULL.to_owned(),
             Self::Host { .. } => "the host lacks something that it needs",
             Self::Kernel { .. } => "the host failed",
             Self::Capture(_) => "the sandbox could not be captured",
@@ -76,6 +81,13 @@ impl EngineError {
             Self::Capturing => "the sandbox is still being captured",
         };
         format!("{text}; the operator of this server finds the reason in its log")
+    }
+
+    /// Whether a step failed because the disk, or the quota of all sandboxes, is used up.
+    #[must_use]
+    pub fn is_disk_full(&self) -> bool {
+        let is_full = |kind| matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        matches!(self, Self::Kernel { source, .. } if is_full(source.kind()))
     }
 
     /// Makes an error of a capture of one that happened in it. Clients are told what they can do something about.
@@ -99,6 +111,8 @@ mod tests {
 
     #[test]
     fn clients_learn_nothing_of_the_host() {
+        let full = EngineError::Kernel { step: "format a disk", source: io::ErrorKind::QuotaExceeded.into() };
+        assert_eq!((full.is_disk_full(), full.for_clients().as_str()), (true, DISK_FULL));
         let secret = || "pid 4242: /var/lib/cofferdam".to_owned();
         for error in [
             EngineError::Template(secret()),

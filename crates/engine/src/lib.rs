@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 pub use durability::Durability;
-pub use error::EngineError;
+pub use error::{DISK_FULL, EngineError};
 pub use ids::{SandboxId, SnapshotId, TeamId};
 pub use net::EgressPolicy;
 pub use several::Engines;

@@ -284,6 +284,7 @@ pub(crate) fn start_error(error: EngineError) -> ControlError {
     let for_clients = error.for_clients();
     match error {
         EngineError::Exhausted(what) => ControlError::Capacity(what),
+        EngineError::Kernel { .. } if error.is_disk_full() => ControlError::Capacity(for_clients),
         EngineError::Timeout(what) => ControlError::StartTimeout(format!("{what} did not finish in time")),
         EngineError::Template(_) | EngineError::Host { .. } | EngineError::Unsupported(_) => {
             ControlError::StartRefused(for_clients)
