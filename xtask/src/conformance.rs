@@ -98,7 +98,7 @@ pub(crate) fn all(environment: &Environment, budget: &mut Budget, tally: &mut Ta
     tally
         .add("python alone", budget.part("python, one at a time", 190, || python(Engine::Container, &words)));
     let words = [&beside[..], &["-m", "every_engine"]].concat();
-    tally.add("microVMs", budget.part("python on microVMs", 300, || python(Engine::Microvm, &words)));
+    tally.add("microVMs", budget.part("python on microVMs", 440, || python(Engine::Microvm, &words)));
     let network = || environment.network(Engine::Container).tally();
     tally.add("network", budget.part("network", 60, network));
     let javascript = || environment.node(Engine::Container).and_then(|mut node| node.tally());

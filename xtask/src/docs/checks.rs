@@ -262,9 +262,11 @@ mod tests {
             "`crates/nothing/here.rs`, `xtask/src/main.rs::no_such_function`, `xtask/src/main.rs::main`";
         assert_eq!(paths_missing(Path::new("x.md"), paths).len(), 2);
         assert_eq!(links_missing(Path::new("docs/x.md"), "[a](nothing.md) [b](../README.md#start)").len(), 1);
-        let faults = code_map_missing("| `crates/net` | `dns.rs` `nothing.rs` |");
+        let faults = code_map_missing("| `crates/net` | `gateway.rs` `nothing.rs` |");
         assert!(faults.contains(&"ARCHITECTURE.md: crates/net has no `nothing.rs`".to_owned()));
-        assert!(!faults.iter().any(|fault| fault.contains("crates/net is not") || fault.contains("dns.rs")));
+        assert!(
+            !faults.iter().any(|fault| fault.contains("crates/net is not") || fault.contains("gateway.rs"))
+        );
         assert_eq!(
             tests_missing("Held by `every_route_is_described_and_every_described_route_exists`,\n`no_such_test_anywhere`. And `this`.")
                 .len(),

@@ -177,7 +177,8 @@ async fn files_come_and_go() {
     };
     assert_eq!(names(files.list("new", 1).await.unwrap()), ["deep", "pieces"]);
     files.as_user("root").write("by-root", "x").await.unwrap();
-    assert_eq!(files.info("/root/by-root").await.unwrap().owner, "root");
+    assert_eq!(files.as_user("root").info("/root/by-root").await.unwrap().owner, "root");
+    assert!(files.info("/root/by-root").await.is_err(), "its user may not look into the home of root");
 
     assert!(files.exists("new/pieces").await.unwrap());
     files.remove("new").await.unwrap();

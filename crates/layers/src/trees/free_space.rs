@@ -73,9 +73,10 @@ struct Limiter {
 impl Limiter {
     /// Sets the limit, if it changed noticeably.
     fn update(&mut self) -> io::Result<()> {
+        // In this order: what is written between the two readings makes the limit too low until the next update, and not too high.
+        let charged: u64 = fs::read_to_string(&self.counter)?.trim().parse().map_err(io::Error::other)?;
         let disk = statvfs(&self.image)?;
         let room = (disk.f_bavail * disk.f_frsize).saturating_sub(reserve(disk.f_blocks * disk.f_frsize));
-        let charged: u64 = fs::read_to_string(&self.counter)?.trim().parse().map_err(io::Error::other)?;
         let limit = charged.saturating_add(room);
         // Each change costs a transaction, and what trees write changes both terms by the same amount.
         let tolerance = (room / 16).max(8 * MIB);
