@@ -1,6 +1,6 @@
 //! Prevents a btrfs image from filling the disk that contains it.
 //! All trees are in one quota group. The group's limit is the size of all trees plus the free space of the disk, minus a reserve for
-//! other programs and for the image's metadata. Other programs use the disk too, so the limit is updated every two seconds.
+//! other programs and for the image's metadata. Other programs use the disk too, so the limit is updated twice a second.
 
 use std::fs::{self, File};
 use std::io;
@@ -21,7 +21,7 @@ use super::charges::Charges;
 pub(super) const GROUP: QuotaGroup = QuotaGroup(1);
 
 /// Interval of updates: the kernel has no event for changes of free space.
-const INTERVAL: Duration = Duration::from_secs(2);
+const INTERVAL: Duration = Duration::from_millis(500);
 
 /// A thread that updates the limit until this is dropped.
 #[derive(Debug)]
