@@ -11,6 +11,8 @@ import path from 'node:path'
 import readline from 'node:readline'
 import { promisify } from 'node:util'
 
+import { record } from './recording.mjs'
+
 export class Server {
   /** `trusting` gives sandboxes the certificate authorities that this host trusts, so that package managers work in them. */
   static async start({ data, trusting = false, options: more = [] } = {}) {
@@ -69,9 +71,11 @@ export class Server {
       const request = http.request(this.url + target, { method, headers, agent: false }, (response) => {
         const chunks = []
         response.on('data', (chunk) => chunks.push(chunk))
-        response.on('end', () =>
-          resolve({ status: response.statusCode, headers: response.headers, text: Buffer.concat(chunks).toString() })
-        )
+        response.on('end', () => {
+          const text = Buffer.concat(chunks).toString()
+          record(method, this.url + target, request.getHeaders(), response.statusCode, response.headers['content-type'] ?? '', text)
+          resolve({ status: response.statusCode, headers: response.headers, text })
+        })
         response.on('error', reject)
       })
       request.on('error', reject)

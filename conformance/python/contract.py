@@ -2,12 +2,15 @@
 
 `install` hooks into the HTTP client of the official SDK (httpx); `Server.call` reports its own
 requests with `check`. Deviations are collected, because code under test may swallow exceptions;
-`conftest.py` fails the test during which they came.
+`conftest.py` fails the test during which they came. Run as a program, it compares what the
+JavaScript clients received (`js/recording.mjs`).
 """
 
 import json
 import pathlib
 import re
+import sys
+from collections import Counter
 
 import httpx
 import yaml
@@ -20,6 +23,9 @@ ENVD_PORT = "49983"
 
 deviations = []
 """Deviations since they were last looked at."""
+
+compared = Counter()
+"""How many responses of described operations were compared, by document."""
 
 
 class Contract:
@@ -101,6 +107,8 @@ def check(method, url, headers, status, response_headers, body):
         return
     path = httpx.URL(url).raw_path.decode().split("?")[0]
     contract = ENVD if to_sandbox else API
+    if contract.operation(method, path):
+        compared["envd" if to_sandbox else "api"] += 1
     wrong = contract.problem(method, path, status, response_headers.get("content-type", ""), body)
     if wrong:
         deviations.append(f"{method} {path} -> {status}: {wrong}")
@@ -126,3 +134,22 @@ def install():
             check(request.method, str(request.url), request.headers, response.status_code, response.headers, body)
 
     httpx.Client.send, httpx.AsyncClient.send = checked, checked_async
+
+
+def main(recorded):
+    """Compares the responses in a file, of which each line is one. Ends with 1 if any deviates."""
+    lines = pathlib.Path(recorded).read_text().splitlines()
+    for line in lines:
+        seen = json.loads(line)
+        content_type = {"content-type": seen["contentType"]}
+        check(seen["method"], seen["url"], seen["headers"], seen["status"], content_type, seen["body"])
+    print(f"{len(lines)} responses, {compared.total()} of them described: {dict(compared)}")
+    for deviation in sorted(set(deviations)):
+        print(deviation, file=sys.stderr)
+    if not compared["api"] or not compared["envd"]:
+        sys.exit("nothing was compared: recording does not reach the clients any more")
+    sys.exit(1 if deviations else 0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -58,7 +58,7 @@ pub(crate) fn run(rest: &[String]) -> Outcome<Tally> {
         tally.add("python", tests.args(selection.words).tally());
         if selection.words.is_empty() {
             tally.add("network", environment.network(selection.engine).tally());
-            tally.add("javascript", environment.node(selection.engine).and_then(|mut node| node.tally()));
+            tally.add("javascript", environment.javascript(selection.engine));
         }
     }
     results.finish()?;
@@ -101,7 +101,7 @@ pub(crate) fn all(environment: &Environment, budget: &mut Budget, tally: &mut Ta
     tally.add("microVMs", budget.part("python on microVMs", 440, || python(Engine::Microvm, &words)));
     let network = || environment.network(Engine::Container).tally();
     tally.add("network", budget.part("network", 60, network));
-    let javascript = || environment.node(Engine::Container).and_then(|mut node| node.tally());
+    let javascript = || environment.javascript(Engine::Container);
     tally.add("javascript", budget.part("javascript", 120, javascript));
 }
 
@@ -166,6 +166,11 @@ impl Environment {
     fn node(&self, engine: Engine) -> Outcome<Run> {
         let tests = self.clients.node_modules.join("tests");
         let mut command = run::new("node");
+        let responses = responses(engine);
+        let _ = fs::remove_file(&responses);
+        command.env("COFFERDAM_RESPONSES", &responses);
+        // By environment, so that the CLI that tests start is recorded as well.
+        command.env("NODE_OPTIONS", format!("--import={}", tests.join("recording.mjs").display()));
         command.args(["--test", "--test-concurrency=2"]);
         command.args(["--test-reporter=tap", "--test-reporter-destination=stdout"]);
         command.arg(format!("--test-reporter={}", tests.join("results.mjs").display()));
@@ -174,6 +179,15 @@ impl Environment {
         command.args(test_files(&tests)?);
         self.give(&mut command, engine);
         Ok(command)
+    }
+
+    /// Runs the JavaScript suite, then compares what its clients received with the OpenAPI documents.
+    fn javascript(&self, engine: Engine) -> Outcome<Tally> {
+        let mut tally = self.node(engine)?.tally()?;
+        let mut compare = run::new(&self.clients.python);
+        compare.arg("conformance/python/contract.py").arg(responses(engine));
+        tally.step("responses to JavaScript clients", compare.run());
+        Ok(tally)
     }
 
     /// Builds the templates that several suites use, before they run.
@@ -197,6 +211,11 @@ fn results_part(suite: &str, engine: Engine) -> PathBuf {
     results_dir().join(format!("{}-{engine}.jsonl", suite.rsplit('/').next().unwrap_or(suite)))
 }
 
+/// What the JavaScript clients received.
+fn responses(engine: Engine) -> PathBuf {
+    results_part("conformance/js", engine).with_extension("responses")
+}
+
 impl Results {
     /// Removes the results of earlier runs.
     pub(crate) fn begin() -> Outcome<Self> {
@@ -209,7 +228,8 @@ impl Results {
     /// Writes `target/conformance-results.json`: rows of client, version, test, outcome and engine.
     pub(crate) fn finish(self) -> Outcome {
         let mut rows: Vec<String> = Vec::new();
-        for path in fs::read_dir(results_dir()).into_iter().flatten().flatten().map(|entry| entry.path()) {
+        let parts = fs::read_dir(results_dir()).into_iter().flatten().flatten().map(|entry| entry.path());
+        for path in parts.filter(|path| path.extension().is_some_and(|extension| extension == "jsonl")) {
             let text = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
             rows.extend(text.lines().map(str::to_owned));
         }
