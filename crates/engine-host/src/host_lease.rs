@@ -125,11 +125,13 @@ impl<H: Deref<Target = HostResources>> Drop for HostLease<H> {
 }
 
 /// Name of the control group of the range of ids that begins at `uid_base`.
-fn group_name(uid_base: u32) -> String {
+#[must_use]
+pub fn group_name(uid_base: u32) -> String {
     format!("s{uid_base:x}")
 }
 
 /// Returns the first id of the range whose control group has this name.
-pub(crate) fn uid_base_of(group: &str) -> Option<u32> {
+#[must_use]
+pub fn uid_base_of(group: &str) -> Option<u32> {
     u32::from_str_radix(group.strip_prefix('s')?, 16).ok()
 }

@@ -22,7 +22,7 @@ pub mod uids;
 
 pub use cgroup::{Group, GroupEntrance, Hierarchies, HostTotals, Reserve};
 pub use dirs::{RunDir, fingerprint, instance_name, make_dir, make_private_dir};
-pub use host_lease::HostLease;
+pub use host_lease::{HostLease, group_name, uid_base_of};
 pub use host_limits::raise_host_limits;
 pub use host_resources::{HostResources, check_host};
 pub use main_process::MainProcess;

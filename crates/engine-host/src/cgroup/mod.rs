@@ -18,6 +18,7 @@ use rustix::fs::{Mode, OFlags, open};
 
 pub use hierarchy::Hierarchies;
 pub use total::{HostTotals, Reserve};
+pub use v1::Controller;
 
 /// Short, because a sandbox that has used up its share is stopped until the next period, and envd with it.
 const CPU_PERIOD_USEC: u64 = 20_000;
