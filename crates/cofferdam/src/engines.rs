@@ -133,6 +133,7 @@ impl EngineArguments {
         let engine = ContainerEngine::open(&ContainerConfig {
             data_dir: data.data_dir.clone(),
             run_dir: self.run_dir.clone(),
+            resource_server: Some(own_program()?),
             envd: paths::envd(self.envd.as_deref())?,
             criu,
             trees: self.storage(),
@@ -156,6 +157,14 @@ impl EngineArguments {
         config.machine_type = self.machine_type.map(MachineType::from).unwrap_or_default();
         Ok(config)
     }
+}
+
+/// Returns the path of this program, which also serves the files that show containers their size.
+///
+/// # Errors
+/// The kernel does not tell.
+pub(crate) fn own_program() -> Result<PathBuf, Failure> {
+    std::env::current_exe().map_err(|error| Failure::new(format!("cannot find this program: {error}")))
 }
 
 /// Finds the files that the microVM engine needs and returns its configuration, with defaults for everything else.

@@ -12,6 +12,8 @@ use rustix::mount::{
 };
 use sandbox_setup::dev;
 
+use crate::resources;
+
 /// An empty directory in `/dev`. It is mounted over directories of `/proc` and `/sys` that a sandbox must not see.
 pub(crate) const EMPTY_DIR: &str = "empty";
 
@@ -28,7 +30,9 @@ pub(crate) fn make_dev(user_namespace: BorrowedFd<'_>, boot_id: &str) -> io::Res
     let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let draft = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags)?;
     dev::populate(draft.as_fd(), boot_id)?;
-    mkdirat(&draft, EMPTY_DIR, Mode::from_raw_mode(0o755))?;
+    for name in [EMPTY_DIR, resources::MOUNT_POINT] {
+        mkdirat(&draft, name, Mode::from_raw_mode(0o755))?;
+    }
     // A process that another thread is starting may hold a copy of a descriptor that was written to, and a mount with writers cannot
     // become read-only. The kernel counts writers for each mount, so the clone that is returned has none.
     let flags =

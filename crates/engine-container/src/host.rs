@@ -13,6 +13,8 @@ use engine_host::{
 };
 use libc::sock_filter;
 use net::GatewayConfig;
+use resource_files::ResourceFiles;
+use tracing::warn;
 
 use crate::criu::{Checkpointer, Criu};
 use crate::sandbox::ContainerSandbox;
@@ -30,6 +32,8 @@ pub(crate) struct Host {
     checkpointer: Option<Checkpointer>,
     /// Where connections to the outside go.
     pub(crate) gateway: GatewayConfig,
+    /// Files in which a sandbox sees its own size; `None` where the kernel has no FUSE.
+    pub(crate) resource_files: Option<ResourceFiles>,
     /// The system call filter of every sandbox.
     pub(crate) filter: Vec<sock_filter>,
     /// The sandboxes that this server watches over.
@@ -51,6 +55,7 @@ impl Host {
             checkpointer: open_checkpointer(config.criu.as_ref(), &resources.run_dir.0)?,
             envd_layer: install_envd(&config.envd, &make_private_dir(&data_dir.join("agent"))?)?,
             gateway: config.gateway.clone(),
+            resource_files: open_resource_files(config, &resources),
             filter: seccomp::program(),
             running: RunningSandboxes::default(),
             resources,
@@ -87,6 +92,14 @@ impl Drop for Host {
             checkpointer.close();
         }
     }
+}
+
+fn open_resource_files(config: &ContainerConfig, resources: &HostResources) -> Option<ResourceFiles> {
+    ResourceFiles::open(&resources.hierarchies, config.resource_server.as_deref())
+        .inspect_err(|error| {
+            warn!(%error, "sandboxes see the host's memory and processors instead of their own: FUSE cannot be used (modprobe fuse)");
+        })
+        .ok()
 }
 
 fn open_checkpointer(criu: Option<&Criu>, run_dir: &Path) -> Result<Option<Checkpointer>, EngineError> {

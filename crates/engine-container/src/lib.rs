@@ -12,6 +12,7 @@ mod namespaces;
 mod private_tree;
 mod ready_slots;
 mod record;
+mod resources;
 mod restore;
 mod rootfs;
 mod sandbox;
@@ -44,6 +45,9 @@ pub struct ContainerConfig {
     pub data_dir: PathBuf,
     /// Directory for mounts and locks, shared by all servers of the host. Usually `/run/cofferdam`.
     pub run_dir: PathBuf,
+    /// The program that serves the files in which a sandbox sees its own size (`cofferdam`). Without it a thread of this process does,
+    /// and running sandboxes lose these files when the process ends.
+    pub resource_server: Option<PathBuf>,
     /// The envd binary: statically linked, for this architecture.
     pub envd: PathBuf,
     /// Captures memory; without it only files can be captured.

@@ -14,6 +14,7 @@ use sys::Namespace;
 use crate::criu::RestorePlan;
 use crate::host::Host;
 use crate::launch::{InitProcess, forbid_user_namespaces};
+use crate::resources::ResourceMounts;
 use crate::slot::Slot;
 
 /// A restored PID 1 and the network that was made for it.
@@ -44,6 +45,7 @@ pub(crate) fn restore(
         owner: slot.lease.namespace_owner(),
         root,
         dev: &slot.dev,
+        resources: slot.resources.as_ref().map(ResourceMounts::borrow),
         cgroup: slot.lease.group.unified_path(),
     };
     let pid = host.checkpointer()?.restore(&plan, |pid| {

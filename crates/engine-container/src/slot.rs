@@ -17,6 +17,7 @@ use crate::devices;
 use crate::host::{Host, Lease};
 use crate::namespaces::make_namespaces;
 use crate::private_tree::PreparedTree;
+use crate::resources::ResourceMounts;
 
 /// Work for a slot's thread.
 type Job = Box<dyn FnOnce() + Send>;
@@ -30,6 +31,8 @@ pub(crate) struct Slot {
     pub(crate) listeners: Listeners,
     /// The sandbox's `/dev`, a detached mount.
     pub(crate) dev: OwnedFd,
+    /// Mounts in which the sandbox sees its own size.
+    pub(crate) resources: Option<ResourceMounts>,
     /// The boot id that the sandbox's processes will see.
     pub(crate) inner_boot: String,
     /// The sandbox's tree, empty.
@@ -73,6 +76,8 @@ impl Slot {
         let inner_boot = uuid::Uuid::new_v4().to_string();
         let dev = devices::make_dev(user_namespace.as_fd(), &inner_boot)
             .map_err(EngineError::kernel("make /dev"))?;
+        let resources = ResourceMounts::make(host, &lease.group, user_namespace.as_fd())
+            .map_err(EngineError::kernel("mount the files that show the sandbox's size"))?;
         let tree = PreparedTree::create(host, lease.uid_base).map_err(tree_error("make a tree"))?;
         let worker = Worker::start(&lease.group).map_err(EngineError::kernel("start a slot's thread"))?;
         Ok(Self {
@@ -81,6 +86,7 @@ impl Slot {
             envd_listener,
             listeners,
             dev,
+            resources,
             inner_boot,
             tree,
             worker,

@@ -19,6 +19,7 @@ use crate::launch::{InitProcess, LaunchParts, launch};
 use crate::private_tree::copy_snapshot_tree;
 use crate::ready_slots::ReadySlots;
 use crate::record::SandboxRecord;
+use crate::resources::ResourceMounts;
 use crate::restore::restore;
 use crate::rootfs;
 use crate::sandbox::ContainerSandbox;
@@ -155,6 +156,7 @@ fn start_envd(host: &Host, slot: &Slot, spec: &StartSpec, tree: &Path) -> Result
         root: assemble_root(slot, spec, &envd_layer, tree)?,
         root_target: &host.root_target,
         dev: slot.dev.as_fd(),
+        resources: slot.resources.as_ref().map(ResourceMounts::borrow),
         shm_mib: spec.resources.memory_mib / 2,
         hostname: spec.hostname.clone(),
         pids: spec.resources.pids,

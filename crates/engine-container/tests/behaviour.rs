@@ -26,6 +26,7 @@ fn open(data_dir: PathBuf) -> Opening {
     let config = ContainerConfig {
         data_dir,
         run_dir: "/run/cofferdam".into(),
+        resource_server: None,
         envd: variable("COFFERDAM_ENVD"),
         criu: criu(),
         trees: TreesConfig::default(),

@@ -12,6 +12,7 @@ mod lifecycle;
 mod limits;
 mod pool;
 mod quickstart;
+mod resource_files;
 mod sandbox;
 mod serve;
 mod setup;
@@ -58,6 +59,9 @@ pub(crate) enum Command {
     Setup(setup::SetupCommand),
     /// Prints the completion script for a shell.
     Completions(completions::CompletionsArguments),
+    /// Serves the files in which containers see their own size. Started by `serve`.
+    #[command(hide = true)]
+    ResourceFiles(resource_files::ResourceFilesArguments),
     /// Prints a generated reference document as Markdown.
     #[command(hide = true)]
     Docs(docs::DocsArguments),
@@ -81,6 +85,7 @@ pub(crate) fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Pool(command) => pool::run(command),
         Command::Setup(command) => setup::run(&command),
         Command::Completions(arguments) => completions::run(&arguments),
+        Command::ResourceFiles(arguments) => resource_files::run(arguments),
         Command::Docs(arguments) => docs::run(&arguments),
     }
 }

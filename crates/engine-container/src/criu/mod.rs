@@ -18,6 +18,7 @@ use std::time::Duration;
 use engine::EngineError;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
+use crate::resources::BorrowedMounts;
 use images::RestoreDir;
 pub(crate) use images::remove_restore_dirs;
 pub use locate::Criu;
@@ -26,8 +27,11 @@ use rpc::{Kind, Options, Request};
 
 /// Maximum size of deleted files that are stored in the image, bytes.
 const GHOST_LIMIT: u32 = 64 << 20;
-/// The key that dump and restore give to `/dev`, the only mount that CRIU does not make.
+/// The key that dump and restore give to `/dev`, which CRIU does not make.
 const DEV_KEY: &str = "dev";
+/// The keys of the mounts in which a sandbox sees its own size. The binds of single files are found by CRIU.
+const RESOURCES_KEY: &str = "resources";
+const CGROUP_KEY: &str = "cgroup";
 /// Options that CRIU's protocol has no field for, as configuration files.
 const DUMP_OPTIONS: &str = "network-lock skip\nunprivileged\n";
 const RESTORE_OPTIONS: &str = "network-lock skip\n";
@@ -52,6 +56,8 @@ const DUMP_FILE: &str = "dump";
 const RESTORE_FILE: &str = "restore";
 const ROOT: &str = "root";
 const DEV: &str = "dev";
+const RESOURCES: &str = "resources";
+const CGROUP: &str = "cgroup";
 const SPARE_PROC: &str = "proc";
 const SCRATCH: &str = "scratch";
 
@@ -67,6 +73,7 @@ pub(crate) struct RestorePlan<'a> {
     pub(crate) owner: u32,
     pub(crate) root: OwnedFd,
     pub(crate) dev: &'a OwnedFd,
+    pub(crate) resources: Option<BorrowedMounts<'a>>,
     /// Directory of the sandbox's version 2 control group.
     pub(crate) cgroup: &'a Path,
 }
@@ -78,7 +85,7 @@ impl Checkpointer {
     /// A file cannot be written, or CRIU does not run.
     pub(crate) fn open(criu: Criu, run_dir: &Path) -> io::Result<Self> {
         let dir = run_dir.join("criu");
-        for name in [ROOT, DEV, SPARE_PROC] {
+        for name in [ROOT, DEV, RESOURCES, CGROUP, SPARE_PROC] {
             fs::create_dir_all(dir.join(name))?;
         }
         fs::write(dir.join(DUMP_FILE), DUMP_OPTIONS)?;
@@ -112,7 +119,11 @@ impl Checkpointer {
             leave_running: Some(true),
             freeze_cgroup: Some(cgroup.to_string_lossy().into_owned()),
             tcp_skip_in_flight: Some(true),
-            external: vec![format!("mnt[/dev]:{DEV_KEY}")],
+            external: vec![
+                format!("mnt[/dev]:{DEV_KEY}"),
+                format!("mnt[/dev/.resources]:{RESOURCES_KEY}"),
+                format!("mnt[/sys/fs/cgroup]:{CGROUP_KEY}"),
+            ],
             log_file: Some("dump.log".to_owned()),
             config_file: Some(self.dir.join(DUMP_FILE).to_string_lossy().into_owned()),
             ..self.options()
@@ -144,12 +155,21 @@ impl Checkpointer {
         let options = Options {
             root: Some(format!("/run/{ROOT}")),
             notify_scripts: Some(true),
-            external: vec![format!("mnt[{DEV_KEY}]:/run/{DEV}")],
+            external: vec![
+                format!("mnt[{DEV_KEY}]:/run/{DEV}"),
+                format!("mnt[{RESOURCES_KEY}]:/run/{RESOURCES}"),
+                format!("mnt[{CGROUP_KEY}]:/run/{CGROUP}"),
+            ],
             log_file: Some("restore.log".to_owned()),
             config_file: Some(format!("/run/{RESTORE_FILE}")),
             ..self.options()
         };
-        let role = CriuRole::Restore { cgroup: plan.cgroup, root: plan.root.as_fd(), dev: plan.dev.as_fd() };
+        let role = CriuRole::Restore {
+            cgroup: plan.cgroup,
+            root: plan.root.as_fd(),
+            dev: plan.dev.as_fd(),
+            resources: plan.resources,
+        };
         let on_notify = |script: &str, criu: i32, pid: i32| match script {
             "pre-restore" => owner::set_effective_user(criu, plan.owner),
             "setup-namespaces" => on_namespaces(pid),

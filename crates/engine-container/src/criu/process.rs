@@ -21,6 +21,8 @@ use rustix::thread::{
 
 use sandbox_setup::ENVD_NICE;
 
+use crate::resources::BorrowedMounts;
+
 use super::locate::Criu;
 use super::rpc::{Conversation, Request, Response};
 
@@ -37,7 +39,12 @@ pub(super) enum CriuRole<'a> {
     /// the dump has ended, also when this server has died.
     Dump { owner: u32, lock: BorrowedFd<'a> },
     /// A restore: in the sandbox's control group, with its root and `/dev` mounted.
-    Restore { cgroup: &'a Path, root: BorrowedFd<'a>, dev: BorrowedFd<'a> },
+    Restore {
+        cgroup: &'a Path,
+        root: BorrowedFd<'a>,
+        dev: BorrowedFd<'a>,
+        resources: Option<BorrowedMounts<'a>>,
+    },
     /// A check of the kernel: as root, with the mount `run` at `/run`.
     CheckKernel { run: BorrowedFd<'a> },
 }
@@ -45,7 +52,7 @@ pub(super) enum CriuRole<'a> {
 /// What the child does between fork and exec, with descriptors as numbers.
 enum ChildSetup {
     Dump { owner: u32, lock: i32 },
-    Restore { group: OwnedFd, dir: PathBuf, root: i32, dev: i32 },
+    Restore { group: OwnedFd, dir: PathBuf, root: i32, dev: i32, resources: Option<[i32; 2]> },
     CheckKernel { run: i32 },
 }
 
@@ -80,11 +87,12 @@ impl CriuProcess {
             .stderr(Stdio::null());
         let setup = match role {
             CriuRole::Dump { owner, lock } => ChildSetup::Dump { owner, lock: lock.as_raw_fd() },
-            CriuRole::Restore { cgroup, root, dev } => ChildSetup::Restore {
+            CriuRole::Restore { cgroup, root, dev, resources } => ChildSetup::Restore {
                 group: open(cgroup.join("cgroup.procs"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?,
                 dir: dir.to_owned(),
                 root: root.as_raw_fd(),
                 dev: dev.as_raw_fd(),
+                resources: resources.map(|mounts| [mounts.files.as_raw_fd(), mounts.cgroup.as_raw_fd()]),
             },
             CriuRole::CheckKernel { run } => ChildSetup::CheckKernel { run: run.as_raw_fd() },
         };
@@ -160,7 +168,9 @@ impl ChildSetup {
                 pass_lock(*lock)?;
                 become_owner(*owner)
             }
-            Self::Restore { group, dir, root, dev } => enter_sandbox(group, dir, *root, *dev),
+            Self::Restore { group, dir, root, dev, resources } => {
+                enter_sandbox(group, dir, *root, *dev, *resources)
+            }
             Self::CheckKernel { run } => {
                 // SAFETY: the child has one thread; only its own namespace changes.
                 unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
@@ -173,7 +183,13 @@ impl ChildSetup {
 
 /// Joins the sandbox's version 2 control group and mounts its root and `/dev`. The child is born in the version 1 groups of the calling
 /// thread.
-fn enter_sandbox(group: &OwnedFd, dir: &Path, root: i32, dev: i32) -> io::Result<()> {
+fn enter_sandbox(
+    group: &OwnedFd,
+    dir: &Path,
+    root: i32,
+    dev: i32,
+    resources: Option<[i32; 2]>,
+) -> io::Result<()> {
     rustix::io::write(group, b"0")?;
     // SAFETY: the child has one thread; only its own namespaces change.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP) }?;
@@ -182,6 +198,10 @@ fn enter_sandbox(group: &OwnedFd, dir: &Path, root: i32, dev: i32) -> io::Result
     mount_bind(dir, "/run")?;
     attach(root, c"/run/root")?;
     attach(dev, c"/run/dev")?;
+    if let Some([files, cgroup]) = resources {
+        attach(files, c"/run/resources")?;
+        attach(cgroup, c"/run/cgroup")?;
+    }
     // The kernel allows a new /proc only while an unmodified one is visible, and this one is modified next.
     mount_bind("/proc", "/run/proc")?;
     for setting in ROOT_ONLY_SETTINGS {

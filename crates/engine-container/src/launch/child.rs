@@ -31,19 +31,34 @@ const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SYS_CHROOT)
     .union(CapabilitySet::SETFCAP);
 
+/// Files that show the sandbox's size, and those of the kernel that they cover.
+const RESOURCE_FILES: [(&str, &str); 10] = [
+    ("/dev/.resources/proc/cpuinfo", "/proc/cpuinfo"),
+    ("/dev/.resources/proc/diskstats", "/proc/diskstats"),
+    ("/dev/.resources/proc/loadavg", "/proc/loadavg"),
+    ("/dev/.resources/proc/meminfo", "/proc/meminfo"),
+    ("/dev/.resources/proc/stat", "/proc/stat"),
+    ("/dev/.resources/proc/swaps", "/proc/swaps"),
+    ("/dev/.resources/proc/uptime", "/proc/uptime"),
+    ("/dev/.resources/cpu/online", "/sys/devices/system/cpu/online"),
+    ("/dev/.resources/cpu/possible", "/sys/devices/system/cpu/possible"),
+    ("/dev/.resources/cpu/present", "/sys/devices/system/cpu/present"),
+];
+/// The first of the masked files are resource files where those can be mounted.
+const REPLACED_FILES: usize = 2;
 /// Files of `/proc` that are covered with `/dev/null`.
 const MASKED_FILES: [&str; 13] = [
+    "/proc/diskstats",
+    "/proc/swaps",
     "/proc/cgroups",
     "/proc/cmdline",
     "/proc/config.gz",
-    "/proc/diskstats",
     "/proc/interrupts",
     "/proc/kallsyms",
     "/proc/kcore",
     "/proc/keys",
     "/proc/latency_stats",
     "/proc/partitions",
-    "/proc/swaps",
     "/proc/sysrq-trigger",
     "/proc/timer_list",
 ];
@@ -80,8 +95,15 @@ pub(super) extern "C" fn enter(plan: usize) -> ! {
         (BorrowedFd::borrow_raw(plan.user_namespace), BorrowedFd::borrow_raw(plan.network_namespace))
     };
     plan.must(Step::Privileges, raise_priority());
+    // Opened as the host's root: the new namespace's root could not.
+    let clocks = plan.must(
+        Step::Clocks,
+        open(c"/proc/self/timens_offsets", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).map_err(number),
+    );
     plan.must(Step::EnterUserNamespace, enter_namespace(user, LinkNameSpaceType::User));
     plan.must(Step::BecomeRoot, become_root());
+    // Before PID 1 exists: offsets cannot change once a process is in the namespace.
+    plan.must(Step::Clocks, start_clocks(plan, clocks).map_err(number));
     plan.must(Step::EnterNetwork, enter_namespace(network, LinkNameSpaceType::Network));
     let outcome = plan.outcome.get();
     let mut pidfd = -1i32;
@@ -92,8 +114,7 @@ pub(super) extern "C" fn enter(plan: usize) -> ! {
         | libc::CLONE_NEWPID
         | libc::CLONE_NEWNS
         | libc::CLONE_NEWUTS
-        | libc::CLONE_NEWIPC
-        | CLONE_NEWTIME;
+        | libc::CLONE_NEWIPC;
     let mut args = Clone3 {
         flags: flags as u64,
         pidfd: ptr::from_mut(&mut pidfd) as u64,
@@ -113,8 +134,6 @@ pub(super) extern "C" fn enter(plan: usize) -> ! {
     }
 }
 
-const CLONE_NEWTIME: i32 = 0x80;
-
 /// Stage two: PID 1.
 extern "C" fn become_init(plan: usize) -> ! {
     // SAFETY: as in `enter`; stage one sleeps until we are done with the plan.
@@ -132,10 +151,11 @@ extern "C" fn become_init(plan: usize) -> ! {
     plan.must(Step::MountDev, attach_dev(plan, &root).map_err(number));
     let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY;
     plan.must(Step::MountSys, mount_new("sysfs", &root, "sys", &[], read_only).map_err(number));
+    plan.must(Step::MountResources, attach_resources(plan, &root).map_err(number));
     plan.must(Step::Hostname, rustix::system::sethostname(plan.hostname.as_bytes()).map_err(number));
     plan.must(Step::PivotRoot, change_root(&root).map_err(number));
     plan.must(Step::Limits, limit_processes(plan).map_err(number));
-    plan.must(Step::Mask, mask().map_err(number));
+    plan.must(Step::Mask, mask(plan.resources.is_some()).map_err(number));
     plan.must(Step::Descriptors, arrange_descriptors(plan.listener));
     plan.must(Step::Capabilities, limit_bounding_set(CAPABILITIES).map_err(number));
     plan.must(Step::Seccomp, install_filter(plan));
@@ -187,16 +207,38 @@ fn become_root() -> Result<(), i32> {
     Ok(())
 }
 
+/// Makes a time namespace for PID 1 whose clocks begin at 0, so that the sandbox's uptime and the ages of its processes are its own.
+fn start_clocks(plan: &Plan, offsets: OwnedFd) -> Result<(), Errno> {
+    // SAFETY: changes the namespace of this process's children only.
+    unsafe { unshare_unsafe(UnshareFlags::NEWTIME) }?;
+    // Dropped here: the descriptor is in the server's table.
+    rustix::io::write(offsets, plan.clock_offsets.as_bytes())?;
+    Ok(())
+}
+
 fn attach_dev(plan: &Plan, root: &OwnedFd) -> Result<(), Errno> {
     // SAFETY: the plan's descriptor.
     attach_mount(unsafe { BorrowedFd::borrow_raw(plan.dev) }, root, "dev")?;
     dev::mount_inside(root, &plan.shm_size)
 }
 
+fn attach_resources(plan: &Plan, root: &OwnedFd) -> Result<(), Errno> {
+    let Some([files, cgroup]) = plan.resources else { return Ok(()) };
+    // SAFETY: the plan's descriptors.
+    let (files, cgroup) = unsafe { (BorrowedFd::borrow_raw(files), BorrowedFd::borrow_raw(cgroup)) };
+    attach_mount(files, root, "dev/.resources")?;
+    attach_mount(cgroup, root, "sys/fs/cgroup")
+}
+
 /// Covers parts of `/proc` and `/sys`. Runs after the root was changed, so these paths lead through file systems that the kernel has
 /// just made.
-fn mask() -> Result<(), Errno> {
-    for file in MASKED_FILES {
+fn mask(has_resources: bool) -> Result<(), Errno> {
+    if has_resources {
+        for (file, target) in RESOURCE_FILES {
+            ignore_missing(mount_bind(file, target))?;
+        }
+    }
+    for file in MASKED_FILES.iter().skip(if has_resources { REPLACED_FILES } else { 0 }).copied() {
         ignore_missing(mount_bind("/dev/null", file))?;
     }
     for dir in MASKED_DIRS {

@@ -17,10 +17,12 @@ use std::ptr;
 use engine::EngineError;
 use libc::sock_filter;
 use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::time::{ClockId, clock_gettime};
 use sys::{ChildStack, Namespace, spawn_child};
 
 pub(crate) use seal::forbid_user_namespaces;
 
+use crate::resources::BorrowedMounts;
 use plan::{Outcome, Plan};
 
 /// What PID 1 is started with.
@@ -32,6 +34,7 @@ pub(crate) struct LaunchParts<'a> {
     pub(crate) root: OwnedFd,
     pub(crate) root_target: &'a Path,
     pub(crate) dev: BorrowedFd<'a>,
+    pub(crate) resources: Option<BorrowedMounts<'a>>,
     pub(crate) shm_mib: u32,
     pub(crate) hostname: String,
     pub(crate) pids: u32,
@@ -62,11 +65,13 @@ pub(crate) fn launch(parts: LaunchParts<'_>) -> Result<InitProcess, EngineError>
     let plan = Plan {
         user_namespace: parts.user_namespace.as_fd().as_raw_fd(),
         network_namespace: parts.network_namespace.as_fd().as_raw_fd(),
+        clock_offsets: clock_offsets(),
         stack_base: second_stack.base(),
         stack_size: second_stack.size(),
         root: parts.root.as_raw_fd(),
         root_target: target,
         dev: parts.dev.as_raw_fd(),
+        resources: parts.resources.map(|mounts| [mounts.files.as_raw_fd(), mounts.cgroup.as_raw_fd()]),
         shm_size,
         hostname: parts.hostname,
         pids: parts.pids.into(),
@@ -96,6 +101,12 @@ pub(crate) fn launch(parts: LaunchParts<'_>) -> Result<InitProcess, EngineError>
     }
     let pidfd = pidfd.ok_or_else(|| EngineError::Died("the first stage was killed from outside".into()))?;
     Ok(InitProcess { pid: outcome.pid, pidfd })
+}
+
+/// Returns the offsets of clocks that begin at 0 now, to the second.
+fn clock_offsets() -> String {
+    let seconds = |clock| clock_gettime(clock).tv_sec;
+    format!("monotonic -{} 0\nboottime -{} 0\n", seconds(ClockId::Monotonic), seconds(ClockId::Boottime))
 }
 
 /// Waits for a child that has ended.

@@ -14,6 +14,7 @@ pub(crate) enum Step {
     Privileges,
     EnterUserNamespace,
     BecomeRoot,
+    Clocks,
     EnterNetwork,
     Clone,
     CgroupNamespace,
@@ -21,6 +22,7 @@ pub(crate) enum Step {
     MountProc,
     MountDev,
     MountSys,
+    MountResources,
     Mask,
     Hostname,
     PivotRoot,
@@ -38,6 +40,7 @@ impl Step {
             Self::Privileges => "raise envd's priority",
             Self::EnterUserNamespace => "enter the user namespace",
             Self::BecomeRoot => "become the sandbox's root",
+            Self::Clocks => "start the sandbox's clocks",
             Self::EnterNetwork => "enter the network namespace",
             Self::Clone => "clone PID 1",
             Self::CgroupNamespace => "make the cgroup namespace",
@@ -45,6 +48,7 @@ impl Step {
             Self::MountProc => "mount /proc",
             Self::MountDev => "mount /dev",
             Self::MountSys => "mount /sys",
+            Self::MountResources => "mount the files that show the sandbox's size",
             Self::Mask => "mask /proc and /sys",
             Self::Hostname => "set the host name",
             Self::PivotRoot => "change the root",
@@ -73,6 +77,8 @@ pub(crate) struct Outcome {
 pub(crate) struct Plan {
     pub(crate) user_namespace: i32,
     pub(crate) network_namespace: i32,
+    /// What makes the clocks of a time namespace begin at 0, as its file takes it.
+    pub(crate) clock_offsets: String,
     /// Stack of PID 1 until it executes envd.
     pub(crate) stack_base: u64,
     pub(crate) stack_size: u64,
@@ -82,6 +88,8 @@ pub(crate) struct Plan {
     pub(crate) root_target: CString,
     /// The sandbox's `/dev`, a detached mount.
     pub(crate) dev: i32,
+    /// Its resource files and its control group, detached mounts.
+    pub(crate) resources: Option<[i32; 2]>,
     /// Size of `/dev/shm`, as mount option value.
     pub(crate) shm_size: CString,
     pub(crate) hostname: String,

@@ -59,6 +59,7 @@ async fn in_own_dir(arguments: &DoctorArguments, layer: PathBuf) -> Result<Strin
     let config = ContainerConfig {
         data_dir: data_dir.clone(),
         run_dir: arguments.run_dir.clone(),
+        resource_server: None,
         envd,
         criu: Criu::find(&arguments.criu.path(&arguments.data)).ok(),
         trees: TreesConfig::default(),

@@ -1,0 +1,142 @@
+"""What a sandbox sees of its own size: memory, processors and use, as programs ask for them."""
+
+import json
+import re
+import time
+
+import pytest
+from conftest import options_of
+from e2b import CommandExitException, Sandbox, Template
+from server import Server
+
+MIB = 1 << 20
+
+# Opens a file of each kind, reads half of it, and waits for the word to read on.
+HOLDER = """
+import json, sys
+held = [open(path, buffering=1) for path in ("/proc/meminfo", "/proc/stat", "/sys/fs/cgroup/memory.max", "/sys/devices/system/cpu/online")]
+first = [file.read(3) for file in held]
+print("holding", flush=True)
+sys.stdin.readline()
+for file in held: file.seek(0)
+open("/tmp/second", "w").write(json.dumps([file.read().split()[at] for file, at in zip(held, (1, 1, 0, 0))]))
+"""
+
+
+def value(text, name):
+    return int(re.search(rf"^{re.escape(name)}:?\s+(\d+)", text, re.M).group(1))
+
+
+@pytest.fixture
+def cell(cold):
+    sandbox = Sandbox.create(**cold)
+    yield sandbox
+    sandbox.kill()
+
+
+def run(sandbox, command):
+    return sandbox.commands.run(command).stdout
+
+
+@pytest.mark.container
+def test_memory_is_the_limit(cell):
+    text = run(cell, "cat /proc/meminfo")
+    assert value(text, "MemTotal") == 1024 << 10
+    assert 0 < value(text, "MemFree") <= value(text, "MemAvailable") <= 1024 << 10
+    assert value(text, "SwapTotal") == 0
+    free = run(cell, "free -m").split("\n")[1].split()
+    assert int(free[1]) == 1024 and int(free[2]) < 512
+    assert int(run(cell, "cat /sys/fs/cgroup/memory.max")) == 1024 * MIB
+    assert 0 < int(run(cell, "cat /sys/fs/cgroup/memory.current")) < 1024 * MIB
+    assert value(run(cell, "cat /sys/fs/cgroup/memory.stat"), "anon") > 0
+    assert int(run(cell, "cat /sys/fs/cgroup/pids.max")) > 0
+    assert run(cell, "cat /proc/swaps").count("\n") == 1
+
+
+@pytest.mark.container
+def test_what_is_allocated_is_seen(cell):
+    script = """
+import time
+def available(): return int(next(l for l in open('/proc/meminfo') if l.startswith('MemAvailable')).split()[1])
+before = available(); block = bytearray(200 << 20); time.sleep(0.1); print(before - available())
+"""
+    cell.files.write("/tmp/allocate.py", script)
+    assert 180 << 10 < int(run(cell, "python3 /tmp/allocate.py")) < 260 << 10
+
+
+@pytest.mark.container
+def test_programs_size_themselves(cell):
+    heap = int(run(cell, "node -p 'require(\"v8\").getHeapStatistics().heap_size_limit'"))
+    assert heap < 700 * MIB
+    assert int(run(cell, "node -p 'os.totalmem()'")) == 1024 * MIB
+    assert int(run(cell, "node -p 'process.constrainedMemory() || os.totalmem()'")) >= 1024 * MIB
+
+
+@pytest.mark.container
+def test_node_says_that_its_heap_is_full(cell):
+    with pytest.raises(CommandExitException) as failed:
+        cell.commands.run("node -e 'const all = []; for (;;) all.push(new Array(1000).fill({}))'")
+    assert "heap out of memory" in failed.value.stderr
+
+
+@pytest.mark.container
+def test_use_is_the_sandboxs_own(cell):
+    uptime = float(run(cell, "cut -d' ' -f1 /proc/uptime"))
+    assert 0 <= uptime < 60
+    stat = run(cell, "cat /proc/stat")
+    assert len(re.findall(r"^cpu\d", stat, re.M)) == int(run(cell, "nproc"))
+    assert abs(value(stat, "btime") + uptime - time.time()) < 30
+    assert float(run(cell, "cut -d' ' -f1 /proc/loadavg")) < 3
+    assert run(cell, "cat /proc/diskstats") == ""
+    run(cell, "top -bn1 && uptime && lscpu && vmstat && ps aux")
+    elapsed = run(cell, "ps -o etimes= -p 1")
+    assert 0 <= int(elapsed) < 60, "as long as the sandbox lives"
+
+
+@pytest.mark.container
+def test_nothing_is_writable_or_starts_a_trigger(cell):
+    script = """
+for path in /proc/meminfo /proc/stat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/memory.pressure /sys/fs/cgroup/cpu.max /sys/devices/system/cpu/online; do
+    if (echo 1 > $path) 2>/dev/null; then echo "wrote $path"; fi
+done
+if mkdir /sys/fs/cgroup/mine 2>/dev/null; then echo "made a group"; fi
+true
+"""
+    assert cell.commands.run(script, user="root").stdout == ""
+
+
+@pytest.mark.container
+def test_files_held_open_survive_a_snapshot(cell):
+    cell.files.write("/tmp/hold.py", HOLDER)
+    handle = cell.commands.run("exec python3 /tmp/hold.py", background=True, stdin=True, timeout=0)
+    cell.commands.run("until pgrep -f hold.py >/dev/null; do sleep 0.1; done; sleep 0.5")
+    cell.pause()
+    cell.connect()
+    cell.commands.send_stdin(handle.pid, "go\n")
+    for _ in range(100):
+        if not [one for one in cell.commands.list() if one.pid == handle.pid]:
+            break
+        time.sleep(0.1)
+    text = run(cell, "cat /proc/meminfo /proc/uptime")
+    assert value(text, "MemTotal") == 1024 << 10
+    second = json.loads(cell.files.read("/tmp/second"))
+    assert second == [str(1024 << 10), second[1], str(1024 * MIB), run(cell, "cat /sys/devices/system/cpu/online").strip()]
+    assert int(run(cell, "cat /sys/fs/cgroup/memory.max")) == 1024 * MIB
+
+
+@pytest.mark.container
+def test_a_fork_and_a_restarted_server(server):
+    own = Server("--keep-frozen-max", "0")
+    try:
+        sandbox = Sandbox.create(**options_of(own))
+        own.crash()
+        own.restart()
+        text = run(sandbox, "cat /proc/meminfo /proc/uptime /sys/fs/cgroup/memory.max")
+        assert value(text, "MemTotal") == 1024 << 10, "the files outlive the server"
+        sandbox.pause()
+        sandbox.connect()
+        text = run(sandbox, "cat /proc/meminfo /proc/uptime /sys/fs/cgroup/memory.max")
+        assert value(text, "MemTotal") == 1024 << 10
+        sandbox.kill()
+    finally:
+        own.stop()

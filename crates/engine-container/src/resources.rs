@@ -1,0 +1,67 @@
+//! The mounts in which a sandbox sees its own size: the tree of its resource files, whose files are bound over those of `/proc` and
+//! `/sys`, and its control group at `/sys/fs/cgroup`. They are made with the slot, because looking up their names takes time.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use engine_host::Group;
+use resource_files::ResourceFiles;
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+use crate::host::Host;
+
+/// Name of the directory in `/dev` at which the tree is mounted.
+pub(crate) const MOUNT_POINT: &str = ".resources";
+
+/// Detached read-only mounts of one sandbox.
+#[derive(Debug)]
+pub(crate) struct ResourceMounts {
+    /// For `/dev/.resources`.
+    pub(crate) files: OwnedFd,
+    /// For `/sys/fs/cgroup`.
+    pub(crate) cgroup: OwnedFd,
+}
+
+/// The same as borrowed descriptors.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BorrowedMounts<'a> {
+    pub(crate) files: BorrowedFd<'a>,
+    pub(crate) cgroup: BorrowedFd<'a>,
+}
+
+impl ResourceMounts {
+    /// Makes the mounts for the sandbox of a control group; `None` where the host has no FUSE.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub(crate) fn make(
+        host: &Host,
+        group: &Group,
+        user_namespace: BorrowedFd<'_>,
+    ) -> io::Result<Option<Self>> {
+        let Some(resource_files) = &host.resource_files else { return Ok(None) };
+        let files = resource_files.tree(group.name())?;
+        let cgroup = if host.hierarchies.v1.is_empty() {
+            own_cgroup(group)?
+        } else {
+            let emulated = ResourceFiles::directory(&files, "cgroup")?;
+            sys::set_idmap(emulated.as_fd(), user_namespace, true)?;
+            emulated
+        };
+        sys::set_idmap(files.as_fd(), user_namespace, true)?;
+        Ok(Some(Self { files, cgroup }))
+    }
+
+    pub(crate) fn borrow(&self) -> BorrowedMounts<'_> {
+        BorrowedMounts { files: self.files.as_fd(), cgroup: self.cgroup.as_fd() }
+    }
+}
+
+/// Returns the kernel's own files of the group, read-only: so none of them is a setting or starts a trigger of `*.pressure`.
+fn own_cgroup(group: &Group) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let mount = open_tree(CWD, group.unified_path(), flags)?;
+    sys::seal_mount(mount.as_fd(), true)?;
+    Ok(mount)
+}
