@@ -223,8 +223,8 @@ POSSIBLE = {
     "connections": 2, "in_flight": 4, "netlink": 4, "queues": 1, "sysv": 1, "mappings": 4, "locks": 1, "leases": 2,
     "terminals": 1, "pipes": 4, "memfds": 4, "pidfds": 4, "mounts": 4, "signals": 1, "seccomp": 50, "threads": 1, "memory": 1, "deep": 1,
 }
-# What it cannot have at all. Closing a trigger of `pressure` waits for RCU, and a watch of `dnotify` for a walk over all others.
-REFUSED = ["pressure", "dnotify", "filters", "aio", "perf", "userfaults", "keys", "namespaces"]
+# What it cannot have at all. Captures would lose Landlock. Closing a trigger of `pressure` waits for RCU, and a watch of `dnotify` for a walk over all others.
+REFUSED = ["landlock", "pressure", "dnotify", "filters", "aio", "perf", "userfaults", "keys", "namespaces"]
 
 
 @pytest.fixture(scope="module")

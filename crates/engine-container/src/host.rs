@@ -51,12 +51,13 @@ impl Host {
         check_host("container", "create namespaces for other user ids")?;
         let data_dir = make_dir(&config.data_dir)?;
         let resources = HostResources::open(&data_dir, &config.run_dir, config.trees)?;
+        let checkpointer = open_checkpointer(config.criu.as_ref(), &resources.run_dir.0)?;
         Ok(Self {
-            checkpointer: open_checkpointer(config.criu.as_ref(), &resources.run_dir.0)?,
             envd_layer: install_envd(&config.envd, &make_private_dir(&data_dir.join("agent"))?)?,
             gateway: config.gateway.clone(),
             resource_files: open_resource_files(config, &resources),
-            filter: seccomp::program(),
+            filter: seccomp::program(checkpointer.is_none()),
+            checkpointer,
             running: RunningSandboxes::default(),
             resources,
         })

@@ -132,6 +132,11 @@ const ABSENT: &[i64] = &[
     libc::SYS_vserver,
 ];
 
+/// Landlock, absent where the memory of sandboxes is captured: CRIU does not capture the confinement, and a restored program would be
+/// without it and not know.
+const LANDLOCK: &[i64] =
+    &[libc::SYS_landlock_create_ruleset, libc::SYS_landlock_add_rule, libc::SYS_landlock_restrict_self];
+
 /// Newer than libc's tables; the same on both architectures.
 const MAP_SHADOW_STACK: i64 = 453;
 const LSM_SET_SELF_ATTR: i64 = 460;
@@ -139,8 +144,8 @@ const LSM_SET_SELF_ATTR: i64 = 460;
 /// The number after the newest call that this list considers (`removexattrat`); the same on both architectures.
 const FIRST_UNKNOWN: u32 = 467;
 
-/// Returns the program.
-pub(crate) fn program() -> Vec<sock_filter> {
+/// Returns the program, with or without Landlock.
+pub(crate) fn program(landlock: bool) -> Vec<sock_filter> {
     let mut program = vec![
         load(ARCHITECTURE),
         jump(EQUAL, AUDIT_ARCH, 1, 0),
@@ -153,7 +158,8 @@ pub(crate) fn program() -> Vec<sock_filter> {
     for number in FORBIDDEN {
         on(&mut program, *number, &[ret(refuse(libc::EPERM))]);
     }
-    for number in ABSENT {
+    let lost_by_captures = if landlock { &[] } else { LANDLOCK };
+    for number in ABSENT.iter().chain(lost_by_captures) {
         on(&mut program, *number, &[ret(refuse(libc::ENOSYS))]);
     }
     on(&mut program, libc::SYS_clone, &no_bits(NEW_NAMESPACE));
@@ -321,12 +327,15 @@ mod tests {
 
     /// Interprets the program for a call; returns its decision.
     fn decide(number: i64, args: [u64; 6]) -> u32 {
+        decision(&program(false), number, args)
+    }
+
+    fn decision(program: &[sock_filter], number: i64, args: [u64; 6]) -> u32 {
         let mut data = Vec::new();
         data.extend(u32::try_from(number).unwrap().to_ne_bytes());
         data.extend(AUDIT_ARCH.to_ne_bytes());
         data.extend(0u64.to_ne_bytes());
         args.iter().for_each(|arg| data.extend(arg.to_ne_bytes()));
-        let program = program();
         let (mut at, mut accumulator) = (0, 0u32);
         loop {
             let instruction = program[at];
@@ -389,6 +398,14 @@ mod tests {
             assert_eq!(option(libc::SOL_SOCKET, name), libc::SECCOMP_RET_ALLOW, "{name}");
         }
         assert_eq!(option(libc::IPPROTO_TCP, libc::SO_ATTACH_FILTER), libc::SECCOMP_RET_ALLOW);
+    }
+
+    #[test]
+    fn landlock_is_absent_where_captures_would_lose_it() {
+        for number in LANDLOCK {
+            assert_eq!(decision(&program(false), *number, [0; 6]), refuse(libc::ENOSYS));
+            assert_eq!(decision(&program(true), *number, [0; 6]), libc::SECCOMP_RET_ALLOW);
+        }
     }
 
     #[test]
