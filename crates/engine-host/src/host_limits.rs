@@ -7,8 +7,10 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{info, warn};
 
 /// Kernel settings for the whole host, and the values below which they are raised. What they limit is memory of the sandbox that uses it, which has a
-/// limit of its own; too low a total would let 16 sandboxes take all process ids or all terminals of the host.
-const MIN_SETTINGS: [(&str, u64); 2] = [("kernel/pid_max", 4_194_304), ("kernel/pty/max", 1 << 20)];
+/// limit of its own; too low a total would let 16 sandboxes take all process ids or all terminals of the host. All pipes of a restored sandbox are made by
+/// one user before they get their sizes: 1,024 pipes of a MiB, which is as many as can be captured, in pages.
+const MIN_SETTINGS: [(&str, u64); 3] =
+    [("kernel/pid_max", 4_194_304), ("kernel/pty/max", 1 << 20), ("fs/pipe-user-pages-soft", 1 << 18)];
 
 /// Raises the process's limit of open files as far as the kernel allows, and the host's limits of process ids and terminals.
 ///
