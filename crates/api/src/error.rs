@@ -107,6 +107,8 @@ impl From<ControlError> for ApiError {
             E::Unsupported(_) => with(StatusCode::NOT_IMPLEMENTED),
             E::EnvdSilent(_) => with(StatusCode::SERVICE_UNAVAILABLE).retry(false),
             E::CaptureFailed(_) => with(StatusCode::INTERNAL_SERVER_ERROR),
+            // Not 409: the SDKs take a 409 of a pause for "paused already" and report success.
+            E::Uncapturable(_) => with(StatusCode::UNPROCESSABLE_ENTITY).code("sandbox_not_capturable"),
             E::ShuttingDown => with(StatusCode::SERVICE_UNAVAILABLE).retry(true),
             E::Engine(_) => with(StatusCode::INTERNAL_SERVER_ERROR).code("internal_server_error"),
             E::Store(ref cause) => {

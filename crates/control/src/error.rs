@@ -88,6 +88,9 @@ pub enum ControlError {
     /// The sandbox could not be captured; it is as it was before.
     #[error("{0}")]
     CaptureFailed(String),
+    /// The sandbox cannot be captured because of what its programs do; the text names a way out. It is as it was before.
+    #[error("{0}")]
+    Uncapturable(String),
     /// The server or its engine failed in something other than a start. The text is a whole sentence.
     #[error("{0}")]
     Engine(&'static str),

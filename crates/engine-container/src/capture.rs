@@ -12,10 +12,14 @@ use std::time::Instant;
 use engine::{Durability, EngineError, SandboxId, SnapshotId, SnapshotInfo};
 use engine_host::{snapshot_tree, tree_error, tree_of};
 use layers::export_upper;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
+use crate::criu::DumpPlan;
 use crate::host::{Host, Lease};
+use crate::interrupted::rewind_interrupted_calls;
+use crate::open_files::deleted_bytes;
 use crate::record::SandboxRecord;
 
 /// What a restore must know about a snapshot.
@@ -161,6 +165,16 @@ impl Drop for ThawGuard {
     }
 }
 
+/// Makes the calls begin again that the freeze interrupted. A failure is logged: then programs see `EINTR`.
+fn restart_calls(lease: &Lease) {
+    match rewind_interrupted_calls(lease.group.unified_path()).and_then(|_| lease.group.wait_frozen()) {
+        Ok(()) => {}
+        Err(error) => {
+            warn!(group = lease.group.name(), %error, "failed to restart calls that a freeze interrupted");
+        }
+    }
+}
+
 /// Writes the snapshot of a frozen sandbox and returns the size of its memory image. On an error nothing is left of it.
 fn write_snapshot(
     lease: &Lease,
@@ -173,14 +187,20 @@ fn write_snapshot(
     let partial = SnapshotFiles::partial(host, sandbox, id);
     let record: SandboxRecord = host.records.load(sandbox).map_err(|_| EngineError::NotFound)?;
     let lock = host.records.lock(sandbox).map_err(|_| EngineError::NotFound)?;
+    restart_calls(lease);
     let work = || -> Result<u64, EngineError> {
         fs::create_dir_all(partial.memory())
             .map_err(EngineError::kernel("make a directory for the snapshot"))?;
-        let memory_bytes =
-            if memory { write_memory(lease, &record, &partial.memory(), &lock, durability)? } else { 0 };
-        host.trees
-            .copy(&tree_of(sandbox), &snapshot_tree(id), true, None)
-            .map_err(tree_error("capture the files"))?;
+        let copy_files = || {
+            let copied = host.trees.copy(&tree_of(sandbox), &snapshot_tree(id), true, None);
+            copied.map_err(tree_error("capture the files"))
+        };
+        let memory_bytes = if memory {
+            write_memory(lease, &record, &partial.memory(), &lock, durability, copy_files)?
+        } else {
+            copy_files()?;
+            0
+        };
         let (envd_layer, inner_boot) = (record.envd_layer.clone(), record.inner_boot.clone());
         let snapshot_record = SnapshotRecord { envd_layer, inner_boot, memory, memory_bytes };
         write_record(&partial.dir.join("meta.json"), &snapshot_record, durability)
@@ -197,23 +217,26 @@ fn write_snapshot(
     })
 }
 
-/// Dumps the memory of a frozen sandbox into the directory `images`; returns the size of the image, bytes.
+/// Dumps the memory of a frozen sandbox into the directory `images`, and calls `copy_files` at the right moment of that. Returns the size of
+/// the image, bytes.
 fn write_memory(
     lease: &Lease,
     record: &SandboxRecord,
     images: &Path,
     lock: &File,
     durability: Durability,
+    copy_files: impl FnMut() -> Result<(), EngineError>,
 ) -> Result<u64, EngineError> {
-    let size_mib = lease.host.check_memory_room(&lease.group)?.needed_mib();
-    lease.host.checkpointer()?.dump(
-        record.process.pid,
-        size_mib,
-        lease.namespace_owner(),
-        lease.group.unified_path(),
+    let cgroup = lease.group.unified_path();
+    let plan = DumpPlan {
+        pid: record.process.pid,
+        size_mib: lease.host.check_memory_room(&lease.group, deleted_bytes(cgroup)?)?.needed_mib(),
+        owner: lease.namespace_owner(),
+        cgroup,
         images,
-        lock.as_fd(),
-    )?;
+        lock: lock.as_fd(),
+    };
+    lease.host.checkpointer()?.dump(&plan, copy_files)?;
     if durability == Durability::Durable {
         sync_dir(images).map_err(EngineError::kernel("sync the memory image"))?;
     }
@@ -240,18 +263,29 @@ fn total_size(dir: &Path) -> io::Result<u64> {
 
 /// Number of threads that sync files at once. Each sync waits for the file system's journal; those that wait together wait once.
 const SYNC_THREADS: usize = 8;
+/// Number of files from which on the whole file system is synced at once. A sandbox decides how many files its image has: one for each
+/// shared mapping.
+const MANY_FILES: usize = 256;
 
-/// Syncs every file of a directory without subdirectories, and the directory itself.
+/// Syncs every file of a directory without subdirectories, and the directory itself. Has few files open at once.
 fn sync_dir(dir: &Path) -> io::Result<()> {
-    let open = |entry: io::Result<fs::DirEntry>| File::open(entry?.path());
-    let files = fs::read_dir(dir)?.map(open).collect::<io::Result<Vec<File>>>()?;
-    let share = files.len().div_ceil(SYNC_THREADS).max(1);
+    let open_dir = File::open(dir)?;
+    if fs::read_dir(dir)?.take(MANY_FILES).count() == MANY_FILES {
+        return Ok(rustix::fs::syncfs(&open_dir)?);
+    }
+    let entries = Mutex::new(fs::read_dir(dir)?);
+    let next = || entries.lock().next();
     std::thread::scope(|scope| {
-        let sync = |files: &[File]| files.iter().try_for_each(File::sync_all);
-        let threads: Vec<_> = files.chunks(share).map(|files| scope.spawn(move || sync(files))).collect();
+        let sync = || -> io::Result<()> {
+            while let Some(entry) = next() {
+                File::open(entry?.path())?.sync_all()?;
+            }
+            Ok(())
+        };
+        let threads: Vec<_> = (0..SYNC_THREADS).map(|_| scope.spawn(sync)).collect();
         threads.into_iter().try_for_each(|thread| {
             thread.join().unwrap_or_else(|_| Err(io::Error::other("a file's sync was interrupted")))
         })
     })?;
-    File::open(dir)?.sync_all()
+    open_dir.sync_all()
 }

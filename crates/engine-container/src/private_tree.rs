@@ -2,12 +2,15 @@
 //! A sandbox's record is kept outside its tree, so that a sandbox which has filled its disk can still be captured and adopted.
 
 use std::fs;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use engine::{SandboxId, SnapshotId};
 use engine_host::{snapshot_tree, tree_of};
 use layers::{LayerError, TreeName, Trees, renew_overlay_work};
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, open, openat2, unlinkat};
+use rustix::io::Errno;
 use tracing::warn;
 
 use crate::host::Host;
@@ -77,6 +80,32 @@ pub(crate) fn copy_snapshot_tree(
     let path = trees.path(&own);
     renew_overlay_work(&path.join("work"), true)?;
     Ok(path)
+}
+
+/// Removes the names that CRIU has given to deleted files while it captured the sandbox in `tree`, if they are there: a restore of the
+/// memory removes them itself, one of the files alone does not. Paths are the ones that the kernel gave, so they have no links in them;
+/// one that has is not followed.
+///
+/// # Errors
+/// A name cannot be removed.
+pub(crate) fn remove_given_names(tree: &Path, names: &[String]) -> io::Result<()> {
+    let upper = open(tree.join("upper"), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    for name in names {
+        let name = name.trim_start_matches('/');
+        let (dir, last) = name.rsplit_once('/').unwrap_or((".", name));
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let removed = match openat2(&upper, dir, flags, Mode::empty(), resolve) {
+            Ok(dir) => unlinkat(&dir, last, AtFlags::empty()),
+            Err(error) => Err(error),
+        };
+        match removed {
+            // It was in another file system, such as `/dev/shm`.
+            Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Name of the prepared tree of the slot with this range of ids.

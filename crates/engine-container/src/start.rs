@@ -13,10 +13,11 @@ use sys::Namespace;
 use tracing::debug;
 
 use crate::capture::SnapshotFiles;
+use crate::criu::given_names;
 use crate::devices;
 use crate::host::Host;
 use crate::launch::{InitProcess, LaunchParts, launch};
-use crate::private_tree::copy_snapshot_tree;
+use crate::private_tree::{copy_snapshot_tree, remove_given_names};
 use crate::ready_slots::ReadySlots;
 use crate::record::SandboxRecord;
 use crate::resources::ResourceMounts;
@@ -129,7 +130,14 @@ fn start_snapshot(
     let tree = copy_snapshot_tree(&host.trees, id, &spec.id, spec.resources.disk_mib)
         .map_err(tree_error("copy the snapshot's files"))?;
     match restore_mode {
-        RestoreMode::Disk => start_envd(host, slot, spec, &tree),
+        RestoreMode::Disk => {
+            if record.memory {
+                given_names(&snapshot.memory())
+                    .and_then(|names| remove_given_names(&tree, &names))
+                    .map_err(EngineError::kernel("remove names that only the memory needs"))?;
+            }
+            start_envd(host, slot, spec, &tree)
+        }
         RestoreMode::Memory if !record.memory => Err(EngineError::NotFound),
         RestoreMode::Memory => {
             // The processes continue with the very files that they were started from.

@@ -71,12 +71,12 @@ impl HostResources {
         }
     }
 
-    /// Checks that the disk has room for an image of the memory of the processes in `group`.
+    /// Checks that the disk has room for an image of the memory of the processes in `group`, and of `files` bytes of files.
     ///
     /// # Errors
     /// [`EngineError::Exhausted`] if the disk has not enough room.
-    pub fn check_memory_room(&self, group: &Group) -> Result<MemoryRoom, EngineError> {
-        MemoryRoom::check(group, &self.snapshots)
+    pub fn check_memory_room(&self, group: &Group, files: u64) -> Result<MemoryRoom, EngineError> {
+        MemoryRoom::check(group, files, &self.snapshots)
     }
 }
 

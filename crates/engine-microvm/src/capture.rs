@@ -46,7 +46,7 @@ pub(crate) async fn capture(
         sandbox.stop_vm().await?;
     }
     let written = if memory && !sandbox.is_quiesced() {
-        Err(EngineError::Uncapturable(NOT_QUIESCED))
+        Err(EngineError::Uncapturable(NOT_QUIESCED.to_owned()))
     } else {
         write_snapshot(sandbox, snapshot, memory, durability).await
     };

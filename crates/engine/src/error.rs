@@ -43,7 +43,7 @@ pub enum EngineError {
     Capture(String),
     /// The sandbox could not be captured because of what it does; it is as it was before. The text is for its owner.
     #[error("the sandbox could not be captured: {0}")]
-    Uncapturable(&'static str),
+    Uncapturable(String),
     /// A snapshot could not be restored; the snapshot is unchanged.
     #[error("the sandbox could not be restored: {0}")]
     Restore(String),

@@ -56,7 +56,7 @@ pub(super) fn capture_error(id: &SandboxId, error: &EngineError) -> ControlError
     match error {
         EngineError::NotFound => ControlError::SandboxNotFound(id.clone()),
         EngineError::Unsupported(_) => ControlError::Unsupported(error.for_clients()),
-        EngineError::Uncapturable(_) => ControlError::CaptureFailed(error.for_clients()),
+        EngineError::Uncapturable(_) => ControlError::Uncapturable(error.for_clients()),
         EngineError::Exhausted(_) | EngineError::Timeout(_) => {
             ControlError::CaptureFailed(format!("the sandbox could not be captured: {}", error.for_clients()))
         }

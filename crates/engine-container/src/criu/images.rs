@@ -1,6 +1,5 @@
 //! [`RestoreDir`]: a memory image prepared for one restore. Only the range of user ids differs from one restore to the next.
 //! The image itself is never changed: each restore gets a directory of hard links to it, with the edited files in it.
-//! The file format is CRIU's: two magic words, then the length and content of one protobuf message.
 
 use std::fs;
 use std::io;
@@ -10,8 +9,8 @@ use prost::Message;
 
 use engine_host::uids::RANGE_SIZE;
 
-/// Size of the two magic words.
-const HEADER: usize = 8;
+use super::entries::{HEADER, push_record, records};
+
 /// Prefix of the names of restore directories, beside the image.
 const PREFIX: &str = "restore-";
 
@@ -91,9 +90,7 @@ pub(crate) fn remove_restore_dirs(images: &Path) -> io::Result<()> {
 /// Returns the image of a user namespace with the range of ids that begins at `uid_base`.
 fn shift_ids(image: &[u8], uid_base: u32) -> io::Result<Vec<u8>> {
     let damaged = || io::Error::new(io::ErrorKind::InvalidData, "the image of the user namespace is damaged");
-    let length = image.get(HEADER..HEADER + 4).ok_or_else(damaged)?;
-    let length = u32::from_le_bytes(length.try_into().map_err(|_| damaged())?) as usize;
-    let body = image.get(HEADER + 4..HEADER + 4 + length).ok_or_else(damaged)?;
+    let [body] = records(image)?[..] else { return Err(damaged()) };
     let mut namespace = UserNamespace::decode(body)?;
     for extent in namespace.uids.iter_mut().chain(&mut namespace.gids) {
         if (extent.first, extent.count) != (0, RANGE_SIZE) {
@@ -101,9 +98,9 @@ fn shift_ids(image: &[u8], uid_base: u32) -> io::Result<Vec<u8>> {
         }
         extent.lower_first = uid_base;
     }
-    let body = namespace.encode_to_vec();
-    let length = u32::try_from(body.len()).map_err(|_| damaged())?;
-    Ok([&image[..HEADER], &length.to_le_bytes(), &body].concat())
+    let mut shifted = image[..HEADER].to_vec();
+    push_record(&mut shifted, &namespace.encode_to_vec());
+    Ok(shifted)
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 //! The namespaces that CRIU makes belong to the sandbox's owner id, which the kernel charges for them: see `process` and `owner`.
 //! CRIU's options and pitfalls are described in `docs/criu.md`.
 
+mod entries;
+mod failure;
 mod images;
 mod kernel;
 mod locate;
@@ -19,21 +21,22 @@ use engine::EngineError;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use crate::resources::BorrowedMounts;
+pub(crate) use entries::given_names;
+use failure::Failure;
 use images::RestoreDir;
 pub(crate) use images::remove_restore_dirs;
 pub use locate::Criu;
 use process::{CriuProcess, CriuRole};
 use rpc::{Kind, Options, Request};
 
-/// Maximum size of deleted files that are stored in the image, bytes.
-const GHOST_LIMIT: u32 = 64 << 20;
 /// The key that dump and restore give to `/dev`, which CRIU does not make.
 const DEV_KEY: &str = "dev";
 /// The keys of the mounts in which a sandbox sees its own size. The binds of single files are found by CRIU.
 const RESOURCES_KEY: &str = "resources";
 const CGROUP_KEY: &str = "cgroup";
-/// Options that CRIU's protocol has no field for, as configuration files.
-const DUMP_OPTIONS: &str = "network-lock skip\nunprivileged\n";
+/// Options that CRIU's protocol has no field for, as configuration files. Deleted files in the image have no limit of their own: the room
+/// for all of them is checked before.
+const DUMP_OPTIONS: &str = "network-lock skip\nunprivileged\nghost-limit 1048576G\n";
 const RESTORE_OPTIONS: &str = "network-lock skip\n";
 
 /// How long a restore may be silent: a user waits for it, and nothing is lost when it is killed.
@@ -60,6 +63,22 @@ const RESOURCES: &str = "resources";
 const CGROUP: &str = "cgroup";
 const SPARE_PROC: &str = "proc";
 const SCRATCH: &str = "scratch";
+
+/// What a dump needs.
+pub(crate) struct DumpPlan<'a> {
+    /// PID 1 of the sandbox.
+    pub(crate) pid: i32,
+    /// How much there is to write at most, MiB.
+    pub(crate) size_mib: u32,
+    /// The id that owns the user namespace.
+    pub(crate) owner: u32,
+    /// Directory of the version 2 control group, in which the processes are frozen.
+    pub(crate) cgroup: &'a Path,
+    /// Directory for the memory image.
+    pub(crate) images: &'a Path,
+    /// Held by CRIU until it has released the processes.
+    pub(crate) lock: BorrowedFd<'a>,
+}
 
 /// What a restore needs.
 pub(crate) struct RestorePlan<'a> {
@@ -100,24 +119,23 @@ impl Checkpointer {
         let _ = fs::remove_dir_all(&self.dir);
     }
 
-    /// Dumps the memory of the process `pid` and its descendants, `size_mib` in total, into the directory `images`. They stay frozen in
-    /// `cgroup`. CRIU holds `lock` until it has released them.
+    /// Dumps the memory of a process and its descendants, which stay frozen. Calls `copy_files` when the image is complete and the files
+    /// still have what belongs to it: CRIU gives deleted files a name for as long.
     ///
     /// # Errors
-    /// [`EngineError::Capture`] with CRIU's reason.
+    /// [`EngineError::Uncapturable`] with the program that CRIU refuses, [`EngineError::Capture`] with CRIU's reason if it is not known,
+    /// and what `copy_files` returns.
     pub(crate) fn dump(
         &self,
-        pid: i32,
-        size_mib: u32,
-        owner: u32,
-        cgroup: &Path,
-        images: &Path,
-        lock: BorrowedFd<'_>,
+        plan: &DumpPlan<'_>,
+        mut copy_files: impl FnMut() -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
         let options = Options {
-            pid: Some(pid),
+            pid: Some(plan.pid),
             leave_running: Some(true),
-            freeze_cgroup: Some(cgroup.to_string_lossy().into_owned()),
+            notify_scripts: Some(true),
+            link_remap: Some(true),
+            freeze_cgroup: Some(plan.cgroup.to_string_lossy().into_owned()),
             tcp_skip_in_flight: Some(true),
             external: vec![
                 format!("mnt[/dev]:{DEV_KEY}"),
@@ -128,10 +146,25 @@ impl Checkpointer {
             config_file: Some(self.dir.join(DUMP_FILE).to_string_lossy().into_owned()),
             ..self.options()
         };
-        let timeout = self.timeout(size_mib);
-        self.run(Kind::Dump, options, images, CriuRole::Dump { owner, lock }, timeout, |_, _, _| Ok(()))
-            .map_err(|reason| EngineError::Capture(format!("its memory could not be captured: {reason}")))?;
-        Ok(())
+        let timeout = self.timeout(plan.size_mib);
+        let role = CriuRole::Dump { owner: plan.owner, lock: plan.lock };
+        let mut copied = None;
+        let on_notify = |script: &str, _: i32, _: i32| {
+            if script != "post-dump" {
+                return Ok(());
+            }
+            let result = copy_files();
+            let outcome = result.as_ref().map(|_| ()).map_err(|error| io::Error::other(error.to_string()));
+            copied = Some(result);
+            outcome
+        };
+        let dumped = self.run(Kind::Dump, options, plan.images, role, timeout, on_notify);
+        match (copied, dumped) {
+            (Some(Err(error)), _) => Err(error),
+            (_, Err(failure)) => Err(failure.of_dump()),
+            (Some(Ok(())), Ok(_)) => Ok(()),
+            (None, Ok(_)) => Err(EngineError::Capture("CRIU did not ask for the files".into())),
+        }
     }
 
     /// Returns how long a dump of `size_mib` may be silent.
@@ -177,7 +210,9 @@ impl Checkpointer {
         };
         let response = self
             .run(Kind::Restore, options, restore_dir.path(), role, timeout, on_notify)
-            .map_err(|reason| EngineError::Restore(format!("its memory could not be restored: {reason}")))?;
+            .map_err(|failure| {
+                EngineError::Restore(format!("its memory could not be restored: {}", failure.text()))
+            })?;
         let restored =
             response.restore.ok_or_else(|| EngineError::Restore("CRIU named no process".into()))?;
         Ok(restored.pid)
@@ -189,14 +224,13 @@ impl Checkpointer {
             tcp_established: Some(true),
             file_locks: Some(true),
             manage_cgroups_mode: Some(0),
-            ghost_limit: Some(GHOST_LIMIT),
             empty_ns: Some(libc::CLONE_NEWNET as u32),
             log_level: Some(2),
             ..Options::default()
         }
     }
 
-    /// Runs CRIU for one request; returns its response, or the reason of a failure.
+    /// Runs CRIU for one request; returns its response, or why it failed.
     fn run(
         &self,
         kind: Kind,
@@ -205,7 +239,7 @@ impl Checkpointer {
         role: CriuRole<'_>,
         timeout: Duration,
         mut on_notify: impl FnMut(&str, i32, i32) -> io::Result<()>,
-    ) -> Result<rpc::Response, String> {
+    ) -> Result<rpc::Response, Failure> {
         let log = images.join(options.log_file.as_deref().unwrap_or_default());
         let talk = || -> io::Result<rpc::Response> {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -233,7 +267,7 @@ impl Checkpointer {
         };
         match talk() {
             Ok(response) if response.success => Ok(response),
-            Ok(response) => Err(failure_reason(
+            Ok(response) => Err(Failure::new(
                 &log,
                 response.message.unwrap_or_else(|| {
                     format!(
@@ -242,22 +276,7 @@ impl Checkpointer {
                     )
                 }),
             )),
-            Err(error) => Err(failure_reason(&log, error.to_string())),
+            Err(error) => Err(Failure::new(&log, error.to_string())),
         }
     }
-}
-
-/// Returns the errors in CRIU's log, or `otherwise` if there are none: CRIU's responses rarely contain the reason of a failure.
-fn failure_reason(log: &Path, otherwise: String) -> String {
-    const MAX_LINES: usize = 4;
-    let text = fs::read(log).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    let errors: Vec<&str> = text
-        .lines()
-        .filter_map(|line| line.split_once("Error (").map(|(_, rest)| rest))
-        .filter(|line| !line.contains("RLIMIT_NOFILE for self"))
-        .filter_map(|line| line.split_once("): ").map(|(_, message)| message.trim()))
-        .take(MAX_LINES)
-        .collect();
-    if errors.is_empty() { otherwise } else { errors.join("; ") }
 }

@@ -48,11 +48,12 @@ pub(super) struct Options {
     pub(super) notify_scripts: Option<bool>,
     #[prost(string, optional, tag = "13")]
     pub(super) root: Option<String>,
+    /// Whether open files that were deleted but have another name are given a name for the capture.
+    #[prost(bool, optional, tag = "18")]
+    pub(super) link_remap: Option<bool>,
     /// 0: CRIU does not touch control groups.
     #[prost(int32, optional, tag = "34")]
     pub(super) manage_cgroups_mode: Option<i32>,
-    #[prost(uint32, optional, tag = "35")]
-    pub(super) ghost_limit: Option<u32>,
     #[prost(string, repeated, tag = "37")]
     pub(super) external: Vec<String>,
     /// `CLONE_NEW*` bits of the namespaces whose content the engine makes itself.

@@ -112,6 +112,14 @@ impl Group {
         Ok(read_number(&self.unified.join("cgroup.freeze"))? == 1)
     }
 
+    /// Waits until every process is frozen again after some were made to run. Blocks.
+    ///
+    /// # Errors
+    /// `TimedOut` when the kernel does not confirm it in time.
+    pub fn wait_frozen(&self) -> io::Result<()> {
+        v2::wait_frozen(&self.unified)
+    }
+
     /// Thaws every process without waiting for the kernel's confirmation.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ use tokio::io::unix::AsyncFd;
 use super::{CPU_PERIOD_USEC, parse_field, read_field, read_number};
 
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
-const KILL_TIMEOUT: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+const BLOCKING_TIMEOUT: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
 pub(super) fn limit(path: &Path, resources: &Resources) -> io::Result<()> {
     let quota = CPU_PERIOD_USEC * u64::from(resources.cpu_count);
@@ -66,9 +66,17 @@ async fn wait_for_event(watch: &AsyncFd<File>, key: &str, wanted: u64) -> io::Re
 pub(super) fn kill(path: &Path) -> io::Result<()> {
     let file = open_events(path)?;
     fs::write(path.join("cgroup.kill"), "1")?;
-    while event(&file, "populated")? != 0 {
-        let mut fds = [PollFd::new(&file, PollFlags::PRI)];
-        if poll(&mut fds, Some(&KILL_TIMEOUT))? == 0 {
+    block_until(&file, "populated", 0)
+}
+
+pub(super) fn wait_frozen(path: &Path) -> io::Result<()> {
+    block_until(&open_events(path)?, "frozen", 1)
+}
+
+fn block_until(file: &File, key: &str, wanted: u64) -> io::Result<()> {
+    while event(file, key)? != wanted {
+        let mut fds = [PollFd::new(file, PollFlags::PRI)];
+        if poll(&mut fds, Some(&BLOCKING_TIMEOUT))? == 0 {
             return Err(io::ErrorKind::TimedOut.into());
         }
     }

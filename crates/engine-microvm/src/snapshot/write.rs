@@ -212,7 +212,7 @@ enum FreeRoom {
 /// # Errors
 /// [`EngineError::Exhausted`] if there is too little room.
 fn check_room(lease: &Lease) -> Result<FreeRoom, EngineError> {
-    let room = lease.host.check_memory_room(&lease.group)?;
+    let room = lease.host.check_memory_room(&lease.group, 0)?;
     Ok(if room.needed <= room.free / 2 { FreeRoom::ForJournalAndImage } else { FreeRoom::ForImage })
 }
 
