@@ -140,3 +140,50 @@ def test_a_fork_and_a_restarted_server(server):
         sandbox.kill()
     finally:
         own.stop()
+
+
+HOG = "blocks = []\nwhile True: blocks.append(bytearray(16 << 20))"
+
+
+@pytest.mark.container
+def test_a_command_killed_for_memory_says_so(cell, cold_server):
+    cell.files.write("/tmp/hog.py", HOG)
+    for command in ("python3 /tmp/hog.py", "python3 /tmp/hog.py; exit $?"):
+        with pytest.raises(CommandExitException) as killed:
+            cell.commands.run(command)
+        assert "memory limit of 1024 MiB was reached" in killed.value.error, command
+    with pytest.raises(CommandExitException) as killed:
+        cell.commands.run("kill -9 $$")
+    assert killed.value.error == "signal: killed", "not every death is for want of memory"
+    assert run(cell, "echo alive") == "alive\n"
+    lines = until(lambda: [
+        line for line in cold_server.call("GET", f"/v2/sandboxes/{cell.sandbox_id}/logs")[2]["logs"] if "out of memory" in line["message"]
+    ])
+    assert lines[0]["fields"]["process"] == "python3"
+    event = until(lambda: [
+        event for event in cold_server.call("GET", f"/events/sandboxes/{cell.sandbox_id}")[2] if "out_of_memory" in event["eventData"]
+    ])[0]
+    assert event["type"] == "sandbox.lifecycle.updated" and event["eventData"]["out_of_memory"]["process"] == "python3"
+
+
+@pytest.mark.container
+def test_a_resumed_sandbox_counts_kills_anew(cell):
+    cell.files.write("/tmp/hog.py", HOG)
+    with pytest.raises(CommandExitException):
+        cell.commands.run("python3 /tmp/hog.py")
+    cell.pause()
+    cell.connect()
+    with pytest.raises(CommandExitException) as killed:
+        cell.commands.run("kill -9 $$")
+    assert killed.value.error == "signal: killed"
+    with pytest.raises(CommandExitException) as killed:
+        cell.commands.run("python3 /tmp/hog.py")
+    assert "memory limit" in killed.value.error
+
+
+def until(found):
+    for _ in range(100):
+        if result := found():
+            return result
+        time.sleep(0.1)
+    raise AssertionError("nothing was found in ten seconds")

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use engine::EngineError;
 use engine_host::{
-    HostLease, HostResources, RunningSandboxes, check_host, fingerprint, make_dir, make_private_dir,
+    HostLease, HostResources, MemoryKills, RunningSandboxes, check_host, fingerprint, instance_name,
+    make_dir, make_private_dir,
 };
 use libc::sock_filter;
 use net::GatewayConfig;
@@ -34,6 +35,8 @@ pub(crate) struct Host {
     pub(crate) gateway: GatewayConfig,
     /// Files in which a sandbox sees its own size; `None` where the kernel has no FUSE.
     pub(crate) resource_files: Option<ResourceFiles>,
+    /// Processes that were killed for want of memory.
+    pub(crate) memory_kills: MemoryKills,
     /// The system call filter of every sandbox.
     pub(crate) filter: Vec<sock_filter>,
     /// The sandboxes that this server watches over.
@@ -50,12 +53,14 @@ impl Host {
     pub(crate) fn open(config: &ContainerConfig) -> Result<Self, EngineError> {
         check_host("container", "create namespaces for other user ids")?;
         let data_dir = make_dir(&config.data_dir)?;
+        let instance = instance_name(&data_dir).map_err(EngineError::kernel("name this server"))?;
         let resources = HostResources::open(&data_dir, &config.run_dir, config.trees)?;
         let checkpointer = open_checkpointer(config.criu.as_ref(), &resources.run_dir.0)?;
         Ok(Self {
             envd_layer: install_envd(&config.envd, &make_private_dir(&data_dir.join("agent"))?)?,
             gateway: config.gateway.clone(),
             resource_files: open_resource_files(config, &resources),
+            memory_kills: MemoryKills::open(&instance),
             filter: seccomp::program(checkpointer.is_none()),
             checkpointer,
             running: RunningSandboxes::default(),

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use engine::{
-    Durability, EgressPolicy, EngineError, ExitReason, Sandbox, SandboxId, SnapshotId, SnapshotInfo, Stats,
-    TeamId,
+    Durability, EgressPolicy, EngineError, ExitReason, MemoryKill, Sandbox, SandboxId, SnapshotId,
+    SnapshotInfo, Stats, TeamId,
 };
 use engine_host::{MainProcess, tree_of};
 use net::Gateway;
@@ -30,6 +30,7 @@ pub(crate) struct ContainerSandbox {
     private_dir: PathBuf,
     main_process: MainProcess,
     network: Namespace,
+    memory_kills: watch::Receiver<MemoryKill>,
     /// Present while it runs.
     resources: Mutex<Option<RunningResources>>,
 }
@@ -60,6 +61,7 @@ impl ContainerSandbox {
             id: id.clone(),
             main_process: MainProcess::new(pidfd)?,
             network,
+            memory_kills: host.memory_kills.subscribe(lease.group.name()),
             resources: Mutex::new(Some(RunningResources { gateway, lease: Arc::new(lease) })),
         });
         host.running.add(id, &sandbox);
@@ -176,6 +178,10 @@ impl Sandbox for ContainerSandbox {
 
     fn exit(&self) -> watch::Receiver<Option<ExitReason>> {
         self.main_process.exit()
+    }
+
+    fn memory_kills(&self) -> watch::Receiver<MemoryKill> {
+        self.memory_kills.clone()
     }
 
     fn private_dir(&self) -> PathBuf {

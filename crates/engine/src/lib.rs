@@ -23,8 +23,8 @@ pub use ids::{SandboxId, SnapshotId, TeamId};
 pub use net::EgressPolicy;
 pub use several::Engines;
 pub use spec::{
-    Capabilities, DEFAULT_PIDS, Descriptor, ExitReason, Isolation, Resources, RestoreMode, SnapshotInfo,
-    StartSpec, Stats, TemplateImage,
+    Capabilities, DEFAULT_PIDS, Descriptor, ExitReason, Isolation, MemoryKill, Resources, RestoreMode,
+    SnapshotInfo, StartSpec, Stats, TemplateImage,
 };
 
 /// Runs sandboxes on this host.
@@ -172,6 +172,12 @@ pub trait Sandbox: Send + Sync + 'static {
 
     /// Returns a receiver whose value becomes `Some` once PID 1 has ended, for whatever reason.
     fn exit(&self) -> watch::Receiver<Option<ExitReason>>;
+
+    /// Returns a receiver of the processes that the kernel kills because a memory limit was reached. It is closed where the engine does not
+    /// see them.
+    fn memory_kills(&self) -> watch::Receiver<MemoryKill> {
+        watch::channel(MemoryKill::default()).1
+    }
 
     /// Returns the directory of the sandbox's private files on the host, for accounting. The server must never follow a path
     /// inside it: its content is untrusted.

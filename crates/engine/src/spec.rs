@@ -125,6 +125,17 @@ pub enum ExitReason {
     Unknown,
 }
 
+/// Processes of a sandbox that the kernel has killed because a memory limit was reached.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MemoryKill {
+    /// How many, since the server watches the sandbox.
+    pub count: u64,
+    /// Name of the last one. Untrusted.
+    pub process: String,
+    /// Its id on the host.
+    pub host_pid: u32,
+}
+
 /// What a sandbox uses.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {

@@ -11,12 +11,13 @@ impl Control {
         self.registry.insert_running(Arc::clone(&running));
         let control = Arc::clone(self);
         self.tasks.spawn(async move {
-            // All three end with the sandbox.
+            // All end with the sandbox.
             let watch = async {
                 tokio::join!(
                     control.watch_over(&running),
                     control.follow_logs(&running),
                     control.sample_metrics(&running),
+                    control.follow_memory_kills(&running),
                 )
             };
             tokio::select! {

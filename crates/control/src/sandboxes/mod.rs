@@ -21,6 +21,7 @@ mod launcher;
 mod list;
 mod logs;
 mod lookup;
+mod memory_kills;
 mod pause;
 mod paused;
 mod recovery;

@@ -4,6 +4,7 @@
 //! `service` implements the RPC methods.
 
 pub mod input;
+pub mod memory_kill;
 pub mod output;
 pub mod pty;
 pub mod reaper;

@@ -12,6 +12,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
 use crate::logs::Level;
+use crate::process::memory_kill;
 use crate::process::registry::{OutputEvent, Process};
 use crate::state::Envd;
 
@@ -63,10 +64,24 @@ pub async fn run(
     drain(&process, stdout.as_ref(), OutputEvent::Stdout).await;
     drain(&process, stderr.as_ref(), OutputEvent::Stderr).await;
     drain(&process, terminal, OutputEvent::Pty).await;
-    let end = envd.processes.ended(&process, status);
-    let fields = [("pid", process.pid.to_string()), ("status", end.status.clone())];
+    let reason = memory_reason(&envd, &process, status).await;
+    let end = envd.processes.ended(&process, status, reason.as_deref());
+    let mut fields = vec![("pid", process.pid.to_string()), ("status", end.status.clone())];
+    fields.extend(reason.map(|reason| ("reason", reason)));
     envd.logs.add(Level::Info, "process", "process ended", &fields);
     process.deliver_end(end).await;
+}
+
+/// Returns why the process died, if it was for want of memory.
+async fn memory_reason(envd: &Arc<Envd>, process: &Process, status: ExitStatus) -> Option<String> {
+    let known = process.memory_kills()?;
+    if status.success() {
+        return None;
+    }
+    let asked = Arc::clone(envd);
+    let explained = tokio::task::spawn_blocking(move || asked.processes.memory_kills.explain(status, known));
+    let limit = envd.settings().limits.map(|limits| limits.memory);
+    explained.await.unwrap_or(false).then(|| memory_kill::reason(limit))
 }
 
 /// Waits for a piece of output. It is empty at the end of the stream; without a stream this never returns.

@@ -17,6 +17,7 @@ use rustix::process::{Pid, Signal};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use crate::process::memory_kill::MemoryKills;
 use crate::process::status;
 use crate::state::lock;
 
@@ -67,6 +68,10 @@ pub struct Process {
     subscribers: Mutex<Option<Vec<mpsc::Sender<OutputEvent>>>>,
     /// Whether the end is delivered although other processes hold the pipes open.
     hurry: AtomicBool,
+    /// Number of kills for want of memory in the sandbox that was known at its start.
+    memory_kills: u64,
+    /// Whether a client, or its time limit, had it killed.
+    killed: AtomicBool,
     /// Notified when `hurry` is set.
     hurried: Notify,
 }
@@ -80,6 +85,7 @@ impl Process {
         terminal: Option<AsyncFd<OwnedFd>>,
         input: InputTarget,
         exit: oneshot::Sender<ExitStatus>,
+        memory_kills: u64,
     ) -> Self {
         Self {
             pid,
@@ -90,6 +96,8 @@ impl Process {
             exit: Mutex::new(Some(exit)),
             subscribers: Mutex::new(Some(Vec::new())),
             hurry: AtomicBool::new(false),
+            memory_kills,
+            killed: AtomicBool::new(false),
             hurried: Notify::new(),
         }
     }
@@ -132,12 +140,20 @@ impl Process {
     /// Afterwards the end is delivered without waiting for inherited pipes.
     pub fn signal(&self, signal: Signal) -> rustix::io::Result<()> {
         self.hurry();
+        if signal == Signal::KILL {
+            self.killed.store(true, Ordering::Release);
+        }
         let exit = lock(&self.exit);
         let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
         match (&*exit, pid) {
             (Some(_), Some(pid)) => rustix::process::kill_process(pid, signal),
             _ => Err(rustix::io::Errno::SRCH),
         }
+    }
+
+    /// The number of kills that counts for [`MemoryKills::explain`]; `None` if the process was killed on request.
+    pub fn memory_kills(&self) -> Option<u64> {
+        (!self.killed.load(Ordering::Acquire)).then_some(self.memory_kills)
     }
 
     /// Whether the end is delivered although other processes hold the pipes open.
@@ -181,6 +197,8 @@ pub struct ProcessRegistry {
     processes: Mutex<HashMap<u32, Arc<Process>>>,
     /// Oldest first.
     ended: Mutex<VecDeque<EndedProcess>>,
+    /// Kills for want of memory.
+    pub memory_kills: MemoryKills,
 }
 
 impl ProcessRegistry {
@@ -204,9 +222,12 @@ impl ProcessRegistry {
         }
     }
 
-    /// Remembers the end of a process; called just before the end is delivered.
-    pub fn ended(&self, process: &Arc<Process>, status: ExitStatus) -> EndEvent {
-        let end = status::end_event(status);
+    /// Remembers the end of a process; called just before the end is delivered. `reason` is appended to the error.
+    pub fn ended(&self, process: &Arc<Process>, status: ExitStatus, reason: Option<&str>) -> EndEvent {
+        let mut end = status::end_event(status);
+        if let (Some(error), Some(reason)) = (&mut end.error, reason) {
+            *error = format!("{error}: {reason}");
+        }
         let mut ended = lock(&self.ended);
         forget_old(&mut ended);
         let tag = process.tag.clone();

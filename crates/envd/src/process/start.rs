@@ -88,7 +88,9 @@ pub async fn start(
     let [stdin, stdout, stderr] = ends.child;
     let pid = sys::spawn(program, stdin, stdout, stderr).map_err(failed)?;
     let (exit, exited) = oneshot::channel();
-    let process = Arc::new(Process::new(pid, request.tag, config, ends.terminal, ends.input, exit));
+    let memory_kills = envd.processes.memory_kills.known();
+    let process =
+        Arc::new(Process::new(pid, request.tag, config, ends.terminal, ends.input, exit, memory_kills));
     processes.insert(pid, Arc::clone(&process));
     drop(processes);
 
