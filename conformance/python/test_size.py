@@ -1,7 +1,10 @@
 """What a sandbox sees of its own size: memory, processors and use, as programs ask for them."""
 
 import json
+import os
+import pathlib
 import re
+import signal
 import time
 
 import pytest
@@ -187,3 +190,55 @@ def until(found):
             return result
         time.sleep(0.1)
     raise AssertionError("nothing was found in ten seconds")
+
+
+def serving(server):
+    """The processes that serve the files of this server's sandboxes."""
+    found = []
+    for process in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            parent = int((process / "stat").read_text().rsplit(") ", 1)[1].split()[1])
+        except OSError:
+            continue
+        if b"resource-files" in words and parent == server.process.pid:
+            found.append(int(process.name))
+    return found
+
+
+@pytest.mark.container
+def test_a_killed_serving_process_is_replaced(cell, cold_server):
+    reader = cell.commands.run("while cat /proc/meminfo > /tmp/last; do :; done; echo failed", background=True, timeout=0)
+    [first] = serving(cold_server)
+    time.sleep(1.5)
+    os.kill(first, signal.SIGKILL)
+    [second] = until(lambda: [pid for pid in serving(cold_server) if pid != first])
+    assert value(run(cell, "cat /proc/meminfo"), "MemTotal") == 1024 << 10
+    assert [one for one in cell.commands.list() if one.pid == reader.pid], "no read failed meanwhile"
+    reader.kill()
+
+
+@pytest.mark.container
+def test_thousands_of_readers_block_nobody(cell, cold):
+    neighbour = Sandbox.create(**cold)
+    script = """
+import os, threading
+held = [os.open("/proc/stat", os.O_RDONLY) for _ in range(900)]
+for fd in held: os.read(fd, 1)
+def flood():
+    while True:
+        with open("/sys/fs/cgroup/memory.stat") as file: file.read()
+for _ in range(200): threading.Thread(target=flood, daemon=True).start()
+print("flooding", flush=True)
+threading.Event().wait()
+"""
+    cell.files.write("/tmp/flood.py", script)
+    handles = [cell.commands.run("exec python3 /tmp/flood.py", background=True, timeout=0) for _ in range(2)]
+    assert all("flooding" in next(iter(handle))[0] for handle in handles)
+    begun = time.monotonic()
+    assert value(run(neighbour, "cat /proc/meminfo"), "MemTotal") == 1024 << 10
+    assert time.monotonic() - begun < 10
+    cell.pause()
+    cell.connect()
+    cell.kill()
+    neighbour.kill()
