@@ -13,7 +13,7 @@ import pytest
 from e2b import AuthenticationException, RateLimitException, Sandbox
 from e2b.exceptions import SandboxException
 
-from server import Server
+from server import ENGINE, Server
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +52,12 @@ def new_team(server, name, **limits):
 def test_the_history_of_metrics_survives_sandbox_and_server(own):
     begin = datetime.datetime.now(datetime.timezone.utc)
     sandbox = Sandbox.create(**options(own))
-    sandbox.commands.run("head -c 8M /dev/zero > /tmp/file; for i in $(seq 200000); do :; done")
+    sandbox.commands.run("head -c 8M /dev/urandom > /tmp/file; sync; for i in $(seq 200000); do :; done")
     first = wait_for(sandbox.get_metrics)
     assert first[0].mem_total == 1024 << 20 and first[0].cpu_count == 2 and first[0].disk_total > 0
+    if ENGINE == "container":
+        assert first[0].disk_total == own.call("GET", f"/sandboxes/{sandbox.sandbox_id}")[2]["diskSizeMB"] << 20, "the limit, not the host's disk"
+        assert wait_for(lambda: 8 << 20 <= sandbox.get_metrics()[-1].disk_used < 100 << 20)
     many = wait_for(lambda: len(sandbox.get_metrics()) >= 3 and sandbox.get_metrics())
     times = [sample.timestamp.timestamp() for sample in many]
     assert times == sorted(times)

@@ -242,3 +242,32 @@ threading.Event().wait()
     cell.connect()
     cell.kill()
     neighbour.kill()
+
+
+# How programs of each kind ask for the number of processors.
+COUNTS = [
+    "nproc", "getconf _NPROCESSORS_ONLN", "python3 -c 'import os; print(os.cpu_count())'", "python3 -c 'import os; print(len(os.sched_getaffinity(0)))'",
+    "node -p 'os.cpus().length'", "node -p 'os.availableParallelism()'", "grep -c ^processor /proc/cpuinfo", "grep -c '^cpu[0-9]' /proc/stat",
+    "lscpu | sed -n 's/^CPU(s): *//p'",
+]
+
+
+@pytest.mark.container
+def test_one_processor_is_one_for_every_program(cold_server, cold):
+    name = f"one-{os.getpid()}"
+    Template.build(Template().from_base_image(), name, cpu_count=1, memory_mb=512, **cold)
+    sandbox = Sandbox.create(name, **cold)
+    try:
+        for restored in (False, True):
+            if restored:
+                sandbox.pause()
+                sandbox.connect()
+            counts = {command: run(sandbox, command).strip() for command in COUNTS}
+            assert counts == dict.fromkeys(COUNTS, "1")
+            assert run(sandbox, "cat /sys/devices/system/cpu/online /sys/devices/system/cpu/possible") == "0\n0\n"
+            assert value(run(sandbox, "cat /proc/meminfo"), "MemTotal") == 512 << 10
+            quota, period = run(sandbox, "cat /sys/fs/cgroup/cpu.max").split()
+            assert int(quota) == int(period)
+    finally:
+        sandbox.kill()
+        cold_server.delete_templates()

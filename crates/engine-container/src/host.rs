@@ -6,6 +6,7 @@ use std::io;
 use std::ops::Deref;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use engine::EngineError;
 use engine_host::{
@@ -18,6 +19,7 @@ use resource_files::ResourceFiles;
 use tracing::warn;
 
 use crate::criu::{Checkpointer, Criu};
+use crate::processors::Processors;
 use crate::sandbox::ContainerSandbox;
 use crate::{ContainerConfig, seccomp};
 
@@ -35,6 +37,8 @@ pub(crate) struct Host {
     pub(crate) gateway: GatewayConfig,
     /// Files in which a sandbox sees its own size; `None` where the kernel has no FUSE.
     pub(crate) resource_files: Option<ResourceFiles>,
+    /// Which processors sandboxes run on.
+    pub(crate) processors: Arc<Processors>,
     /// Processes that were killed for want of memory.
     pub(crate) memory_kills: MemoryKills,
     /// The system call filter of every sandbox.
@@ -60,6 +64,7 @@ impl Host {
             envd_layer: install_envd(&config.envd, &make_private_dir(&data_dir.join("agent"))?)?,
             gateway: config.gateway.clone(),
             resource_files: open_resource_files(config, &resources),
+            processors: Processors::of_this_server(),
             memory_kills: MemoryKills::open(&instance),
             filter: seccomp::program(checkpointer.is_none()),
             checkpointer,

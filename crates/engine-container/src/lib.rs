@@ -12,6 +12,7 @@ mod launch;
 mod namespaces;
 mod open_files;
 mod private_tree;
+mod processors;
 mod ready_slots;
 mod record;
 mod resources;

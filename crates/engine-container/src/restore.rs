@@ -14,6 +14,7 @@ use sys::Namespace;
 use crate::criu::RestorePlan;
 use crate::host::Host;
 use crate::launch::{InitProcess, forbid_user_namespaces};
+use crate::processors::ProcessorShare;
 use crate::resources::ResourceMounts;
 use crate::slot::Slot;
 
@@ -45,6 +46,7 @@ pub(crate) fn restore(
         owner: slot.lease.namespace_owner(),
         root,
         dev: &slot.dev,
+        processors: slot.processors.as_ref().map(ProcessorShare::set),
         resources: slot.resources.as_ref().map(ResourceMounts::borrow),
         cgroup: slot.lease.group.unified_path(),
     };

@@ -22,6 +22,7 @@ use tracing::debug;
 
 use crate::capture;
 use crate::host::Lease;
+use crate::processors::ProcessorShare;
 
 /// A running container.
 #[derive(Debug)]
@@ -40,6 +41,8 @@ pub(crate) struct ContainerSandbox {
 struct RunningResources {
     /// `None` when a process of the sandbox took the gateway's ports while no server was running: then nothing gets out.
     gateway: Option<Gateway>,
+    /// `None` when it may run on all of the host's.
+    processors: Option<ProcessorShare>,
     lease: Arc<Lease>,
 }
 
@@ -53,6 +56,7 @@ impl ContainerSandbox {
         pidfd: OwnedFd,
         network: Namespace,
         gateway: Option<Gateway>,
+        processors: Option<ProcessorShare>,
         lease: Lease,
     ) -> io::Result<Arc<Self>> {
         let host = lease.host.clone();
@@ -62,7 +66,7 @@ impl ContainerSandbox {
             main_process: MainProcess::new(pidfd)?,
             network,
             memory_kills: host.memory_kills.subscribe(lease.group.name()),
-            resources: Mutex::new(Some(RunningResources { gateway, lease: Arc::new(lease) })),
+            resources: Mutex::new(Some(RunningResources { gateway, processors, lease: Arc::new(lease) })),
         });
         host.running.add(id, &sandbox);
         tokio::spawn(sandbox.clone().follow_to_end());
@@ -79,11 +83,11 @@ impl ContainerSandbox {
             }
             let id = self.id.clone();
             move || {
-                let RunningResources { gateway, lease } = resources?;
+                let RunningResources { gateway, processors, lease } = resources?;
                 let host = lease.host.clone();
                 // The kernel kills the other processes with PID 1, but not those that joined the group from outside.
                 let remains = (!lease.kill_processes(&id)).then(|| lease.clone());
-                drop((gateway, lease));
+                drop((gateway, processors, lease));
                 host.remove_sandbox(&id);
                 remains
             }
@@ -156,7 +160,18 @@ impl Sandbox for ContainerSandbox {
 
     async fn stats(&self) -> Result<Stats, EngineError> {
         let lease = self.lease()?;
-        let read = tokio::task::spawn_blocking(move || lease.group.stats()).await;
+        let tree = tree_of(&self.id);
+        let read = tokio::task::spawn_blocking(move || {
+            let stats = lease.group.stats()?;
+            // Elsewhere the size is found by reading every directory.
+            let usage =
+                lease.host.trees.enforces_limits().then(|| lease.host.trees.usage(&tree).ok()).flatten();
+            let Some((usage, limit)) = usage.and_then(|usage| Some((usage, usage.limit?))) else {
+                return Ok::<_, io::Error>(stats);
+            };
+            Ok(Stats { disk_bytes: usage.used, disk_limit_bytes: limit, ..stats })
+        })
+        .await;
         read.map_err(|_| EngineError::NotFound)?.map_err(EngineError::kernel("read statistics"))
     }
 

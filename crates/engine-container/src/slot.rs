@@ -17,6 +17,7 @@ use crate::devices;
 use crate::host::{Host, Lease};
 use crate::namespaces::make_namespaces;
 use crate::private_tree::PreparedTree;
+use crate::processors::ProcessorShare;
 use crate::resources::ResourceMounts;
 
 /// Work for a slot's thread.
@@ -33,6 +34,8 @@ pub(crate) struct Slot {
     pub(crate) dev: OwnedFd,
     /// Mounts in which the sandbox sees its own size.
     pub(crate) resources: Option<ResourceMounts>,
+    /// The processors that the sandbox is bound to, once its limits are known.
+    pub(crate) processors: Option<ProcessorShare>,
     /// The boot id that the sandbox's processes will see.
     pub(crate) inner_boot: String,
     /// The sandbox's tree, empty.
@@ -87,6 +90,7 @@ impl Slot {
             listeners,
             dev,
             resources,
+            processors: None,
             inner_boot,
             tree,
             worker,
@@ -111,10 +115,10 @@ impl Slot {
     }
 
     /// Takes the slot apart once its sandbox runs; returns what the sandbox needs further.
-    pub(crate) fn into_parts(mut self) -> (Namespace, Listeners, Lease) {
+    pub(crate) fn into_parts(mut self) -> (Namespace, Listeners, Option<ProcessorShare>, Lease) {
         // The thread ends now. Waiting for that is left to the drop of the lease: here it would cost the create some time.
         self.lease.wait_for_thread(self.worker.thread.take());
-        (self.network_namespace, self.listeners, self.lease)
+        (self.network_namespace, self.listeners, self.processors, self.lease)
     }
 }
 

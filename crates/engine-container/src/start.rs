@@ -18,6 +18,7 @@ use crate::devices;
 use crate::host::Host;
 use crate::launch::{InitProcess, LaunchParts, launch};
 use crate::private_tree::{copy_snapshot_tree, remove_given_names};
+use crate::processors::ProcessorShare;
 use crate::ready_slots::ReadySlots;
 use crate::record::SandboxRecord;
 use crate::resources::ResourceMounts;
@@ -78,11 +79,12 @@ fn start_blocking(
         }
     };
     debug!(sandbox_id = %spec.id, pid, ?source, "sandbox started");
-    let (slot_network, slot_listeners, lease) = slot.into_parts();
+    let (slot_network, slot_listeners, processors, lease) = slot.into_parts();
     let (network, listeners) = own_network.unwrap_or((slot_network, slot_listeners));
     let gateway = Gateway::start(listeners, spec.egress, host.gateway.clone());
-    let watched =
-        gateway.and_then(|gateway| ContainerSandbox::watch(spec.id, pidfd, network, Some(gateway), lease));
+    let watched = gateway.and_then(|gateway| {
+        ContainerSandbox::watch(spec.id, pidfd, network, Some(gateway), processors, lease)
+    });
     Ok(watched.map_err(EngineError::kernel("watch the sandbox"))?)
 }
 
@@ -94,6 +96,7 @@ fn start_init(
     source: StartSource,
 ) -> Result<StartedInit, EngineError> {
     slot.lease.group.limit(&spec.resources).map_err(EngineError::kernel("set limits"))?;
+    slot.processors = host.processors.take(spec.resources.cpu_count);
     let started = match source {
         StartSource::Template => {
             let tree =
@@ -165,6 +168,7 @@ fn start_envd(host: &Host, slot: &Slot, spec: &StartSpec, tree: &Path) -> Result
         root_target: &host.root_target,
         dev: slot.dev.as_fd(),
         resources: slot.resources.as_ref().map(ResourceMounts::borrow),
+        processors: slot.processors.as_ref().map(ProcessorShare::set),
         shm_mib: spec.resources.memory_mib / 2,
         hostname: spec.hostname.clone(),
         pids: spec.resources.pids,

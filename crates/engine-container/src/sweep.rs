@@ -93,7 +93,8 @@ async fn take_over(
                 warn!(sandbox_id = %id, %error, "adopted a sandbox without network: its gateway's ports are taken");
             })
             .ok();
-        ContainerSandbox::watch(id.clone(), pidfd, network, gateway, lease)
+        let processors = host.processors.adopt(record.process.pid);
+        ContainerSandbox::watch(id.clone(), pidfd, network, gateway, processors, lease)
     };
     Ok(open().map_err(EngineError::kernel("adopt the sandbox"))?)
 }

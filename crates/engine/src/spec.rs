@@ -149,4 +149,8 @@ pub struct Stats {
     pub memory_limit_bytes: u64,
     /// Number of processes and threads now.
     pub pids: u64,
+    /// Size of what it has written, bytes.
+    pub disk_bytes: u64,
+    /// Limit of that, bytes; 0 if the engine does not know the size at once.
+    pub disk_limit_bytes: u64,
 }

@@ -38,6 +38,9 @@ pub struct InitRequest {
     /// Memory of the sandbox in MiB. Not in E2B's protocol.
     #[serde(rename = "memoryMB", skip_serializing_if = "Option::is_none")]
     pub memory_mib: Option<u64>,
+    /// Limit of what the sandbox writes in MiB, where its file system shows a larger disk that it shares. Not in E2B's protocol.
+    #[serde(rename = "diskMB", skip_serializing_if = "Option::is_none")]
+    pub disk_mib: Option<u64>,
     /// Certificate authorities that the sandbox trusts, PEM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_bundle: Option<String>,
@@ -72,6 +75,7 @@ mod tests {
             team_id: Some("team".into()),
             cpu_count: Some(2),
             memory_mib: Some(512),
+            disk_mib: Some(1024),
             ca_bundle: Some("pem".into()),
             seed: Some("00".into()),
             ..InitRequest::default()
@@ -82,7 +86,7 @@ mod tests {
             concat!(
                 r#"{"accessToken":"t","envVars":{"A":"1"},"timestamp":"2026-01-01T00:00:00Z","defaultUser":"user","#,
                 r#""defaultWorkdir":"/w","sandboxID":"i1","templateID":"base","teamID":"team","cpuCount":2,"#,
-                r#""memoryMB":512,"caBundle":"pem","seed":"00"}"#
+                r#""memoryMB":512,"diskMB":1024,"caBundle":"pem","seed":"00"}"#
             )
         );
         let read: InitRequest = serde_json::from_str(&text).unwrap();

@@ -1,5 +1,6 @@
 //! What sandboxes use over time: a sample of each every few seconds (`sampler`), written to disk in batches and kept for days
-//! (`series`). Processor and memory come from the engine's accounting; disk figures from envd, which is asked less often.
+//! (`series`). Processor and memory come from the engine's accounting; disk figures too where
+//! the engine limits the disk, else from envd, which is asked less often.
 //! Teams have a series of their own: sandboxes at once, and starts (`team`).
 
 mod sampler;

@@ -78,7 +78,8 @@ impl Control {
         let now = Instant::now();
         // Without a memory limit the engine has no accounting for the sandbox; then envd's figures are used.
         let is_accounted = stats.memory_limit_bytes > 0;
-        if !is_accounted || meter.count.is_multiple_of(DISK_EVERY) {
+        let knows_disk = stats.disk_limit_bytes > 0;
+        if !is_accounted || (!knows_disk && meter.count.is_multiple_of(DISK_EVERY)) {
             let token = self.tokens.inner(&running.id);
             match timeout(MAX_ANSWER, envd::metrics(&*running.engine, &token)).await {
                 Ok(Ok(answer)) => meter.envd = answer,
@@ -97,6 +98,11 @@ impl Control {
             mem_cache: envd.mem_cache,
             disk_total: envd.disk_total,
             disk_used: envd.disk_used,
+        };
+        let sample = if knows_disk {
+            Sample { disk_total: stats.disk_limit_bytes, disk_used: stats.disk_bytes, ..sample }
+        } else {
+            sample
         };
         if !is_accounted {
             return Some(sample);

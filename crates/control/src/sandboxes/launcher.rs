@@ -162,6 +162,7 @@ impl Launcher {
             team_id: Some(spec.team.to_string()),
             cpu_count: Some(spec.cpu_count.into()),
             memory_mib: Some(spec.memory_mib.into()),
+            disk_mib: self.engine.descriptor().capabilities.disk_limit.then(|| spec.disk_mib.into()),
             ca_bundle: self.config.trusted_ca.clone().filter(|_| spec.trusts_operator_ca),
             seed: restored_from.map(|_| hex::encode(seed)),
             ..InitRequest::default()

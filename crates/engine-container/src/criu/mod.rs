@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use engine::EngineError;
 use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::thread::CpuSet;
 
 use crate::resources::BorrowedMounts;
 pub(crate) use entries::given_names;
@@ -93,6 +94,8 @@ pub(crate) struct RestorePlan<'a> {
     pub(crate) root: OwnedFd,
     pub(crate) dev: &'a OwnedFd,
     pub(crate) resources: Option<BorrowedMounts<'a>>,
+    /// The processors that the restored processes are bound to.
+    pub(crate) processors: Option<CpuSet>,
     /// Directory of the sandbox's version 2 control group.
     pub(crate) cgroup: &'a Path,
 }
@@ -202,6 +205,7 @@ impl Checkpointer {
             root: plan.root.as_fd(),
             dev: plan.dev.as_fd(),
             resources: plan.resources,
+            processors: plan.processors,
         };
         let on_notify = |script: &str, criu: i32, pid: i32| match script {
             "pre-restore" => owner::set_effective_user(criu, plan.owner),

@@ -15,8 +15,9 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use rustix::thread::{
-    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, UnshareFlags, capabilities,
-    configure_capability_in_ambient_set, set_capabilities, set_capabilities_secure_bits, unshare_unsafe,
+    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, CpuSet, UnshareFlags, capabilities,
+    configure_capability_in_ambient_set, sched_setaffinity, set_capabilities, set_capabilities_secure_bits,
+    unshare_unsafe,
 };
 
 use sandbox_setup::ENVD_NICE;
@@ -44,6 +45,7 @@ pub(super) enum CriuRole<'a> {
         root: BorrowedFd<'a>,
         dev: BorrowedFd<'a>,
         resources: Option<BorrowedMounts<'a>>,
+        processors: Option<CpuSet>,
     },
     /// A check of the kernel: as root, with the mount `run` at `/run`.
     CheckKernel { run: BorrowedFd<'a> },
@@ -51,9 +53,21 @@ pub(super) enum CriuRole<'a> {
 
 /// What the child does between fork and exec, with descriptors as numbers.
 enum ChildSetup {
-    Dump { owner: u32, lock: i32 },
-    Restore { group: OwnedFd, dir: PathBuf, root: i32, dev: i32, resources: Option<[i32; 2]> },
-    CheckKernel { run: i32 },
+    Dump {
+        owner: u32,
+        lock: i32,
+    },
+    Restore {
+        group: OwnedFd,
+        dir: PathBuf,
+        root: i32,
+        dev: i32,
+        resources: Option<[i32; 2]>,
+        processors: Option<CpuSet>,
+    },
+    CheckKernel {
+        run: i32,
+    },
 }
 
 /// How long CRIU may take to end once its socket is closed.
@@ -87,11 +101,12 @@ impl CriuProcess {
             .stderr(Stdio::null());
         let setup = match role {
             CriuRole::Dump { owner, lock } => ChildSetup::Dump { owner, lock: lock.as_raw_fd() },
-            CriuRole::Restore { cgroup, root, dev, resources } => ChildSetup::Restore {
+            CriuRole::Restore { cgroup, root, dev, resources, processors } => ChildSetup::Restore {
                 group: open(cgroup.join("cgroup.procs"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?,
                 dir: dir.to_owned(),
                 root: root.as_raw_fd(),
                 dev: dev.as_raw_fd(),
+                processors,
                 resources: resources.map(|mounts| [mounts.files.as_raw_fd(), mounts.cgroup.as_raw_fd()]),
             },
             CriuRole::CheckKernel { run } => ChildSetup::CheckKernel { run: run.as_raw_fd() },
@@ -168,7 +183,11 @@ impl ChildSetup {
                 pass_lock(*lock)?;
                 become_owner(*owner)
             }
-            Self::Restore { group, dir, root, dev, resources } => {
+            Self::Restore { group, dir, root, dev, resources, processors } => {
+                // CRIU does not restore it: the processes inherit CRIU's.
+                if let Some(processors) = processors {
+                    sched_setaffinity(None, processors)?;
+                }
                 enter_sandbox(group, dir, *root, *dev, *resources)
             }
             Self::CheckKernel { run } => {

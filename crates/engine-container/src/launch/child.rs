@@ -11,7 +11,7 @@ use rustix::mount::{MountAttrFlags, MountFlags, mount_bind, mount_remount};
 use rustix::process::{Resource, getrlimit, setsid};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, LinkNameSpaceType, UnshareFlags, move_into_link_name_space,
-    set_capabilities, unshare_unsafe,
+    sched_setaffinity, set_capabilities, unshare_unsafe,
 };
 use sandbox_setup::{ENVD_NICE, MAX_OPEN_FILES, dev, set_limits};
 use sys::{Clone3, attach_and_open, attach_mount, change_root, limit_bounding_set, mount_new, syscall};
@@ -155,6 +155,9 @@ extern "C" fn become_init(plan: usize) -> ! {
     plan.must(Step::Hostname, rustix::system::sethostname(plan.hostname.as_bytes()).map_err(number));
     plan.must(Step::PivotRoot, change_root(&root).map_err(number));
     plan.must(Step::Limits, limit_processes(plan).map_err(number));
+    if let Some(processors) = &plan.processors {
+        plan.must(Step::Processors, sched_setaffinity(None, processors).map_err(number));
+    }
     plan.must(Step::Mask, mask(plan.resources.is_some()).map_err(number));
     plan.must(Step::Descriptors, arrange_descriptors(plan.listener));
     plan.must(Step::Capabilities, limit_bounding_set(CAPABILITIES).map_err(number));

@@ -17,6 +17,7 @@ use std::ptr;
 use engine::EngineError;
 use libc::sock_filter;
 use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::thread::CpuSet;
 use rustix::time::{ClockId, clock_gettime};
 use sys::{ChildStack, Namespace, spawn_child};
 
@@ -35,6 +36,7 @@ pub(crate) struct LaunchParts<'a> {
     pub(crate) root_target: &'a Path,
     pub(crate) dev: BorrowedFd<'a>,
     pub(crate) resources: Option<BorrowedMounts<'a>>,
+    pub(crate) processors: Option<CpuSet>,
     pub(crate) shm_mib: u32,
     pub(crate) hostname: String,
     pub(crate) pids: u32,
@@ -72,6 +74,7 @@ pub(crate) fn launch(parts: LaunchParts<'_>) -> Result<InitProcess, EngineError>
         root_target: target,
         dev: parts.dev.as_raw_fd(),
         resources: parts.resources.map(|mounts| [mounts.files.as_raw_fd(), mounts.cgroup.as_raw_fd()]),
+        processors: parts.processors,
         shm_size,
         hostname: parts.hostname,
         pids: parts.pids.into(),

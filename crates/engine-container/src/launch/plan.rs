@@ -6,6 +6,7 @@ use std::cell::UnsafeCell;
 use std::ffi::{CStr, CString};
 
 use libc::sock_filter;
+use rustix::thread::CpuSet;
 
 /// Steps of the child, for the error message of one that fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +28,7 @@ pub(crate) enum Step {
     Hostname,
     PivotRoot,
     Limits,
+    Processors,
     Descriptors,
     Capabilities,
     Seccomp,
@@ -53,6 +55,7 @@ impl Step {
             Self::Hostname => "set the host name",
             Self::PivotRoot => "change the root",
             Self::Limits => "set resource limits",
+            Self::Processors => "choose processors",
             Self::Descriptors => "arrange file descriptors",
             Self::Capabilities => "drop capabilities",
             Self::Seccomp => "install the system call filter",
@@ -90,6 +93,8 @@ pub(crate) struct Plan {
     pub(crate) dev: i32,
     /// Its resource files and its control group, detached mounts.
     pub(crate) resources: Option<[i32; 2]>,
+    /// The processors that it is bound to.
+    pub(crate) processors: Option<CpuSet>,
     /// Size of `/dev/shm`, as mount option value.
     pub(crate) shm_size: CString,
     pub(crate) hostname: String,

@@ -35,6 +35,7 @@ pub(super) fn stats(path: &Path) -> io::Result<Stats> {
         cache_bytes,
         memory_limit_bytes: read_number(&path.join("memory.max"))?,
         pids: read_number(&path.join("pids.current"))?,
+        ..Stats::default()
     })
 }
 

@@ -133,7 +133,8 @@ fn set(settings: &mut Settings, init: InitRequest, timestamp: Option<i128>) {
         }
     }
     if let (Some(cpu_count), Some(memory)) = (init.cpu_count, init.memory_mib) {
-        settings.limits = Some(Limits { cpu_count, memory: memory << 20 });
+        let disk = init.disk_mib.filter(|mib| *mib > 0).map(|mib| mib.saturating_mul(1 << 20));
+        settings.limits = Some(Limits { cpu_count, memory: memory << 20, disk });
     }
     settings.applied = timestamp.or(settings.applied);
 }

@@ -26,6 +26,8 @@ pub struct Limits {
     pub cpu_count: u64,
     /// Bytes of memory.
     pub memory: u64,
+    /// Bytes that it may write, if there is a limit besides the size of its disk.
+    pub disk: Option<u64>,
 }
 
 /// The body of the response.
@@ -46,13 +48,15 @@ pub struct Metrics {
 /// Reads the metrics. `last` is the sample of the previous request. Blocking.
 pub fn read(last: &Mutex<Option<CpuSample>>, limits: Option<Limits>) -> Metrics {
     let cpu_count = limits.map_or_else(cpu_count, |limits| limits.cpu_count);
-    let processes = limits.map(|_| Processes::now());
-    let (mem_total, mem_used, mem_cache) = cgroup_memory().unwrap_or_else(|| match (limits, &processes) {
+    let (cgroup_memory, cgroup_cpu) = (cgroup_memory(), cgroup_cpu());
+    let is_visible = cgroup_memory.is_some() && cgroup_cpu.is_some();
+    let processes = limits.filter(|_| !is_visible).map(|_| Processes::now());
+    let (mem_total, mem_used, mem_cache) = cgroup_memory.unwrap_or_else(|| match (limits, &processes) {
         (Some(limits), Some(processes)) => (limits.memory, processes.memory.min(limits.memory), 0),
         _ => system_memory(),
     });
-    let used = cgroup_cpu().or_else(|| processes.map_or_else(system_cpu, |processes| Some(processes.cpu)));
-    let (disk_total, disk_used) = disk();
+    let used = cgroup_cpu.or_else(|| processes.map_or_else(system_cpu, |processes| Some(processes.cpu)));
+    let (disk_total, disk_used) = own_disk(disk(), limits.and_then(|limits| limits.disk));
     Metrics {
         ts: clock::unix_seconds(),
         cpu_count,
@@ -178,6 +182,12 @@ fn disk() -> (u64, u64) {
     (total, total.saturating_sub(fs.f_bavail.saturating_mul(fs.f_frsize)))
 }
 
+/// Returns total and used bytes of a disk of which the sandbox may fill `limit`. If the disk is larger it is shared, and what it says of its
+/// use is that of all who share it; the sandbox's own is known to the server only.
+fn own_disk(disk: (u64, u64), limit: Option<u64>) -> (u64, u64) {
+    limit.filter(|limit| *limit < disk.0).map_or(disk, |limit| (limit, 0))
+}
+
 fn number(path: &str) -> Option<u64> {
     std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
@@ -203,8 +213,15 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_below_the_size_of_the_disk_is_the_disk() {
+        assert_eq!(own_disk((100, 70), Some(10)), (10, 0));
+        assert_eq!(own_disk((100, 70), Some(110)), (100, 70));
+        assert_eq!(own_disk((100, 70), None), (100, 70));
+    }
+
+    #[test]
     fn without_a_visible_control_group_limits_and_processes_are_used() {
-        let metrics = read(&Mutex::default(), Some(Limits { cpu_count: 3, memory: 1 << 40 }));
+        let metrics = read(&Mutex::default(), Some(Limits { cpu_count: 3, memory: 1 << 40, disk: None }));
         assert_eq!(metrics.cpu_count, 3);
         if cgroup_memory().is_none() {
             assert_eq!(metrics.mem_total, 1 << 40);
