@@ -5,7 +5,7 @@ import time
 
 import pytest
 from conftest import options_of
-from e2b import Sandbox, SandboxException
+from e2b import CommandExitException, Sandbox, SandboxException
 from server import Server
 
 pytestmark = [pytest.mark.microvm, pytest.mark.every_engine]
@@ -107,3 +107,12 @@ def test_an_acknowledged_pause_survives_an_immediate_kill_of_the_server():
         assert sandbox.kill() is True
     finally:
         server.stop()
+
+
+def test_a_command_killed_for_memory_says_so_and_the_control_group_is_visible(sandbox):
+    sandbox.files.write("/tmp/hog.py", "blocks = []\nwhile True: blocks.append(bytearray(16 << 20))")
+    with pytest.raises(CommandExitException) as killed:
+        sandbox.commands.run("python3 /tmp/hog.py", timeout=300)
+    assert "out of memory: the sandbox's memory limit" in killed.value.error
+    assert int(sandbox.commands.run("cat /sys/fs/cgroup/memory.current").stdout) > 0
+    assert "memory" in sandbox.commands.run("cat /sys/fs/cgroup/cgroup.controllers").stdout.split()

@@ -65,3 +65,31 @@ fn own_cgroup(group: &Group) -> io::Result<OwnedFd> {
     sys::seal_mount(mount.as_fd(), true)?;
     Ok(mount)
 }
+
+#[cfg(test)]
+mod tests {
+    use engine_host::Hierarchies;
+    use rustix::fs::{Mode, OFlags, openat};
+    use rustix::io::Errno;
+
+    use super::*;
+
+    /// What hosts with version 2 mount. This host may have version 1 controllers: their groups exist in version 2 too.
+    #[test]
+    fn the_kernels_group_is_visible_and_not_writable() {
+        let run_dir = tempfile::tempdir().unwrap();
+        let name = format!("cofferdam-test-{}", std::process::id());
+        let hierarchies = Hierarchies::open(&name, run_dir.path()).unwrap();
+        let group = Group::create(&hierarchies, "s10000000").unwrap();
+        let mount = own_cgroup(&group).unwrap();
+        let open = |file, flags| openat(&mount, file, flags | OFlags::CLOEXEC, Mode::empty());
+        assert!(open("cgroup.events", OFlags::RDONLY).is_ok());
+        for file in ["cgroup.freeze", "cgroup.kill", "cgroup.procs", "cpu.pressure"] {
+            assert_eq!(open(file, OFlags::WRONLY).unwrap_err(), Errno::ROFS, "{file}");
+        }
+        assert_eq!(rustix::fs::mkdirat(&mount, "mine", Mode::RWXU).unwrap_err(), Errno::ROFS);
+        drop(mount);
+        group.remove().unwrap();
+        hierarchies.remove_if_empty();
+    }
+}

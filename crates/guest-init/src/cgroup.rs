@@ -1,5 +1,8 @@
 //! The control group of envd and all user code: limits the number of processes, and freezes them.
 //!
+//! Processor and memory are only counted: their limits are the VM's. User code sees the group at
+//! `/sys/fs/cgroup`, may divide it, and envd reads there whether the kernel has killed a process for want of memory.
+//!
 //! Limits are set on the parent of the group that contains the processes, so that user code cannot
 //! reach them from its own cgroup root. Its files stay open, so that the first steps of a clone are
 //! as few as possible.
@@ -39,8 +42,10 @@ pub(crate) fn make(pids: u32) -> Result<SandboxCgroup, InitError> {
     let make = || -> io::Result<SandboxCgroup> {
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         mount("cgroup", ROOT, "cgroup2", flags, None)?;
-        fs::write(format!("{ROOT}/cgroup.subtree_control"), "+pids")?;
         fs::create_dir_all(format!("{SANDBOX}/processes"))?;
+        for parent in [ROOT, SANDBOX] {
+            fs::write(format!("{parent}/cgroup.subtree_control"), "+cpu +memory +pids")?;
+        }
         let open = |name: &str| File::options().write(true).open(format!("{SANDBOX}/{name}"));
         let events = File::open(format!("{SANDBOX}/cgroup.events"))?;
         let cgroup = SandboxCgroup {

@@ -84,6 +84,9 @@ fn mount_all(shm_mib: &str) -> Result<(), InitError> {
     mount_dev(&root, shm_mib).map_err(InitError::kernel("mount /dev"))?;
     mount_new("sysfs", &root, "sys", &[], MountAttrFlags::MOUNT_ATTR_RDONLY)
         .map_err(InitError::kernel("mount /sys"))?;
+    // After the cgroup namespace was made, so that its root is the group of user code.
+    mount_new("cgroup2", &root, "sys/fs/cgroup", &[], MountAttrFlags::empty())
+        .map_err(InitError::kernel("mount /sys/fs/cgroup"))?;
     switch_root(&root).map_err(InitError::kernel("change the root"))?;
     let boot_id = format!("/dev/{}", dev::BOOT_ID);
     let hide = || {

@@ -27,6 +27,7 @@ pub(super) fn host(arguments: &DoctorArguments) -> Vec<Finding> {
         kernel(),
         user_namespaces(),
         overlay(),
+        fuse(),
         nf_tables(),
         control_groups(),
         seccomp(),
@@ -90,6 +91,18 @@ fn overlay() -> Finding {
         return Finding::ok("overlay", "available; the probe mounts one with idmapped layers");
     }
     Finding::failure("overlay", "not in this kernel", "modprobe overlay, or a kernel with CONFIG_OVERLAY_FS")
+}
+
+fn fuse() -> Finding {
+    if Path::new("/dev/fuse").exists() {
+        return Finding::ok("fuse", "available; containers see their own memory and processors");
+    }
+    let remedy = "modprobe fuse, or a kernel with CONFIG_FUSE_FS";
+    Finding::warning(
+        "fuse",
+        "no /dev/fuse: programs in containers see the host's memory and processors",
+        remedy,
+    )
 }
 
 /// Whether a kernel module is loaded, built in, or can be loaded.
