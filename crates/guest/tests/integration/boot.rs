@@ -72,7 +72,7 @@ const EXPECTED: &[(&str, &str)] = &[
     ("touch /dev/x /sys/x 2>/dev/null || echo read-only", "read-only\n"),
     (
         "cut -d' ' -f5 /proc/self/mountinfo | sort | tr '\\n' ' '",
-        "/ /dev /dev/mqueue /dev/pts /dev/shm /proc /proc/sys/kernel/random/boot_id /sys ",
+        "/ /dev /dev/mqueue /dev/pts /dev/shm /proc /proc/sys/kernel/random/boot_id /sys /sys/fs/cgroup ",
     ),
     ("mv /opt /opt2 && ls -d /opt2; echo 1 > /etc/debian_version; cat /etc/debian_version", "/opt2\n1\n"),
     ("mknod /root/disk b 254 0; cat /root/disk 2>&1 | grep -o 'denied'", "denied\n"),
