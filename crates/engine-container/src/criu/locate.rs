@@ -9,12 +9,16 @@ use std::time::Duration;
 /// First release whose dumps work on Linux 6.16 and newer.
 const MIN_VERSION: (u32, u32) = (4, 2);
 
+/// The program, below the prefix.
+const PROGRAM: &str = "usr/sbin/criu";
+
 /// An installed CRIU.
 #[derive(Debug, Clone)]
 pub struct Criu {
-    loader: PathBuf,
+    prefix: PathBuf,
+    /// Directory of its libraries and their loader, below the prefix.
     libraries: PathBuf,
-    program: PathBuf,
+    loader: &'static str,
     version: String,
     timeout: Duration,
 }
@@ -36,19 +40,19 @@ impl Criu {
         // It will be run in another working directory.
         let prefix =
             &std::path::absolute(prefix).map_err(|error| format!("{}: {error}", prefix.display()))?;
-        let libraries = prefix.join("usr/lib").join(triplet);
         let mut criu = Self {
-            loader: libraries.join(loader),
-            program: prefix.join("usr/sbin/criu"),
-            libraries,
+            prefix: prefix.clone(),
+            libraries: Path::new("usr/lib").join(triplet),
+            loader,
             version: String::new(),
             timeout: DEFAULT_TIMEOUT,
         };
-        if !criu.program.exists() {
+        let program = prefix.join(PROGRAM);
+        if !program.exists() {
             return Err(format!("no CRIU in {}", prefix.display()));
         }
         let output = criu.command().arg("--version").output();
-        let output = output.map_err(|error| format!("{} cannot be run: {error}", criu.program.display()))?;
+        let output = output.map_err(|error| format!("{} cannot be run: {error}", program.display()))?;
         let text = String::from_utf8_lossy(&output.stdout);
         let version = text.lines().find_map(|line| line.strip_prefix("Version: ")).unwrap_or("").trim();
         let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
@@ -77,10 +81,20 @@ impl Criu {
         self.timeout
     }
 
+    pub(crate) fn prefix(&self) -> &Path {
+        &self.prefix
+    }
+
     /// Returns a command that runs it, without arguments.
     pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(&self.loader);
-        command.arg("--library-path").arg(&self.libraries).arg(&self.program);
+        self.command_below(&self.prefix)
+    }
+
+    /// Returns a command that runs it, without arguments, where its prefix is at `prefix`.
+    pub(crate) fn command_below(&self, prefix: &Path) -> Command {
+        let libraries = prefix.join(&self.libraries);
+        let mut command = Command::new(libraries.join(self.loader));
+        command.arg("--library-path").arg(&libraries).arg(prefix.join(PROGRAM));
         command
     }
 }

@@ -2,6 +2,7 @@
 //! The namespaces that CRIU makes belong to the sandbox's owner id, which the kernel charges for them: see `process` and `owner`.
 //! CRIU's options and pitfalls are described in `docs/criu.md`.
 
+mod confinement;
 mod entries;
 mod failure;
 mod images;
@@ -13,15 +14,16 @@ mod rpc;
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use engine::EngineError;
-use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::thread::CpuSet;
 
 use crate::resources::BorrowedMounts;
+use confinement::Confinement;
 pub(crate) use entries::given_names;
 use failure::Failure;
 use images::RestoreDir;
@@ -37,8 +39,10 @@ const RESOURCES_KEY: &str = "resources";
 const CGROUP_KEY: &str = "cgroup";
 /// Options that CRIU's protocol has no field for, as configuration files. Deleted files in the image have no limit of their own: the room
 /// for all of them is checked before.
-const DUMP_OPTIONS: &str = "network-lock skip\nunprivileged\nghost-limit 1048576G\n";
-const RESTORE_OPTIONS: &str = "network-lock skip\n";
+const DUMP_OPTIONS: &str = "images-dir /images\nnetwork-lock skip\nunprivileged\nghost-limit 1048576G\n";
+const RESTORE_OPTIONS: &str = "images-dir /images\nnetwork-lock skip\n";
+/// No descriptor: the configuration files name the directory of the image.
+const NO_DESCRIPTOR: i32 = -1;
 
 /// How long a restore may be silent: a user waits for it, and nothing is lost when it is killed.
 const RESTORE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -50,8 +54,9 @@ const TIMEOUT_PER_MIB: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(crate) struct Checkpointer {
     criu: Criu,
-    /// Directory of the files that CRIU reads and writes. In a restore's own mount namespace it is at `/run`.
+    /// Directory of the files that CRIU reads and writes. A confined CRIU has it at `/run`.
     dir: PathBuf,
+    confinement: Confinement,
 }
 
 /// Names in the directory. Configuration of dumps and restores, the mount points of a restore's root and `/dev`, a second `/proc`,
@@ -114,11 +119,13 @@ impl Checkpointer {
         fs::write(dir.join(RESTORE_FILE), RESTORE_OPTIONS)?;
         fs::write(dir.join(SCRATCH), "")?;
         kernel::check_kernel(&criu, &dir)?;
-        Ok(Self { criu, dir })
+        let confinement = Confinement::new(&criu, run_dir, &dir)?;
+        Ok(Self { criu, dir, confinement })
     }
 
     /// Removes the directory.
     pub(crate) fn close(&self) {
+        self.confinement.remove();
         let _ = fs::remove_dir_all(&self.dir);
     }
 
@@ -138,7 +145,7 @@ impl Checkpointer {
             leave_running: Some(true),
             notify_scripts: Some(true),
             link_remap: Some(true),
-            freeze_cgroup: Some(plan.cgroup.to_string_lossy().into_owned()),
+            freeze_cgroup: Some(confinement::CGROUP.to_owned()),
             tcp_skip_in_flight: Some(true),
             external: vec![
                 format!("mnt[/dev]:{DEV_KEY}"),
@@ -146,11 +153,22 @@ impl Checkpointer {
                 format!("mnt[/sys/fs/cgroup]:{CGROUP_KEY}"),
             ],
             log_file: Some("dump.log".to_owned()),
-            config_file: Some(self.dir.join(DUMP_FILE).to_string_lossy().into_owned()),
+            config_file: Some(format!("/run/{DUMP_FILE}")),
             ..self.options()
         };
         let timeout = self.timeout(plan.size_mib);
-        let role = CriuRole::Dump { owner: plan.owner, lock: plan.lock };
+        let role = CriuRole::Dump {
+            confinement: &self.confinement,
+            images: plan.images,
+            cgroup: plan.cgroup,
+            owner: plan.owner,
+            lock: plan.lock,
+        };
+        // CRIU may write here and nowhere else.
+        for path in [plan.images, &plan.cgroup.join("cgroup.freeze")] {
+            chown(path, Some(plan.owner), None)
+                .map_err(EngineError::kernel("give the dump's files to its owner"))?;
+        }
         let mut copied = None;
         let on_notify = |script: &str, _: i32, _: i32| {
             if script != "post-dump" {
@@ -201,6 +219,8 @@ impl Checkpointer {
             ..self.options()
         };
         let role = CriuRole::Restore {
+            confinement: &self.confinement,
+            images: restore_dir.path(),
             cgroup: plan.cgroup,
             root: plan.root.as_fd(),
             dev: plan.dev.as_fd(),
@@ -225,6 +245,7 @@ impl Checkpointer {
     /// Returns the options that dumps and restores have in common.
     fn options(&self) -> Options {
         Options {
+            images_dir_fd: NO_DESCRIPTOR,
             tcp_established: Some(true),
             file_locks: Some(true),
             manage_cgroups_mode: Some(0),
@@ -246,9 +267,6 @@ impl Checkpointer {
     ) -> Result<rpc::Response, Failure> {
         let log = images.join(options.log_file.as_deref().unwrap_or_default());
         let talk = || -> io::Result<rpc::Response> {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let dir = openat(CWD, images, flags, Mode::empty())?;
-            let options = Options { images_dir_fd: dir.as_raw_fd(), ..options };
             let mut process = CriuProcess::start(&self.criu, &self.dir, role, timeout)?;
             let request = Request { kind: kind as i32, options: Some(options), notify_success: None };
             let criu = process.pid();

@@ -1,12 +1,12 @@
 //! [`CriuProcess`]: one `criu swrk` process, its identity and namespaces, and its end.
-//! A dump runs as the uid that owns the sandbox's user namespace, with the host's capabilities: the owner may inspect everything in it.
-//! A restore starts as root, inside the sandbox's control groups and in a mount namespace of its own; `owner` changes its uid later.
+//! A dump runs as the uid that owns the sandbox's user namespace: the owner may inspect everything in it. A restore starts as root,
+//! inside the sandbox's control groups; `owner` changes its uid later. What both can reach is in `confinement`.
 
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -15,13 +15,16 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use rustix::thread::{
-    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, CpuSet, UnshareFlags, capabilities,
-    configure_capability_in_ambient_set, sched_setaffinity, set_capabilities, set_capabilities_secure_bits,
+    CapabilitiesSecureBits, CpuSet, UnshareFlags, sched_setaffinity, set_capabilities_secure_bits,
     unshare_unsafe,
 };
 
 use sandbox_setup::ENVD_NICE;
 
+use super::confinement::{
+    self, Confinement, DUMP_CAPABILITIES, Entrance, RESTORE_CAPABILITIES, bound_capabilities,
+    keep_capabilities,
+};
 use crate::resources::BorrowedMounts;
 
 use super::locate::Criu;
@@ -36,11 +39,19 @@ const ROOT_ONLY_SETTINGS: [&str; 2] = ["/proc/sys/kernel/hostname", "/proc/sys/k
 /// What CRIU is run for, which decides its identity and namespaces.
 #[derive(Clone, Copy)]
 pub(super) enum CriuRole<'a> {
-    /// A dump: in the server's namespaces, as the owner of the sandbox's user namespace. It keeps `lock` open, so the lock is held until
-    /// the dump has ended, also when this server has died.
-    Dump { owner: u32, lock: BorrowedFd<'a> },
-    /// A restore: in the sandbox's control group, with its root and `/dev` mounted.
+    /// A dump: confined, as the owner of the sandbox's user namespace. It keeps `lock` open, so the lock is held until the dump has
+    /// ended, also when this server has died.
+    Dump {
+        confinement: &'a Confinement,
+        images: &'a Path,
+        cgroup: &'a Path,
+        owner: u32,
+        lock: BorrowedFd<'a>,
+    },
+    /// A restore: confined, in the sandbox's control group, with its root and `/dev` mounted.
     Restore {
+        confinement: &'a Confinement,
+        images: &'a Path,
         cgroup: &'a Path,
         root: BorrowedFd<'a>,
         dev: BorrowedFd<'a>,
@@ -54,12 +65,13 @@ pub(super) enum CriuRole<'a> {
 /// What the child does between fork and exec, with descriptors as numbers.
 enum ChildSetup {
     Dump {
+        entrance: Entrance,
         owner: u32,
         lock: i32,
     },
     Restore {
+        entrance: Entrance,
         group: OwnedFd,
-        dir: PathBuf,
         root: i32,
         dev: i32,
         resources: Option<[i32; 2]>,
@@ -89,26 +101,39 @@ impl CriuProcess {
     /// The process cannot be started.
     pub(super) fn start(criu: &Criu, dir: &Path, role: CriuRole<'_>, timeout: Duration) -> io::Result<Self> {
         let (conversation, socket) = Conversation::pair(timeout)?;
-        let mut command = criu.command();
+        let (mut command, run) = match role {
+            CriuRole::CheckKernel { .. } => (criu.command(), dir),
+            _ => (criu.command_below(Path::new(confinement::TOOLS)), Path::new(confinement::RUN)),
+        };
         command
             .args(["swrk", &SOCKET_FD.to_string()])
             .env_clear()
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-            .env("XDG_RUNTIME_DIR", dir)
+            .env("XDG_RUNTIME_DIR", run)
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         let setup = match role {
-            CriuRole::Dump { owner, lock } => ChildSetup::Dump { owner, lock: lock.as_raw_fd() },
-            CriuRole::Restore { cgroup, root, dev, resources, processors } => ChildSetup::Restore {
-                group: open(cgroup.join("cgroup.procs"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?,
-                dir: dir.to_owned(),
-                root: root.as_raw_fd(),
-                dev: dev.as_raw_fd(),
-                processors,
-                resources: resources.map(|mounts| [mounts.files.as_raw_fd(), mounts.cgroup.as_raw_fd()]),
+            CriuRole::Dump { confinement, images, cgroup, owner, lock } => ChildSetup::Dump {
+                entrance: confinement.entrance(images, Some(cgroup))?,
+                owner,
+                lock: lock.as_raw_fd(),
             },
+            CriuRole::Restore { confinement, images, cgroup, root, dev, resources, processors } => {
+                ChildSetup::Restore {
+                    entrance: confinement.entrance(images, None)?,
+                    group: open(
+                        cgroup.join("cgroup.procs"),
+                        OFlags::WRONLY | OFlags::CLOEXEC,
+                        Mode::empty(),
+                    )?,
+                    root: root.as_raw_fd(),
+                    dev: dev.as_raw_fd(),
+                    processors,
+                    resources: resources.map(|mounts| [mounts.files.as_raw_fd(), mounts.cgroup.as_raw_fd()]),
+                }
+            }
             CriuRole::CheckKernel { run } => ChildSetup::CheckKernel { run: run.as_raw_fd() },
         };
         let leads_group = matches!(setup, ChildSetup::Dump { .. });
@@ -176,19 +201,20 @@ impl ChildSetup {
     /// Runs in the child: makes system calls only.
     fn apply(&self) -> io::Result<()> {
         match self {
-            Self::Dump { owner, lock } => {
+            Self::Dump { entrance, owner, lock } => {
                 // A process group, so that all of it can be killed; in another session, or the kernel would end a stopped one when the
                 // server dies.
                 rustix::process::setsid()?;
                 pass_lock(*lock)?;
+                entrance.enter(UnshareFlags::NEWIPC | UnshareFlags::NEWUTS)?;
                 become_owner(*owner)
             }
-            Self::Restore { group, dir, root, dev, resources, processors } => {
+            Self::Restore { entrance, group, root, dev, resources, processors } => {
                 // CRIU does not restore it: the processes inherit CRIU's.
                 if let Some(processors) = processors {
                     sched_setaffinity(None, processors)?;
                 }
-                enter_sandbox(group, dir, *root, *dev, *resources)
+                enter_sandbox(entrance, group, *root, *dev, *resources)
             }
             Self::CheckKernel { run } => {
                 // SAFETY: the child has one thread; only its own namespace changes.
@@ -203,18 +229,15 @@ impl ChildSetup {
 /// Joins the sandbox's version 2 control group and mounts its root and `/dev`. The child is born in the version 1 groups of the calling
 /// thread.
 fn enter_sandbox(
+    entrance: &Entrance,
     group: &OwnedFd,
-    dir: &Path,
     root: i32,
     dev: i32,
     resources: Option<[i32; 2]>,
 ) -> io::Result<()> {
     rustix::io::write(group, b"0")?;
-    // SAFETY: the child has one thread; only its own namespaces change.
-    unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP) }?;
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-    // CRIU reads the result of its kernel check from /run.
-    mount_bind(dir, "/run")?;
+    entrance.enter(UnshareFlags::NEWCGROUP)?;
+    bound_capabilities(RESTORE_CAPABILITIES)?;
     attach(root, c"/run/root")?;
     attach(dev, c"/run/dev")?;
     if let Some([files, cgroup]) = resources {
@@ -236,23 +259,15 @@ fn attach(mount: i32, target: &CStr) -> io::Result<()> {
     Ok(sys::attach_at(mount, target)?)
 }
 
-/// Changes to another uid and keeps the capabilities, also across the `execve` that follows.
+/// Changes to another uid and keeps the capabilities of a dump, also across the `execve` that follows.
 fn become_owner(owner: u32) -> io::Result<()> {
-    let have = capabilities(None)?;
     // SAFETY: raw calls that change this process's credentials only.
     unsafe {
         let owner = owner as usize;
         sys::syscall(libc::SYS_setgroups, [0; 6])?;
         sys::syscall(libc::SYS_setresuid, [owner, owner, owner, 0, 0, 0])?;
     }
-    let all = have.permitted;
-    set_capabilities(None, CapabilitySets { effective: all, permitted: all, inheritable: all })?;
-    for bit in 0..64 {
-        if let Some(capability) = CapabilitySet::from_bits(1 << bit).filter(|one| all.contains(*one)) {
-            configure_capability_in_ambient_set(capability, true)?;
-        }
-    }
-    Ok(())
+    keep_capabilities(DUMP_CAPABILITIES)
 }
 
 /// Makes a copy of the lock's descriptor that survives `execve`, at a number that the socket does not need.

@@ -29,7 +29,7 @@ pub(super) enum Kind {
 /// `criu_opts`.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Options {
-    /// A descriptor of *this* process, which CRIU opens through `/proc`.
+    /// A descriptor of *this* process, which CRIU opens through `/proc`, or -1 if the configuration file names the directory.
     #[prost(int32, required, tag = "1")]
     pub(super) images_dir_fd: i32,
     #[prost(int32, optional, tag = "2")]
