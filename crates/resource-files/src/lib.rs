@@ -12,6 +12,7 @@ mod host;
 mod mount;
 mod nodes;
 mod protocol;
+mod rates;
 mod serve;
 
 pub use mount::ResourceFiles;

@@ -76,6 +76,13 @@ impl<'a> Request<'a> {
     }
 }
 
+impl Request<'_> {
+    /// Whether a thread of a sandbox waits for the reply.
+    pub(crate) fn is_awaited(&self) -> bool {
+        !matches!(self.operation, Operation::Init | Operation::Release | Operation::Forget)
+    }
+}
+
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }

@@ -1,5 +1,5 @@
-//! The server: reads the kernel's requests one at a time and replies at once. It never waits for a sandbox and keeps nothing for an
-//! open file, so a sandbox that is frozen, killed or hostile leaves nothing behind.
+//! The server: reads the kernel's requests one at a time and replies at once, unless a sandbox makes too many. It never waits for a
+//! sandbox and keeps nothing for an open file, so a sandbox that is frozen, killed or hostile leaves nothing behind.
 
 use std::collections::HashMap;
 use std::io;
@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use engine_host::{Hierarchies, group_name, uid_base_of};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::content::{ENTRIES, Loads, Source, find};
@@ -16,6 +17,7 @@ use crate::control::Control;
 use crate::host::HostFacts;
 use crate::nodes::{Node, ROOT};
 use crate::protocol::{self, Attributes, Operation, Request};
+use crate::rates::{Rates, TICK};
 
 /// How long the content of a file is used again. Reading a control group makes the kernel add up the counts of all processors, which a
 /// sandbox that reads in a loop would let the host pay for.
@@ -39,7 +41,7 @@ pub fn serve(device: impl AsFd, hierarchies: &Hierarchies) -> io::Result<()> {
         let (ended, end) = mpsc::channel::<()>();
         let (host, loads) = (&host, &loads);
         scope.spawn(move || sample(hierarchies, host, loads, &end));
-        let mut server = Server { hierarchies, host, loads, kept: HashMap::new() };
+        let mut server = Server { hierarchies, host, loads, rates: Rates::default(), kept: HashMap::new() };
         let served = server.run(device.as_fd());
         drop(ended);
         served
@@ -60,6 +62,7 @@ struct Server<'a> {
     hierarchies: &'a Hierarchies,
     host: &'a HostFacts,
     loads: &'a Loads,
+    rates: Rates,
     /// Contents by node, and when they were computed.
     kept: HashMap<u64, (Instant, String)>,
 }
@@ -70,6 +73,9 @@ impl Server<'_> {
         let _ = rustix::io::write(&device, &protocol::resend());
         let mut buffer = vec![0u8; 64 << 10];
         loop {
+            if self.rates.is_any_waiting() && !self.answer_waiting(&device)? {
+                continue;
+            }
             let length = match rustix::io::read(&device, &mut buffer[..]) {
                 Ok(length) => length,
                 // The caller of the request has given up.
@@ -77,11 +83,33 @@ impl Server<'_> {
                 Err(Errno::NODEV) => return Ok(()),
                 Err(error) => return Err(error.into()),
             };
-            let Some(request) = Request::parse(&buffer[..length]) else { continue };
-            if let Some(reply) = self.reply(&request) {
-                // Fails when the caller was killed meanwhile.
-                let _ = rustix::io::write(&device, &reply);
+            let bytes = &buffer[..length];
+            let Some(request) = Request::parse(bytes) else { continue };
+            let sandbox = Node::of(request.node).filter(|_| request.is_awaited());
+            if sandbox.is_none_or(|node| self.rates.admit(node.range, bytes, Instant::now())) {
+                self.answer(&device, &request);
             }
+        }
+    }
+
+    fn answer(&mut self, device: impl AsFd, request: &Request<'_>) {
+        if let Some(reply) = self.reply(request) {
+            // Fails when the caller was killed meanwhile.
+            let _ = rustix::io::write(device, &reply);
+        }
+    }
+
+    /// Answers the requests that have waited long enough. Returns whether there is a new one, after waiting for it for a moment.
+    fn answer_waiting(&mut self, device: impl AsFd) -> io::Result<bool> {
+        for bytes in self.rates.due(Instant::now()) {
+            if let Some(request) = Request::parse(&bytes) {
+                self.answer(&device, &request);
+            }
+        }
+        let tick = Timespec { tv_sec: 0, tv_nsec: TICK.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(&device, PollFlags::IN)], Some(&tick)) {
+            Err(Errno::INTR) => Ok(false),
+            ready => Ok(ready? > 0),
         }
     }
 

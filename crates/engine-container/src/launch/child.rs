@@ -100,12 +100,15 @@ pub(super) extern "C" fn enter(plan: usize) -> ! {
         Step::Clocks,
         open(c"/proc/self/timens_offsets", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).map_err(number),
     );
+    let clocks = clocks.into_raw_fd();
+    let outcome = plan.outcome.get();
+    // SAFETY: the parent reads this only after this process has ended.
+    unsafe { (*outcome).clocks = clocks };
     plan.must(Step::EnterUserNamespace, enter_namespace(user, LinkNameSpaceType::User));
     plan.must(Step::BecomeRoot, become_root());
     // Before PID 1 exists: offsets cannot change once a process is in the namespace.
     plan.must(Step::Clocks, start_clocks(plan, clocks).map_err(number));
     plan.must(Step::EnterNetwork, enter_namespace(network, LinkNameSpaceType::Network));
-    let outcome = plan.outcome.get();
     let mut pidfd = -1i32;
     let flags = libc::CLONE_VM
         | libc::CLONE_VFORK
@@ -211,10 +214,11 @@ fn become_root() -> Result<(), i32> {
 }
 
 /// Makes a time namespace for PID 1 whose clocks begin at 0, so that the sandbox's uptime and the ages of its processes are its own.
-fn start_clocks(plan: &Plan, offsets: OwnedFd) -> Result<(), Errno> {
+fn start_clocks(plan: &Plan, offsets: i32) -> Result<(), Errno> {
     // SAFETY: changes the namespace of this process's children only.
     unsafe { unshare_unsafe(UnshareFlags::NEWTIME) }?;
-    // Dropped here: the descriptor is in the server's table.
+    // SAFETY: the parent closes it after this process has ended.
+    let offsets = unsafe { BorrowedFd::borrow_raw(offsets) };
     rustix::io::write(offsets, plan.clock_offsets.as_bytes())?;
     Ok(())
 }

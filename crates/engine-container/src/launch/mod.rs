@@ -80,7 +80,7 @@ pub(crate) fn launch(parts: LaunchParts<'_>) -> Result<InitProcess, EngineError>
         pids: parts.pids.into(),
         listener: parts.listener.as_raw_fd(),
         filter: parts.filter,
-        outcome: UnsafeCell::new(Outcome { pidfd: -1, ..Outcome::default() }),
+        outcome: UnsafeCell::new(Outcome::default()),
     };
     let flags = (libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES) as u64;
     // SAFETY: the stacks and the plan outlive the call, which returns after stage one has ended (CLONE_VFORK);
@@ -91,6 +91,8 @@ pub(crate) fn launch(parts: LaunchParts<'_>) -> Result<InitProcess, EngineError>
     .map_err(EngineError::kernel("clone the first stage"))?;
     reap(stage_one.pid);
     let outcome = plan.outcome.into_inner();
+    // SAFETY: stage one opened it in the server's table and has ended; nothing else owns it.
+    drop((outcome.clocks >= 0).then(|| unsafe { OwnedFd::from_raw_fd(outcome.clocks) }));
     // SAFETY: the kernel stored a new descriptor there for stage two; nothing else owns it.
     let pidfd = (outcome.pidfd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(outcome.pidfd) });
     if let Some((step, errno)) = outcome.failure {

@@ -65,7 +65,7 @@ impl Step {
 }
 
 /// What the child reports to its parent.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Outcome {
     /// Failed step and error number.
     pub(crate) failure: Option<(Step, i32)>,
@@ -73,6 +73,14 @@ pub(crate) struct Outcome {
     pub(crate) pid: i32,
     /// PID 1's pidfd in the server's table.
     pub(crate) pidfd: i32,
+    /// The file by which stage one sets clocks, or -1. The server closes it, because stage one may fail at any step.
+    pub(crate) clocks: i32,
+}
+
+impl Default for Outcome {
+    fn default() -> Self {
+        Self { failure: None, pid: 0, pidfd: -1, clocks: -1 }
+    }
 }
 
 /// The plan of a start, in the order of use.
