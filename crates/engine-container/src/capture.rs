@@ -7,7 +7,8 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use engine::{Durability, EngineError, SandboxId, SnapshotId, SnapshotInfo};
 use engine_host::{snapshot_tree, tree_error, tree_of};
@@ -16,11 +17,14 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use crate::criu::DumpPlan;
+use crate::criu::{DumpPlan, rearm_timers};
 use crate::host::{Host, Lease};
 use crate::interrupted::rewind_interrupted_calls;
 use crate::open_files::deleted_bytes;
 use crate::record::SandboxRecord;
+use crate::refusal::refusal;
+use crate::scheduling::{Scheduling, unusual_scheduling};
+use crate::threads::{in_vfork, refuse_traced};
 
 /// What a restore must know about a snapshot.
 #[derive(Debug, Serialize, Deserialize)]
@@ -34,6 +38,9 @@ pub(crate) struct SnapshotRecord {
     pub(crate) memory: bool,
     /// Size of the memory image, bytes.
     pub(crate) memory_bytes: u64,
+    /// Scheduling of threads in it that is not in the image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) scheduling: Vec<Scheduling>,
 }
 
 /// The files of a snapshot: a directory with its record and memory image, and a tree with the sandbox's files.
@@ -165,6 +172,34 @@ impl Drop for ThawGuard {
     }
 }
 
+/// How long a sandbox is thawed and frozen again because processes are in `vfork`, and how long it runs each time at most: the times
+/// differ, as programs may have a rhythm of their own.
+const MAX_VFORK_WAIT: Duration = Duration::from_secs(2);
+const VFORK_TIMES: [Duration; 3] =
+    [Duration::from_millis(1), Duration::from_millis(3), Duration::from_millis(7)];
+
+/// Lets a frozen sandbox run on for some milliseconds while a process has begun to start a program and the child has not executed it
+/// yet: until then CRIU cannot take the process over.
+fn leave_vforks(lease: &Lease) -> Result<(), EngineError> {
+    let group = lease.group.unified_path();
+    let deadline = Instant::now() + MAX_VFORK_WAIT;
+    for time in VFORK_TIMES.iter().cycle() {
+        let waiting = in_vfork(group).map_err(EngineError::kernel("list the sandbox's threads"))?;
+        let Some(thread) = waiting else { break };
+        if Instant::now() > deadline {
+            return Err(refusal(
+                Some(thread.process),
+                "waits for a child that does not execute a program (vfork)",
+            ));
+        }
+        lease.group.thaw_now().map_err(EngineError::kernel("thaw"))?;
+        // The kernel does not tell when a program is executed.
+        thread::park_timeout(*time);
+        lease.group.freeze_now().map_err(EngineError::kernel("freeze"))?;
+    }
+    Ok(())
+}
+
 /// Makes the calls begin again that the freeze interrupted. A failure is logged: then programs see `EINTR`.
 fn restart_calls(lease: &Lease) {
     match rewind_interrupted_calls(lease.group.unified_path()).and_then(|_| lease.group.wait_frozen()) {
@@ -187,6 +222,10 @@ fn write_snapshot(
     let partial = SnapshotFiles::partial(host, sandbox, id);
     let record: SandboxRecord = host.records.load(sandbox).map_err(|_| EngineError::NotFound)?;
     let lock = host.records.lock(sandbox).map_err(|_| EngineError::NotFound)?;
+    if memory {
+        leave_vforks(lease)?;
+        refuse_traced(lease.group.unified_path())?;
+    }
     restart_calls(lease);
     let work = || -> Result<u64, EngineError> {
         fs::create_dir_all(partial.memory())
@@ -202,7 +241,9 @@ fn write_snapshot(
             0
         };
         let (envd_layer, inner_boot) = (record.envd_layer.clone(), record.inner_boot.clone());
-        let snapshot_record = SnapshotRecord { envd_layer, inner_boot, memory, memory_bytes };
+        let scheduling = if memory { unusual_scheduling(lease.group.unified_path()) } else { Ok(Vec::new()) };
+        let scheduling = scheduling.map_err(EngineError::kernel("read how threads are scheduled"))?;
+        let snapshot_record = SnapshotRecord { envd_layer, inner_boot, memory, memory_bytes, scheduling };
         write_record(&partial.dir.join("meta.json"), &snapshot_record, durability)
             .map_err(EngineError::kernel("write the snapshot's record"))?;
         fs::rename(&partial.dir, &SnapshotFiles::of(host, id).dir)
@@ -237,6 +278,7 @@ fn write_memory(
         lock: lock.as_fd(),
     };
     lease.host.checkpointer()?.dump(&plan, copy_files)?;
+    rearm_timers(images).map_err(EngineError::kernel("rearm timers in the memory image"))?;
     if durability == Durability::Durable {
         sync_dir(images).map_err(EngineError::kernel("sync the memory image"))?;
     }
@@ -275,16 +317,16 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
     }
     let entries = Mutex::new(fs::read_dir(dir)?);
     let next = || entries.lock().next();
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let sync = || -> io::Result<()> {
             while let Some(entry) = next() {
                 File::open(entry?.path())?.sync_all()?;
             }
             Ok(())
         };
-        let threads: Vec<_> = (0..SYNC_THREADS).map(|_| scope.spawn(sync)).collect();
-        threads.into_iter().try_for_each(|thread| {
-            thread.join().unwrap_or_else(|_| Err(io::Error::other("a file's sync was interrupted")))
+        let syncs: Vec<_> = (0..SYNC_THREADS).map(|_| scope.spawn(sync)).collect();
+        syncs.into_iter().try_for_each(|sync| {
+            sync.join().unwrap_or_else(|_| Err(io::Error::other("a file's sync was interrupted")))
         })
     })?;
     open_dir.sync_all()

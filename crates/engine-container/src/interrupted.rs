@@ -5,7 +5,6 @@
 //!
 //! A wait with a relative timeout begins with its whole timeout again, except where the kernel has told the program how much is left.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 use std::thread;
@@ -16,6 +15,8 @@ use nix::sys::ptrace::{self, Options};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use crate::threads::{Thread, threads_of};
+
 /// Maximum time in which all threads that are looked at must stop. They wait in the kernel for nothing but the end of the freeze.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -25,7 +26,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// # Errors
 /// The group cannot be read.
 pub(crate) fn rewind_interrupted_calls(group: &Path) -> io::Result<usize> {
-    let threads: Vec<Thread> = threads_of(group)?.into_iter().filter(Thread::may_be_interrupted).collect();
+    let threads: Vec<Thread> = threads_of(group)?.into_iter().filter(may_be_interrupted).collect();
     if threads.is_empty() {
         return Ok(0);
     }
@@ -34,63 +35,35 @@ pub(crate) fn rewind_interrupted_calls(group: &Path) -> io::Result<usize> {
         .map_err(|_| io::Error::other("the thread that restarts calls panicked"))
 }
 
-/// A thread of a frozen process.
-struct Thread {
-    process: i32,
-    id: i32,
+/// Whether a thread is in a call that a freeze may interrupt, by `/proc`, which is much cheaper than `ptrace`.
+fn may_be_interrupted(thread: &Thread) -> bool {
+    thread.call().is_some_and(|(number, _)| registers::may_be_interrupted(number))
 }
 
-/// Returns the threads of all processes in the control group at `group`.
-fn threads_of(group: &Path) -> io::Result<Vec<Thread>> {
-    let mut threads = Vec::new();
-    for process in
-        fs::read_to_string(group.join("cgroup.procs"))?.lines().filter_map(|line| line.parse().ok())
-    {
-        // Killed meanwhile, it has none.
-        let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else { continue };
-        let ids = tasks.filter_map(|task| task.ok()?.file_name().to_str()?.parse().ok());
-        threads.extend(ids.map(|id| Thread { process, id }));
-    }
-    Ok(threads)
+/// Whether a signal waits that the thread will handle, so that its call has to end.
+fn has_signal(thread: &Thread) -> bool {
+    let status = thread.read("status");
+    let mask = |key: &str| {
+        let value = status.lines().find_map(|line| line.strip_prefix(key));
+        value.and_then(|value| u64::from_str_radix(value.trim(), 16).ok()).unwrap_or(0)
+    };
+    (mask("SigPnd:") | mask("ShdPnd:")) & !mask("SigBlk:") != 0
 }
 
-impl Thread {
-    fn pid(&self) -> Pid {
-        Pid::from_raw(self.id)
-    }
-
-    fn read(&self, file: &str) -> String {
-        fs::read_to_string(format!("/proc/{}/task/{}/{file}", self.process, self.id)).unwrap_or_default()
-    }
-
-    /// Whether it is in a call that a freeze may interrupt, by `/proc`, which is much cheaper than `ptrace`.
-    fn may_be_interrupted(&self) -> bool {
-        let syscall = self.read("syscall");
-        let number = syscall.split_whitespace().next().and_then(|number| number.parse().ok());
-        number.is_some_and(registers::may_be_interrupted)
-    }
-
-    /// Whether a signal waits that the thread will handle, so that its call has to end.
-    fn has_signal(&self) -> bool {
-        let status = self.read("status");
-        let mask = |key: &str| {
-            let value = status.lines().find_map(|line| line.strip_prefix(key));
-            value.and_then(|value| u64::from_str_radix(value.trim(), 16).ok()).unwrap_or(0)
-        };
-        (mask("SigPnd:") | mask("ShdPnd:")) & !mask("SigBlk:") != 0
-    }
+fn pid(thread: &Thread) -> Pid {
+    Pid::from_raw(thread.id)
 }
 
 /// Traces the threads, all at once, and changes those that were interrupted. Returns how many there were.
 fn rewind(threads: &[Thread]) -> usize {
     // Of one that another process traces, the tracer decides.
-    let seize = |thread: &&Thread| ptrace::seize(thread.pid(), Options::empty()).is_ok();
+    let seize = |thread: &&Thread| ptrace::seize(pid(thread), Options::empty()).is_ok();
     let mut traced: Vec<&Thread> = threads.iter().filter(seize).collect();
-    traced.retain(|thread| ptrace::interrupt(thread.pid()).is_ok());
+    traced.retain(|thread| ptrace::interrupt(pid(thread)).is_ok());
     let deadline = Instant::now() + STOP_TIMEOUT;
     let rewound = traced.iter().filter(|thread| {
-        let rewound = stops(thread.pid(), deadline) && registers::rewind(thread);
-        let _ = ptrace::detach(thread.pid(), None);
+        let rewound = stops(pid(thread), deadline) && registers::rewind(thread);
+        let _ = ptrace::detach(pid(thread), None);
         rewound
     });
     rewound.count()
@@ -112,7 +85,7 @@ fn stops(thread: Pid, deadline: Instant) -> bool {
 
 #[cfg(target_arch = "x86_64")]
 mod registers {
-    use super::{Thread, ptrace};
+    use super::{Thread, has_signal, pid, ptrace};
 
     /// Bytes of the instruction `syscall`.
     const CALL_LENGTH: u64 = 2;
@@ -155,13 +128,13 @@ mod registers {
 
     /// Puts a stopped thread before its call again if that was interrupted by nothing but the freeze. Returns whether it was.
     pub(super) fn rewind(thread: &Thread) -> bool {
-        let Ok(mut own) = ptrace::getregs(thread.pid()) else { return false };
+        let Ok(mut own) = ptrace::getregs(pid(thread)) else { return false };
         let number = own.orig_rax.cast_signed();
         let interrupted = match -own.rax.cast_signed() {
             ERESTART_RESTARTBLOCK => RESTARTED.contains(&number),
             result => result == i64::from(libc::EINTR) && ENDED.contains(&number),
         };
-        if !interrupted || thread.has_signal() {
+        if !interrupted || has_signal(thread) {
             return false;
         }
         // The kernel has written the rest of the time to the last argument, if there is one: the new call sleeps for that.
@@ -174,7 +147,7 @@ mod registers {
         own.rax = number.cast_unsigned();
         // It is in no call any more, so the kernel does not restart one itself.
         own.orig_rax = u64::MAX;
-        ptrace::setregs(thread.pid(), own).is_ok()
+        ptrace::setregs(pid(thread), own).is_ok()
     }
 }
 

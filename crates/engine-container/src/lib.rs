@@ -15,14 +15,17 @@ mod private_tree;
 mod processors;
 mod ready_slots;
 mod record;
+mod refusal;
 mod resources;
 mod restore;
 mod rootfs;
 mod sandbox;
+mod scheduling;
 mod seccomp;
 mod slot;
 mod start;
 mod sweep;
+mod threads;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -11,11 +11,13 @@ use net::Listeners;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use sys::Namespace;
 
-use crate::criu::RestorePlan;
+use crate::capture::SnapshotRecord;
+use crate::criu::{RestorePlan, RestoreStage, has_connections};
 use crate::host::Host;
 use crate::launch::{InitProcess, forbid_user_namespaces};
 use crate::processors::ProcessorShare;
 use crate::resources::ResourceMounts;
+use crate::scheduling::restore_scheduling;
 use crate::slot::Slot;
 
 /// A restored PID 1 and the network that was made for it.
@@ -34,14 +36,14 @@ pub(crate) fn restore(
     host: &Host,
     slot: &Slot,
     images: &Path,
-    size: u64,
+    record: &SnapshotRecord,
     root: OwnedFd,
     hostname: &str,
 ) -> Result<RestoredInit, EngineError> {
     let mut network = None;
     let plan = RestorePlan {
         images,
-        size_mib: u32::try_from(size >> 20).unwrap_or(u32::MAX),
+        size_mib: u32::try_from(record.memory_bytes >> 20).unwrap_or(u32::MAX),
         uid_base: slot.lease.uid_base,
         owner: slot.lease.namespace_owner(),
         root,
@@ -50,9 +52,23 @@ pub(crate) fn restore(
         resources: slot.resources.as_ref().map(ResourceMounts::borrow),
         cgroup: slot.lease.group.unified_path(),
     };
-    let pid = host.checkpointer()?.restore(&plan, |pid| {
-        network = Some(configure_namespaces(pid, hostname)?);
-        Ok(())
+    let has_connections = has_connections(images).map_err(EngineError::kernel("read the memory image"))?;
+    let pid = host.checkpointer()?.restore(&plan, |stage| match (stage, &network) {
+        (RestoreStage::Namespaces(pid), _) => {
+            let (namespace, listeners) = configure_namespaces(pid, hostname)?;
+            if has_connections {
+                net::hold_tcp(&namespace)?;
+            }
+            network = Some((namespace, listeners));
+            Ok(())
+        }
+        (RestoreStage::Restored, namespace) => {
+            restore_scheduling(slot.lease.group.unified_path(), &record.scheduling)?;
+            match namespace {
+                Some((namespace, _)) if has_connections => net::release_tcp(namespace),
+                _ => Ok(()),
+            }
+        }
     });
     let opened = pid.and_then(|pid| {
         let raw = Pid::from_raw(pid).ok_or_else(|| EngineError::Restore("CRIU named no process".into()))?;

@@ -147,10 +147,9 @@ fn start_snapshot(
             let envd_layer = host.envd_layer_named(&record.envd_layer);
             slot.dev = devices::make_dev(slot.user_namespace.as_fd(), &record.inner_boot)
                 .map_err(EngineError::kernel("make /dev"))?;
-            slot.inner_boot = record.inner_boot;
+            slot.inner_boot.clone_from(&record.inner_boot);
             let root = assemble_root(slot, spec, &envd_layer, &tree)?;
-            let restored =
-                restore(host, slot, &snapshot.memory(), record.memory_bytes, root, &spec.hostname)?;
+            let restored = restore(host, slot, &snapshot.memory(), &record, root, &spec.hostname)?;
             let network = Some((restored.network, restored.listeners));
             Ok(StartedInit { init: restored.init, envd_layer, network })
         }

@@ -10,6 +10,7 @@
 mod dial;
 mod dns;
 mod gateway;
+mod hold;
 mod listeners;
 mod loopback;
 mod policy;
@@ -20,6 +21,7 @@ mod tap;
 pub use dial::{CONTROL_ADDRESS, connect, dial, dial_as_control};
 pub use dns::{DnsTotal, Resolvers};
 pub use gateway::{Gateway, GatewayConfig, is_host_address};
+pub use hold::{hold_tcp, release_tcp};
 pub use listeners::{Listeners, TcpListener, listen_in};
 pub use policy::{Cidr, EgressPolicy, PolicyError, is_never_public};
 pub use tap::{LinkAddresses, TapNetwork, create_tap_network};

@@ -13,7 +13,7 @@ use crate::dial::{CONTROL_ADDRESS, CONTROL_MARK};
 use crate::{DNS_PORT, EGRESS_PORT};
 use sys::netlink::{APPEND, Batch, CREATE, REQUEST_ACK};
 
-const TABLE: &str = "cofferdam";
+pub(crate) const TABLE: &str = "cofferdam";
 const CHAIN: &str = "egress";
 const DISCOVERY: &str = "discovery";
 const CONTROL: &str = "control";
@@ -32,34 +32,36 @@ const SUBSYSTEM: u16 = 10 << 8;
 const NEW_TABLE: u16 = SUBSYSTEM;
 const NEW_CHAIN: u16 = SUBSYSTEM | 3;
 const NEW_RULE: u16 = SUBSYSTEM | 6;
-const BATCH_BEGIN: u16 = 16;
-const BATCH_END: u16 = 17;
-const REQUEST: u16 = 1;
+pub(crate) const DELETE_CHAIN: u16 = SUBSYSTEM | 5;
+pub(crate) const DELETE_RULE: u16 = SUBSYSTEM | 8;
+pub(crate) const BATCH_BEGIN: u16 = 16;
+pub(crate) const BATCH_END: u16 = 17;
+pub(crate) const REQUEST: u16 = 1;
 /// `struct nfgenmsg` for the `inet` family, which sees IPv4 and IPv6.
-const INET: [u8; 4] = [1, 0, 0, 0];
+pub(crate) const INET: [u8; 4] = [1, 0, 0, 0];
 /// `struct nfgenmsg` of a batch: its last field names the subsystem.
-const BATCH: [u8; 4] = [0, 0, 0, 10];
+pub(crate) const BATCH: [u8; 4] = [0, 0, 0, 10];
 
-const META_MARK: u32 = 3;
+pub(crate) const META_MARK: u32 = 3;
 const META_NFPROTO: u32 = 15;
-const META_L4PROTO: u32 = 16;
+pub(crate) const META_L4PROTO: u32 = 16;
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
-const TCP: u8 = 6;
+pub(crate) const TCP: u8 = 6;
 const UDP: u8 = 17;
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 const REGISTER: u32 = 1;
 const VERDICT_REGISTER: u32 = 0;
 const RETURN: i32 = -5;
-const DROP: i32 = 0;
+pub(crate) const DROP: i32 = 0;
 const EQUAL: u32 = 0;
-const NOT_EQUAL: u32 = 1;
+pub(crate) const NOT_EQUAL: u32 = 1;
 const AT_MOST: u32 = 3;
 const AT_LEAST: u32 = 5;
 /// Priorities of chains: lower ones run first.
 const DESTINATION_NAT: i32 = -100;
-const BEFORE_ALL: i32 = -300;
+pub(crate) const BEFORE_ALL: i32 = -300;
 
 /// The hook that sees the packets of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -200,7 +202,7 @@ fn mask(rule: &mut Batch, value: u8) {
     });
 }
 
-fn chain(batch: &mut Batch, name: &str, kind: &str, hook: Hook, priority: i32) {
+pub(crate) fn chain(batch: &mut Batch, name: &str, kind: &str, hook: Hook, priority: i32) {
     batch
         .begin(NEW_CHAIN, REQUEST_ACK | CREATE, &INET)
         .text(1, TABLE)
@@ -213,7 +215,7 @@ fn chain(batch: &mut Batch, name: &str, kind: &str, hook: Hook, priority: i32) {
         .finish();
 }
 
-fn rule(batch: &mut Batch, chain: &str, expressions: impl FnOnce(&mut Batch)) {
+pub(crate) fn rule(batch: &mut Batch, chain: &str, expressions: impl FnOnce(&mut Batch)) {
     batch
         .begin(NEW_RULE, REQUEST_ACK | CREATE | APPEND, &INET)
         .text(1, TABLE)
@@ -228,12 +230,12 @@ fn expression(rule: &mut Batch, name: &str, data: impl FnOnce(&mut Batch)) {
     });
 }
 
-fn meta_is(rule: &mut Batch, key: u32, value: u8) {
+pub(crate) fn meta_is(rule: &mut Batch, key: u32, value: u8) {
     meta(rule, key);
     register_is(rule, &[value]);
 }
 
-fn meta(rule: &mut Batch, key: u32) {
+pub(crate) fn meta(rule: &mut Batch, key: u32) {
     expression(rule, "meta", |data| {
         data.be32(1, REGISTER).be32(2, key);
     });
@@ -254,7 +256,7 @@ fn register_is(rule: &mut Batch, value: &[u8]) {
     register(rule, EQUAL, value);
 }
 
-fn register(rule: &mut Batch, comparison: u32, value: &[u8]) {
+pub(crate) fn register(rule: &mut Batch, comparison: u32, value: &[u8]) {
     expression(rule, "cmp", |data| {
         data.be32(1, REGISTER).be32(2, comparison).nested(3, |wanted| {
             wanted.attribute(1, value);
@@ -262,7 +264,7 @@ fn register(rule: &mut Batch, comparison: u32, value: &[u8]) {
     });
 }
 
-fn verdict(rule: &mut Batch, code: i32) {
+pub(crate) fn verdict(rule: &mut Batch, code: i32) {
     expression(rule, "immediate", |data| {
         data.be32(1, VERDICT_REGISTER).nested(2, |value| {
             value.nested(2, |verdict| {

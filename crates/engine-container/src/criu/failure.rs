@@ -7,6 +7,8 @@ use std::path::Path;
 use engine::EngineError;
 use rustix::fs::statfs;
 
+use crate::refusal::refusal;
+
 /// A failure of CRIU: its response, and the errors in its log.
 #[derive(Debug)]
 pub(super) struct Failure {
@@ -45,6 +47,10 @@ const REASONS: &[(&str, &str)] = &[
     ),
     ("is too long", "uses a directory or file whose path is too long"),
     ("File name too long", "uses a directory or file whose path is too long"),
+    ("PIDFD_THREAD flag", "has a pidfd of a thread open (PIDFD_THREAD)"),
+    ("packetized mode for pipes", "has a pipe in packet mode open (O_DIRECT)"),
+    ("found while seizing", "is being traced, by a debugger or strace"),
+    ("Unseizable non-zombie", "waits in the kernel for something that does not come"),
     ("[io_uring]", "uses io_uring"),
     ("[userfaultfd]", "uses userfaultfd"),
     ("[landlock-ruleset]", "has a ruleset of Landlock open"),
@@ -86,10 +92,7 @@ impl Failure {
         let known = self.errors.iter().find_map(|error| reason(error));
         let open = culprit.filter(|_| known.is_none() || self.has_unnamed_file()).and_then(open_kind);
         match open.or(known) {
-            Some(reason) => EngineError::Uncapturable(format!(
-                "{} {reason}. End it, keep the files only (memory: false), or use a template of the engine \"microvm\"",
-                culprit.map_or_else(|| "a program in it".to_owned(), describe),
-            )),
+            Some(reason) => refusal(culprit, reason),
             None => EngineError::Capture(format!("its memory could not be captured: {}", self.text())),
         }
     }
@@ -109,17 +112,6 @@ fn reason(error: &str) -> Option<&'static str> {
 fn named_process(error: &str) -> Option<i32> {
     let (_, rest) = error.split_once("(pid: ")?;
     rest.split_once(')')?.0.parse().ok()
-}
-
-/// Returns the name of a process and its pid in the sandbox. The name is the process's own choice.
-fn describe(pid: i32) -> String {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let field = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
-    let name: String = field("Name:").trim().chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-    match field("NSpid:").split_whitespace().next_back() {
-        Some(inner) => format!("its program {name:?} (process {inner})"),
-        None => "a program in it".to_owned(),
-    }
 }
 
 /// Returns what a process has open that CRIU has no words for.

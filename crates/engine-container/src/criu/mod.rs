@@ -24,7 +24,7 @@ use rustix::thread::CpuSet;
 
 use crate::resources::BorrowedMounts;
 use confinement::Confinement;
-pub(crate) use entries::given_names;
+pub(crate) use entries::{given_names, has_connections, rearm_timers};
 use failure::Failure;
 use images::RestoreDir;
 pub(crate) use images::remove_restore_dirs;
@@ -84,6 +84,15 @@ pub(crate) struct DumpPlan<'a> {
     pub(crate) images: &'a Path,
     /// Held by CRIU until it has released the processes.
     pub(crate) lock: BorrowedFd<'a>,
+}
+
+/// A moment of a restore in which CRIU waits.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum RestoreStage {
+    /// The namespaces exist; the process with this pid is in them. Nothing else does, and nothing runs.
+    Namespaces(i32),
+    /// All processes and what they have exist; none of them runs.
+    Restored,
 }
 
 /// What a restore needs.
@@ -193,15 +202,15 @@ impl Checkpointer {
         self.criu.timeout() + TIMEOUT_PER_MIB * size_mib
     }
 
-    /// Restores the processes of an image and returns the pid of PID 1. Calls `on_namespaces` with that pid when its namespaces exist
-    /// but no process runs in them yet. Must be called on a thread inside the sandbox's control groups.
+    /// Restores the processes of an image and returns the pid of PID 1. Calls `on_stage` at each stage; an error of it ends the restore.
+    /// Must be called on a thread inside the sandbox's control groups.
     ///
     /// # Errors
     /// [`EngineError::Restore`] with CRIU's reason.
     pub(crate) fn restore(
         &self,
         plan: &RestorePlan<'_>,
-        mut on_namespaces: impl FnMut(i32) -> io::Result<()>,
+        mut on_stage: impl FnMut(RestoreStage) -> io::Result<()>,
     ) -> Result<i32, EngineError> {
         let restore_dir = RestoreDir::new(plan.images, plan.uid_base)
             .map_err(EngineError::kernel("prepare the memory image"))?;
@@ -229,7 +238,8 @@ impl Checkpointer {
         };
         let on_notify = |script: &str, criu: i32, pid: i32| match script {
             "pre-restore" => owner::set_effective_user(criu, plan.owner),
-            "setup-namespaces" => on_namespaces(pid),
+            "setup-namespaces" => on_stage(RestoreStage::Namespaces(pid)),
+            "post-restore" => on_stage(RestoreStage::Restored),
             _ => Ok(()),
         };
         let response = self

@@ -120,6 +120,15 @@ impl Group {
         v2::wait_frozen(&self.unified)
     }
 
+    /// Freezes every process and waits until the kernel confirms it. Blocks.
+    ///
+    /// # Errors
+    /// `TimedOut` when the kernel does not confirm it in time.
+    pub fn freeze_now(&self) -> io::Result<()> {
+        fs::write(self.unified.join("cgroup.freeze"), "1")?;
+        self.wait_frozen()
+    }
+
     /// Thaws every process without waiting for the kernel's confirmation.
     ///
     /// # Errors
