@@ -119,8 +119,8 @@ def test_an_expired_sandbox_is_paused_and_resumed_by_traffic(cold_server, option
 @pytest.mark.container
 def test_a_sandbox_that_cannot_be_captured_is_reported_and_runs_on(options):
     sandbox = Sandbox.create(**options)
-    # The snapshot contains deleted files that are still open, up to a size.
-    hold = "f=$(mktemp); head -c 80M /dev/zero > $f; exec 9<>$f; rm $f; echo held; sleep 1000"
+    queue = "ctypes.CDLL(None).mq_open(b'/queue', os.O_CREAT | os.O_RDWR, 0o600, None)"
+    hold = f'exec python3 -c "import ctypes, os, time; assert {queue} >= 0; print(\'held\', flush=True); time.sleep(1000)"'
     started(sandbox.commands.run(hold, background=True), "held")
     with pytest.raises(Exception, match="could not be captured"):
         sandbox.pause()

@@ -241,7 +241,11 @@ fn write_snapshot(
             0
         };
         let (envd_layer, inner_boot) = (record.envd_layer.clone(), record.inner_boot.clone());
-        let scheduling = if memory { unusual_scheduling(lease.group.unified_path()) } else { Ok(Vec::new()) };
+        let scheduling = if memory {
+            unusual_scheduling(lease.group.unified_path(), record.process.pid)
+        } else {
+            Ok(Vec::new())
+        };
         let scheduling = scheduling.map_err(EngineError::kernel("read how threads are scheduled"))?;
         let snapshot_record = SnapshotRecord { envd_layer, inner_boot, memory, memory_bytes, scheduling };
         write_record(&partial.dir.join("meta.json"), &snapshot_record, durability)

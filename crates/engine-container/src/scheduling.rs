@@ -16,23 +16,25 @@ use crate::threads::{Thread, threads_of};
 pub(crate) struct Scheduling {
     /// Its id in the sandbox.
     thread: i32,
-    /// The processors that it may use.
+    /// The processors that it may use, as places among those of the sandbox.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    processors: Option<Vec<u32>>,
+    processors: Option<Vec<usize>>,
     /// Class and level, as `ioprio_get` returns them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     io_priority: Option<u32>,
 }
 
-/// Returns what is unusual of the threads in the control group at `group`. Usual is what this server has itself.
+/// Returns what is unusual of the threads in the control group at `group`. Usual is what the process `init` has.
 ///
 /// # Errors
-/// The group cannot be read.
-pub(crate) fn unusual_scheduling(group: &Path) -> io::Result<Vec<Scheduling>> {
-    let usual = sched_getaffinity(None)?;
+/// The group cannot be read, or `init` has ended.
+pub(crate) fn unusual_scheduling(group: &Path, init: i32) -> io::Result<Vec<Scheduling>> {
+    let usual = sched_getaffinity(Pid::from_raw(init))?;
+    let usual_list = listed(&usual);
     let of = |thread: Thread| {
         let id = Pid::from_raw(thread.id)?;
-        let processors = sched_getaffinity(Some(id)).ok().filter(|set| *set != usual).map(|set| listed(&set));
+        let own = sched_getaffinity(Some(id)).ok().filter(|set| *set != usual);
+        let processors = own.map(|set| places(&set, &usual_list));
         let io_priority = io_priority(id).filter(|priority| is_unprivileged(*priority));
         (processors.is_some() || io_priority.is_some()).then_some(())?;
         Some(Scheduling { thread: thread.inner_id()?, processors, io_priority })
@@ -40,8 +42,8 @@ pub(crate) fn unusual_scheduling(group: &Path) -> io::Result<Vec<Scheduling>> {
     Ok(threads_of(group)?.into_iter().filter_map(of).collect())
 }
 
-/// Gives the threads in the control group at `group` the scheduling that they were captured with. Processors that this host does not have
-/// are left out; a thread that has none left may use all.
+/// Gives the threads in the control group at `group` the scheduling that they were captured with. Processors that the sandbox does not
+/// have any more are left out; a thread that has none left may use all.
 ///
 /// # Errors
 /// The group cannot be read.
@@ -50,28 +52,33 @@ pub(crate) fn restore_scheduling(group: &Path, unusual: &[Scheduling]) -> io::Re
         return Ok(());
     }
     let threads = threads_of(group)?.into_iter();
-    let by_inner_id: HashMap<i32, Thread> =
-        threads.filter_map(|thread| Some((thread.inner_id()?, thread))).collect();
+    let by_inner_id: HashMap<i32, Pid> =
+        threads.filter_map(|thread| Some((thread.inner_id()?, Pid::from_raw(thread.id)?))).collect();
+    let usual = by_inner_id.get(&1).map(|init| sched_getaffinity(Some(*init))).transpose()?;
+    let usual = usual.map(|set| listed(&set)).unwrap_or_default();
     for scheduling in unusual {
-        let thread = by_inner_id.get(&scheduling.thread);
-        let Some(id) = thread.and_then(|thread| Pid::from_raw(thread.id)) else { continue };
-        if let Some(processors) = &scheduling.processors {
+        let Some(id) = by_inner_id.get(&scheduling.thread) else { continue };
+        if let Some(places) = &scheduling.processors {
             let mut set = CpuSet::new();
-            processors
-                .iter()
-                .filter(|cpu| (**cpu as usize) < CpuSet::MAX_CPU)
-                .for_each(|cpu| set.set(*cpu as usize));
-            let _ = sched_setaffinity(Some(id), &set);
+            places.iter().filter_map(|place| usual.get(*place)).for_each(|cpu| set.set(*cpu));
+            // Fails if none is left.
+            let _ = sched_setaffinity(Some(*id), &set);
         }
         if let Some(priority) = scheduling.io_priority.filter(|priority| is_unprivileged(*priority)) {
-            set_io_priority(id, priority);
+            set_io_priority(*id, priority);
         }
     }
     Ok(())
 }
 
-fn listed(set: &CpuSet) -> Vec<u32> {
-    (0..CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).filter_map(|cpu| u32::try_from(cpu).ok()).collect()
+/// Returns the processors of a set.
+fn listed(set: &CpuSet) -> Vec<usize> {
+    (0..CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect()
+}
+
+/// Returns the places of a set's processors among the usual ones. A restored sandbox may run on other processors.
+fn places(set: &CpuSet, usual: &[usize]) -> Vec<usize> {
+    usual.iter().enumerate().filter(|(_, cpu)| set.is_set(**cpu)).map(|(place, _)| place).collect()
 }
 
 /// `IOPRIO_WHO_PROCESS`, which means one thread.
@@ -96,4 +103,20 @@ fn set_io_priority(thread: Pid, priority: u32) {
     let Ok(id) = usize::try_from(thread.as_raw_nonzero().get()) else { return };
     // SAFETY: changes a number of a thread of the sandbox; takes no pointers.
     let _ = unsafe { sys::syscall(libc::SYS_ioprio_set, [THREAD, id, priority as usize, 0, 0, 0]) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processors_are_places_among_those_of_the_sandbox() {
+        let set = |cpus: &[usize]| {
+            let mut set = CpuSet::new();
+            cpus.iter().for_each(|cpu| set.set(*cpu));
+            set
+        };
+        assert_eq!(listed(&set(&[3, 1])), [1, 3]);
+        assert_eq!(places(&set(&[5, 9, 20]), &[4, 5, 9]), [1, 2]);
+    }
 }
