@@ -159,5 +159,6 @@ class Server:
             assert not host_state.processes(home)
             assert not host_state.dumps(home)
             assert not host_state.groups(home)
+            assert not host_state.settled(lambda: host_state.serving(home))
         # The kernel detaches a loop device after its last unmount, which may be a moment later.
         assert not host_state.settled(lambda: host_state.loop_devices(self.data))

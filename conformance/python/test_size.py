@@ -2,11 +2,11 @@
 
 import json
 import os
-import pathlib
 import re
 import signal
 import time
 
+import host_state
 import pytest
 from conftest import options_of
 from e2b import CommandExitException, Sandbox, Template
@@ -192,27 +192,13 @@ def until(found):
     raise AssertionError("nothing was found in ten seconds")
 
 
-def serving(server):
-    """The processes that serve the files of this server's sandboxes."""
-    found = []
-    for process in pathlib.Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_bytes().split(b"\0")
-            parent = int((process / "stat").read_text().rsplit(") ", 1)[1].split()[1])
-        except OSError:
-            continue
-        if b"resource-files" in words and parent == server.process.pid:
-            found.append(int(process.name))
-    return found
-
-
 @pytest.mark.container
 def test_a_killed_serving_process_is_replaced(cell, cold_server):
     reader = cell.commands.run("while cat /proc/meminfo > /tmp/last; do :; done; echo failed", background=True, timeout=0)
-    [first] = serving(cold_server)
+    [first] = host_state.serving(cold_server.data)
     time.sleep(1.5)
     os.kill(first, signal.SIGKILL)
-    [second] = until(lambda: [pid for pid in serving(cold_server) if pid != first])
+    [second] = until(lambda: [pid for pid in host_state.serving(cold_server.data) if pid != first])
     assert value(run(cell, "cat /proc/meminfo"), "MemTotal") == 1024 << 10
     assert [one for one in cell.commands.list() if one.pid == reader.pid], "no read failed meanwhile"
     reader.kill()
