@@ -54,6 +54,7 @@ def test_memory_is_the_limit(cell):
     assert value(run(cell, "cat /sys/fs/cgroup/memory.stat"), "anon") > 0
     assert int(run(cell, "cat /sys/fs/cgroup/pids.max")) > 0
     assert run(cell, "cat /proc/swaps").count("\n") == 1
+    assert run(cell, "awk '$2 != 0 || $4 != 1' /proc/cgroups").count("\n") == 1, "nothing of version 1 but the heading"
 
 
 @pytest.mark.container
@@ -140,6 +141,12 @@ def test_a_fork_and_a_restarted_server(server):
         sandbox.connect()
         text = run(sandbox, "cat /proc/meminfo /proc/uptime /sys/fs/cgroup/memory.max")
         assert value(text, "MemTotal") == 1024 << 10
+        [fork] = sandbox.fork(count=1)
+        before = int(run(fork, "cat /sys/fs/cgroup/memory.current"))
+        sandbox.commands.run("python3 -c 'import time; block = bytearray(300 << 20); time.sleep(60)'", background=True)
+        until(lambda: int(run(sandbox, "cat /sys/fs/cgroup/memory.current")) > 300 * MIB)
+        assert int(run(fork, "cat /sys/fs/cgroup/memory.current")) < before + 100 * MIB, "each sees its own"
+        fork.kill()
         sandbox.kill()
     finally:
         own.stop()

@@ -32,7 +32,8 @@ const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SETFCAP);
 
 /// Files that show the sandbox's size, and those of the kernel that they cover.
-const RESOURCE_FILES: [(&str, &str); 10] = [
+const RESOURCE_FILES: [(&str, &str); 11] = [
+    ("/dev/.resources/proc/cgroups", "/proc/cgroups"),
     ("/dev/.resources/proc/cpuinfo", "/proc/cpuinfo"),
     ("/dev/.resources/proc/diskstats", "/proc/diskstats"),
     ("/dev/.resources/proc/loadavg", "/proc/loadavg"),
@@ -45,12 +46,12 @@ const RESOURCE_FILES: [(&str, &str); 10] = [
     ("/dev/.resources/cpu/present", "/sys/devices/system/cpu/present"),
 ];
 /// The first of the masked files are resource files where those can be mounted.
-const REPLACED_FILES: usize = 2;
+const REPLACED_FILES: usize = 3;
 /// Files of `/proc` that are covered with `/dev/null`.
 const MASKED_FILES: [&str; 13] = [
+    "/proc/cgroups",
     "/proc/diskstats",
     "/proc/swaps",
-    "/proc/cgroups",
     "/proc/cmdline",
     "/proc/config.gz",
     "/proc/interrupts",

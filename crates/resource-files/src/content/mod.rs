@@ -57,7 +57,7 @@ const CPU: usize = 2;
 const CGROUP: usize = 3;
 
 /// All directories and files of a sandbox. Their indexes are node numbers, so a server that is updated appends.
-pub(crate) const ENTRIES: [Entry; 42] = [
+pub(crate) const ENTRIES: [Entry; 43] = [
     directory(""),
     directory("proc"),
     directory("cpu"),
@@ -100,7 +100,13 @@ pub(crate) const ENTRIES: [Entry; 42] = [
     file(CGROUP, "pids.current", |source| source.control.pids("pids.current")),
     file(CGROUP, "pids.events", |source| source.control.pids("pids.events")),
     file(CGROUP, "pids.max", |source| source.control.pids("pids.max")),
+    file(PROC, "cgroups", |_| Ok(CONTROLLERS.into())),
 ];
+
+/// `/proc/cgroups`: every controller is in version 2, which has the number 0. Java (up to 23) uses no control group where one of these is
+/// missing.
+const CONTROLLERS: &str = "#subsys_name\thierarchy\tnum_cgroups\tenabled\n\
+                           cpuset\t0\t1\t1\ncpu\t0\t1\t1\ncpuacct\t0\t1\t1\nmemory\t0\t1\t1\npids\t0\t1\t1\n";
 
 /// Returns the index of the entry `name` in the directory with the index `parent`.
 pub(crate) fn find(parent: usize, name: &[u8]) -> Option<usize> {
