@@ -17,6 +17,7 @@ from conftest import options_of
 from e2b import Sandbox
 from e2b.exceptions import SandboxException
 from host_state import states
+from services import started
 from server import ENGINE, Server
 
 # Memory that takes a dump or a restore long enough to be stopped in the middle.
@@ -504,6 +505,26 @@ def test_what_cannot_be_captured_does_not_outlive_its_time(state):
         assert any("without its memory" in line["message"] for line in logs["logs"]), logs
         again = Sandbox.connect(sandbox.sandbox_id, **options)
         assert again.files.read("kept") == "kept"
+
+
+@pytest.mark.container
+def test_what_cannot_be_captured_is_killed_if_its_owner_chose_that():
+    with a_server("--pause-retry", "1") as (server, options):
+        body = {"templateID": "base", "autoPauseFallback": "kill"}
+        status, _, answer = server.call("POST", "/sandboxes", body)
+        assert status == 400 and "needs autoPause" in answer["message"], answer
+        status, _, made = server.call("POST", "/sandboxes", body | {"autoPause": True})
+        assert status == 201, made
+        sandbox = Sandbox.connect(made["sandboxID"], **options)
+        program = f"import ctypes, os, time; {QUEUE}; print('held', flush=True); time.sleep(1000)"
+        started(sandbox.commands.run(f'exec python3 -c "{program}"', background=True, timeout=0), "held")
+        sandbox.set_timeout(1)
+        path = f"/events/sandboxes/{sandbox.sandbox_id}?types=sandbox.lifecycle.killed"
+        until = time.monotonic() + 60
+        while not (events := server.call("GET", path)[2]):
+            assert time.monotonic() < until, "it goes on running"
+            time.sleep(0.1)
+        assert events[0]["eventData"]["kill_reason"] == "pause failed", events
 
 
 @pytest.fixture

@@ -25,6 +25,8 @@ pub enum OnTimeout {
         memory: bool,
         /// Whether requests to its ports resume it; only with memory.
         auto_resume: bool,
+        /// Whether it is killed if it cannot be paused so; otherwise it is then paused without its memory.
+        or_kill: bool,
     },
 }
 
@@ -32,9 +34,10 @@ impl OnTimeout {
     /// Returns the fields of a create request for it.
     pub(crate) fn fields(self) -> Map<String, Value> {
         let mut fields = Map::new();
-        if let Self::Pause { memory, auto_resume } = self {
+        if let Self::Pause { memory, auto_resume, or_kill } = self {
             fields.insert("autoPause".into(), true.into());
             fields.insert("autoPauseMemory".into(), memory.into());
+            fields.insert("autoPauseFallback".into(), if or_kill { "kill" } else { "filesystem" }.into());
             fields.insert("autoResume".into(), json!({ "enabled": auto_resume }));
         }
         fields

@@ -30,8 +30,8 @@ pub use measured::MeasuredStore;
 pub use postgres::PostgresStore;
 pub use records::{
     ApiKey, Build, BuildConfig, BuildFailure, BuildSnapshot, BuildStatus, Idempotency, Lifecycle, Mask,
-    NetworkConfig, Pause, RunContext, Sandbox, SandboxDetails, SandboxState, Standing, TagAssignment, Team,
-    TeamLimits, Template, TemplateName, truncate_to_micros,
+    NetworkConfig, Pause, PauseFallback, RunContext, Sandbox, SandboxDetails, SandboxState, Standing,
+    TagAssignment, Team, TeamLimits, Template, TemplateName, truncate_to_micros,
 };
 pub use sqlite::SqliteStore;
 

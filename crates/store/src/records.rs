@@ -327,6 +327,8 @@ pub struct Lifecycle {
     pub auto_pause: bool,
     /// Include memory when it is paused so.
     pub auto_pause_memory: bool,
+    /// What happens instead when it cannot be paused so.
+    pub auto_pause_fallback: PauseFallback,
     /// Resume it when there is traffic for it.
     pub auto_resume: bool,
     /// Timeout after a resume by traffic, seconds.
@@ -335,8 +337,25 @@ pub struct Lifecycle {
 
 impl Default for Lifecycle {
     fn default() -> Self {
-        Self { auto_pause: false, auto_pause_memory: true, auto_resume: false, resume_timeout: 300 }
+        Self {
+            auto_pause: false,
+            auto_pause_memory: true,
+            auto_pause_fallback: PauseFallback::default(),
+            auto_resume: false,
+            resume_timeout: 300,
+        }
     }
+}
+
+/// What happens to a sandbox whose time is up and that cannot be paused as its owner asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PauseFallback {
+    /// It is paused without its memory, and killed if that fails too.
+    #[default]
+    Filesystem,
+    /// It is killed.
+    Kill,
 }
 
 /// A sandbox's network settings as requested.

@@ -12,7 +12,7 @@ use control::{CreateRequest, IdempotencyKey, ListQuery, NetworkUpdate};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-use store::{Lifecycle, NetworkConfig, SandboxState};
+use store::{Lifecycle, NetworkConfig, PauseFallback, SandboxState};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -51,6 +51,7 @@ struct NewSandbox {
     network: Option<Network>,
     auto_pause: Option<bool>,
     auto_pause_memory: Option<bool>,
+    auto_pause_fallback: Option<PauseFallback>,
     auto_resume: Option<AutoResume>,
     volume_mounts: Option<Vec<Value>>,
     iam: Option<Iam>,
@@ -127,6 +128,7 @@ impl NewSandbox {
             lifecycle: Lifecycle {
                 auto_pause: self.auto_pause.unwrap_or(false),
                 auto_pause_memory: self.auto_pause_memory.unwrap_or(true),
+                auto_pause_fallback: self.auto_pause_fallback.unwrap_or_default(),
                 auto_resume: self.auto_resume.is_some_and(|resume| resume.enabled),
                 ..Lifecycle::default()
             },

@@ -111,8 +111,10 @@ enum OnTimeoutChoice {
     /// The sandbox is killed.
     #[default]
     Kill,
-    /// The sandbox is paused with its memory.
+    /// The sandbox is paused with its memory, or without it if it cannot be captured.
     Pause,
+    /// The sandbox is paused with its memory, or killed if it cannot be captured.
+    PauseOrKill,
     /// The sandbox is paused without its memory.
     PauseDisk,
 }
@@ -165,12 +167,17 @@ async fn create(arguments: CreateArguments) -> Result<ExitCode, Failure> {
     }
     let client = team_client(&arguments.data)?;
     let on_timeout = match arguments.on_timeout {
-        OnTimeoutChoice::Pause => OnTimeout::Pause { memory: true, auto_resume: arguments.auto_resume },
+        OnTimeoutChoice::Pause => {
+            OnTimeout::Pause { memory: true, auto_resume: arguments.auto_resume, or_kill: false }
+        }
+        OnTimeoutChoice::PauseOrKill => {
+            OnTimeout::Pause { memory: true, auto_resume: arguments.auto_resume, or_kill: true }
+        }
         // Without its memory no process in it would answer the request.
         _ if arguments.auto_resume => {
-            return Err(Failure::new("--auto-resume needs --on-timeout pause"));
+            return Err(Failure::new("--auto-resume needs --on-timeout pause or pause-or-kill"));
         }
-        OnTimeoutChoice::PauseDisk => OnTimeout::Pause { memory: false, auto_resume: false },
+        OnTimeoutChoice::PauseDisk => OnTimeout::Pause { memory: false, auto_resume: false, or_kill: false },
         OnTimeoutChoice::Kill => OnTimeout::Kill,
     };
     let options = CreateOptions {

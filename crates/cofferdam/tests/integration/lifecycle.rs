@@ -104,7 +104,7 @@ async fn snapshots_forks_and_the_way_back() {
 async fn the_end_of_its_time_can_be_a_pause() {
     let server = Server::start();
     let options = CreateOptions {
-        on_timeout: OnTimeout::Pause { memory: true, auto_resume: true },
+        on_timeout: OnTimeout::Pause { memory: true, auto_resume: true, or_kill: false },
         ..CreateOptions::new("base")
     };
     let sandbox = Sandbox::create(&server.client(), options).await.unwrap();

@@ -11,7 +11,7 @@ use limits::{QuotaReservation, StartTicket, check_sandbox_size};
 use logs::LogLevel;
 use net::EgressPolicy;
 use store::{
-    Build, Idempotency, Lifecycle, NetworkConfig, Sandbox, SandboxDetails, SandboxState, Team,
+    Build, Idempotency, Lifecycle, NetworkConfig, PauseFallback, Sandbox, SandboxDetails, SandboxState, Team,
     truncate_to_micros,
 };
 use telemetry::{CreatePath, OperationTimer, Outcome};
@@ -215,6 +215,9 @@ impl Control {
         match lifecycle {
             Lifecycle { auto_pause: false, auto_pause_memory: false, .. } => {
                 refuse("autoPauseMemory can only be turned off together with autoPause")
+            }
+            Lifecycle { auto_pause: false, auto_pause_fallback: PauseFallback::Kill, .. } => {
+                refuse("autoPauseFallback needs autoPause")
             }
             Lifecycle { auto_pause_memory: false, auto_resume: true, .. } => {
                 refuse("autoResume needs the memory: it cannot be combined with autoPauseMemory turned off")

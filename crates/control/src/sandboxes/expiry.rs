@@ -1,10 +1,12 @@
 //! The timer of a running sandbox: when its time is up it is paused or killed, as its owner asked for.
 //! Code in a sandbox can make its memory impossible to capture. So that it cannot outlive its time, a pause that fails is tried
-//! [`MAX_PAUSES`] times, then once without memory, and after that the sandbox is killed.
+//! [`MAX_PAUSES`] times, then once without memory, and after that the sandbox is killed. Its owner may have it killed without that last
+//! attempt.
 
 use std::sync::Arc;
 
 use logs::LogLevel;
+use store::PauseFallback;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
@@ -91,6 +93,10 @@ fn kill_reason(running: &RunningSandbox) -> Option<EndReason> {
     if !running.lifecycle().auto_pause {
         return Some(EndReason::Timeout);
     }
-    // After the attempts that its owner asked for comes one without memory.
-    (running.failed_pauses.lock().count > MAX_PAUSES).then_some(EndReason::Unpausable)
+    let max_failures = match running.lifecycle().auto_pause_fallback {
+        // After the attempts that its owner asked for comes one without memory.
+        PauseFallback::Filesystem => MAX_PAUSES + 1,
+        PauseFallback::Kill => MAX_PAUSES,
+    };
+    (running.failed_pauses.lock().count >= max_failures).then_some(EndReason::Unpausable)
 }

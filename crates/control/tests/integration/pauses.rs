@@ -10,7 +10,7 @@ use control::testing::Fixture;
 use control::{ControlError, ForkRequest, ListQuery, PauseRequest, SnapshotQuery};
 use engine::EngineError;
 use ids::SandboxId;
-use store::{EventKind, EventQuery, Lifecycle, SandboxState};
+use store::{EventKind, EventQuery, Lifecycle, PauseFallback, SandboxState};
 
 const FORK: ForkRequest = ForkRequest { timeout: 60, count: 1 };
 
@@ -151,10 +151,10 @@ async fn a_pause_that_fails_again_and_again_ends_in_another_way() {
     let fixture = Fixture::with(|config| config.pause_retry = Duration::from_millis(50)).await;
     let engine = &fixture.engine.states;
     let (control, team) = (&fixture.control, &fixture.team);
-    let expiring = async || {
+    let expiring = async |auto_pause_fallback| {
         let made = fixture.create_with(|request| {
             request.timeout = 1;
-            request.lifecycle = Lifecycle { auto_pause: true, ..Lifecycle::default() };
+            request.lifecycle = Lifecycle { auto_pause: true, auto_pause_fallback, ..Lifecycle::default() };
         });
         made.await.unwrap().info.id
     };
@@ -171,7 +171,7 @@ async fn a_pause_that_fails_again_and_again_ends_in_another_way() {
     };
 
     engine.memory_fails.store(true, Ordering::SeqCst);
-    let id = expiring().await;
+    let id = expiring(PauseFallback::Filesystem).await;
     let paused = async || loop {
         if let Ok(access) = control.get(team.id, &id)
             && let Some(pause) = access.info.pause
@@ -186,9 +186,7 @@ async fn a_pause_that_fails_again_and_again_ends_in_another_way() {
     let event = last_event(&id, EventKind::Paused).await.unwrap();
     assert!(event["fallback_reason"].as_str().unwrap().contains("could not be captured"), "{event:?}");
 
-    engine.capture_fails.store(true, Ordering::SeqCst);
-    let id = expiring().await;
-    let ended = async || {
+    let ended = async |id: SandboxId| {
         while control.get(team.id, &id).is_ok() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -199,7 +197,14 @@ async fn a_pause_that_fails_again_and_again_ends_in_another_way() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    let event = tokio::time::timeout(Duration::from_secs(20), ended()).await.unwrap();
+    let id = expiring(PauseFallback::Kill).await;
+    let event = tokio::time::timeout(Duration::from_secs(20), ended(id)).await.unwrap();
+    assert_eq!(event["kill_reason"], "pause failed");
+    assert_eq!(engine.captures.swap(0, Ordering::SeqCst), 3, "no attempt without memory");
+
+    engine.capture_fails.store(true, Ordering::SeqCst);
+    let id = expiring(PauseFallback::Filesystem).await;
+    let event = tokio::time::timeout(Duration::from_secs(20), ended(id)).await.unwrap();
     assert_eq!(event["kill_reason"], "pause failed");
     assert_eq!(engine.captures.load(Ordering::SeqCst), 4);
 }
