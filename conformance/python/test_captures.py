@@ -350,6 +350,25 @@ while not ids: time.sleep(0.01)
 must(libc.syscall(434, ids[0], os.O_EXCL))
 wait()
 """
+# Also names that are no text.
+NAMES = r"""
+file = open(b"/tmp/a\n\xff", "w+")
+gone = open(b"/tmp/b\n\xfe", "w+")
+gone.write("x"); gone.flush()
+os.link(b"/tmp/b\n\xfe", b"/tmp/c\xfd")
+os.unlink(b"/tmp/b\n\xfe")
+wait()
+gone.seek(0)
+assert gone.read() == "x"
+"""
+SHARED_MEMORY = """
+stack = ctypes.create_string_buffer(1 << 16)
+libc.clone.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
+CLONE_VM = 0x100
+child = must(libc.clone(ctypes.cast(libc.pause, ctypes.c_void_p), ctypes.addressof(stack) + (1 << 16) - 64, CLONE_VM | signal.SIGCHLD, None))
+wait()
+os.kill(child, signal.SIGKILL)
+"""
 QUEUE = """
 rt = ctypes.CDLL(None, use_errno=True)
 must(rt.mq_open(b"/queue", os.O_CREAT | os.O_RDWR, 0o600, None))
@@ -388,6 +407,7 @@ WORKS = {
     "timer that is due": TIMER,
     "scheduling": SCHEDULING,
     "spawning programs": SPAWNING,
+    "names": NAMES,
 }
 REFUSED = {
     "1,100 pipes": (PIPES.replace("{count}", "1100"), "more pipes open"),
@@ -400,6 +420,7 @@ REFUSED = {
     "watched file in /dev/shm": (WATCHED, "watches a file"),
     "traced": (TRACED, "traced"),
     "vfork": (VFORK, "vfork"),
+    "shared memory of processes": (SHARED_MEMORY, "shares its memory"),
     "pipe of packets": (PACKETS, "packet mode"),
     "pidfd of a thread": (THREAD_PIDFD, "pidfd of a thread"),
 }

@@ -1,6 +1,7 @@
 //! The writable tree of a sandbox: made in advance with its slot, because making one takes time, or copied from a snapshot.
 //! A sandbox's record is kept outside its tree, so that a sandbox which has filled its disk can still be captured and adopted.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -88,11 +89,13 @@ pub(crate) fn copy_snapshot_tree(
 ///
 /// # Errors
 /// A name cannot be removed.
-pub(crate) fn remove_given_names(tree: &Path, names: &[String]) -> io::Result<()> {
+pub(crate) fn remove_given_names(tree: &Path, names: &[OsString]) -> io::Result<()> {
     let upper = open(tree.join("upper"), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     for name in names {
-        let name = name.trim_start_matches('/');
-        let (dir, last) = name.rsplit_once('/').unwrap_or((".", name));
+        let path = Path::new(name);
+        let path = path.strip_prefix("/").unwrap_or(path);
+        let Some(last) = path.file_name() else { continue };
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let removed = match openat2(&upper, dir, flags, Mode::empty(), resolve) {

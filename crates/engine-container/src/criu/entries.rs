@@ -2,8 +2,10 @@
 //! A file of an image is two magic words, then for each record its length and its content, a protobuf message.
 
 use std::collections::HashSet;
+use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
 use prost::Message;
@@ -79,15 +81,16 @@ struct Timer {
 /// `reg_file_entry`.
 #[derive(Clone, PartialEq, Message)]
 struct RegularFile {
-    #[prost(string, required, tag = "6")]
-    name: String,
+    /// Any bytes: programs choose names.
+    #[prost(bytes = "vec", required, tag = "6")]
+    name: Vec<u8>,
 }
 
 /// Returns the paths in the sandbox of the names that CRIU has given to deleted files for the image in the directory `images`.
 ///
 /// # Errors
 /// The image cannot be read.
-pub(crate) fn given_names(images: &Path) -> io::Result<Vec<String>> {
+pub(crate) fn given_names(images: &Path) -> io::Result<Vec<OsString>> {
     let deleted = match fs::read(images.join("remap-fpath.img")) {
         Ok(image) => image,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -106,7 +109,11 @@ pub(crate) fn given_names(images: &Path) -> io::Result<Vec<String>> {
     }
     for record in records(&fs::read(images.join("files.img"))?)? {
         let file = OpenFile::decode(record)?;
-        names.extend(file.regular.filter(|_| linked.contains(&file.id)).map(|regular| regular.name));
+        names.extend(
+            file.regular
+                .filter(|_| linked.contains(&file.id))
+                .map(|regular| OsString::from_vec(regular.name)),
+        );
     }
     Ok(names)
 }
@@ -215,13 +222,17 @@ mod tests {
     #[test]
     fn names_are_those_of_linked_files_only() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(given_names(dir.path()).unwrap(), Vec::<String>::new());
+        assert_eq!(given_names(dir.path()).unwrap(), Vec::<OsString>::new());
         let deleted =
             [(5, Some(0)), (6, Some(1)), (7, None)].map(|(remap_id, kind)| DeletedFile { remap_id, kind });
         let file =
-            |id, name: &str| OpenFile { kind: 1, id, regular: Some(RegularFile { name: name.to_owned() }) };
-        let files =
-            [file(5, "/tmp/link_remap.5"), file(6, "/tmp/x"), file(7, "/link_remap.7"), file(8, "/tmp/y")];
+            |id, name: &[u8]| OpenFile { kind: 1, id, regular: Some(RegularFile { name: name.to_vec() }) };
+        let files = [
+            file(5, b"/tmp/link_remap.5"),
+            file(6, b"/tmp/x"),
+            file(7, b"/link_remap.7"),
+            file(8, b"/tmp/\xff"),
+        ];
         let encode = |dir: &Path, name: &str, records: Vec<Vec<u8>>| {
             fs::write(dir.join(name), image(&records)).unwrap();
         };

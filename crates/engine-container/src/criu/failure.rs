@@ -51,6 +51,10 @@ const REASONS: &[(&str, &str)] = &[
     ("packetized mode for pipes", "has a pipe in packet mode open (O_DIRECT)"),
     ("found while seizing", "is being traced, by a debugger or strace"),
     ("Unseizable non-zombie", "waits in the kernel for something that does not come"),
+    ("Can't make VM id", "shares its memory with another process (clone)"),
+    ("Can't make FS id", "shares its directories with another process (clone)"),
+    ("Can't make FILES id", "shares its open files with another process (clone)"),
+    ("opt: Bad file descriptor", "has the file of a deleted Unix socket open (O_PATH)"),
     ("[io_uring]", "uses io_uring"),
     ("[userfaultfd]", "uses userfaultfd"),
     ("[landlock-ruleset]", "has a ruleset of Landlock open"),
@@ -108,10 +112,10 @@ fn reason(error: &str) -> Option<&'static str> {
     REASONS.iter().find(|(part, _)| error.contains(part)).map(|(_, reason)| *reason)
 }
 
-/// Returns the pid in a line such as `Dump files (pid: 4242) failed with -1`.
+/// Returns the pid in a line such as `Dump files (pid: 4242) failed with -1`, or `Can't make VM id for 4242`.
 fn named_process(error: &str) -> Option<i32> {
-    let (_, rest) = error.split_once("(pid: ")?;
-    rest.split_once(')')?.0.parse().ok()
+    let number = error.split_once(" id for ").or_else(|| error.split_once("(pid: "))?.1;
+    number.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// Returns what a process has open that CRIU has no words for.
