@@ -9,7 +9,7 @@ import time
 import host_state
 import pytest
 from conftest import options_of
-from e2b import CommandExitException, Sandbox, Template
+from e2b import CommandExitException, Sandbox, SandboxException, Template
 from server import Server
 
 MIB = 1 << 20
@@ -189,6 +189,33 @@ def test_a_resumed_sandbox_counts_kills_anew(cell):
     with pytest.raises(CommandExitException) as killed:
         cell.commands.run("python3 /tmp/hog.py")
     assert "memory limit" in killed.value.error
+
+
+# Runs a server on a host that seems to have no FUSE.
+WITHOUT_FUSE = ("unshare", "--mount", "--propagation", "private", "sh", "-c", 'mount --bind /dev/null /dev/fuse; exec "$@"', "sh")
+
+
+@pytest.mark.container
+@pytest.mark.parametrize("first, second", [(WITHOUT_FUSE, ()), ((), WITHOUT_FUSE)], ids=["then with FUSE", "then without"])
+def test_a_host_without_fuse_runs_sandboxes(first, second):
+    own = Server("--keep-frozen-max", "0", prefix=first)
+    try:
+        sandbox = Sandbox.create(**options_of(own))
+        total = run(sandbox, "grep MemTotal /proc/meminfo")
+        sandbox.pause()
+        own.crash()
+        own.prefix = second
+        own.restart()
+        if second:
+            with pytest.raises(SandboxException):
+                sandbox.connect()
+            assert "modprobe fuse" in own.tail()
+            assert sandbox.get_info().state.value == "paused"
+        else:
+            sandbox.connect()
+            assert run(sandbox, "grep MemTotal /proc/meminfo") == total
+    finally:
+        own.stop()
 
 
 def until(found):

@@ -34,6 +34,9 @@ pub(crate) struct SnapshotRecord {
     pub(crate) envd_layer: String,
     /// The boot id that its processes see.
     pub(crate) inner_boot: String,
+    /// Whether the processes have the files in which they see their size; then a restore needs them too.
+    #[serde(default)]
+    pub(crate) has_resource_files: bool,
     /// Whether there is a memory image.
     pub(crate) memory: bool,
     /// Size of the memory image, bytes.
@@ -247,7 +250,14 @@ fn write_snapshot(
             Ok(Vec::new())
         };
         let scheduling = scheduling.map_err(EngineError::kernel("read how threads are scheduled"))?;
-        let snapshot_record = SnapshotRecord { envd_layer, inner_boot, memory, memory_bytes, scheduling };
+        let snapshot_record = SnapshotRecord {
+            envd_layer,
+            inner_boot,
+            has_resource_files: record.has_resource_files,
+            memory,
+            memory_bytes,
+            scheduling,
+        };
         write_record(&partial.dir.join("meta.json"), &snapshot_record, durability)
             .map_err(EngineError::kernel("write the snapshot's record"))?;
         fs::rename(&partial.dir, &SnapshotFiles::of(host, id).dir)

@@ -18,4 +18,7 @@ pub(crate) struct SandboxRecord {
     pub(crate) envd_layer: String,
     /// The boot id that its processes see.
     pub(crate) inner_boot: String,
+    /// Whether it has the files in which it sees its own size.
+    #[serde(default)]
+    pub(crate) has_resource_files: bool,
 }

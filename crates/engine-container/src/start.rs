@@ -48,6 +48,7 @@ pub(crate) async fn start(
 struct StartedInit {
     init: InitProcess,
     envd_layer: PathBuf,
+    has_resource_files: bool,
     /// The network of a restored sandbox; others have their slot's.
     network: Option<(Namespace, Listeners)>,
 }
@@ -112,6 +113,7 @@ fn start_init(
         cgroup: slot.lease.group.name().to_owned(),
         envd_layer,
         inner_boot: slot.inner_boot.clone(),
+        has_resource_files: started.has_resource_files,
     });
     if let Err(source) = record.and_then(|record| host.records.save(&spec.id, &record)) {
         let _ = slot.lease.group.kill();
@@ -142,6 +144,9 @@ fn start_snapshot(
             start_envd(host, slot, spec, &tree)
         }
         RestoreMode::Memory if !record.memory => Err(EngineError::NotFound),
+        RestoreMode::Memory if record.has_resource_files && slot.resources.is_none() => {
+            Err(EngineError::Restore("it was captured on a host with FUSE, and this one has none (modprobe fuse, then restart the server)".into()))
+        }
         RestoreMode::Memory => {
             // The processes continue with the very files that they were started from.
             let envd_layer = host.envd_layer_named(&record.envd_layer);
@@ -151,7 +156,8 @@ fn start_snapshot(
             let root = assemble_root(slot, spec, &envd_layer, &tree)?;
             let restored = restore(host, slot, &snapshot.memory(), &record, root, &spec.hostname)?;
             let network = Some((restored.network, restored.listeners));
-            Ok(StartedInit { init: restored.init, envd_layer, network })
+            let has_resource_files = record.has_resource_files;
+            Ok(StartedInit { init: restored.init, envd_layer, has_resource_files, network })
         }
     }
 }
@@ -174,7 +180,7 @@ fn start_envd(host: &Host, slot: &Slot, spec: &StartSpec, tree: &Path) -> Result
         listener: slot.envd_listener.as_fd(),
         filter: host.filter.clone(),
     })?;
-    Ok(StartedInit { init, envd_layer, network: None })
+    Ok(StartedInit { init, envd_layer, has_resource_files: slot.resources.is_some(), network: None })
 }
 
 fn assemble_root(
