@@ -361,6 +361,10 @@ wait()
 gone.seek(0)
 assert gone.read() == "x"
 """
+PROCESS_DIR = """
+kept = os.open("/proc/self", os.O_RDONLY)
+wait()
+"""
 SHARED_MEMORY = """
 stack = ctypes.create_string_buffer(1 << 16)
 libc.clone.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
@@ -420,6 +424,7 @@ REFUSED = {
     "watched file in /dev/shm": (WATCHED, "watches a file"),
     "traced": (TRACED, "traced"),
     "vfork": (VFORK, "vfork"),
+    "directory of a process": (PROCESS_DIR, "directory of a process"),
     "shared memory of processes": (SHARED_MEMORY, "shares its memory"),
     "pipe of packets": (PACKETS, "packet mode"),
     "pidfd of a thread": (THREAD_PIDFD, "pidfd of a thread"),

@@ -17,8 +17,8 @@ from conftest import options_of
 from e2b import Sandbox
 from e2b.exceptions import SandboxException
 from host_state import states
-from services import started
 from server import ENGINE, Server
+from services import started
 
 # Memory that takes a dump or a restore long enough to be stopped in the middle.
 LARGE = 200

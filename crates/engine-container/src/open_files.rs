@@ -11,6 +11,8 @@ use std::path::Path;
 use engine::EngineError;
 use rustix::process::{Resource, getrlimit};
 
+use crate::refusal::refusal;
+
 /// Maximum number of open descriptors of a captured sandbox. A process can make copies of descriptors that use almost none of its memory,
 /// and CRIU looks at each of them.
 const MAX_DESCRIPTORS: usize = 500_000;
@@ -35,11 +37,17 @@ pub(crate) fn deleted_bytes(group: &Path) -> Result<u64, EngineError> {
     let mut deleted = DeletedFiles::default();
     let mut descriptors = 0;
     let max_files = max_files();
-    for process in processes.lines().map(|pid| Path::new("/proc").join(pid)) {
+    for pid in processes.lines() {
+        let process = Path::new("/proc").join(pid);
         // A process that was killed meanwhile has nothing open.
         descriptors += deleted.add_descriptors(&process, MAX_DESCRIPTORS - descriptors).unwrap_or(0);
         if descriptors >= MAX_DESCRIPTORS {
             return Err(too_many(MAX_DESCRIPTORS, "files open"));
+        }
+        let is_in_process_dir = fs::read_link(process.join("cwd")).is_ok_and(|path| is_process_dir(&path));
+        if deleted.has_process_dir || is_in_process_dir {
+            let reason = "has the directory of a process in /proc open, or is in it";
+            return Err(refusal(pid.parse().ok(), reason));
         }
         let _ = deleted.add_mappings(&process);
         if deleted.seen.len() > max_files {
@@ -55,6 +63,13 @@ fn max_files() -> usize {
     usize::try_from(may_open.saturating_sub(OTHER_DESCRIPTORS)).unwrap_or(MAX_FILES).min(MAX_FILES)
 }
 
+/// Whether a path is that of a process's own directory, such as `/proc/7`. CRIU writes behind the end of that name and stores what follows, so
+/// the directory is not found at the restore.
+fn is_process_dir(path: &Path) -> bool {
+    let name = path.as_os_str().as_bytes().strip_prefix(b"/proc/");
+    name.is_some_and(|name| !name.is_empty() && name.iter().all(u8::is_ascii_digit))
+}
+
 fn too_many(max: usize, what: &str) -> EngineError {
     EngineError::Uncapturable(format!(
         "its programs have more than {max} {what}. End some of them, keep the files only (memory: false), or use a template of \
@@ -68,6 +83,8 @@ struct DeletedFiles {
     /// Device and inode of each.
     seen: HashSet<(u64, u64)>,
     bytes: u64,
+    /// Whether a process has a directory such as `/proc/7` open.
+    has_process_dir: bool,
 }
 
 impl DeletedFiles {
@@ -77,9 +94,11 @@ impl DeletedFiles {
         for entry in fs::read_dir(process.join("fd"))?.take(max) {
             let link = entry?.path();
             count += 1;
-            if fs::read_link(&link).is_ok_and(|target| target.as_os_str().as_bytes().ends_with(DELETED)) {
+            let Ok(target) = fs::read_link(&link) else { continue };
+            if target.as_os_str().as_bytes().ends_with(DELETED) {
                 self.add(&link);
             }
+            self.has_process_dir |= is_process_dir(&target);
         }
         Ok(count)
     }
@@ -93,8 +112,11 @@ impl DeletedFiles {
             let text = String::from_utf8_lossy(line);
             let mut fields = text.split_whitespace();
             let range = fields.next().and_then(|range| range.split_once('-'));
-            let (Some((first, end)), inode) = (range, fields.nth(3)) else { continue };
-            if inodes.insert(inode.unwrap_or_default().to_owned()) {
+            let (Some((first, end)), Some(device), Some(inode)) = (range, fields.nth(2), fields.next())
+            else {
+                continue;
+            };
+            if inodes.insert((device.to_owned(), inode.to_owned())) {
                 let [first, end] = [first, end].map(|address| address.trim_start_matches('0'));
                 self.add(&process.join(format!("map_files/{first}-{end}")));
             }
@@ -116,6 +138,14 @@ mod tests {
     use std::io::Write;
 
     use super::*;
+
+    #[test]
+    fn only_the_directory_of_a_process_itself_is_one() {
+        assert!(is_process_dir(Path::new("/proc/7")));
+        for path in ["/proc", "/proc/7/fd", "/proc/sys", "/proc/", "/tmp/proc/7", "/proc/7 (deleted)"] {
+            assert!(!is_process_dir(Path::new(path)), "{path}");
+        }
+    }
 
     #[test]
     fn deleted_files_are_counted_once_and_others_not() {
