@@ -16,11 +16,12 @@ pub(crate) struct SandboxPrograms {
     pub(crate) guest_init: PathBuf,
 }
 
-/// Builds the server with a release profile (`release` or `dist`), with envd and guest-init beside it; returns the server's path.
+/// Builds the server with an optimising profile (`quick`, `release` or `dist`), with envd and guest-init beside it; returns its path.
 pub(crate) fn release(profile: &str) -> Outcome<PathBuf> {
     run::cargo(["build", "--profile", profile, "--package", "cofferdam"]).run()?;
     let dir = run::target().join(profile);
-    let SandboxPrograms { envd, guest_init } = sandbox_programs("envd")?;
+    let small = if profile == "quick" { "quick-envd" } else { "envd" };
+    let SandboxPrograms { envd, guest_init } = sandbox_programs(small)?;
     for (name, binary) in [("envd", envd), ("guest-init", guest_init)] {
         copy_if_newer(&binary, &dir.join(name))?;
     }

@@ -86,7 +86,7 @@ fn lint() -> Outcome {
 
 fn quickstart(rest: &[String]) -> Outcome {
     setup::for_running()?;
-    let server = build::release("release")?;
+    let server = build::release("quick")?;
     run::new(server).arg("quickstart").args(rest).run()
 }
 

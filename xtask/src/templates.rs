@@ -43,7 +43,7 @@ pub(crate) fn build(words: &[String]) -> Outcome {
         return Err("usage: cargo xtask template <name of a directory in templates/> [words for cofferdam template build]".to_owned());
     };
     crate::setup::for_running()?;
-    let server = crate::build::release("release")?;
+    let server = crate::build::release("quick")?;
     run::new(server).args(["template", "build"]).arg(staged(name)?).args(rest).run()
 }
 

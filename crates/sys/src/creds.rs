@@ -11,6 +11,24 @@ const SECBIT_NO_SETUID_FIXUP: usize = 1 << 2;
 /// Leaves an id as it is.
 const KEEP: usize = usize::MAX;
 
+/// Drops this thread's groups, and changes its group id, if one is given, and its user id, for good.
+///
+/// # Errors
+/// The kernel refused.
+pub fn set_user(uid: u32, gid: Option<u32>) -> io::Result<()> {
+    // SAFETY: these calls change only this thread's credentials; the list of groups is empty.
+    unsafe {
+        syscall(libc::SYS_setgroups, [0; 6])?;
+        if let Some(gid) = gid {
+            let gid = gid as usize;
+            syscall(libc::SYS_setresgid, [gid, gid, gid, 0, 0, 0])?;
+        }
+        let uid = uid as usize;
+        syscall(libc::SYS_setresuid, [uid, uid, uid, 0, 0, 0])?;
+    }
+    Ok(())
+}
+
 /// Runs `action` with the effective user of this thread set to `id`; the thread keeps its capabilities.
 ///
 /// # Errors

@@ -1,5 +1,5 @@
 //! Linux system calls that rustix does not offer, behind safe functions where that is possible.
-//! Used by the engines, `net`, `layers`, `sandbox-setup`, `guest-init` and the server program only; every `unsafe` block says why it is sound.
+//! Used by the engines, `confinement`, `net`, `layers`, `sandbox-setup`, `guest-init` and the server program only; every `unsafe` block says why it is sound.
 //! For x86-64 and aarch64.
 
 #![allow(
@@ -26,7 +26,7 @@ mod writeback;
 
 pub use attach::{attach_and_open, attach_at, attach_mount, change_root, mount_new};
 pub use clone::{ChildStack, Clone3, Spawned, spawn_child};
-pub use creds::{limit_bounding_set, with_effective_user, with_filesystem_ids};
+pub use creds::{limit_bounding_set, set_user, with_effective_user, with_filesystem_ids};
 pub use entropy::reseed;
 pub use extents::{Extent, extents};
 pub use heap::{trim_heap, unused_heap};

@@ -2,7 +2,6 @@
 //! The namespaces that CRIU makes belong to the sandbox's owner id, which the kernel charges for them: see `process` and `owner`.
 //! CRIU's options and pitfalls are described in `docs/criu.md`.
 
-mod confinement;
 mod entries;
 mod failure;
 mod images;
@@ -11,6 +10,7 @@ mod locate;
 mod owner;
 mod process;
 mod rpc;
+mod view;
 
 use std::fs;
 use std::io;
@@ -23,7 +23,6 @@ use engine::EngineError;
 use rustix::thread::CpuSet;
 
 use crate::resources::BorrowedMounts;
-use confinement::Confinement;
 pub(crate) use entries::{given_names, has_connections, rearm_timers};
 use failure::Failure;
 use images::RestoreDir;
@@ -56,7 +55,7 @@ pub(crate) struct Checkpointer {
     criu: Criu,
     /// Directory of the files that CRIU reads and writes. A confined CRIU has it at `/run`.
     dir: PathBuf,
-    confinement: Confinement,
+    view: confinement::Root,
 }
 
 /// Names in the directory. Configuration of dumps and restores, the mount points of a restore's root and `/dev`, a second `/proc`,
@@ -128,13 +127,13 @@ impl Checkpointer {
         fs::write(dir.join(RESTORE_FILE), RESTORE_OPTIONS)?;
         fs::write(dir.join(SCRATCH), "")?;
         kernel::check_kernel(&criu, &dir)?;
-        let confinement = Confinement::new(&criu, run_dir, &dir)?;
-        Ok(Self { criu, dir, confinement })
+        let view = view::new(&criu, run_dir, &dir)?;
+        Ok(Self { criu, dir, view })
     }
 
     /// Removes the directory.
     pub(crate) fn close(&self) {
-        self.confinement.remove();
+        self.view.remove();
         let _ = fs::remove_dir_all(&self.dir);
     }
 
@@ -154,7 +153,7 @@ impl Checkpointer {
             leave_running: Some(true),
             notify_scripts: Some(true),
             link_remap: Some(true),
-            freeze_cgroup: Some(confinement::CGROUP.to_owned()),
+            freeze_cgroup: Some(view::CGROUP.to_owned()),
             tcp_skip_in_flight: Some(true),
             external: vec![
                 format!("mnt[/dev]:{DEV_KEY}"),
@@ -167,7 +166,7 @@ impl Checkpointer {
         };
         let timeout = self.timeout(plan.size_mib);
         let role = CriuRole::Dump {
-            confinement: &self.confinement,
+            view: &self.view,
             images: plan.images,
             cgroup: plan.cgroup,
             owner: plan.owner,
@@ -228,7 +227,7 @@ impl Checkpointer {
             ..self.options()
         };
         let role = CriuRole::Restore {
-            confinement: &self.confinement,
+            view: &self.view,
             images: restore_dir.path(),
             cgroup: plan.cgroup,
             root: plan.root.as_fd(),

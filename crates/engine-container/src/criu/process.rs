@@ -1,6 +1,6 @@
 //! [`CriuProcess`]: one `criu swrk` process, its identity and namespaces, and its end.
 //! A dump runs as the uid that owns the sandbox's user namespace: the owner may inspect everything in it. A restore starts as root,
-//! inside the sandbox's control groups; `owner` changes its uid later. What both can reach is in `confinement`.
+//! inside the sandbox's control groups; `owner` changes its uid later. What both can reach is in `view`.
 
 use std::ffi::CStr;
 use std::io;
@@ -19,12 +19,10 @@ use rustix::thread::{
     unshare_unsafe,
 };
 
+use confinement::{Entrance, Root, become_user, bound_capabilities, keep_capabilities};
 use sandbox_setup::ENVD_NICE;
 
-use super::confinement::{
-    self, Confinement, DUMP_CAPABILITIES, Entrance, RESTORE_CAPABILITIES, bound_capabilities,
-    keep_capabilities,
-};
+use super::view::{self, DUMP_CAPABILITIES, RESTORE_CAPABILITIES};
 use crate::resources::BorrowedMounts;
 
 use super::locate::Criu;
@@ -42,7 +40,7 @@ pub(super) enum CriuRole<'a> {
     /// A dump: confined, as the owner of the sandbox's user namespace. It keeps `lock` open, so the lock is held until the dump has
     /// ended, also when this server has died.
     Dump {
-        confinement: &'a Confinement,
+        view: &'a Root,
         images: &'a Path,
         cgroup: &'a Path,
         owner: u32,
@@ -50,7 +48,7 @@ pub(super) enum CriuRole<'a> {
     },
     /// A restore: confined, in the sandbox's control group, with its root and `/dev` mounted.
     Restore {
-        confinement: &'a Confinement,
+        view: &'a Root,
         images: &'a Path,
         cgroup: &'a Path,
         root: BorrowedFd<'a>,
@@ -103,7 +101,7 @@ impl CriuProcess {
         let (conversation, socket) = Conversation::pair(timeout)?;
         let (mut command, run) = match role {
             CriuRole::CheckKernel { .. } => (criu.command(), dir),
-            _ => (criu.command_below(Path::new(confinement::TOOLS)), Path::new(confinement::RUN)),
+            _ => (criu.command_below(Path::new(view::TOOLS)), Path::new(view::RUN)),
         };
         command
             .args(["swrk", &SOCKET_FD.to_string()])
@@ -115,14 +113,14 @@ impl CriuProcess {
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         let setup = match role {
-            CriuRole::Dump { confinement, images, cgroup, owner, lock } => ChildSetup::Dump {
-                entrance: confinement.entrance(images, Some(cgroup))?,
+            CriuRole::Dump { view, images, cgroup, owner, lock } => ChildSetup::Dump {
+                entrance: view.entrance(&[(images, view::IMAGES), (cgroup, view::CGROUP)])?,
                 owner,
                 lock: lock.as_raw_fd(),
             },
-            CriuRole::Restore { confinement, images, cgroup, root, dev, resources, processors } => {
+            CriuRole::Restore { view, images, cgroup, root, dev, resources, processors } => {
                 ChildSetup::Restore {
-                    entrance: confinement.entrance(images, None)?,
+                    entrance: view.entrance(&[(images, view::IMAGES)])?,
                     group: open(
                         cgroup.join("cgroup.procs"),
                         OFlags::WRONLY | OFlags::CLOEXEC,
@@ -207,7 +205,8 @@ impl ChildSetup {
                 rustix::process::setsid()?;
                 pass_lock(*lock)?;
                 entrance.enter(UnshareFlags::NEWIPC | UnshareFlags::NEWUTS)?;
-                become_owner(*owner)
+                become_user(*owner, None)?;
+                keep_capabilities(DUMP_CAPABILITIES)
             }
             Self::Restore { entrance, group, root, dev, resources, processors } => {
                 // CRIU does not restore it: the processes inherit CRIU's.
@@ -257,17 +256,6 @@ fn attach(mount: i32, target: &CStr) -> io::Result<()> {
     // SAFETY: the parent keeps it open until the child has executed CRIU.
     let mount = unsafe { BorrowedFd::borrow_raw(mount) };
     Ok(sys::attach_at(mount, target)?)
-}
-
-/// Changes to another uid and keeps the capabilities of a dump, also across the `execve` that follows.
-fn become_owner(owner: u32) -> io::Result<()> {
-    // SAFETY: raw calls that change this process's credentials only.
-    unsafe {
-        let owner = owner as usize;
-        sys::syscall(libc::SYS_setgroups, [0; 6])?;
-        sys::syscall(libc::SYS_setresuid, [owner, owner, owner, 0, 0, 0])?;
-    }
-    keep_capabilities(DUMP_CAPABILITIES)
 }
 
 /// Makes a copy of the lock's descriptor that survives `execve`, at a number that the socket does not need.

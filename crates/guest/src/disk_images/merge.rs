@@ -5,7 +5,7 @@
 //! and not visible. Read-only.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -18,6 +18,11 @@ use rustix::mount::{
 pub(super) struct MergedLayers(OwnedFd);
 
 impl MergedLayers {
+    /// Returns the mount, which is not attached anywhere.
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
     /// Returns the path of the tree, for this process and its children.
     pub(super) fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()))

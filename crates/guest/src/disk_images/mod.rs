@@ -9,10 +9,13 @@ mod merge;
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use confinement::{Access, Root, confine};
+use rustix::thread::CapabilitySet;
 use tempfile::{NamedTempFile, TempDir};
 
 use crate::GuestError;
@@ -26,6 +29,12 @@ const BYTES_PER_ENTRY: u64 = 4096;
 const MAX_PATH: usize = 2000;
 /// The directory that mkfs.ext4 always creates.
 const LOST_AND_FOUND: &str = "lost+found";
+/// Where mkfs.ext4 sees the image, the tree and its own defaults.
+const IMAGE: &str = "/image";
+const TREE: &str = "/tree";
+const DEFAULTS: &str = "/etc/mke2fs.conf";
+/// The user and group that it runs as.
+const NOBODY: u32 = 65_534;
 /// Fixed UUID, so that equal layers give equal images.
 const UUID: &str = "c0fe0000-0000-4000-8000-000000000000";
 
@@ -50,20 +59,19 @@ pub fn build_base(layers: &[PathBuf], target: &Path) -> Result<(), GuestError> {
     let bytes = size.bytes + size.entries * BYTES_PER_ENTRY;
     let bytes = (bytes + bytes / 8 + MARGIN).next_multiple_of(MIB);
     let inodes = (size.entries + size.entries / 16 + 64).to_string();
-    let source = merged.path();
+    // mkfs.ext4 creates the directory, and e2fsck never runs here.
+    let has_lost_and_found = fs::symlink_metadata(merged.path().join(LOST_AND_FOUND)).is_ok();
     let file = new_file(dir, bytes)?;
     let mut mkfs = mkfs();
     mkfs.args(["-O", "^has_journal,^resize_inode,ea_inode", "-I", "256", "-N", &inodes])
         .args(["-U", UUID, "-E"])
         .arg(format!("hash_seed={UUID},assume_storage_prezeroed=1"))
-        .arg("-d")
-        .arg(&source);
-    run("mkfs.ext4", mkfs, file.path())?;
-    if fs::symlink_metadata(source.join(LOST_AND_FOUND)).is_err() {
-        // The template does not have the directory, and e2fsck never runs here.
+        .args(["-d", TREE]);
+    run("mkfs.ext4", mkfs, &file, Some(merged.as_fd()))?;
+    if !has_lost_and_found {
         let mut remove = program("debugfs");
         remove.args(["-w", "-R", &format!("rmdir {LOST_AND_FOUND}")]);
-        run("debugfs", remove, file.path())?;
+        run("debugfs", remove, &file, None)?;
     }
     // Readable by QEMU as any user; access is controlled by the directory.
     finish(file, target, 0o444)
@@ -80,7 +88,7 @@ pub fn format_empty(size_mib: u32, target: &Path) -> Result<(), GuestError> {
     // The guest kernel has nothing to initialize in the background. The journal is small because it
     // is copied for each sandbox.
     mkfs.args(["-O", "ea_inode", "-J", "size=8", "-E", "assume_storage_prezeroed=1"]);
-    run("mkfs.ext4", mkfs, file.path())?;
+    run("mkfs.ext4", mkfs, &file, None)?;
     finish(file, target, 0o600)
 }
 
@@ -107,18 +115,46 @@ fn mkfs() -> Command {
 /// Returns a command of e2fsprogs with a fixed clock, so that equal content gives an equal file.
 fn program(name: &'static str) -> Command {
     let mut command = Command::new(name);
-    command.env("E2FSPROGS_FAKE_TIME", "1735689600").stdin(Stdio::null());
+    command.env("E2FSPROGS_FAKE_TIME", "1735689600").env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").stdin(Stdio::null());
     command
 }
 
-fn run(name: &'static str, mut command: Command, file: &Path) -> Result<(), GuestError> {
-    let output = command.arg(file).output().map_err(|error| match error.kind() {
+/// Runs a program of e2fsprogs on the image `file`. A template's files may be made to exploit errors in it, so it sees the image and
+/// the tree `source`, and may read what is in the tree, whoever owns it; nothing else.
+fn run(
+    name: &'static str,
+    mut command: Command,
+    file: &NamedTempFile,
+    source: Option<BorrowedFd<'_>>,
+) -> Result<(), GuestError> {
+    let path = file.path();
+    let scratch = TempDir::new_in(path.parent().unwrap_or(Path::new("/"))).map_err(GuestError::at(path))?;
+    let mut prepare = || -> io::Result<Root> {
+        let mut root = Root::new(scratch.path())?;
+        root.show_programs()?;
+        if Path::new(DEFAULTS).exists() {
+            root.show(Path::new(DEFAULTS), DEFAULTS, Access::ReadOnly)?;
+        }
+        root.show(path, IMAGE, Access::Full)?;
+        if let Some(source) = source {
+            root.show_detached(source, TREE)?;
+        }
+        chown(path, Some(NOBODY), Some(NOBODY))?;
+        confine(&mut command, root.entrance(&[])?, NOBODY, CapabilitySet::DAC_READ_SEARCH);
+        command.arg(IMAGE);
+        Ok(root)
+    };
+    // Its network namespace is needed until the program runs.
+    let root = prepare().map_err(GuestError::at(path))?;
+    let output = command.output().map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => GuestError::NoProgram(name),
         _ => GuestError::at(Path::new(name))(error),
     })?;
+    drop(root);
+    chown(path, Some(0), Some(0)).map_err(GuestError::at(path))?;
     if output.status.success() {
         return Ok(());
     }
     let output = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(GuestError::Program { name, path: file.to_owned(), output })
+    Err(GuestError::Program { name, path: path.to_owned(), output })
 }
