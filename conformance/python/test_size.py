@@ -269,7 +269,7 @@ threading.Event().wait()
 # How programs of each kind ask for the number of processors.
 COUNTS = [
     "nproc", "getconf _NPROCESSORS_ONLN", "python3 -c 'import os; print(os.cpu_count())'", "python3 -c 'import os; print(len(os.sched_getaffinity(0)))'",
-    "node -p 'os.cpus().length'", "node -p 'os.availableParallelism()'", "grep -c ^processor /proc/cpuinfo", "grep -c '^cpu[0-9]' /proc/stat",
+    "python3 -c 'import os; print(os.process_cpu_count())'", "node -p 'os.cpus().length'", "node -p 'os.availableParallelism()'", "grep -c ^processor /proc/cpuinfo", "grep -c '^cpu[0-9]' /proc/stat",
     "lscpu | sed -n 's/^CPU(s): *//p'",
 ]
 
