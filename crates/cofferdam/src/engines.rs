@@ -25,6 +25,10 @@ const COMPRESS_AFTER: Duration = Duration::from_secs(60);
 /// Maximum time for the guest that is booted to find out whether KVM works.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// This program, which also serves the files that show containers their size, as a new process finds it before it executes another one.
+/// So it is the same version, also after the file was replaced.
+const OWN_PROGRAM: &str = "/proc/self/exe";
+
 /// All QEMU machine types, in order of preference.
 pub(crate) const MACHINE_TYPES: [MachineType; 2] = [MachineType::Microvm, MachineType::Q35];
 
@@ -133,7 +137,7 @@ impl EngineArguments {
         let engine = ContainerEngine::open(&ContainerConfig {
             data_dir: data.data_dir.clone(),
             run_dir: self.run_dir.clone(),
-            resource_server: Some(own_program()?),
+            resource_server: Some(OWN_PROGRAM.into()),
             envd: paths::envd(self.envd.as_deref())?,
             criu,
             trees: self.storage(),
@@ -157,14 +161,6 @@ impl EngineArguments {
         config.machine_type = self.machine_type.map(MachineType::from).unwrap_or_default();
         Ok(config)
     }
-}
-
-/// Returns the path of this program, which also serves the files that show containers their size.
-///
-/// # Errors
-/// The kernel does not tell.
-pub(crate) fn own_program() -> Result<PathBuf, Failure> {
-    std::env::current_exe().map_err(|error| Failure::new(format!("cannot find this program: {error}")))
 }
 
 /// Finds the files that the microVM engine needs and returns its configuration, with defaults for everything else.

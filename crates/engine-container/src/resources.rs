@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use engine_host::Group;
 use resource_files::ResourceFiles;
 use rustix::fs::CWD;
+use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::host::Host;
@@ -31,7 +32,7 @@ pub(crate) struct BorrowedMounts<'a> {
 }
 
 impl ResourceMounts {
-    /// Makes the mounts for the sandbox of a control group; `None` where the host has no FUSE.
+    /// Makes the mounts for the sandbox of a control group; `None` where the host has no FUSE, or nothing serves the files.
     ///
     /// # Errors
     /// The kernel refused.
@@ -41,7 +42,12 @@ impl ResourceMounts {
         user_namespace: BorrowedFd<'_>,
     ) -> io::Result<Option<Self>> {
         let Some(resource_files) = &host.resource_files else { return Ok(None) };
-        let files = resource_files.tree(group.name())?;
+        let files =
+            match resource_files.tree(group.name()).map_err(|error| (Errno::from_io_error(&error), error)) {
+                // Nothing serves them any more, which was reported then.
+                Err((Some(Errno::NOTCONN | Errno::CONNABORTED), _)) => return Ok(None),
+                files => files.map_err(|(_, error)| error)?,
+            };
         let cgroup = if host.hierarchies.v1.is_empty() {
             own_cgroup(group)?
         } else {
@@ -70,7 +76,6 @@ fn own_cgroup(group: &Group) -> io::Result<OwnedFd> {
 mod tests {
     use engine_host::Hierarchies;
     use rustix::fs::{Mode, OFlags, openat};
-    use rustix::io::Errno;
 
     use super::*;
 

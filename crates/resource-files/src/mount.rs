@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -76,7 +77,7 @@ impl ResourceFiles {
     /// that the kernel knows them when the sandbox starts.
     ///
     /// # Errors
-    /// There is no such group, or the serving process has ended.
+    /// There is no such group; `ENOTCONN` if nothing serves the files any more.
     pub fn tree(&self, group: &str) -> io::Result<OwnedFd> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let tree = open_tree(&self.mount, group, flags)?;
@@ -147,6 +148,7 @@ struct Program {
 impl Program {
     fn start(&self, device: OwnedFd) -> io::Result<Child> {
         Command::new(&self.path)
+            .arg0("cofferdam")
             .args(&self.arguments)
             .env_clear()
             .current_dir("/")
@@ -156,24 +158,24 @@ impl Program {
             .spawn()
     }
 
-    /// Waits for the end of the process and starts another one, which serves the same connection, until this server ends.
+    /// Waits for the end of the process and starts another one, which serves the same connection, until this server ends. When that is
+    /// not possible the connection is closed: then reads fail, and do not wait for ever.
     fn keep_running(&self, mut child: Child, device: &Mutex<Option<OwnedFd>>) {
         loop {
             let started = Instant::now();
             let status = child.wait();
-            let Some(device) = device.lock().as_ref().map(OwnedFd::try_clone) else { return };
-            if started.elapsed() < MIN_LIFE {
-                error!(
-                    ?status,
-                    "the process that shows sandboxes their size does not stay alive: reading these files fails"
-                );
-                return;
-            }
+            let Some(served) = device.lock().as_ref().map(OwnedFd::try_clone) else { return };
             warn!(?status, "the process that shows sandboxes their size has ended; starting another one");
-            match device.and_then(|device| self.start(device)) {
+            let next = if started.elapsed() < MIN_LIFE {
+                Err(io::Error::other("it does not stay alive"))
+            } else {
+                served.and_then(|served| self.start(served))
+            };
+            match next {
                 Ok(next) => child = next,
                 Err(error) => {
-                    error!(%error, "failed to start the process that shows sandboxes their size: reading these files fails");
+                    error!(%error, "failed to start the process that shows sandboxes their size: new ones see the host's, those that run none");
+                    device.lock().take();
                     return;
                 }
             }
@@ -234,6 +236,14 @@ mod tests {
             parts.extend_from_slice(&part[..length]);
         }
         assert_eq!(String::from_utf8(parts).unwrap(), whole);
+    }
+
+    #[test]
+    fn without_a_serving_process_reads_fail_and_do_not_wait() {
+        let (_dir, hierarchies) = fake(1);
+        let files = ResourceFiles::open(&hierarchies, Some(Path::new("/bin/false"))).unwrap();
+        let error = files.tree("s10000000").unwrap_err();
+        assert!(matches!(error.raw_os_error(), Some(103 | 107)), "ECONNABORTED or ENOTCONN, not {error}");
     }
 
     #[test]
