@@ -230,6 +230,8 @@ def until(found):
 def test_a_killed_serving_process_is_replaced(cell, cold_server):
     reader = cell.commands.run("while cat /proc/meminfo > /tmp/last; do :; done; echo failed", background=True, timeout=0)
     [first] = host_state.serving(cold_server.data)
+    status = host_state.read(f"/proc/{first}/status")
+    assert not re.search(r"^[UG]id:.*\b0\b", status, re.M) and re.search(r"^CapEff:\t0+$", status, re.M), "it has rights of root"
     time.sleep(1.5)
     os.kill(first, signal.SIGKILL)
     [second] = until(lambda: [pid for pid in host_state.serving(cold_server.data) if pid != first])

@@ -48,5 +48,7 @@ pub fn bound_capabilities(keep: CapabilitySet) -> io::Result<()> {
 }
 
 fn each(capabilities: CapabilitySet) -> impl Iterator<Item = CapabilitySet> {
-    (0..64).filter_map(|bit| CapabilitySet::from_bits(1 << bit)).filter(move |one| capabilities.contains(*one))
+    (0..64)
+        .filter_map(|bit| CapabilitySet::from_bits(1 << bit))
+        .filter(move |one| capabilities.contains(*one))
 }

@@ -93,11 +93,7 @@ impl Root {
     /// The mount point cannot be created.
     pub fn show_detached(&mut self, mount: BorrowedFd<'_>, target: &str) -> io::Result<()> {
         let target = self.mount_point(target, true)?;
-        self.mounts.push(Mount {
-            source: Source::Detached(mount.as_raw_fd()),
-            target,
-            access: Access::Full,
-        });
+        self.mounts.push(Mount { source: Source::Detached(mount.as_raw_fd()), target, access: Access::Full });
         Ok(())
     }
 

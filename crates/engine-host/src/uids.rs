@@ -23,6 +23,9 @@ const BLOCKS: u32 = 14;
 /// First of the ids that own user namespaces, one for each range. No process runs with them, and they are in no range.
 const FIRST_OWNER: u32 = 1 << 27;
 
+/// The id of processes that serve all sandboxes of a server and need no rights of root. It owns nothing.
+pub const SERVING_ID: u32 = FIRST_OWNER - 1;
+
 /// Returns the host id that owns the user namespace of the range that begins at `base`.
 #[must_use]
 pub fn namespace_owner(base: u32) -> u32 {

@@ -2,12 +2,16 @@
 //! connection. It outlives the server, and ends when no sandbox has its files mounted any more.
 
 use std::fs;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
 use engine_host::Hierarchies;
 use engine_host::cgroup::Controller;
+use engine_host::uids::SERVING_ID;
+use rustix::process::{Gid, Uid};
+use rustix::thread::{set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use crate::failure::Failure;
 
@@ -31,6 +35,24 @@ fn controller(text: &str) -> Result<(Controller, PathBuf), String> {
     Ok((known.ok_or_else(|| format!("unknown controller {name}"))?, dir.into()))
 }
 
+/// Becomes a user without rights: sandboxes choose the names and offsets in the requests that this process reads. Stays root where such a user
+/// cannot read control groups or time namespaces, as with a `/proc` that hides processes.
+fn drop_privileges(unified: &Path) -> io::Result<()> {
+    let (root, user) = (Uid::ROOT, Uid::from_raw(SERVING_ID));
+    let group = Gid::from_raw(SERVING_ID);
+    set_thread_res_uid(root, user, root)?;
+    let can_read = fs::read_dir(unified).is_ok() && fs::read_to_string("/proc/1/timens_offsets").is_ok();
+    set_thread_res_uid(root, root, root)?;
+    if !can_read {
+        return Ok(());
+    }
+    set_thread_groups(&[])?;
+    set_thread_res_gid(group, group, group)?;
+    set_thread_res_uid(user, user, user)?;
+    set_no_new_privs(true)?;
+    Ok(())
+}
+
 /// Serves until nothing is mounted any more.
 ///
 /// # Errors
@@ -39,6 +61,8 @@ pub(crate) fn run(arguments: ResourceFilesArguments) -> Result<ExitCode, Failure
     // A session of its own: the end of the server's terminal is not its end.
     let _ = rustix::process::setsid();
     let _ = fs::write("/proc/self/oom_score_adj", OOM_SCORE);
+    drop_privileges(&arguments.unified)
+        .map_err(|error| Failure::new(format!("failed to give up the rights of root: {error}")))?;
     let hierarchies = Hierarchies { unified: arguments.unified, v1: arguments.controllers };
     resource_files::serve(std::io::stdin(), &hierarchies)
         .map_err(|error| Failure::new(format!("failed to serve: {error}")))?;

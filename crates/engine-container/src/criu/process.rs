@@ -39,13 +39,7 @@ const ROOT_ONLY_SETTINGS: [&str; 2] = ["/proc/sys/kernel/hostname", "/proc/sys/k
 pub(super) enum CriuRole<'a> {
     /// A dump: confined, as the owner of the sandbox's user namespace. It keeps `lock` open, so the lock is held until the dump has
     /// ended, also when this server has died.
-    Dump {
-        view: &'a Root,
-        images: &'a Path,
-        cgroup: &'a Path,
-        owner: u32,
-        lock: BorrowedFd<'a>,
-    },
+    Dump { view: &'a Root, images: &'a Path, cgroup: &'a Path, owner: u32, lock: BorrowedFd<'a> },
     /// A restore: confined, in the sandbox's control group, with its root and `/dev` mounted.
     Restore {
         view: &'a Root,

@@ -115,7 +115,10 @@ fn mkfs() -> Command {
 /// Returns a command of e2fsprogs with a fixed clock, so that equal content gives an equal file.
 fn program(name: &'static str) -> Command {
     let mut command = Command::new(name);
-    command.env("E2FSPROGS_FAKE_TIME", "1735689600").env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").stdin(Stdio::null());
+    command
+        .env("E2FSPROGS_FAKE_TIME", "1735689600")
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .stdin(Stdio::null());
     command
 }
 
