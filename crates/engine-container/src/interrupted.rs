@@ -41,6 +41,7 @@ fn may_be_interrupted(thread: &Thread) -> bool {
 }
 
 /// Whether a signal waits that the thread will handle, so that its call has to end.
+#[cfg(target_arch = "x86_64")]
 fn has_signal(thread: &Thread) -> bool {
     let status = thread.read("status");
     let mask = |key: &str| {

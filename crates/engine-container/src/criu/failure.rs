@@ -122,7 +122,10 @@ fn named_process(error: &str) -> Option<i32> {
 fn open_kind(pid: i32) -> Option<&'static str> {
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
     descriptors.take(MAX_DESCRIPTORS).filter_map(Result::ok).find_map(|descriptor| {
-        let is_queue = statfs(descriptor.path()).is_ok_and(|info| info.f_type == MESSAGE_QUEUE);
+        let link = descriptor.path();
+        // A queue's path is its name. Others are not asked: a file system that a process serves might not answer.
+        let has_name = fs::read_link(&link).is_ok_and(|target| target.parent() == Some(Path::new("/")));
+        let is_queue = has_name && statfs(&link).is_ok_and(|info| info.f_type == MESSAGE_QUEUE);
         is_queue.then_some("has a POSIX message queue open")
     })
 }
