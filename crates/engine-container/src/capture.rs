@@ -99,8 +99,11 @@ impl SnapshotFiles {
             }
             _ => {}
         }
-        host.trees.discard(&snapshot_tree(self.id)).map_err(tree_error("remove a snapshot's files"))?;
-        remove_dir(&aside).map_err(EngineError::kernel("remove a memory image"))
+        // Both, whichever fails: the memory image takes room on another file system.
+        let files = host.trees.discard(&snapshot_tree(self.id));
+        let memory = remove_dir(&aside);
+        files.map_err(tree_error("remove a snapshot's files"))?;
+        memory.map_err(EngineError::kernel("remove a memory image"))
     }
 }
 
