@@ -12,7 +12,7 @@ use crate::run::{self, Outcome};
 pub(crate) use checks::check;
 
 /// Variables that only development tasks and tests read.
-const DEVELOPMENT_VARIABLES: [(&str, &str); 14] = [
+const DEVELOPMENT_VARIABLES: [(&str, &str); 15] = [
     ("COFFERDAM_BIN", "The server under test."),
     ("COFFERDAM_CHAOS_ROUNDS", "Rounds of the test that kills servers at random moments."),
     ("COFFERDAM_CHAOS_SEED", "Seed of that test, to repeat a run."),
