@@ -1,7 +1,9 @@
 """Commands through the synchronous SDK: output, exit codes, environment, input, background, reconnecting."""
 
+import resource
+
 import pytest
-from e2b import CommandExitException, InvalidArgumentException, NotFoundException, Sandbox, TimeoutException
+from e2b import AuthenticationException, CommandExitException, InvalidArgumentException, NotFoundException, Sandbox, TimeoutException
 from server import ENGINE
 
 
@@ -30,6 +32,29 @@ def test_runs_as_the_default_user_in_its_home(sandbox):
 def test_the_error_names_a_missing_directory(sandbox):
     with pytest.raises(InvalidArgumentException, match="/no/such/directory"):
         sandbox.commands.run("pwd", cwd="/no/such/directory")
+
+
+def test_the_error_names_a_directory_that_the_user_cannot_enter(sandbox):
+    sandbox.commands.run("mkdir -m 700 /root/closed /home/user/closed && useradd bob && chmod 700 /home/user/closed", user="root")
+    for user, directory in (("bob", "/home/user/closed"), ("user", "/root/closed")):
+        with pytest.raises(InvalidArgumentException, match=f"cwd '{directory}' cannot be entered by user '{user}'"):
+            sandbox.commands.run("pwd", user=user, cwd=directory)
+
+
+def test_users_may_be_numbers(sandbox):
+    for user, ids in (("1000", "1000 1000"), ("4242", "4242 0"), ("4242:4243", "4242 4243"), ("1000:users", "1000 100"), ("user:0", "1000 0")):
+        assert sandbox.commands.run("echo $(id -u) $(id -g)", user=user, cwd="/tmp").stdout == f"{ids}\n", user
+    sandbox.files.write("/tmp/of-1000", "x", user="1000")
+    assert sandbox.files.get_info("/tmp/of-1000").owner == "user"
+    for user in ("bill", "99999999", "1000:nothing"):
+        with pytest.raises(AuthenticationException, match="invalid username"):
+            sandbox.commands.run("true", user=user)
+
+
+def test_processes_may_open_many_files(sandbox):
+    limit = int(sandbox.commands.run("ulimit -n").stdout)
+    # A server that may not raise its own limit cannot give more.
+    assert min(1 << 20, resource.getrlimit(resource.RLIMIT_NOFILE)[1]) <= limit <= 1 << 20
 
 
 def test_environment_of_the_sandbox_and_of_a_command(server):

@@ -39,7 +39,8 @@ pub fn basic_user(headers: &HeaderMap) -> Option<String> {
     }
     let decoded = STANDARD.decode(credentials.trim()).ok()?;
     let decoded = String::from_utf8(decoded).ok()?;
-    let (user, _password) = decoded.split_once(':')?;
+    // Clients send no password, so a colon before the last one belongs to the name: `1000:1000`.
+    let user = decoded.strip_suffix(':').or_else(|| decoded.split_once(':').map(|(user, _)| user))?;
     Some(user.to_owned()).filter(|user| !user.is_empty())
 }
 
@@ -62,6 +63,8 @@ mod tests {
     fn reads_the_basic_user() {
         let mut headers = HeaderMap::new();
         assert_eq!(basic_user(&headers), None);
+        headers.insert(AUTHORIZATION, HeaderValue::from_static("Basic MTAwMDoxMDAwOg=="));
+        assert_eq!(basic_user(&headers).as_deref(), Some("1000:1000"));
         headers.insert(AUTHORIZATION, HeaderValue::from_static("Basic dXNlcjo="));
         assert_eq!(basic_user(&headers), Some("user".to_owned()));
         headers.insert(AUTHORIZATION, HeaderValue::from_static("Bearer dXNlcjo="));

@@ -13,6 +13,9 @@ use rustix::fs::{CWD, Mode, OFlags};
 /// Maximum number of bytes that are read of a file.
 const MAX_SIZE: u64 = 4 << 20;
 
+/// Highest id of users and groups in a sandbox.
+const MAX_ID: u32 = 65_534;
+
 /// One line of /etc/passwd.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
@@ -33,13 +36,38 @@ impl User {
     }
 }
 
-/// Finds a user by name. `root` exists even without /etc/passwd.
-pub fn find(name: &str) -> Option<User> {
-    let found = parse_passwd(&read("/etc/passwd")).find(|user| user.name == name);
-    if found.is_none() && name == "root" {
-        return Some(User { name: name.to_owned(), uid: 0, gid: 0, home: PathBuf::from("/root") });
-    }
-    found
+/// Finds a user by name or number, with another group's name or number after a colon if there is one, as `USER` of a Dockerfile names
+/// users. `root` exists even without /etc/passwd, and so do users with numbers: their group is root's, as in Docker.
+pub fn find(text: &str) -> Option<User> {
+    find_in(&read("/etc/passwd"), || read("/etc/group"), text)
+}
+
+fn find_in(passwd: &str, groups: impl Fn() -> String, text: &str) -> Option<User> {
+    let (name, group) = text.split_once(':').map_or((text, None), |(name, group)| (name, Some(group)));
+    let found = parse_passwd(passwd).find(|user| user.name == name).or_else(|| {
+        let uid = number(name)?;
+        let named = parse_passwd(passwd).find(|user| user.uid == uid);
+        Some(named.unwrap_or_else(|| User { name: name.to_owned(), uid, gid: 0, home: PathBuf::from("/") }))
+    });
+    let is_root = name == "root";
+    let root = || User { name: name.to_owned(), uid: 0, gid: 0, home: PathBuf::from("/root") };
+    let user = found.or_else(|| is_root.then(root))?;
+    let Some(group) = group else { return Some(user) };
+    let gid = group_id(&groups(), group).or_else(|| number(group))?;
+    Some(User { gid, ..user })
+}
+
+/// Returns an id that a sandbox can have.
+fn number(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|id| *id <= MAX_ID && text.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+fn group_id(groups: &str, name: &str) -> Option<u32> {
+    groups.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        let [found, _, gid, ..] = fields[..] else { return None };
+        (found == name).then(|| gid.parse().ok()).flatten()
+    })
 }
 
 /// Names of user and group ids, for listings: each file is read once for any number of entries.
@@ -128,6 +156,25 @@ mod tests {
         assert_eq!(users.len(), 2);
         assert_eq!((users[1].uid, users[1].gid), (1000, 1001));
         assert_eq!(users[1].home, PathBuf::from("/home/user"));
+    }
+
+    #[test]
+    fn users_have_names_or_numbers_and_may_have_another_group() {
+        let passwd = "user:x:1000:1001:,,,:/home/user:/bin/bash\n77:x:1077:1077::/home/77:/bin/sh\n";
+        let find = |text| {
+            let found = find_in(passwd, || "staff:x:50:\n".to_owned(), text);
+            found.map(|user| (user.name, user.uid, user.gid, user.home.to_string_lossy().into_owned()))
+        };
+        let user = |name: &str, uid, gid, home: &str| Some((name.to_owned(), uid, gid, home.to_owned()));
+        assert_eq!(find("1000"), user("user", 1000, 1001, "/home/user"));
+        assert_eq!(find("77"), user("77", 1077, 1077, "/home/77"));
+        assert_eq!(find("4242"), user("4242", 4242, 0, "/"));
+        assert_eq!(find("4242:4243"), user("4242", 4242, 4243, "/"));
+        assert_eq!(find("user:staff"), user("user", 1000, 50, "/home/user"));
+        assert_eq!(find("root:1"), user("root", 0, 1, "/root"));
+        for missing in ["bob", "", "user:", "user:nothing", "-1", "+5", "65535", "4294967296", "1000:70000"] {
+            assert_eq!(find(missing), None, "{missing}");
+        }
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-/// Maximum number of descriptors of a process.
-pub const MAX_OPEN_FILES: u64 = 16_384;
+/// Maximum number of descriptors of a process, as containers and services have it elsewhere. What they take counts as the sandbox's memory.
+pub const MAX_OPEN_FILES: u64 = 1 << 20;
 /// Maximum number of signals queued for a user.
 const MAX_QUEUED_SIGNALS: u64 = 4096;
 /// How many of the sandbox's processes no single user can have: a fork bomb leaves room for envd, and for root to clean up.

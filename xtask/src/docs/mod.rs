@@ -25,7 +25,10 @@ const DEVELOPMENT_VARIABLES: [(&str, &str); 15] = [
     ("COFFERDAM_NODE_MODULES", "Directory of the JavaScript SDKs under test."),
     ("COFFERDAM_RECIPES", "Directory of staged template recipes."),
     ("COFFERDAM_RESULTS", "File that conformance tests append their outcomes to, one JSON line each."),
-    ("COFFERDAM_RESPONSES", "File that JavaScript conformance tests append the responses of their clients to, one JSON line each."),
+    (
+        "COFFERDAM_RESPONSES",
+        "File that JavaScript conformance tests append the responses of their clients to, one JSON line each.",
+    ),
     ("COFFERDAM_SANDBOX_CA", "Certificate authorities for sandboxes in tests."),
     ("COFFERDAM_TEST_DIR", "Directory for the files of engine tests, instead of the temporary one."),
 ];

@@ -12,11 +12,12 @@ use std::time::Instant;
 
 use connectrpc::ConnectError;
 use envd_api::process::StartRequest;
-use rustix::fs::OFlags;
+use rustix::fs::{Access, AtFlags, CWD, OFlags, accessat};
 use rustix::process::{Resource, Rlimit, Signal};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::identity::Identity;
 use crate::logs::Level;
 use crate::paths;
 use crate::process::output::{self, Pipes};
@@ -78,26 +79,48 @@ pub async fn start(
         None => StdioEnds::pipes(request.stdin.unwrap_or(true)).map_err(failed)?,
     };
 
+    let StdioEnds { child, pipes, input, terminal } = ends;
+    let make = |pid| {
+        let (exit, exited) = oneshot::channel();
+        let memory_kills = envd.processes.memory_kills.known();
+        let tag = request.tag.clone();
+        (Process::new(pid, tag, config.clone(), terminal, input, exit, memory_kills), exited)
+    };
+    let (process, exited) = match spawn_registered(envd, program, child, request.tag.as_deref(), make)? {
+        Ok(started) => started,
+        Err(error) => {
+            return Err(refused_directory(user, &cwd, &error).await.unwrap_or_else(|| failed(error)));
+        }
+    };
+
+    log_start(envd, &process, user);
+    let events = process.subscribe().expect("the end is only delivered by the task below");
+    tokio::spawn(supervise(Arc::clone(envd), Arc::clone(&process), pipes, exited, deadline));
+    Ok((process, events))
+}
+
+/// Starts a program with these standard streams and registers the process that `make` describes. Fails with an error for the client if
+/// its tag is taken, and with the kernel's otherwise.
+fn spawn_registered<T>(
+    envd: &Envd,
+    program: Program,
+    [stdin, stdout, stderr]: [Stdio; 3],
+    tag: Option<&str>,
+    make: impl FnOnce(u32) -> (Process, T),
+) -> Result<std::io::Result<(Arc<Process>, T)>, ConnectError> {
     let mut processes = envd.processes.lock_for_start();
-    if let Some(tag) = &request.tag
+    if let Some(tag) = tag
         && tag != SHARED_TAG
         && ProcessRegistry::has_tag(&processes, tag)
     {
         return Err(ConnectError::already_exists(format!("process with tag {tag} already runs")));
     }
-    let [stdin, stdout, stderr] = ends.child;
-    let pid = sys::spawn(program, stdin, stdout, stderr).map_err(failed)?;
-    let (exit, exited) = oneshot::channel();
-    let memory_kills = envd.processes.memory_kills.known();
-    let process =
-        Arc::new(Process::new(pid, request.tag, config, ends.terminal, ends.input, exit, memory_kills));
-    processes.insert(pid, Arc::clone(&process));
-    drop(processes);
-
-    log_start(envd, &process, user);
-    let events = process.subscribe().expect("the end is only delivered by the task below");
-    tokio::spawn(supervise(Arc::clone(envd), Arc::clone(&process), ends.pipes, exited, deadline));
-    Ok((process, events))
+    Ok(sys::spawn(program, stdin, stdout, stderr).map(|pid| {
+        let (process, more) = make(pid);
+        let process = Arc::new(process);
+        processes.insert(pid, Arc::clone(&process));
+        (process, more)
+    }))
 }
 
 fn log_start(envd: &Envd, process: &Process, user: &User) {
@@ -243,6 +266,25 @@ fn c_string(text: &str) -> Result<CString, ConnectError> {
 
 fn nul() -> ConnectError {
     ConnectError::invalid_argument("command, arguments, environment and cwd must not contain NUL bytes")
+}
+
+/// Returns an error that names the working directory if the user's lack of rights in it is why a start failed: the program of the
+/// command is not to blame.
+async fn refused_directory(user: &User, cwd: &Path, error: &std::io::Error) -> Option<ConnectError> {
+    if error.kind() != std::io::ErrorKind::PermissionDenied {
+        return None;
+    }
+    let (name, dir) = (user.name.clone(), cwd.to_owned());
+    let user = user.clone();
+    let can_enter = move || {
+        let enter = || accessat(CWD, &dir, Access::EXEC_OK, AtFlags::EACCESS);
+        matches!(Identity::of(&user).run(enter), Ok(Ok(())))
+    };
+    if tokio::task::spawn_blocking(can_enter).await.unwrap_or(true) {
+        return None;
+    }
+    let text = format!("cwd '{}' cannot be entered by user '{name}': permission denied", cwd.display());
+    Some(ConnectError::invalid_argument(text))
 }
 
 fn start_error(cmd: &str, error: &std::io::Error) -> ConnectError {
