@@ -74,9 +74,10 @@ pub(crate) async fn perform(
         }
         Action::User { name, sudo } => {
             let name = expanded(name);
-            let plain = name.split_once(':').map_or(name.as_str(), |(user, _)| user);
-            let variables = [("NAME", plain), ("SUDO", if *sudo { "true" } else { "false" })];
-            let after = Context { user: plain.to_owned(), ..context.clone() };
+            let (user, group) = name.split_once(':').unwrap_or((&name, ""));
+            let variables =
+                [("NAME", user), ("GROUP", group), ("SUDO", if *sudo { "true" } else { "false" })];
+            let after = Context { user: name.clone(), ..context.clone() };
             run_script(task, before, scripts::USER, &variables, after).await
         }
     }

@@ -16,7 +16,7 @@ use rustix::thread::{
 pub fn become_user(uid: u32, gid: Option<u32>) -> io::Result<()> {
     // Otherwise the kernel takes the capabilities away with uid 0.
     set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP)?;
-    Ok(sys::set_user(uid, gid)?)
+    sys::set_user(uid, gid)
 }
 
 /// Reduces the calling process's capabilities to `keep`, for good, also across `execve`.

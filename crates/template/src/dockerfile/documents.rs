@@ -1,4 +1,4 @@
-//! Here-documents that are the input of a command (`RUN python3 - <<EOF`); the parser only supports here-documents that are
+//! Here-documents that are the input of a command (`RUN python3 - <<EOF`, `RUN <<EOF python3`); the parser only supports one that is
 //! the command itself.
 //! They are removed before parsing and appended to their command afterwards, unchanged; line numbers stay the same.
 
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 /// Returns a Dockerfile without such documents, and the documents with their delimiters by the line of their command, from 1.
 pub(super) fn take_out(text: &str) -> (String, BTreeMap<usize, String>) {
     let lines: Vec<&str> = text.split('\n').collect();
-    let mut left: Vec<&str> = Vec::with_capacity(lines.len());
+    let mut left: Vec<String> = Vec::with_capacity(lines.len());
     let mut taken = BTreeMap::new();
     let mut at = 0;
     while at < lines.len() {
@@ -17,9 +17,15 @@ pub(super) fn take_out(text: &str) -> (String, BTreeMap<usize, String>) {
             at += 1;
         }
         at += 1;
-        left.extend(&lines[first..at]);
         let command = lines[first..at].join("\n");
         let delimiters = delimiters_of_run(&command);
+        left.extend(lines[first..at].iter().map(|line| (*line).to_owned()));
+        if let (false, Some(at), Some(line)) =
+            (delimiters.is_empty(), document_at_start(&command), left.get_mut(first))
+        {
+            // The parser takes it for the whole command; `0<<` means the same to a shell.
+            line.insert(at, '0');
+        }
         let mut bodies = String::new();
         for delimiter in delimiters {
             let end = lines[at..].iter().position(|line| line.trim_start_matches('\t') == delimiter);
@@ -28,7 +34,7 @@ pub(super) fn take_out(text: &str) -> (String, BTreeMap<usize, String>) {
                 bodies.push('\n');
                 bodies.push_str(line);
             }
-            left.extend(std::iter::repeat_n("", length + 1));
+            left.extend(std::iter::repeat_n(String::new(), length + 1));
             at += length + 1;
         }
         if !bodies.is_empty() {
@@ -38,21 +44,39 @@ pub(super) fn take_out(text: &str) -> (String, BTreeMap<usize, String>) {
     (left.join("\n"), taken)
 }
 
-/// Returns the delimiters of a `RUN` whose documents are input of its command.
-fn delimiters_of_run(command: &str) -> Vec<String> {
-    let trimmed = command.trim_start();
-    let Some((word, rest)) = trimmed.split_once(char::is_whitespace) else { return Vec::new() };
+/// Returns the command of a `RUN`, without options.
+fn command_of_run(instruction: &str) -> Option<&str> {
+    let (word, rest) = instruction.trim_start().split_once(char::is_whitespace)?;
     let mut rest = rest.trim_start();
     while rest.starts_with("--") {
         rest = rest.split_once(char::is_whitespace).map_or("", |(_, rest)| rest.trim_start());
     }
-    if !word.eq_ignore_ascii_case("RUN") || rest.starts_with("<<") {
+    word.eq_ignore_ascii_case("RUN").then_some(rest)
+}
+
+/// Returns where a document begins that comes before the command of a `RUN`, in its first line.
+fn document_at_start(instruction: &str) -> Option<usize> {
+    let at = instruction.len() - command_of_run(instruction)?.len();
+    (instruction[at..].starts_with("<<") && !instruction[..at].contains('\n')).then_some(at)
+}
+
+/// Returns the delimiters of a `RUN` whose documents are input of its command.
+fn delimiters_of_run(instruction: &str) -> Vec<String> {
+    let Some(rest) = command_of_run(instruction).filter(|command| !is_document_alone(command)) else {
         return Vec::new();
-    }
+    };
     rest.match_indices("<<")
         .filter(|(at, _)| !rest[..*at].ends_with('<'))
         .filter_map(|(at, _)| delimiter(&rest[at + 2..]))
         .collect()
+}
+
+/// Whether a command is nothing but a document: it is a script then, not a shell's input.
+fn is_document_alone(command: &str) -> bool {
+    let Some(rest) = command.strip_prefix("<<") else { return false };
+    let Some(name) = delimiter(rest) else { return false };
+    let rest = rest.strip_prefix('-').unwrap_or(rest).trim();
+    rest.trim_matches(['"', '\'']) == name
 }
 
 fn delimiter(text: &str) -> Option<String> {
@@ -66,6 +90,15 @@ fn delimiter(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_document_with_an_interpreter_is_input_and_one_alone_is_a_script() {
+        assert_eq!(delimiters_of_run("RUN <<EOF python3"), ["EOF"]);
+        assert_eq!(delimiters_of_run("RUN --mount=type=cache <<'A' cat - && cat <<B"), ["A", "B"]);
+        for alone in ["RUN <<EOF", "RUN <<-'EOF'  ", "RUN --network=none <<\"EOF\""] {
+            assert!(delimiters_of_run(alone).is_empty(), "{alone}");
+        }
+    }
 
     #[test]
     fn removed_documents_leave_empty_lines() {

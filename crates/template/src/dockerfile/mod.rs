@@ -94,6 +94,8 @@ struct Reader<'a> {
     entrypoint: Option<String>,
     cmd: Option<String>,
     notes: Vec<String>,
+    /// What `SHELL` names, in which commands are run; empty for bash.
+    shell: Vec<String>,
     sets_user: bool,
     sets_workdir: bool,
 }
@@ -143,19 +145,24 @@ impl Reader<'_> {
                 for flag in &run.options {
                     self.notes.push(format!("RUN --{} has no effect", flag.name.value));
                 }
+                let document = self.documents.remove(&self.line(run.run.span.start)).unwrap_or_default();
                 let command = match &run.arguments {
                     Command::Exec(words) => joined(words.value.iter().map(|word| word.value.as_ref())),
-                    Command::Shell(text) => with_documents(&without_comments(text.value), &run.here_docs),
+                    Command::Shell(text) => match run.here_docs.first() {
+                        Some(script) if script.value.starts_with("#!") => executed(&script.value),
+                        Some(script) => self.in_shell(&script.value),
+                        None => self.in_shell(&(without_comments(text.value) + &document)),
+                    },
                     _ => return self.error(run.run.span.start, "RUN cannot be read"),
                 };
-                let document = self.documents.remove(&self.line(run.run.span.start)).unwrap_or_default();
-                self.steps.push(step("RUN", [command + &document]));
+                self.steps.push(step("RUN", [command]));
             }
             Instruction::Copy(copy) => {
-                self.copy(copy.copy.span.start, &copy.options, &copy.src, &copy.dest.value)?;
+                let sources: Vec<_> = copy.src.iter().collect();
+                self.copy(copy.copy.span.start, &copy.options, &sources, &copy.dest.value)?;
             }
             Instruction::Add(add) => {
-                self.copy(add.add.span.start, &add.options, &add.src, &add.dest.value)?;
+                self.add(add.add.span.start, &add.options, &add.src, &add.dest.value)?;
             }
             Instruction::Workdir(workdir) => {
                 self.sets_workdir = true;
@@ -165,19 +172,14 @@ impl Reader<'_> {
                 self.sets_user = true;
                 self.steps.push(step("USER", [user.arguments.value.as_ref()]));
             }
-            Instruction::Cmd(cmd) => self.cmd = Some(command_text(&cmd.arguments)),
-            Instruction::Entrypoint(entry) => self.entrypoint = Some(command_text(&entry.arguments)),
+            Instruction::Cmd(cmd) => self.cmd = Some(self.command_text(&cmd.arguments)),
+            Instruction::Entrypoint(entry) => self.entrypoint = Some(self.command_text(&entry.arguments)),
             Instruction::Shell(shell) => {
-                return self.error(
-                    shell.shell.span.start,
-                    "SHELL: commands are run by bash; call another shell in RUN",
-                );
+                self.shell = shell.arguments.iter().map(|word| word.value.to_string()).collect();
             }
-            Instruction::Onbuild(onbuild) => {
-                return self.error(
-                    onbuild.onbuild.span.start,
-                    "ONBUILD has no meaning for templates; write the step itself",
-                );
+            // In Docker, too, it is for images that are built from this one.
+            Instruction::Onbuild(_) => {
+                self.note("ONBUILD", "builds from this template do not run it; write the step there");
             }
             Instruction::Expose(_) => self.note("EXPOSE", "every port of a sandbox can be reached"),
             Instruction::Volume(_) => self.note("VOLUME", "all files of a sandbox are its own"),
@@ -189,15 +191,73 @@ impl Reader<'_> {
         Ok(())
     }
 
+    /// Returns a command that is run by what `SHELL` names.
+    fn in_shell(&self, command: &str) -> String {
+        match &self.shell[..] {
+            [] => command.to_owned(),
+            shell => format!("{} {}", joined(shell.iter().map(String::as_str)), quoted(command)),
+        }
+    }
+
+    fn command_text(&self, command: &Command<'_>) -> String {
+        match command {
+            Command::Exec(words) => joined(words.value.iter().map(|word| word.value.as_ref())),
+            Command::Shell(text) => self.in_shell(&without_comments(text.value)),
+            _ => String::new(),
+        }
+    }
+
     fn note(&mut self, what: &str, why: &str) {
         self.notes.push(format!("{what} has no effect: {why}"));
+    }
+
+    /// `ADD`: like `COPY`, but archives are unpacked and files of the web fetched.
+    fn add(
+        &mut self,
+        at: usize,
+        options: &[Flag<'_>],
+        sources: &[Source<'_>],
+        to: &str,
+    ) -> Result<(), DockerfileError> {
+        let is_url = |path: &str| path.starts_with("http://") || path.starts_with("https://");
+        let mut copied = Vec::new();
+        for source in sources {
+            match source {
+                Source::Path(path) if is_url(&path.value) => {
+                    self.steps.push(step("RUN", [fetched(&path.value, to).as_str(), "root"]));
+                }
+                Source::Path(path) if is_archive(&path.value) => {
+                    let dir = format!("/tmp/.add-{}", self.steps.len());
+                    let (from, archive) = (vec![path.value.to_string()], format!("{dir}/archive"));
+                    self.steps.push(Planned::Copy { from, to: archive.clone(), owner: None, mode: None });
+                    let to = quoted(to);
+                    let unpack = format!("mkdir -p {to} && tar -xf {archive} -C {to} && rm -r {dir}");
+                    self.steps.push(step("RUN", [unpack.as_str(), "root"]));
+                }
+                Source::Path(path) if path.value.contains("://") => {
+                    return self.error(at, "ADD of a URL that is not http or https: use RUN");
+                }
+                _ => copied.push(source),
+            }
+        }
+        let checks: Vec<_> = options.iter().filter(|flag| flag.name.value == "checksum").collect();
+        if !copied.is_empty() {
+            return self.copy(at, options, &copied, to);
+        }
+        if !checks.is_empty() {
+            return self.error(at, "ADD --checksum is not supported: check in RUN");
+        }
+        for flag in options {
+            self.notes.push(format!("ADD --{} has no effect on archives and URLs", flag.name.value));
+        }
+        Ok(())
     }
 
     fn copy(
         &mut self,
         at: usize,
         options: &[Flag<'_>],
-        sources: &[Source<'_>],
+        sources: &[&Source<'_>],
         to: &str,
     ) -> Result<(), DockerfileError> {
         let (mut owner, mut mode) = (None, None);
@@ -205,7 +265,14 @@ impl Reader<'_> {
             let value = flag.value.as_ref().map(|value| value.value.to_string());
             match flag.name.value.as_ref() {
                 "chown" => owner = value,
-                "chmod" => mode = value,
+                "chmod"
+                    if value
+                        .as_deref()
+                        .is_some_and(|mode| mode.bytes().all(|byte| byte.is_ascii_digit())) =>
+                {
+                    mode = value;
+                }
+                "chmod" => return self.error(at, "COPY --chmod: write the mode in octal digits, like 755"),
                 "link" => {}
                 "from" => {
                     return self.error(at, "COPY --from: other stages and images cannot be copied from");
@@ -216,9 +283,6 @@ impl Reader<'_> {
         let mut from = Vec::new();
         for source in sources {
             match source {
-                Source::Path(path) if path.value.contains("://") => {
-                    return self.error(at, "ADD of a URL: use RUN with curl");
-                }
                 Source::Path(path) => from.push(path.value.to_string()),
                 Source::HereDoc(document) => self.document(document, to, owner.as_deref(), mode.as_deref()),
                 _ => return self.error(at, "COPY cannot be read"),
@@ -234,7 +298,11 @@ impl Reader<'_> {
 
     /// Adds a step for a file whose content is in the Dockerfile.
     fn document(&mut self, document: &HereDoc<'_>, to: &str, owner: Option<&str>, mode: Option<&str>) {
-        let (to, text) = (quoted(to), quoted(&document.value));
+        // In a directory, its delimiter is its name.
+        let after = self.text.get(document.span.end..).unwrap_or("");
+        let delimiter = after.trim_start_matches('\n').lines().next().unwrap_or("").trim();
+        let to = if to.ends_with('/') { format!("{to}{delimiter}") } else { to.to_owned() };
+        let (to, text) = (quoted(&to), quoted(&document.value));
         let mut command = format!("mkdir -p \"$(dirname {to})\" && printf %s {text} > {to}");
         if let Some(owner) = owner {
             command += &format!(" && chown {} {to}", quoted(owner));
@@ -265,33 +333,45 @@ fn joined<'a>(words: impl Iterator<Item = &'a str>) -> String {
     words.map(quoted).collect::<Vec<_>>().join(" ")
 }
 
-fn command_text(command: &Command<'_>) -> String {
-    match command {
-        Command::Exec(words) => joined(words.value.iter().map(|word| word.value.as_ref())),
-        Command::Shell(text) => without_comments(text.value),
-        _ => String::new(),
-    }
-}
-
-/// Removes comments between continued lines, which are Docker's, not the shell's.
+/// Removes comments and empty lines between continued lines, which are Docker's, not the shell's.
 fn without_comments(text: &str) -> String {
     let mut continued = false;
     let kept = text.lines().filter(|line| {
-        let is_comment = continued && line.trim_start().starts_with('#');
-        if !is_comment {
-            continued = line.trim_end().ends_with('\\');
+        let text = line.trim();
+        let is_ours = continued && (text.starts_with('#') || text.is_empty());
+        if !is_ours {
+            continued = text.ends_with('\\');
         }
-        !is_comment
+        !is_ours
     });
     kept.collect::<Vec<_>>().join("\n")
 }
 
-/// Returns the command with its documents; a document that is the whole command is run itself.
-fn with_documents(command: &str, documents: &[HereDoc<'_>]) -> String {
-    match documents {
-        [] => command.to_owned(),
-        several => several.iter().map(|document| document.value.as_ref()).collect::<Vec<_>>().join("\n"),
-    }
+/// Whether `ADD` unpacks a file of this name. Docker looks into the file.
+fn is_archive(path: &str) -> bool {
+    let endings = [".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz"];
+    endings.iter().any(|ending| path.to_ascii_lowercase().ends_with(ending))
+}
+
+/// Returns a command that fetches a URL to `to`, below it if it is a directory, with whatever the image has.
+fn fetched(url: &str, to: &str) -> String {
+    let name = url.split(['?', '#']).next().unwrap_or(url).rsplit('/').next().unwrap_or_default();
+    let to = if to.ends_with('/') { format!("{to}{name}") } else { to.to_owned() };
+    let (url, to) = (quoted(url), quoted(&to));
+    format!(
+        "mkdir -p \"$(dirname {to})\" && {{ if command -v curl >/dev/null; then curl -fsSL -o {to} {url}; \
+         elif command -v wget >/dev/null; then wget -q -O {to} {url}; \
+         elif command -v python3 >/dev/null; then python3 -c 'import sys, urllib.request as r; r.urlretrieve(*sys.argv[1:])' {url} {to}; \
+         else echo 'ADD of a URL needs curl, wget or python3 in the image' >&2; false; fi; }} && chmod 600 {to}"
+    )
+}
+
+/// Returns a command that runs a script by the interpreter in its first line.
+fn executed(script: &str) -> String {
+    let text = quoted(script);
+    format!(
+        "script=$(mktemp) && printf %s {text} > \"$script\" && chmod +x \"$script\" && \"$script\" && rm \"$script\""
+    )
 }
 
 #[cfg(test)]
@@ -364,11 +444,81 @@ mod tests {
     }
 
     #[test]
+    fn scripts_run_by_their_interpreter_and_commands_in_the_shell_that_is_set() {
+        let file = parse(
+            "FROM x\nRUN <<EOF python3\nprint(1)\nEOF\nRUN <<EOF\n#!/usr/bin/env python3\nprint(2)\nEOF\n\
+             SHELL [\"/bin/bash\", \"-eo\", \"pipefail\", \"-c\"]\nRUN true | \\\n\n  # why\n  cat\nCMD echo \"$HOME\"\n",
+        );
+        let steps = shown(&file);
+        assert_eq!(steps[2], "RUN 0<<EOF python3\nprint(1)\nEOF");
+        assert!(
+            steps[3].contains("printf %s '#!/usr/bin/env python3\nprint(2)\n' > \"$script\""),
+            "{}",
+            steps[3]
+        );
+        assert_eq!(steps[4], "RUN /bin/bash -eo pipefail -c 'true | \\\n  cat'");
+        assert_eq!(file.start_cmd.as_deref(), Some("/bin/bash -eo pipefail -c 'echo \"$HOME\"'"));
+    }
+
+    #[test]
+    fn add_unpacks_archives_fetches_urls_and_copies_the_rest() {
+        let file = parse(
+            "FROM x\nADD app.tar.gz notes.txt /srv/\nADD https://example.com/a/tool?x=1 /usr/local/bin/\nONBUILD RUN true\n",
+        );
+        let steps = shown(&file);
+        assert_eq!(steps[2], "COPY app.tar.gz -> /tmp/.add-2/archive - -");
+        assert_eq!(
+            steps[3],
+            "RUN mkdir -p /srv/ && tar -xf /tmp/.add-2/archive -C /srv/ && rm -r /tmp/.add-2|root"
+        );
+        assert_eq!(steps[4], "COPY notes.txt -> /srv/ - -");
+        assert!(
+            steps[5].contains("curl -fsSL -o /usr/local/bin/tool 'https://example.com/a/tool?x=1'"),
+            "{}",
+            steps[5]
+        );
+        assert_eq!(file.notes.len(), 1);
+    }
+
+    #[test]
+    fn a_fetched_file_is_in_the_directory_for_its_owner_only() {
+        use std::io::{Read, Write};
+        use std::os::unix::fs::PermissionsExt;
+
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/a/tool?x=it's", listener.local_addr().unwrap());
+        let serve = std::thread::spawn(move || {
+            let (mut client, _) = listener.accept().unwrap();
+            let read = client.read(&mut [0; 4096]).unwrap();
+            assert!(read > 0);
+            client
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\ntool")
+                .unwrap();
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let to = format!("{}/new dir/", dir.path().display());
+        let done = std::process::Command::new("sh").args(["-c", &fetched(&url, &to)]).status().unwrap();
+        assert!(done.success());
+        serve.join().unwrap();
+        let file = dir.path().join("new dir/tool");
+        assert_eq!(std::fs::read(&file).unwrap(), b"tool");
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn several_documents_of_one_copy_are_several_files() {
+        let file = parse("FROM x\nCOPY <<A.txt <<B.txt /etc/\na\nA.txt\nb\nB.txt\n");
+        let steps = shown(&file);
+        assert!(steps[2].contains("/etc/A.txt") && steps[3].contains("/etc/B.txt"), "{steps:?}");
+    }
+
+    #[test]
     fn unsupported_instructions_are_refused_with_their_line() {
         let text = |text: &str| Dockerfile::parse(text).unwrap_err().to_string();
         assert!(text("FROM a\nFROM b\n").starts_with("line 2: a second stage"));
         assert!(text("FROM a\nRUN true\nCOPY --from=b /x /y\n").starts_with("line 3: COPY --from"));
-        assert!(text("FROM a\nADD https://example.com/x /x\n").starts_with("line 2: ADD of a URL"));
+        assert!(text("FROM a\nCOPY --chmod=u+x a /a\n").starts_with("line 2: COPY --chmod"));
+        assert!(text("FROM a\nADD git://example.com/x /x\n").starts_with("line 2: ADD of a URL"));
         assert!(text("RUN true\n").starts_with("the Dockerfile cannot be read"));
         assert!(text("").starts_with("the Dockerfile cannot be read"));
     }

@@ -93,14 +93,21 @@ mkdir -p -- "$DIR"
 chown -h -- "$OWNER" "${missing[@]}"
 "#;
 
-/// Creates the user `NAME` with a home and, if `SUDO` is `true`, the right to become root.
+/// Creates the user `NAME` with a home unless it is a number and, if `SUDO` is `true`, gives it the right to become root. `GROUP`, if not
+/// empty, must exist or be a number.
 pub const USER: &str = r#"
 set -euo pipefail
-if ! id -u -- "$NAME" >/dev/null 2>&1; then
-    if [[ $NAME =~ ^[0-9]+$ ]]; then
-        echo "there is no user with the id $NAME" >&2
+for id in "$NAME" "$GROUP"; do
+    if [[ $id =~ ^[0-9]+$ ]] && ((10#$id > 65534)); then
+        echo "users and groups of sandboxes have ids up to 65534, not $id" >&2
         exit 1
     fi
+done
+if [[ -n $GROUP && ! $GROUP =~ ^[0-9]+$ ]] && ! cut -d: -f1 /etc/group | grep -qxF -- "$GROUP"; then
+    echo "there is no group $GROUP" >&2
+    exit 1
+fi
+if [[ ! $NAME =~ ^[0-9]+$ ]] && ! id -u -- "$NAME" >/dev/null 2>&1; then
     if command -v useradd >/dev/null; then
         useradd --create-home --shell /bin/bash -- "$NAME"
     else
@@ -110,7 +117,8 @@ if ! id -u -- "$NAME" >/dev/null 2>&1; then
 fi
 if [[ $SUDO == true ]]; then
     mkdir -p /etc/sudoers.d
-    printf '%s ALL=(ALL) NOPASSWD: ALL\n' "$NAME" > "/etc/sudoers.d/${NAME//./_}"
+    if [[ $NAME =~ ^[0-9]+$ ]]; then who=#$NAME; else who=$NAME; fi
+    printf '%s ALL=(ALL) NOPASSWD: ALL\n' "$who" > "/etc/sudoers.d/${NAME//./_}"
     chmod 0440 "/etc/sudoers.d/${NAME//./_}"
 fi
 "#;
