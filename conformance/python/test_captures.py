@@ -2,6 +2,8 @@
 with an error that names the program, the reason and a way out."""
 
 import os
+import pathlib
+import re
 import threading
 
 import pytest
@@ -413,6 +415,20 @@ WORKS = {
     "spawning programs": SPAWNING,
     "names": NAMES,
 }
+NO_DESCRIPTOR_LEFT = """
+import resource
+files = []
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+ready = "ready"
+while True:
+    try: files.append(os.open("/tmp/program.py", os.O_RDONLY))
+    except OSError: break
+print(ready, flush=True)
+signal.signal(signal.SIGALRM, lambda *_: None)
+exists = libc.access
+while exists(b"/tmp/go", 0): time.sleep(0.02)
+os.close(files.pop())
+"""
 REFUSED = {
     "1,100 pipes": (PIPES.replace("{count}", "1100"), "more pipes open"),
     "not accepted, with data": (
@@ -428,6 +444,7 @@ REFUSED = {
     "shared memory of processes": (SHARED_MEMORY, "shares its memory"),
     "pipe of packets": (PACKETS, "packet mode"),
     "pidfd of a thread": (THREAD_PIDFD, "pidfd of a thread"),
+    "no descriptor left": (NO_DESCRIPTOR_LEFT, "as many files open as it may"),
 }
 
 
@@ -504,6 +521,49 @@ def test_a_pause_opens_few_files_at_once(cold_server, cell):
         done.set()
         counter.join()
     assert most < 1000, most
+    cell.connect()
+    check(cell)
+
+
+LONG_PATHS = """
+os.chdir("/tmp")
+for _ in range(15):
+    os.mkdir("d" * 250)
+    os.chdir("d" * 250)
+with open("f", "wb") as new: new.write(b"x" * 8192)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+mapped = os.open("f", os.O_RDONLY)
+# Neighbours of different offsets stay apart.
+for number in range(30000):
+    assert libc.mmap(None, 4096, mmap.PROT_READ, mmap.MAP_PRIVATE, mapped, 4096 * (number % 2)) not in (None, 2**64 - 1)
+child = -1
+for _ in range(4):
+    child = os.fork()
+    if child == 0: break
+files = [os.open("f", os.O_RDONLY) for _ in range(8000)]
+if child == 0:
+    open(f"/tmp/opened-{os.getpid()}", "w").close()
+    signal.pause()
+import glob
+while len(glob.glob("/tmp/opened-*")) < 4: time.sleep(0.02)
+wait()
+assert os.read(files[-1], 1) == b"x"
+"""
+
+
+def test_a_guest_does_not_decide_how_much_memory_a_capture_takes(cold_server, cell):
+    """Paths of open and mapped files, 4 KB each: the image and /proc have hundreds of megabytes of them, the server has one at a time."""
+    start(cell, LONG_PATHS)
+    process = pathlib.Path(f"/proc/{cold_server.process.pid}")
+    (process / "clear_refs").write_text("5")  # The peak begins anew.
+
+    def peak():
+        return int(re.search(r"VmHWM:\s+(\d+) kB", (process / "status").read_text())[1]) >> 10
+
+    before = peak()
+    cell.pause()
+    assert peak() - before < 64, (before, peak())
     cell.connect()
     check(cell)
 

@@ -20,7 +20,7 @@ use tracing::warn;
 use crate::criu::{DumpPlan, rearm_timers};
 use crate::host::{Host, Lease};
 use crate::interrupted::rewind_interrupted_calls;
-use crate::open_files::deleted_bytes;
+use crate::open_files::bytes_beside_memory;
 use crate::record::SandboxRecord;
 use crate::refusal::refusal;
 use crate::scheduling::{Scheduling, unusual_scheduling};
@@ -288,7 +288,7 @@ fn write_memory(
     let cgroup = lease.group.unified_path();
     let plan = DumpPlan {
         pid: record.process.pid,
-        size_mib: lease.host.check_memory_room(&lease.group, deleted_bytes(cgroup)?)?.needed_mib(),
+        size_mib: lease.host.check_memory_room(&lease.group, bytes_beside_memory(cgroup)?)?.needed_mib(),
         owner: lease.namespace_owner(),
         cgroup,
         images,

@@ -1,9 +1,9 @@
 //! What the frozen processes of a sandbox have open, as far as a capture must know it before it begins: how much is in deleted files,
-//! which the memory image contains whole, and that there is not too much of it to be captured and restored.
+//! which the memory image contains whole, how long the paths are, and that there is not too much of it to be captured and restored.
 
 use std::collections::HashSet;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -26,12 +26,12 @@ const DELETED: &[u8] = b" (deleted)";
 /// Size of the units that the kernel counts a file's blocks in, bytes.
 const BLOCK: u64 = 512;
 
-/// Returns how many bytes the files take that processes in the control group at `group` have open or mapped and that have no name any
-/// more, shared memory without a name among them.
+/// Returns how many bytes the image of the processes in the control group at `group` takes besides their memory: for the files that they
+/// have open or mapped and that have no name any more, shared memory without a name among them, and for the paths of everything open.
 ///
 /// # Errors
 /// [`EngineError::Uncapturable`] when the processes have too many descriptors or such files; the group cannot be read.
-pub(crate) fn deleted_bytes(group: &Path) -> Result<u64, EngineError> {
+pub(crate) fn bytes_beside_memory(group: &Path) -> Result<u64, EngineError> {
     let processes = fs::read_to_string(group.join("cgroup.procs"));
     let processes = processes.map_err(EngineError::kernel("list the sandbox's processes"))?;
     let mut deleted = DeletedFiles::default();
@@ -95,6 +95,7 @@ impl DeletedFiles {
             let link = entry?.path();
             count += 1;
             let Ok(target) = fs::read_link(&link) else { continue };
+            self.add_path(target.as_os_str().len());
             if target.as_os_str().as_bytes().ends_with(DELETED) {
                 self.add(&link);
             }
@@ -105,11 +106,16 @@ impl DeletedFiles {
 
     /// Adds what a process has mapped.
     fn add_mappings(&mut self, process: &Path) -> io::Result<()> {
-        let maps = fs::read(process.join("maps"))?;
-        let deleted = maps.split(|byte| *byte == b'\n').filter(|line| line.ends_with(DELETED));
+        // Line by line: a process can have tens of thousands, each with a long path.
+        let maps = BufReader::new(File::open(process.join("maps"))?);
         let mut inodes = HashSet::new();
-        for line in deleted {
-            let text = String::from_utf8_lossy(line);
+        for line in maps.split(b'\n') {
+            let line = line?;
+            self.add_path(line.len());
+            if !line.ends_with(DELETED) {
+                continue;
+            }
+            let text = String::from_utf8_lossy(&line);
             let mut fields = text.split_whitespace();
             let range = fields.next().and_then(|range| range.split_once('-'));
             let (Some((first, end)), Some(device), Some(inode)) = (range, fields.nth(2), fields.next())
@@ -122,6 +128,11 @@ impl DeletedFiles {
             }
         }
         Ok(())
+    }
+
+    /// Adds the path of something open or mapped, which the image contains for each of them.
+    fn add_path(&mut self, length: usize) {
+        self.bytes = self.bytes.saturating_add(length as u64);
     }
 
     /// Adds the file that a link of `/proc` refers to, once.

@@ -1,9 +1,10 @@
 //! The writable tree of a sandbox: made in advance with its slot, because making one takes time, or copied from a snapshot.
 //! A sandbox's record is kept outside its tree, so that a sandbox which has filled its disk can still be captured and adopted.
 
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -83,32 +84,37 @@ pub(crate) fn copy_snapshot_tree(
     Ok(path)
 }
 
-/// Removes the names that CRIU has given to deleted files while it captured the sandbox in `tree`, if they are there: a restore of the
-/// memory removes them itself, one of the files alone does not. Paths are the ones that the kernel gave, so they have no links in them;
-/// one that has is not followed.
+/// Opens the upper directory of the tree `tree`.
 ///
 /// # Errors
-/// A name cannot be removed.
-pub(crate) fn remove_given_names(tree: &Path, names: &[OsString]) -> io::Result<()> {
-    let upper = open(tree.join("upper"), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    for name in names {
-        let path = Path::new(name);
-        let path = path.strip_prefix("/").unwrap_or(path);
-        let Some(last) = path.file_name() else { continue };
-        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        let removed = match openat2(&upper, dir, flags, Mode::empty(), resolve) {
-            Ok(dir) => unlinkat(&dir, last, AtFlags::empty()),
-            Err(error) => Err(error),
-        };
-        match removed {
-            // It was in another file system, such as `/dev/shm`.
-            Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => {}
-            Err(error) => return Err(error.into()),
-        }
+/// It cannot be opened.
+pub(crate) fn open_upper(tree: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(open(tree.join("upper"), flags, Mode::empty())?)
+}
+
+/// Removes a name that CRIU has given to a deleted file while it captured the sandbox with the upper directory `upper`, if it is there: a
+/// restore of the memory removes it itself, one of the files alone does not. The path is the one that the kernel gave, so it has no links
+/// in it; one that has is not followed.
+///
+/// # Errors
+/// The name cannot be removed.
+pub(crate) fn remove_given_name(upper: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    let path = Path::new(name);
+    let path = path.strip_prefix("/").unwrap_or(path);
+    let Some(last) = path.file_name() else { return Ok(()) };
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let removed = match openat2(upper, dir, flags, Mode::empty(), resolve) {
+        Ok(dir) => unlinkat(&dir, last, AtFlags::empty()),
+        Err(error) => Err(error),
+    };
+    match removed {
+        // It was in another file system, such as `/dev/shm`.
+        Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => Ok(()),
+        Err(error) => Err(error.into()),
     }
-    Ok(())
 }
 
 /// Name of the prepared tree of the slot with this range of ids.

@@ -17,7 +17,7 @@ use crate::criu::given_names;
 use crate::devices;
 use crate::host::Host;
 use crate::launch::{InitProcess, LaunchParts, launch};
-use crate::private_tree::{copy_snapshot_tree, remove_given_names};
+use crate::private_tree::{copy_snapshot_tree, open_upper, remove_given_name};
 use crate::processors::ProcessorShare;
 use crate::ready_slots::ReadySlots;
 use crate::record::SandboxRecord;
@@ -137,8 +137,10 @@ fn start_snapshot(
     match restore_mode {
         RestoreMode::Disk => {
             if record.memory {
-                given_names(&snapshot.memory())
-                    .and_then(|names| remove_given_names(&tree, &names))
+                open_upper(&tree)
+                    .and_then(|upper| {
+                        given_names(&snapshot.memory(), |name| remove_given_name(upper.as_fd(), name))
+                    })
                     .map_err(EngineError::kernel("remove names that only the memory needs"))?;
             }
             start_envd(host, slot, spec, &tree)

@@ -1,11 +1,12 @@
 //! The records of a memory image that the engine reads or changes: CRIU's message types, with only the fields that are used.
-//! A file of an image is two magic words, then for each record its length and its content, a protobuf message.
+//! A file of an image is two magic words, then for each record its length and its content, a protobuf message. A guest decides how many
+//! records there are and how long their paths, so files are read record by record.
 
 use std::collections::HashSet;
-use std::ffi::OsString;
-use std::fs;
-use std::io;
-use std::os::unix::ffi::OsStringExt;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use prost::Message;
@@ -14,6 +15,9 @@ use prost::Message;
 pub(super) const HEADER: usize = 8;
 /// Size of a record's length.
 const LENGTH: usize = 4;
+/// Maximum size of a record that is decoded: files with a path, and timers, are smaller. Longer ones are those of watches and polls, with a
+/// list of what is waited for.
+const MAX_DECODED: u32 = 64 << 10;
 
 /// `remap_file_path_entry`: an open file that was deleted, and what stands for it.
 #[derive(Clone, PartialEq, Message)]
@@ -86,36 +90,32 @@ struct RegularFile {
     name: Vec<u8>,
 }
 
-/// Returns the paths in the sandbox of the names that CRIU has given to deleted files for the image in the directory `images`.
+/// Calls `each` with the paths in the sandbox of the names that CRIU has given to deleted files for the image in the directory `images`.
 ///
 /// # Errors
-/// The image cannot be read.
-pub(crate) fn given_names(images: &Path) -> io::Result<Vec<OsString>> {
-    let deleted = match fs::read(images.join("remap-fpath.img")) {
-        Ok(image) => image,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
+/// The image cannot be read, or `each` failed.
+pub(crate) fn given_names(images: &Path, mut each: impl FnMut(&OsStr) -> io::Result<()>) -> io::Result<()> {
+    let Some(deleted) = open_if_exists(&images.join("remap-fpath.img"))? else { return Ok(()) };
     let mut linked = HashSet::new();
-    for record in records(&deleted)? {
+    visit_records(deleted, |record| {
+        let Record::Short(record) = record else { return Ok(()) };
         let file = DeletedFile::decode(record)?;
         if file.kind.unwrap_or(LINKED) == LINKED {
             linked.insert(file.remap_id);
         }
-    }
-    let mut names = Vec::new();
+        Ok(())
+    })?;
     if linked.is_empty() {
-        return Ok(names);
+        return Ok(());
     }
-    for record in records(&fs::read(images.join("files.img"))?)? {
+    visit_records(BufReader::new(File::open(images.join("files.img"))?), |record| {
+        let Record::Short(record) = record else { return Ok(()) };
         let file = OpenFile::decode(record)?;
-        names.extend(
-            file.regular
-                .filter(|_| linked.contains(&file.id))
-                .map(|regular| OsString::from_vec(regular.name)),
-        );
-    }
-    Ok(names)
+        match file.regular.filter(|_| linked.contains(&file.id)) {
+            Some(regular) => each(OsStr::from_bytes(&regular.name)),
+            None => Ok(()),
+        }
+    })
 }
 
 /// Gives periodic timers (`timerfd`) a next tick that have one which was due and not read at the capture: the kernel shows them with
@@ -125,29 +125,45 @@ pub(crate) fn given_names(images: &Path) -> io::Result<Vec<OsString>> {
 /// The image cannot be read or written.
 pub(crate) fn rearm_timers(images: &Path) -> io::Result<()> {
     let path = images.join("files.img");
-    let image = match fs::read(&path) {
-        Ok(image) => image,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    let Some(rearmed) = rearmed(&image)? else { return Ok(()) };
-    fs::write(path, rearmed)
+    let Some(image) = open_if_exists(&path)? else { return Ok(()) };
+    let mut is_any_due = false;
+    visit_records(image, |record| {
+        let Record::Short(record) = record else { return Ok(()) };
+        is_any_due = is_any_due || rearmed_timer(record)?.is_some();
+        Ok(())
+    })?;
+    if !is_any_due {
+        return Ok(());
+    }
+    let new = images.join("files.new");
+    let mut rearmed = BufWriter::new(File::create(&new)?);
+    write_rearmed(BufReader::new(File::open(&path)?), &mut rearmed)?;
+    rearmed.flush()?;
+    fs::rename(new, path)
 }
 
-/// Returns the image of open files with timers set, if there are any to set.
-fn rearmed(image: &[u8]) -> io::Result<Option<Vec<u8>>> {
-    let mut changed = image[..HEADER.min(image.len())].to_vec();
-    let mut is_changed = false;
-    for record in records(image)? {
-        match rearmed_timer(record)? {
-            Some(timer) => {
-                push_record(&mut changed, &timer);
-                is_changed = true;
-            }
-            None => push_record(&mut changed, record),
+/// Writes the image of open files with timers set.
+fn write_rearmed(mut image: impl BufRead, mut rearmed: impl Write) -> io::Result<()> {
+    let mut header = [0; HEADER];
+    image.read_exact(&mut header)?;
+    rearmed.write_all(&header)?;
+    visit_records(header.chain(image), |record| match record {
+        Record::Short(record) => {
+            write_record(&mut rearmed, rearmed_timer(record)?.as_deref().unwrap_or(record))
         }
+        Record::Long(length, content) => {
+            rearmed.write_all(&length.to_le_bytes())?;
+            io::copy(content, &mut rearmed).map(drop)
+        }
+    })
+}
+
+fn open_if_exists(path: &Path) -> io::Result<Option<BufReader<File>>> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(BufReader::new(file))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
-    Ok(is_changed.then_some(changed))
 }
 
 /// Returns the record of a timer whose tick is due, with the next one set.
@@ -184,45 +200,94 @@ pub(crate) fn has_connections(images: &Path) -> io::Result<bool> {
         .unwrap_or(Ok(false))
 }
 
-/// Returns the records of a file of an image.
+/// A record of a file of an image.
+pub(super) enum Record<'a> {
+    Short(&'a [u8]),
+    /// One that is longer than [`MAX_DECODED`]: its length and its content, which need not be read.
+    Long(u32, &'a mut dyn Read),
+}
+
+/// Calls `visit` with each record of a file of an image. Keeps one record in memory.
 ///
 /// # Errors
-/// The file is damaged.
-pub(super) fn records(image: &[u8]) -> io::Result<Vec<&[u8]>> {
-    let damaged = || io::Error::new(io::ErrorKind::InvalidData, "the memory image is damaged");
-    let mut rest = image.get(HEADER..).ok_or_else(damaged)?;
-    let mut records = Vec::new();
-    while !rest.is_empty() {
-        let (length, after) = rest.split_at_checked(LENGTH).ok_or_else(damaged)?;
-        let length = u32::from_le_bytes(length.try_into().map_err(|_| damaged())?);
-        let (record, after) = after.split_at_checked(length as usize).ok_or_else(damaged)?;
-        records.push(record);
-        rest = after;
+/// The file cannot be read or is damaged, or `visit` failed.
+pub(super) fn visit_records(
+    mut image: impl BufRead,
+    mut visit: impl FnMut(Record<'_>) -> io::Result<()>,
+) -> io::Result<()> {
+    read_whole(&mut image, &mut [0; HEADER])?;
+    let mut record = Vec::new();
+    while !image.fill_buf()?.is_empty() {
+        let mut length = [0; LENGTH];
+        read_whole(&mut image, &mut length)?;
+        let length = u32::from_le_bytes(length);
+        if length <= MAX_DECODED {
+            record.resize(length as usize, 0);
+            read_whole(&mut image, &mut record)?;
+            visit(Record::Short(&record))?;
+            continue;
+        }
+        let mut content = image.by_ref().take(length.into());
+        visit(Record::Long(length, &mut content))?;
+        io::copy(&mut content, &mut io::sink())?;
+        if content.limit() > 0 {
+            return Err(damaged());
+        }
     }
-    Ok(records)
+    Ok(())
+}
+
+fn read_whole(image: &mut impl Read, bytes: &mut [u8]) -> io::Result<()> {
+    image.read_exact(bytes).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => damaged(),
+        _ => error,
+    })
+}
+
+fn damaged() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "the memory image is damaged")
 }
 
 /// Adds a record to a file of an image.
-pub(super) fn push_record(image: &mut Vec<u8>, record: &[u8]) {
-    let length = u32::try_from(record.len()).expect("records are short");
-    image.extend_from_slice(&length.to_le_bytes());
-    image.extend_from_slice(record);
+pub(super) fn write_record(image: &mut impl Write, record: &[u8]) -> io::Result<()> {
+    let length = u32::try_from(record.len()).map_err(io::Error::other)?;
+    image.write_all(&length.to_le_bytes())?;
+    image.write_all(record)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
     use super::*;
 
     fn image(records: &[Vec<u8>]) -> Vec<u8> {
         let mut image = vec![7; HEADER];
-        records.iter().for_each(|record| push_record(&mut image, record));
+        records.iter().for_each(|record| write_record(&mut image, record).unwrap());
         image
+    }
+
+    fn names(images: &Path) -> io::Result<Vec<OsString>> {
+        let mut names = Vec::new();
+        given_names(images, |name| {
+            names.push(name.to_owned());
+            Ok(())
+        })?;
+        Ok(names)
+    }
+
+    fn rearmed(image: &[u8]) -> Vec<u8> {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("files.img"), image).unwrap();
+        rearm_timers(dir.path()).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        fs::read(dir.path().join("files.img")).unwrap()
     }
 
     #[test]
     fn names_are_those_of_linked_files_only() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(given_names(dir.path()).unwrap(), Vec::<OsString>::new());
+        assert_eq!(names(dir.path()).unwrap(), Vec::<OsString>::new());
         let deleted =
             [(5, Some(0)), (6, Some(1)), (7, None)].map(|(remap_id, kind)| DeletedFile { remap_id, kind });
         let file =
@@ -238,12 +303,12 @@ mod tests {
         };
         encode(dir.path(), "remap-fpath.img", deleted.iter().map(Message::encode_to_vec).collect());
         encode(dir.path(), "files.img", files.iter().map(Message::encode_to_vec).collect());
-        assert_eq!(given_names(dir.path()).unwrap(), ["/tmp/link_remap.5", "/link_remap.7"]);
+        assert_eq!(names(dir.path()).unwrap(), ["/tmp/link_remap.5", "/link_remap.7"]);
         rearm_timers(dir.path()).unwrap();
         let whole = fs::read(dir.path().join("files.img")).unwrap();
         assert_eq!(whole, image(&files.iter().map(Message::encode_to_vec).collect::<Vec<_>>()));
         fs::write(dir.path().join("files.img"), &whole[..whole.len() - 1]).unwrap();
-        assert!(given_names(dir.path()).is_err());
+        assert!(names(dir.path()).is_err());
     }
 
     #[test]
@@ -264,12 +329,14 @@ mod tests {
             TimerFile { kind: TIMER, id: 9, timer: Some(timer) }.encode_to_vec()
         };
         let other = OpenFile { kind: 1, id: 9, regular: None }.encode_to_vec();
-        let before = image(&[timer(3, 0), other.clone(), timer(0, 0), timer(3, 5)]);
-        let after = image(&[timer(3, 10), other.clone(), timer(0, 0), timer(3, 5)]);
-        assert_eq!(rearmed(&before).unwrap(), Some(after.clone()));
-        assert_eq!(rearmed(&after).unwrap(), None);
+        // As of a program that waits for thousands of events: not a message, so it is not decoded.
+        let long = vec![0xff; MAX_DECODED as usize + 1];
+        let before = image(&[timer(3, 0), long.clone(), other.clone(), timer(0, 0), timer(3, 5)]);
+        let after = image(&[timer(3, 10), long, other, timer(0, 0), timer(3, 5)]);
+        assert_eq!(rearmed(&before), after);
+        assert_eq!(rearmed(&after), after);
         // With a field that is not known.
-        let newer = [timer(3, 0), vec![0x98, 0x06, 1]].concat();
-        assert_eq!(rearmed(&image(&[newer])).unwrap(), None);
+        let newer = image(&[[timer(3, 0), vec![0x98, 0x06, 1]].concat()]);
+        assert_eq!(rearmed(&newer), newer);
     }
 }

@@ -1,7 +1,8 @@
 //! Why CRIU failed, in plain words: the lines of its log that are known, and what they mean for the sandbox's owner.
 //! The log itself is for the operator: it has pids, device numbers and paths of the host.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use engine::EngineError;
@@ -47,6 +48,10 @@ const REASONS: &[(&str, &str)] = &[
     ),
     ("is too long", "uses a directory or file whose path is too long"),
     ("File name too long", "uses a directory or file whose path is too long"),
+    (
+        "memfd in victim: Too many open files",
+        "has as many files open as it may (RLIMIT_NOFILE), and the capture needs a few more",
+    ),
     ("PIDFD_THREAD flag", "has a pidfd of a thread open (PIDFD_THREAD)"),
     ("packetized mode for pipes", "has a pipe in packet mode open (O_DIRECT)"),
     ("found while seizing", "is being traced, by a debugger or strace"),
@@ -70,15 +75,9 @@ const MAX_DESCRIPTORS: usize = 4096;
 impl Failure {
     /// Reads CRIU's log. Its responses rarely contain the reason of a failure.
     pub(super) fn new(log: &Path, response: String) -> Self {
-        let text = fs::read(log).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let errors = text
-            .lines()
-            .filter_map(|line| line.split_once("Error (").map(|(_, rest)| rest))
-            .filter(|line| !line.contains("RLIMIT_NOFILE for self"))
-            .filter_map(|line| line.split_once("): ").map(|(_, message)| message.trim().to_owned()))
-            .take(MAX_ERRORS)
-            .collect();
+        // Line by line: what programs have open can make it long.
+        let lines = File::open(log).into_iter().flat_map(|log| BufReader::new(log).split(b'\n'));
+        let errors = lines.map_while(Result::ok).filter_map(|line| message(&line)).take(MAX_ERRORS).collect();
         Self { response, errors }
     }
 
@@ -105,6 +104,14 @@ impl Failure {
     fn has_unnamed_file(&self) -> bool {
         self.errors.iter().any(|error| error.contains("Can't lookup mount"))
     }
+}
+
+/// Returns the message of a line of the log that is an error.
+fn message(line: &[u8]) -> Option<String> {
+    let line = String::from_utf8_lossy(line);
+    let (_, error) = line.split_once("Error (")?;
+    let (_, message) = error.split_once("): ").filter(|_| !error.contains("RLIMIT_NOFILE for self"))?;
+    Some(message.trim().to_owned())
 }
 
 /// Returns the meaning of a line.

@@ -9,7 +9,7 @@ use prost::Message;
 
 use engine_host::uids::RANGE_SIZE;
 
-use super::entries::{HEADER, push_record, records};
+use super::entries::{HEADER, Record, visit_records, write_record};
 
 /// Prefix of the names of restore directories, beside the image.
 const PREFIX: &str = "restore-";
@@ -90,8 +90,13 @@ pub(crate) fn remove_restore_dirs(images: &Path) -> io::Result<()> {
 /// Returns the image of a user namespace with the range of ids that begins at `uid_base`.
 fn shift_ids(image: &[u8], uid_base: u32) -> io::Result<Vec<u8>> {
     let damaged = || io::Error::new(io::ErrorKind::InvalidData, "the image of the user namespace is damaged");
-    let [body] = records(image)?[..] else { return Err(damaged()) };
-    let mut namespace = UserNamespace::decode(body)?;
+    let mut bodies = Vec::new();
+    visit_records(image, |record| {
+        let Record::Short(body) = record else { return Err(damaged()) };
+        bodies.push(UserNamespace::decode(body)?);
+        Ok(())
+    })?;
+    let [namespace] = &mut bodies[..] else { return Err(damaged()) };
     for extent in namespace.uids.iter_mut().chain(&mut namespace.gids) {
         if (extent.first, extent.count) != (0, RANGE_SIZE) {
             return Err(damaged());
@@ -99,7 +104,7 @@ fn shift_ids(image: &[u8], uid_base: u32) -> io::Result<Vec<u8>> {
         extent.lower_first = uid_base;
     }
     let mut shifted = image[..HEADER].to_vec();
-    push_record(&mut shifted, &namespace.encode_to_vec());
+    write_record(&mut shifted, &namespace.encode_to_vec())?;
     Ok(shifted)
 }
 
