@@ -89,3 +89,15 @@ test('killing a sandbox resets its streams and no others', async () => {
   going.stream.close()
   await kept.kill()
 })
+
+test('a link for build files names the address that the client used', async () => {
+  const key = { 'x-api-key': server.key }
+  const asked = { ...key, ':path': '/v3/templates', ':method': 'POST', 'content-type': 'application/json' }
+  const { templateID } = JSON.parse((await get(asked, JSON.stringify({ name: 'linked' }))).text)
+  const path = `/templates/${templateID}/files/${'a'.repeat(64)}`
+  const link = async (headers) => JSON.parse((await get({ ...key, ':path': path, ...headers })).text).url
+  assert.ok((await link({})).startsWith(`${server.url}/`))
+  assert.ok((await link({ ':authority': 'api.example.org:8443' })).startsWith('http://api.example.org:8443/'))
+  const behindProxy = { ':authority': 'inner', 'x-forwarded-host': 'api.example.org', 'x-forwarded-proto': 'https' }
+  assert.ok((await link(behindProxy)).startsWith('https://api.example.org/'))
+})

@@ -22,7 +22,7 @@ pub fn describe(path: &Path, names: &Names) -> io::Result<EntryInfo> {
         name: path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
         r#type: target.as_ref().map_or(FileType::FILE_TYPE_UNSPECIFIED, file_type).into(),
         path: path.to_string_lossy().into_owned(),
-        size: i64::try_from(own.len()).unwrap_or(i64::MAX),
+        size: size(&own),
         mode: target.map_or(0, |meta| meta.permissions().mode() & 0o777),
         permissions: permissions(&own),
         owner: names.user(own.uid()),
@@ -38,6 +38,12 @@ pub fn describe(path: &Path, names: &Names) -> io::Result<EntryInfo> {
         is_symlink,
         ..Default::default()
     })
+}
+
+/// Returns the size. That of a directory is a block at least, as clients know it from other file systems: btrfs counts names only.
+fn size(meta: &Metadata) -> i64 {
+    let bytes = i64::try_from(meta.len()).unwrap_or(i64::MAX);
+    if meta.is_dir() { bytes.max(4096) } else { bytes }
 }
 
 /// Returns the final target of a link, or the link itself if it is dangling.
@@ -112,6 +118,7 @@ mod tests {
         assert_eq!((entry.size, entry.mode, entry.permissions.as_str()), (5, 0o640, "-rw-r-----"));
         assert_eq!(entry.r#type, FileType::FILE_TYPE_FILE);
         assert_eq!((entry.is_symlink, entry.symlink_target), (false, None));
+        assert!(describe(&dir, &names).expect("described").size >= 4096);
 
         let entry = describe(&link, &names).expect("described");
         assert_eq!((entry.mode, entry.permissions.as_str()), (0o640, "Lrwxrwxrwx"));

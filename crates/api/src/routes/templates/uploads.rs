@@ -4,8 +4,9 @@
 
 use axum::Json;
 use axum::body::Body as RequestBody;
-use axum::extract::{Path, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::extract::{OriginalUri, Path, State};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use builds::{UploadAddress, UploadError, UploadRange, UploadState};
 use serde::Deserialize;
@@ -29,17 +30,21 @@ async fn link(
     State(api): State<Api>,
     Caller(team): Caller,
     Path((template, hash)): Path<(String, String)>,
+    OriginalUri(uri): OriginalUri,
     headers: HeaderMap,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let link = api.control.builds().files_link(&team, &template_id(&template)?, &hash)?;
-    let url = format!("{}{}", server_url(&headers), link.path);
+    let url = format!("{}{}", server_url(&uri, &headers), link.path);
     Ok((StatusCode::CREATED, Json(json!({ "present": link.present, "url": url }))))
 }
 
-/// Returns the URL that the client used to reach this server.
-fn server_url(headers: &HeaderMap) -> String {
+/// Returns the URL that the client used to reach this server. HTTP/2 has the host in the target (`:authority`).
+fn server_url(target: &Uri, headers: &HeaderMap) -> String {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let host = text("x-forwarded-host").or_else(|| text(header::HOST.as_str())).unwrap_or("localhost");
+    let host = text("x-forwarded-host")
+        .or_else(|| target.authority().map(Authority::as_str))
+        .or_else(|| text(header::HOST.as_str()))
+        .unwrap_or("localhost");
     let scheme = text("x-forwarded-proto").filter(|scheme| *scheme == "https").unwrap_or("http");
     format!("{scheme}://{host}")
 }
