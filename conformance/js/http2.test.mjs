@@ -1,6 +1,7 @@
 // HTTP/2 without TLS, as a proxy in front of the server speaks it: API and sandboxes over one connection.
 
 import assert from 'node:assert/strict'
+import http from 'node:http'
 import http2 from 'node:http2'
 import { after, before, test } from 'node:test'
 import { Sandbox } from 'e2b'
@@ -15,7 +16,10 @@ http.createServer((request, response) => {
   } else {
     let size = 0
     request.on('data', (data) => (size += data.length))
-    request.on('end', () => response.end(JSON.stringify({ host: request.headers.host, cookie: request.headers.cookie, size })))
+    response.setHeader('X-aNswer', 'yes')
+    const { headers, rawHeaders } = request
+    const names = rawHeaders.filter((_, at) => at % 2 === 0)
+    request.on('end', () => response.end(JSON.stringify({ host: headers.host, cookie: headers.cookie, size, names })))
   }
 }).listen(8000, '127.0.0.1', () => console.log('up'))`
 
@@ -72,7 +76,26 @@ test('the API and ports of sandboxes answer over one connection', async () => {
   ])
   assert.deepEqual(answers.map(({ status }) => status), [200, 200, 200, 502])
   assert.equal(JSON.parse(answers[0].text)[0].sandboxID, sandbox.sandboxId)
-  assert.deepEqual(JSON.parse(answers[1].text), { host: byHost[':authority'], cookie: 'a=1; b=2', size: 3_000_000 })
+  const { names, ...seen } = JSON.parse(answers[1].text)
+  assert.deepEqual(seen, { host: byHost[':authority'], cookie: 'a=1; b=2', size: 3_000_000 })
+  assert.deepEqual(names.filter((name) => !['Host', 'Cookie', 'Transfer-Encoding', 'Content-Length'].includes(name)), [])
+  await sandbox.kill()
+})
+
+test('servers and clients of HTTP/1.1 see header names as the other side spells them', async () => {
+  const sandbox = await site()
+  const headers = { host: `8000-${sandbox.sandboxId}.example.com`, 'x-OdD-nAme': '1' }
+  const seen = await new Promise((resolve, reject) => {
+    const request = http.request(server.url, { headers, agent: false }, (response) => {
+      const data = new Collected()
+      response.on('data', data.add)
+      response.on('end', () => resolve({ text: data.text, names: response.rawHeaders }))
+    })
+    request.on('error', reject)
+    request.end()
+  })
+  assert.ok(JSON.parse(seen.text).names.includes('x-OdD-nAme'), seen.text)
+  assert.ok(seen.names.includes('X-aNswer'), seen.names.join(' '))
   await sandbox.kill()
 })
 

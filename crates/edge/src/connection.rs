@@ -75,7 +75,12 @@ pub(crate) async fn serve(
     let service = service_fn(|request| respond(request, Arc::clone(&edge), handle.clone()));
 
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(H1_BUFFER);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(H1_BUFFER)
+        .preserve_header_case(true);
     builder
         .http2()
         .timer(TokioTimer::new())

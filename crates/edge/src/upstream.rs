@@ -129,8 +129,11 @@ pub(crate) async fn send(
     let stream = live.dial(port).await?;
     // If this fails, the peer is gone, and the first write fails too.
     let _ = stream.set_nodelay(true);
-    let (mut sender, connection) =
-        Builder::new().max_buf_size(H1_BUFFER).handshake(TokioIo::new(HalfClosedStream::new(stream))).await?;
+    let mut builder = Builder::new();
+    // Servers written by hand look for names as clients of HTTP/1.1 spell them. Those of HTTP/2 have no capitals: then as Go's and
+    // Node's clients would.
+    builder.max_buf_size(H1_BUFFER).preserve_header_case(true).title_case_headers(true);
+    let (mut sender, connection) = builder.handshake(TokioIo::new(HalfClosedStream::new(stream))).await?;
     tokio::spawn(async move {
         tokio::select! {
             // The request below reports the same failure.
