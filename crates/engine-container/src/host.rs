@@ -16,9 +16,11 @@ use engine_host::{
 use libc::sock_filter;
 use net::GatewayConfig;
 use resource_files::ResourceFiles;
+use sys::EchoSocketLimit;
 use tracing::warn;
 
 use crate::criu::{Checkpointer, Criu};
+use crate::echo::open_echo_limit;
 use crate::processors::Processors;
 use crate::sandbox::ContainerSandbox;
 use crate::{ContainerConfig, seccomp};
@@ -37,6 +39,8 @@ pub(crate) struct Host {
     pub(crate) gateway: GatewayConfig,
     /// Files in which a sandbox sees its own size; `None` where the kernel has no FUSE.
     pub(crate) resource_files: Option<ResourceFiles>,
+    /// Limits sandboxes' echo sockets; `None` where the kernel cannot, and then `ping` does not work.
+    pub(crate) echo_limit: Option<EchoSocketLimit>,
     /// Which processors sandboxes run on.
     pub(crate) processors: Arc<Processors>,
     /// Processes that were killed for want of memory.
@@ -64,6 +68,7 @@ impl Host {
             envd_layer: install_envd(&config.envd, &make_private_dir(&data_dir.join("agent"))?)?,
             gateway: config.gateway.clone(),
             resource_files: open_resource_files(config, &resources),
+            echo_limit: open_echo_limit(),
             processors: Processors::of_this_server(),
             memory_kills: MemoryKills::open(&instance),
             filter: seccomp::program(checkpointer.is_none()),

@@ -6,6 +6,7 @@
 mod capture;
 mod criu;
 mod devices;
+mod echo;
 mod host;
 mod interrupted;
 mod launch;

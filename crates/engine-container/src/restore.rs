@@ -13,6 +13,7 @@ use sys::Namespace;
 
 use crate::capture::SnapshotRecord;
 use crate::criu::{RestorePlan, RestoreStage, has_connections};
+use crate::echo::allow_limited_echo;
 use crate::host::Host;
 use crate::launch::{InitProcess, forbid_user_namespaces};
 use crate::processors::ProcessorShare;
@@ -56,6 +57,7 @@ pub(crate) fn restore(
     let pid = host.checkpointer()?.restore(&plan, |stage| match (stage, &network) {
         (RestoreStage::Namespaces(pid), _) => {
             let (namespace, listeners) = configure_namespaces(pid, hostname)?;
+            allow_limited_echo(host.echo_limit.as_ref(), &slot.lease.group, &namespace);
             if has_connections {
                 net::hold_tcp(&namespace)?;
             }

@@ -14,6 +14,7 @@ use net::{Listeners, TcpListener};
 use sys::Namespace;
 
 use crate::devices;
+use crate::echo::allow_limited_echo;
 use crate::host::{Host, Lease};
 use crate::namespaces::make_namespaces;
 use crate::private_tree::PreparedTree;
@@ -72,6 +73,7 @@ impl Slot {
         let (user_namespace, network_namespace) =
             make_namespaces(lease.uid_base).map_err(EngineError::kernel("make namespaces"))?;
         net::configure(&network_namespace).map_err(EngineError::kernel("configure the network"))?;
+        allow_limited_echo(host.echo_limit.as_ref(), &lease.group, &network_namespace);
         let envd_listener = net::listen_in(&network_namespace, envd_api::PORT)
             .map_err(EngineError::kernel("listen for envd"))?;
         let listeners =

@@ -15,6 +15,7 @@ use tracing::warn;
 
 use crate::capture::{SnapshotFiles, partial_name, remove_dir};
 use crate::criu::remove_restore_dirs;
+use crate::echo::allow_limited_echo;
 use crate::host::{Host, Lease};
 use crate::private_tree::is_prepared_tree_in_use;
 use crate::record::SandboxRecord;
@@ -85,6 +86,8 @@ async fn take_over(
     group.set_frozen(false).await.map_err(EngineError::kernel("thaw an adopted sandbox"))?;
     let open = || -> io::Result<Arc<ContainerSandbox>> {
         let network = Namespace::of_process(record.process.pid, "net")?;
+        // Of an earlier version, perhaps, that did not allow it.
+        allow_limited_echo(host.echo_limit.as_ref(), &group, &network);
         let lease = Lease::adopt(host, record.uid_base, group);
         // A sandbox without a way out is better than none, so the adoption continues without a gateway.
         let gateway = Listeners::open(&network)

@@ -9,6 +9,7 @@
 
 mod dial;
 mod dns;
+mod echo;
 mod gateway;
 mod hold;
 mod listeners;
@@ -20,6 +21,7 @@ mod tap;
 
 pub use dial::{CONTROL_ADDRESS, connect, dial, dial_as_control};
 pub use dns::{DnsTotal, Resolvers};
+pub use echo::allow_echo;
 pub use gateway::{Gateway, GatewayConfig, is_host_address};
 pub use hold::{hold_tcp, release_tcp};
 pub use listeners::{Listeners, TcpListener, listen_in};

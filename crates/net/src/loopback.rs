@@ -24,8 +24,8 @@ const RTN_LOCAL: u8 = 2;
 const RTA_OIF: u16 = 4;
 const RTA_PREFSRC: u16 = 7;
 /// Addresses of every sandbox, the same as of a VM's guest: connections to other addresses come from these.
-const OWN_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 21);
-const OWN_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xcf, 0, 0, 0, 0, 0, 2);
+pub(crate) const OWN_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 21);
+pub(crate) const OWN_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xcf, 0, 0, 0, 0, 0, 2);
 
 /// Brings `lo` up, gives it the sandbox's own addresses, and adds `local 0.0.0.0/0` and `local ::/0`. A program that asks for the address that
 /// it would connect from is told its own: otherwise it would be the destination's.

@@ -43,17 +43,17 @@ pub(crate) const INET: [u8; 4] = [1, 0, 0, 0];
 pub(crate) const BATCH: [u8; 4] = [0, 0, 0, 10];
 
 pub(crate) const META_MARK: u32 = 3;
-const META_NFPROTO: u32 = 15;
+pub(crate) const META_NFPROTO: u32 = 15;
 pub(crate) const META_L4PROTO: u32 = 16;
-const IPV4: u8 = 2;
-const IPV6: u8 = 10;
+pub(crate) const IPV4: u8 = 2;
+pub(crate) const IPV6: u8 = 10;
 pub(crate) const TCP: u8 = 6;
 const UDP: u8 = 17;
-const NETWORK_HEADER: u32 = 1;
-const TRANSPORT_HEADER: u32 = 2;
+pub(crate) const NETWORK_HEADER: u32 = 1;
+pub(crate) const TRANSPORT_HEADER: u32 = 2;
 const REGISTER: u32 = 1;
 const VERDICT_REGISTER: u32 = 0;
-const RETURN: i32 = -5;
+pub(crate) const RETURN: i32 = -5;
 pub(crate) const DROP: i32 = 0;
 const EQUAL: u32 = 0;
 pub(crate) const NOT_EQUAL: u32 = 1;
@@ -241,7 +241,7 @@ pub(crate) fn meta(rule: &mut Batch, key: u32) {
     });
 }
 
-fn payload_is(rule: &mut Batch, header: u32, offset: u32, value: &[u8]) {
+pub(crate) fn payload_is(rule: &mut Batch, header: u32, offset: u32, value: &[u8]) {
     payload(rule, header, offset, u32::try_from(value.len()).expect("an address at most"));
     register_is(rule, value);
 }

@@ -21,6 +21,7 @@ mod namespace;
 pub mod netlink;
 mod raw;
 mod socket;
+mod socket_limit;
 mod tap;
 mod writeback;
 
@@ -36,5 +37,6 @@ pub use mount::{seal_mount, set_idmap};
 pub use namespace::{Namespace, enter_new_namespaces, in_network_namespace, set_hostname_in};
 pub use raw::{Errno, syscall};
 pub use socket::{set_bind_address_no_port, set_mark};
+pub use socket_limit::EchoSocketLimit;
 pub use tap::make_tap;
 pub use writeback::start_writeback;
