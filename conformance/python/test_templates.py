@@ -134,6 +134,25 @@ def test_a_directory_and_a_file_do_not_replace_each_other(server, tmp_path):
             build(Template(file_context_path=str(tmp_path)).from_base_image().copy(tree, "/"))
 
 
+def test_owners_beyond_the_ids_of_a_sandbox(server, tmp_path):
+    (tmp_path / "file").write_text("x")
+    os.chown(tmp_path / "file", 70000, 70001)
+    source = Template(file_context_path=str(tmp_path)).from_base_image()
+    name = fresh()
+    build(source.copy("file", "/srv/file", user="65535:65535"), name)
+    assert read(name, "/srv/file") == "x", "the owner outside does not matter"
+    for owner in ["70000:70000", "root:70000"]:
+        message = f"the files cannot belong to {owner}: user and group ids in a sandbox are 0 to 65535"
+        with pytest.raises(BuildException, match=message):
+            build(Template(file_context_path=str(tmp_path)).from_base_image().copy("file", "/srv/", user=owner))
+    with Sandbox.create() as sandbox:
+        archive = "import tarfile; t = tarfile.open('/tmp/a.tar', 'w'); i = tarfile.TarInfo('/tmp/big'); i.uid = 70000; t.addfile(i); t.close()"
+        sandbox.commands.run(f'python3 -c "{archive}"')
+        refused = sandbox.commands.run("tar -xPf /tmp/a.tar || echo exit=$?", user="root")
+        assert "Cannot change ownership to uid 70000" in refused.stderr and "exit=2" in refused.stdout
+        sandbox.commands.run("tar -xPf /tmp/a.tar --no-same-owner", user="root")
+
+
 def test_cached_steps_are_reused_and_changed_ones_are_run(server):
     def steps(last):
         return (

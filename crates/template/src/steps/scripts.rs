@@ -11,6 +11,12 @@ umask 022
 unpacked=$(mktemp -d /tmp/.copy-XXXXXXXX)
 trap 'rm -rf -- "$unpacked" "$ARCHIVE"' EXIT
 tar -x -o -f "$ARCHIVE" -C "$unpacked"
+# Tried on one directory first: of many files, each would be a line of errors.
+if ! refusal=$(chown -h -- "$OWNER" "$unpacked" 2>&1); then
+    [[ $refusal != *'Invalid argument' ]] || refusal="user and group ids in a sandbox are 0 to 65535"
+    echo "COPY: the files cannot belong to $OWNER: $refusal" >&2
+    exit 1
+fi
 chown -hR -- "$OWNER" "$unpacked"
 [[ -z $MODE ]] || chmod -R -- "$MODE" "$unpacked"
 
