@@ -2,6 +2,8 @@
 
 import http.server
 import threading
+import time
+import urllib.request
 
 import pytest
 from e2b import Sandbox
@@ -113,6 +115,39 @@ def test_allowed_networks_and_names_are_reachable_when_all_else_is_denied(server
     finally:
         by_network.kill()
         by_name.kill()
+
+
+SINGLE_BYTES = f"""
+import socket, time
+def connected():
+    client = socket.create_connection(("{PUBLIC}", 80))
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return client
+client = connected()
+for byte in b"GET / HTTP/1.1\\r\\nHost: {NAME}\\r\\nConnection: close\\r\\n\\r\\n":
+    client.send(bytes([byte]))
+print(client.makefile().readline().strip(), flush=True)
+clients = [connected() for _ in range(50)]
+end = time.monotonic() + 5
+for client in clients: client.setblocking(False)
+while time.monotonic() < end:
+    for client in clients:
+        try: client.send(b"a")
+        except OSError: pass
+print("sent")
+"""
+
+
+def test_a_request_that_arrives_byte_by_byte_is_read_and_does_not_stall_the_server(server):
+    by_name = Sandbox.create(network={"allow_out": [NAME], "deny_out": ["0.0.0.0/0"]})
+    by_name.files.write("/tmp/single.py", SINGLE_BYTES)
+    sending = by_name.commands.run("python3 /tmp/single.py", background=True)
+    for _ in range(10):
+        with urllib.request.urlopen(server.url + "/health", timeout=10) as health:
+            assert health.status == 200
+        time.sleep(0.5)
+    assert sending.wait().stdout == "HTTP/1.0 200 OK\nsent\n"
+    by_name.kill()
 
 
 def test_rules_are_changed_at_run_time(server, sandbox):

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use budget::{Account, Budget, Holder, Use};
 use parking_lot::{Mutex, RwLock};
 use rustix::net::sockopt;
-use tokio::io::Interest;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -228,8 +228,8 @@ async fn forward(mut client: TcpStream, state: &GatewayState, cut: &Cancellation
         sockopt::set_socket_linger(&client, None)?;
         return state.dns.serve_tcp(client, || state.policy()).await;
     }
-    let target = match decide(&client, destination, state).await {
-        EgressDecision::Dial(target) => target,
+    let (target, head) = match decide(&mut client, destination, state).await {
+        EgressDecision::Dial(target, head) => (target, head),
         EgressDecision::Refuse(reason) => {
             debug!(%destination, reason, "outgoing connection refused");
             return Ok(());
@@ -243,7 +243,10 @@ async fn forward(mut client: TcpStream, state: &GatewayState, cut: &Cancellation
     reset_on_close(&server)?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
-    let copy = stream_copy::copy_bidirectional(&mut client, &mut server);
+    let copy = async {
+        server.write_all(&head).await?;
+        stream_copy::copy_bidirectional(&mut client, &mut server).await
+    };
     if matches!(cut.run_until_cancelled(copy).await, Some(Ok(()))) {
         sockopt::set_socket_linger(&client, None)?;
         sockopt::set_socket_linger(&server, None)?;
@@ -274,19 +277,20 @@ fn original_destination(client: &TcpStream) -> io::Result<SocketAddr> {
 }
 
 enum EgressDecision {
-    Dial(SocketAddr),
+    /// Connect to the address, and send what the client has sent so far.
+    Dial(SocketAddr, Vec<u8>),
     Refuse(&'static str),
 }
 
-async fn decide(client: &TcpStream, destination: SocketAddr, state: &GatewayState) -> EgressDecision {
+async fn decide(client: &mut TcpStream, destination: SocketAddr, state: &GatewayState) -> EgressDecision {
     let policy = state.policy();
     if policy.permits_address(destination.ip()) {
         return match state.is_reachable(destination.ip()) {
-            true => EgressDecision::Dial(destination),
+            true => EgressDecision::Dial(destination, Vec::new()),
             false => EgressDecision::Refuse("the address is private or the host's own"),
         };
     }
-    let Some(name) = requested_name(client, destination.port()).await else {
+    let Some((name, head)) = requested_name(client, destination.port()).await else {
         return EgressDecision::Refuse("the address is denied");
     };
     if !policy.permits_domain(&name) {
@@ -295,40 +299,39 @@ async fn decide(client: &TcpStream, destination: SocketAddr, state: &GatewayStat
     // The name is what the policy permits, so the name is resolved here: an /etc/hosts entry in the
     // sandbox cannot point it to another address.
     match state.dns.lookup(&name).await.into_iter().find(|ip| state.is_reachable(*ip)) {
-        Some(address) => EgressDecision::Dial(SocketAddr::new(address, destination.port())),
+        Some(address) => EgressDecision::Dial(SocketAddr::new(address, destination.port()), head),
         None => EgressDecision::Refuse("the name has no reachable address"),
     }
 }
 
-/// Returns the host name in the first bytes from the client, on the two ports where clients send
-/// one. Consumes nothing.
-async fn requested_name(client: &TcpStream, port: u16) -> Option<String> {
-    let read: fn(&[u8]) -> SniffedName = match port {
+/// Reads the first bytes from the client, on the two ports where clients send a host name in them. Returns the name, and what was read.
+///
+/// The bytes are taken out of the socket, each once: a client that sends them one by one would have the kernel go through all of them
+/// at each look, and the server be busy with nothing else.
+async fn requested_name(client: &mut TcpStream, port: u16) -> Option<(String, Vec<u8>)> {
+    let find: fn(&[u8], usize) -> SniffedName = match port {
         80 => sniff::http_host,
-        443 => sniff::tls_server_name,
+        443 => |bytes, _| sniff::tls_server_name(bytes),
         _ => return None,
     };
     let mut buffer = vec![0u8; sniff::MAX_SNIFFED + 5];
     let sniffed = tokio::time::timeout(SNIFF_TIMEOUT, async {
-        let mut seen = 0;
+        let mut length = 0;
         loop {
-            let length = client.peek(&mut buffer).await.ok()?;
-            match read(&buffer[..length]) {
-                SniffedName::Found(name) => return Some(name),
+            let searched = length;
+            // Nothing more when the buffer is full or the client has ended.
+            match client.read(&mut buffer[length..]).await.ok()? {
+                0 => return None,
+                more => length += more,
+            }
+            match find(&buffer[..length], searched) {
+                SniffedName::Found(name) => return Some((name, length)),
                 SniffedName::Absent => return None,
-                SniffedName::NeedMore if length == 0 || length == buffer.len() => return None,
                 SniffedName::NeedMore => {}
             }
-            if length == seen {
-                // Peeking does not consume, so readiness stays set; clear it and wait for the next
-                // arrival.
-                let _ = client.try_io(Interest::READABLE, || -> io::Result<()> {
-                    Err(io::ErrorKind::WouldBlock.into())
-                });
-                client.readable().await.ok()?;
-            }
-            seen = length;
         }
     });
-    sniffed.await.ok().flatten()
+    let (name, length) = sniffed.await.ok().flatten()?;
+    buffer.truncate(length);
+    Some((name, buffer))
 }

@@ -18,11 +18,16 @@ pub(crate) enum SniffedName {
 /// Maximum number of bytes to wait for.
 pub(crate) const MAX_SNIFFED: usize = 16 * 1024;
 
-/// Returns the `Host` of an HTTP/1.x request.
-pub(crate) fn http_host(bytes: &[u8]) -> SniffedName {
-    let Some(end) = find(bytes, b"\r\n\r\n") else {
+/// End of the head of a request.
+const HEAD_END: &[u8] = b"\r\n\r\n";
+
+/// Returns the `Host` of an HTTP/1.x request. An earlier call has looked at the first `searched` bytes, and needed more.
+pub(crate) fn http_host(bytes: &[u8], searched: usize) -> SniffedName {
+    let start = searched.saturating_sub(HEAD_END.len() - 1);
+    let Some(end) = bytes.get(start..).and_then(|new| find(new, HEAD_END)) else {
         return if bytes.len() >= MAX_SNIFFED { SniffedName::Absent } else { SniffedName::NeedMore };
     };
+    let end = start + end;
     let Ok(head) = std::str::from_utf8(&bytes[..end]) else { return SniffedName::Absent };
     let mut hosts = head.split("\r\n").skip(1).filter_map(|line| {
         let (name, value) = line.split_once(':')?;
@@ -154,20 +159,36 @@ mod tests {
 
     #[test]
     fn finds_one_host_header_and_no_second() {
-        assert_eq!(http_host(b"GET / HTTP/1.1\r\nhOst: A.b:80\r\n\r\n"), SniffedName::Found("a.b".into()));
-        assert_eq!(http_host(b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"), SniffedName::Absent);
-        assert_eq!(http_host(b"GET / HTTP/1.1\r\nHost: a\r\n"), SniffedName::NeedMore);
+        assert_eq!(http_host(b"GET / HTTP/1.1\r\nhOst: A.b:80\r\n\r\n", 0), SniffedName::Found("a.b".into()));
+        assert_eq!(http_host(b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 0), SniffedName::Absent);
+        assert_eq!(http_host(b"GET / HTTP/1.1\r\nHost: a\r\n", 0), SniffedName::NeedMore);
         assert_eq!(
-            http_host(b"GET / HTTP/1.1\r\nHost: [::1]:80\r\n\r\n"),
+            http_host(b"GET / HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", 0),
             SniffedName::Found("[::1]".into())
         );
+    }
+
+    #[test]
+    fn finds_the_host_however_the_request_arrives() {
+        let request = b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\nbody";
+        let head = request.len() - 4;
+        for step in 1..head {
+            let mut lengths = (0..head).step_by(step).skip(1).chain([head]);
+            let mut searched = 0;
+            let found = lengths.find_map(|length| {
+                let host = http_host(&request[..length], searched);
+                searched = length;
+                (host != SniffedName::NeedMore).then_some((length, host))
+            });
+            assert_eq!(found, Some((head, SniffedName::Found("a.example".into()))), "{step}");
+        }
     }
 
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
             let _ = tls_server_name(&bytes);
-            let _ = http_host(&bytes);
+            let _ = http_host(&bytes, bytes.len() / 2);
             let mut hello = client_hello("a.example");
             let at = bytes.len() % hello.len();
             hello[at] = bytes.first().copied().unwrap_or(255);
