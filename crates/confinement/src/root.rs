@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{FileType, fstat};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount_bind, mount_change, mount_remount, unmount,
 };
@@ -87,12 +88,13 @@ impl Root {
         Ok(())
     }
 
-    /// Makes a mount that is not attached anywhere visible at the path `target`, as it is. It can be used once.
+    /// Makes a mount of a directory or file that is not attached anywhere visible at the path `target`, as it is. It can be used once.
     ///
     /// # Errors
     /// The mount point cannot be created.
     pub fn show_detached(&mut self, mount: BorrowedFd<'_>, target: &str) -> io::Result<()> {
-        let target = self.mount_point(target, true)?;
+        let is_dir = FileType::from_raw_mode(fstat(mount)?.st_mode).is_dir();
+        let target = self.mount_point(target, is_dir)?;
         self.mounts.push(Mount { source: Source::Detached(mount.as_raw_fd()), target, access: Access::Full });
         Ok(())
     }

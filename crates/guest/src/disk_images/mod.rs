@@ -9,12 +9,14 @@ mod merge;
 
 use std::fs;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use confinement::{Access, Root, confine};
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::thread::CapabilitySet;
 use tempfile::{NamedTempFile, TempDir};
 
@@ -131,14 +133,17 @@ fn run(
     source: Option<BorrowedFd<'_>>,
 ) -> Result<(), GuestError> {
     let path = file.path();
-    let scratch = TempDir::new_in(path.parent().unwrap_or(Path::new("/"))).map_err(GuestError::at(path))?;
+    let scratch = TempDir::with_prefix("cofferdam-mkfs-").map_err(GuestError::at(path))?;
+    // It may be in a tree whose mount is not attached, so it cannot be shown by its path.
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let image = open_tree(CWD, path, flags).map_err(GuestError::at(path))?;
     let mut prepare = || -> io::Result<Root> {
         let mut root = Root::new(scratch.path())?;
         root.show_programs()?;
         if Path::new(DEFAULTS).exists() {
             root.show(Path::new(DEFAULTS), DEFAULTS, Access::ReadOnly)?;
         }
-        root.show(path, IMAGE, Access::Full)?;
+        root.show_detached(image.as_fd(), IMAGE)?;
         if let Some(source) = source {
             root.show_detached(source, TREE)?;
         }

@@ -65,7 +65,7 @@ const EXPECTED: &[(&str, &str)] = &[
         "bash\nenvd\n",
     ),
     ("cut -d' ' -f19 /proc/1/stat; cat /proc/1/oom_score_adj; cut -d' ' -f19 /proc/$$/stat", "-10\n0\n0\n"),
-    ("ulimit -n; ulimit -c; ulimit -i; ulimit -u", "16384\n0\n4096\n168\n"),
+    ("ulimit -n; ulimit -c; ulimit -i; ulimit -u", "1048576\n0\n4096\n168\n"),
     ("cd /dev; echo *", "fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero\n"),
     ("df --output=size -m /dev/shm /dev | tail -n 2 | tr -d ' '", "256\n1\n"),
     ("ls -d /lost+found /envd-layer /base /private /init 2>/dev/null; echo none", "none\n"),
