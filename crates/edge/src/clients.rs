@@ -1,7 +1,8 @@
 //! [`Clients`]: the accepted connections of clients, within a total that nobody can use up.
 //!
 //! Until a connection has shown credentials it counts for its address, afterwards for its team ([`Budget`] says who gives way when all are taken). One
-//! that has shown none and makes no request is closed after [`MAX_ANONYMOUS_IDLE`].
+//! that has reached a sandbox without counts for the sandbox's team, there for its address: visitors of one team do not keep others out who come from
+//! the same address, as behind a proxy. One that has shown nothing and makes no request is closed after [`MAX_ANONYMOUS_IDLE`].
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -104,9 +105,10 @@ impl Client {
         Some(ActiveRequest(Arc::clone(self)))
     }
 
-    /// Notes that a request reached a port of a sandbox that needs no credentials.
-    pub(crate) fn visit(&self) {
+    /// Notes that a request reached a port of a sandbox of `team` that needs no credentials.
+    pub(crate) fn visit(&self, team: u128) {
         self.activity.lock().is_visitor = true;
+        self.share.reassign(Account { group: Holder(team), member: self.address }, Use::Busy);
     }
 
     /// Notes valid credentials of a team, user or operator, for whose account the connection counts from now on.
@@ -183,6 +185,25 @@ mod tests {
     }
 
     #[test]
+    fn visitors_of_one_team_leave_places_to_others_from_their_address() {
+        let clients = clients();
+        let mut requests = Vec::new();
+        let visitors: Vec<_> = std::iter::from_fn(|| {
+            let client = clients.admit(address(1))?;
+            requests.push(client.begin_request());
+            client.visit(77);
+            Some(client)
+        })
+        .take(2 * TOTAL)
+        .collect();
+        let team = clients.admit(address(1)).unwrap();
+        team.authenticate(77);
+        let others: Vec<_> = (0..10).filter_map(|_| clients.admit(address(1))).collect();
+        assert_eq!((open(&others), open(&[team])), (10, 1));
+        assert_eq!(open(&visitors), TOTAL - 11);
+    }
+
+    #[test]
     fn teams_keep_their_connections_while_strangers_come() {
         let clients = clients();
         let team: Vec<_> = (0..20).map(|_| clients.admit(address(1)).unwrap()).collect();
@@ -209,7 +230,7 @@ mod tests {
         let clients = clients();
         let [idle, busy, visitor, known] = [1, 2, 3, 4].map(|last| clients.admit(address(last)).unwrap());
         let request = busy.begin_request();
-        visitor.visit();
+        visitor.visit(77);
         known.authenticate(77);
         let closes = async |client: &Client| {
             tokio::time::timeout(3 * MAX_ANONYMOUS_IDLE, client.must_close()).await.is_ok()

@@ -154,7 +154,8 @@ fn note_credentials(
     } else {
         !live.allows_public_traffic()
     };
-    if has_credentials { client.authenticate(live.team.as_u128()) } else { client.visit() }
+    let team = live.team.as_u128();
+    if has_credentials { client.authenticate(team) } else { client.visit(team) }
 }
 
 fn to_upstream(request: Request<Body>, address: &Address, edge: &Edge, mask: Option<&str>) -> Request<Body> {
