@@ -166,7 +166,8 @@ fn to_upstream(request: Request<Body>, address: &Address, edge: &Edge, mask: Opt
     let path = parts.uri.path_and_query().cloned();
     parts.uri = Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
     parts.version = Version::HTTP_11;
-    parts.extensions.clear();
+    // The rest has the spelling of header names.
+    parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
     let control = &edge.control;
     let (token, inner_token) = (control.envd_token(&address.id), control.inner_token(&address.id));
     credentials::strip_headers(&mut parts.headers, &token, &inner_token);

@@ -37,7 +37,9 @@ const NDA_LLADDR: u16 = 2;
 const LOOPBACK: u32 = 1;
 
 /// Settings under `/proc/sys/net`, in the order in which they are written.
-const SETTINGS: [(&str, &str); 5] = [
+const SETTINGS: [(&str, &str); 6] = [
+    // Every user may `ping`.
+    ("ipv4/ping_group_range", "0 2147483647"),
     ("ipv4/conf/all/route_localnet", "1"),
     ("ipv4/conf/eth0/route_localnet", "1"),
     ("ipv6/conf/eth0/accept_ra", "0"),
