@@ -8,11 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, fstat};
-use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount_bind, mount_change, mount_remount, unmount,
-};
-use rustix::process::{chdir, pivot_root};
+use rustix::fs::{FileType, Mode, OFlags, fstat, open};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount_bind, mount_change, mount_remount};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 use sys::Namespace;
 
@@ -166,10 +163,8 @@ impl Entrance {
         let root: &CStr = &self.root;
         mount_bind(root, root)?;
         self.mounts.iter().try_for_each(Mount::attach)?;
-        chdir(root)?;
-        pivot_root(c".", c".")?;
-        unmount(c".", UnmountFlags::DETACH)?;
-        Ok(chdir(c"/")?)
+        let root = open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(sys::change_root(&root)?)
     }
 }
 

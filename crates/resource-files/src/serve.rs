@@ -99,7 +99,7 @@ impl Server<'_> {
         }
     }
 
-    /// Answers the requests that have waited long enough. Returns whether there is a new one, after waiting for it for a moment.
+    /// Responds to the requests that have waited long enough. Returns whether there is a new one, after waiting for it for a moment.
     fn answer_waiting(&mut self, device: impl AsFd) -> io::Result<bool> {
         for bytes in self.rates.due(Instant::now()) {
             if let Some(request) = Request::parse(&bytes) {

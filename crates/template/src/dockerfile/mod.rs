@@ -3,12 +3,13 @@
 //! ends as `user` in its home. Instructions without a meaning in a template are listed in the notes; an instruction that would silently
 //! have a different effect is an error.
 
+mod copying;
 mod documents;
 mod words;
 
 use std::collections::BTreeMap;
 
-use parse_dockerfile::{Command, Flag, HereDoc, Instruction, Source};
+use parse_dockerfile::{Command, Instruction};
 
 use crate::steps::{Unset, expand};
 use words::{assignments, quoted};
@@ -211,108 +212,6 @@ impl Reader<'_> {
         self.notes.push(format!("{what} has no effect: {why}"));
     }
 
-    /// `ADD`: like `COPY`, but archives are unpacked and files of the web fetched.
-    fn add(
-        &mut self,
-        at: usize,
-        options: &[Flag<'_>],
-        sources: &[Source<'_>],
-        to: &str,
-    ) -> Result<(), DockerfileError> {
-        let is_url = |path: &str| path.starts_with("http://") || path.starts_with("https://");
-        let mut copied = Vec::new();
-        for source in sources {
-            match source {
-                Source::Path(path) if is_url(&path.value) => {
-                    self.steps.push(step("RUN", [fetched(&path.value, to).as_str(), "root"]));
-                }
-                Source::Path(path) if is_archive(&path.value) => {
-                    let dir = format!("/tmp/.add-{}", self.steps.len());
-                    let (from, archive) = (vec![path.value.to_string()], format!("{dir}/archive"));
-                    self.steps.push(Planned::Copy { from, to: archive.clone(), owner: None, mode: None });
-                    let to = quoted(to);
-                    let unpack = format!("mkdir -p {to} && tar -xf {archive} -C {to} && rm -r {dir}");
-                    self.steps.push(step("RUN", [unpack.as_str(), "root"]));
-                }
-                Source::Path(path) if path.value.contains("://") => {
-                    return self.error(at, "ADD of a URL that is not http or https: use RUN");
-                }
-                _ => copied.push(source),
-            }
-        }
-        let checks: Vec<_> = options.iter().filter(|flag| flag.name.value == "checksum").collect();
-        if !copied.is_empty() {
-            return self.copy(at, options, &copied, to);
-        }
-        if !checks.is_empty() {
-            return self.error(at, "ADD --checksum is not supported: check in RUN");
-        }
-        for flag in options {
-            self.notes.push(format!("ADD --{} has no effect on archives and URLs", flag.name.value));
-        }
-        Ok(())
-    }
-
-    fn copy(
-        &mut self,
-        at: usize,
-        options: &[Flag<'_>],
-        sources: &[&Source<'_>],
-        to: &str,
-    ) -> Result<(), DockerfileError> {
-        let (mut owner, mut mode) = (None, None);
-        for flag in options {
-            let value = flag.value.as_ref().map(|value| value.value.to_string());
-            match flag.name.value.as_ref() {
-                "chown" => owner = value,
-                "chmod"
-                    if value
-                        .as_deref()
-                        .is_some_and(|mode| mode.bytes().all(|byte| byte.is_ascii_digit())) =>
-                {
-                    mode = value;
-                }
-                "chmod" => return self.error(at, "COPY --chmod: write the mode in octal digits, like 755"),
-                "link" => {}
-                "from" => {
-                    return self.error(at, "COPY --from: other stages and images cannot be copied from");
-                }
-                other => return self.error(at, format!("COPY --{other} is not supported")),
-            }
-        }
-        let mut from = Vec::new();
-        for source in sources {
-            match source {
-                Source::Path(path) => from.push(path.value.to_string()),
-                Source::HereDoc(document) => self.document(document, to, owner.as_deref(), mode.as_deref()),
-                _ => return self.error(at, "COPY cannot be read"),
-            }
-        }
-        // The destination of several files is a directory.
-        let to = if from.len() > 1 && !to.ends_with('/') { format!("{to}/") } else { to.to_owned() };
-        if !from.is_empty() {
-            self.steps.push(Planned::Copy { from, to, owner, mode });
-        }
-        Ok(())
-    }
-
-    /// Adds a step for a file whose content is in the Dockerfile.
-    fn document(&mut self, document: &HereDoc<'_>, to: &str, owner: Option<&str>, mode: Option<&str>) {
-        // In a directory, its delimiter is its name.
-        let after = self.text.get(document.span.end..).unwrap_or("");
-        let delimiter = after.trim_start_matches('\n').lines().next().unwrap_or("").trim();
-        let to = if to.ends_with('/') { format!("{to}{delimiter}") } else { to.to_owned() };
-        let (to, text) = (quoted(&to), quoted(&document.value));
-        let mut command = format!("mkdir -p \"$(dirname {to})\" && printf %s {text} > {to}");
-        if let Some(owner) = owner {
-            command += &format!(" && chown {} {to}", quoted(owner));
-        }
-        if let Some(mode) = mode {
-            command += &format!(" && chmod {} {to}", quoted(mode));
-        }
-        self.steps.push(step("RUN", [command.as_str(), "root"]));
-    }
-
     fn finish(mut self) -> Result<Dockerfile, DockerfileError> {
         let Some(from) = self.from else {
             return Err(DockerfileError::Syntax("it has no FROM".to_owned()));
@@ -345,25 +244,6 @@ fn without_comments(text: &str) -> String {
         !is_ours
     });
     kept.collect::<Vec<_>>().join("\n")
-}
-
-/// Whether `ADD` unpacks a file of this name. Docker looks into the file.
-fn is_archive(path: &str) -> bool {
-    let endings = [".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz"];
-    endings.iter().any(|ending| path.to_ascii_lowercase().ends_with(ending))
-}
-
-/// Returns a command that fetches a URL to `to`, below it if it is a directory, with whatever the image has.
-fn fetched(url: &str, to: &str) -> String {
-    let name = url.split(['?', '#']).next().unwrap_or(url).rsplit('/').next().unwrap_or_default();
-    let to = if to.ends_with('/') { format!("{to}{name}") } else { to.to_owned() };
-    let (url, to) = (quoted(url), quoted(&to));
-    format!(
-        "mkdir -p \"$(dirname {to})\" && {{ if command -v curl >/dev/null; then curl -fsSL -o {to} {url}; \
-         elif command -v wget >/dev/null; then wget -q -O {to} {url}; \
-         elif command -v python3 >/dev/null; then python3 -c 'import sys, urllib.request as r; r.urlretrieve(*sys.argv[1:])' {url} {to}; \
-         else echo 'ADD of a URL needs curl, wget or python3 in the image' >&2; false; fi; }} && chmod 600 {to}"
-    )
 }
 
 /// Returns a command that runs a script by the interpreter in its first line.
@@ -481,31 +361,6 @@ mod tests {
     }
 
     #[test]
-    fn a_fetched_file_is_in_the_directory_for_its_owner_only() {
-        use std::io::{Read, Write};
-        use std::os::unix::fs::PermissionsExt;
-
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}/a/tool?x=it's", listener.local_addr().unwrap());
-        let serve = std::thread::spawn(move || {
-            let (mut client, _) = listener.accept().unwrap();
-            let read = client.read(&mut [0; 4096]).unwrap();
-            assert!(read > 0);
-            client
-                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\ntool")
-                .unwrap();
-        });
-        let dir = tempfile::tempdir().unwrap();
-        let to = format!("{}/new dir/", dir.path().display());
-        let done = std::process::Command::new("sh").args(["-c", &fetched(&url, &to)]).status().unwrap();
-        assert!(done.success());
-        serve.join().unwrap();
-        let file = dir.path().join("new dir/tool");
-        assert_eq!(std::fs::read(&file).unwrap(), b"tool");
-        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
-    }
-
-    #[test]
     fn several_documents_of_one_copy_are_several_files() {
         let file = parse("FROM x\nCOPY <<A.txt <<B.txt /etc/\na\nA.txt\nb\nB.txt\n");
         let steps = shown(&file);
@@ -518,6 +373,7 @@ mod tests {
         assert!(text("FROM a\nFROM b\n").starts_with("line 2: a second stage"));
         assert!(text("FROM a\nRUN true\nCOPY --from=b /x /y\n").starts_with("line 3: COPY --from"));
         assert!(text("FROM a\nCOPY --chmod=u+x a /a\n").starts_with("line 2: COPY --chmod"));
+        assert!(text("FROM a\nADD --chown=1:1 x.tar b /x\n").starts_with("line 2: ADD --chown of archives"));
         assert!(text("FROM a\nADD git://example.com/x /x\n").starts_with("line 2: ADD of a URL"));
         assert!(text("RUN true\n").starts_with("the Dockerfile cannot be read"));
         assert!(text("").starts_with("the Dockerfile cannot be read"));
