@@ -18,14 +18,26 @@ pub(crate) struct SandboxPrograms {
 
 /// Builds the server with an optimising profile (`quick`, `release` or `dist`), with envd and guest-init beside it; returns its path.
 pub(crate) fn release(profile: &str) -> Outcome<PathBuf> {
+    let server = release_server(profile)?;
+    programs_beside(&server, profile)?;
+    Ok(server)
+}
+
+/// Builds the server alone with an optimising profile; returns its path.
+pub(crate) fn release_server(profile: &str) -> Outcome<PathBuf> {
     run::cargo(["build", "--profile", profile, "--package", "cofferdam"]).run()?;
-    let dir = run::target().join(profile);
-    let small = if profile == "quick" { "quick-envd" } else { "envd" };
-    let SandboxPrograms { envd, guest_init } = sandbox_programs(small)?;
+    Ok(run::target().join(profile).join("cofferdam"))
+}
+
+/// Builds envd and guest-init for a server of this profile and puts them beside it.
+pub(crate) fn programs_beside(server: &Path, profile: &str) -> Outcome {
+    // `quick` for them, too, so that what runs at compile time is compiled once.
+    let SandboxPrograms { envd, guest_init } =
+        sandbox_programs(if profile == "quick" { profile } else { "envd" })?;
     for (name, binary) in [("envd", envd), ("guest-init", guest_init)] {
-        copy_if_newer(&binary, &dir.join(name))?;
+        copy_if_newer(&binary, &server.with_file_name(name))?;
     }
-    Ok(dir.join("cofferdam"))
+    Ok(())
 }
 
 /// Copies a program, by rename: a running server may be reading the old one.

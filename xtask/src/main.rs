@@ -86,8 +86,25 @@ fn lint() -> Outcome {
 
 fn quickstart(rest: &[String]) -> Outcome {
     setup::for_running()?;
-    let server = build::release("quick")?;
-    run::new(server).arg("quickstart").args(rest).run()
+    let server = build::release_server("quick")?;
+    thread::scope(|scope| {
+        // Mostly waits for packages, so it costs envd's compilation little.
+        let setup = scope.spawn(|| {
+            run::logged("quickstart-setup", || quickstart_of(&server, rest).arg("--setup-only").run())
+        });
+        build::programs_beside(&server, "quick")?;
+        if setup.join().expect("the thread does not panic").is_err() {
+            eprintln!("the template and CRIU are not complete: tried again");
+        }
+        Outcome::Ok(())
+    })?;
+    quickstart_of(&server, rest).run()
+}
+
+fn quickstart_of(server: &Path, rest: &[String]) -> run::Run {
+    let mut quickstart = run::new(server);
+    quickstart.arg("quickstart").args(rest);
+    quickstart
 }
 
 fn bench(rest: &[String]) -> Outcome {

@@ -44,6 +44,9 @@ pub(crate) struct QuickstartArguments {
     envd: Option<PathBuf>,
     #[command(flatten)]
     criu: CriuDirectory,
+    /// Build the template `base` and download CRIU only: no server, no key, no sandbox.
+    #[arg(long)]
+    setup_only: bool,
 }
 
 pub(crate) fn run(arguments: &QuickstartArguments) -> Result<ExitCode, Failure> {
@@ -58,6 +61,10 @@ pub(crate) fn run(arguments: &QuickstartArguments) -> Result<ExitCode, Failure> 
     // The server's working directory is another one.
     let data = &DataDir { data_dir: fs::canonicalize(&data.data_dir)? };
     let layers_dir = arguments.layers_dir.clone().unwrap_or_else(|| data.layers());
+    if arguments.setup_only {
+        build_base(&LayerStore::open(&layers_dir)?)?;
+        return set_up_criu(data, &arguments.criu).map(|_| ExitCode::SUCCESS);
+    }
     let envd = fs::canonicalize(paths::envd(arguments.envd.as_deref())?)?;
     let old = block_on(async { Ok(background::running(data).await) })?;
     if old.is_none() {
