@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import threading
+import time
 
 import pytest
 from e2b import Sandbox
@@ -473,6 +474,38 @@ def cell(cold):
     sandbox = Sandbox.create(**cold)
     yield sandbox
     sandbox.kill()
+
+
+# Each process ends as soon as one of its threads runs after the capture, while CRIU may still have others to release.
+ENDS_AT_ONCE = """
+def watch():
+    while True:
+        time.sleep(0.005)
+        if os.path.exists("/tmp/armed") and time.time() > os.stat("/tmp/armed").st_mtime + 1:
+            os._exit(0)
+for _ in range(15):
+    if os.fork() == 0:
+        for _ in range(59): threading.Thread(target=watch, daemon=True).start()
+        watch()
+print("ready", flush=True)
+for _ in range(15): os.wait()
+"""
+
+
+def test_programs_that_end_as_soon_as_they_are_resumed(cell, cold):
+    start(cell, ENDS_AT_ONCE)
+    cell.commands.run("touch /tmp/armed", user="root")
+    snapshot = cell.create_snapshot()
+    # For the programs, more than a second has passed when a copy begins.
+    time.sleep(1.2)
+    try:
+        for _ in range(5):
+            copy = Sandbox.create(snapshot.snapshot_id, **cold)
+            ended = "until [ -s /tmp/result ]; do sleep 0.02; done; cat /tmp/result"
+            assert copy.commands.run(ended, user="root", timeout=20).stdout == "0\n"
+            copy.kill()
+    finally:
+        Sandbox.delete_snapshot(snapshot.snapshot_id, **cold)
 
 
 @pytest.mark.parametrize("name", WORKS)

@@ -63,7 +63,7 @@ impl Host {
         let data_dir = make_dir(&config.data_dir)?;
         let instance = instance_name(&data_dir).map_err(EngineError::kernel("name this server"))?;
         let resources = HostResources::open(&data_dir, &config.run_dir, config.trees)?;
-        let checkpointer = open_checkpointer(config.criu.as_ref(), &resources.run_dir.0)?;
+        let checkpointer = open_checkpointer(config.criu.as_ref(), &resources)?;
         Ok(Self {
             envd_layer: install_envd(&config.envd, &make_private_dir(&data_dir.join("agent"))?)?,
             gateway: config.gateway.clone(),
@@ -118,8 +118,13 @@ fn open_resource_files(config: &ContainerConfig, resources: &HostResources) -> O
         .ok()
 }
 
-fn open_checkpointer(criu: Option<&Criu>, run_dir: &Path) -> Result<Option<Checkpointer>, EngineError> {
-    let open = |criu: &Criu| Checkpointer::open(criu.clone(), run_dir);
+fn open_checkpointer(
+    criu: Option<&Criu>,
+    resources: &HostResources,
+) -> Result<Option<Checkpointer>, EngineError> {
+    let open = |criu: &Criu| {
+        Checkpointer::open(criu.clone(), &resources.run_dir.0, resources.hierarchies.server_group()?)
+    };
     criu.map(open).transpose().map_err(EngineError::kernel("set up CRIU"))
 }
 

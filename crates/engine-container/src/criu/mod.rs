@@ -9,6 +9,7 @@ mod kernel;
 mod locate;
 mod owner;
 mod process;
+mod release;
 mod rpc;
 mod view;
 
@@ -56,6 +57,8 @@ pub(crate) struct Checkpointer {
     /// Directory of the files that CRIU reads and writes. A confined CRIU has it at `/run`.
     dir: PathBuf,
     view: confinement::Root,
+    /// Directory of the server's version 2 control group.
+    server_group: PathBuf,
 }
 
 /// Names in the directory. Configuration of dumps and restores, the mount points of a restore's root and `/dev`, a second `/proc`,
@@ -114,11 +117,12 @@ pub(crate) struct RestorePlan<'a> {
 }
 
 impl Checkpointer {
-    /// Creates a directory for CRIU in `run_dir` and has CRIU check the kernel.
+    /// Creates a directory for CRIU in `run_dir` and has CRIU check the kernel. `server_group` is the version 2 control group that this
+    /// process is in.
     ///
     /// # Errors
     /// A file cannot be written, or CRIU does not run.
-    pub(crate) fn open(criu: Criu, run_dir: &Path) -> io::Result<Self> {
+    pub(crate) fn open(criu: Criu, run_dir: &Path, server_group: PathBuf) -> io::Result<Self> {
         let dir = run_dir.join("criu");
         for name in [ROOT, DEV, RESOURCES, CGROUP, SPARE_PROC] {
             fs::create_dir_all(dir.join(name))?;
@@ -128,7 +132,7 @@ impl Checkpointer {
         fs::write(dir.join(SCRATCH), "")?;
         kernel::check_kernel(&criu, &dir)?;
         let view = view::new(&criu, run_dir, &dir)?;
-        Ok(Self { criu, dir, view })
+        Ok(Self { criu, dir, view, server_group })
     }
 
     /// Removes the directory.
@@ -239,6 +243,7 @@ impl Checkpointer {
             "pre-restore" => owner::set_effective_user(criu, plan.owner),
             "setup-namespaces" => on_stage(RestoreStage::Namespaces(pid)),
             "post-restore" => on_stage(RestoreStage::Restored),
+            "pre-resume" => release::hold(plan.cgroup, criu, &self.server_group),
             _ => Ok(()),
         };
         let response = self
@@ -246,6 +251,7 @@ impl Checkpointer {
             .map_err(|failure| {
                 EngineError::Restore(format!("its memory could not be restored: {}", failure.text()))
             })?;
+        release::let_run(plan.cgroup).map_err(EngineError::kernel("let the restored processes run"))?;
         let restored =
             response.restore.ok_or_else(|| EngineError::Restore("CRIU named no process".into()))?;
         Ok(restored.pid)

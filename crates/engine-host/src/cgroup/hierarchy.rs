@@ -67,6 +67,20 @@ impl Hierarchies {
         self.v1.iter().map(|(_, path)| path).chain([&self.unified])
     }
 
+    /// Returns the directory in version 2 of the group that this server is in.
+    ///
+    /// # Errors
+    /// The group is outside of what is mounted.
+    pub fn server_group(&self) -> io::Result<PathBuf> {
+        let groups = fs::read_to_string("/proc/self/cgroup")?;
+        let own = groups.lines().find_map(|line| line.strip_prefix("0::/"));
+        let root = self.unified.parent().unwrap_or(&self.unified);
+        let dir = own.map(|own| root.join(own)).filter(|dir| dir.join("cgroup.procs").exists());
+        dir.ok_or_else(|| {
+            io::Error::new(io::ErrorKind::NotFound, "the server's control group is not visible")
+        })
+    }
+
     /// Returns the names of the groups in them.
     ///
     /// # Errors
