@@ -5,9 +5,10 @@
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::Interest;
@@ -15,7 +16,7 @@ use tokio::io::unix::AsyncFd;
 
 /// Returns every other process that holds an `flock` on the file at `path`. Blocks: it looks at every descriptor on the host.
 pub(crate) fn lock_holders(path: &Path) -> io::Result<Vec<OwnedFd>> {
-    let file = fs::canonicalize(path)?;
+    let file = Locked { path: fs::canonicalize(path)?, identity: identity(path)? };
     let own = std::process::id().cast_signed();
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
@@ -33,14 +34,32 @@ pub(crate) fn lock_holders(path: &Path) -> io::Result<Vec<OwnedFd>> {
     Ok(found)
 }
 
-fn holds_lock(pid: i32, file: &Path) -> bool {
+/// A file that may be locked.
+struct Locked {
+    path: PathBuf,
+    identity: Identity,
+}
+
+/// Device (major, minor) and inode.
+type Identity = (u32, u32, u64);
+
+/// Asks the kernel only, never a file system that somebody else serves.
+fn identity(path: &Path) -> io::Result<Identity> {
+    let found = statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::INO)?;
+    Ok((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
+}
+
+fn holds_lock(pid: i32, file: &Locked) -> bool {
     let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
-    descriptors.flatten().filter(|one| fs::read_link(one.path()).is_ok_and(|target| target == file)).any(
-        |one| {
-            let info = Path::new("/proc").join(pid.to_string()).join("fdinfo").join(one.file_name());
-            fs::read_to_string(info).is_ok_and(|info| info.contains("FLOCK"))
-        },
-    )
+    let of_file = |link: &Path| {
+        fs::read_link(link).is_ok_and(|target| target == file.path)
+            // A process in a sandbox may have a file of its own at the same path.
+            && identity(link).is_ok_and(|identity| identity == file.identity)
+    };
+    descriptors.flatten().filter(|one| of_file(&one.path())).any(|one| {
+        let info = Path::new("/proc").join(pid.to_string()).join("fdinfo").join(one.file_name());
+        fs::read_to_string(info).is_ok_and(|info| info.contains("FLOCK"))
+    })
 }
 
 /// Waits for all `processes` to end; returns whether they did within `limit`.
@@ -66,4 +85,39 @@ pub(crate) fn kill(processes: &[OwnedFd]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+
+    /// Runs a shell command that prints a line when it is ready and ends with its input.
+    fn started(script: &str, dir: &Path) -> Child {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", script]).current_dir(dir);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "locked\n");
+        child
+    }
+
+    #[test]
+    fn a_file_of_somebody_else_with_the_same_path_is_another_file() {
+        const LOCK: &str = "exec 9> file; flock 9; echo locked; exec cat";
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, "").unwrap();
+        let mut impostor = started(&format!("mount -t tmpfs none . && cd \"$PWD\" && {LOCK}"), dir.path());
+        assert!(lock_holders(&path).unwrap().is_empty());
+        let mut holder = started(LOCK, dir.path());
+        assert_eq!(lock_holders(&path).unwrap().len(), 1);
+        for child in [&mut impostor, &mut holder] {
+            drop(child.stdin.take());
+            assert!(child.wait().unwrap().success());
+        }
+    }
 }
