@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use catalog::TemplateSummary;
 use control::{Access, ControlError, NewKey, SandboxInfo, SnapshotSummary};
+use ids::TeamId;
 use serde::Serialize;
 use store::{ApiKey, Lifecycle, Mask, NetworkConfig, SandboxState};
 use time::OffsetDateTime;
@@ -261,9 +262,20 @@ pub(crate) struct Template {
 }
 
 impl Template {
-    /// Returns the template as the list of default templates shows it to all teams: without figures of use.
+    /// Returns the template as the list of default templates shows it to all teams.
     pub(crate) fn into_default(self) -> Self {
-        Self { is_default: true, spawn_count: 0, last_spawned_at: None, ..self }
+        Self { is_default: true, ..self.without_use() }
+    }
+
+    /// Returns the template as `team` may see it: how often others start theirs is not its business.
+    pub(crate) fn seen_by(team: TeamId, summary: TemplateSummary) -> Self {
+        let is_own = summary.template.team == Some(team);
+        let template = Self::from(summary);
+        if is_own { template } else { template.without_use() }
+    }
+
+    fn without_use(self) -> Self {
+        Self { spawn_count: 0, last_spawned_at: None, ..self }
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use ids::{BuildId, SnapshotId, TeamId, TemplateId};
 use store::{Build, BuildStatus, Team, Template, TemplateName};
+use time::OffsetDateTime;
 
 use super::index::IndexedTemplate;
 use super::{Catalog, CatalogError, DEFAULT_TAG, TemplateRef, TemplateSummary};
@@ -34,6 +35,17 @@ impl Catalog {
             (b.template.created_at, &a.template.id).cmp(&(a.template.created_at, &b.template.id))
         });
         summaries
+    }
+
+    /// Adds to the counts of started sandboxes, as `(template, number, time of the last)`. The store's are the caller's business.
+    pub fn count_spawns(&self, spawns: &[(TemplateId, u64, OffsetDateTime)]) {
+        let mut index = self.index.write();
+        for (id, count, at) in spawns {
+            if let Some(indexed) = index.templates.get_mut(id) {
+                indexed.template.spawn_count += count;
+                indexed.template.last_spawned = Some(*at);
+            }
+        }
     }
 
     /// Returns the templates without an owner, by id.

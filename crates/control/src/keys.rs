@@ -170,7 +170,7 @@ impl Control {
     /// # Errors
     /// The store failed.
     pub async fn list_keys(&self, team: TeamId) -> Result<Vec<ApiKey>, ControlError> {
-        self.usage.flush(&*self.store).await;
+        self.usage.flush(&*self.store, self.catalog()).await;
         let mut keys = self.store.keys().await?;
         keys.retain(|key| key.team == team);
         Ok(keys)

@@ -170,7 +170,9 @@ impl Control {
     }
 
     fn spawn_background_tasks(self: &Arc<Self>) {
-        self.spawn_until_closing(|control| async move { control.usage.keep_flushing(&*control.store).await });
+        self.spawn_until_closing(|control| async move {
+            control.usage.keep_flushing(&*control.store, control.catalog()).await
+        });
         self.spawn_until_closing(|control| async move { control.prepare_default_builds().await });
         self.spawn_until_closing(|control| async move { control.keep_metrics().await });
         self.spawn_until_closing(|control| async move { control.remove_old().await });
@@ -222,7 +224,7 @@ impl Control {
         self.tasks.close();
         self.tasks.wait().await;
         self.empty_pool().await;
-        self.usage.flush(&*self.store).await;
+        self.usage.flush(&*self.store, self.catalog()).await;
         self.metrics.flush().await;
         self.engine.shutdown().await;
         self.store.close().await;

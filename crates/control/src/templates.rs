@@ -1,6 +1,6 @@
 //! Changes of templates that involve more than the catalog: register a finished build, delete, remove tags.
 
-use catalog::{Change, DEFAULT_TAG, TemplateRef};
+use catalog::{Change, DEFAULT_TAG, TemplateRef, TemplateSummary};
 use ids::{BuildId, TeamId, TemplateId};
 use store::{
     Build, BuildConfig, BuildStatus, SandboxState, TagAssignment, Team, Template, TemplateName,
@@ -32,6 +32,13 @@ pub struct Registration {
 }
 
 impl Control {
+    /// Returns the templates that a team can see, as [`Catalog::templates_visible_to`](catalog::Catalog::templates_visible_to), with current
+    /// counts of use.
+    pub async fn templates_visible_to(&self, team: TeamId) -> Vec<TemplateSummary> {
+        self.usage.flush(&*self.store, self.catalog()).await;
+        self.catalog().templates_visible_to(team)
+    }
+
     /// Deletes a team's template or snapshot, or only the snapshot with a tag if it has other tags too.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::mem;
 use std::time::Duration;
 
+use catalog::Catalog;
 use ids::{KeyId, TemplateId};
 use parking_lot::Mutex;
 use store::Store;
@@ -44,7 +45,7 @@ impl Usage {
     }
 
     /// Writes the uses. If the store fails, they are lost with a warning.
-    pub(crate) async fn flush(&self, store: &dyn Store) {
+    pub(crate) async fn flush(&self, store: &dyn Store, catalog: &Catalog) {
         let pending = mem::take(&mut *self.pending.lock());
         if !pending.keys.is_empty() {
             let uses: Vec<_> = pending.keys.into_iter().collect();
@@ -55,18 +56,19 @@ impl Usage {
         if !pending.spawns.is_empty() {
             let spawns: Vec<_> =
                 pending.spawns.into_iter().map(|(id, (count, at))| (id, count, at)).collect();
-            if let Err(error) = store.count_spawns(&spawns).await {
-                tracing::warn!(%error, "failed to record spawn counts");
+            match store.count_spawns(&spawns).await {
+                Ok(()) => catalog.count_spawns(&spawns),
+                Err(error) => tracing::warn!(%error, "failed to record spawn counts"),
             }
         }
     }
 
     /// Writes uses as they come, without end.
-    pub(crate) async fn keep_flushing(&self, store: &dyn Store) {
+    pub(crate) async fn keep_flushing(&self, store: &dyn Store, catalog: &Catalog) {
         loop {
             self.added.notified().await;
             tokio::time::sleep(DELAY).await;
-            self.flush(store).await;
+            self.flush(store, catalog).await;
         }
     }
 }

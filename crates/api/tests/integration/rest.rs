@@ -477,6 +477,26 @@ async fn templates_and_the_server_are_described() {
 }
 
 #[tokio::test]
+async fn only_the_owner_sees_how_often_a_template_is_started() {
+    let server = Server::new().await;
+    let own =
+        control::Registration { team: Some(server.fixture.team.id), public: true, ..registration("mine") };
+    server.fixture.control.register_template(own).await.unwrap();
+    for template in ["base", "mine", "mine"] {
+        server.create(json!({"templateID": template})).await;
+    }
+    let list = server.call("GET", "/templates", "").await.body;
+    let counts: Vec<(&Value, bool)> = list
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|template| (&template["spawnCount"], template["lastSpawnedAt"].is_string()))
+        .collect();
+    // Newest first.
+    assert_eq!(counts, [(&json!(2), true), (&json!(0), false)]);
+}
+
+#[tokio::test]
 async fn browsers_may_ask_first() {
     let server = Server::new().await;
     let preflight = Request::options("/v2/sandboxes")

@@ -52,7 +52,8 @@ async fn list(
     if params.team_id.is_some_and(|id| id != team.id.to_string()) {
         return Err(ApiError::bad_request("Team ID param mismatch with the API key"));
     }
-    Ok(Json(api.control.catalog().templates_visible_to(team.id).into_iter().map(Into::into).collect()))
+    let templates = api.control.templates_visible_to(team.id).await.into_iter();
+    Ok(Json(templates.map(|summary| Template::seen_by(team.id, summary)).collect()))
 }
 
 async fn defaults(State(api): State<Api>, _: Caller) -> Json<Vec<Template>> {
