@@ -26,7 +26,7 @@ http.createServer((request, response) => {
 let server, connection
 
 before(async () => {
-  server = await Server.start()
+  server = await Server.start({ options: ['--trust-proxy', '127.0.0.0/8'] })
 })
 
 after(async () => {

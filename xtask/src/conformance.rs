@@ -58,6 +58,7 @@ pub(crate) fn run(rest: &[String]) -> Outcome<Tally> {
         tally.add("python", tests.args(selection.words).tally());
         if selection.words.is_empty() {
             tally.add("network", environment.network(selection.engine).tally());
+            tally.add("domain", environment.domain().tally());
             tally.add("javascript", environment.javascript(selection.engine));
         }
     }
@@ -101,6 +102,7 @@ pub(crate) fn all(environment: &Environment, budget: &mut Budget, tally: &mut Ta
     tally.add("microVMs", budget.part("python on microVMs", 440, || python(Engine::Microvm, &words)));
     let network = || environment.network(Engine::Container).tally();
     tally.add("network", budget.part("network", 60, network));
+    tally.add("domain", budget.part("domain", 60, || environment.domain().tally()));
     let javascript = || environment.javascript(Engine::Container);
     tally.add("javascript", budget.part("javascript", 120, javascript));
 }
@@ -160,6 +162,18 @@ impl Environment {
         command.args(["-m", "pytest", "-p", "no:cacheprovider", "conformance/network"]);
         command.env("CI", "true").env("COFFERDAM_RESULTS", results_part("conformance/network", engine));
         self.give(&mut command, engine);
+        command
+    }
+
+    /// The suite of the server's own domain, in namespaces in which it may change how names resolve and what is trusted.
+    fn domain(&self) -> Run {
+        let mut command = run::new("unshare");
+        command.args(["--net", "--mount"]).arg(&self.clients.python);
+        command.args(["-m", "pytest", "-p", "no:cacheprovider", "conformance/domain"]);
+        command
+            .env("CI", "true")
+            .env("COFFERDAM_RESULTS", results_part("conformance/domain", Engine::Container));
+        self.give(&mut command, Engine::Container);
         command
     }
 

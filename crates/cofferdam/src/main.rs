@@ -15,6 +15,7 @@ mod paths;
 mod progress;
 mod renamed;
 mod show;
+mod tls;
 
 use std::process::ExitCode;
 

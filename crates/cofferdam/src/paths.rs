@@ -37,6 +37,11 @@ impl DataDir {
         self.data_dir.join("server.json")
     }
 
+    /// Directory of certificate authorities of our own, with one directory for each domain.
+    pub(crate) fn tls(&self) -> PathBuf {
+        self.data_dir.join("tls")
+    }
+
     pub(crate) fn admin_token(&self) -> PathBuf {
         self.data_dir.join("admin-token")
     }
@@ -82,6 +87,25 @@ impl MicrovmDirectory {
     pub(crate) fn path(&self, data: &DataDir) -> PathBuf {
         self.microvm.clone().unwrap_or_else(|| data.data_dir.join("tools/microvm"))
     }
+}
+
+/// Parses a domain, in lower case. It becomes part of file names.
+///
+/// # Errors
+/// It is no DNS name.
+pub(crate) fn domain(text: &str) -> Result<String, String> {
+    let domain = text.trim_end_matches('.').to_ascii_lowercase();
+    let is_label = |label: &str| {
+        let is_inside = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        (1..=63).contains(&label.len())
+            && label.bytes().all(is_inside)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if domain.len() > 190 || !domain.split('.').all(is_label) {
+        return Err("write it as a DNS name without a port, such as sandboxes.example.org".to_owned());
+    }
+    Ok(domain)
 }
 
 /// Content of the file that a running server writes to the data directory.

@@ -13,5 +13,12 @@ async fn main() -> std::io::Result<()> {
     println!("export E2B_SANDBOX_URL=http://{}", listener.local_addr()?);
     let api = api::router(fixture.control.clone(), api::ApiConfig::default());
     let closed = std::future::pending();
-    edge::serve(listener, api, fixture.control.clone(), edge::EdgeConfig::default(), closed).await
+    edge::serve(
+        vec![edge::Listener { socket: listener, protocol: edge::Protocol::Plain }],
+        api,
+        fixture.control.clone(),
+        edge::EdgeConfig::default(),
+        closed,
+    )
+    .await
 }

@@ -26,8 +26,7 @@ pub(crate) struct Clients(Arc<Budget>);
 #[derive(Debug)]
 pub(crate) struct Client {
     share: Share,
-    /// What its refusals are counted by.
-    pub(crate) address: Holder,
+    address: Holder,
     authenticated: AtomicBool,
     activity: Mutex<Activity>,
 }
@@ -134,7 +133,7 @@ impl Drop for ActiveRequest {
 }
 
 /// Returns what addresses are counted by: an IPv4 address, or the first 64 bits of an IPv6 address, which are one customer's.
-fn network_of(peer: IpAddr) -> Holder {
+pub(crate) fn network_of(peer: IpAddr) -> Holder {
     match peer.to_canonical() {
         IpAddr::V4(v4) => Holder(v4.to_ipv6_mapped().to_bits()),
         IpAddr::V6(v6) => Holder(v6.to_bits() >> 64 << 64),

@@ -1,4 +1,4 @@
-//! One accepted client connection: HTTP/1.1, or cleartext HTTP/2 if the client begins with its preface.
+//! One client connection after its beginning: HTTP/1.1, or HTTP/2 if the client begins with its preface.
 //! A [`Resetter`] resets it from outside: the socket is closed with zero linger, which sends RST instead of FIN.
 //! Buffers are large, because file contents pass through them.
 
@@ -13,19 +13,20 @@ use axum::body::{Body as AnyBody, Bytes};
 use body_drain::DrainLimits;
 use control::Authentication;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use hyper::header::{CONNECTION, HeaderValue};
+use hyper::header::{CONNECTION, HeaderValue, STRICT_TRANSPORT_SECURITY};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use crate::clients::{ActiveRequest, Client};
+use crate::clients::{ActiveRequest, Client, network_of};
+use crate::listener::{Begun, Origin};
+use crate::stream::ClientStream;
 use crate::target::{Target, target};
-use crate::{Edge, observe, pages};
+use crate::{Edge, observe, pages, public};
 
 /// Time limit for a request's head, including the idle time before it. Clients keep connections for 300 s: our
 /// limit must be longer, or a client sends a request into a closing socket. It is shorter for anonymous connections ([`Client`]).
@@ -61,17 +62,11 @@ impl Resetter {
 }
 
 /// Serves a connection until it ends. `closing` begins a graceful shutdown.
-pub(crate) async fn serve(
-    stream: TcpStream,
-    client: Arc<Client>,
-    edge: Arc<Edge>,
-    closing: CancellationToken,
-) {
-    // Small responses must go out at once. If this fails, the peer is gone, and the first read fails too.
-    let _ = stream.set_nodelay(true);
+pub(crate) async fn serve(begun: Begun, edge: Arc<Edge>, closing: CancellationToken) {
+    let Begun { stream, client, origin } = begun;
     let resetter = Resetter::default();
     let io = TokioIo::new(Resettable { stream, resetter: resetter.clone() });
-    let handle = ConnectionHandle { client: Arc::clone(&client), resetter: resetter.clone() };
+    let handle = ConnectionHandle { client: Arc::clone(&client), resetter: resetter.clone(), origin };
     let service = service_fn(|request| respond(request, Arc::clone(&edge), handle.clone()));
 
     let mut builder = Builder::new(TokioExecutor::new());
@@ -114,6 +109,7 @@ pub(crate) async fn serve(
 pub(crate) struct ConnectionHandle {
     pub(crate) client: Arc<Client>,
     pub(crate) resetter: Resetter,
+    pub(crate) origin: Origin,
 }
 
 async fn respond(
@@ -122,7 +118,12 @@ async fn respond(
     connection: ConnectionHandle,
 ) -> Result<Response<AnyBody>, Infallible> {
     let active = connection.client.begin_request();
-    let target = target(&request, &edge.config.domain);
+    let origin = connection.origin;
+    let address = network_of(public::client_address(&request, &edge.config, origin));
+    let target = match origin.redirect {
+        Some(port) => Target::Redirect(port),
+        None => target(&request, &edge.config.domain),
+    };
     // HTTP/2 needs no draining: a stream can end without its connection.
     let is_drainable = request.version() != Version::HTTP_2 && !request.body().is_end_stream();
     let (request, drain) = if is_drainable {
@@ -132,7 +133,8 @@ async fn respond(
         (request.map(AnyBody::new), None)
     };
     let mut response = match target {
-        Target::Api => api(request, &edge, &connection.client).await?,
+        Target::Api => api(request, &edge, &connection).await?,
+        Target::Redirect(port) => pages::redirect(&request, port),
         Target::Sandbox(address) => observe::forward(request, address, &edge, &connection).await,
         Target::Invalid(text) => {
             drop(request);
@@ -146,10 +148,14 @@ async fn respond(
     {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
+    if let Some(seconds) = edge.config.hsts.filter(|_| origin.is_tls) {
+        // Not in place of what a server in a sandbox says.
+        response.headers_mut().entry(STRICT_TRANSPORT_SECURITY).or_insert_with(|| pages::hsts(seconds));
+    }
     if response.extensions_mut().remove::<RefusedCredentials>().is_some() {
         // Whoever waits for this is the first to lose its connection.
         drop(active);
-        tokio::time::sleep(edge.wrong_credentials.note(connection.client.address)).await;
+        tokio::time::sleep(edge.wrong_credentials.note(address)).await;
         return Ok(response);
     }
     let Some(active) = active else { return Ok(response) };
@@ -160,13 +166,14 @@ async fn respond(
 async fn api(
     mut request: Request<AnyBody>,
     edge: &Edge,
-    client: &Client,
+    connection: &ConnectionHandle,
 ) -> Result<Response<AnyBody>, Infallible> {
     let authentication = Authentication::default();
     request.extensions_mut().insert(authentication.clone());
+    public::make_absolute(&mut request, &edge.config, connection.origin);
     let mut response = edge.api.clone().oneshot(request).await?;
     if let Some(account) = authentication.account() {
-        client.authenticate(account);
+        connection.client.authenticate(account);
     } else if response.status() == StatusCode::UNAUTHORIZED {
         response.extensions_mut().insert(RefusedCredentials);
     }
@@ -205,15 +212,14 @@ impl Body for ActiveBody {
 
 /// A socket that its [`Resetter`] closes with RST.
 pub(crate) struct Resettable {
-    stream: TcpStream,
+    stream: ClientStream,
     resetter: Resetter,
 }
 
 impl Drop for Resettable {
     fn drop(&mut self) {
         if self.resetter.is_requested() {
-            // Fails only if the peer has closed it already.
-            let _ = self.stream.set_zero_linger();
+            self.stream.reset_at_close();
         }
     }
 }

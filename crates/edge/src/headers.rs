@@ -1,17 +1,26 @@
 //! Header changes of proxied requests and responses: only those that HTTP demands.
-//! Hop-by-hop headers are removed, the client's address is not forwarded, and the host stays as the client wrote it.
+//! Hop-by-hop headers are removed, the client's address is forwarded only if the operator wants it, and the host stays as the client wrote it.
 //! Paths of envd that are reserved for the control plane are recognised in any encoding.
+
+use std::net::IpAddr;
 
 use hyper::header::{
     CONNECTION, COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
+use hyper::http::uri::Scheme;
 use percent_encoding::percent_decode_str;
 
 use crate::target::Address;
 
-/// Headers that reveal the client's address to a server in a sandbox.
-const FORWARDED: [&str; 4] = ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// What a server in a sandbox is told of the client, if the operator wants that.
+#[derive(Debug)]
+pub(crate) struct Forwarded {
+    pub(crate) client: IpAddr,
+    pub(crate) scheme: Scheme,
+}
 
 /// Returns the protocol that the client asks to switch to, if it does.
 pub(crate) fn requested_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
@@ -24,15 +33,18 @@ pub(crate) fn requested_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
 }
 
 /// Prepares a request's headers for the server in the sandbox. `mask` replaces the host.
-pub(crate) fn to_upstream(headers: &mut HeaderMap, address: &Address, mask: Option<&str>) {
+pub(crate) fn to_upstream(
+    headers: &mut HeaderMap,
+    address: &Address,
+    mask: Option<&str>,
+    forwarded: Option<&Forwarded>,
+) {
     let upgrade = requested_upgrade(headers);
     let trailers = headers.get(TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
     strip_hop_by_hop(headers);
     // The edge has already answered it by reading the body.
     headers.remove(EXPECT);
-    for name in FORWARDED {
-        headers.remove(name);
-    }
+    strip_forwarded(headers);
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
@@ -50,10 +62,17 @@ pub(crate) fn to_upstream(headers: &mut HeaderMap, address: &Address, mask: Opti
         }
         None => address.host.clone(),
     };
-    if mask.is_some()
+    if (mask.is_some() || forwarded.is_some())
         && let Ok(original) = HeaderValue::from_str(&address.host)
     {
-        headers.insert(HeaderName::from_static("x-forwarded-host"), original);
+        headers.insert(FORWARDED_HOST, original);
+    }
+    if let Some(Forwarded { client, scheme }) = forwarded {
+        let values = [("x-forwarded-for", client.to_string()), ("x-forwarded-proto", scheme.to_string())];
+        for (name, value) in values {
+            let value = HeaderValue::from_str(&value).expect("addresses and schemes are header values");
+            headers.insert(HeaderName::from_static(name), value);
+        }
     }
     match HeaderValue::from_str(&host) {
         Ok(host) => headers.insert(HOST, host),
@@ -70,6 +89,16 @@ pub(crate) fn to_client(headers: &mut HeaderMap, switching: bool) {
         if let Some(protocol) = upgrade {
             headers.insert(UPGRADE, protocol);
         }
+    }
+}
+
+/// Removes what proxies before us say of the client, and what clients pretend.
+fn strip_forwarded(headers: &mut HeaderMap) {
+    let is_forwarded =
+        |name: &&HeaderName| name.as_str() == "forwarded" || name.as_str().starts_with("x-forwarded-");
+    let names: Vec<HeaderName> = headers.keys().filter(is_forwarded).cloned().collect();
+    for name in names {
+        headers.remove(name);
     }
 }
 
@@ -184,6 +213,8 @@ mod tests {
             ("te", "gzip"),
             ("x-forwarded-for", "1.2.3.4"),
             ("forwarded", "for=1.2.3.4"),
+            ("x-forwarded-port", "443"),
+            ("x-forwarded-prefix", "/a"),
             ("x-kept", "1"),
             ("e2b-traffic-access-token", "t"),
         ] {
@@ -191,7 +222,7 @@ mod tests {
         }
         headers.append(COOKIE, HeaderValue::from_static("a=1"));
         headers.append(COOKIE, HeaderValue::from_static("b=2"));
-        to_upstream(&mut headers, &address, None);
+        to_upstream(&mut headers, &address, None, None);
         let mut names: Vec<_> =
             headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
         names.sort();
@@ -211,7 +242,7 @@ mod tests {
         };
         let host = |address: &Address, mask: Option<&str>| {
             let mut headers = HeaderMap::new();
-            to_upstream(&mut headers, address, mask);
+            to_upstream(&mut headers, address, mask, None);
             let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap().to_owned());
             (text("host").unwrap(), text("x-forwarded-host"))
         };

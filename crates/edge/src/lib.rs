@@ -1,4 +1,4 @@
-//! The server's listening port: requests to sandboxes are proxied to their ports, all others go to the REST router.
+//! The server's listening ports, with TLS and without: requests to sandboxes are proxied to their ports, all others go to the REST router.
 //! Bodies are streamed in both directions and never buffered whole; what a sandbox sends is never interpreted.
 //! When a sandbox ends, its open streams are reset, so that no client takes a truncated response for a complete one.
 #![forbid(unsafe_code)]
@@ -8,28 +8,38 @@ mod connection;
 mod credentials;
 mod half_closed;
 mod headers;
+mod listener;
 mod observe;
 mod pages;
 mod proxy;
+mod proxy_protocol;
+mod public;
 mod response_body;
+mod stream;
 mod target;
+mod tls;
 mod tunnel;
 mod upstream;
 mod wrong_credentials;
 
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use budget::Budget;
 use control::Control;
-use tokio::net::TcpListener;
+use net::Cidr;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clients::Clients;
+pub use crate::listener::{Listener, Protocol};
+pub use crate::public::PublicUrl;
+pub use crate::tls::{CurrentCertificate, tls_config, tls_provider};
 use crate::upstream::IdleConnections;
 use crate::wrong_credentials::WrongCredentials;
 
@@ -39,6 +49,16 @@ pub struct EdgeConfig {
     /// Domain whose subdomains, except `api.`, are sandboxes: `<port>-<id>.<domain>`. That form works on any domain; on
     /// this one, malformed hosts get an error instead of being taken for the API.
     pub domain: String,
+    /// Address at which clients reach the API. Without it links in responses begin with what each client used.
+    pub public_url: Option<PublicUrl>,
+    /// Networks of proxies whose `X-Forwarded-` headers are believed.
+    pub trusted_proxies: Vec<Cidr>,
+    /// Those proxies begin each connection with a header of the PROXY protocol, version 2.
+    pub proxy_protocol: bool,
+    /// Servers in sandboxes are told the client's address, scheme and host.
+    pub forwarded_headers: bool,
+    /// How long browsers that came by HTTPS shall use nothing else, seconds.
+    pub hsts: Option<u32>,
     /// Connections of clients. When all are taken, idle ones without credentials are closed for new ones, and further ones are refused.
     pub client_connections: Arc<Budget>,
     /// Connections to servers in sandboxes.
@@ -51,10 +71,23 @@ impl Default for EdgeConfig {
     fn default() -> Self {
         Self {
             domain: "localhost".to_owned(),
+            public_url: None,
+            trusted_proxies: Vec::new(),
+            proxy_protocol: false,
+            forwarded_headers: false,
+            hsts: None,
             client_connections: Budget::new("client connections", 4096),
             sandbox_connections: Budget::new("connections to sandboxes", 4096),
             drain: Duration::from_secs(10),
         }
+    }
+}
+
+impl EdgeConfig {
+    /// Whether an address is that of a proxy whose headers are believed.
+    pub(crate) fn is_trusted_proxy(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.trusted_proxies.iter().any(|network| network.contains(address))
     }
 }
 
@@ -77,7 +110,7 @@ pub(crate) struct Edge {
 /// # Errors
 /// Currently none: failed accepts are logged and tried again.
 pub async fn serve(
-    listener: TcpListener,
+    listeners: Vec<Listener>,
     api: Router,
     control: Arc<Control>,
     config: EdgeConfig,
@@ -94,22 +127,51 @@ pub async fn serve(
         cut: CancellationToken::new(),
     });
     let closing = CancellationToken::new();
-    tokio::pin!(shutdown);
     let clients = Clients::new(Arc::clone(&edge.config.client_connections));
+    let mut accepting = JoinSet::new();
+    for listener in listeners {
+        accepting.spawn(accept(listener, clients.clone(), Arc::clone(&edge), closing.clone()));
+    }
+    shutdown.await;
+    closing.cancel();
+    // The sockets are closed then.
+    while accepting.join_next().await.is_some() {}
+    edge.tasks.close();
+    if tokio::time::timeout(drain, edge.tasks.wait()).await.is_err() {
+        edge.cut.cancel();
+        edge.tasks.wait().await;
+    }
+    edge.idle.close();
+    Ok(())
+}
+
+/// Accepts and serves connections of one socket until the server is `closing`.
+async fn accept(listener: Listener, clients: Clients, edge: Arc<Edge>, closing: CancellationToken) {
+    let Listener { socket, protocol } = listener;
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = &mut shutdown => break,
+            accepted = socket.accept() => accepted,
+            () = closing.cancelled() => return,
         };
         match accepted {
             Ok((stream, peer)) => {
+                let address = peer.ip().to_canonical();
                 // Without a place for it, it is closed.
-                let Some(client) = clients.admit(peer.ip()) else { continue };
-                let connection = connection::serve(stream, client, Arc::clone(&edge), closing.clone());
+                let Some(client) = clients.admit(address) else { continue };
+                let (protocol, clients, edge, closing) =
+                    (protocol.clone(), clients.clone(), Arc::clone(&edge), closing.clone());
                 let cut = edge.cut.clone();
-                edge.tasks.spawn(async move {
+                edge.clone().tasks.spawn(async move {
+                    let served = async {
+                        let begun =
+                            listener::begin(stream, address, client, &clients, &protocol, &edge, &closing)
+                                .await;
+                        if let Some(begun) = begun {
+                            connection::serve(begun, edge, closing).await;
+                        }
+                    };
                     tokio::select! {
-                        () = connection => {}
+                        () = served => {}
                         () = cut.cancelled() => {}
                     }
                 });
@@ -122,15 +184,6 @@ pub async fn serve(
             }
         }
     }
-    drop(listener);
-    closing.cancel();
-    edge.tasks.close();
-    if tokio::time::timeout(drain, edge.tasks.wait()).await.is_err() {
-        edge.cut.cancel();
-        edge.tasks.wait().await;
-    }
-    edge.idle.close();
-    Ok(())
 }
 
 /// Whether an accept failed because that client went away; the listener still works then.

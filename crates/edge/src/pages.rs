@@ -6,13 +6,15 @@ use axum::body::Body;
 use budget::Exhausted;
 use envd_api::access::AuthError;
 use hyper::header::{
-    ACCEPT, ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT,
+    ACCEPT, ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER,
+    USER_AGENT,
 };
-use hyper::{Response, StatusCode};
+use hyper::http::uri::PathAndQuery;
+use hyper::{Request, Response, StatusCode};
 use serde_json::{Value, json};
 
 use crate::connection::RefusedCredentials;
-use crate::target::Address;
+use crate::target::{self, Address};
 
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
@@ -75,6 +77,29 @@ pub(crate) fn reserved(path: &str) -> Response<Body> {
 /// Response when the host or the routing headers are malformed.
 pub(crate) fn invalid_host(text: &'static str) -> Response<Body> {
     respond(StatusCode::BAD_REQUEST, TEXT, text.to_owned())
+}
+
+/// Redirects a request to the same target by HTTPS. The method stays the same.
+pub(crate) fn redirect<B>(request: &Request<B>, port: u16) -> Response<Body> {
+    let host = target::host(request).unwrap_or_default();
+    let name = target::without_port(host);
+    let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
+    if name.is_empty() || !path.starts_with('/') {
+        return invalid_host("Invalid host");
+    }
+    let name = if name.contains(':') { format!("[{name}]") } else { name.to_owned() };
+    let port = if port == 443 { String::new() } else { format!(":{port}") };
+    let Ok(location) = HeaderValue::from_str(&format!("https://{name}{port}{path}")) else {
+        return invalid_host("Invalid host");
+    };
+    let mut response = respond(StatusCode::PERMANENT_REDIRECT, TEXT, "use HTTPS\n".to_owned());
+    response.headers_mut().insert(LOCATION, location);
+    response
+}
+
+/// Returns the header that has browsers use HTTPS alone for this host.
+pub(crate) fn hsts(seconds: u32) -> HeaderValue {
+    HeaderValue::from_str(&format!("max-age={seconds}")).expect("a number is a header value")
 }
 
 fn sandbox_page(

@@ -15,10 +15,11 @@ use hyper::{Request, Response, StatusCode, Uri, Version};
 use crate::clients::Client;
 use crate::connection::ConnectionHandle;
 use crate::credentials::{self, TRAFFIC_TOKEN};
+use crate::headers::Forwarded;
 use crate::response_body::ResponseBody;
 use crate::target::Address;
 use crate::upstream::{self, Failure};
-use crate::{Edge, headers, pages, tunnel};
+use crate::{Edge, headers, pages, public, tunnel};
 
 /// How long the server may learn of a sandbox's end after the sandbox's sockets were closed.
 const END_NOTICE_DELAY: Duration = Duration::from_millis(100);
@@ -64,7 +65,12 @@ pub(crate) async fn forward(
     let own_connection = request.version() != Version::HTTP_2;
     let switching = headers::requested_upgrade(request.headers()).is_some() && own_connection;
     let client_upgrade = switching.then(|| hyper::upgrade::on(&mut request));
-    let request = to_upstream(request, &address, edge, live.mask_request_host().as_deref());
+    let forwarded = edge.config.forwarded_headers.then(|| Forwarded {
+        client: public::client_address(&request, &edge.config, connection.origin),
+        scheme: public::scheme(&request, connection.origin),
+    });
+    let mask = live.mask_request_host();
+    let request = to_upstream(request, &address, edge, mask.as_deref(), forwarded.as_ref());
     let sent = tokio::select! {
         biased;
         sent = upstream::send(edge, &live, address.port, request, !switching) => sent,
@@ -158,7 +164,13 @@ fn note_credentials(
     if has_credentials { client.authenticate(team) } else { client.visit(team) }
 }
 
-fn to_upstream(request: Request<Body>, address: &Address, edge: &Edge, mask: Option<&str>) -> Request<Body> {
+fn to_upstream(
+    request: Request<Body>,
+    address: &Address,
+    edge: &Edge,
+    mask: Option<&str>,
+    forwarded: Option<&Forwarded>,
+) -> Request<Body> {
     let (mut parts, body) = request.into_parts();
     if address.port == envd_api::PORT {
         credentials::remove_signature(&mut parts);
@@ -171,7 +183,7 @@ fn to_upstream(request: Request<Body>, address: &Address, edge: &Edge, mask: Opt
     let control = &edge.control;
     let (token, inner_token) = (control.envd_token(&address.id), control.inner_token(&address.id));
     credentials::strip_headers(&mut parts.headers, &token, &inner_token);
-    headers::to_upstream(&mut parts.headers, address, mask);
+    headers::to_upstream(&mut parts.headers, address, mask, forwarded);
     Request::from_parts(parts, body)
 }
 

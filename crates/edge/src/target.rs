@@ -25,6 +25,8 @@ pub(crate) struct Address {
 pub(crate) enum Target {
     Api,
     Sandbox(Address),
+    /// The same host by HTTPS, on this port.
+    Redirect(u16),
     Invalid(&'static str),
 }
 
@@ -56,7 +58,7 @@ pub(crate) fn target<B>(request: &Request<B>, domain: &str) -> Target {
 
 /// Returns the host that a request names; empty if it names none. `None` if it names two, or something that is no host: a
 /// proxy before or a server behind the edge might take another one for the host than the edge does.
-fn host<B>(request: &Request<B>) -> Option<&str> {
+pub(crate) fn host<B>(request: &Request<B>) -> Option<&str> {
     let named = single(request, HOST)?.unwrap_or("");
     let Some(target) = request.uri().authority().map(Authority::as_str) else {
         return is_host(named).then_some(named);
@@ -122,7 +124,7 @@ fn parse_port(text: &str) -> Option<u16> {
     text.parse().ok().filter(|port| digits && *port != 0)
 }
 
-fn without_port(host: &str) -> &str {
+pub(crate) fn without_port(host: &str) -> &str {
     if host.starts_with('[') {
         return host.split_once(']').map_or(host, |(address, _)| &address[1..]);
     }

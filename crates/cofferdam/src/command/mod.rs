@@ -20,6 +20,7 @@ mod snapshot;
 mod team;
 mod template;
 mod terminal;
+mod tls;
 
 use std::process::ExitCode;
 
@@ -57,6 +58,9 @@ pub(crate) enum Command {
     /// Downloads programs that the server runs (CRIU, QEMU) into directories of their own.
     #[command(subcommand)]
     Setup(setup::SetupCommand),
+    /// The certificate authority of `serve --tls self-signed`.
+    #[command(subcommand)]
+    Tls(tls::TlsCommand),
     /// Prints the completion script for a shell.
     Completions(completions::CompletionsArguments),
     /// Serves the files in which containers see their own size. Started by `serve`.
@@ -84,6 +88,7 @@ pub(crate) fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Template(command) => template::run(command),
         Command::Pool(command) => pool::run(command),
         Command::Setup(command) => setup::run(&command),
+        Command::Tls(command) => tls::run(&command),
         Command::Completions(arguments) => completions::run(&arguments),
         Command::ResourceFiles(arguments) => resource_files::run(arguments),
         Command::Docs(arguments) => docs::run(&arguments),

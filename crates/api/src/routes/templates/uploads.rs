@@ -31,21 +31,16 @@ async fn link(
     Caller(team): Caller,
     Path((template, hash)): Path<(String, String)>,
     OriginalUri(uri): OriginalUri,
-    headers: HeaderMap,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let link = api.control.builds().files_link(&team, &template_id(&template)?, &hash)?;
-    let url = format!("{}{}", server_url(&uri, &headers), link.path);
+    let url = format!("{}{}", server_url(&uri), link.path);
     Ok((StatusCode::CREATED, Json(json!({ "present": link.present, "url": url }))))
 }
 
-/// Returns the URL that the client used to reach this server. HTTP/2 has the host in the target (`:authority`).
-fn server_url(target: &Uri, headers: &HeaderMap) -> String {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let host = text("x-forwarded-host")
-        .or_else(|| target.authority().map(Authority::as_str))
-        .or_else(|| text(header::HOST.as_str()))
-        .unwrap_or("localhost");
-    let scheme = text("x-forwarded-proto").filter(|scheme| *scheme == "https").unwrap_or("http");
+/// Returns the URL of this server as the client knows it. The edge has made targets absolute with it.
+fn server_url(target: &Uri) -> String {
+    let scheme = target.scheme_str().unwrap_or("http");
+    let host = target.authority().map_or("localhost", Authority::as_str);
     format!("{scheme}://{host}")
 }
 

@@ -1,14 +1,15 @@
 //! `cofferdam serve`: opens the parts of the server, connects them and runs until a signal.
 //! Sandboxes outlive the server process: the next start adopts those that run.
-//! Prints `listening on <url>` on standard output once requests are accepted; logs go to standard error.
+//! Prints `listening on <url>` on standard output once requests are accepted, on a second line the URL with TLS; logs go to standard error.
 
 mod base_template;
 mod heap;
+mod listeners;
 mod settings;
 mod telemetry;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -25,24 +26,22 @@ use layers::LayerStore;
 use net::Cidr;
 use rustix::fs::{FlockOperation, flock};
 use store::MeasuredStore;
-use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
+use self::listeners::{DnsArguments, ListenArguments};
 use super::limits::Limits;
 use crate::budgets::Budgets;
 use crate::database;
 use crate::engines::{self, EngineArguments};
 use crate::failure::Failure;
 use crate::host;
-use crate::paths::{DataDir, ServerNote};
+use crate::paths::{self, DataDir, ServerNote};
 
 /// Maximum wait for the lock of the data directory: a killed server may not have exited yet.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Maximum time for requests that are under way when the server is told to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections that the kernel completes before they are accepted; `net.core.somaxconn` may lower it.
-const BACKLOG: u32 = 4096;
 
 /// Settings of the server.
 #[derive(Debug, Args)]
@@ -53,12 +52,13 @@ pub(crate) struct ServeArguments {
     /// other server. [default: an SQLite file in the data directory]
     #[arg(long, env = "COFFERDAM_DATABASE", hide_env_values = true, value_name = "URL")]
     database: Option<String>,
-    /// Address that clients connect to, for the API and for sandboxes. Port 0 chooses a free port.
-    #[arg(long, env = "COFFERDAM_LISTEN", default_value = "127.0.0.1:3000", value_name = "ADDRESS")]
-    listen: SocketAddr,
+    #[command(flatten)]
+    listen: ListenArguments,
     /// Domain whose subdomains `<port>-<sandbox id>` lead to sandboxes. Clients are told of it unless it is `localhost`.
-    #[arg(long, env = "COFFERDAM_DOMAIN", default_value = "localhost")]
+    #[arg(long, env = "COFFERDAM_DOMAIN", default_value = "localhost", value_parser = paths::domain)]
     domain: String,
+    #[command(flatten)]
+    own_dns: DnsArguments,
     #[command(flatten)]
     engines: EngineArguments,
     /// Directory of template layers; several servers may share one. [default: layers in the data directory]
@@ -185,34 +185,38 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
         let address = telemetry::listen_for_scrapes(address, metrics.clone()).await?;
         info!(%address, "listening for scrapes of /metrics");
     }
-    let listener = listen(arguments.listen).map_err(|error| {
-        Failure::new(format!(
-            "cannot listen on {}: {error}; choose another address with --listen",
-            arguments.listen
-        ))
-    })?;
-    let url = format!("http://{}", listener.local_addr()?);
+    let opened = listeners::open(&arguments.listen, &arguments.domain, data)?;
+    listeners::answer_dns(&arguments.own_dns, &arguments.domain, opened.tls).await?;
+    let (url, tls_url) = (opened.url, opened.tls.map(|address| format!("https://{address}")));
     let api_config = api::ApiConfig {
         admin_token: Some(admin_token(&data.admin_token())?),
-        domain: (arguments.domain != "localhost").then(|| arguments.domain.clone()),
+        domain: (arguments.domain != "localhost").then(|| match opened.public_port {
+            Some(port) => format!("{}:{port}", arguments.domain),
+            None => arguments.domain.clone(),
+        }),
         host: host::probe(&data.data_dir),
         rate_limits: arguments.rate_limit.clone(),
         metrics: Some(metrics),
     };
     let api = api::router(control.clone(), api_config);
-    let edge_config = EdgeConfig {
+    let mut edge_config = EdgeConfig {
         domain: arguments.domain.clone(),
         client_connections: budgets.clients,
         sandbox_connections: budgets.to_sandboxes,
         drain: DRAIN_TIMEOUT,
+        ..EdgeConfig::default()
     };
+    listeners::configure(&arguments.listen, &mut edge_config);
     let stop = stop_signal()?;
     ServerNote { url: url.clone(), pid: std::process::id() }.write(&data.server_note())?;
-    println!("listening on {url}");
+    // At once: whoever waits for the first line may then close the pipe.
+    let lines: String =
+        [Some(&url), tls_url.as_ref()].iter().flatten().map(|url| format!("listening on {url}\n")).collect();
+    std::io::stdout().write_all(lines.as_bytes())?;
     std::io::stdout().flush()?;
-    info!(%url, data_dir = %data.data_dir.display(), "ready");
+    info!(%url, tls_url, domain = arguments.domain, data_dir = %data.data_dir.display(), "ready");
 
-    edge::serve(listener, api, control.clone(), edge_config, stop).await?;
+    edge::serve(opened.listeners, api, control.clone(), edge_config, stop).await?;
     info!("stopping; sandboxes keep running and are adopted by the next start");
     control.shutdown().await;
     let _ = fs::remove_file(data.server_note());
@@ -236,15 +240,6 @@ async fn open_control(arguments: &ServeArguments, budgets: &Budgets) -> Result<A
     }
     base_template::register(&control, &layers).await?;
     Ok(control)
-}
-
-/// Listens with room for bursts of new connections.
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // Connections of an earlier server may still be closing.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
 }
 
 /// Returns the operator's token. The first start creates it, in a file that only root can read.

@@ -1,6 +1,8 @@
 //! The edge over real sockets: routing, streaming, resets and refusals.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod front_door;
+
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use control::CreateRequest;
 use control::testing::{APP_PORT, Fixture, TestSandbox};
+use edge::{EdgeConfig, Protocol};
 use engine::ExitReason;
 use envd_api::PORT as ENVD_PORT;
 use http_body_util::{BodyExt, Full};
@@ -30,16 +33,22 @@ struct Server {
 
 impl Server {
     async fn new() -> Self {
+        Self::with(Protocol::Plain, |_| {}).await
+    }
+
+    async fn with(protocol: Protocol, change: impl FnOnce(&mut EdgeConfig)) -> Self {
         let fixture = Fixture::new().await;
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let api = api::router(fixture.control.clone(), api::ApiConfig::default());
         let (stop, stopped) = oneshot::channel();
-        let config = edge::EdgeConfig { drain: Duration::from_millis(200), ..edge::EdgeConfig::default() };
+        let mut config = EdgeConfig { drain: Duration::from_millis(200), ..EdgeConfig::default() };
+        change(&mut config);
         let control = fixture.control.clone();
         let task = tokio::spawn(async move {
             let shutdown = async { stopped.await.unwrap_or(()) };
-            edge::serve(listener, api, control, config, shutdown).await
+            let listener = edge::Listener { socket: listener, protocol };
+            edge::serve(vec![listener], api, control, config, shutdown).await
         });
         Self { fixture, address, stop: Some(stop), task }
     }
