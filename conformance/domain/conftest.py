@@ -29,8 +29,7 @@ def host():
 @pytest.fixture(scope="session")
 def server(host):
     server = DomainServer()
-    os.environ.update(server.environment())
-    os.environ.update(server.trust())
+    os.environ.update(server.environment() | server.trust())
     yield server
     server.stop()
 

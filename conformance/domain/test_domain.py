@@ -3,9 +3,12 @@
 import json
 import os
 import pathlib
+import re
+import signal
 import socket
 import ssl
 import subprocess
+import sys
 import time
 import urllib.request
 
@@ -174,3 +177,61 @@ def test_a_renewed_certificate_is_used_and_open_connections_stay(host, tmp_path)
         assert kept.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
     finally:
         server.stop()
+
+
+def domain_findings(data, *options):
+    doctor = (os.environ["COFFERDAM_BIN"], "doctor", "--json", "--data-dir", str(data), *options)
+    done = subprocess.run(doctor, capture_output=True, text=True, timeout=200)
+    found = json.loads(done.stdout)
+    return {finding["check"]: finding for finding in found if finding["check"].startswith("domain")}
+
+
+def test_the_doctor_is_a_client_of_the_domain(server):
+    findings = domain_findings(server.data)
+    assert {check.removeprefix("domain "): finding["status"] for check, finding in findings.items()} == {
+        "names": "ok", "certificate": "ok", "HTTP/2": "ok", "websockets": "ok", "resets": "ok",
+    }, findings
+    missing = domain_findings(server.data, "--domain", "elsewhere.invalid")
+    assert missing["domain names"]["status"] == "failure" and "wildcard record" in missing["domain names"]["remedy"]
+
+
+def test_quickstart_sets_a_domain_up(server, tmp_path):
+    """Beside the server of the other tests, so with another address and port."""
+    data, domain = tmp_path / "data", "trial.internal"
+    listen = ("--listen", "127.0.0.2:3000", "--tls-listen", "127.0.0.2:8443", "--dns-listen", "127.0.0.2:53")
+    listen += ("--layers-dir", os.environ["COFFERDAM_LAYERS"])
+    quickstart = (os.environ["COFFERDAM_BIN"], "quickstart", "--data-dir", str(data), "--domain", domain, *listen)
+    resolver = pathlib.Path("/etc/resolv.conf")
+    before = resolver.read_text()
+    try:
+        said = run(*quickstart)
+        exports = dict(re.findall(r"^ *export (\w+)=(\S+)$", said, re.MULTILINE))
+        assert exports["E2B_DOMAIN"] == f"{domain}:8443" and "E2B_API_URL" not in exports, said
+        command = next(line for line in said.splitlines() if "/etc/resolv.conf" in line)
+        run("sh", "-c", command)
+        findings = domain_findings(data)
+        assert {finding["status"] for finding in findings.values()} == {"ok"}, findings
+        program = "from e2b import Sandbox\nprint(Sandbox.create().commands.run('echo hello').stdout)"
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("E2B_")} | exports
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+        assert done.stdout.strip() == "hello", done.stderr
+        # Names of the other server still resolve.
+        assert fetch(f"https://api.{DOMAIN}/health").status < 300
+        assert f"api.{domain} and others resolve" in run(*quickstart)
+    finally:
+        resolver.write_text(before)
+        if (data / "server.json").exists():
+            stop(data, json.loads((data / "server.json").read_text()))
+
+
+def stop(data, note):
+    """Kills the sandboxes of a server, then stops it."""
+    admin = {"X-Admin-Token": (data / "admin-token").read_text().strip()}
+    for sandbox in json.load(fetch(note["url"] + "/v2/sandboxes", **admin)):
+        request = urllib.request.Request(f"{note['url']}/sandboxes/{sandbox['sandboxID']}", headers=admin, method="DELETE")
+        urllib.request.urlopen(request, timeout=30)
+    os.kill(note["pid"], signal.SIGTERM)
+    deadline = time.monotonic() + 30
+    while pathlib.Path(f"/proc/{note['pid']}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -1,10 +1,14 @@
-"""Fixtures: one server for the whole run, which the official SDKs find by environment variables, as for their users."""
+"""Fixtures: one server for the whole run, which the official SDKs find by environment variables, as for their users.
+
+With `COFFERDAM_OVER_TLS` it has a domain and TLS; see `domain.py`.
+"""
 
 import os
 
 import pytest
 
 import contract
+import domain
 import results
 from server import ENGINE, Server
 
@@ -53,7 +57,7 @@ def responses_are_as_documented():
 
 @pytest.fixture(scope="session")
 def server():
-    server = Server()
+    server = domain.server() if os.environ.get("COFFERDAM_OVER_TLS") else Server()
     os.environ.update(server.environment())
     yield server
     server.stop()

@@ -29,6 +29,8 @@ pub(crate) struct ServerLaunch<'a> {
     pub(crate) layers_dir: &'a Path,
     pub(crate) envd: PathBuf,
     pub(crate) criu: PathBuf,
+    /// Further arguments of `serve`.
+    pub(crate) more: Vec<String>,
 }
 
 /// Returns the server that runs on a data directory, if it answers. The file that names it may be left over from a crash.
@@ -81,6 +83,7 @@ pub(crate) fn start(launch: &ServerLaunch<'_>) -> Result<ServerNote, Failure> {
         .arg("--criu")
         .arg(&launch.criu)
         .args(["--listen", &launch.listen.to_string()])
+        .args(&launch.more)
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -96,7 +99,11 @@ pub(crate) fn start(launch: &ServerLaunch<'_>) -> Result<ServerNote, Failure> {
     });
     let why = match first_line.recv_timeout(START_TIMEOUT) {
         Ok(line) => match line.trim().strip_prefix("listening on ") {
-            Some(url) => return Ok(ServerNote { url: url.to_owned(), pid: server.id() }),
+            // The server has written more of itself beside.
+            Some(url) => {
+                let note = ServerNote { url: url.to_owned(), pid: server.id(), domain: None };
+                return Ok(ServerNote::read(&launch.data.server_note()).unwrap_or(note));
+            }
             None => "the server ended before it was ready",
         },
         Err(_) => "the server is not ready after two minutes",

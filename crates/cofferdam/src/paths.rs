@@ -115,6 +115,9 @@ pub(crate) struct ServerNote {
     pub(crate) url: String,
     /// Its process id.
     pub(crate) pid: u32,
+    /// The domain by which clients reach it with TLS, with its port if that is not 443.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) domain: Option<String>,
 }
 
 impl ServerNote {

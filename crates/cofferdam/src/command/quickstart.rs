@@ -3,7 +3,7 @@
 //! Progress goes to standard error; standard output says what was created and how to use it.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -15,11 +15,13 @@ use layers::LayerStore;
 
 use super::setup::set_up_criu;
 use super::template::build_base;
+use super::tls;
 use crate::access::{self, block_on, read_secret};
 use crate::background::{self, ServerLaunch};
 use crate::failure::Failure;
 use crate::paths::{self, CriuDirectory, DataDir, ServerNote};
 use crate::show;
+use crate::tls::OwnAuthority;
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:3000";
 /// The command of the first sandbox: prints user, system and processors.
@@ -44,6 +46,22 @@ pub(crate) struct QuickstartArguments {
     envd: Option<PathBuf>,
     #[command(flatten)]
     criu: CriuDirectory,
+    /// Domain by which clients reach the server, with TLS on port 443: a certificate authority of the server's own is made, and trusted on
+    /// this machine.
+    #[arg(long, env = "COFFERDAM_DOMAIN", value_name = "NAME", value_parser = paths::domain)]
+    domain: Option<String>,
+    /// Address that clients of the domain connect to. [default: port 443 of all addresses]
+    #[arg(long, env = "COFFERDAM_TLS_LISTEN", value_name = "ADDRESS", requires = "domain")]
+    tls_listen: Option<SocketAddr>,
+    /// Address on which DNS queries for the domain are answered.
+    #[arg(
+        long,
+        env = "COFFERDAM_DNS_LISTEN",
+        value_name = "ADDRESS",
+        requires = "domain",
+        default_value = "127.0.0.1:53"
+    )]
+    dns_listen: SocketAddr,
     /// Build the template `base` and download CRIU only: no server, no key, no sandbox.
     #[arg(long)]
     setup_only: bool,
@@ -87,11 +105,77 @@ pub(crate) fn run(arguments: &QuickstartArguments) -> Result<ExitCode, Failure> 
         None => {
             let layers_dir = &fs::canonicalize(&layers_dir)?;
             let criu = std::path::absolute(arguments.criu.path(data))?;
-            background::start(&ServerLaunch { data, listen: arguments.listen, layers_dir, envd, criu })?
+            let more = domain_arguments(arguments);
+            background::start(&ServerLaunch { data, listen: arguments.listen, layers_dir, envd, criu, more })?
         }
     };
-    block_on(first_steps(data, &server))?;
+    if let Some(domain) = &arguments.domain
+        && server.domain.is_none()
+    {
+        return Err(Failure::new(format!(
+            "the server at {url} runs without the domain {domain}; its sandboxes survive a restart: `kill {pid}`, then run quickstart \
+             again",
+            url = server.url,
+            pid = server.pid
+        )));
+    }
+    let domain = arguments.domain.as_ref().and(server.domain.as_deref());
+    block_on(first_steps(data, &server, domain))?;
+    if let Some(domain) = &arguments.domain {
+        open_domain(domain, arguments.dns_listen, data)?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Returns what `serve` needs for the domain.
+fn domain_arguments(arguments: &QuickstartArguments) -> Vec<String> {
+    let Some(domain) = &arguments.domain else { return Vec::new() };
+    let dns = arguments.dns_listen.to_string();
+    let mut words: Vec<String> =
+        ["--domain", domain, "--tls", "self-signed", "--dns-listen", &dns].map(str::to_owned).to_vec();
+    if let Some(address) = arguments.tls_listen {
+        words.extend(["--tls-listen".to_owned(), address.to_string()]);
+    }
+    words
+}
+
+/// Has this machine trust the domain's certificate, and says what is left to do for clients to find its names.
+fn open_domain(domain: &str, dns: SocketAddr, data: &DataDir) -> Result<(), Failure> {
+    show::line("\ncertificate:")?;
+    let authority = OwnAuthority::open(data, domain)?;
+    let lines =
+        tls::trust(&authority, domain).unwrap_or_else(|failure| vec![format!("not trusted yet: {failure}")]);
+    for line in lines {
+        show::line(&format!("  {line}"))?;
+    }
+    let found = format!("api.{domain}:0").to_socket_addrs().is_ok();
+    show::line("names:")?;
+    if found {
+        return show::line(&format!("  api.{domain} and others resolve"));
+    }
+    let server = dns.ip();
+    let port = if dns.port() == 53 { String::new() } else { format!(":{}", dns.port()) };
+    show::line(&format!(
+        "  api.{domain} does not resolve yet. The server answers for it at {dns}; tell the resolver, by one of:"
+    ))?;
+    for line in [
+        format!(
+            "printf '[Resolve]\\nDNS={server}{port}\\nDomains=~{domain}\\n' > /etc/systemd/resolved.conf.d/cofferdam.conf && \
+                 systemctl restart systemd-resolved"
+        ),
+        format!(
+            "echo 'server=/{domain}/{server}#{}' > /etc/dnsmasq.d/cofferdam.conf && systemctl restart dnsmasq",
+            dns.port()
+        ),
+    ] {
+        show::line(&format!("  {line}"))?;
+    }
+    if dns.port() == 53 {
+        show::line(&format!(
+            "  sed -i '1i nameserver {server}' /etc/resolv.conf   # other names go to the next line's server"
+        ))?;
+    }
+    show::line("then check it as a client: cofferdam doctor")
 }
 
 /// Returns the failure of a server that does not have the template `base`, because it registers it only at its start.
@@ -104,7 +188,7 @@ fn restart_needed(server: &ServerNote) -> Failure {
     ))
 }
 
-async fn first_steps(data: &DataDir, server: &ServerNote) -> Result<(), Failure> {
+async fn first_steps(data: &DataDir, server: &ServerNote, domain: Option<&str>) -> Result<(), Failure> {
     let url = public_url(&server.url);
     let (key, engine) = key(data, &server.url).await?;
     let client = Client::new(ClientConfig::at(&server.url).with_api_key(&key))?;
@@ -129,7 +213,11 @@ async fn first_steps(data: &DataDir, server: &ServerNote) -> Result<(), Failure>
     show::line(&format!("  created in {}, command took {}", milliseconds(created), milliseconds(ran)))?;
     show::line(&format!("isolation: {}", engine.summary))?;
     show::line("\nuse it from any E2B SDK:\n")?;
-    for (name, value) in [("E2B_API_KEY", &key), ("E2B_API_URL", &url), ("E2B_SANDBOX_URL", &url)] {
+    let variables = match domain {
+        Some(domain) => vec![("E2B_API_KEY", key.as_str()), ("E2B_DOMAIN", domain)],
+        None => vec![("E2B_API_KEY", key.as_str()), ("E2B_API_URL", &url), ("E2B_SANDBOX_URL", &url)],
+    };
+    for (name, value) in variables {
         show::line(&format!("export {name}={value}"))?;
     }
     show::line("\nin Python (pip install e2b):\n")?;

@@ -1,8 +1,9 @@
 //! `cofferdam doctor`: checks whether this host can run sandboxes, and names a remedy for each fault.
-//! `checks` reads the host's settings, `microvm` boots a guest, `probe` starts a sandbox.
+//! `checks` reads the host's settings, `microvm` boots a guest, `probe` starts a sandbox, `domain` is a client of the server's domain.
 //! The exit code is 1 if a check fails; a warning is a fault that only limits some feature.
 
 mod checks;
+mod domain;
 mod microvm;
 mod probe;
 
@@ -14,7 +15,9 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Serialize;
 
+use self::domain::Domain;
 use crate::access::block_on;
+use crate::background;
 use crate::failure::Failure;
 use crate::paths::{CriuDirectory, DataDir, MicrovmDirectory};
 use crate::show;
@@ -43,6 +46,9 @@ pub(crate) struct DoctorArguments {
     guest_init: Option<PathBuf>,
     #[command(flatten)]
     microvm: MicrovmDirectory,
+    /// Domain to check as clients see it, with a port if that is not 443. [default: that of the running server, if it has TLS]
+    #[arg(long, env = "COFFERDAM_DOMAIN", value_name = "NAME[:PORT]", value_parser = Domain::parse)]
+    domain: Option<Domain>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -91,11 +97,20 @@ impl Finding {
     }
 }
 
+/// Checks the domain that the arguments name, or that of the running server.
+async fn check_domain(arguments: &DoctorArguments) -> Vec<Finding> {
+    let server = background::running(&arguments.data).await;
+    let of_server = || Domain::parse(server.as_ref()?.domain.as_deref()?).ok();
+    let Some(domain) = arguments.domain.clone().or_else(of_server) else { return Vec::new() };
+    domain::check(&domain, &arguments.data, server.as_ref()).await
+}
+
 pub(crate) fn run(arguments: &DoctorArguments) -> Result<ExitCode, Failure> {
     let mut findings = checks::host(arguments);
     findings.push(block_on(async { Ok(microvm::check(arguments).await) })?);
     findings.push(block_on(async { Ok(checks::server(arguments).await) })?);
     findings.push(block_on(async { Ok(probe::run(arguments).await) })?);
+    findings.extend(block_on(async { Ok(check_domain(arguments).await) })?);
     if arguments.json {
         show::json(&findings)?;
     } else {

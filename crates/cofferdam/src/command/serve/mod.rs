@@ -188,12 +188,13 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
     let opened = listeners::open(&arguments.listen, &arguments.domain, data)?;
     listeners::answer_dns(&arguments.own_dns, &arguments.domain, opened.tls).await?;
     let (url, tls_url) = (opened.url, opened.tls.map(|address| format!("https://{address}")));
+    let domain = (arguments.domain != "localhost").then(|| match opened.public_port {
+        Some(port) => format!("{}:{port}", arguments.domain),
+        None => arguments.domain.clone(),
+    });
     let api_config = api::ApiConfig {
         admin_token: Some(admin_token(&data.admin_token())?),
-        domain: (arguments.domain != "localhost").then(|| match opened.public_port {
-            Some(port) => format!("{}:{port}", arguments.domain),
-            None => arguments.domain.clone(),
-        }),
+        domain: domain.clone(),
         host: host::probe(&data.data_dir),
         rate_limits: arguments.rate_limit.clone(),
         metrics: Some(metrics),
@@ -208,7 +209,13 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
     };
     listeners::configure(&arguments.listen, &mut edge_config);
     let stop = stop_signal()?;
-    ServerNote { url: url.clone(), pid: std::process::id() }.write(&data.server_note())?;
+    // Without a certificate here, a proxy may have one, which is not for certain.
+    let note = ServerNote {
+        url: url.clone(),
+        pid: std::process::id(),
+        domain: domain.filter(|_| tls_url.is_some()),
+    };
+    note.write(&data.server_note())?;
     // At once: whoever waits for the first line may then close the pipe.
     let lines: String =
         [Some(&url), tls_url.as_ref()].iter().flatten().map(|url| format!("listening on {url}\n")).collect();
