@@ -31,7 +31,7 @@ def world():
 
 @pytest.fixture(scope="session")
 def server(world):
-    server = Server("--dns", f"{RESOLVER}:53")
+    server = Server("--dns", f"{RESOLVER}:53", "--egress-ca", str(world.authority))
     os.environ.update(server.environment())
     yield server
     server.stop()

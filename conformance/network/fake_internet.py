@@ -2,12 +2,14 @@
 
 import contextlib
 import http.server
+import pathlib
 import socket
 import socketserver
 import subprocess
 import sys
 import threading
 
+import secure_web
 from fake_network import ECHO, METADATA, NAME, PRIVATE, PUBLIC, PUBLIC6, REBINDING, RESOLVER
 
 
@@ -50,7 +52,9 @@ def answer(question):
         at += 1 + question[at]
     name = ".".join(labels).lower()
     kind = int.from_bytes(question[end - 4 : end - 2], "big")
-    address = {NAME: PUBLIC, REBINDING: METADATA}.get(name)
+    address = {NAME: PUBLIC, REBINDING: METADATA, f"rebinding.{secure_web.DOMAIN}": METADATA}.get(name)
+    if address is None and name.endswith(secure_web.DOMAIN) and not name.startswith("nowhere."):
+        address = PUBLIC
     if address is None or kind != 1:
         code = 0 if address else 3
         return question[:2] + bytes([0x81, 0x80 | code]) + question[4:6] + bytes(6) + question[12:end]
@@ -76,6 +80,7 @@ def main():
     ip("link", "set", "i0", "up")
     for port in [80, 8080]:
         threading.Thread(target=Web(("::", port), Page).serve_forever, daemon=True).start()
+    secure_web.start(pathlib.Path(sys.argv[1]), [443, 8443])
     echo = socketserver.ThreadingTCPServer((PUBLIC, ECHO), Echo)
     threading.Thread(target=echo.serve_forever, daemon=True).start()
     server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

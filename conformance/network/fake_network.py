@@ -8,6 +8,9 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
+
+import secure_web
 
 HOST = "203.0.113.1"
 PUBLIC = "198.51.100.7"
@@ -29,8 +32,13 @@ class World:
     def __init__(self):
         links = subprocess.run(["ip", "-oneline", "link"], capture_output=True, text=True, check=True).stdout
         assert "lo: <LOOPBACK>" in links and links.count("\n") == 1, "run me under `unshare --net`"
+        self.certificates = tempfile.TemporaryDirectory(prefix="cofferdam-test-certificates-")
+        directory = pathlib.Path(self.certificates.name)
+        # The authority of the servers of the fake internet.
+        self.authority = secure_web.make_certificates(directory)
+        program = pathlib.Path(__file__).with_name("fake_internet.py")
         self.internet = subprocess.Popen(
-            ["unshare", "--net", sys.executable, str(pathlib.Path(__file__).with_name("fake_internet.py"))],
+            ["unshare", "--net", sys.executable, str(program), str(directory)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
         assert self.internet.stdout.readline() == "namespace\n"
@@ -48,6 +56,7 @@ class World:
     def close(self):
         self.internet.terminate()
         self.internet.wait()
+        self.certificates.cleanup()
 
 
 assert os.geteuid() == 0

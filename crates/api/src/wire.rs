@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use catalog::TemplateSummary;
 use control::{Access, ControlError, NewKey, SandboxInfo, SnapshotSummary};
+use egress_rules::NetworkRules;
 use ids::TeamId;
 use serde::Serialize;
 use store::{ApiKey, Lifecycle, Mask, NetworkConfig, SandboxState};
@@ -81,6 +82,9 @@ struct NetworkView {
     dns_servers: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     mask_request_host: Option<String>,
+    /// As stored: placeholders for secrets are not replaced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rules: Option<NetworkRules>,
 }
 
 impl From<NetworkConfig> for NetworkView {
@@ -91,6 +95,7 @@ impl From<NetworkConfig> for NetworkView {
             deny_out: network.deny_out,
             dns_servers: network.dns_servers,
             mask_request_host: network.mask_request_host,
+            rules: network.rules,
         }
     }
 }

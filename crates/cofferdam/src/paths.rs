@@ -46,6 +46,11 @@ impl DataDir {
         self.data_dir.join("admin-token")
     }
 
+    /// Directory of the certificate authority for connections to hosts with header rules, readable by root alone.
+    pub(crate) fn egress_ca(&self) -> PathBuf {
+        self.data_dir.join("egress-ca")
+    }
+
     /// File with the API key that `quickstart` created, readable by root alone.
     pub(crate) fn quickstart_key(&self) -> PathBuf {
         self.data_dir.join("quickstart-key")

@@ -48,6 +48,8 @@ pub struct Config {
     pub builds_dir: Option<PathBuf>,
     /// Certificate authorities that sandboxes trust besides their template's, PEM, such as the authority of an outgoing proxy.
     pub trusted_ca: Option<String>,
+    /// The server's own certificate authorities, by which connections to hosts with header rules are intercepted, PEM.
+    pub egress_ca: Option<String>,
     /// How registries of container images are reached.
     pub registries: oci::Registries,
     /// Maximum number of pre-started sandboxes, of all templates together; 0 disables the pool.
@@ -92,6 +94,7 @@ impl Config {
             owns_layers: false,
             builds_dir: None,
             trusted_ca: None,
+            egress_ca: None,
             registries: oci::Registries::default(),
             pool_max: 0,
             pool_memory: 2 << 30,

@@ -82,7 +82,7 @@ fn start_blocking(
     debug!(sandbox_id = %spec.id, pid, ?source, "sandbox started");
     let (slot_network, slot_listeners, processors, lease) = slot.into_parts();
     let (network, listeners) = own_network.unwrap_or((slot_network, slot_listeners));
-    let gateway = Gateway::start(listeners, spec.egress, host.gateway.clone());
+    let gateway = Gateway::start(spec.id.as_str(), listeners, spec.egress, host.gateway.clone());
     let watched = gateway.and_then(|gateway| {
         ContainerSandbox::watch(spec.id, pidfd, network, Some(gateway), processors, lease)
     });

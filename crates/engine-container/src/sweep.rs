@@ -91,7 +91,7 @@ async fn take_over(
         let lease = Lease::adopt(host, record.uid_base, group);
         // A sandbox without a way out is better than none, so the adoption continues without a gateway.
         let gateway = Listeners::open(&network)
-            .and_then(|listeners| Gateway::start(listeners, EgressPolicy::deny_all(), host.gateway.clone()))
+            .and_then(|listeners| Gateway::start(id.as_str(), listeners, EgressPolicy::deny_all(), host.gateway.clone()))
             .inspect_err(|error| {
                 warn!(sandbox_id = %id, %error, "adopted a sandbox without network: its gateway's ports are taken");
             })

@@ -300,7 +300,7 @@ async fn launch_vm(
     let LaunchedQemu { mut qemu_log, pid, pidfd, network, listeners, lease } =
         started.map_err(|_| EngineError::Died("the start was interrupted".into()))??;
     let sockets = host.sockets(spec.id.as_str());
-    let gateway = Gateway::start(listeners, spec.egress.clone(), host.gateway.clone())
+    let gateway = Gateway::start(spec.id.as_str(), listeners, spec.egress.clone(), host.gateway.clone())
         .map_err(EngineError::kernel("open the gateway"));
     let watched = match (Vm::connect(&sockets).await, gateway) {
         (Ok(vm), Ok(gateway)) => {

@@ -50,7 +50,9 @@ pub(crate) async fn adopt(host: &Arc<Host>, id: &SandboxId) -> Result<Arc<dyn Sa
         let network = Namespace::of_process(record.process.pid, "net")?;
         // A sandbox without outgoing network is better for its owner than none.
         let gateway = Listeners::open_for_tap(&network)
-            .and_then(|listeners| Gateway::start(listeners, EgressPolicy::deny_all(), host.gateway.clone()))
+            .and_then(|listeners| {
+                Gateway::start(id.as_str(), listeners, EgressPolicy::deny_all(), host.gateway.clone())
+            })
             .inspect_err(|error| warn!(sandbox_id = %id, %error, "adopted without outgoing network"))
             .ok();
         let (pid, vm_spec) = (record.process.pid, record.vm_spec);

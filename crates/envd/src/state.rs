@@ -81,6 +81,8 @@ pub struct Settings {
     pub token: Option<String>,
     /// Environment variables of the sandbox's creator, for every process.
     pub env: BTreeMap<String, String>,
+    /// Environment variables that make programs trust the platform's certificate authorities. Any other value of theirs wins.
+    pub trust_env: BTreeMap<String, String>,
     /// Environment variables of the platform, which override the creator's.
     pub platform_env: BTreeMap<String, String>,
     /// Default user of requests that name none.
@@ -98,6 +100,7 @@ impl Default for Settings {
         Self {
             token: None,
             env: BTreeMap::new(),
+            trust_env: BTreeMap::new(),
             platform_env: BTreeMap::from([("E2B_SANDBOX".to_owned(), "true".to_owned())]),
             default_user: "root".to_owned(),
             default_workdir: None,
@@ -108,7 +111,14 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Returns the environment variables of every process.
+    /// Returns the environment variables of every process, with those that nobody has asked for.
+    pub fn process_env(&self) -> BTreeMap<String, String> {
+        let mut all = self.trust_env.clone();
+        all.extend(self.all_env());
+        all
+    }
+
+    /// Returns the environment variables of the creator and the platform.
     pub fn all_env(&self) -> BTreeMap<String, String> {
         let mut all = self.env.clone();
         all.extend(self.platform_env.clone());

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use budget::{Account, Budget, Holder, Use};
 use parking_lot::{Mutex, RwLock};
 use rustix::net::sockopt;
@@ -20,8 +21,9 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use crate::dns::{Dns, DnsTotal, Resolvers};
+use crate::intercept::{DialError, Dialled, Intercepted, Interceptor, Outbound};
 use crate::listeners::Listeners;
-use crate::policy::{Cidr, EgressPolicy, is_never_public};
+use crate::policy::{Cidr, EgressPolicy, SandboxRules, is_never_public};
 use crate::sniff::{self, SniffedName};
 use crate::{DNS_PORT, EGRESS_PORT};
 
@@ -49,6 +51,8 @@ pub struct GatewayConfig {
     pub connections: Arc<Budget>,
     /// What all sandboxes may ask the resolvers together.
     pub dns_total: DnsTotal,
+    /// Serves connections to hosts that have header rules. Without it rules have no effect.
+    pub interceptor: Option<Arc<dyn Interceptor>>,
 }
 
 impl Default for GatewayConfig {
@@ -58,6 +62,7 @@ impl Default for GatewayConfig {
             internal_allowed: Vec::new(),
             connections: Budget::new("outgoing connections", DEFAULT_TOTAL),
             dns_total: DnsTotal::default(),
+            interceptor: None,
         }
     }
 }
@@ -72,6 +77,8 @@ pub struct Gateway {
 
 #[derive(Debug)]
 struct GatewayState {
+    /// Id of the sandbox.
+    sandbox: String,
     policy: RwLock<Arc<EgressPolicy>>,
     config: GatewayConfig,
     /// This sandbox as a holder of connections.
@@ -83,13 +90,19 @@ struct GatewayState {
 }
 
 impl Gateway {
-    /// Starts serving the listeners on the current runtime.
+    /// Starts serving the listeners of a sandbox on the current runtime.
     ///
     /// # Errors
     /// A socket cannot be registered with the runtime.
-    pub fn start(listeners: Listeners, policy: EgressPolicy, config: GatewayConfig) -> io::Result<Self> {
+    pub fn start(
+        sandbox: &str,
+        listeners: Listeners,
+        policy: EgressPolicy,
+        config: GatewayConfig,
+    ) -> io::Result<Self> {
         let dns = Arc::new(Dns::new(config.resolvers.clone(), config.dns_total.clone()));
         let state = Arc::new(GatewayState {
+            sandbox: sandbox.to_owned(),
             policy: RwLock::new(Arc::new(policy)),
             config,
             holder: next_holder(),
@@ -219,7 +232,11 @@ async fn accept_loop(listener: TcpListener, state: Arc<GatewayState>, stop: Canc
     }
 }
 
-async fn forward(mut client: TcpStream, state: &GatewayState, cut: &CancellationToken) -> io::Result<()> {
+async fn forward(
+    mut client: TcpStream,
+    state: &Arc<GatewayState>,
+    cut: &CancellationToken,
+) -> io::Result<()> {
     // However this ends early, the client must see a reset, or an interrupted download looks complete.
     reset_on_close(&client)?;
     let destination = original_destination(&client)?;
@@ -230,6 +247,13 @@ async fn forward(mut client: TcpStream, state: &GatewayState, cut: &Cancellation
     }
     let (target, head) = match decide(&mut client, destination, state).await {
         EgressDecision::Dial(target, head) => (target, head),
+        EgressDecision::Intercept(interceptor, host, head) => {
+            // TLS has an end of its own, by which the client tells a complete response.
+            sockopt::set_socket_linger(&client, None)?;
+            let outbound = Arc::new(SandboxOutbound(Arc::clone(state)));
+            let connection = Intercepted { client, head, host, port: destination.port(), outbound };
+            return cut.run_until_cancelled(interceptor.intercept(connection)).await.unwrap_or(Ok(()));
+        }
         EgressDecision::Refuse(reason) => {
             debug!(%destination, reason, "outgoing connection refused");
             return Ok(());
@@ -279,44 +303,81 @@ fn original_destination(client: &TcpStream) -> io::Result<SocketAddr> {
 enum EgressDecision {
     /// Connect to the address, and send what the client has sent so far.
     Dial(SocketAddr, Vec<u8>),
+    /// Have the connection to this host served, which has a header rule. Beside it what the client has sent so far.
+    Intercept(Arc<dyn Interceptor>, String, Vec<u8>),
     Refuse(&'static str),
 }
 
 async fn decide(client: &mut TcpStream, destination: SocketAddr, state: &GatewayState) -> EgressDecision {
     let policy = state.policy();
-    if policy.permits_address(destination.ip()) {
-        return match state.is_reachable(destination.ip()) {
-            true => EgressDecision::Dial(destination, Vec::new()),
-            false => EgressDecision::Refuse("the address is private or the host's own"),
-        };
+    let (address, port) = (destination.ip(), destination.port());
+    let is_permitted = policy.permits_address(address);
+    if is_permitted && !state.is_reachable(address) {
+        return EgressDecision::Refuse("the address is private or the host's own");
     }
-    let Some((name, head)) = requested_name(client, destination.port()).await else {
-        return EgressDecision::Refuse("the address is denied");
+    let rules = policy.rules.as_deref().map(|own| &own.rules).filter(|rules| rules.concern_port(port));
+    let interceptor = state.config.interceptor.as_ref().zip(rules);
+    if is_permitted && interceptor.is_none() {
+        return EgressDecision::Dial(destination, Vec::new());
+    }
+    let (name, head) = requested_name(client, port, interceptor.is_some()).await;
+    let Some(name) = name else {
+        return match is_permitted {
+            true => EgressDecision::Dial(destination, head),
+            false => EgressDecision::Refuse("the address is denied"),
+        };
     };
-    if !policy.permits_domain(&name) {
+    if !is_permitted && !policy.permits_domain(name.host()) {
         return EgressDecision::Refuse("the name is denied");
+    }
+    if let (Some((interceptor, rules)), RequestedName::Tls(host)) = (interceptor, &name) {
+        let host = host.strip_suffix('.').unwrap_or(host);
+        if rules.find(host, port).is_some() {
+            return EgressDecision::Intercept(Arc::clone(interceptor), host.to_owned(), head);
+        }
+    }
+    if is_permitted {
+        return EgressDecision::Dial(destination, head);
     }
     // The name is what the policy permits, so the name is resolved here: an /etc/hosts entry in the
     // sandbox cannot point it to another address.
-    match state.dns.lookup(&name).await.into_iter().find(|ip| state.is_reachable(*ip)) {
-        Some(address) => EgressDecision::Dial(SocketAddr::new(address, destination.port()), head),
+    match state.dns.lookup(name.host()).await.into_iter().find(|ip| state.is_reachable(*ip)) {
+        Some(address) => EgressDecision::Dial(SocketAddr::new(address, port), head),
         None => EgressDecision::Refuse("the name has no reachable address"),
     }
 }
 
-/// Reads the first bytes from the client, on the two ports where clients send a host name in them. Returns the name, and what was read.
+/// The host name in the first bytes of a connection, by the protocol that has it.
+enum RequestedName {
+    Tls(String),
+    Http(String),
+}
+
+impl RequestedName {
+    fn host(&self) -> &str {
+        let (Self::Tls(host) | Self::Http(host)) = self;
+        host
+    }
+}
+
+/// Reads the first bytes from the client, on the two ports where clients send a host name in them, and where TLS is expected. Returns the
+/// name, if there is any, and what was read.
 ///
 /// The bytes are taken out of the socket, each once: a client that sends them one by one would have the kernel go through all of them
 /// at each look, and the server be busy with nothing else.
-async fn requested_name(client: &mut TcpStream, port: u16) -> Option<(String, Vec<u8>)> {
-    let find: fn(&[u8], usize) -> SniffedName = match port {
-        80 => sniff::http_host,
-        443 => |bytes, _| sniff::tls_server_name(bytes),
-        _ => return None,
-    };
+async fn requested_name(
+    client: &mut TcpStream,
+    port: u16,
+    expects_tls: bool,
+) -> (Option<RequestedName>, Vec<u8>) {
+    const HTTP: u16 = 80;
+    if ![HTTP, egress_rules::HTTPS].contains(&port) && !expects_tls {
+        return (None, Vec::new());
+    }
+    let has_tls = expects_tls || port != HTTP;
     let mut buffer = vec![0u8; sniff::MAX_SNIFFED + 5];
+    let mut length = 0;
     let sniffed = tokio::time::timeout(SNIFF_TIMEOUT, async {
-        let mut length = 0;
         loop {
             let searched = length;
             // Nothing more when the buffer is full or the client has ended.
@@ -324,14 +385,70 @@ async fn requested_name(client: &mut TcpStream, port: u16) -> Option<(String, Ve
                 0 => return None,
                 more => length += more,
             }
-            match find(&buffer[..length], searched) {
-                SniffedName::Found(name) => return Some((name, length)),
+            let seen = &buffer[..length];
+            let is_http = port == HTTP && (!has_tls || !sniff::is_tls(seen));
+            let sniffed =
+                if is_http { sniff::http_host(seen, searched) } else { sniff::tls_server_name(seen) };
+            match sniffed {
+                SniffedName::Found(name) if is_http => return Some(RequestedName::Http(name)),
+                SniffedName::Found(name) => return Some(RequestedName::Tls(name)),
                 SniffedName::Absent => return None,
                 SniffedName::NeedMore => {}
             }
         }
     });
-    let (name, length) = sniffed.await.ok().flatten()?;
+    let name = sniffed.await.ok().flatten();
     buffer.truncate(length);
-    Some((name, buffer))
+    (name, buffer)
+}
+
+/// A sandbox, for the interceptor of its connections.
+#[derive(Debug)]
+struct SandboxOutbound(Arc<GatewayState>);
+
+#[async_trait]
+impl Outbound for SandboxOutbound {
+    fn sandbox(&self) -> &str {
+        &self.0.sandbox
+    }
+
+    fn rules(&self) -> Option<Arc<SandboxRules>> {
+        self.0.policy().rules.clone()
+    }
+
+    async fn dial(&self, host: &str, port: u16) -> Result<Dialled, DialError> {
+        let state = &self.0;
+        let policy = state.policy();
+        let addresses = state.dns.lookup(host).await;
+        if addresses.is_empty() {
+            return Err(DialError::Unresolved);
+        }
+        let by_name = policy.permits_domain(host);
+        let permitted = addresses
+            .into_iter()
+            .filter(|ip| state.is_reachable(*ip) && (by_name || policy.permits_address(*ip)));
+        let targets: Vec<_> = permitted.map(|ip| SocketAddr::new(ip, port)).collect();
+        if targets.is_empty() {
+            return Err(DialError::Denied);
+        }
+        let share = state.config.connections.take(state.account(), Use::Busy, MAX_CONNECTIONS);
+        let share = share.map_err(|_| DialError::Exhausted)?;
+        let connected = tokio::time::timeout(DIAL_TIMEOUT, connect_any(&targets)).await;
+        let stream =
+            connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(DialError::Failed)?;
+        stream.set_nodelay(true).map_err(DialError::Failed)?;
+        Ok(Dialled { stream, share })
+    }
+}
+
+/// Connects to the first address that accepts.
+async fn connect_any(targets: &[SocketAddr]) -> io::Result<TcpStream> {
+    let mut last = io::ErrorKind::NotFound.into();
+    for target in targets {
+        match TcpStream::connect(target).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }

@@ -12,6 +12,7 @@ mod dns;
 mod echo;
 mod gateway;
 mod hold;
+mod intercept;
 mod listeners;
 mod loopback;
 mod policy;
@@ -24,8 +25,9 @@ pub use dns::{DnsTotal, Resolvers};
 pub use echo::allow_echo;
 pub use gateway::{Gateway, GatewayConfig, is_host_address};
 pub use hold::{hold_tcp, release_tcp};
+pub use intercept::{DialError, Dialled, Intercepted, Interceptor, Outbound};
 pub use listeners::{Listeners, TcpListener, listen_in};
-pub use policy::{Cidr, EgressPolicy, PolicyError, is_never_public};
+pub use policy::{Cidr, EgressPolicy, PolicyError, SandboxRules, is_never_public};
 pub use tap::{LinkAddresses, TapNetwork, create_tap_network};
 
 use std::io;

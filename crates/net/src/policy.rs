@@ -6,7 +6,9 @@
 
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 
+use egress_rules::Rules;
 use serde::{Deserialize, Serialize};
 
 /// Errors in the rules of a policy.
@@ -93,7 +95,7 @@ impl From<Cidr> for String {
 }
 
 /// The egress rules of one sandbox. The default permits all public addresses.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EgressPolicy {
     /// Networks that are permitted although `deny` contains them.
     pub allow: Vec<Cidr>,
@@ -102,6 +104,17 @@ pub struct EgressPolicy {
     pub allow_domains: Vec<String>,
     /// Networks that are denied.
     pub deny: Vec<Cidr>,
+    /// Headers to set on requests, if there are rules.
+    pub rules: Option<Arc<SandboxRules>>,
+}
+
+/// The header rules of one sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SandboxRules {
+    /// The team whose secrets the rules refer to.
+    pub team: u128,
+    /// The rules.
+    pub rules: Rules,
 }
 
 impl EgressPolicy {

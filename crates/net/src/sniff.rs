@@ -51,18 +51,40 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     haystack.windows(needle.len()).position(|window| window == needle)
 }
 
-/// Returns the server name of a TLS ClientHello that fits into one record.
+/// Type of TLS records with handshake messages.
+const HANDSHAKE: u8 = 22;
+
+/// Whether the connection begins as TLS does.
+pub(crate) fn is_tls(bytes: &[u8]) -> bool {
+    bytes.first() == Some(&HANDSHAKE)
+}
+
+/// Returns the server name of a TLS ClientHello, which may be in several records.
 pub(crate) fn tls_server_name(bytes: &[u8]) -> SniffedName {
-    const HANDSHAKE: u8 = 22;
-    if bytes.first().is_some_and(|kind| *kind != HANDSHAKE) {
-        return SniffedName::Absent;
+    let need_more =
+        || if bytes.len() >= MAX_SNIFFED + 5 { SniffedName::Absent } else { SniffedName::NeedMore };
+    let mut rest = bytes;
+    let mut hello: Vec<u8> = Vec::new();
+    loop {
+        if rest.first().is_some_and(|kind| *kind != HANDSHAKE) {
+            return SniffedName::Absent;
+        }
+        let Some(&[_, _, _, high, low]) = rest.get(..5) else { return need_more() };
+        let length = usize::from(u16::from_be_bytes([high, low]));
+        let Some((record, after)) = rest[5..].split_at_checked(length) else { return need_more() };
+        hello.extend_from_slice(record);
+        rest = after;
+        // An empty record is not allowed here, and would make this endless work.
+        if record.is_empty() {
+            return SniffedName::Absent;
+        }
+        if let &[_, high, middle, low, ..] = hello.as_slice()
+            && hello.len() >= 4 + (usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low))
+        {
+            break;
+        }
     }
-    let Some(&[_, _, _, high, low]) = bytes.get(..5) else { return SniffedName::NeedMore };
-    let length = usize::from(u16::from_be_bytes([high, low]));
-    let Some(record) = bytes.get(5..5 + length) else {
-        return if bytes.len() >= MAX_SNIFFED + 5 { SniffedName::Absent } else { SniffedName::NeedMore };
-    };
-    client_hello_name(record)
+    client_hello_name(&hello)
         .map_or(SniffedName::Absent, |name| SniffedName::Found(name.to_ascii_lowercase()))
 }
 
@@ -141,10 +163,28 @@ mod tests {
         let mut record = vec![1, 0];
         record.extend(len(hello.len()));
         record.extend(hello);
-        let mut bytes = vec![22, 3, 1];
-        bytes.extend(len(record.len()));
-        bytes.extend(record);
-        bytes
+        in_records(&record, record.len())
+    }
+
+    /// Splits a message into records of at most `size` bytes.
+    fn in_records(message: &[u8], size: usize) -> Vec<u8> {
+        let records = message.chunks(size).flat_map(|part| {
+            let length = u16::try_from(part.len()).unwrap().to_be_bytes();
+            [&[22, 3, 1][..], &length, part].concat()
+        });
+        records.collect()
+    }
+
+    #[test]
+    fn finds_the_server_name_in_several_records() {
+        let hello = client_hello("example.com");
+        for size in 1..hello.len() {
+            let split = in_records(&hello[5..], size);
+            assert_eq!(tls_server_name(&split), SniffedName::Found("example.com".into()), "{size}");
+            assert_eq!(tls_server_name(&split[..split.len() - 1]), SniffedName::NeedMore, "{size}");
+        }
+        let empty = [&[22, 3, 1, 0, 0][..], &hello].concat();
+        assert_eq!(tls_server_name(&empty), SniffedName::Absent);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use egress_rules::NetworkRules;
 use ids::{BuildId, ExecutionId, KeyId, SandboxId, SnapshotId, TeamId, TemplateId};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -372,6 +373,9 @@ pub struct NetworkConfig {
     pub dns_servers: Option<Vec<String>>,
     /// Host header for servers inside; `${PORT}` stands for the port.
     pub mask_request_host: Option<String>,
+    /// Headers that the gateway sets on requests, by host. Placeholders for secrets are not replaced here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rules: Option<NetworkRules>,
 }
 
 /// Fields of a sandbox that no query needs.

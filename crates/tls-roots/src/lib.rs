@@ -3,6 +3,8 @@
 
 #![forbid(unsafe_code)]
 
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 
 /// Returns a configuration that trusts the system's certificate authorities. Blocks for some milliseconds to read them.
@@ -12,6 +14,15 @@ use rustls::{ClientConfig, RootCertStore};
 pub fn client_config() -> ClientConfig {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    config_with(roots)
+}
+
+/// As [`client_config`], with further authorities that are trusted, PEM. Text without any certificate adds none.
+#[must_use]
+pub fn client_config_with(authorities: &str) -> ClientConfig {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    roots.add_parsable_certificates(CertificateDer::pem_slice_iter(authorities.as_bytes()).flatten());
     config_with(roots)
 }
 

@@ -9,6 +9,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::IntoResponse;
 use control::{CreateRequest, IdempotencyKey, ListQuery, NetworkUpdate};
+use egress_rules::NetworkRules;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -75,7 +76,7 @@ struct Network {
     deny_out: Option<Vec<String>>,
     dns_servers: Option<Vec<String>>,
     mask_request_host: Option<String>,
-    rules: Option<Map<String, Value>>,
+    rules: Option<NetworkRules>,
     egress_proxy: Option<Value>,
     https_ports: Option<Vec<Value>>,
     #[serde(rename = "allow_internet_access")]
@@ -86,11 +87,16 @@ impl Network {
     /// Refuses options that this server does not have.
     fn check(&self) -> Result<(), ApiError> {
         let unsupported = [
-            (self.rules.as_ref().is_some_and(|rules| !rules.is_empty()), "network.rules"),
             (self.egress_proxy.is_some(), "network.egressProxy"),
             (self.https_ports.as_ref().is_some_and(|ports| !ports.is_empty()), "network.httpsPorts"),
         ];
         refuse(unsupported)
+    }
+
+    /// Returns the header rules as they are stored.
+    fn take_rules(&mut self) -> Result<Option<NetworkRules>, ApiError> {
+        let rules = self.rules.take().map(NetworkRules::normalized).transpose();
+        rules.map_err(|error| ApiError::bad_request(error.to_string()))
     }
 }
 
@@ -103,14 +109,16 @@ fn refuse<const N: usize>(fields: [(bool, &str); N]) -> Result<(), ApiError> {
 }
 
 impl NewSandbox {
-    fn into_request(self, default_timeout: i64) -> Result<CreateRequest, ApiError> {
+    fn into_request(mut self, default_timeout: i64) -> Result<CreateRequest, ApiError> {
         let tokens = self.iam.and_then(|iam| iam.tokens);
         refuse([
             (self.volume_mounts.is_some_and(|mounts| !mounts.is_empty()), "volumeMounts"),
             (tokens.is_some_and(|tokens| !tokens.is_empty()), "iam.tokens"),
         ])?;
-        if let Some(network) = &self.network {
+        let mut rules = None;
+        if let Some(network) = &mut self.network {
             network.check()?;
+            rules = network.take_rules()?;
         }
         Ok(CreateRequest {
             template: self.template_id,
@@ -123,6 +131,7 @@ impl NewSandbox {
                 deny_out: network.deny_out,
                 dns_servers: network.dns_servers,
                 mask_request_host: network.mask_request_host,
+                rules,
             }),
             allow_internet_access: self.allow_internet_access,
             lifecycle: Lifecycle {
@@ -186,10 +195,12 @@ async fn network(
     State(api): State<Api>,
     Caller(team): Caller,
     SandboxPath(id): SandboxPath,
-    Body(body): Body<Network>,
+    Body(mut body): Body<Network>,
 ) -> Result<StatusCode, ApiError> {
     body.check()?;
+    let rules = body.take_rules()?;
     let update = NetworkUpdate {
+        rules,
         allow_out: body.allow_out,
         deny_out: body.deny_out,
         dns_servers: body.dns_servers,

@@ -110,7 +110,7 @@ impl Control {
         check_sandbox_size(team, &resolved.build)?;
         self.check_lifecycle(request.lifecycle)?;
         request.lifecycle.resume_timeout = request.timeout.max(MIN_AFTER_WAKING).min(max_timeout(team));
-        let policy = egress_policy(request.network.as_ref(), request.allow_internet_access)?;
+        let policy = egress_policy(team.id, request.network.as_ref(), request.allow_internet_access)?;
         self.node.admit()?;
         let reservation = self.quota.reserve(team.id, team.limits.concurrent_sandboxes)?;
         let ticket = self.launcher.queue.join()?;

@@ -1,8 +1,10 @@
 //! Translates a request's network settings into the engine's egress policy. Error texts are part of the wire contract.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
-use net::{Cidr, EgressPolicy};
+use ids::TeamId;
+use net::{Cidr, EgressPolicy, SandboxRules};
 use store::NetworkConfig;
 
 use crate::ControlError;
@@ -12,11 +14,12 @@ const DEFAULT_DNS: &str = "8.8.8.8";
 /// Maximum number of name servers.
 const MAX_DNS_SERVERS: usize = 10;
 
-/// Returns the egress policy that a request asks for.
+/// Returns the egress policy that a request of this team asks for.
 ///
 /// # Errors
-/// An entry is malformed, or names are allowed while other traffic is not denied.
+/// An entry or header rule is malformed, or names are allowed while other traffic is not denied.
 pub fn egress_policy(
+    team: TeamId,
     network: Option<&NetworkConfig>,
     allow_internet_access: Option<bool>,
 ) -> Result<EgressPolicy, ControlError> {
@@ -53,6 +56,10 @@ pub fn egress_policy(
     }
     if let Some(mask) = &network.mask_request_host {
         check_mask(mask)?;
+    }
+    if let Some(rules) = &network.rules {
+        let rules = rules.check().map_err(|error| ControlError::Invalid(error.to_string()))?;
+        policy.rules = Some(Arc::new(SandboxRules { team: team.as_u128(), rules }));
     }
     Ok(policy)
 }
@@ -109,11 +116,19 @@ pub(super) fn clear_egress(network: &mut NetworkConfig) {
     network.allow_out = None;
     network.deny_out = None;
     network.dns_servers = None;
+    network.rules = None;
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn policy_of(
+        network: Option<&NetworkConfig>,
+        allow_internet_access: Option<bool>,
+    ) -> Result<EgressPolicy, ControlError> {
+        egress_policy(TeamId::generate(), network, allow_internet_access)
+    }
 
     /// The value of the SDKs' constant of this name.
     const ALL_TRAFFIC: &str = "0.0.0.0/0";
@@ -125,14 +140,14 @@ mod tests {
 
     #[test]
     fn without_settings_everything_public_is_allowed() {
-        assert_eq!(egress_policy(None, None).unwrap(), EgressPolicy::default());
-        assert_eq!(egress_policy(None, Some(true)).unwrap(), EgressPolicy::default());
-        assert_eq!(egress_policy(None, Some(false)).unwrap(), EgressPolicy::deny_all());
+        assert_eq!(policy_of(None, None).unwrap(), EgressPolicy::default());
+        assert_eq!(policy_of(None, Some(true)).unwrap(), EgressPolicy::default());
+        assert_eq!(policy_of(None, Some(false)).unwrap(), EgressPolicy::deny_all());
     }
 
     #[test]
     fn networks_and_names_are_distinguished() {
-        let policy = egress_policy(
+        let policy = policy_of(
             Some(&config(&["1.1.1.1", "10.0.0.0/8", "*.Example.com", "pypi.org."], &[ALL_TRAFFIC])),
             None,
         )
@@ -145,7 +160,7 @@ mod tests {
 
     #[test]
     fn denied_internet_keeps_allowed_networks() {
-        let policy = egress_policy(Some(&config(&["1.1.1.1"], &["9.9.9.9"])), Some(false)).unwrap();
+        let policy = policy_of(Some(&config(&["1.1.1.1"], &["9.9.9.9"])), Some(false)).unwrap();
         assert!(policy.permits_address("1.1.1.1".parse().unwrap()));
         assert!(!policy.permits_address("8.8.4.4".parse().unwrap()));
     }
@@ -154,13 +169,13 @@ mod tests {
     fn named_dns_servers_replace_the_default() {
         let mut network = config(&["a.com"], &[ALL_TRAFFIC]);
         network.dns_servers = Some(vec![]);
-        assert!(egress_policy(Some(&network), None).unwrap().allow.is_empty());
+        assert!(policy_of(Some(&network), None).unwrap().allow.is_empty());
         network.dns_servers = Some(vec!["9.9.9.9".into()]);
-        assert!(egress_policy(Some(&network), None).unwrap().permits_address("9.9.9.9".parse().unwrap()));
+        assert!(policy_of(Some(&network), None).unwrap().permits_address("9.9.9.9".parse().unwrap()));
         network.dns_servers = Some(vec!["::1".into()]);
-        assert!(egress_policy(Some(&network), None).is_err());
+        assert!(policy_of(Some(&network), None).is_err());
         network.dns_servers = Some(vec!["9.9.9.9".into(); 11]);
-        assert!(egress_policy(Some(&network), None).is_err());
+        assert!(policy_of(Some(&network), None).is_err());
     }
 
     #[test]
@@ -172,10 +187,10 @@ mod tests {
             (&["0.0.0.0"], &[], "invalid allowed CIDR 0.0.0.0"),
             (&["1.2.3.4/40"], &[], "invalid allowed CIDR 1.2.3.4/40"),
         ] {
-            let error = egress_policy(Some(&config(allow, deny)), None).unwrap_err();
+            let error = policy_of(Some(&config(allow, deny)), None).unwrap_err();
             assert_eq!(error.to_string(), message);
         }
-        let error = egress_policy(Some(&config(&["a.com"], &["1.1.1.1"])), None).unwrap_err().to_string();
+        let error = policy_of(Some(&config(&["a.com"], &["1.1.1.1"])), None).unwrap_err().to_string();
         assert!(error.contains("'ALL_TRAFFIC'"), "{error}");
     }
 
@@ -194,7 +209,7 @@ mod tests {
         ] {
             let network =
                 NetworkConfig { mask_request_host: Some(mask.to_owned()), ..NetworkConfig::default() };
-            assert_eq!(egress_policy(Some(&network), None).is_ok(), fine, "{mask:?}");
+            assert_eq!(policy_of(Some(&network), None).is_ok(), fine, "{mask:?}");
         }
     }
 }

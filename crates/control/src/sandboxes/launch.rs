@@ -117,7 +117,7 @@ impl LaunchSpec {
             disk_mib: details.disk_mib,
             // The creator's variables are only in envd's memory.
             env: (restore_mode == RestoreMode::Disk).then(|| details.config.env.clone()),
-            egress: egress_policy(details.network.as_ref(), details.allow_internet_access)?,
+            egress: egress_policy(record.team, details.network.as_ref(), details.allow_internet_access)?,
             source: LaunchSource::Snapshot {
                 snapshot: pause.snapshot,
                 restore_mode,

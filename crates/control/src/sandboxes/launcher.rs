@@ -163,7 +163,7 @@ impl Launcher {
             cpu_count: Some(spec.cpu_count.into()),
             memory_mib: Some(spec.memory_mib.into()),
             disk_mib: self.engine.descriptor().capabilities.disk_limit.then(|| spec.disk_mib.into()),
-            ca_bundle: self.config.trusted_ca.clone().filter(|_| spec.trusts_operator_ca),
+            ca_bundle: self.authorities().filter(|_| spec.trusts_operator_ca),
             seed: restored_from.map(|_| hex::encode(seed)),
             ..InitRequest::default()
         };
@@ -178,6 +178,16 @@ impl Launcher {
             }),
             reason = wait_for_exit(&mut exit) => Err(ControlError::StartFailed(describe(&reason))),
         }
+    }
+
+    /// Returns the certificate authorities that sandboxes trust besides their template's: the operator's and the server's own.
+    fn authorities(&self) -> Option<String> {
+        let both: Vec<&str> = [&self.config.trusted_ca, &self.config.egress_ca]
+            .into_iter()
+            .flatten()
+            .map(|pem| pem.trim())
+            .collect();
+        (!both.is_empty()).then(|| both.join("\n"))
     }
 
     /// Calls `POST /init`, which needs no token, as envd trusts the server's connections. Only the envd of a sandbox that an
@@ -200,8 +210,12 @@ impl Launcher {
 
     /// Gives an adopted sandbox's envd its inner token, which it lacks if an earlier version of the server started it.
     pub(crate) async fn renew_token(&self, sandbox: &dyn EngineSandbox) {
-        let init =
-            InitRequest { access_token: Some(self.tokens.inner(sandbox.id())), ..InitRequest::default() };
+        let init = InitRequest {
+            access_token: Some(self.tokens.inner(sandbox.id())),
+            // The server's own may have been replaced meanwhile.
+            ca_bundle: self.authorities(),
+            ..InitRequest::default()
+        };
         if let Err(error) = self.call_init(sandbox, sandbox.id(), &init).await {
             tracing::warn!(sandbox_id = %sandbox.id(), %error, "failed to renew the token of an adopted sandbox");
         }

@@ -153,7 +153,11 @@ impl Control {
             return None;
         }
         // The engine may have lost the rules.
-        match egress_policy(record.details.network.as_ref(), record.details.allow_internet_access) {
+        match egress_policy(
+            record.team,
+            record.details.network.as_ref(),
+            record.details.allow_internet_access,
+        ) {
             Ok(policy) => sandbox.set_egress(policy),
             Err(error) => {
                 tracing::error!(sandbox_id = %id, %error, "stored network rules are invalid; denying all egress");

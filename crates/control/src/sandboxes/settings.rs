@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use egress_rules::NetworkRules;
 use ids::SandboxId;
 use store::{NetworkConfig, Team};
 use time::{Duration, OffsetDateTime};
@@ -27,6 +28,8 @@ pub struct NetworkUpdate {
     pub deny_out: Option<Vec<String>>,
     /// Name servers that are reachable when a name is allowed.
     pub dns_servers: Option<Vec<String>>,
+    /// Headers that the gateway sets on requests, by host.
+    pub rules: Option<NetworkRules>,
     /// Whether internet access is explicitly allowed or denied.
     pub allow_internet_access: Option<bool>,
 }
@@ -94,7 +97,8 @@ impl Control {
         network.allow_out = update.allow_out;
         network.deny_out = update.deny_out;
         network.dns_servers = update.dns_servers;
-        let policy = egress_policy(Some(&network), update.allow_internet_access)?;
+        network.rules = update.rules;
+        let policy = egress_policy(team.id, Some(&network), update.allow_internet_access)?;
         details.network = (network != NetworkConfig::default()).then_some(network);
         details.allow_internet_access = update.allow_internet_access;
         self.store.set_sandbox_details(id, &details).await?;

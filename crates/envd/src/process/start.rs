@@ -55,7 +55,7 @@ pub async fn start(
     }
     let (env, workdir) = {
         let settings = envd.settings();
-        (settings.all_env(), settings.default_workdir.clone())
+        (settings.process_env(), settings.default_workdir.clone())
     };
     let cwd = paths::resolve(config.cwd.as_deref().unwrap_or(""), &user.home, workdir.as_deref())
         .map_err(|error| ConnectError::invalid_argument(error.to_string()))?;

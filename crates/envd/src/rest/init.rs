@@ -3,6 +3,7 @@
 //! Only the server may send them. Where envd runs on its own, the first request needs no token; once a token is set, only a
 //! request with this token may change or remove it.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use body_drain::DrainableBody;
@@ -88,16 +89,27 @@ async fn apply(envd: &Envd, init: InitRequest) -> Result<(), RestError> {
         clock::step(timestamp);
     }
     // Before the settings change: a request that fails here may be repeated.
-    let init = tokio::task::spawn_blocking(move || change_system(&root, &init).map(|()| init)).await??;
-    set(&mut envd.settings(), init, timestamp);
+    let (init, trust) = tokio::task::spawn_blocking(move || {
+        let trust = change_system(&root, &init);
+        (init, trust)
+    })
+    .await?;
+    let mut settings = envd.settings();
+    if let Some(trust) = trust {
+        settings.trust_env = trust;
+    }
+    set(&mut settings, init, timestamp);
     Ok(())
 }
 
-fn change_system(root: &Path, init: &InitRequest) -> Result<(), RestError> {
-    if let Some(pem) = init.ca_bundle.as_deref().filter(|pem| !pem.trim().is_empty()) {
-        system::install_ca(root, pem)
-            .map_err(|error| RestError::bad_request(format!("error installing CA bundle: {error}")))?;
-    }
+/// Changes files of the system. Returns the variables by which programs find the authorities, if there are any.
+fn change_system(root: &Path, init: &InitRequest) -> Option<BTreeMap<String, String>> {
+    let pem = init.ca_bundle.as_deref().filter(|pem| !pem.trim().is_empty());
+    // Every sandbox is given authorities, and images may have anything where the bundle is: such a sandbox works without them.
+    let trust = pem.and_then(|pem| {
+        let installed = system::install_ca(root, pem);
+        installed.inspect_err(|error| eprintln!("cannot install certificate authorities: {error}")).ok()
+    });
     // The rest is optional: a sandbox with a read-only /etc works without it.
     let _ = system::write_markers(root, init.sandbox_id.as_deref(), init.template_id.as_deref());
     if let Some(name) = init.hostname.as_deref().filter(|name| !name.is_empty()) {
@@ -106,7 +118,7 @@ fn change_system(root: &Path, init: &InitRequest) -> Result<(), RestError> {
     if let Some(address) = init.hyperloop_ip.as_deref().filter(|address| !address.is_empty()) {
         let _ = system::set_host(root, address, "events.e2b.local");
     }
-    Ok(())
+    trust
 }
 
 fn set(settings: &mut Settings, init: InitRequest, timestamp: Option<i128>) {

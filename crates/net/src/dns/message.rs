@@ -75,6 +75,10 @@ impl Question {
         Some(Self { name, rtype, dnssec_ok: false, checking_disabled: false })
     }
 
+    pub(super) fn rtype(&self) -> Rtype {
+        self.rtype
+    }
+
     /// The name as policies have it: in lower case and without the final dot. `None` for names that are no host names, in which a
     /// byte of a label may look like a dot.
     pub(super) fn host_name(&self) -> Option<String> {

@@ -171,15 +171,27 @@ impl Dns {
 /// Reads a query and checks it against the policy.
 fn read(packet: &[u8], policy: &EgressPolicy) -> Result<Query, Rejection> {
     let query = Query::parse(packet)?;
+    let name = query.question.host_name();
+    if hides_names(&query.question)
+        && let (Some(own), Some(name)) = (&policy.rules, &name)
+        && own.rules.concern_host(name)
+    {
+        return Err(Rejection::Respond(query.error(Rcode::NOERROR)));
+    }
     if !policy.restricts_names() {
         return Ok(query);
     }
-    let name = query.question.host_name();
     if name.as_ref().is_some_and(|name| policy.permits_domain(name)) {
         return Ok(query);
     }
     debug!(name, "DNS query refused");
     Err(Rejection::Respond(query.error(Rcode::REFUSED)))
+}
+
+/// Whether the question is for records by which clients encrypt the name that they ask a server for (ECH), or use QUIC. For hosts with
+/// header rules there are none: clients then connect by TLS, with the name in clear.
+fn hides_names(question: &Question) -> bool {
+    [Rtype::HTTPS, Rtype::SVCB].contains(&question.rtype())
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! Prints `listening on <url>` on standard output once requests are accepted, on a second line the URL with TLS; logs go to standard error.
 
 mod base_template;
+mod egress;
 mod heap;
 mod listeners;
 mod settings;
@@ -92,6 +93,10 @@ pub(crate) struct ServeArguments {
     /// proxy.
     #[arg(long, value_name = "FILE")]
     sandbox_ca: Option<PathBuf>,
+    /// PEM file of certificate authorities that hosts with header rules may have their certificates from, besides those that this host
+    /// trusts.
+    #[arg(long, value_name = "FILE")]
+    egress_ca: Option<PathBuf>,
     /// Mirror of a container image registry: the registry's host name, `=`, and the mirror's `http://` or `https://` URL. May be
     /// repeated.
     #[arg(long, value_name = "HOST=URL", value_parser = settings::registry_mirror)]
@@ -234,10 +239,12 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
 async fn open_control(arguments: &ServeArguments, budgets: &Budgets) -> Result<Arc<Control>, Failure> {
     let data = &arguments.data;
     let layers = LayerStore::open(arguments.layers_dir.as_deref().unwrap_or(&data.layers()))?;
-    let engine = engines::open(&arguments.engines, data, &settings::gateway(arguments, budgets)).await?;
-    let store = database::open(data, arguments.database.as_deref()).await?;
-    let config = settings::control(arguments, &layers, engine.descriptor().isolation)?;
-    let store = Arc::new(MeasuredStore::new(store));
+    let store = Arc::new(MeasuredStore::new(database::open(data, arguments.database.as_deref()).await?));
+    let egress = egress::open(arguments)?;
+    let gateway = settings::gateway(arguments, budgets, egress.interceptor);
+    let engine = engines::open(&arguments.engines, data, &gateway).await?;
+    let mut config = settings::control(arguments, &layers, engine.descriptor().isolation)?;
+    config.egress_ca = Some(egress.authorities);
     let control = Control::open(store, engine, config).await?;
     // The options also apply to a default team of an earlier start; other teams are changed by `team update`.
     let limits = LimitsChange::from(&arguments.limits);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use control::LimitsChange;
 use engine::Isolation;
 use layers::{LayerDigest, LayerStore};
-use net::{GatewayConfig, Resolvers};
+use net::{GatewayConfig, Interceptor, Resolvers};
 
 use super::ServeArguments;
 use crate::budgets::Budgets;
@@ -41,7 +41,8 @@ pub(super) fn control(
     config.metrics_dir = Some(data_dir.join("metrics"));
     config.layers = Some(layers.clone());
     config.owns_layers = arguments.layers_dir.is_none();
-    config.trusted_ca = arguments.sandbox_ca.as_deref().map(authorities).transpose()?;
+    config.trusted_ca =
+        arguments.sandbox_ca.as_deref().map(|path| authorities("--sandbox-ca", path)).transpose()?;
     config.registries = registries(arguments);
     config.pool_max = arguments.pool;
     config.pool_memory = arguments.pool_memory << 20;
@@ -63,7 +64,11 @@ fn layer_path(layers: &LayerStore) -> impl Fn(&str) -> PathBuf + Send + Sync + '
 }
 
 /// Returns the configuration of the gateway for connections out of sandboxes.
-pub(super) fn gateway(arguments: &ServeArguments, budgets: &Budgets) -> GatewayConfig {
+pub(super) fn gateway(
+    arguments: &ServeArguments,
+    budgets: &Budgets,
+    interceptor: Arc<dyn Interceptor>,
+) -> GatewayConfig {
     let resolvers = if arguments.dns.is_empty() {
         Resolvers::parse(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
     } else {
@@ -73,6 +78,7 @@ pub(super) fn gateway(arguments: &ServeArguments, budgets: &Budgets) -> GatewayC
         resolvers,
         internal_allowed: arguments.egress_allow_internal.clone(),
         connections: Arc::clone(&budgets.outgoing),
+        interceptor: Some(interceptor),
         ..GatewayConfig::default()
     }
 }
@@ -96,13 +102,16 @@ fn registries(arguments: &ServeArguments) -> oci::Registries {
     }
 }
 
-/// Reads the PEM file of `--sandbox-ca`.
-fn authorities(path: &Path) -> Result<String, Failure> {
+/// Reads the PEM file of an option.
+///
+/// # Errors
+/// It cannot be read, or is not PEM.
+pub(super) fn authorities(option: &str, path: &Path) -> Result<String, Failure> {
     let text = fs::read_to_string(path)
-        .map_err(|error| Failure::new(format!("--sandbox-ca: {}: {error}", path.display())))?;
+        .map_err(|error| Failure::new(format!("{option}: {}: {error}", path.display())))?;
     if !text.contains("-----BEGIN CERTIFICATE-----") || text.len() > MAX_CA_SIZE {
         return Err(Failure::new(format!(
-            "--sandbox-ca: {} is not a PEM file of at most {MAX_CA_SIZE} bytes; name one with just the authorities to add",
+            "{option}: {} is not a PEM file of at most {MAX_CA_SIZE} bytes; name one with just the authorities to add",
             path.display()
         )));
     }

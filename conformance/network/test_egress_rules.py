@@ -1,0 +1,289 @@
+"""Header rules (`network.rules`): the server sets headers on requests of sandboxes, and programs inside never have them."""
+
+import base64
+import contextlib
+import json
+import threading
+
+import pytest
+from e2b import Sandbox, SandboxException
+
+from fake_network import PUBLIC
+from secure_web import DOMAIN, UNTRUSTED
+
+API = f"api.{DOMAIN}"
+OTHER = f"other.{DOMAIN}"
+
+
+def rule(**headers):
+    return [{"transform": {"headers": {name.replace("_", "-"): value for name, value in headers.items()}}}]
+
+
+@pytest.fixture(scope="module")
+def ruled(server):
+    rules = {API: rule(X_Api_Key="k1"), f"h1.{DOMAIN}": rule(X_Api_Key="k1"), UNTRUSTED: rule(X_Api_Key="k1"),
+             f"nowhere.{DOMAIN}": rule(X_Api_Key="k1"), f"rebinding.{DOMAIN}": rule(X_Api_Key="k1"),
+             f"{API}:8443": rule(X_Api_Key="k8443")}
+    sandbox = Sandbox.create(network={"rules": rules})
+    yield sandbox
+    sandbox.kill()
+
+
+def run(sandbox, command):
+    done = sandbox.commands.run(f"{command} || echo exit=$?")
+    return done.stdout
+
+
+def get(sandbox, url, *words):
+    """The JSON of a response."""
+    words = " ".join(f"'{word}'" for word in words)
+    return json.loads(run(sandbox, f"curl --silent --show-error --max-time 10 {words} '{url}'"))
+
+
+def status(sandbox, url, *words):
+    words = " ".join(f"'{word}'" for word in words)
+    return run(sandbox, f"curl --silent --output /dev/null --write-out '%{{http_code}}' --max-time 10 {words} '{url}'")
+
+
+def values(response, name):
+    assert "headers" in response, response
+    return [value for key, value in response["headers"] if key.lower() == name]
+
+
+def python(sandbox, program):
+    """Runs a program inside; returns its output."""
+    encoded = base64.b64encode(program.encode()).decode()
+    return sandbox.commands.run(f"echo {encoded} | base64 -d > /tmp/program.py && python3 /tmp/program.py").stdout
+
+
+def keys_of(sandbox, host=API):
+    return values(get(sandbox, f"https://{host}/"), "x-api-key")
+
+
+def test_a_rule_replaces_what_the_program_sends(ruled):
+    seen = get(ruled, f"https://{API}/path?q=1", "-H", "X-Api-Key: own", "-H", "x-api-key: two", "-H", "X-Kept: Yes", "--http1.1")
+    assert values(seen, "x-api-key") == ["k1"]
+    assert ["X-Kept", "Yes"] in seen["headers"] and seen["path"] == "/path?q=1" and seen["version"] == "1.1"
+    # The port has a rule of its own.
+    assert values(get(ruled, f"https://{API}:8443/"), "x-api-key") == ["k8443"]
+
+
+def test_a_program_cannot_have_the_header_removed(ruled):
+    seen = get(ruled, f"https://{API}/", "-H", "Connection: X-Api-Key, close", "--http1.1")
+    assert values(seen, "x-api-key") == ["k1"]
+
+
+def test_hosts_without_a_rule_are_not_touched(ruled):
+    shown = run(ruled, f"curl -k -v --silent https://{OTHER}/ 2>&1")
+    assert "issuer: CN=Fake internet" in shown and "k1" not in shown
+    shown = run(ruled, f"curl -v --silent https://{API}/ 2>&1")
+    assert "issuer: CN=Cofferdam egress" in shown
+
+
+def test_plain_http_gets_no_header(ruled):
+    assert "hello" in run(ruled, f"curl --silent http://{API}/")
+    assert f"host {API}" in run(ruled, f"curl --silent -H 'Host: {API}' http://{PUBLIC}/")
+
+
+def test_a_request_for_another_host_is_not_sent(ruled):
+    """Both names have one certificate and one server: without this check the other site would be sent the secret."""
+    for version in ["--http1.1", "--http2"]:
+        assert status(ruled, f"https://{API}/", "-H", f"Host: {OTHER}", version) == "421"
+        assert status(ruled, f"https://{API}/", version) == "200"
+    assert status(ruled, f"https://{API}/", "--request-target", f"https://{OTHER}/", "--http1.1") == "405"
+    assert status(ruled, f"https://{API}/", "-X", "CONNECT", "--request-target", f"{OTHER}:443", "--http1.1") == "405"
+
+
+def test_names_are_resolved_outside_the_sandbox(ruled):
+    """A program that has its own server for the name does not get the header there."""
+    for address in ["203.0.113.2", PUBLIC]:
+        seen = get(ruled, f"https://{API}/", "--resolve", f"{API}:443:{address}")
+        assert values(seen, "x-api-key") == ["k1"] and values(seen, "host") + values(seen, ":authority") == [API]
+    # A name that the resolver gives an address of the host's network.
+    answer = get(ruled, f"https://rebinding.{DOMAIN}/", "--resolve", f"rebinding.{DOMAIN}:443:{PUBLIC}")
+    assert answer["error"] == "egress transform: the host has no address that the sandbox may reach"
+
+
+def test_failures_are_responses_that_say_why(ruled):
+    assert status(ruled, f"https://{UNTRUSTED}/") == "502"
+    answer = get(ruled, f"https://{UNTRUSTED}/")
+    assert answer["error"].startswith("egress transform: TLS with the host failed: invalid peer certificate")
+    answer = get(ruled, f"https://nowhere.{DOMAIN}/", "--resolve", f"nowhere.{DOMAIN}:443:{PUBLIC}")
+    assert answer["error"] == "egress transform: the host name cannot be resolved"
+
+
+def test_http2_and_http1_are_translated(ruled):
+    seen = get(ruled, f"https://{API}/", "--http2")
+    assert (seen["version"], values(seen, "x-api-key")) == ("2", ["k1"])
+    seen = get(ruled, f"https://h1.{DOMAIN}/", "--http2", "-H", "Cookie: a=1")
+    assert (seen["version"], values(seen, "x-api-key"), values(seen, "host")) == ("1.1", ["k1"], [f"h1.{DOMAIN}"])
+
+
+def test_bodies_are_streamed(ruled):
+    run(ruled, "head -c 50000000 /dev/zero > /tmp/body")
+    for version in ["--http1.1", "--http2"]:
+        assert get(ruled, f"https://{API}/", version, "--data-binary", "@/tmp/body")["length"] == 50_000_000
+    assert get(ruled, f"https://{API}/", "--http1.1", "-H", "Transfer-Encoding: chunked", "--data-binary", "@/tmp/body")["length"] == 50_000_000
+    assert run(ruled, f"curl --silent https://h1.{DOMAIN}/bytes/65536000 | wc -c").strip() == "65536000"
+
+
+UPGRADE = f"""
+import socket, ssl
+client = ssl.create_default_context().wrap_socket(socket.create_connection(("{API}", 443)), server_hostname="{API}")
+client.sendall(b"GET / HTTP/1.1\\r\\nHost: {API}\\r\\nConnection: Upgrade\\r\\nUpgrade: echo\\r\\nX-Api-Key: own\\r\\n\\r\\n")
+stream = client.makefile("rb")
+print(stream.readline().decode().strip())
+while stream.readline().strip(): pass
+print(stream.readline().decode().strip())
+for n in range(3):
+    client.sendall(b"frame %d\\n" % n)
+    print(stream.readline().decode().strip())
+"""
+
+
+def test_protocols_are_switched(ruled):
+    first, headers, *frames = python(ruled, UPGRADE).splitlines()
+    assert first == "HTTP/1.1 101 Switching Protocols"
+    assert [value for name, value in json.loads(headers) if name.lower() == "x-api-key"] == ["k1"]
+    assert frames == ["frame 0", "frame 1", "frame 2"]
+
+
+def test_wildcards_and_the_longest_suffix(server):
+    rules = {f"*.{DOMAIN}": rule(X_Api_Key="wide"), f"*.deep.{DOMAIN}": rule(X_Api_Key="narrow"), f"free.{DOMAIN}": []}
+    sandbox = Sandbox.create(network={"rules": rules})
+    try:
+        assert keys_of(sandbox) == ["wide"]
+        assert keys_of(sandbox, f"a.deep.{DOMAIN}") == ["narrow"]
+        assert "Fake internet" in run(sandbox, f"curl -k -v --silent https://{DOMAIN}/ 2>&1")
+        assert "Fake internet" in run(sandbox, f"curl -k -v --silent https://free.{DOMAIN}/ 2>&1")
+    finally:
+        sandbox.kill()
+
+
+KEPT_ALIVE = f"""
+import http.client, json, sys
+client = http.client.HTTPSConnection("{API}")
+for _ in range(4):
+    client.request("GET", "/")
+    seen = json.loads(client.getresponse().read())
+    print([value for name, value in seen["headers"] if name.lower() == "x-api-key"], flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_new_rule_holds_for_the_next_request_of_an_open_connection(server):
+    sandbox = Sandbox.create(network={"rules": {API: rule(X_Api_Key="one")}})
+    try:
+        sandbox.files.write("/tmp/kept.py", KEPT_ALIVE)
+        lines, arrived = [], threading.Semaphore(0)
+
+        def receive(text):
+            for line in text.splitlines():
+                lines.append(line)
+                arrived.release()
+
+        def follow():
+            # The sandbox ends before the program.
+            with contextlib.suppress(SandboxException):
+                process.wait(on_stdout=receive)
+
+        process = sandbox.commands.run("python3 /tmp/kept.py", background=True, stdin=True)
+        threading.Thread(target=follow, daemon=True).start()
+        for network in [{"rules": {API: rule(X_Api_Key="two")}}, {"rules": {OTHER: rule(X_Api_Key="none")}}, {}]:
+            assert arrived.acquire(timeout=20)
+            sandbox.update_network(network)
+            sandbox.commands.send_stdin(process.pid, "\n")
+        assert arrived.acquire(timeout=20)
+        assert lines == ["['one']", "['two']", "[]", "[]"]
+    finally:
+        sandbox.kill()
+
+
+def test_rules_are_shown_as_stored_and_survive_a_pause(server):
+    rules = {f"API.{DOMAIN}": rule(X_Api_Key="k1", X_Secret="${e2b.secrets.none}")}
+    sandbox = Sandbox.create(network={"rules": {f"API.{DOMAIN}": rule(X_Api_Key="k1")}})
+    try:
+        shown = server.call("GET", f"/sandboxes/{sandbox.sandbox_id}")[2]["network"]["rules"]
+        assert shown == {API: rule(X_Api_Key="k1")}
+        sandbox.pause()
+        sandbox.connect()
+        assert keys_of(sandbox) == ["k1"]
+        sandbox.update_network({"rules": rules})
+        shown = server.call("GET", f"/sandboxes/{sandbox.sandbox_id}")[2]["network"]["rules"]
+        assert shown == {API: rules[f"API.{DOMAIN}"]}
+        assert get(sandbox, f"https://{API}/")["error"] == 'egress transform: secret "none" not found'
+        sandbox.update_network({})
+        assert "rules" not in server.call("GET", f"/sandboxes/{sandbox.sandbox_id}")[2].get("network", {})
+    finally:
+        sandbox.kill()
+
+
+def test_a_host_must_be_allowed_besides_having_a_rule(server):
+    rules = {API: rule(X_Api_Key="k1")}
+    denied = Sandbox.create(network={"rules": rules, "deny_out": ["0.0.0.0/0"]})
+    allowed = Sandbox.create(network={"rules": rules, "allow_out": [API], "deny_out": ["0.0.0.0/0"]})
+    try:
+        assert "exit=" in run(denied, f"curl --silent --max-time 10 --resolve {API}:443:{PUBLIC} https://{API}/")
+        assert keys_of(allowed) == ["k1"]
+    finally:
+        denied.kill()
+        allowed.kill()
+
+
+@pytest.mark.parametrize(
+    "rules, message",
+    [
+        ({"1.2.3.4": []}, 'Rule domain "1.2.3.4" is not a valid domain name.'),
+        ({API: [{}, {}]}, f'Domain "{API}" can have at most 1 transform rule.'),
+        ({API: rule(X_A="a\nb")}, f'Value for header "X-A" in rule for domain "{API}" contains invalid characters.'),
+        ({API: rule(Transfer_Encoding="x")}, f'Header name "Transfer-Encoding" in rule for domain "{API}" cannot be set'),
+    ],
+)
+def test_invalid_rules_are_refused(server, ruled, rules, message):
+    with pytest.raises(SandboxException, match="^400: ") as raised:
+        Sandbox.create(network={"rules": rules})
+    assert message in str(raised.value)
+    with pytest.raises(SandboxException, match="^400: ") as raised:
+        ruled.update_network({"rules": rules})
+    assert message in str(raised.value)
+
+
+TRUST = {
+    "curl": f"curl --silent https://{API}/",
+    "wget": f"wget -q -O - https://{API}/",
+    "python ssl": f"""python3 -c 'import urllib.request; print(urllib.request.urlopen("https://{API}/").read().decode())'""",
+    "openssl": f"echo | openssl s_client -verify_return_error -connect {API}:443 -servername {API} 2>/dev/null",
+}
+
+
+@pytest.mark.parametrize("program", TRUST)
+def test_programs_trust_the_authority(ruled, program):
+    tool = TRUST[program].split()[0] if program != "openssl" else "openssl"
+    if "exit=" in run(ruled, f"command -v {tool} > /dev/null"):
+        pytest.skip(f"the base template has no {program}")
+    assert "exit=" not in run(ruled, TRUST[program])
+
+
+def test_the_users_own_variables_win(server):
+    sandbox = Sandbox.create(envs={"SSL_CERT_FILE": "/own"})
+    try:
+        assert run(sandbox, "echo $SSL_CERT_FILE").strip() == "/own"
+        assert run(sandbox, "echo $REQUESTS_CA_BUNDLE").strip() == "/etc/ssl/certs/ca-certificates.crt"
+        assert sandbox.commands.run("echo $NODE_EXTRA_CA_CERTS", envs={"NODE_EXTRA_CA_CERTS": "/mine"}).stdout.strip() == "/mine"
+        assert "BEGIN CERTIFICATE" in run(sandbox, "cat $NODE_EXTRA_CA_CERTS")
+    finally:
+        sandbox.kill()
+
+
+def test_the_authority_survives_updates_of_the_bundle_and_a_start_from_files(server):
+    sandbox = Sandbox.create(network={"rules": {API: rule(X_Api_Key="k1")}})
+    try:
+        run(sandbox, "sudo update-ca-certificates --fresh || update-ca-certificates --fresh")
+        assert keys_of(sandbox) == ["k1"]
+        own = "sudo sh -c 'echo > /etc/ssl/certs/ca-certificates.crt'"
+        run(sandbox, own)
+        server.call("POST", f"/sandboxes/{sandbox.sandbox_id}/pause", {"memory": False})
+        sandbox.connect()
+        assert keys_of(sandbox) == ["k1"]
+    finally:
+        sandbox.kill()
