@@ -171,7 +171,7 @@ impl Control {
 
     fn spawn_background_tasks(self: &Arc<Self>) {
         self.spawn_until_closing(|control| async move {
-            control.usage.keep_flushing(&*control.store, control.catalog()).await
+            control.usage.keep_flushing(&*control.store, control.catalog()).await;
         });
         self.spawn_until_closing(|control| async move { control.prepare_default_builds().await });
         self.spawn_until_closing(|control| async move { control.keep_metrics().await });

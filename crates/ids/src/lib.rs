@@ -190,6 +190,11 @@ uuid_id!(
     "API key ID"
 );
 uuid_id!(
+    /// A volume.
+    VolumeId,
+    "volume ID"
+);
+uuid_id!(
     /// A user.
     UserId,
     "user ID"

@@ -1,0 +1,65 @@
+//! [`VolumeError`]: why an operation on a volume failed.
+
+use std::io;
+
+use layers::LayerError;
+use rustix::io::Errno;
+
+/// Why an operation on a volume failed.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// The volume has been deleted.
+    #[error("Volume not found")]
+    NoVolume,
+    /// There is nothing at the path.
+    #[error("path not found")]
+    NotFound,
+    /// There is something at the path already.
+    #[error("path already exists")]
+    Exists,
+    /// A part of the path, or the path, is not a directory.
+    #[error("not a directory")]
+    NotDirectory,
+    /// The path is a directory, or anything else than a file.
+    #[error("not a file")]
+    NotFile,
+    /// The path, or another value, is not valid.
+    #[error("{0}")]
+    Invalid(String),
+    /// Directories on the path are renamed again and again.
+    #[error("the path changes too quickly; try again")]
+    Busy,
+    /// The volume or the disk is full.
+    #[error("no space left in the volume")]
+    Full,
+    /// The volume's trees cannot be used.
+    #[error(transparent)]
+    Trees(#[from] LayerError),
+    /// The disk failed otherwise.
+    #[error("the volume could not be read or written: {0}")]
+    Io(io::Error),
+}
+
+impl From<Errno> for VolumeError {
+    fn from(error: Errno) -> Self {
+        match error {
+            Errno::NOENT | Errno::STALE => Self::NotFound,
+            Errno::EXIST | Errno::NOTEMPTY => Self::Exists,
+            Errno::NOTDIR => Self::NotDirectory,
+            Errno::ISDIR | Errno::NXIO | Errno::NODEV => Self::NotFile,
+            Errno::NOSPC | Errno::DQUOT => Self::Full,
+            Errno::LOOP => Self::Invalid("the path has too many symbolic links".into()),
+            Errno::NAMETOOLONG => Self::Invalid("the path is too long".into()),
+            error => Self::Io(error.into()),
+        }
+    }
+}
+
+impl From<io::Error> for VolumeError {
+    fn from(error: io::Error) -> Self {
+        match Errno::from_io_error(&error) {
+            Some(errno) => errno.into(),
+            None => Self::Io(error),
+        }
+    }
+}
