@@ -104,6 +104,12 @@ impl FromRequestParts<Api> for UserOrAdmin {
     }
 }
 
+/// Tells the edge that this is a request of a team, which a token of something of its own has shown.
+pub(crate) fn note_team(parts: &Parts, team: TeamId) {
+    observe::record("team_id", team);
+    note(parts, |authentication| authentication.team(team));
+}
+
 /// Tells the edge whose request this is.
 fn note(parts: &Parts, who: impl FnOnce(&Authentication)) {
     if let Some(authentication) = parts.extensions.get() {

@@ -44,6 +44,16 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, message)
     }
 
+    /// Returns the status.
+    pub(crate) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// Returns the text for the caller.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// Returns the body alone, to be embedded in another response.
     pub(crate) fn into_body(self) -> ErrorBody {
         ErrorBody { code: self.status.as_u16(), message: self.message, error_code: self.error_code }

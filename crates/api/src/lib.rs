@@ -83,6 +83,8 @@ fn table() -> RouteTable {
         .merge(routes::pool::routes())
         .merge(routes::prometheus::routes())
         .merge(routes::server::routes())
+        .merge(routes::volumes::routes())
+        .merge(routes::volume_content::routes())
 }
 
 /// Returns method and pattern of every route of [`router`].

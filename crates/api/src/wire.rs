@@ -8,7 +8,7 @@ use control::{Access, ControlError, NewKey, SandboxInfo, SnapshotSummary};
 use egress_rules::NetworkRules;
 use ids::TeamId;
 use serde::Serialize;
-use store::{ApiKey, Lifecycle, Mask, NetworkConfig, SandboxState};
+use store::{ApiKey, Lifecycle, Mask, NetworkConfig, SandboxState, VolumeMount};
 use time::OffsetDateTime;
 
 use crate::error::ErrorBody;
@@ -138,7 +138,26 @@ impl Forked {
 pub(crate) struct ListedSandbox {
     #[serde(flatten)]
     common: SandboxFields,
-    volume_mounts: [(); 0],
+    volume_mounts: Vec<VolumeMountView>,
+}
+
+/// A volume that a sandbox has mounted. `readOnly` and `subPath` are extensions.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct VolumeMountView {
+    name: String,
+    path: String,
+    #[serde(skip_serializing_if = "is_false")]
+    read_only: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sub_path: Option<String>,
+}
+
+impl From<VolumeMount> for VolumeMountView {
+    fn from(mount: VolumeMount) -> Self {
+        let VolumeMount { name, path, read_only, sub_path, .. } = mount;
+        Self { name, path, read_only, sub_path }
+    }
 }
 
 /// The response to a request for one sandbox.
@@ -157,6 +176,8 @@ pub(crate) struct SandboxDetail {
     lifecycle: LifecycleView,
     #[serde(skip_serializing_if = "Option::is_none")]
     pause_mode: Option<&'static str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    volume_mounts: Vec<VolumeMountView>,
 }
 
 #[derive(Debug, Serialize)]
@@ -213,8 +234,9 @@ impl From<SandboxInfo> for SandboxFields {
 }
 
 impl From<SandboxInfo> for ListedSandbox {
-    fn from(info: SandboxInfo) -> Self {
-        Self { common: info.into(), volume_mounts: [] }
+    fn from(mut info: SandboxInfo) -> Self {
+        let volume_mounts = std::mem::take(&mut info.details.volume_mounts);
+        Self { volume_mounts: volume_mounts.into_iter().map(Into::into).collect(), common: info.into() }
     }
 }
 
@@ -227,6 +249,7 @@ impl SandboxDetail {
             pause_mode,
             allow_internet_access: details.allow_internet_access,
             network: details.network.take().map(Into::into),
+            volume_mounts: std::mem::take(&mut details.volume_mounts).into_iter().map(Into::into).collect(),
             lifecycle: details.lifecycle.into(),
             envd_access_token: access.envd_token,
             domain: config.domain.clone(),

@@ -123,7 +123,8 @@ impl EngineArguments {
         }
     }
 
-    fn storage(&self) -> TreesConfig {
+    /// How writable trees are stored.
+    pub(crate) fn storage(&self) -> TreesConfig {
         TreesConfig { backend: self.storage, image_size: self.storage_size.map(|gib| gib << 30) }
     }
 

@@ -81,6 +81,7 @@ async fn start_sandbox(
                 LaunchSource::Snapshot { snapshot, restore_mode: RestoreMode::Disk, captured_from: sandbox }
             }
         },
+        volumes: Vec::new(),
         trusts_operator_ca: is_like_any,
         shares_layers: is_like_any,
     };

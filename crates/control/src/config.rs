@@ -8,6 +8,7 @@ use std::time::Duration;
 use layers::LayerStore;
 use net::Cidr;
 use store::TeamLimits;
+use volumes::VolumeTrees;
 
 /// Returns the directory of a layer by its digest.
 pub type LayerPath = Arc<dyn Fn(&str) -> PathBuf + Send + Sync>;
@@ -46,6 +47,8 @@ pub struct Config {
     pub owns_layers: bool,
     /// Directory of cache, uploads and logs of builds.
     pub builds_dir: Option<PathBuf>,
+    /// Where the content of volumes is; without it there are none.
+    pub volumes: Option<Arc<VolumeTrees>>,
     /// Certificate authorities that sandboxes trust besides their template's, PEM, such as the authority of an outgoing proxy.
     pub trusted_ca: Option<String>,
     /// The server's own certificate authorities, by which connections to hosts with header rules are intercepted, PEM.
@@ -93,6 +96,7 @@ impl Config {
             layers: None,
             owns_layers: false,
             builds_dir: None,
+            volumes: None,
             trusted_ca: None,
             egress_ca: None,
             registries: oci::Registries::default(),

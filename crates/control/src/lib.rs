@@ -23,6 +23,7 @@ pub mod testing;
 mod tokens;
 mod usage;
 mod users;
+mod volumes;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,6 +61,7 @@ pub use teams::{KillCount, LimitsChange, NewTeam, TeamChange};
 pub use templates::Registration;
 pub use tokens::same_secret;
 pub use users::{NewToken, TOKEN_PREFIX};
+pub use volumes::{MountRequest, TokenRefusal, Volumes};
 
 /// Name of the seed among the server's secrets.
 const SEED: &str = "sandbox-token-seed";
@@ -78,6 +80,7 @@ pub struct Control {
     catalog: Arc<Catalog>,
     builds: Arc<Builds>,
     events: Arc<Events>,
+    volumes: Arc<Volumes>,
     metrics: metrics::Metrics,
     /// Logs of sandboxes, if they are kept.
     logs: Option<Arc<LogStore>>,
@@ -114,8 +117,15 @@ impl Control {
         let (tasks, closing) = (TaskTracker::new(), CancellationToken::new());
         let catalog = Arc::new(Catalog::open(Arc::clone(&store)).await?);
         let registry = Arc::<Registry>::default();
-        let launcher =
-            Launcher::new(Arc::clone(&engine), Arc::clone(&config), Arc::clone(&tokens), tasks.clone());
+        let volumes = Volumes::open(Arc::clone(&store), config.volumes.clone(), Arc::clone(&tokens)).await?;
+        let volumes = Arc::new(volumes);
+        let launcher = Launcher::new(
+            Arc::clone(&engine),
+            Arc::clone(&config),
+            Arc::clone(&tokens),
+            Arc::clone(&volumes),
+            tasks.clone(),
+        );
         let snapshots = Arc::new(SnapshotCleaner {
             engine: Arc::clone(&engine),
             catalog: Arc::clone(&catalog),
@@ -139,6 +149,7 @@ impl Control {
         };
         let events = Events::open(Arc::clone(&store), webhooks, tasks.clone(), closing.clone()).await?;
         let control = Arc::new(Self {
+            volumes,
             accounts: keys::Accounts::default(),
             changing_teams: tokio::sync::Mutex::default(),
             metrics: metrics::Metrics::new(config.metrics_dir.clone()),
@@ -198,6 +209,12 @@ impl Control {
     #[must_use]
     pub fn events(&self) -> &Arc<Events> {
         &self.events
+    }
+
+    /// Returns the volumes.
+    #[must_use]
+    pub fn volumes(&self) -> &Volumes {
+        &self.volumes
     }
 
     /// Returns the descriptors of all engines, the default one first.

@@ -2,7 +2,7 @@
 //! sandbox's whole life, and differ between forks.
 
 use hmac::{Hmac, KeyInit, Mac};
-use ids::{SandboxId, TeamId};
+use ids::{SandboxId, TeamId, VolumeId};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
@@ -38,6 +38,11 @@ impl Tokens {
     pub(crate) fn upload(&self, team: TeamId, hash: &str, upload: &str, expires: i64) -> String {
         let (team, expires) = (team.to_string(), expires.to_string());
         self.sign(&["build-files-", &team, "-", hash, "-", upload, "-", &expires])
+    }
+
+    /// Returns the signature of a token for a volume's content; `expires` is in seconds since 1970.
+    pub(crate) fn volume(&self, id: VolumeId, expires: i64) -> String {
+        self.sign(&["volume-", &id.to_string(), "-", &expires.to_string()])
     }
 
     fn sign(&self, parts: &[&str]) -> String {

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use crate::criu::{DumpPlan, rearm_timers};
+use crate::criu::{DumpPlan, adjust_open_files};
 use crate::host::{Host, Lease};
 use crate::interrupted::rewind_interrupted_calls;
 use crate::open_files::bytes_beside_memory;
@@ -25,6 +25,7 @@ use crate::record::SandboxRecord;
 use crate::refusal::refusal;
 use crate::scheduling::{Scheduling, unusual_scheduling};
 use crate::threads::{in_vfork, refuse_traced};
+use crate::volumes::MountedVolume;
 
 /// What a restore must know about a snapshot.
 #[derive(Debug, Serialize, Deserialize)]
@@ -37,6 +38,9 @@ pub(crate) struct SnapshotRecord {
     /// Whether the processes have the files in which they see their size; then a restore needs them too.
     #[serde(default)]
     pub(crate) has_resource_files: bool,
+    /// Volumes that the processes have mounted; their content is not in the snapshot.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) volumes: Vec<MountedVolume>,
     /// Whether there is a memory image.
     pub(crate) memory: bool,
     /// Size of the memory image, bytes.
@@ -257,6 +261,7 @@ fn write_snapshot(
             envd_layer,
             inner_boot,
             has_resource_files: record.has_resource_files,
+            volumes: record.volumes.clone(),
             memory,
             memory_bytes,
             scheduling,
@@ -291,11 +296,14 @@ fn write_memory(
         size_mib: lease.host.check_memory_room(&lease.group, bytes_beside_memory(cgroup)?)?.needed_mib(),
         owner: lease.namespace_owner(),
         cgroup,
+        volumes: &record.volumes,
         images,
         lock: lock.as_fd(),
     };
     lease.host.checkpointer()?.dump(&plan, copy_files)?;
-    rearm_timers(images).map_err(EngineError::kernel("rearm timers in the memory image"))?;
+    let shared: Vec<&str> = record.volumes.iter().map(|volume| volume.mount_point.as_str()).collect();
+    adjust_open_files(images, &shared)
+        .map_err(EngineError::kernel("adjust open files in the memory image"))?;
     if durability == Durability::Durable {
         sync_dir(images).map_err(EngineError::kernel("sync the memory image"))?;
     }

@@ -27,6 +27,7 @@ mod slot;
 mod start;
 mod sweep;
 mod threads;
+mod volumes;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -88,6 +89,7 @@ impl ContainerEngine {
             memory_snapshots: host.checkpointer().is_ok(),
             disk_limit: host.trees.enforces_limits(),
             resource_limits: host.hierarchies.has_limits(),
+            volumes: true,
         };
         let descriptor = Descriptor {
             name: "container",

@@ -3,6 +3,8 @@
 use engine_host::ProcessId;
 use serde::{Deserialize, Serialize};
 
+use crate::volumes::MountedVolume;
+
 /// The record of a running sandbox.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct SandboxRecord {
@@ -21,4 +23,7 @@ pub(crate) struct SandboxRecord {
     /// Whether it has the files in which it sees its own size.
     #[serde(default)]
     pub(crate) has_resource_files: bool,
+    /// Volumes that it has mounted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) volumes: Vec<MountedVolume>,
 }

@@ -3,10 +3,10 @@
 //! The new sandbox has user ids, control groups and a `/dev` of its own, whatever it was captured with.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use engine::EngineError;
+use engine::{EngineError, StartSpec};
 use net::Listeners;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use sys::Namespace;
@@ -20,6 +20,7 @@ use crate::processors::ProcessorShare;
 use crate::resources::ResourceMounts;
 use crate::scheduling::restore_scheduling;
 use crate::slot::Slot;
+use crate::volumes::{self, MountedVolume};
 
 /// A restored PID 1 and the network that was made for it.
 #[derive(Debug)]
@@ -39,9 +40,10 @@ pub(crate) fn restore(
     images: &Path,
     record: &SnapshotRecord,
     root: OwnedFd,
-    hostname: &str,
+    spec: &StartSpec,
 ) -> Result<RestoredInit, EngineError> {
     let mut network = None;
+    let volumes = volumes_of(slot, record, spec)?;
     let plan = RestorePlan {
         images,
         size_mib: u32::try_from(record.memory_bytes >> 20).unwrap_or(u32::MAX),
@@ -51,12 +53,13 @@ pub(crate) fn restore(
         dev: &slot.dev,
         processors: slot.processors.as_ref().map(ProcessorShare::set),
         resources: slot.resources.as_ref().map(ResourceMounts::borrow),
+        volumes: &volumes,
         cgroup: slot.lease.group.unified_path(),
     };
     let has_connections = has_connections(images).map_err(EngineError::kernel("read the memory image"))?;
     let pid = host.checkpointer()?.restore(&plan, |stage| match (stage, &network) {
         (RestoreStage::Namespaces(pid), _) => {
-            let (namespace, listeners) = configure_namespaces(pid, hostname)?;
+            let (namespace, listeners) = configure_namespaces(pid, &spec.hostname)?;
             allow_limited_echo(host.echo_limit.as_ref(), &slot.lease.group, &namespace);
             if has_connections {
                 net::hold_tcp(&namespace)?;
@@ -84,6 +87,27 @@ pub(crate) fn restore(
     opened.inspect_err(|_| {
         let _ = slot.lease.group.kill();
     })
+}
+
+/// Returns a mount for each volume of the image: the sandbox's own at this path, or nothing.
+fn volumes_of(slot: &Slot, record: &SnapshotRecord, spec: &StartSpec) -> Result<Vec<OwnedFd>, EngineError> {
+    let mount = |mounted: &MountedVolume| {
+        let own = spec.volumes.iter().find(|own| own.path == mounted.path);
+        let mount = match own {
+            None => volumes::nothing(),
+            Some(own) if own.read_only == mounted.read_only => {
+                volumes::detached(own, slot.user_namespace.as_fd())
+            }
+            // CRIU gives the mount the rights that it had.
+            Some(own) => {
+                let had = if mounted.read_only { "read-only" } else { "writable" };
+                let reason = format!("the snapshot has a volume there that is {had}");
+                return Err(EngineError::Mount { path: own.path.clone(), reason });
+            }
+        };
+        mount.map_err(EngineError::kernel("mount a volume"))
+    };
+    record.volumes.iter().map(mount).collect()
 }
 
 /// Configures in the fresh namespaces of the process `pid` what an image does not carry. Returns the network namespace and the

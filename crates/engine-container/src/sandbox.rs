@@ -10,7 +10,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use engine::{
     Durability, EgressPolicy, EngineError, ExitReason, MemoryKill, Sandbox, SandboxId, SnapshotId,
-    SnapshotInfo, Stats, TeamId,
+    SnapshotInfo, Stats, TeamId, VolumeMount,
 };
 use engine_host::{MainProcess, tree_of};
 use net::Gateway;
@@ -23,6 +23,8 @@ use tracing::debug;
 use crate::capture;
 use crate::host::Lease;
 use crate::processors::ProcessorShare;
+use crate::record::SandboxRecord;
+use crate::volumes::mount_volumes;
 
 /// A running container.
 #[derive(Debug)]
@@ -132,6 +134,18 @@ impl Sandbox for ContainerSandbox {
             return net::dial_as_control(&self.network, port).await;
         }
         net::dial(&self.network, port).await
+    }
+
+    async fn mount(&self, volumes: Vec<VolumeMount>) -> Result<(), EngineError> {
+        let (lease, id) = (self.lease()?, self.id.clone());
+        let work = move || -> Result<(), EngineError> {
+            let records = &lease.host.records;
+            let mut record: SandboxRecord = records.load(&id).map_err(|_| EngineError::NotFound)?;
+            record.volumes.extend(mount_volumes(record.process.pid, &volumes)?);
+            records.save(&id, &record).map_err(EngineError::kernel("record the sandbox"))
+        };
+        let done = tokio::task::spawn_blocking(work).await;
+        done.unwrap_or_else(|_| Err(EngineError::Died("a mount was interrupted".into())))
     }
 
     async fn freeze(&self) -> Result<(), EngineError> {

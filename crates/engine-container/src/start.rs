@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use engine::{EngineError, RestoreMode, Sandbox, SnapshotId, StartSpec};
+use engine::{EngineError, RestoreMode, Sandbox, SnapshotId, StartSpec, VolumeMount};
 use engine_host::{ProcessId, StartSource, tree_error, tree_of};
 use net::{Gateway, Listeners};
 use sys::Namespace;
@@ -26,6 +26,7 @@ use crate::restore::restore;
 use crate::rootfs;
 use crate::sandbox::ContainerSandbox;
 use crate::slot::Slot;
+use crate::volumes::{MountedVolume, mount_volumes};
 
 /// Starts a sandbox.
 ///
@@ -49,6 +50,8 @@ struct StartedInit {
     init: InitProcess,
     envd_layer: PathBuf,
     has_resource_files: bool,
+    /// Volumes that CRIU has mounted.
+    volumes: Vec<MountedVolume>,
     /// The network of a restored sandbox; others have their slot's.
     network: Option<(Namespace, Listeners)>,
 }
@@ -106,6 +109,9 @@ fn start_init(
         }
         StartSource::Snapshot(id, restore_mode) => start_snapshot(host, slot, spec, id, restore_mode)?,
     };
+    let volumes = mount_others(&started, &spec.volumes).inspect_err(|_| {
+        let _ = slot.lease.group.kill();
+    })?;
     let envd_layer = started.envd_layer.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let record = ProcessId::of(started.init.pid).map(|process| SandboxRecord {
         process,
@@ -114,12 +120,21 @@ fn start_init(
         envd_layer,
         inner_boot: slot.inner_boot.clone(),
         has_resource_files: started.has_resource_files,
+        volumes,
     });
     if let Err(source) = record.and_then(|record| host.records.save(&spec.id, &record)) {
         let _ = slot.lease.group.kill();
         return Err(EngineError::Kernel { step: "record the sandbox", source });
     }
     Ok(started)
+}
+
+/// Mounts the volumes that are not mounted yet, and returns all of them.
+fn mount_others(started: &StartedInit, volumes: &[VolumeMount]) -> Result<Vec<MountedVolume>, EngineError> {
+    let mounted = &started.volumes;
+    let others: Vec<VolumeMount> =
+        volumes.iter().filter(|volume| mounted.iter().all(|one| one.path != volume.path)).cloned().collect();
+    Ok([mounted.clone(), mount_volumes(started.init.pid, &others)?].concat())
 }
 
 /// Starts a snapshot's envd anew on its files, or restores its processes.
@@ -156,10 +171,13 @@ fn start_snapshot(
                 .map_err(EngineError::kernel("make /dev"))?;
             slot.inner_boot.clone_from(&record.inner_boot);
             let root = assemble_root(slot, spec, &envd_layer, &tree)?;
-            let restored = restore(host, slot, &snapshot.memory(), &record, root, &spec.hostname)?;
+            let restored = restore(host, slot, &snapshot.memory(), &record, root, spec)?;
             let network = Some((restored.network, restored.listeners));
             let has_resource_files = record.has_resource_files;
-            Ok(StartedInit { init: restored.init, envd_layer, has_resource_files, network })
+            // Those that it does not have are empty now, and like any file system of its own.
+            let has = |mounted: &MountedVolume| spec.volumes.iter().any(|own| own.path == mounted.path);
+            let volumes = record.volumes.into_iter().filter(has).collect();
+            Ok(StartedInit { init: restored.init, envd_layer, has_resource_files, volumes, network })
         }
     }
 }
@@ -182,7 +200,13 @@ fn start_envd(host: &Host, slot: &Slot, spec: &StartSpec, tree: &Path) -> Result
         listener: slot.envd_listener.as_fd(),
         filter: host.filter.clone(),
     })?;
-    Ok(StartedInit { init, envd_layer, has_resource_files: slot.resources.is_some(), network: None })
+    Ok(StartedInit {
+        init,
+        envd_layer,
+        has_resource_files: slot.resources.is_some(),
+        volumes: Vec::new(),
+        network: None,
+    })
 }
 
 fn assemble_root(

@@ -102,6 +102,7 @@ impl MicrovmEngine {
                 // The size of a disk image is its limit.
                 disk_limit: true,
                 resource_limits: host.hierarchies.has_limits(),
+                volumes: false,
             },
         };
         Ok(Self { descriptor, host })

@@ -41,6 +41,7 @@ async fn boot(config: &MicrovmConfig, dir: &Path) -> Result<Duration, EngineErro
         resources: Resources { cpu_count: 1, memory_mib: 256, disk_mib: 64, pids: 64 },
         hostname: "probe".into(),
         egress: EgressPolicy::deny_all(),
+        volumes: Vec::new(),
         recurring: false,
     };
     let sandbox = engine.start(spec).await?;

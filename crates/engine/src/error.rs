@@ -22,6 +22,14 @@ pub enum EngineError {
     /// The template cannot be used.
     #[error("the template cannot be used: {0}")]
     Template(String),
+    /// A volume cannot be mounted where it was asked for.
+    #[error("a volume cannot be mounted at '{path}': {reason}")]
+    Mount {
+        /// The path inside the sandbox.
+        path: String,
+        /// Why.
+        reason: String,
+    },
     /// The host lacks something; the text names the remedy.
     #[error("{what}; {remedy}")]
     Host {
@@ -69,6 +77,7 @@ impl EngineError {
             Self::NotFound
             | Self::Exhausted(_)
             | Self::Unsupported(_)
+            | Self::Mount { .. }
             | Self::Uncapturable(_)
             | Self::Timeout(_) => return self.to_string(),
             Self::Template(_) => "the template cannot be used",

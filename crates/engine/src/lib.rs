@@ -24,7 +24,7 @@ pub use net::EgressPolicy;
 pub use several::Engines;
 pub use spec::{
     Capabilities, DEFAULT_PIDS, Descriptor, ExitReason, Isolation, MemoryKill, Resources, RestoreMode,
-    SnapshotInfo, StartSpec, Stats, TemplateImage,
+    SnapshotInfo, StartSpec, Stats, TemplateImage, VolumeMount,
 };
 
 /// Runs sandboxes on this host.
@@ -114,6 +114,14 @@ pub trait Sandbox: Send + Sync + 'static {
     /// # Errors
     /// `ConnectionRefused` when nothing listens there; `NotConnected` when the sandbox has ended.
     async fn dial(&self, port: u16) -> std::io::Result<TcpStream>;
+
+    /// Mounts volumes in a running sandbox, before its owner can run programs in it.
+    ///
+    /// # Errors
+    /// [`EngineError::Unsupported`] if the engine has no volumes, or the mount failed; then the sandbox must be killed.
+    async fn mount(&self, volumes: Vec<VolumeMount>) -> Result<(), EngineError> {
+        if volumes.is_empty() { Ok(()) } else { Err(EngineError::Unsupported("volumes")) }
+    }
 
     /// Stops all processes and closes the sandbox's connections to the outside.
     ///

@@ -1,7 +1,9 @@
 //! The plain data that engines take and return: specs of starts, results of captures, capabilities of an engine.
 //! Sizes are in MiB, as in the wire contract, unless a name says bytes.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ids::SandboxId;
 use net::EgressPolicy;
@@ -39,6 +41,17 @@ impl Default for Resources {
     }
 }
 
+/// A directory of the host that a sandbox has mounted and shares with others.
+#[derive(Debug, Clone)]
+pub struct VolumeMount {
+    /// The directory, with owners as seen inside.
+    pub source: Arc<OwnedFd>,
+    /// Where it is mounted: absolute, clean, without a slash at the end.
+    pub path: String,
+    /// Whether the sandbox may only read.
+    pub read_only: bool,
+}
+
 /// Everything needed to start a sandbox.
 #[derive(Debug, Clone)]
 pub struct StartSpec {
@@ -52,6 +65,8 @@ pub struct StartSpec {
     pub hostname: String,
     /// Policy for outgoing traffic, in force from the first packet on.
     pub egress: EgressPolicy,
+    /// Volumes, mounted before any of its programs runs. A restore mounts the volumes of the snapshot's paths from here.
+    pub volumes: Vec<VolumeMount>,
     /// Whether more sandboxes of this template with these limits are expected, so that the engine may prepare for them.
     pub recurring: bool,
 }
@@ -96,6 +111,9 @@ pub struct Capabilities {
     pub memory_snapshots: bool,
     /// It enforces [`Resources::disk_mib`].
     pub disk_limit: bool,
+    /// It mounts [`StartSpec::volumes`].
+    #[serde(default)]
+    pub volumes: bool,
     /// It enforces the limits on processors, memory and processes.
     pub resource_limits: bool,
 }

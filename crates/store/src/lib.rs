@@ -1,5 +1,5 @@
-//! The database of records, behind the traits [`Store`], [`EventStore`] and [`IdentityStore`]: SQLite in a local file, or PostgreSQL
-//! (feature `postgres`) on another host. Records are plain data; `control` has the rules for them.
+//! The database of records, behind the traits [`Store`], [`EventStore`], [`IdentityStore`] and [`VolumeStore`]: SQLite in a local
+//! file, or PostgreSQL (feature `postgres`) on another host. Records are plain data; `control` has the rules for them.
 //! Both implementations pass the same behaviour suite ([`suite`]).
 #![forbid(unsafe_code)]
 #![allow(clippy::duplicate_mod, reason = "`sql` is compiled for each database")]
@@ -17,6 +17,8 @@ mod sqlite;
 pub mod suite;
 mod suite_events;
 mod suite_identity;
+mod suite_volumes;
+mod volumes;
 
 use async_trait::async_trait;
 use ids::{BuildId, KeyId, SandboxId, TeamId, TemplateId};
@@ -31,15 +33,16 @@ pub use postgres::PostgresStore;
 pub use records::{
     ApiKey, Build, BuildConfig, BuildFailure, BuildSnapshot, BuildStatus, Idempotency, Lifecycle, Mask,
     NetworkConfig, Pause, PauseFallback, RunContext, Sandbox, SandboxDetails, SandboxState, Standing,
-    TagAssignment, Team, TeamLimits, Template, TemplateName, truncate_to_micros,
+    TagAssignment, Team, TeamLimits, Template, TemplateName, VolumeMount, truncate_to_micros,
 };
 pub use sqlite::SqliteStore;
+pub use volumes::{Volume, VolumeStore};
 
 /// The records that survive restarts. Every call is atomic: a failed one changes nothing.
 ///
 /// Times have microsecond precision: finer digits are cut off. Every call fails if the database does, or if a record is damaged.
 #[async_trait]
-pub trait Store: EventStore + IdentityStore + Send + Sync + 'static {
+pub trait Store: EventStore + IdentityStore + VolumeStore + Send + Sync + 'static {
     /// Returns the server secret of this name; stores and returns `fresh` if there is none yet.
     async fn secret(&self, name: &str, fresh: &[u8]) -> Result<Vec<u8>, StoreError>;
 

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use ids::{BuildId, DeliveryId, KeyId, SandboxId, TeamId, TemplateId, TokenId, UserId, WebhookId};
+use ids::{BuildId, DeliveryId, KeyId, SandboxId, TeamId, TemplateId, TokenId, UserId, VolumeId, WebhookId};
 use telemetry::Outcome;
 use time::OffsetDateTime;
 
 use crate::{
     AccessToken, ApiKey, Build, Delivery, Event, EventQuery, EventStore, Idempotency, IdentityStore, Sandbox,
-    SandboxDetails, Store, StoreError, TagAssignment, Team, Template, User, Webhook,
+    SandboxDetails, Store, StoreError, TagAssignment, Team, Template, User, Volume, VolumeStore, Webhook,
 };
 
 /// A store that passes every operation on to another one and records the time and the outcome.
@@ -107,4 +107,11 @@ measured! { IdentityStore {
     fn insert_token(token: &AccessToken) -> ();
     fn user_by_token(hash: &str) -> Option<User>;
     fn delete_token(user: Option<UserId>, id: TokenId) -> bool;
+}}
+
+measured! { VolumeStore {
+    fn insert_volume(volume: &Volume) -> ();
+    fn volumes() -> Vec<Volume>;
+    fn set_volume_limit(id: VolumeId, size_limit_mib: Option<u32>) -> bool;
+    fn delete_volume(id: VolumeId) -> bool;
 }}

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use egress_rules::NetworkRules;
-use ids::{BuildId, ExecutionId, KeyId, SandboxId, SnapshotId, TeamId, TemplateId};
+use ids::{BuildId, ExecutionId, KeyId, SandboxId, SnapshotId, TeamId, TemplateId, VolumeId};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
@@ -404,6 +404,26 @@ pub struct SandboxDetails {
     pub layers: Vec<String>,
     /// Defaults it was started with.
     pub config: BuildConfig,
+    /// Volumes that it has mounted, in the order of the request.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub volume_mounts: Vec<VolumeMount>,
+}
+
+/// A volume that a sandbox has mounted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeMount {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Its name when the sandbox was created.
+    pub name: String,
+    /// Where it is mounted, absolute.
+    pub path: String,
+    /// Whether the sandbox may only read.
+    #[serde(default)]
+    pub read_only: bool,
+    /// The directory of the volume that is mounted; `None` for all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sub_path: Option<String>,
 }
 
 /// What a paused sandbox is resumed from.

@@ -11,6 +11,7 @@ use crate::suite_events::{
     webhooks_are_replaced_and_deleted,
 };
 use crate::suite_identity::{standings_are_kept, users_join_teams_and_have_tokens};
+use crate::suite_volumes::volumes_have_names_of_their_own_in_a_team;
 use crate::{
     ApiKey, Build, BuildConfig, BuildFailure, BuildSnapshot, BuildStatus, Idempotency, Mask, NetworkConfig,
     Pause, Sandbox, SandboxDetails, SandboxState, Standing, Store, StoreError, TagAssignment, Team,
@@ -51,6 +52,7 @@ where
         deliveries_wait_are_postponed_and_go,
         standings_are_kept,
         users_join_teams_and_have_tokens,
+        volumes_have_names_of_their_own_in_a_team,
     );
 }
 

@@ -33,8 +33,10 @@ pub use extents::{Extent, extents};
 pub use heap::{trim_heap, unused_heap};
 pub use loop_device::LoopDevice;
 pub use memory::{MAX_PIECES, read_memory_of};
-pub use mount::{seal_mount, set_idmap};
-pub use namespace::{Namespace, enter_new_namespaces, in_network_namespace, set_hostname_in};
+pub use mount::{seal_mount, set_idmap, set_no_access_times};
+pub use namespace::{
+    Namespace, enter_new_namespaces, in_mount_namespace, in_network_namespace, set_hostname_in,
+};
 pub use raw::{Errno, syscall};
 pub use socket::{set_bind_address_no_port, set_mark};
 pub use socket_limit::EchoSocketLimit;

@@ -56,6 +56,30 @@ pub fn in_network_namespace<T>(
     run_in_namespace(namespace, "net", LinkNameSpaceType::Network, action)
 }
 
+/// Runs `action` on a thread inside a mount namespace, whose root is the thread's root.
+///
+/// # Errors
+/// The namespace cannot be entered, or `action` fails.
+pub fn in_mount_namespace<T: Send>(
+    namespace: &Namespace,
+    action: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
+    let run = || {
+        // A thread that shares its root with others cannot enter. SAFETY: nothing relies on that sharing, and the thread ends here.
+        unsafe { unshare_unsafe(UnshareFlags::FS) }?;
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))?;
+        action()
+    };
+    // On a thread that ends, so it does not have to return to its own namespace.
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("mounts".into())
+            .stack_size(256 * 1024)
+            .spawn_scoped(scope, run)?;
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread in a mount namespace panicked")))
+    })
+}
+
 /// Moves the calling thread into new namespaces of these kinds. A new pid namespace is for the processes that it starts from now on.
 ///
 /// # Errors

@@ -13,3 +13,5 @@ pub(crate) mod sandboxes;
 pub(crate) mod server;
 pub(crate) mod teams;
 pub(crate) mod templates;
+pub(crate) mod volume_content;
+pub(crate) mod volumes;

@@ -8,7 +8,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::IntoResponse;
-use control::{CreateRequest, IdempotencyKey, ListQuery, NetworkUpdate};
+use control::{CreateRequest, IdempotencyKey, ListQuery, MountRequest, NetworkUpdate};
 use egress_rules::NetworkRules;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -54,8 +54,26 @@ struct NewSandbox {
     auto_pause_memory: Option<bool>,
     auto_pause_fallback: Option<PauseFallback>,
     auto_resume: Option<AutoResume>,
-    volume_mounts: Option<Vec<Value>>,
+    volume_mounts: Option<Vec<NewMount>>,
     iam: Option<Iam>,
+}
+
+/// `readOnly` and `subPath` are extensions.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct NewMount {
+    name: String,
+    path: String,
+    #[serde(default)]
+    read_only: bool,
+    sub_path: Option<String>,
+}
+
+impl From<NewMount> for MountRequest {
+    fn from(mount: NewMount) -> Self {
+        let NewMount { name, path, read_only, sub_path } = mount;
+        Self { name, path, read_only, sub_path }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -111,10 +129,7 @@ fn refuse<const N: usize>(fields: [(bool, &str); N]) -> Result<(), ApiError> {
 impl NewSandbox {
     fn into_request(mut self, default_timeout: i64) -> Result<CreateRequest, ApiError> {
         let tokens = self.iam.and_then(|iam| iam.tokens);
-        refuse([
-            (self.volume_mounts.is_some_and(|mounts| !mounts.is_empty()), "volumeMounts"),
-            (tokens.is_some_and(|tokens| !tokens.is_empty()), "iam.tokens"),
-        ])?;
+        refuse([(tokens.is_some_and(|tokens| !tokens.is_empty()), "iam.tokens")])?;
         let mut rules = None;
         if let Some(network) = &mut self.network {
             network.check()?;
@@ -141,6 +156,7 @@ impl NewSandbox {
                 auto_resume: self.auto_resume.is_some_and(|resume| resume.enabled),
                 ..Lifecycle::default()
             },
+            volume_mounts: self.volume_mounts.unwrap_or_default().into_iter().map(Into::into).collect(),
         })
     }
 }

@@ -152,7 +152,11 @@ impl Control {
         let own = LaunchSpec { id: id.clone(), ..spec.clone() };
         sandbox.get().set_egress(own.egress.clone());
         let limit = self.config.start_timeout;
-        match tokio::time::timeout(limit, self.launcher.assign_owner(&own, sandbox.get())).await {
+        let assigned = async {
+            self.launcher.mount_volumes(&own, sandbox.get()).await?;
+            self.launcher.assign_owner(&own, sandbox.get()).await
+        };
+        match tokio::time::timeout(limit, assigned).await {
             Ok(Ok(())) => Some(ClaimedSandbox { id, sandbox: sandbox.keep() }),
             Ok(Err(error)) => {
                 tracing::warn!(sandbox_id = %id, %error, "failed to assign an owner to a pre-started sandbox");

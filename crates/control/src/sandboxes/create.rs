@@ -12,7 +12,7 @@ use logs::LogLevel;
 use net::EgressPolicy;
 use store::{
     Build, Idempotency, Lifecycle, NetworkConfig, PauseFallback, Sandbox, SandboxDetails, SandboxState, Team,
-    truncate_to_micros,
+    VolumeMount, truncate_to_micros,
 };
 use telemetry::{CreatePath, OperationTimer, Outcome};
 use time::{Duration, OffsetDateTime};
@@ -25,7 +25,7 @@ use super::{
     kill_unregistered, max_timeout,
 };
 use crate::pool::ClaimedSandbox;
-use crate::{Control, ControlError};
+use crate::{Control, ControlError, MountRequest};
 
 /// Minimum time of a sandbox that was resumed by traffic, seconds.
 const MIN_AFTER_WAKING: i64 = 300;
@@ -47,6 +47,8 @@ pub struct CreateRequest {
     pub allow_internet_access: Option<bool>,
     /// What happens at the end of its time.
     pub lifecycle: Lifecycle,
+    /// Volumes that it mounts.
+    pub volume_mounts: Vec<MountRequest>,
 }
 
 /// A checked create, with everything that it has reserved.
@@ -55,6 +57,7 @@ struct AcceptedCreate {
     resolved: ResolvedTemplate,
     request: CreateRequest,
     policy: EgressPolicy,
+    mounts: Vec<VolumeMount>,
     reservation: QuotaReservation,
     ticket: StartTicket,
     claim: Option<CreateClaim>,
@@ -111,11 +114,13 @@ impl Control {
         self.check_lifecycle(request.lifecycle)?;
         request.lifecycle.resume_timeout = request.timeout.max(MIN_AFTER_WAKING).min(max_timeout(team));
         let policy = egress_policy(team.id, request.network.as_ref(), request.allow_internet_access)?;
+        let mounts = self.volumes.check_mounts(team.id, std::mem::take(&mut request.volume_mounts))?;
+        self.check_engine_mounts(&mounts, &resolved.build)?;
         self.node.admit()?;
         let reservation = self.quota.reserve(team.id, team.limits.concurrent_sandboxes)?;
         let ticket = self.launcher.queue.join()?;
         let team = Arc::clone(team);
-        Ok(AcceptedCreate { team, resolved, request, policy, reservation, ticket, claim, timer })
+        Ok(AcceptedCreate { team, resolved, request, policy, mounts, reservation, ticket, claim, timer })
     }
 
     /// Returns the result of an earlier create with the same idempotency key, also if the sandbox has ended since.
@@ -130,12 +135,15 @@ impl Control {
 
     /// Claims a pre-started sandbox or starts a new one, records it and lets it go live.
     async fn claim_or_start(self: Arc<Self>, accepted: AcceptedCreate) -> Result<Access, ControlError> {
-        let AcceptedCreate { team, resolved, request, policy, reservation, ticket, claim, mut timer } =
+        let AcceptedCreate { team, resolved, request, policy, mounts, reservation, ticket, claim, mut timer } =
             accepted;
         let build = &resolved.build;
         let began = std::time::Instant::now();
         let env_vars = Some(&request.env_vars);
-        let spec = LaunchSpec::from_build(&SandboxId::generate(), team.id, build, env_vars, policy);
+        let spec = LaunchSpec {
+            volumes: mounts,
+            ..LaunchSpec::from_build(&SandboxId::generate(), team.id, build, env_vars, policy)
+        };
         let ClaimedSandbox { id, sandbox } = match self.claim_pre_started(build, &spec).await {
             Some(claimed) => {
                 timer.set_path(CreatePath::Pool);
@@ -209,6 +217,20 @@ impl Control {
         Ok(ClaimedSandbox { id: spec.id.clone(), sandbox })
     }
 
+    /// Rejects volumes where the template's engine has none.
+    fn check_engine_mounts(&self, mounts: &[VolumeMount], build: &Build) -> Result<(), ControlError> {
+        let engines = self.engines();
+        let named = engines.iter().find(|engine| Some(engine.name) == build.config.engine.as_deref());
+        let engine = named.copied().unwrap_or_else(|| self.engine());
+        if mounts.is_empty() || engine.capabilities.volumes {
+            return Ok(());
+        }
+        Err(ControlError::Invalid(format!(
+            "volumes cannot be mounted in sandboxes of the engine {}",
+            engine.name
+        )))
+    }
+
     /// Rejects combinations of lifecycle settings that cannot be kept.
     fn check_lifecycle(&self, lifecycle: Lifecycle) -> Result<(), ControlError> {
         let refuse = |text: &str| Err(ControlError::Invalid(text.to_owned()));
@@ -267,6 +289,7 @@ fn first_record(
             envd_version: envd_api::VERSION.to_owned(),
             layers: build.layers.clone(),
             config: build.config.clone(),
+            volume_mounts: spec.volumes.clone(),
         },
     }
 }

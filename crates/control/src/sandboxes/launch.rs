@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use engine::RestoreMode;
 use ids::{SandboxId, SnapshotId, TeamId, TemplateId};
 use net::EgressPolicy;
-use store::{Build, BuildConfig, Pause, Sandbox};
+use store::{Build, BuildConfig, Pause, Sandbox, VolumeMount};
 
 use super::egress::egress_policy;
 use crate::ControlError;
@@ -51,6 +51,8 @@ pub(crate) struct LaunchSpec {
     pub(crate) env: Option<BTreeMap<String, String>>,
     pub(crate) egress: EgressPolicy,
     pub(crate) source: LaunchSource,
+    /// Volumes that it mounts.
+    pub(crate) volumes: Vec<VolumeMount>,
     /// Whether programs in the sandbox trust the operator's certificate authorities. Must be false for build steps whose files become
     /// a layer.
     pub(crate) trusts_operator_ca: bool,
@@ -93,6 +95,7 @@ impl LaunchSpec {
             env: (!restores_memory || own.is_some()).then(env),
             egress,
             source,
+            volumes: Vec::new(),
             trusts_operator_ca: true,
             shares_layers: true,
         }
@@ -123,6 +126,7 @@ impl LaunchSpec {
                 restore_mode,
                 captured_from: pause.captured_from.clone(),
             },
+            volumes: details.volume_mounts.clone(),
             trusts_operator_ca: true,
             shares_layers: true,
         })

@@ -24,7 +24,7 @@ use super::running::wait_for_exit;
 use super::{LaunchSource, LaunchSpec};
 use crate::envd::{self, EnvdError};
 use crate::tokens::Tokens;
-use crate::{Config, ControlError};
+use crate::{Config, ControlError, Volumes};
 
 /// Length of the randomness that a restored envd is given, bytes.
 const SEED_LEN: usize = 32;
@@ -34,6 +34,7 @@ pub(crate) struct Launcher {
     engine: Arc<dyn Engine>,
     config: Arc<Config>,
     pub(crate) tokens: Arc<Tokens>,
+    volumes: Arc<Volumes>,
     /// Limits how many sandboxes start at once.
     pub(crate) queue: StartQueue,
     /// Builds that the engine has prepared.
@@ -46,10 +47,11 @@ impl Launcher {
         engine: Arc<dyn Engine>,
         config: Arc<Config>,
         tokens: Arc<Tokens>,
+        volumes: Arc<Volumes>,
         tasks: TaskTracker,
     ) -> Arc<Self> {
         let queue = StartQueue::new(config.parallel_starts, config.start_queue);
-        Arc::new(Self { engine, config, tokens, queue, prepared: Mutex::default(), tasks })
+        Arc::new(Self { engine, config, tokens, volumes, queue, prepared: Mutex::default(), tasks })
     }
 
     /// Returns the engines of this server, the default one first.
@@ -79,6 +81,7 @@ impl Launcher {
             },
             hostname: self.config.hostname.clone(),
             egress: spec.egress.clone(),
+            volumes: self.volumes.open_mounts(&spec.volumes).await?,
             recurring: spec.shares_layers,
         };
         let started = self.start_in_engine(spec.source.clone(), start).await.map_err(|error| {
@@ -139,6 +142,19 @@ impl Launcher {
         sandbox: &dyn EngineSandbox,
     ) -> Result<(), ControlError> {
         self.post_init(spec, sandbox, None).await
+    }
+
+    /// Mounts the volumes of a pre-started sandbox's new owner.
+    pub(crate) async fn mount_volumes(
+        &self,
+        spec: &LaunchSpec,
+        sandbox: &dyn EngineSandbox,
+    ) -> Result<(), ControlError> {
+        if spec.volumes.is_empty() {
+            return Ok(());
+        }
+        let volumes = self.volumes.open_mounts(&spec.volumes).await?;
+        sandbox.mount(volumes).await.map_err(start_error)
     }
 
     /// Calls envd's `POST /init`. `restored_from` is the sandbox whose token and randomness envd has.
@@ -299,6 +315,7 @@ pub(crate) fn start_error(error: EngineError) -> ControlError {
     let for_clients = error.for_clients();
     match error {
         EngineError::Exhausted(what) => ControlError::Capacity(what),
+        EngineError::Mount { .. } => ControlError::Invalid(for_clients),
         EngineError::Kernel { .. } if error.is_disk_full() => ControlError::Capacity(for_clients),
         EngineError::Timeout(what) => ControlError::StartTimeout(format!("{what} did not finish in time")),
         EngineError::Template(_) | EngineError::Host { .. } | EngineError::Unsupported(_) => {

@@ -137,6 +137,8 @@ impl Control {
     ) -> Result<(Arc<dyn EngineSandbox>, bool), ControlError> {
         let id = &paused.record.id;
         let spec = LaunchSpec::from_snapshot(&paused.record, id, pause, restore_mode)?;
+        // Also for processes that are only thawed: an empty directory in the place of a volume would be a silent loss.
+        self.volumes.check_present(&spec.volumes)?;
         if let Some(thawed) = self.thaw(paused, &spec).await? {
             return Ok((thawed, true));
         }

@@ -10,6 +10,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use prost::Message;
+use prost::encoding::{
+    DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, skip_field,
+};
 
 /// Size of the two magic words.
 pub(super) const HEADER: usize = 8;
@@ -82,6 +85,11 @@ struct Timer {
     interval_nanoseconds: u64,
 }
 
+/// The fields of `file_entry` and `reg_file_entry` that are taken away from a shared file.
+const REGULAR: u32 = 3;
+const SIZE: u32 = 8;
+const MODE: u32 = 10;
+
 /// `reg_file_entry`.
 #[derive(Clone, PartialEq, Message)]
 struct RegularFile {
@@ -118,44 +126,105 @@ pub(crate) fn given_names(images: &Path, mut each: impl FnMut(&OsStr) -> io::Res
     })
 }
 
-/// Gives periodic timers (`timerfd`) a next tick that have one which was due and not read at the capture: the kernel shows them with
-/// no time left, and CRIU takes that for a timer that is not set.
+/// Changes what a dump has written of open files, where CRIU could not restore it as it is.
+///
+/// Periodic timers (`timerfd`) get a next tick that have one which was due and not read at the capture: the kernel shows them with no
+/// time left, and CRIU takes that for a timer that is not set. Files below the mount points `shared` lose their size and mode, which
+/// others may change meanwhile: CRIU would refuse the file.
 ///
 /// # Errors
 /// The image cannot be read or written.
-pub(crate) fn rearm_timers(images: &Path) -> io::Result<()> {
+pub(crate) fn adjust_open_files(images: &Path, shared: &[&str]) -> io::Result<()> {
+    let adjusted = |record: &[u8]| match rearmed_timer(record)? {
+        None => without_size(record, shared),
+        rearmed => Ok(rearmed),
+    };
     let path = images.join("files.img");
     let Some(image) = open_if_exists(&path)? else { return Ok(()) };
-    let mut is_any_due = false;
+    let mut is_any_changed = false;
     visit_records(image, |record| {
         let Record::Short(record) = record else { return Ok(()) };
-        is_any_due = is_any_due || rearmed_timer(record)?.is_some();
+        is_any_changed = is_any_changed || adjusted(record)?.is_some();
         Ok(())
     })?;
-    if !is_any_due {
+    if !is_any_changed {
         return Ok(());
     }
     let new = images.join("files.new");
-    let mut rearmed = BufWriter::new(File::create(&new)?);
-    write_rearmed(BufReader::new(File::open(&path)?), &mut rearmed)?;
-    rearmed.flush()?;
+    let mut file = BufWriter::new(File::create(&new)?);
+    write_adjusted(BufReader::new(File::open(&path)?), &mut file, adjusted)?;
+    file.flush()?;
     fs::rename(new, path)
 }
 
-/// Writes the image of open files with timers set.
-fn write_rearmed(mut image: impl BufRead, mut rearmed: impl Write) -> io::Result<()> {
+/// Writes the image of open files with those records changed for which `adjusted` returns one.
+fn write_adjusted(
+    mut image: impl BufRead,
+    mut new: impl Write,
+    adjusted: impl Fn(&[u8]) -> io::Result<Option<Vec<u8>>>,
+) -> io::Result<()> {
     let mut header = [0; HEADER];
     image.read_exact(&mut header)?;
-    rearmed.write_all(&header)?;
+    new.write_all(&header)?;
     visit_records(header.chain(image), |record| match record {
-        Record::Short(record) => {
-            write_record(&mut rearmed, rearmed_timer(record)?.as_deref().unwrap_or(record))
-        }
+        Record::Short(record) => write_record(&mut new, adjusted(record)?.as_deref().unwrap_or(record)),
         Record::Long(length, content) => {
-            rearmed.write_all(&length.to_le_bytes())?;
-            io::copy(content, &mut rearmed).map(drop)
+            new.write_all(&length.to_le_bytes())?;
+            io::copy(content, &mut new).map(drop)
         }
     })
+}
+
+/// Returns the record of a regular file below one of the mount points `shared` without its size and mode.
+fn without_size(record: &[u8], shared: &[&str]) -> io::Result<Option<Vec<u8>>> {
+    if shared.is_empty() {
+        return Ok(None);
+    }
+    let Some(regular) = OpenFile::decode(record)?.regular else { return Ok(None) };
+    let is_below =
+        |dir: &&str| regular.name.strip_prefix(dir.as_bytes()).is_some_and(|rest| rest.starts_with(b"/"));
+    if !shared.iter().any(is_below) {
+        return Ok(None);
+    }
+    let mut whole = Vec::new();
+    for_each_field(record, |tag, field, content| {
+        if tag != REGULAR {
+            whole.extend_from_slice(field);
+            return Ok(());
+        }
+        let mut kept = Vec::new();
+        for_each_field(content, |tag, field, _| {
+            if ![SIZE, MODE].contains(&tag) {
+                kept.extend_from_slice(field);
+            }
+            Ok(())
+        })?;
+        encode_key(REGULAR, WireType::LengthDelimited, &mut whole);
+        encode_varint(kept.len() as u64, &mut whole);
+        whole.extend_from_slice(&kept);
+        Ok(())
+    })?;
+    Ok(Some(whole))
+}
+
+/// Calls `each` with tag, whole encoding and content of each field of a message. The content is empty unless the field has a length.
+fn for_each_field(
+    mut message: &[u8],
+    mut each: impl FnMut(u32, &[u8], &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    while !message.is_empty() {
+        let begin = message;
+        let (tag, wire_type) = decode_key(&mut message)?;
+        let mut content: &[u8] = &[];
+        if wire_type == WireType::LengthDelimited {
+            let length = usize::try_from(decode_varint(&mut message)?).map_err(|_| damaged())?;
+            (content, message) = message.split_at_checked(length).ok_or_else(damaged)?;
+        } else {
+            skip_field(wire_type, tag, &mut message, DecodeContext::default())?;
+        }
+        each(tag, &begin[..begin.len() - message.len()], content)?;
+    }
+    Ok(())
 }
 
 fn open_if_exists(path: &Path) -> io::Result<Option<BufReader<File>>> {
@@ -279,7 +348,7 @@ mod tests {
     fn rearmed(image: &[u8]) -> Vec<u8> {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("files.img"), image).unwrap();
-        rearm_timers(dir.path()).unwrap();
+        adjust_open_files(dir.path(), &[]).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         fs::read(dir.path().join("files.img")).unwrap()
     }
@@ -304,11 +373,58 @@ mod tests {
         encode(dir.path(), "remap-fpath.img", deleted.iter().map(Message::encode_to_vec).collect());
         encode(dir.path(), "files.img", files.iter().map(Message::encode_to_vec).collect());
         assert_eq!(names(dir.path()).unwrap(), ["/tmp/link_remap.5", "/link_remap.7"]);
-        rearm_timers(dir.path()).unwrap();
+        adjust_open_files(dir.path(), &[]).unwrap();
         let whole = fs::read(dir.path().join("files.img")).unwrap();
         assert_eq!(whole, image(&files.iter().map(Message::encode_to_vec).collect::<Vec<_>>()));
         fs::write(dir.path().join("files.img"), &whole[..whole.len() - 1]).unwrap();
         assert!(names(dir.path()).is_err());
+    }
+
+    #[test]
+    fn files_of_volumes_lose_their_size_and_mode() {
+        #[derive(Clone, PartialEq, Message)]
+        struct Whole {
+            #[prost(uint64, required, tag = "3")]
+            pos: u64,
+            #[prost(bytes = "vec", required, tag = "6")]
+            name: Vec<u8>,
+            #[prost(sint32, optional, tag = "7")]
+            mount: Option<i32>,
+            #[prost(uint64, optional, tag = "8")]
+            size: Option<u64>,
+            #[prost(uint32, optional, tag = "10")]
+            mode: Option<u32>,
+            #[prost(fixed32, optional, tag = "99")]
+            newer: Option<u32>,
+        }
+        #[derive(Clone, PartialEq, Message)]
+        struct File {
+            #[prost(int32, required, tag = "1")]
+            kind: i32,
+            #[prost(uint32, required, tag = "2")]
+            id: u32,
+            #[prost(message, optional, tag = "3")]
+            regular: Option<Whole>,
+        }
+        let file = |name: &str, size, mode| {
+            let (name, newer) = (name.into(), Some(7));
+            File {
+                kind: 1,
+                id: 3,
+                regular: Some(Whole { pos: 300, name, mount: Some(-5), size, mode, newer }),
+            }
+            .encode_to_vec()
+        };
+        let (size, mode) = (Some(1 << 40), Some(0o10_0644));
+        let without = |record: &[u8]| without_size(record, &["/data", "/srv/x"]).unwrap();
+        for name in ["/data/log", "/srv/x/a/b"] {
+            assert_eq!(without(&file(name, size, mode)), Some(file(name, None, None)), "{name}");
+        }
+        for name in ["/data", "/database/log", "/srv/log"] {
+            assert_eq!(without(&file(name, size, mode)), None, "{name}");
+        }
+        let record = file("/data/log", size, mode);
+        assert!(without_size(&record[..record.len() - 1], &["/data"]).is_err());
     }
 
     #[test]

@@ -24,7 +24,8 @@ use engine::EngineError;
 use rustix::thread::CpuSet;
 
 use crate::resources::BorrowedMounts;
-pub(crate) use entries::{given_names, has_connections, rearm_timers};
+use crate::volumes::MountedVolume;
+pub(crate) use entries::{adjust_open_files, given_names, has_connections};
 use failure::Failure;
 use images::RestoreDir;
 pub(crate) use images::remove_restore_dirs;
@@ -72,6 +73,14 @@ const CGROUP: &str = "cgroup";
 const SPARE_PROC: &str = "proc";
 const SCRATCH: &str = "scratch";
 
+/// How many volumes an image has at most.
+const MAX_VOLUMES: usize = 16;
+
+/// The key of a volume for dumps and restores, which is also the name of its mount point in the directory.
+fn volume_name(index: usize) -> String {
+    format!("volume{index}")
+}
+
 /// What a dump needs.
 pub(crate) struct DumpPlan<'a> {
     /// PID 1 of the sandbox.
@@ -82,6 +91,7 @@ pub(crate) struct DumpPlan<'a> {
     pub(crate) owner: u32,
     /// Directory of the version 2 control group, in which the processes are frozen.
     pub(crate) cgroup: &'a Path,
+    pub(crate) volumes: &'a [MountedVolume],
     /// Directory for the memory image.
     pub(crate) images: &'a Path,
     /// Held by CRIU until it has released the processes.
@@ -110,6 +120,8 @@ pub(crate) struct RestorePlan<'a> {
     pub(crate) root: OwnedFd,
     pub(crate) dev: &'a OwnedFd,
     pub(crate) resources: Option<BorrowedMounts<'a>>,
+    /// A mount for each of the image's volumes, in their order.
+    pub(crate) volumes: &'a [OwnedFd],
     /// The processors that the restored processes are bound to.
     pub(crate) processors: Option<CpuSet>,
     /// Directory of the sandbox's version 2 control group.
@@ -126,6 +138,9 @@ impl Checkpointer {
         let dir = run_dir.join("criu");
         for name in [ROOT, DEV, RESOURCES, CGROUP, SPARE_PROC] {
             fs::create_dir_all(dir.join(name))?;
+        }
+        for index in 0..MAX_VOLUMES {
+            fs::create_dir_all(dir.join(volume_name(index)))?;
         }
         fs::write(dir.join(DUMP_FILE), DUMP_OPTIONS)?;
         fs::write(dir.join(RESTORE_FILE), RESTORE_OPTIONS)?;
@@ -159,11 +174,16 @@ impl Checkpointer {
             link_remap: Some(true),
             freeze_cgroup: Some(view::CGROUP.to_owned()),
             tcp_skip_in_flight: Some(true),
-            external: vec![
-                format!("mnt[/dev]:{DEV_KEY}"),
-                format!("mnt[/dev/.resources]:{RESOURCES_KEY}"),
-                format!("mnt[/sys/fs/cgroup]:{CGROUP_KEY}"),
-            ],
+            external: [("/dev", DEV_KEY), ("/dev/.resources", RESOURCES_KEY), ("/sys/fs/cgroup", CGROUP_KEY)]
+                .iter()
+                .map(|(mount_point, key)| format!("mnt[{mount_point}]:{key}"))
+                .chain(
+                    plan.volumes
+                        .iter()
+                        .enumerate()
+                        .map(|(index, volume)| format!("mnt[{}]:{}", volume.mount_point, volume_name(index))),
+                )
+                .collect(),
             log_file: Some("dump.log".to_owned()),
             config_file: Some(format!("/run/{DUMP_FILE}")),
             ..self.options()
@@ -221,11 +241,13 @@ impl Checkpointer {
         let options = Options {
             root: Some(format!("/run/{ROOT}")),
             notify_scripts: Some(true),
-            external: vec![
-                format!("mnt[{DEV_KEY}]:/run/{DEV}"),
-                format!("mnt[{RESOURCES_KEY}]:/run/{RESOURCES}"),
-                format!("mnt[{CGROUP_KEY}]:/run/{CGROUP}"),
-            ],
+            external: [(DEV_KEY, DEV), (RESOURCES_KEY, RESOURCES), (CGROUP_KEY, CGROUP)]
+                .iter()
+                .map(|(key, name)| format!("mnt[{key}]:/run/{name}"))
+                .chain(
+                    (0..plan.volumes.len()).map(volume_name).map(|name| format!("mnt[{name}]:/run/{name}")),
+                )
+                .collect(),
             log_file: Some("restore.log".to_owned()),
             config_file: Some(format!("/run/{RESTORE_FILE}")),
             ..self.options()
@@ -237,6 +259,7 @@ impl Checkpointer {
             root: plan.root.as_fd(),
             dev: plan.dev.as_fd(),
             resources: plan.resources,
+            volumes: plan.volumes,
             processors: plan.processors,
         };
         let on_notify = |script: &str, criu: i32, pid: i32| match script {

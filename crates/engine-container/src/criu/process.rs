@@ -2,7 +2,7 @@
 //! A dump runs as the uid that owns the sandbox's user namespace: the owner may inspect everything in it. A restore starts as root,
 //! inside the sandbox's control groups; `owner` changes its uid later. What both can reach is in `view`.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -23,6 +23,7 @@ use confinement::{Entrance, Root, become_user, bound_capabilities, keep_capabili
 use sandbox_setup::ENVD_NICE;
 
 use super::view::{self, DUMP_CAPABILITIES, RESTORE_CAPABILITIES};
+use super::volume_name;
 use crate::resources::BorrowedMounts;
 
 use super::locate::Criu;
@@ -48,6 +49,7 @@ pub(super) enum CriuRole<'a> {
         root: BorrowedFd<'a>,
         dev: BorrowedFd<'a>,
         resources: Option<BorrowedMounts<'a>>,
+        volumes: &'a [OwnedFd],
         processors: Option<CpuSet>,
     },
     /// A check of the kernel: as root, with the mount `run` at `/run`.
@@ -67,6 +69,7 @@ enum ChildSetup {
         root: i32,
         dev: i32,
         resources: Option<[i32; 2]>,
+        volumes: Vec<(i32, CString)>,
         processors: Option<CpuSet>,
     },
     CheckKernel {
@@ -112,7 +115,7 @@ impl CriuProcess {
                 owner,
                 lock: lock.as_raw_fd(),
             },
-            CriuRole::Restore { view, images, cgroup, root, dev, resources, processors } => {
+            CriuRole::Restore { view, images, cgroup, root, dev, resources, volumes, processors } => {
                 ChildSetup::Restore {
                     entrance: view.entrance(&[(images, view::IMAGES)])?,
                     group: open(
@@ -124,6 +127,13 @@ impl CriuProcess {
                     dev: dev.as_raw_fd(),
                     processors,
                     resources: resources.map(|mounts| [mounts.files.as_raw_fd(), mounts.cgroup.as_raw_fd()]),
+                    volumes: volumes
+                        .iter()
+                        .enumerate()
+                        .map(|(index, mount)| {
+                            Ok((mount.as_raw_fd(), CString::new(format!("/run/{}", volume_name(index)))?))
+                        })
+                        .collect::<io::Result<_>>()?,
                 }
             }
             CriuRole::CheckKernel { run } => ChildSetup::CheckKernel { run: run.as_raw_fd() },
@@ -202,12 +212,12 @@ impl ChildSetup {
                 become_user(*owner, None)?;
                 keep_capabilities(DUMP_CAPABILITIES)
             }
-            Self::Restore { entrance, group, root, dev, resources, processors } => {
+            Self::Restore { entrance, group, root, dev, resources, volumes, processors } => {
                 // CRIU does not restore it: the processes inherit CRIU's.
                 if let Some(processors) = processors {
                     sched_setaffinity(None, processors)?;
                 }
-                enter_sandbox(entrance, group, *root, *dev, *resources)
+                enter_sandbox(entrance, group, *root, *dev, *resources, volumes)
             }
             Self::CheckKernel { run } => {
                 // SAFETY: the child has one thread; only its own namespace changes.
@@ -227,6 +237,7 @@ fn enter_sandbox(
     root: i32,
     dev: i32,
     resources: Option<[i32; 2]>,
+    volumes: &[(i32, CString)],
 ) -> io::Result<()> {
     rustix::io::write(group, b"0")?;
     entrance.enter(UnshareFlags::NEWCGROUP)?;
@@ -236,6 +247,9 @@ fn enter_sandbox(
     if let Some([files, cgroup]) = resources {
         attach(files, c"/run/resources")?;
         attach(cgroup, c"/run/cgroup")?;
+    }
+    for (mount, target) in volumes {
+        attach(*mount, target)?;
     }
     // The kernel allows a new /proc only while an unmodified one is visible, and this one is modified next.
     mount_bind("/proc", "/run/proc")?;

@@ -119,6 +119,7 @@ where
             resources: Resources { cpu_count: 1, memory_mib: 256, disk_mib: 1024, pids: 200 },
             hostname: "sandbox".into(),
             egress: EgressPolicy::default(),
+            volumes: Vec::new(),
             recurring: true,
         }
     }

@@ -9,6 +9,7 @@ mod events;
 mod identity;
 mod sandboxes;
 mod templates;
+mod volumes;
 
 use async_trait::async_trait;
 use ids::{BuildId, KeyId, SandboxId, TeamId, TemplateId};

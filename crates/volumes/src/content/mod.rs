@@ -122,6 +122,14 @@ impl VolumeRoot {
         }
     }
 
+    /// Opens a directory to be mounted; links are followed within the volume.
+    ///
+    /// # Errors
+    /// [`VolumeError::NotFound`], [`VolumeError::NotDirectory`].
+    pub fn directory(&self, path: &VolumePath) -> Result<OwnedFd, VolumeError> {
+        self.resolve(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC)
+    }
+
     /// Opens the directory that is to contain `path`; with `force`, makes what is missing of it.
     fn open_parent(&self, path: &VolumePath, options: CreateOptions) -> Result<OwnedFd, VolumeError> {
         let parent = path.parent();

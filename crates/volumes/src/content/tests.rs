@@ -173,7 +173,7 @@ fn lists_go_as_deep_as_asked() {
 fn trees_are_removed_with_everything_but_never_the_root() {
     let Volume { dir, root } = volume();
     write(&root, "a/b/c", "", FORCE).unwrap();
-    fs::set_permissions(dir.path().join("a/b"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(dir.path().join("a/b"), fs::Permissions::from_mode(0o0)).unwrap();
     root.remove(&path("a")).unwrap();
     assert!(matches!(root.remove(&path("a")), Err(VolumeError::NotFound)));
     assert!(matches!(root.remove(&path("/a/..")), Err(VolumeError::Invalid(_))));

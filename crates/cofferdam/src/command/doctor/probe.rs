@@ -93,6 +93,7 @@ async fn start(config: &ContainerConfig, layer: PathBuf) -> Result<String, Failu
         resources: Resources::default(),
         hostname: "doctor".into(),
         egress: EgressPolicy::default(),
+        volumes: Vec::new(),
         recurring: false,
     };
     let sandbox = engine.start(spec.clone()).await?;

@@ -9,6 +9,7 @@ use control::LimitsChange;
 use engine::Isolation;
 use layers::{LayerDigest, LayerStore};
 use net::{GatewayConfig, Interceptor, Resolvers};
+use volumes::VolumeTrees;
 
 use super::ServeArguments;
 use crate::budgets::Budgets;
@@ -37,6 +38,8 @@ pub(super) fn control(
     config.pause_retry = Duration::from_secs(arguments.pause_retry);
     config.keep_frozen = Duration::from_secs(arguments.keep_frozen);
     config.keep_frozen_max = arguments.keep_frozen_max;
+    config.volumes =
+        Some(Arc::new(VolumeTrees::new(&data_dir.join("team-volumes"), arguments.engines.storage())));
     config.logs_dir = Some(data_dir.join("logs"));
     config.metrics_dir = Some(data_dir.join("metrics"));
     config.layers = Some(layers.clone());

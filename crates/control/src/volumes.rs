@@ -1,0 +1,431 @@
+//! [`Volumes`]: the volumes of teams, by name and id, their tokens, and what a sandbox may mount.
+//! Records are in the store, content in the crate `volumes`. A volume exists while it has a record: what is on the disk without one is
+//! removed by the sweep at the next start.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use ids::{TeamId, VolumeId};
+use parking_lot::RwLock;
+use store::{Store, StoreError, Team, Volume, VolumeMount, truncate_to_micros};
+use time::{Duration, OffsetDateTime};
+use volumes::{VolumeError, VolumePath, VolumeRoot, VolumeTrees, VolumeUsage};
+
+use crate::ControlError;
+use crate::tokens::{Tokens, same_secret};
+
+/// Maximum length of a volume's name.
+const MAX_NAME: usize = 250;
+/// Maximum number of volumes of a team.
+const MAX_VOLUMES: usize = 1_000;
+/// Maximum number of volumes that a sandbox mounts.
+const MAX_MOUNTS: usize = 16;
+/// Maximum length of the path that a volume is mounted at.
+const MAX_MOUNT_PATH: usize = 1_024;
+/// How long a token is valid. Clients keep one for the life of their volume object and never ask for another.
+const TOKEN_LIFETIME: Duration = Duration::hours(24);
+/// Directories that make a sandbox what it is.
+const RESERVED: [&str; 4] = ["/proc", "/sys", "/dev", "/run"];
+
+/// A volume that a new sandbox is to mount, as requested.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MountRequest {
+    /// Name of the volume.
+    pub name: String,
+    /// Where it is mounted.
+    pub path: String,
+    /// Whether the sandbox may only read.
+    pub read_only: bool,
+    /// The directory of the volume to be mounted; `None` for all of it.
+    pub sub_path: Option<String>,
+}
+
+/// Why a volume token is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenRefusal {
+    /// It is no token of this server, or has expired.
+    Invalid,
+    /// It is the token of another volume.
+    OtherVolume,
+}
+
+/// The volumes of all teams.
+pub struct Volumes {
+    store: Arc<dyn Store>,
+    /// `None` on a server without volumes.
+    trees: Option<Arc<VolumeTrees>>,
+    tokens: Arc<Tokens>,
+    by_id: RwLock<HashMap<VolumeId, Arc<Volume>>>,
+    /// Held while a volume is created or deleted, from the look-up to the write.
+    changing: tokio::sync::Mutex<()>,
+}
+
+impl Volumes {
+    pub(crate) async fn open(
+        store: Arc<dyn Store>,
+        trees: Option<Arc<VolumeTrees>>,
+        tokens: Arc<Tokens>,
+    ) -> Result<Self, StoreError> {
+        let volumes = store.volumes().await?;
+        if let Some(trees) = trees.clone() {
+            let known: Vec<VolumeId> = volumes.iter().map(|volume| volume.id).collect();
+            let _ = tokio::task::spawn_blocking(move || trees.sweep(&known)).await;
+        }
+        let by_id = volumes.into_iter().map(|volume| (volume.id, Arc::new(volume))).collect();
+        Ok(Self { store, trees, tokens, by_id: RwLock::new(by_id), changing: tokio::sync::Mutex::default() })
+    }
+
+    /// Creates an empty volume.
+    ///
+    /// # Errors
+    /// [`ControlError::Invalid`] if the name is taken or not a name, [`ControlError::Unsupported`] on a server without volumes.
+    pub async fn create(
+        &self,
+        team: &Team,
+        name: &str,
+        size_limit_mib: Option<u32>,
+    ) -> Result<Arc<Volume>, ControlError> {
+        let trees = self.trees()?;
+        check_name(name)?;
+        let _changing = self.changing.lock().await;
+        if self.named(team.id, name).is_some() {
+            return Err(ControlError::Invalid(format!("Volume with name '{name}' already exists")));
+        }
+        if self.of_team(team.id).len() >= MAX_VOLUMES {
+            return Err(ControlError::Invalid(format!(
+                "a team has at most {MAX_VOLUMES} volumes; delete one"
+            )));
+        }
+        let volume = Arc::new(Volume {
+            id: VolumeId::generate(),
+            team: team.id,
+            name: name.to_owned(),
+            size_limit_mib,
+            created_at: truncate_to_micros(OffsetDateTime::now_utc()),
+        });
+        let id = volume.id;
+        blocking(move || trees.create(id, size_limit_mib)).await?;
+        // The tree first: a record without a tree would be a volume that cannot be used. The sweep removes a tree without a record.
+        self.store.insert_volume(&volume).await?;
+        self.by_id.write().insert(id, Arc::clone(&volume));
+        tracing::info!(volume_id = %id, team_id = %team.id, name, "volume created");
+        Ok(volume)
+    }
+
+    /// Returns a team's volumes, oldest first.
+    #[must_use]
+    pub fn of_team(&self, team: TeamId) -> Vec<Arc<Volume>> {
+        let mut volumes: Vec<_> =
+            self.by_id.read().values().filter(|volume| volume.team == team).cloned().collect();
+        volumes.sort_by_key(|volume| (volume.created_at, volume.id));
+        volumes
+    }
+
+    /// Returns a team's volume.
+    ///
+    /// # Errors
+    /// [`ControlError::NotFound`], also for a text that is no id: the SDKs take other statuses for failures.
+    pub fn get(&self, team: TeamId, id: &str) -> Result<Arc<Volume>, ControlError> {
+        let volume = id.parse().ok().and_then(|id: VolumeId| self.by_id.read().get(&id).cloned());
+        volume.filter(|volume| volume.team == team).ok_or(NOT_FOUND)
+    }
+
+    /// Deletes a team's volume with its content. Sandboxes that have it mounted find it empty from then on.
+    ///
+    /// # Errors
+    /// [`ControlError::NotFound`], or its files cannot be removed.
+    pub async fn delete(&self, team: TeamId, id: &str) -> Result<(), ControlError> {
+        let trees = self.trees()?;
+        let _changing = self.changing.lock().await;
+        let id = self.get(team, id)?.id;
+        if !self.store.delete_volume(id).await? {
+            return Err(NOT_FOUND);
+        }
+        self.by_id.write().remove(&id);
+        tracing::info!(volume_id = %id, team_id = %team, "volume deleted");
+        blocking(move || trees.discard(id)).await?;
+        Ok(())
+    }
+
+    /// Sets the limit of a team's volume; `None` removes it.
+    ///
+    /// # Errors
+    /// [`ControlError::NotFound`].
+    pub async fn set_limit(
+        &self,
+        team: TeamId,
+        id: &str,
+        size_limit_mib: Option<u32>,
+    ) -> Result<Arc<Volume>, ControlError> {
+        let trees = self.trees()?;
+        let _changing = self.changing.lock().await;
+        let volume = self.get(team, id)?;
+        let id = volume.id;
+        blocking(move || trees.set_limit(id, size_limit_mib)).await?;
+        self.store.set_volume_limit(id, size_limit_mib).await?;
+        let changed = Arc::new(Volume { size_limit_mib, ..(*volume).clone() });
+        self.by_id.write().insert(id, Arc::clone(&changed));
+        Ok(changed)
+    }
+
+    /// Returns how much room a volume takes.
+    ///
+    /// # Errors
+    /// It has been deleted.
+    pub async fn usage(&self, id: VolumeId) -> Result<VolumeUsage, ControlError> {
+        let trees = self.trees()?;
+        Ok(blocking(move || trees.usage(id)).await?)
+    }
+
+    /// Opens a volume's content.
+    ///
+    /// # Errors
+    /// [`VolumeError::NoVolume`] if it does not exist.
+    pub async fn open_content(&self, id: VolumeId) -> Result<Arc<VolumeRoot>, VolumeError> {
+        let trees = self.trees.clone().filter(|_| self.by_id.read().contains_key(&id));
+        let trees = trees.ok_or(VolumeError::NoVolume)?;
+        blocking(move || trees.open(id)).await.map(Arc::new)
+    }
+
+    /// Returns the team that owns a volume.
+    #[must_use]
+    pub fn owner(&self, id: VolumeId) -> Option<TeamId> {
+        self.by_id.read().get(&id).map(|volume| volume.team)
+    }
+
+    /// Returns a fresh token for a volume's content: `<volume>.<expiry>.<signature>`, the time in seconds since 1970.
+    #[must_use]
+    pub fn token(&self, id: VolumeId) -> String {
+        let expires = (OffsetDateTime::now_utc() + TOKEN_LIFETIME).unix_timestamp();
+        format!("{id}.{expires}.{}", self.tokens.volume(id, expires))
+    }
+
+    /// Checks a token for a volume's content.
+    ///
+    /// # Errors
+    /// See [`TokenRefusal`].
+    pub fn check_token(&self, token: &str, id: VolumeId) -> Result<(), TokenRefusal> {
+        let parts: Option<(VolumeId, i64, &str)> = token.split_once('.').and_then(|(volume, rest)| {
+            let (expires, signature) = rest.split_once('.')?;
+            Some((volume.parse().ok()?, expires.parse().ok()?, signature))
+        });
+        let (volume, expires, signature) = parts.ok_or(TokenRefusal::Invalid)?;
+        let is_ours = same_secret(self.tokens.volume(volume, expires).as_bytes(), signature.as_bytes());
+        if !is_ours || expires < OffsetDateTime::now_utc().unix_timestamp() {
+            return Err(TokenRefusal::Invalid);
+        }
+        if volume == id { Ok(()) } else { Err(TokenRefusal::OtherVolume) }
+    }
+
+    /// Checks what a new sandbox is to mount. All that is wrong is told at once, in E2B's words.
+    ///
+    /// # Errors
+    /// [`ControlError::Invalid`].
+    pub(crate) fn check_mounts(
+        &self,
+        team: TeamId,
+        requested: Vec<MountRequest>,
+    ) -> Result<Vec<VolumeMount>, ControlError> {
+        if requested.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.trees()?;
+        if requested.len() > MAX_MOUNTS {
+            return Err(ControlError::Invalid(format!("a sandbox mounts at most {MAX_MOUNTS} volumes")));
+        }
+        let mut mounts: Vec<VolumeMount> = Vec::new();
+        let mut reasons = Vec::new();
+        let mut paths = HashSet::new();
+        for (index, request) in requested.into_iter().enumerate() {
+            let volume = self.named(team, &request.name);
+            let mut wrong = Vec::new();
+            if volume.is_none() {
+                wrong.push(format!("volume '{}' not found", request.name));
+            }
+            wrong.extend(check_mount_path(&request.path));
+            wrong.extend(request.sub_path.as_deref().and_then(check_sub_path));
+            let path = request.path.trim_end_matches('/').to_owned();
+            if !paths.insert(path.clone()) {
+                wrong.push(format!("path '{path}' is already used"));
+            } else if let Some(other) = mounts.iter().find(|other| is_within(&path, &other.path)) {
+                wrong.push(format!("path '{path}' and '{}' contain each other", other.path));
+            }
+            reasons.extend(wrong.iter().map(|reason| format!("\n\t- volume mount #{index}: {reason}")));
+            if let (Some(volume), true) = (volume, wrong.is_empty()) {
+                let MountRequest { name, read_only, sub_path, .. } = request;
+                mounts.push(VolumeMount { volume: volume.id, name, path, read_only, sub_path });
+            }
+        }
+        if reasons.is_empty() {
+            return Ok(mounts);
+        }
+        Err(ControlError::Invalid(format!("invalid mounts:{}", reasons.concat())))
+    }
+
+    /// Checks that the volumes of a paused sandbox exist.
+    ///
+    /// # Errors
+    /// [`ControlError::Conflict`] with the name of the first that does not.
+    pub(crate) fn check_present(&self, mounts: &[VolumeMount]) -> Result<(), ControlError> {
+        let by_id = self.by_id.read();
+        match mounts.iter().find(|mount| !by_id.contains_key(&mount.volume)) {
+            None => Ok(()),
+            Some(mount) => Err(gone(&format!("volume '{}'", mount.name))),
+        }
+    }
+
+    /// Opens what a sandbox mounts, for the engine.
+    ///
+    /// # Errors
+    /// [`ControlError::Conflict`] with the name of a volume or directory that does not exist any more.
+    pub(crate) async fn open_mounts(
+        &self,
+        mounts: &[VolumeMount],
+    ) -> Result<Vec<engine::VolumeMount>, ControlError> {
+        let mut opened = Vec::new();
+        for mount in mounts {
+            let root = match self.open_content(mount.volume).await {
+                Err(VolumeError::NoVolume) => return Err(gone(&format!("volume '{}'", mount.name))),
+                root => root?,
+            };
+            let source = match &mount.sub_path {
+                None => blocking(move || root.directory(&VolumePath::parse("/")?)).await?,
+                Some(sub_path) => {
+                    let path = VolumePath::parse(sub_path)?;
+                    let options = volumes::CreateOptions { force: true, ..Default::default() };
+                    let writable = !mount.read_only;
+                    let made = blocking(move || {
+                        if writable {
+                            root.make_dir(&path, options)?;
+                        }
+                        root.directory(&path)
+                    });
+                    match made.await {
+                        Err(VolumeError::NotFound | VolumeError::NotDirectory | VolumeError::Exists) => {
+                            return Err(gone(&format!("directory '{sub_path}' of volume '{}'", mount.name)));
+                        }
+                        source => source?,
+                    }
+                }
+            };
+            let (path, read_only) = (mount.path.clone(), mount.read_only);
+            opened.push(engine::VolumeMount { source: Arc::new(source), path, read_only });
+        }
+        Ok(opened)
+    }
+
+    fn named(&self, team: TeamId, name: &str) -> Option<Arc<Volume>> {
+        let by_id = self.by_id.read();
+        by_id.values().find(|volume| volume.team == team && volume.name == name).cloned()
+    }
+
+    fn trees(&self) -> Result<Arc<VolumeTrees>, ControlError> {
+        self.trees.clone().ok_or_else(|| ControlError::Unsupported("this server has no volumes".into()))
+    }
+}
+
+const NOT_FOUND: ControlError = ControlError::NotFound("Volume not found");
+
+impl From<VolumeError> for ControlError {
+    fn from(error: VolumeError) -> Self {
+        match error {
+            VolumeError::NoVolume => NOT_FOUND,
+            VolumeError::Invalid(text) => Self::Invalid(text),
+            error => {
+                tracing::error!(%error, "an operation on a volume failed");
+                Self::Engine("the volume could not be read or written; see the server's log")
+            }
+        }
+    }
+}
+
+fn gone(what: &str) -> ControlError {
+    ControlError::Conflict(format!("{what} does not exist any more"))
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, VolumeError> + Send + 'static,
+) -> Result<T, VolumeError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|_| Err(VolumeError::Io(std::io::Error::other("the operation was interrupted"))))
+}
+
+fn check_name(name: &str) -> Result<(), ControlError> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let is_name = (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(plain);
+    if is_name { Ok(()) } else { Err(ControlError::Invalid("Invalid volume name".into())) }
+}
+
+/// Returns what is wrong with the path of a mount.
+fn check_mount_path(path: &str) -> Option<String> {
+    if path.is_empty() {
+        return Some("path cannot be empty".into());
+    }
+    if !path.starts_with('/') {
+        return Some("path must be absolute".into());
+    }
+    if path.split('/').any(|part| matches!(part, "." | "..")) {
+        return Some("path must not contain any '.' or '..' components".into());
+    }
+    let trimmed = path.trim_end_matches('/');
+    if trimmed.contains("//") || path.contains('\0') || path.len() > MAX_MOUNT_PATH {
+        return Some("path must be clean and at most 1024 bytes long".into());
+    }
+    let reserved = trimmed.is_empty() || RESERVED.iter().any(|dir| is_below(trimmed, dir));
+    reserved.then(|| format!("nothing can be mounted at path '{path}'"))
+}
+
+fn check_sub_path(path: &str) -> Option<String> {
+    let parts = || path.split('/');
+    let is_clean = !path.is_empty()
+        && path.len() <= MAX_MOUNT_PATH
+        && !path.contains('\0')
+        && !parts().any(|part| matches!(part, "" | "." | ".."));
+    (!is_clean).then(|| "subPath must be a clean relative path".into())
+}
+
+/// Returns whether one of two paths contains the other.
+fn is_within(one: &str, other: &str) -> bool {
+    is_below(one, other) || is_below(other, one)
+}
+
+fn is_below(path: &str, dir: &str) -> bool {
+    path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_paths_of_mounts_are_checked() {
+        for good in ["a", "My-volume_2", &"a".repeat(250)] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+        for bad in ["", "a b", "a/b", "ä", "a.b", &"a".repeat(251)] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+        for good in ["/data", "/data/", "/home/user/a b", "/tmp/cache", "/runs", "/device/x"] {
+            assert_eq!(check_mount_path(good), None, "{good}");
+        }
+        for (bad, reason) in [
+            ("", "cannot be empty"),
+            ("data", "must be absolute"),
+            ("/a/../b", "'.' or '..'"),
+            ("/a/./b", "'.' or '..'"),
+            ("/a//b", "clean"),
+            ("/a\0", "clean"),
+            ("/", "nothing can be mounted"),
+            ("//", "nothing can be mounted"),
+            ("/proc/x", "nothing can be mounted"),
+            ("/dev", "nothing can be mounted"),
+        ] {
+            assert!(check_mount_path(bad).is_some_and(|text| text.contains(reason)), "{bad}");
+        }
+        assert!(is_within("/a/b", "/a") && is_within("/a", "/a/b") && !is_within("/ab", "/a"));
+        assert!(check_sub_path("a/b").is_none());
+        for bad in ["", "/a", "a/", "../a", "a//b"] {
+            assert!(check_sub_path(bad).is_some(), "{bad}");
+        }
+    }
+}
