@@ -15,13 +15,9 @@ import urllib.request
 import pytest
 from e2b import AsyncSandbox, Sandbox, Template
 
-from domain import DOMAIN, run
+from domain import DOMAIN, domain_findings, fetch, run
 from server import Server
 from services import serve
-
-
-def fetch(url, data=None, **headers):
-    return urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=30)
 
 
 def test_sandboxes_are_used_through_the_domain(server, sandbox):
@@ -177,13 +173,6 @@ def test_a_renewed_certificate_is_used_and_open_connections_stay(host, tmp_path)
         assert kept.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
     finally:
         server.stop()
-
-
-def domain_findings(data, *options):
-    doctor = (os.environ["COFFERDAM_BIN"], "doctor", "--json", "--data-dir", str(data), *options)
-    done = subprocess.run(doctor, capture_output=True, text=True, timeout=200)
-    found = json.loads(done.stdout)
-    return {finding["check"]: finding for finding in found if finding["check"].startswith("domain")}
 
 
 def test_the_doctor_is_a_client_of_the_domain(server):

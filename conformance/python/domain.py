@@ -3,10 +3,12 @@
 It needs network and mount namespaces of its own (`unshare --net --mount`), in which this changes `/etc` and takes the ports 53, 80 and 443.
 """
 
+import json
 import os
 import pathlib
 import re
 import subprocess
+import urllib.request
 
 from server import Server
 
@@ -35,6 +37,17 @@ def run(*command):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, (command, done.stdout, done.stderr)
     return done.stdout
+
+
+def fetch(url, data=None, **headers):
+    return urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=30)
+
+
+def domain_findings(data, *options):
+    doctor = (os.environ["COFFERDAM_BIN"], "doctor", "--json", "--data-dir", str(data), *options)
+    done = subprocess.run(doctor, capture_output=True, text=True, timeout=200)
+    found = json.loads(done.stdout)
+    return {finding["check"]: finding for finding in found if finding["check"].startswith("domain")}
 
 
 def server():

@@ -3,6 +3,7 @@
 //! Needs root, as the server does.
 
 use std::fs;
+use std::path::Path;
 
 use crate::run::{self, Outcome};
 
@@ -29,6 +30,10 @@ const TESTING: &[&str] = &[
     "umoci",
 ];
 
+/// Servers that tests run themselves: the package, and the service that it would start.
+const SERVERS: &[(&str, &str)] =
+    &[("docker-registry", "docker-registry"), ("nginx-light", "nginx"), ("haproxy", "haproxy")];
+
 /// Installs what `quickstart`, `build`, `template` and `bench` need.
 pub(crate) fn for_running() -> Outcome {
     packages(RUNNING)?;
@@ -40,7 +45,7 @@ pub(crate) fn for_testing() -> Outcome {
     packages(RUNNING)?;
     packages(TESTING)?;
     postgresql()?;
-    registry()?;
+    without_service(SERVERS)?;
     rust_targets(&["x86_64-unknown-linux-musl", "aarch64-unknown-linux-musl", "aarch64-unknown-linux-gnu"])?;
     for tool in ["nextest", "machete"] {
         if !run::cargo([tool, "--version"]).succeeds() {
@@ -65,20 +70,20 @@ fn postgresql() -> Outcome {
     installed
 }
 
-/// Installs the image registry's program only: the package would start a server on the host's port 5000, now and at each boot. Tests start
-/// their own.
-fn registry() -> Outcome {
-    const PACKAGE: &str = "docker-registry";
-    const MASK: &str = "/etc/systemd/system/docker-registry.service";
-    if !is_missing(PACKAGE) {
-        return Ok(());
-    }
-    if fs::symlink_metadata(MASK).is_err() {
+/// Installs the programs of packages that would start a server on the host's ports, now and at each boot. Tests start their own.
+fn without_service(wanted: &[(&str, &str)]) -> Outcome {
+    let missing: Vec<_> = wanted.iter().filter(|(package, _)| is_missing(package)).collect();
+    for (_, service) in &missing {
+        let mask = Path::new("/etc/systemd/system").join(format!("{service}.service"));
+        if fs::symlink_metadata(&mask).is_ok() {
+            continue;
+        }
         let dir = fs::create_dir_all("/etc/systemd/system");
-        let mask = dir.and_then(|()| std::os::unix::fs::symlink("/dev/null", MASK));
-        mask.map_err(|error| format!("{MASK}: {error}"))?;
+        let masked = dir.and_then(|()| std::os::unix::fs::symlink("/dev/null", &mask));
+        masked.map_err(|error| format!("{}: {error}", mask.display()))?;
     }
-    packages(&[PACKAGE])
+    let names: Vec<&str> = missing.iter().map(|(package, _)| *package).collect();
+    packages(&names)
 }
 
 fn is_missing(package: &str) -> bool {
@@ -94,7 +99,8 @@ fn packages(wanted: &[&str]) -> Outcome {
     run::new("apt-get").args(["update", "--quiet"]).run()?;
     let mut install = run::new("apt-get");
     install.args(["install", "--yes", "--quiet", "--no-install-recommends"]).args(missing);
-    install.env("DEBIAN_FRONTEND", "noninteractive").run()
+    // Without systemd, services do not start in this runlevel.
+    install.env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1").run()
 }
 
 fn rust_targets(wanted: &[&str]) -> Outcome {

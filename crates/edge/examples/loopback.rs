@@ -14,7 +14,7 @@ async fn main() -> std::io::Result<()> {
     let api = api::router(fixture.control.clone(), api::ApiConfig::default());
     let closed = std::future::pending();
     edge::serve(
-        vec![edge::Listener { socket: listener, protocol: edge::Protocol::Plain }],
+        vec![edge::Listener { socket: listener, protocol: edge::Protocol::Plain, has_proxy_header: false }],
         api,
         fixture.control.clone(),
         edge::EdgeConfig::default(),

@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::{Body as AnyBody, Bytes};
-use body_drain::DrainLimits;
+use body_drain::{Drain, DrainLimits};
 use control::Authentication;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::{CONNECTION, HeaderValue, STRICT_TRANSPORT_SECURITY};
@@ -124,9 +124,8 @@ async fn respond(
         Some(port) => Target::Redirect(port),
         None => target(&request, &edge.config.domain),
     };
-    // HTTP/2 needs no draining: a stream can end without its connection.
-    let is_drainable = request.version() != Version::HTTP_2 && !request.body().is_end_stream();
-    let (request, drain) = if is_drainable {
+    let is_http2 = request.version() == Version::HTTP_2;
+    let (request, drain) = if !request.body().is_end_stream() {
         let (request, drain) = body_drain::drainable(request);
         (request.map(AnyBody::new), Some(drain))
     } else {
@@ -143,11 +142,18 @@ async fn respond(
     };
     let is_known = connection.client.is_authenticated();
     let limits = if is_known { DRAIN_LIMITS } else { ANONYMOUS_DRAIN_LIMITS };
-    if let Some(drain) = drain
-        && !drain.finish(limits).await
-    {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    }
+    let unread = match drain {
+        // A stream can end without its connection. Dropping the rest of the request before the end of the response would cancel the stream,
+        // and clients would not believe the response; after it, it asks them to stop sending.
+        Some(drain) if is_http2 => Some(drain),
+        Some(drain) => {
+            if !drain.finish(limits).await {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            None
+        }
+        None => None,
+    };
     if let Some(seconds) = edge.config.hsts.filter(|_| origin.is_tls) {
         // Not in place of what a server in a sandbox says.
         response.headers_mut().entry(STRICT_TRANSPORT_SECURITY).or_insert_with(|| pages::hsts(seconds));
@@ -156,10 +162,21 @@ async fn respond(
         // Whoever waits for this is the first to lose its connection.
         drop(active);
         tokio::time::sleep(edge.wrong_credentials.note(address)).await;
-        return Ok(response);
+        return Ok(with_request(response, None, unread));
     }
-    let Some(active) = active else { return Ok(response) };
-    Ok(response.map(|body| AnyBody::new(ActiveBody { body, _active: active })))
+    Ok(with_request(response, active, unread))
+}
+
+/// Has a response's body hold what must last as long as itself.
+fn with_request(
+    response: Response<AnyBody>,
+    active: Option<ActiveRequest>,
+    unread: Option<Drain>,
+) -> Response<AnyBody> {
+    if active.is_none() && unread.is_none() {
+        return response;
+    }
+    response.map(|body| AnyBody::new(ActiveBody { body, _active: active, _unread: unread }))
 }
 
 /// Has the API respond, and notes whom it has authenticated.
@@ -184,10 +201,11 @@ async fn api(
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RefusedCredentials;
 
-/// A response's body, during which the client's connection is not idle.
+/// A response's body, during which the client's connection is not idle, and what is left of the request's body.
 struct ActiveBody {
     body: AnyBody,
-    _active: ActiveRequest,
+    _active: Option<ActiveRequest>,
+    _unread: Option<Drain>,
 }
 
 impl Body for ActiveBody {

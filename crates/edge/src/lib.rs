@@ -53,8 +53,6 @@ pub struct EdgeConfig {
     pub public_url: Option<PublicUrl>,
     /// Networks of proxies whose `X-Forwarded-` headers are believed.
     pub trusted_proxies: Vec<Cidr>,
-    /// Those proxies begin each connection with a header of the PROXY protocol, version 2.
-    pub proxy_protocol: bool,
     /// Servers in sandboxes are told the client's address, scheme and host.
     pub forwarded_headers: bool,
     /// How long browsers that came by HTTPS shall use nothing else, seconds.
@@ -73,7 +71,6 @@ impl Default for EdgeConfig {
             domain: "localhost".to_owned(),
             public_url: None,
             trusted_proxies: Vec::new(),
-            proxy_protocol: false,
             forwarded_headers: false,
             hsts: None,
             client_connections: Budget::new("client connections", 4096),
@@ -147,10 +144,10 @@ pub async fn serve(
 
 /// Accepts and serves connections of one socket until the server is `closing`.
 async fn accept(listener: Listener, clients: Clients, edge: Arc<Edge>, closing: CancellationToken) {
-    let Listener { socket, protocol } = listener;
+    let listener = Arc::new(listener);
     loop {
         let accepted = tokio::select! {
-            accepted = socket.accept() => accepted,
+            accepted = listener.socket.accept() => accepted,
             () = closing.cancelled() => return,
         };
         match accepted {
@@ -158,13 +155,13 @@ async fn accept(listener: Listener, clients: Clients, edge: Arc<Edge>, closing: 
                 let address = peer.ip().to_canonical();
                 // Without a place for it, it is closed.
                 let Some(client) = clients.admit(address) else { continue };
-                let (protocol, clients, edge, closing) =
-                    (protocol.clone(), clients.clone(), Arc::clone(&edge), closing.clone());
+                let (listener, clients, closing) = (Arc::clone(&listener), clients.clone(), closing.clone());
+                let edge = Arc::clone(&edge);
                 let cut = edge.cut.clone();
                 edge.clone().tasks.spawn(async move {
                     let served = async {
                         let begun =
-                            listener::begin(stream, address, client, &clients, &protocol, &edge, &closing)
+                            listener::begin(stream, address, client, &clients, &listener, &edge, &closing)
                                 .await;
                         if let Some(begun) = begun {
                             connection::serve(begun, edge, closing).await;

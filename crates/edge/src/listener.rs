@@ -24,6 +24,8 @@ pub struct Listener {
     pub socket: TcpListener,
     /// What is spoken on its connections.
     pub protocol: Protocol,
+    /// Connections of trusted proxies begin with a header of the PROXY protocol, version 2, which names the client.
+    pub has_proxy_header: bool,
 }
 
 /// What is spoken on connections to a socket.
@@ -66,16 +68,17 @@ pub(crate) async fn begin(
     address: IpAddr,
     client: Arc<Client>,
     clients: &Clients,
-    protocol: &Protocol,
+    listener: &Listener,
     edge: &Edge,
     closing: &CancellationToken,
 ) -> Option<Begun> {
     // Small responses must go out at once. If this fails, the peer is gone, and the first read fails too.
     let _ = stream.set_nodelay(true);
     let is_proxied = edge.config.is_trusted_proxy(address);
+    let protocol = &listener.protocol;
     let redirect = if let Protocol::Redirect { port } = protocol { Some(*port) } else { None };
     let origin = Origin { address, is_proxied, is_tls: false, redirect };
-    let has_header = is_proxied && edge.config.proxy_protocol;
+    let has_header = is_proxied && listener.has_proxy_header;
     if !has_header && !matches!(protocol, Protocol::Tls(_)) {
         return Some(Begun { stream: ClientStream::Plain(stream), client, origin });
     }

@@ -202,7 +202,6 @@ const PROXY_HEADER: &[u8] =
 async fn servers_in_sandboxes_are_told_of_clients_if_the_operator_wants_that() {
     let server = Server::with(Protocol::Plain, |config| {
         config.forwarded_headers = true;
-        config.proxy_protocol = true;
         config.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
     })
     .await;

@@ -44,10 +44,11 @@ impl Server {
         let (stop, stopped) = oneshot::channel();
         let mut config = EdgeConfig { drain: Duration::from_millis(200), ..EdgeConfig::default() };
         change(&mut config);
+        let has_proxy_header = !config.trusted_proxies.is_empty();
         let control = fixture.control.clone();
         let task = tokio::spawn(async move {
             let shutdown = async { stopped.await.unwrap_or(()) };
-            let listener = edge::Listener { socket: listener, protocol };
+            let listener = edge::Listener { socket: listener, protocol, has_proxy_header };
             edge::serve(vec![listener], api, control, config, shutdown).await
         });
         Self { fixture, address, stop: Some(stop), task }
@@ -503,4 +504,33 @@ async fn the_response_of_a_server_that_refuses_an_upload_and_closes_is_read() {
     let request = Request::post("/upload").header("host", host(8081, &id));
     let response = server.send(request.body(Full::new(content)).unwrap()).await;
     assert_eq!(response.status(), 502);
+}
+
+/// Clients of HTTP/2 believe a response to an unfinished request only if its stream is not cancelled.
+#[tokio::test]
+async fn early_responses_over_http2_end_their_streams_without_an_error() {
+    let server = Server::new().await;
+    let (id, _) = server.sandbox(|_| {}).await;
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    for (host, path, status) in [
+        (host(ENVD_PORT, &id), "/files?path=a", 401),
+        ("localhost".to_owned(), "/v2/sandboxes", 401),
+        (host(9, &id), "/", 502),
+        (host(APP_PORT, &id), "/nothing", 404),
+        ("noport.localhost".to_owned(), "/", 400),
+    ] {
+        let request = Request::post(format!("http://{host}{path}")).body(()).unwrap();
+        let (response, mut body) = sender.send_request(request, false).unwrap();
+        body.send_data(Bytes::from_static(b"the beginning"), false).unwrap();
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), status, "{host}{path}");
+        let mut data = response.into_body();
+        while let Some(piece) = data.data().await {
+            piece.unwrap();
+        }
+        let reason = std::future::poll_fn(|cx| body.poll_reset(cx)).await.unwrap();
+        assert_eq!(reason, h2::Reason::NO_ERROR, "{host}{path}");
+    }
 }

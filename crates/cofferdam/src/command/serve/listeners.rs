@@ -52,9 +52,12 @@ pub(crate) struct ListenArguments {
     /// Network of proxies whose `X-Forwarded-Proto`, `-Host` and `-For` are believed. May be repeated. [default: none]
     #[arg(long, value_name = "CIDR")]
     trust_proxy: Vec<Cidr>,
-    /// Those proxies begin each connection with a header of the PROXY protocol, version 2.
+    /// Those proxies begin connections to `--tls-listen` with a header of the PROXY protocol, version 2.
     #[arg(long, requires = "trust_proxy")]
     proxy_protocol: bool,
+    /// Further address without TLS, to which those proxies begin connections with that header.
+    #[arg(long, env = "COFFERDAM_PROXY_LISTEN", value_name = "ADDRESS", requires = "trust_proxy")]
+    proxy_listen: Option<SocketAddr>,
     /// Tell servers in sandboxes the client's address, scheme and host, in `X-Forwarded-For`, `-Proto` and `-Host`. What clients send in
     /// headers of these names never reaches them.
     #[arg(long)]
@@ -144,8 +147,13 @@ pub(super) fn open(arguments: &ListenArguments, domain: &str, data: &DataDir) ->
     let plain = listen(arguments.listen).map_err(|error| in_use(arguments.listen, "--listen", &error))?;
     let url = format!("http://{}", plain.local_addr()?);
     let public_port = arguments.public_url.as_ref().and_then(PublicUrl::port);
-    let listeners = vec![Listener { socket: plain, protocol: Protocol::Plain }];
+    let listeners = vec![Listener { socket: plain, protocol: Protocol::Plain, has_proxy_header: false }];
     let mut opened = Opened { listeners, url, tls: None, public_port };
+    if let Some(address) = arguments.proxy_listen {
+        let socket = listen(address).map_err(|error| in_use(address, "--proxy-listen", &error))?;
+        info!(address = %socket.local_addr()?, "listening for proxies");
+        opened.listeners.push(Listener { socket, protocol: Protocol::Plain, has_proxy_header: true });
+    }
     let Some(source) = certificate_source(arguments) else {
         if arguments.tls_listen.is_some() {
             return Err(Failure::new(
@@ -164,11 +172,19 @@ pub(super) fn open(arguments: &ListenArguments, domain: &str, data: &DataDir) ->
     if arguments.public_url.is_none() {
         opened.public_port = Some(address.port()).filter(|port| *port != HTTPS_PORT);
     }
-    opened.listeners.push(Listener { socket, protocol: Protocol::Tls(config) });
+    opened.listeners.push(Listener {
+        socket,
+        protocol: Protocol::Tls(config),
+        has_proxy_header: arguments.proxy_protocol,
+    });
     if let Some(socket) = listen_for_redirects(arguments.redirect_listen, address)? {
         let port =
             arguments.public_url.as_ref().map_or(address.port(), |url| url.port().unwrap_or(HTTPS_PORT));
-        opened.listeners.push(Listener { socket, protocol: Protocol::Redirect { port } });
+        opened.listeners.push(Listener {
+            socket,
+            protocol: Protocol::Redirect { port },
+            has_proxy_header: false,
+        });
     }
     Ok(opened)
 }
@@ -188,7 +204,6 @@ fn certificate_source(arguments: &ListenArguments) -> Option<CertificateSource> 
 pub(super) fn configure(arguments: &ListenArguments, config: &mut EdgeConfig) {
     config.public_url.clone_from(&arguments.public_url);
     config.trusted_proxies.clone_from(&arguments.trust_proxy);
-    config.proxy_protocol = arguments.proxy_protocol;
     config.forwarded_headers = arguments.forwarded_headers;
     config.hsts = arguments.hsts;
 }
