@@ -3,6 +3,8 @@
 import base64
 import contextlib
 import json
+import os
+import pathlib
 import threading
 
 import pytest
@@ -285,5 +287,160 @@ def test_the_authority_survives_updates_of_the_bundle_and_a_start_from_files(ser
         server.call("POST", f"/sandboxes/{sandbox.sandbox_id}/pause", {"memory": False})
         sandbox.connect()
         assert keys_of(sandbox) == ["k1"]
+    finally:
+        sandbox.kill()
+
+
+def holding(paths, needles):
+    """Those of the needles that any of the files contains. Holes of files are skipped: the storage is one large sparse file."""
+    found = set()
+    for path in paths:
+        with open(path, "rb") as file:
+            size, at = os.fstat(file.fileno()).st_size, 0
+            while at < size:
+                try:
+                    at = os.lseek(file.fileno(), at, os.SEEK_DATA)
+                except OSError:
+                    break
+                end, kept = os.lseek(file.fileno(), at, os.SEEK_HOLE), b""
+                while at < end:
+                    os.lseek(file.fileno(), at, os.SEEK_SET)
+                    chunk = os.read(file.fileno(), min(16 << 20, end - at))
+                    if not chunk:
+                        break
+                    window = kept + chunk
+                    found |= {needle for needle in needles if needle.encode() in window}
+                    kept, at = window[-256:], at + len(chunk)
+                at = max(at, end)
+    return found
+
+
+def secret_values(sandbox, host=API):
+    return values(get(sandbox, f"https://{host}/"), "authorization")
+
+
+def test_secrets_are_used_updated_and_deleted_while_a_connection_is_open(server):
+    from e2b import Secret
+
+    canary, other = "canary-47e11a", "canary-5b0c22"
+    made = Secret.create("Api_Key", canary)
+    assert (made.name, made.version) == ("api_key", 1)
+    sandbox = Sandbox.create(network={"rules": {API: rule(Authorization="Bearer ${e2b.secrets.API_KEY}")}})
+    try:
+        sandbox.files.write("/tmp/kept.py", KEPT_ALIVE.replace("x-api-key", "authorization").replace('seen["headers"]', 'seen.get("headers", [["authorization", str(seen)]])'))
+        lines, arrived = [], threading.Semaphore(0)
+
+        def receive(text):
+            for line in text.splitlines():
+                lines.append(line)
+                arrived.release()
+
+        def follow():
+            with contextlib.suppress(SandboxException):
+                process.wait(on_stdout=receive)
+
+        process = sandbox.commands.run("python3 /tmp/kept.py", background=True, stdin=True)
+        threading.Thread(target=follow, daemon=True).start()
+        for change in [lambda: Secret.update("api_key", other), lambda: Secret.destroy("api_key"), lambda: None]:
+            assert arrived.acquire(timeout=20)
+            change()
+            sandbox.commands.send_stdin(process.pid, "\n")
+        assert arrived.acquire(timeout=20)
+        assert lines[:2] == [f"['Bearer {canary}']", f"['Bearer {other}']"]
+        assert 'secret "api_key" not found' in lines[2] and 'secret "api_key" not found' in lines[3]
+        # The host sends headers back, so the program has had it; the server has written it nowhere.
+        log = pathlib.Path(server.dir.name, "log").read_text()
+        assert canary not in log and other not in log
+        assert f"{API}" in log and "api_key" in log, "each use leaves a line"
+        assert not holding([path for path in server.data.iterdir() if path.is_file()], [canary, other])
+    finally:
+        sandbox.kill()
+
+
+def test_a_paused_sandbox_holds_no_secret(server):
+    """Programs that use a secret whose host does not send it back never have it: not in memory, not in files."""
+    from e2b import Secret
+
+    canary = "canary-91ffe0d7"
+    Secret.create("silent", canary)
+    sandbox = Sandbox.create(network={"rules": {API: rule(Authorization="${e2b.secrets.silent}")}})
+    try:
+        assert run(sandbox, f"curl --silent --http1.1 https://{API}/bytes/65536 | wc -c").strip() == "65536"
+        shown = server.call("GET", f"/sandboxes/{sandbox.sandbox_id}")[2]
+        assert canary not in json.dumps(shown)
+        sandbox.commands.run("export MARKER=marker-in-memory-77; sleep 1000", background=True)
+        sandbox.files.write("/tmp/marker", "marker-in-files-77" * 1000)
+        sandbox.pause()
+        files = [path for path in server.data.rglob("*") if path.is_file() and not path.is_symlink()]
+        needles = [canary, "marker-in-memory-77", "marker-in-files-77"]
+        assert holding(files, needles) == set(needles[1:]), "the search finds all but the secret"
+        assert canary not in pathlib.Path(server.dir.name, "log").read_text()
+        sandbox.connect()
+        assert secret_values(sandbox) == [canary]
+    finally:
+        sandbox.kill()
+        Secret.destroy("silent")
+
+
+def test_a_secret_goes_to_its_hosts_and_its_team_only(server):
+    from e2b import Secret
+
+    Secret.create("narrow", "v1", metadata={"cofferdam.allowed_hosts": f"*.deep.{DOMAIN}"})
+    sandbox = Sandbox.create(network={"rules": {f"*.{DOMAIN}": rule(Authorization="${e2b.secrets.narrow}")}})
+    try:
+        assert secret_values(sandbox, f"a.deep.{DOMAIN}") == ["v1"]
+        assert get(sandbox, f"https://{API}/")["error"] == 'egress transform: secret "narrow" may not be sent to this host'
+    finally:
+        sandbox.kill()
+        Secret.destroy("narrow")
+
+
+def test_the_api_of_secrets(server):
+    from e2b import Secret
+    from e2b.exceptions import SecretNotFoundException
+
+    Secret.create("one", "1", metadata={"a": "b"})
+    for name in ["two", "three"]:
+        Secret.create(name, "x")
+    try:
+        assert Secret.get_info("ONE").metadata == {"a": "b"}
+        updated = Secret.update("one", "2")
+        assert (updated.version, updated.metadata) == (2, {"a": "b"})
+        assert Secret.exists("one") and not Secret.exists("nothing")
+        assert not Secret.destroy("nothing")
+        with pytest.raises(SecretNotFoundException):
+            Secret.update("nothing", "x")
+        pages, names = Secret.list(limit=2), []
+        while pages.has_next:
+            names.append([secret.name for secret in pages.next_items()])
+        assert names == [["one", "two"], ["three"]]
+        for method, path, body, status, text in [
+            ("POST", "/secrets", {"name": "one", "value": "x"}, 409, "Secret cannot be modified in its current state"),
+            ("POST", "/secrets", {"name": "sec_x", "value": "x"}, 400, "Invalid secrets request"),
+            ("POST", "/secrets", {"name": "ok", "value": ""}, 400, "Invalid secrets request"),
+            ("POST", "/secrets", {"name": "ok", "value": "x" * 65537}, 400, "Invalid secrets request"),
+            ("POST", "/secrets", b"{", 400, "Invalid secrets request"),
+            ("GET", "/secrets/sec_x", None, 400, "Invalid secrets request"),
+            ("GET", "/secrets?limit=101", None, 400, "Invalid secrets request"),
+            ("GET", "/secrets/none", None, 404, "Secret not found"),
+        ]:
+            answer = server.call(method, path, body)
+            assert (answer[0], answer[2]["message"], answer[1]["Cache-Control"]) == (status, text, "no-store"), path
+        refused = server.call("GET", "/secrets", headers={"X-API-Key": "e2b_00"})
+        assert (refused[0], refused[2]["message"], refused[1]["Cache-Control"]) == (401, "You are not authenticated", "no-store")
+    finally:
+        for name in ["one", "two", "three"]:
+            Secret.destroy(name)
+
+
+def test_secrets_are_set_on_the_command_line(server, tmp_path):
+    (tmp_path / "value").write_text("from a file\n")
+    server.cli("secret", "set", "By-File", "--file", str(tmp_path / "value"), "--host", API)
+    sandbox = Sandbox.create(network={"rules": {API: rule(Authorization="${e2b.secrets.by-file}")}})
+    try:
+        assert secret_values(sandbox) == ["from a file"]
+        assert "by-file" in server.cli("secret", "list") and "from a file" not in server.cli("secret", "list", "--json")
+        server.cli("secret", "delete", "by-file")
+        assert json.loads(server.cli("secret", "list", "--json")) == []
     finally:
         sandbox.kill()

@@ -63,6 +63,7 @@ pub fn router(control: Arc<Control>, config: ApiConfig) -> Router {
         .method_not_allowed_fallback(async || {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take that method")
         })
+        .layer(middleware::from_fn(routes::secrets::fixed_texts))
         .layer(middleware::from_fn(rates::headers))
         .layer(middleware::from_fn(cors::cors))
         .layer(middleware::from_fn(observe::observe))
@@ -81,6 +82,7 @@ fn table() -> RouteTable {
         .merge(routes::teams::routes())
         .merge(routes::nodes::routes())
         .merge(routes::pool::routes())
+        .merge(routes::secrets::routes())
         .merge(routes::prometheus::routes())
         .merge(routes::server::routes())
         .merge(routes::volumes::routes())

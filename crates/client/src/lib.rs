@@ -33,6 +33,7 @@ mod process;
 mod pty;
 mod rest;
 mod sandbox;
+mod secrets;
 mod signature;
 mod teams;
 mod templates;
@@ -50,6 +51,7 @@ pub use pool::PoolEntry;
 pub use process::{Exit, Output, Process, ProcessEvent, RunningProcess};
 pub use pty::{Pty, PtyOptions, PtySize};
 pub use sandbox::{CreateOptions, ListOptions, Sandbox, SandboxInfo, SandboxState};
+pub use secrets::Secret;
 pub use signature::{Operation, SignedUrlOptions};
 pub use teams::{KillCount, TeamDetails, TeamLimits, TeamSettings};
 pub use templates::{

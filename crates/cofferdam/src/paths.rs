@@ -46,6 +46,11 @@ impl DataDir {
         self.data_dir.join("admin-token")
     }
 
+    /// File of the keys that teams' secrets are encrypted with, readable by root alone.
+    pub(crate) fn secrets_key(&self) -> PathBuf {
+        self.data_dir.join("secrets.key")
+    }
+
     /// Directory of the certificate authority for connections to hosts with header rules, readable by root alone.
     pub(crate) fn egress_ca(&self) -> PathBuf {
         self.data_dir.join("egress-ca")

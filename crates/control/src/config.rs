@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use layers::LayerStore;
 use net::Cidr;
+use secrets::Secrets;
 use store::TeamLimits;
 use volumes::VolumeTrees;
 
@@ -53,6 +54,8 @@ pub struct Config {
     pub trusted_ca: Option<String>,
     /// The server's own certificate authorities, by which connections to hosts with header rules are intercepted, PEM.
     pub egress_ca: Option<String>,
+    /// Secrets of teams; without it there are none.
+    pub secrets: Option<Arc<Secrets>>,
     /// How registries of container images are reached.
     pub registries: oci::Registries,
     /// Maximum number of pre-started sandboxes, of all templates together; 0 disables the pool.
@@ -99,6 +102,7 @@ impl Config {
             volumes: None,
             trusted_ca: None,
             egress_ca: None,
+            secrets: None,
             registries: oci::Registries::default(),
             pool_max: 0,
             pool_memory: 2 << 30,

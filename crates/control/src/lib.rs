@@ -205,6 +205,12 @@ impl Control {
         &self.builds
     }
 
+    /// Returns the secrets of teams, if this server has any.
+    #[must_use]
+    pub fn secrets(&self) -> Option<&secrets::Secrets> {
+        self.config.secrets.as_deref()
+    }
+
     /// Returns the events and webhooks.
     #[must_use]
     pub fn events(&self) -> &Arc<Events> {

@@ -49,6 +49,13 @@ fn parse_port(digits: &str) -> Option<u16> {
     digits.parse().ok().filter(|_| is_plain)
 }
 
+/// Whether a pattern, a host name or `*.` and a suffix, covers a host.
+#[must_use]
+pub fn covers(pattern: &str, host: &str) -> bool {
+    let key = HostKey::parse(&pattern.to_ascii_lowercase());
+    key.is_some_and(|key| key.port.is_none() && key.matches_host(host))
+}
+
 /// Whether the text is a host name in lower case: labels of letters, digits and inner hyphens. Addresses are none.
 #[must_use]
 pub fn is_host_name(name: &str) -> bool {

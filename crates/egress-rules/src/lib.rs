@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 pub use check::RuleError;
 use host::HostKey;
-pub use host::is_host_name;
+pub use host::{covers, is_host_name};
 pub use template::{MalformedPlaceholder, Part, Template, secret_name};
 
 /// The destination port of rules whose key names none.

@@ -139,6 +139,12 @@ macro_rules! uuid_id {
                 Self(uuid::Uuid::new_v4())
             }
 
+            /// Returns the identifier of this number.
+            #[must_use]
+            pub fn from_u128(number: u128) -> Self {
+                Self(uuid::Uuid::from_u128(number))
+            }
+
             /// Returns the identifier as a number.
             #[must_use]
             pub fn as_u128(self) -> u128 {
@@ -220,6 +226,54 @@ uuid_id!(
     "delivery ID"
 );
 
+/// A secret of a team: `sec_` and the 26 digits of a UUID to the base 32 (Crockford's, in lower case). Ids sort by the time at which they
+/// were made.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SecretId(String);
+
+impl SecretId {
+    /// How every id of a secret begins, and no name.
+    pub const PREFIX: &'static str = "sec_";
+    const DIGITS: &'static [u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+
+    /// Returns a new identifier that sorts after the earlier ones.
+    #[must_use]
+    pub fn in_order() -> Self {
+        let number = uuid::Uuid::now_v7().as_u128();
+        let digits = (0..26).rev().map(|place| {
+            let digit = usize::try_from(number >> (5 * place) & 31).unwrap_or_default();
+            char::from(Self::DIGITS[digit])
+        });
+        Self(Self::PREFIX.chars().chain(digits).collect())
+    }
+
+    /// Returns the identifier as in URLs and JSON.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for SecretId {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let is_valid = text.strip_prefix(Self::PREFIX).is_some_and(|digits| {
+            digits.len() == 26
+                && digits.starts_with(['0', '1', '2', '3', '4', '5', '6', '7'])
+                && digits.bytes().all(|digit| Self::DIGITS.contains(&digit))
+        });
+        let malformed = || IdError::Malformed { kind: "secret ID", text: text.to_owned() };
+        is_valid.then(|| Self(text.to_owned())).ok_or_else(malformed)
+    }
+}
+
+impl fmt::Display for SecretId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 impl EventId {
     /// Returns a new identifier that sorts by time, so that events of the same moment keep their order.
     #[must_use]
@@ -237,6 +291,17 @@ impl EventId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_of_secrets_sort_and_are_checked() {
+        let (first, second) = (SecretId::in_order(), SecretId::in_order());
+        assert!(first < second);
+        assert_eq!(first.as_str().parse::<SecretId>().unwrap(), first);
+        for bad in ["", "sec_", "api_key", "sec_8zzzzzzzzzzzzzzzzzzzzzzzzz", "sec_0000000000000000000000000u"]
+        {
+            assert!(bad.parse::<SecretId>().is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn generated_ids_have_the_contract_format() {

@@ -1,5 +1,5 @@
-//! The database of records, behind the traits [`Store`], [`EventStore`], [`IdentityStore`] and [`VolumeStore`]: SQLite in a local
-//! file, or PostgreSQL (feature `postgres`) on another host. Records are plain data; `control` has the rules for them.
+//! The database of records, behind the traits [`Store`], [`EventStore`], [`IdentityStore`], [`SecretStore`] and [`VolumeStore`]: SQLite
+//! in a local file, or PostgreSQL (feature `postgres`) on another host. Records are plain data; `control` has the rules for them.
 //! Both implementations pass the same behaviour suite ([`suite`]).
 #![forbid(unsafe_code)]
 #![allow(clippy::duplicate_mod, reason = "`sql` is compiled for each database")]
@@ -12,11 +12,13 @@ mod migrations;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod records;
+mod secrets;
 mod sqlite;
 #[doc(hidden)]
 pub mod suite;
 mod suite_events;
 mod suite_identity;
+mod suite_secrets;
 mod suite_volumes;
 mod volumes;
 
@@ -35,6 +37,7 @@ pub use records::{
     NetworkConfig, Pause, PauseFallback, RunContext, Sandbox, SandboxDetails, SandboxState, Standing,
     TagAssignment, Team, TeamLimits, Template, TemplateName, VolumeMount, truncate_to_micros,
 };
+pub use secrets::{SecretStore, StoredSecret};
 pub use sqlite::SqliteStore;
 pub use volumes::{Volume, VolumeStore};
 
@@ -42,7 +45,7 @@ pub use volumes::{Volume, VolumeStore};
 ///
 /// Times have microsecond precision: finer digits are cut off. Every call fails if the database does, or if a record is damaged.
 #[async_trait]
-pub trait Store: EventStore + IdentityStore + VolumeStore + Send + Sync + 'static {
+pub trait Store: EventStore + IdentityStore + SecretStore + VolumeStore + Send + Sync + 'static {
     /// Returns the server secret of this name; stores and returns `fresh` if there is none yet.
     async fn secret(&self, name: &str, fresh: &[u8]) -> Result<Vec<u8>, StoreError>;
 

@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use ids::{BuildId, DeliveryId, KeyId, SandboxId, TeamId, TemplateId, TokenId, UserId, VolumeId, WebhookId};
+use ids::{
+    BuildId, DeliveryId, KeyId, SandboxId, SecretId, TeamId, TemplateId, TokenId, UserId, VolumeId, WebhookId,
+};
 use telemetry::Outcome;
 use time::OffsetDateTime;
 
 use crate::{
     AccessToken, ApiKey, Build, Delivery, Event, EventQuery, EventStore, Idempotency, IdentityStore, Sandbox,
-    SandboxDetails, Store, StoreError, TagAssignment, Team, Template, User, Volume, VolumeStore, Webhook,
+    SandboxDetails, SecretStore, Store, StoreError, StoredSecret, TagAssignment, Team, Template, User,
+    Volume, VolumeStore, Webhook,
 };
 
 /// A store that passes every operation on to another one and records the time and the outcome.
@@ -95,6 +98,16 @@ measured! { EventStore {
     fn next_deliveries(webhook: WebhookId, limit: u32) -> Vec<(Delivery, Event)>;
     fn postpone_delivery(delivery: &Delivery) -> ();
     fn delete_deliveries(ids: &[DeliveryId]) -> ();
+}}
+
+measured! { SecretStore {
+    fn insert_secret(secret: &StoredSecret, max: u32) -> ();
+    fn secrets(team: TeamId, after: Option<&SecretId>, limit: u32) -> Vec<StoredSecret>;
+    fn all_secrets() -> Vec<StoredSecret>;
+    fn secret_by_name(team: TeamId, name: &str) -> Option<StoredSecret>;
+    fn secret_by_id(team: TeamId, id: &SecretId) -> Option<StoredSecret>;
+    fn update_secret(secret: &StoredSecret, before: u64) -> bool;
+    fn delete_secret(team: TeamId, id: &SecretId) -> bool;
 }}
 
 measured! { IdentityStore {

@@ -24,14 +24,19 @@ macro_rules! sources {
                 include_str!(concat!("../migrations/", $database, "/0010_pause_and_snapshots.sql")),
             ),
             (11, "builds", include_str!(concat!("../migrations/", $database, "/0011_builds.sql"))),
+            (
+                12,
+                "team secrets",
+                include_str!(concat!("../migrations/", $database, "/0012_team_secrets.sql")),
+            ),
             (13, "volumes", include_str!(concat!("../migrations/", $database, "/0013_volumes.sql"))),
         ]
     };
 }
 
-const SQLITE: [Source; 6] = sources!("sqlite");
+const SQLITE: [Source; 7] = sources!("sqlite");
 #[cfg(feature = "postgres")]
-const POSTGRES: [Source; 6] = sources!("postgres");
+const POSTGRES: [Source; 7] = sources!("postgres");
 
 /// Returns the migrations of a SQLite database.
 pub(crate) fn sqlite() -> Migrator {

@@ -11,6 +11,7 @@ use crate::suite_events::{
     webhooks_are_replaced_and_deleted,
 };
 use crate::suite_identity::{standings_are_kept, users_join_teams_and_have_tokens};
+use crate::suite_secrets::secrets_belong_to_one_team;
 use crate::suite_volumes::volumes_have_names_of_their_own_in_a_team;
 use crate::{
     ApiKey, Build, BuildConfig, BuildFailure, BuildSnapshot, BuildStatus, Idempotency, Mask, NetworkConfig,
@@ -52,6 +53,7 @@ where
         deliveries_wait_are_postponed_and_go,
         standings_are_kept,
         users_join_teams_and_have_tokens,
+        secrets_belong_to_one_team,
         volumes_have_names_of_their_own_in_a_team,
     );
 }

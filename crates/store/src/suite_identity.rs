@@ -9,7 +9,7 @@ fn now() -> OffsetDateTime {
     truncate_to_micros(OffsetDateTime::now_utc())
 }
 
-fn team(slug: &str) -> Team {
+pub(crate) fn team(slug: &str) -> Team {
     Team {
         id: TeamId::generate(),
         name: slug.to_owned(),

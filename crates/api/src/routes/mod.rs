@@ -10,6 +10,7 @@ pub(crate) mod nodes;
 pub(crate) mod pool;
 pub(crate) mod prometheus;
 pub(crate) mod sandboxes;
+pub(crate) mod secrets;
 pub(crate) mod server;
 pub(crate) mod teams;
 pub(crate) mod templates;

@@ -14,6 +14,7 @@ mod pool;
 mod quickstart;
 mod resource_files;
 mod sandbox;
+mod secret;
 mod serve;
 mod setup;
 mod snapshot;
@@ -49,6 +50,9 @@ pub(crate) enum Command {
     /// Creates, lists, uses and kills sandboxes.
     #[command(subcommand)]
     Sandbox(sandbox::SandboxCommand),
+    /// Sets, lists and deletes secrets, which header rules of sandboxes refer to.
+    #[command(subcommand)]
+    Secret(secret::SecretCommand),
     /// Builds, lists, publishes, exports, imports and deletes templates.
     #[command(subcommand)]
     Template(template::TemplateCommand),
@@ -58,7 +62,7 @@ pub(crate) enum Command {
     /// Downloads programs that the server runs (CRIU, QEMU) into directories of their own.
     #[command(subcommand)]
     Setup(setup::SetupCommand),
-    /// The certificate authority of `serve --tls self-signed`.
+    /// The server's own certificate authorities: that of `serve --tls self-signed`, and that which sandboxes trust.
     #[command(subcommand)]
     Tls(tls::TlsCommand),
     /// Prints the completion script for a shell.
@@ -85,6 +89,7 @@ pub(crate) fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Key(command) => key::run(command),
         Command::Team(command) => team::run(command),
         Command::Sandbox(command) => sandbox::run(command),
+        Command::Secret(command) => secret::run(command),
         Command::Template(command) => template::run(command),
         Command::Pool(command) => pool::run(command),
         Command::Setup(command) => setup::run(&command),

@@ -26,6 +26,12 @@ pub(crate) enum TlsCommand {
     Trust(TrustArguments),
     /// Prints the authority's certificate, for other machines.
     Show(AuthorityArguments),
+    /// Replaces the authority by which connections of sandboxes to hosts with header rules are intercepted. The server uses the new one
+    /// from its next start on; sandboxes then trust both, and programs that run already the one that they began with.
+    RotateEgressCa {
+        #[command(flatten)]
+        data: DataDir,
+    },
 }
 
 /// Which authority is meant.
@@ -50,6 +56,11 @@ pub(crate) struct TrustArguments {
 
 pub(crate) fn run(command: &TlsCommand) -> Result<ExitCode, Failure> {
     match command {
+        TlsCommand::RotateEgressCa { data } => {
+            let rotated = interception::rotate(&data.egress_ca());
+            rotated.map_err(|error| Failure::new(format!("cannot replace the authority: {error}")))?;
+            show::line("a new authority is used from the next start of the server on")?;
+        }
         TlsCommand::Show(arguments) => {
             let authority = OwnAuthority::open(&arguments.data, &domain(arguments)?)?;
             show::line(authority.pem().trim_end())?;

@@ -8,6 +8,7 @@ mod accounts;
 mod events;
 mod identity;
 mod sandboxes;
+mod secrets;
 mod templates;
 mod volumes;
 

@@ -97,6 +97,11 @@ pub(crate) struct ServeArguments {
     /// trusts.
     #[arg(long, value_name = "FILE")]
     egress_ca: Option<PathBuf>,
+    /// File of the keys that teams' secrets are encrypted with, 64 hexadecimal digits on each line: the first one encrypts, all decrypt, and
+    /// at the start secrets are encrypted anew with the first. Made with one key if there is none. [default: secrets.key in the data
+    /// directory]
+    #[arg(long, value_name = "FILE")]
+    secrets_key_file: Option<PathBuf>,
     /// Mirror of a container image registry: the registry's host name, `=`, and the mirror's `http://` or `https://` URL. May be
     /// repeated.
     #[arg(long, value_name = "HOST=URL", value_parser = settings::registry_mirror)]
@@ -240,11 +245,13 @@ async fn open_control(arguments: &ServeArguments, budgets: &Budgets) -> Result<A
     let data = &arguments.data;
     let layers = LayerStore::open(arguments.layers_dir.as_deref().unwrap_or(&data.layers()))?;
     let store = Arc::new(MeasuredStore::new(database::open(data, arguments.database.as_deref()).await?));
-    let egress = egress::open(arguments)?;
+    let secrets = egress::open_secrets(arguments, Arc::<MeasuredStore>::clone(&store)).await?;
+    let egress = egress::open(arguments, Arc::clone(&secrets))?;
     let gateway = settings::gateway(arguments, budgets, egress.interceptor);
     let engine = engines::open(&arguments.engines, data, &gateway).await?;
     let mut config = settings::control(arguments, &layers, engine.descriptor().isolation)?;
     config.egress_ca = Some(egress.authorities);
+    config.secrets = Some(secrets);
     let control = Control::open(store, engine, config).await?;
     // The options also apply to a default team of an earlier start; other teams are changed by `team update`.
     let limits = LimitsChange::from(&arguments.limits);
