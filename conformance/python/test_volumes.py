@@ -345,3 +345,36 @@ def test_an_upload_that_breaks_off_leaves_nothing(server, volume):
         assert run(sandbox, "ls -A /data") == ""
     finally:
         sandbox.kill()
+
+
+@pytest.mark.container
+def test_the_command_line_copies_files_and_volumes(server, tmp_path):
+    name = f"cli-{uuid.uuid4().hex[:12]}"
+    made = server.cli("volume", "create", name, "--size-limit", "64").strip()
+    assert uuid.UUID(made) and name in server.cli("volume", "list")
+    tree = tmp_path / "tree"
+    (tree / "below" / "deep").mkdir(parents=True)
+    (tree / "below" / "deep" / "data").write_bytes(os.urandom(3 << 20))
+    script = tree / "run.sh"
+    script.write_text("#!/bin/sh\necho ran\n")
+    script.chmod(0o755)
+    server.cli("volume", "cp", "-r", str(tree), f"{name}:/")
+    server.cli("volume", "cp", str(script), f"{name}:one/two/script")
+    assert "run.sh" in server.cli("volume", "ls", f"{name}:/tree")
+    server.cli("volume", "cp", "-r", f"{name}:tree", str(tmp_path / "back"))
+    assert (tmp_path / "back" / "below" / "deep" / "data").read_bytes() == (tree / "below" / "deep" / "data").read_bytes()
+    sandbox = server.cli("sandbox", "create", "--volume", f"{name}:/data", "--volume", f"{name}:/ro:ro").strip()
+    try:
+        shell = Sandbox.connect(sandbox)
+        assert run(shell, "/data/one/two/script") == "ran\n"
+        copy = f"{name}-copy"
+        server.cli("volume", "snapshot", name, copy)
+        run(shell, "rm -r /data/tree && ! touch /ro/x")
+        assert "run.sh" in server.cli("volume", "ls", f"{copy}:tree")
+        assert "limit: 64 MiB" in server.cli("volume", "show", copy)
+        server.cli("volume", "limit", copy, "none")
+        assert "limit: none" in server.cli("volume", "show", copy)
+    finally:
+        server.cli("sandbox", "kill", sandbox)
+    server.cli("volume", "delete", name, copy)
+    assert name not in server.cli("volume", "list")

@@ -39,6 +39,7 @@ mod teams;
 mod templates;
 mod transport;
 mod uploads;
+mod volumes;
 
 pub use client::{ApiKey, Client, EngineCapabilities, EngineInfo, EngineName, NewApiKey, Team};
 pub use commands::{Commands, ProcessInfo, RunOptions};
@@ -58,6 +59,7 @@ pub use templates::{
     BuildHandle, BuildInfo, BuildLine, BuildOptions, BuildPlan, BuildProgress, BuildReason, BuildStep,
     FilesLink, TemplateInfo,
 };
+pub use volumes::{Volume, VolumeEntry, VolumeFiles, VolumeMount, VolumeUsage};
 
 /// The result of every call of this crate.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -14,7 +14,7 @@ use crate::envd::Envd;
 use crate::rest::{As, encode, query};
 use crate::signature::{self, Operation, SignedUrlOptions};
 use crate::transport::{self, check, read_json};
-use crate::{Client, Commands, Error, Files, OnTimeout, Pty, Result};
+use crate::{Client, Commands, Error, Files, OnTimeout, Pty, Result, VolumeMount};
 
 pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
 /// Maximum number of items in one page of a list.
@@ -35,6 +35,8 @@ pub struct CreateOptions {
     pub allow_internet_access: bool,
     /// What happens at the end of the time limit.
     pub on_timeout: OnTimeout,
+    /// Volumes that it mounts.
+    pub volumes: Vec<VolumeMount>,
     /// Creates with the same key return the same sandbox, so that a create whose response was lost can be repeated.
     /// 1 to 255 printable characters; `None` sends no key.
     pub idempotency_key: Option<String>,
@@ -51,6 +53,7 @@ impl CreateOptions {
             envs: BTreeMap::new(),
             allow_internet_access: true,
             on_timeout: OnTimeout::Kill,
+            volumes: Vec::new(),
             idempotency_key: None,
         }
     }
@@ -170,6 +173,7 @@ impl Sandbox {
             "envVars": options.envs,
             "secure": true,
             "allow_internet_access": options.allow_internet_access,
+            "volumeMounts": options.volumes,
         });
         body.as_object_mut().expect("the body is an object").extend(options.on_timeout.fields());
         let key = options.idempotency_key.as_deref();

@@ -85,6 +85,26 @@ impl Volumes {
         name: &str,
         size_limit_mib: Option<u32>,
     ) -> Result<Arc<Volume>, ControlError> {
+        self.create_with(team, name, size_limit_mib, move |trees, id| trees.create(id, size_limit_mib)).await
+    }
+
+    /// Creates a volume with the content and the limit that another one has at one moment.
+    ///
+    /// # Errors
+    /// [`ControlError::NotFound`], and as [`Volumes::create`].
+    pub async fn copy(&self, team: &Team, id: &str, name: &str) -> Result<Arc<Volume>, ControlError> {
+        let source = self.get(team.id, id)?;
+        let (from, limit) = (source.id, source.size_limit_mib);
+        self.create_with(team, name, limit, move |trees, id| trees.copy(from, id, limit)).await
+    }
+
+    async fn create_with(
+        &self,
+        team: &Team,
+        name: &str,
+        size_limit_mib: Option<u32>,
+        make: impl FnOnce(&VolumeTrees, VolumeId) -> Result<(), VolumeError> + Send + 'static,
+    ) -> Result<Arc<Volume>, ControlError> {
         let trees = self.trees()?;
         check_name(name)?;
         let _changing = self.changing.lock().await;
@@ -104,7 +124,7 @@ impl Volumes {
             created_at: truncate_to_micros(OffsetDateTime::now_utc()),
         });
         let id = volume.id;
-        blocking(move || trees.create(id, size_limit_mib)).await?;
+        blocking(move || make(&trees, id)).await?;
         // The tree first: a record without a tree would be a volume that cannot be used. The sweep removes a tree without a record.
         self.store.insert_volume(&volume).await?;
         self.by_id.write().insert(id, Arc::clone(&volume));

@@ -82,6 +82,15 @@ impl VolumeTrees {
         })
     }
 
+    /// Creates a volume with the content that another one has at one moment. Blocks.
+    ///
+    /// # Errors
+    /// [`VolumeError::NoVolume`] if there is no such volume, or the disk is full.
+    pub fn copy(&self, from: VolumeId, to: VolumeId, limit_mib: Option<u32>) -> Result<(), VolumeError> {
+        let trees = self.open_trees()?;
+        trees.copy(&tree_of(from), &tree_of(to), false, limit_mib).map_err(no_volume)
+    }
+
     /// Removes a volume; its space is freed in the background. Sandboxes that have it mounted find it empty. Blocks.
     ///
     /// # Errors

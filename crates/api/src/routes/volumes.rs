@@ -21,6 +21,7 @@ pub(crate) fn routes() -> RouteTable {
         .delete("/volumes/{volumeID}", delete)
         .get("/cofferdam/v1/volumes/{volumeID}", usage)
         .patch("/cofferdam/v1/volumes/{volumeID}", change)
+        .post("/cofferdam/v1/volumes/{volumeID}/copies", copy)
 }
 
 #[derive(Debug, Deserialize)]
@@ -69,6 +70,21 @@ async fn create(
     Body(body): Body<NewVolume>,
 ) -> Result<(StatusCode, Json<VolumeView>), ApiError> {
     let volume = api.control.volumes().create(&team, &body.name, body.size_limit_mb).await?;
+    Ok((StatusCode::CREATED, Json(VolumeView::with_token(&api, &volume))))
+}
+
+#[derive(Debug, Deserialize)]
+struct NewCopy {
+    name: String,
+}
+
+async fn copy(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    Segment(id): Segment,
+    Body(body): Body<NewCopy>,
+) -> Result<(StatusCode, Json<VolumeView>), ApiError> {
+    let volume = api.control.volumes().copy(&team, &id, &body.name).await?;
     Ok((StatusCode::CREATED, Json(VolumeView::with_token(&api, &volume))))
 }
 

@@ -22,6 +22,7 @@ mod team;
 mod template;
 mod terminal;
 mod tls;
+mod volume;
 
 use std::process::ExitCode;
 
@@ -56,6 +57,9 @@ pub(crate) enum Command {
     /// Builds, lists, publishes, exports, imports and deletes templates.
     #[command(subcommand)]
     Template(template::TemplateCommand),
+    /// Creates, lists, copies and deletes volumes, and copies files to and from them.
+    #[command(subcommand)]
+    Volume(volume::VolumeCommand),
     /// Shows the pool of pre-started sandboxes and sets its size for a template.
     #[command(subcommand)]
     Pool(pool::PoolCommand),
@@ -91,6 +95,7 @@ pub(crate) fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Sandbox(command) => sandbox::run(command),
         Command::Secret(command) => secret::run(command),
         Command::Template(command) => template::run(command),
+        Command::Volume(command) => volume::run(command),
         Command::Pool(command) => pool::run(command),
         Command::Setup(command) => setup::run(&command),
         Command::Tls(command) => tls::run(&command),

@@ -7,7 +7,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use cofferdam_client::{Client, CreateOptions, ListOptions, OnTimeout, Sandbox, SandboxInfo, SandboxState};
+use cofferdam_client::{
+    Client, CreateOptions, ListOptions, OnTimeout, Sandbox, SandboxInfo, SandboxState, VolumeMount,
+};
 
 use super::{events, exec, lifecycle, snapshot, terminal};
 use crate::access::{block_on, team_client};
@@ -68,6 +70,9 @@ pub(crate) struct CreateArguments {
     /// Environment variable of every process in the sandbox. May be repeated.
     #[arg(long, value_parser = pair, value_name = "NAME=VALUE")]
     env: Vec<(String, String)>,
+    /// Volume to mount, by its name, read-only with `:ro`. May be repeated.
+    #[arg(long, value_parser = volume_mount, value_name = "NAME:PATH[:ro]")]
+    volume: Vec<VolumeMount>,
     /// What happens at the time limit.
     #[arg(long, value_enum, default_value_t)]
     on_timeout: OnTimeoutChoice,
@@ -140,6 +145,13 @@ pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// Parses `NAME:PATH` or `NAME:PATH:ro`.
+fn volume_mount(text: &str) -> Result<VolumeMount, String> {
+    let (name, path) = text.split_once(':').ok_or("must be NAME:PATH or NAME:PATH:ro")?;
+    let (path, read_only) = path.strip_suffix(":ro").map_or((path, false), |path| (path, true));
+    Ok(VolumeMount { name: name.to_owned(), path: path.to_owned(), read_only, sub_path: None })
+}
+
 pub(crate) fn run(command: SandboxCommand) -> Result<ExitCode, Failure> {
     match command {
         SandboxCommand::Create(arguments) => block_on(create(arguments)),
@@ -181,6 +193,7 @@ async fn create(arguments: CreateArguments) -> Result<ExitCode, Failure> {
         OnTimeoutChoice::Kill => OnTimeout::Kill,
     };
     let options = CreateOptions {
+        volumes: arguments.volume,
         on_timeout,
         timeout: Duration::from_secs(arguments.timeout),
         metadata: arguments.metadata.into_iter().collect(),
