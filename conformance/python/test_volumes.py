@@ -9,7 +9,9 @@ import uuid
 import httpx
 import pytest
 from e2b import AsyncVolume, Sandbox, Volume
-from e2b.exceptions import AuthenticationException, NotFoundException, SandboxException
+from e2b.exceptions import NotFoundException
+
+from server import Server
 
 CHUNK = 1 << 20
 
@@ -378,3 +380,46 @@ def test_the_command_line_copies_files_and_volumes(server, tmp_path):
         server.cli("sandbox", "kill", sandbox)
     server.cli("volume", "delete", name, copy)
     assert name not in server.cli("volume", "list")
+
+
+@pytest.mark.container
+def test_a_killed_server_loses_nothing_that_was_acknowledged(monkeypatch):
+    own = Server()
+    try:
+        monkeypatch.setenv("E2B_VOLUME_API_URL", own.url)
+        options = {"api_key": own.key, "api_url": own.url, "sandbox_url": own.url}
+        volume = Volume.create("kept", **options)
+        gone = Volume.create("gone", **options)
+        sandbox = Sandbox.create(volume_mounts={"/data": volume}, **options)
+        Sandbox.create(volume_mounts={"/gone": gone}, **options)
+        volume.write_file("acknowledged", b"whole")
+        begun = threading.Event()
+
+        def slowly():
+            yield b"x" * CHUNK
+            begun.set()
+            while own.process.poll() is None:
+                yield b"x"
+
+        def upload():
+            with pytest.raises(Exception):
+                volume.write_file("unfinished", Stream(slowly()))
+
+        uploading = threading.Thread(target=upload)
+        uploading.start()
+        begun.wait(timeout=30)
+        assert Volume.destroy(gone.volume_id, **options) is True
+        own.crash()
+        uploading.join()
+        own.restart()
+        found = Sandbox.connect(sandbox.sandbox_id, **options)
+        assert run(found, "ls -A /data; cat /data/acknowledged; echo after > /data/new") == "acknowledged\nwhole"
+        assert volume.read_file("new") == "after\n"
+        assert [entry.name for entry in volume.list("/")] == ["acknowledged", "new"]
+        assert [each.name for each in Volume.list(**options)] == ["kept"]
+        found.pause()
+        found.connect()
+        assert run(found, "cat /data/new") == "after\n"
+        found.kill()
+    finally:
+        own.stop()
