@@ -10,7 +10,7 @@ import sys
 import threading
 
 import secure_web
-from fake_network import ECHO, METADATA, NAME, PRIVATE, PUBLIC, PUBLIC6, REBINDING, RESOLVER
+from fake_network import BOXES, ECHO, HOST, METADATA, NAME, PRIVATE, PUBLIC, PUBLIC6, REBINDING, RESOLVER
 
 
 def ip(*words):
@@ -53,6 +53,8 @@ def answer(question):
     name = ".".join(labels).lower()
     kind = int.from_bytes(question[end - 4 : end - 2], "big")
     address = {NAME: PUBLIC, REBINDING: METADATA, f"rebinding.{secure_web.DOMAIN}": METADATA}.get(name)
+    if name.endswith(f".{BOXES}"):
+        address = HOST
     if address is None and name.endswith(secure_web.DOMAIN) and not name.startswith("nowhere."):
         address = PUBLIC
     if address is None or kind != 1:

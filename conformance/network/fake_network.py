@@ -18,6 +18,8 @@ PUBLIC6 = "2001:db8:1::7"
 RESOLVER = "198.51.100.53"
 PRIVATE = "10.9.9.9"
 METADATA = "169.254.169.254"
+# Domain of a server; names below it lead to the host.
+BOXES = "boxes.example.test"
 NAME = "files.example.test"
 REBINDING = "rebinding.example.test"
 # Port of an echo server at PUBLIC.

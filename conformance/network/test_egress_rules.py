@@ -1,10 +1,12 @@
 """Header rules (`network.rules`): the server sets headers on requests of sandboxes, and programs inside never have them."""
 
+import asyncio
 import base64
 import contextlib
 import json
 import os
 import pathlib
+import subprocess
 import threading
 
 import pytest
@@ -121,6 +123,49 @@ def test_http2_and_http1_are_translated(ruled):
     assert (seen["version"], values(seen, "x-api-key"), values(seen, "host")) == ("1.1", ["k1"], [f"h1.{DOMAIN}"])
 
 
+GRPC = f"""
+import socket, ssl
+context = ssl.create_default_context()
+context.set_alpn_protocols(["h2"])
+client = context.wrap_socket(socket.create_connection(("{API}", 443)), server_hostname="{API}")
+assert client.selected_alpn_protocol() == "h2"
+def frame(kind, flags, stream, payload):
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+def literal(name, value):
+    return b"\\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+head = b"".join(literal(*pair) for pair in [
+    (b":method", b"POST"), (b":scheme", b"https"), (b":authority", b"{API}"), (b":path", b"/Service/Call"),
+    (b"content-type", b"application/grpc"), (b"te", b"trailers"), (b"x-api-key", b"own")])
+client.sendall(b"PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n" + frame(4, 0, 0, b"") + frame(1, 4, 1, head) + frame(0, 1, 1, b"\\0\\0\\0\\0\\2hi"))
+received = b""
+def take(length):
+    global received
+    while len(received) < length:
+        more = client.recv(65536)
+        assert more, "closed"
+        received += more
+    taken, received = received[:length], received[length:]
+    return taken
+body, headers = b"", 0
+while True:
+    length, kind, flags, stream = int.from_bytes(take(3), "big"), take(1)[0], take(1)[0], int.from_bytes(take(4), "big")
+    payload = take(length)
+    if kind == 0: body += payload
+    if kind == 1: headers += 1
+    if stream == 1 and flags & 1: break
+print(headers)
+print(body.decode())
+"""
+
+
+def test_grpc_has_its_trailers(ruled):
+    """Response headers, data, and trailers as headers of their own, as gRPC needs them."""
+    headers, body = python(ruled, GRPC).splitlines()
+    assert headers == "2"
+    seen = json.loads(body)
+    assert (seen["version"], seen["length"], values(seen, "x-api-key"), values(seen, "te")) == ("2", 7, ["k1"], ["trailers"])
+
+
 def test_bodies_are_streamed(ruled):
     run(ruled, "head -c 50000000 /dev/zero > /tmp/body")
     for version in ["--http1.1", "--http2"]:
@@ -218,6 +263,75 @@ def test_rules_are_shown_as_stored_and_survive_a_pause(server):
         assert "rules" not in server.call("GET", f"/sandboxes/{sandbox.sandbox_id}")[2].get("network", {})
     finally:
         sandbox.kill()
+
+
+def test_a_fork_has_the_rules_of_its_parent(server):
+    sandbox = Sandbox.create(network={"rules": {API: rule(X_Api_Key="k1")}})
+    try:
+        status_code, _, forked = server.call("POST", f"/sandboxes/{sandbox.sandbox_id}/fork", {"count": 1})
+        assert status_code == 201, forked
+        fork = Sandbox.connect(forked[0]["sandbox"]["sandboxID"])
+        try:
+            assert keys_of(fork) == ["k1"]
+        finally:
+            fork.kill()
+    finally:
+        sandbox.kill()
+
+
+JAVASCRIPT = """
+import { Sandbox, Secret } from 'e2b'
+const [host] = process.argv.slice(2)
+await Secret.create('js_key', 'from javascript')
+const transform = { headers: { 'X-Api-Key': 'k', Authorization: Secret.fill('js_key') } }
+const sandbox = await Sandbox.create({ network: { rules: { [host]: [{ transform }] } } })
+const seen = async () => JSON.parse((await sandbox.commands.run(`curl --silent --insecure https://${host}/`)).stdout).headers
+try {
+  const first = await seen()
+  await Secret.update('js_key', 'changed')
+  const second = await seen()
+  await sandbox.updateNetwork({ rules: {} })
+  const third = await seen()
+  const value = (headers, name) => headers.filter(([key]) => key.toLowerCase() === name).map(([, value]) => value)
+  const both = (headers) => [value(headers, 'x-api-key'), value(headers, 'authorization')]
+  console.log(JSON.stringify([first, second, third].map(both)))
+} finally {
+  await sandbox.kill()
+  console.log(await Secret.destroy('js_key'))
+}
+"""
+
+
+def test_rules_and_secrets_of_the_javascript_client(server, tmp_path):
+    modules = pathlib.Path(os.environ["COFFERDAM_NODE_MODULES"])
+    (tmp_path / "node_modules").symlink_to(modules)
+    program = tmp_path / "rules.mjs"
+    program.write_text(JAVASCRIPT)
+    environment = os.environ | server.environment()
+    done = subprocess.run(["node", str(program), API], capture_output=True, text=True, env=environment, timeout=60)
+    assert done.returncode == 0, done.stderr
+    seen, destroyed = done.stdout.splitlines()
+    assert json.loads(seen) == [[["k"], ["from javascript"]], [["k"], ["changed"]], [[], []]] and destroyed == "true"
+
+
+async def create_async(rules):
+    from e2b import AsyncSandbox, AsyncSecret
+
+    await AsyncSecret.create("async_key", "from async")
+    sandbox = await AsyncSandbox.create(network={"rules": rules})
+    try:
+        seen = json.loads((await sandbox.commands.run(f"curl --silent https://{API}/")).stdout)
+        await sandbox.update_network({"rules": {}})
+        cleared = json.loads((await sandbox.commands.run(f"curl --silent --insecure https://{API}/")).stdout)
+        return seen, cleared
+    finally:
+        await sandbox.kill()
+        await AsyncSecret.destroy("async_key")
+
+
+def test_rules_and_secrets_of_the_async_client(server):
+    seen, cleared = asyncio.run(create_async({API: rule(Authorization="${e2b.secrets.async_key}")}))
+    assert values(seen, "authorization") == ["from async"] and values(cleared, "authorization") == []
 
 
 def test_a_host_must_be_allowed_besides_having_a_rule(server):

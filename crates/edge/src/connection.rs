@@ -122,7 +122,11 @@ async fn respond(
     let address = network_of(public::client_address(&request, &edge.config, origin));
     let target = match origin.redirect {
         Some(port) => Target::Redirect(port),
-        None => target(&request, &edge.config.domain),
+        None => match target(&request, &edge.config.domain) {
+            // A sandbox reaches what is public of other sandboxes, and neither the API nor anything by headers alone.
+            target if origin.is_inside && !is_public_host(&target) => Target::Invalid(NOT_FROM_INSIDE),
+            target => target,
+        },
     };
     let is_http2 = request.version() == Version::HTTP_2;
     let (request, drain) = if !request.body().is_end_stream() {
@@ -177,6 +181,20 @@ fn with_request(
         return response;
     }
     response.map(|body| AnyBody::new(ActiveBody { body, _active: active, _unread: unread }))
+}
+
+const NOT_FROM_INSIDE: &str = "this host cannot be reached from a sandbox";
+
+/// Whether a request names a port of a sandbox by its host.
+fn is_public_host(target: &Target) -> bool {
+    let Target::Sandbox(address) = target else { return false };
+    !address.shared_host && public_host(&address.host)
+}
+
+/// Whether a host begins with `<port>-<id>`.
+fn public_host(host: &str) -> bool {
+    let port = host.split_once('-').map(|(port, _)| port);
+    port.is_some_and(|port| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// Has the API respond, and notes whom it has authenticated.

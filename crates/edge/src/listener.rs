@@ -33,6 +33,8 @@ pub struct Listener {
 pub enum Protocol {
     /// HTTP/1.1, or HTTP/2 if the client begins with its preface.
     Plain,
+    /// The same, from sandboxes: only public hosts of sandboxes are served, and nothing that a proxy would say is believed.
+    Inside,
     /// The same over TLS; see [`crate::tls_config`].
     Tls(Arc<ServerConfig>),
     /// HTTP, of which every request is redirected to the same host by HTTPS.
@@ -60,6 +62,8 @@ pub(crate) struct Origin {
     pub(crate) is_tls: bool,
     /// The port of HTTPS that all requests are redirected to.
     pub(crate) redirect: Option<u16>,
+    /// It comes from a sandbox, by way of the gateway.
+    pub(crate) is_inside: bool,
 }
 
 /// Performs what comes before a connection's first request. Returns `None` if it failed, took too long, or its place was needed.
@@ -74,10 +78,11 @@ pub(crate) async fn begin(
 ) -> Option<Begun> {
     // Small responses must go out at once. If this fails, the peer is gone, and the first read fails too.
     let _ = stream.set_nodelay(true);
-    let is_proxied = edge.config.is_trusted_proxy(address);
     let protocol = &listener.protocol;
+    let is_inside = matches!(protocol, Protocol::Inside);
+    let is_proxied = !is_inside && edge.config.is_trusted_proxy(address);
     let redirect = if let Protocol::Redirect { port } = protocol { Some(*port) } else { None };
-    let origin = Origin { address, is_proxied, is_tls: false, redirect };
+    let origin = Origin { address, is_proxied, is_tls: false, redirect, is_inside };
     let has_header = is_proxied && listener.has_proxy_header;
     if !has_header && !matches!(protocol, Protocol::Tls(_)) {
         return Some(Begun { stream: ClientStream::Plain(stream), client, origin });
@@ -90,7 +95,7 @@ pub(crate) async fn begin(
         }
         match protocol {
             Protocol::Tls(config) => shake_hands(begun, config).await,
-            Protocol::Plain | Protocol::Redirect { .. } => Some(begun),
+            Protocol::Plain | Protocol::Inside | Protocol::Redirect { .. } => Some(begun),
         }
     };
     tokio::select! {

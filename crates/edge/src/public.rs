@@ -114,7 +114,13 @@ mod tests {
 
     fn origin(address: &str, is_tls: bool) -> Origin {
         let address = address.parse().unwrap();
-        Origin { address, is_proxied: config().is_trusted_proxy(address), is_tls, redirect: None }
+        Origin {
+            address,
+            is_proxied: config().is_trusted_proxy(address),
+            is_tls,
+            redirect: None,
+            is_inside: false,
+        }
     }
 
     fn request(uri: &str, headers: &[(&str, &str)]) -> Request<()> {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use budget::Share;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
@@ -16,6 +17,7 @@ use net::{DialError, Dialled, Outbound};
 use parking_lot::Mutex;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsConnector;
@@ -176,53 +178,66 @@ impl Upstream {
     }
 
     async fn connect(self: &Arc<Self>) -> Result<Sender, SendError> {
-        let (stream, share) = match self.tls(&self.tls.0).await {
-            // The host has no protocol of those that were offered.
-            Err(SendError::Tls(error)) if self.tls.1.is_some() && has_no_protocol(&error) => {
-                let connector = self.tls.1.as_ref().expect("checked above");
-                self.tls(connector).await?
-            }
-            other => other?,
-        };
-        let is_h2 = stream.get_ref().1.alpn_protocol() == Some(H2);
-        let stop = self.stop.clone();
-        let drive = |connection: Pin<Box<dyn Future<Output = Result<(), hyper::Error>> + Send>>| {
-            tokio::spawn(async move {
-                tokio::select! {
-                    _ = connection => {}
-                    () = share.revoked() => {}
-                    () = stop.cancelled() => {}
-                }
-            });
-        };
-        if is_h2 {
-            let mut builder = http2::Builder::new(TokioExecutor::new());
-            builder
-                .initial_stream_window_size(H2_STREAM_WINDOW)
-                .initial_connection_window_size(H2_STREAM_WINDOW);
-            builder.max_send_buf_size(MAX_BUFFER);
-            let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
-            drive(Box::pin(connection));
-            *self.h2.lock() = Some(sender.clone());
-            return Ok(Sender::H2(sender));
+        let Dialled { stream, share, is_plain } = self.outbound.dial(&self.host, self.port).await?;
+        if is_plain {
+            return self.speak_h1(stream, share).await;
         }
+        let (stream, share) = match self.tls(&self.tls.0, stream).await {
+            // The host has no protocol of those that were offered.
+            Err(SendError::Tls(error)) if has_no_protocol(&error) => {
+                let Some(connector) = &self.tls.1 else { return Err(SendError::Tls(error)) };
+                let Dialled { stream, share, .. } = self.outbound.dial(&self.host, self.port).await?;
+                (self.tls(connector, stream).await?, share)
+            }
+            other => (other?, share),
+        };
+        if stream.get_ref().1.alpn_protocol() != Some(H2) {
+            return self.speak_h1(stream, share).await;
+        }
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .initial_stream_window_size(H2_STREAM_WINDOW)
+            .initial_connection_window_size(H2_STREAM_WINDOW)
+            .max_send_buf_size(MAX_BUFFER);
+        let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
+        self.drive(connection, share);
+        *self.h2.lock() = Some(sender.clone());
+        Ok(Sender::H2(sender))
+    }
+
+    async fn speak_h1(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        share: Share,
+    ) -> Result<Sender, SendError> {
         let mut builder = http1::Builder::new();
         // Names that the client did not send are written as rules usually spell them.
         builder.preserve_header_case(true).title_case_headers(true).max_buf_size(MAX_BUFFER);
         let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
-        drive(Box::pin(connection.with_upgrades()));
+        self.drive(connection.with_upgrades(), share);
         Ok(Sender::H1(sender))
+    }
+
+    /// Keeps a connection going until it ends, its place is needed, or the client's connection ends.
+    fn drive(&self, connection: impl Future<Output = hyper::Result<()>> + Send + 'static, share: Share) {
+        let stop = self.stop.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = connection => {}
+                () = share.revoked() => {}
+                () = stop.cancelled() => {}
+            }
+        });
     }
 
     async fn tls(
         &self,
         connector: &TlsConnector,
-    ) -> Result<(TlsStream<TcpStream>, budget::Share), SendError> {
-        let Dialled { stream, share } = self.outbound.dial(&self.host, self.port).await?;
+        stream: TcpStream,
+    ) -> Result<TlsStream<TcpStream>, SendError> {
         let name = ServerName::try_from(self.host.clone()).map_err(|_| DialError::Unresolved)?;
         let connected = tokio::time::timeout(HANDSHAKE_TIMEOUT, connector.connect(name, stream)).await;
-        let stream = connected.map_err(|_| SendError::TlsTimeout)?.map_err(SendError::Tls)?;
-        Ok((stream, share))
+        connected.map_err(|_| SendError::TlsTimeout)?.map_err(SendError::Tls)
     }
 }
 

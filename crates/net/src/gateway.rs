@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use crate::dns::{Dns, DnsTotal, Resolvers};
+use crate::hairpin::Hairpin;
 use crate::intercept::{DialError, Dialled, Intercepted, Interceptor, Outbound};
 use crate::listeners::Listeners;
 use crate::policy::{Cidr, EgressPolicy, SandboxRules, is_never_public};
@@ -53,6 +54,8 @@ pub struct GatewayConfig {
     pub dns_total: DnsTotal,
     /// Serves connections to hosts that have header rules. Without it rules have no effect.
     pub interceptor: Option<Arc<dyn Interceptor>>,
+    /// How public hosts of sandboxes are reached. Without it they are not, where they lead to the host's own addresses.
+    pub hairpin: Option<Hairpin>,
 }
 
 impl Default for GatewayConfig {
@@ -63,6 +66,7 @@ impl Default for GatewayConfig {
             connections: Budget::new("outgoing connections", DEFAULT_TOTAL),
             dns_total: DnsTotal::default(),
             interceptor: None,
+            hairpin: None,
         }
     }
 }
@@ -309,28 +313,46 @@ enum EgressDecision {
 }
 
 async fn decide(client: &mut TcpStream, destination: SocketAddr, state: &GatewayState) -> EgressDecision {
+    const INSIDE: EgressDecision = EgressDecision::Refuse("the address is private or the host's own");
     let policy = state.policy();
     let (address, port) = (destination.ip(), destination.port());
-    let is_permitted = policy.permits_address(address);
-    if is_permitted && !state.is_reachable(address) {
-        return EgressDecision::Refuse("the address is private or the host's own");
+    let (is_permitted, is_reachable) = (policy.permits_address(address), state.is_reachable(address));
+    let hairpin = state.config.hairpin.as_ref().filter(|hairpin| !is_reachable && hairpin.has_port(port));
+    if is_permitted && !is_reachable && hairpin.is_none() {
+        return INSIDE;
     }
     let rules = policy.rules.as_deref().map(|own| &own.rules).filter(|rules| rules.concern_port(port));
-    let interceptor = state.config.interceptor.as_ref().zip(rules);
-    if is_permitted && interceptor.is_none() {
+    let interceptor = state.config.interceptor.as_ref();
+    let rules = rules.filter(|_| interceptor.is_some());
+    if is_permitted && rules.is_none() && hairpin.is_none() {
         return EgressDecision::Dial(destination, Vec::new());
     }
-    let (name, head) = requested_name(client, port, interceptor.is_some()).await;
+    let expects_tls = rules.is_some() || (hairpin.is_some() && port != HTTP);
+    let (name, head) = requested_name(client, port, expects_tls).await;
     let Some(name) = name else {
         return match is_permitted {
-            true => EgressDecision::Dial(destination, head),
+            true if is_reachable => EgressDecision::Dial(destination, head),
+            true => INSIDE,
             false => EgressDecision::Refuse("the address is denied"),
         };
     };
     if !is_permitted && !policy.permits_domain(name.host()) {
         return EgressDecision::Refuse("the name is denied");
     }
-    if let (Some((interceptor, rules)), RequestedName::Tls(host)) = (interceptor, &name) {
+    if let Some(hairpin) = hairpin.filter(|hairpin| hairpin.is_sandbox(name.host())) {
+        return match (name, interceptor) {
+            (RequestedName::Http(_), _) => EgressDecision::Dial(hairpin.address, head),
+            // The server's own certificate may be with a proxy, so the interceptor takes its place.
+            (RequestedName::Tls(host), Some(interceptor)) => {
+                EgressDecision::Intercept(Arc::clone(interceptor), host, head)
+            }
+            (RequestedName::Tls(_), None) => INSIDE,
+        };
+    }
+    if is_permitted && !is_reachable {
+        return INSIDE;
+    }
+    if let (Some(interceptor), Some(rules), RequestedName::Tls(host)) = (interceptor, rules, &name) {
         let host = host.strip_suffix('.').unwrap_or(host);
         if rules.find(host, port).is_some() {
             return EgressDecision::Intercept(Arc::clone(interceptor), host.to_owned(), head);
@@ -346,6 +368,9 @@ async fn decide(client: &mut TcpStream, destination: SocketAddr, state: &Gateway
         None => EgressDecision::Refuse("the name has no reachable address"),
     }
 }
+
+/// The port of HTTP.
+const HTTP: u16 = 80;
 
 /// The host name in the first bytes of a connection, by the protocol that has it.
 enum RequestedName {
@@ -370,7 +395,6 @@ async fn requested_name(
     port: u16,
     expects_tls: bool,
 ) -> (Option<RequestedName>, Vec<u8>) {
-    const HTTP: u16 = 80;
     if ![HTTP, egress_rules::HTTPS].contains(&port) && !expects_tls {
         return (None, Vec::new());
     }
@@ -423,11 +447,15 @@ impl Outbound for SandboxOutbound {
         if addresses.is_empty() {
             return Err(DialError::Unresolved);
         }
+        let hairpin = state.config.hairpin.as_ref().filter(|hairpin| hairpin.is_sandbox(host));
         let by_name = policy.permits_domain(host);
         let permitted = addresses
             .into_iter()
             .filter(|ip| state.is_reachable(*ip) && (by_name || policy.permits_address(*ip)));
-        let targets: Vec<_> = permitted.map(|ip| SocketAddr::new(ip, port)).collect();
+        let mut targets: Vec<_> = permitted.map(|ip| SocketAddr::new(ip, port)).collect();
+        // The name leads to this host. What the policy says of it was decided when the client connected.
+        let own = hairpin.filter(|hairpin| targets.is_empty() && hairpin.has_port(port));
+        targets.extend(own.map(|hairpin| hairpin.address));
         if targets.is_empty() {
             return Err(DialError::Denied);
         }
@@ -437,7 +465,7 @@ impl Outbound for SandboxOutbound {
         let stream =
             connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(DialError::Failed)?;
         stream.set_nodelay(true).map_err(DialError::Failed)?;
-        Ok(Dialled { stream, share })
+        Ok(Dialled { stream, share, is_plain: own.is_some() })
     }
 }
 

@@ -52,6 +52,8 @@ pub struct Dialled {
     pub stream: TcpStream,
     /// Its place among outgoing connections. When it is revoked, the connection must be closed.
     pub share: Share,
+    /// It leads to this very server, which is not spoken to by TLS.
+    pub is_plain: bool,
 }
 
 /// Why there is no connection to a host. The texts are shown in the sandbox.

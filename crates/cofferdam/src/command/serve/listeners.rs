@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 use edge::{EdgeConfig, Listener, Protocol, PublicUrl};
-use net::Cidr;
+use net::{Cidr, Hairpin};
 use tokio::net::{TcpListener, TcpSocket};
 use tracing::{info, warn};
 use zone::{Addresses, Sockets, Zone};
@@ -198,6 +198,27 @@ fn certificate_source(arguments: &ListenArguments) -> Option<CertificateSource> 
         (_, _, Some(TlsSource::SelfSigned)) => Some(CertificateSource::OwnAuthority),
         _ => None,
     }
+}
+
+/// Opens the socket at which sandboxes reach public hosts of other sandboxes, if there is a domain that names lead by to this host.
+///
+/// # Errors
+/// No port of the loopback interface is free.
+pub(super) fn open_hairpin(
+    arguments: &ListenArguments,
+    domain: &str,
+) -> Result<Option<(Hairpin, std::net::TcpListener)>, Failure> {
+    // Programs resolve names below `localhost` themselves, to their own loopback interface.
+    if domain == "localhost" {
+        return Ok(None);
+    }
+    let socket = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    socket.set_nonblocking(true)?;
+    let listen = arguments.tls_listen.map(|address| address.port()).filter(|port| *port != 0);
+    let public = arguments.public_url.as_ref().and_then(PublicUrl::port);
+    let tls_ports = [Some(HTTPS_PORT), listen, public].into_iter().flatten().collect();
+    let hairpin = Hairpin { domain: domain.to_ascii_lowercase(), address: socket.local_addr()?, tls_ports };
+    Ok(Some((hairpin, socket)))
 }
 
 /// Sets what the edge needs to know of the arguments.

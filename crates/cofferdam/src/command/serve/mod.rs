@@ -22,9 +22,9 @@ use ::telemetry::Exporter;
 use api::RateLimit;
 use clap::Args;
 use control::{Control, LimitsChange, TeamChange};
-use edge::EdgeConfig;
+use edge::{EdgeConfig, Listener, Protocol};
 use layers::LayerStore;
-use net::Cidr;
+use net::{Cidr, Hairpin};
 use rustix::fs::{FlockOperation, flock};
 use store::MeasuredStore;
 use tokio::signal::unix::{SignalKind, signal};
@@ -187,7 +187,8 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
     engine_host::raise_host_limits()
         .map_err(|error| Failure::new(format!("limit of open files: {error}")))?;
     let budgets = Budgets::of_this_process(arguments.max_connections.map(|max| max as usize));
-    let control = open_control(arguments, &budgets).await?;
+    let (hairpin, inside) = listeners::open_hairpin(&arguments.listen, &arguments.domain)?.unzip();
+    let control = open_control(arguments, &budgets, hairpin).await?;
     tokio::spawn(telemetry::fold_histograms(exporter.clone()));
     tokio::spawn(heap::keep_trimmed());
     let metrics = telemetry::metrics_source(exporter, control.clone(), budgets.clone());
@@ -195,7 +196,11 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
         let address = telemetry::listen_for_scrapes(address, metrics.clone()).await?;
         info!(%address, "listening for scrapes of /metrics");
     }
-    let opened = listeners::open(&arguments.listen, &arguments.domain, data)?;
+    let mut opened = listeners::open(&arguments.listen, &arguments.domain, data)?;
+    if let Some(inside) = inside {
+        let socket = tokio::net::TcpListener::from_std(inside)?;
+        opened.listeners.push(Listener { socket, protocol: Protocol::Inside, has_proxy_header: false });
+    }
     listeners::answer_dns(&arguments.own_dns, &arguments.domain, opened.tls).await?;
     let (url, tls_url) = (opened.url, opened.tls.map(|address| format!("https://{address}")));
     let domain = (arguments.domain != "localhost").then(|| match opened.public_port {
@@ -241,13 +246,17 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
 }
 
 /// Opens layers, engines, the database and the control plane, and registers the `base` template.
-async fn open_control(arguments: &ServeArguments, budgets: &Budgets) -> Result<Arc<Control>, Failure> {
+async fn open_control(
+    arguments: &ServeArguments,
+    budgets: &Budgets,
+    hairpin: Option<Hairpin>,
+) -> Result<Arc<Control>, Failure> {
     let data = &arguments.data;
     let layers = LayerStore::open(arguments.layers_dir.as_deref().unwrap_or(&data.layers()))?;
     let store = Arc::new(MeasuredStore::new(database::open(data, arguments.database.as_deref()).await?));
     let secrets = egress::open_secrets(arguments, Arc::<MeasuredStore>::clone(&store)).await?;
     let egress = egress::open(arguments, Arc::clone(&secrets))?;
-    let gateway = settings::gateway(arguments, budgets, egress.interceptor);
+    let gateway = settings::gateway(arguments, budgets, egress.interceptor, hairpin);
     let engine = engines::open(&arguments.engines, data, &gateway).await?;
     let mut config = settings::control(arguments, &layers, engine.descriptor().isolation)?;
     config.egress_ca = Some(egress.authorities);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use control::LimitsChange;
 use engine::Isolation;
 use layers::{LayerDigest, LayerStore};
-use net::{GatewayConfig, Interceptor, Resolvers};
+use net::{GatewayConfig, Hairpin, Interceptor, Resolvers};
 use volumes::VolumeTrees;
 
 use super::ServeArguments;
@@ -71,6 +71,7 @@ pub(super) fn gateway(
     arguments: &ServeArguments,
     budgets: &Budgets,
     interceptor: Arc<dyn Interceptor>,
+    hairpin: Option<Hairpin>,
 ) -> GatewayConfig {
     let resolvers = if arguments.dns.is_empty() {
         Resolvers::parse(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
@@ -82,6 +83,7 @@ pub(super) fn gateway(
         internal_allowed: arguments.egress_allow_internal.clone(),
         connections: Arc::clone(&budgets.outgoing),
         interceptor: Some(interceptor),
+        hairpin,
         ..GatewayConfig::default()
     }
 }
