@@ -124,3 +124,116 @@ test('a link for build files names the address that the client used', async () =
   const behindProxy = { ':authority': 'inner', 'x-forwarded-host': 'api.example.org', 'x-forwarded-proto': 'https' }
   assert.ok((await link(behindProxy)).startsWith('https://api.example.org/'))
 })
+
+const SPEAKING_HTTP2 = `
+const http2 = require('http2')
+const server = http2.createServer()
+server.on('stream', (stream, headers) => {
+  stream.respond({ ':status': 200, 'content-type': 'application/grpc' }, { waitForTrailers: true })
+  stream.on('wantTrailers', () => stream.sendTrailers({ 'grpc-status': '0', 'x-te': headers.te ?? 'none' }))
+  stream.write(headers[':path'] + ' ' + headers[':authority'] + ' ')
+  // Each piece is answered at once, as in a call that streams in both directions.
+  stream.on('data', (data) => stream.write(data.toString().toUpperCase()))
+  stream.on('end', () => stream.end())
+})
+server.listen(8000, '127.0.0.1', () => console.log('up'))`
+
+const WEBSOCKETS = `
+const http = require('http'), crypto = require('crypto')
+const server = http.createServer((request, response) => response.writeHead(426).end())
+server.on('upgrade', (request, socket) => {
+  const accept = crypto.createHash('sha1').update(request.headers['sec-websocket-key'] + '258EAFA5-E914-47DA-95CA-C5AB0DC85B11')
+  const lines = ['HTTP/1.1 101 Switching Protocols', 'Connection: Upgrade', 'Upgrade: websocket',
+    'Sec-WebSocket-Accept: ' + accept.digest('base64'), 'Sec-WebSocket-Protocol: ' + request.headers['sec-websocket-protocol']]
+  socket.write(lines.join('\\r\\n') + '\\r\\n\\r\\n' + request.method + ' ' + request.url + ' ')
+  socket.on('data', (data) => socket.write(data.toString().toUpperCase()))
+  socket.on('end', () => socket.end('bye'))
+})
+server.listen(8000, '127.0.0.1', () => console.log('up'))`
+
+async function running(program) {
+  const sandbox = await Sandbox.create()
+  await sandbox.files.write('program.js', program)
+  const out = new Collected()
+  await sandbox.commands.run('node program.js', { background: true, timeoutMs: 0, onStdout: out.add })
+  await out.until(({ text }) => text === 'up\n')
+  return sandbox
+}
+
+/** A connection of its own, which is used as soon as it is open. */
+function connected() {
+  const own = http2.connect(server.url)
+  return new Promise((resolve) => own.once('remoteSettings', (settings) => resolve({ own, settings })))
+}
+
+test('gRPC reaches servers of HTTP/2, with streams in both directions and trailers', async () => {
+  const sandbox = await running(SPEAKING_HTTP2)
+  const { own } = await connected()
+  const authority = `8000-${sandbox.sandboxId}.example.com`
+  const call = { ':method': 'POST', ':path': '/a.B/C', ':authority': authority, 'content-type': 'application/grpc', te: 'trailers' }
+  const stream = own.request(call, { endStream: false })
+  const data = new Collected()
+  stream.on('data', data.add)
+  const trailers = new Promise((resolve) => stream.on('trailers', resolve))
+  stream.write('first ')
+  await data.until(({ text }) => text === `/a.B/C ${authority} FIRST `)
+  stream.end('second')
+  const { 'grpc-status': status, 'x-te': te } = await trailers
+  assert.deepEqual([status, te, data.text], ['0', 'trailers', `/a.B/C ${authority} FIRST SECOND`])
+  own.close()
+  await sandbox.kill()
+})
+
+test('websockets begin over HTTP/2', async () => {
+  const sandbox = await running(WEBSOCKETS)
+  const { own, settings } = await connected()
+  assert.equal(settings.enableConnectProtocol, true)
+  const begin = { ':method': 'CONNECT', ':protocol': 'websocket', ':scheme': 'http', ':path': '/chat?a', 'sec-websocket-version': '13' }
+  const authority = `8000-${sandbox.sandboxId}.example.com`
+  const stream = own.request({ ...begin, ':authority': authority, 'sec-websocket-protocol': 'chat' })
+  const data = new Collected()
+  stream.on('data', data.add)
+  const headers = await new Promise((resolve) => stream.on('response', resolve))
+  assert.deepEqual([headers[':status'], headers['sec-websocket-protocol'], headers['sec-websocket-accept']], [200, 'chat', undefined])
+  stream.write('hello ')
+  await data.until(({ text }) => text === 'GET /chat?a HELLO ')
+  const ended = new Promise((resolve) => stream.on('end', resolve))
+  stream.end()
+  await ended
+  assert.equal(data.text, 'GET /chat?a HELLO bye')
+
+  // Others of its connection go on when a sandbox ends.
+  const other = own.request({ ...begin, ':authority': authority, 'sec-websocket-protocol': 'chat' })
+  other.on('error', () => {})
+  const closed = new Promise((resolve) => other.on('close', resolve))
+  await new Promise((resolve) => other.on('data', resolve))
+  await sandbox.kill()
+  other.end()
+  await closed
+  const health = own.request({ ':path': '/health' })
+  assert.equal((await new Promise((resolve) => health.on('response', resolve)))[':status'] < 300, true)
+  health.close()
+
+  const tunnel = own.request({ ':method': 'CONNECT', ':authority': 'example.com:443' })
+  assert.equal((await new Promise((resolve) => tunnel.on('response', resolve)))[':status'], 405)
+  own.close()
+})
+
+test('pages of any origin may use envd', async () => {
+  const sandbox = await Sandbox.create()
+  const host = `49983-${sandbox.sandboxId}.example.com`
+  const wanted = 'x-access-token,e2b-sandbox-id,e2b-sandbox-port,connect-protocol-version,content-type,x-metadata-a'
+  const preflight = { origin: 'https://dashboard.example', 'access-control-request-method': 'POST' }
+  for (const target of ['/filesystem.Filesystem/ListDir', '/files?path=a', '/process.Process/Start']) {
+    const headers = { ...preflight, host, 'access-control-request-headers': wanted }
+    const answer = await server.call('OPTIONS', target, { headers })
+    assert.ok(answer.status === 200 || answer.status === 204, `${target}: ${answer.status}`)
+    assert.ok(['*', preflight.origin].includes(answer.headers['access-control-allow-origin']), target)
+    const allowed = answer.headers['access-control-allow-headers'].toLowerCase().split(/, */)
+    assert.ok(allowed.includes('*') || wanted.split(',').every((name) => allowed.includes(name)), allowed.join())
+  }
+  const refused = await server.call('GET', '/files?path=a', { headers: { host, origin: preflight.origin } })
+  assert.equal(refused.status, 401)
+  assert.ok(refused.headers['access-control-allow-origin'], 'a page may read why')
+  await sandbox.kill()
+})

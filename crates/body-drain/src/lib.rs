@@ -14,13 +14,26 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::Request;
 use hyper::body::Incoming;
+use tokio::sync::Notify;
 
 /// How long to wait for the next piece. A client that sends nothing may be waiting for our response.
 const MAX_PAUSE: Duration = Duration::from_millis(250);
 
+/// How long a client that sends too much may take to notice the response, before its stream ends.
+const MAX_NOTICE_DELAY: Duration = Duration::from_millis(500);
+/// How long after a response its handler may keep the request's body.
+const MAX_HANDLER_DELAY: Duration = Duration::from_secs(5);
+
 /// Holds the body of a request after its [`DrainableBody`] was dropped before its end.
 #[derive(Debug, Default, Clone)]
-pub struct Drain(Arc<Mutex<Option<Incoming>>>);
+pub struct Drain(Arc<Unread>);
+
+#[derive(Debug, Default)]
+struct Unread {
+    body: Mutex<Option<Incoming>>,
+    /// The [`DrainableBody`] was dropped.
+    dropped: Notify,
+}
 
 /// A request's body. If it is dropped before its end, the [`Drain`] gets the rest.
 #[derive(Debug)]
@@ -51,16 +64,26 @@ impl Drain {
     /// Reads the rest of the body and discards it. Returns whether the body is at its end; if not, the
     /// connection cannot be used for another request.
     pub async fn finish(self, limits: DrainLimits) -> bool {
-        let Some(body) = self.take() else { return true };
-        tokio::time::timeout(limits.time, read(body, limits.bytes)).await.unwrap_or(false)
+        let Some(mut body) = self.take() else { return true };
+        tokio::time::timeout(limits.time, read(&mut body, limits.bytes)).await.unwrap_or(false)
+    }
+
+    /// Does the same after the response, also if the handler still has the body: for protocols in which the response does not wait.
+    pub async fn finish_later(self, limits: DrainLimits) {
+        let _ = tokio::time::timeout(MAX_HANDLER_DELAY, self.0.dropped.notified()).await;
+        let Some(mut body) = self.take() else { return };
+        if !tokio::time::timeout(limits.time, read(&mut body, limits.bytes)).await.unwrap_or(false) {
+            // The client cannot send more than the flow control allows, and has time to notice the response.
+            tokio::time::sleep(MAX_NOTICE_DELAY).await;
+        }
     }
 
     fn take(&self) -> Option<Incoming> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.body.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
-async fn read(mut body: Incoming, limit: u64) -> bool {
+async fn read(body: &mut Incoming, limit: u64) -> bool {
     let mut discarded = 0;
     while discarded < limit {
         match tokio::time::timeout(MAX_PAUSE, body.frame()).await {
@@ -100,7 +123,8 @@ impl Body for DrainableBody {
 impl Drop for DrainableBody {
     fn drop(&mut self) {
         if let Some(inner) = self.inner.take().filter(|inner| !inner.is_end_stream()) {
-            *self.drain.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(inner);
+            *self.drain.0.body.lock().unwrap_or_else(PoisonError::into_inner) = Some(inner);
         }
+        self.drain.0.dropped.notify_one();
     }
 }

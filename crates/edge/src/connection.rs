@@ -13,9 +13,10 @@ use axum::body::{Body as AnyBody, Bytes};
 use body_drain::{Drain, DrainLimits};
 use control::Authentication;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::ext::Protocol;
 use hyper::header::{CONNECTION, HeaderValue, STRICT_TRANSPORT_SECURITY};
 use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode, Version};
+use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -82,7 +83,9 @@ pub(crate) async fn serve(begun: Begun, edge: Arc<Edge>, closing: CancellationTo
         .initial_stream_window_size(H2_STREAM_WINDOW)
         .initial_connection_window_size(H2_CONNECTION_WINDOW)
         .max_concurrent_streams(H2_STREAMS)
-        .max_send_buf_size(H1_BUFFER);
+        .max_send_buf_size(H1_BUFFER)
+        // Websockets over HTTP/2.
+        .enable_connect_protocol();
     let connection = builder.serve_connection_with_upgrades(io, service);
     tokio::pin!(connection);
     let must_close = client.must_close();
@@ -122,6 +125,7 @@ async fn respond(
     let address = network_of(public::client_address(&request, &edge.config, origin));
     let target = match origin.redirect {
         Some(port) => Target::Redirect(port),
+        None if is_foreign_connect(&request) => Target::Tunnel,
         None => match target(&request, &edge.config.domain) {
             // A sandbox reaches what is public of other sandboxes, and neither the API nor anything by headers alone.
             target if origin.is_inside && !is_public_host(&target) => Target::Invalid(NOT_FROM_INSIDE),
@@ -138,6 +142,7 @@ async fn respond(
     let mut response = match target {
         Target::Api => api(request, &edge, &connection).await?,
         Target::Redirect(port) => pages::redirect(&request, port),
+        Target::Tunnel => pages::no_tunnel(),
         Target::Sandbox(address) => observe::forward(request, address, &edge, &connection).await,
         Target::Invalid(text) => {
             drop(request);
@@ -147,9 +152,9 @@ async fn respond(
     let is_known = connection.client.is_authenticated();
     let limits = if is_known { DRAIN_LIMITS } else { ANONYMOUS_DRAIN_LIMITS };
     let unread = match drain {
-        // A stream can end without its connection. Dropping the rest of the request before the end of the response would cancel the stream,
-        // and clients would not believe the response; after it, it asks them to stop sending.
-        Some(drain) if is_http2 => Some(drain),
+        // The response need not wait. Dropping the rest of the request before the end of the response would cancel the stream, and
+        // clients would not believe the response; some do not even if the stream then ends without an error while they send.
+        Some(drain) if is_http2 => Some(UnreadBody(Some((drain, limits)))),
         Some(drain) => {
             if !drain.finish(limits).await {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -175,7 +180,7 @@ async fn respond(
 fn with_request(
     response: Response<AnyBody>,
     active: Option<ActiveRequest>,
-    unread: Option<Drain>,
+    unread: Option<UnreadBody>,
 ) -> Response<AnyBody> {
     if active.is_none() && unread.is_none() {
         return response;
@@ -195,6 +200,17 @@ fn is_public_host(target: &Target) -> bool {
 fn public_host(host: &str) -> bool {
     let port = host.split_once('-').map(|(port, _)| port);
     port.is_some_and(|port| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// Whether a request asks for a tunnel that is not a websocket over HTTP/2.
+fn is_foreign_connect<B>(request: &Request<B>) -> bool {
+    request.method() == Method::CONNECT && !is_websocket(request)
+}
+
+/// Whether a request begins a websocket over HTTP/2 (RFC 8441).
+pub(crate) fn is_websocket<B>(request: &Request<B>) -> bool {
+    request.method() == Method::CONNECT
+        && request.extensions().get::<Protocol>().is_some_and(|protocol| protocol.as_str() == "websocket")
 }
 
 /// Has the API respond, and notes whom it has authenticated.
@@ -223,7 +239,18 @@ pub(crate) struct RefusedCredentials;
 struct ActiveBody {
     body: AnyBody,
     _active: Option<ActiveRequest>,
-    _unread: Option<Drain>,
+    _unread: Option<UnreadBody>,
+}
+
+/// What a request's handler leaves of its body: it is read and discarded when the response has ended, within limits.
+struct UnreadBody(Option<(Drain, DrainLimits)>);
+
+impl Drop for UnreadBody {
+    fn drop(&mut self) {
+        if let Some((drain, limits)) = self.0.take() {
+            tokio::spawn(drain.finish_later(limits));
+        }
+    }
 }
 
 impl Body for ActiveBody {

@@ -4,9 +4,10 @@
 
 use std::net::IpAddr;
 
+use base64::prelude::{BASE64_STANDARD, Engine};
 use hyper::header::{
-    CONNECTION, COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_TYPE, COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, SEC_WEBSOCKET_KEY, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use hyper::http::uri::Scheme;
 use percent_encoding::percent_decode_str;
@@ -30,6 +31,21 @@ pub(crate) fn requested_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
             .is_ok_and(|list| list.split(',').any(|name| name.trim().eq_ignore_ascii_case("upgrade")))
     });
     if is_requested { headers.get(UPGRADE).cloned() } else { None }
+}
+
+/// Whether a request is one of gRPC, whose servers speak HTTP/2 alone. Not gRPC-Web, which is for those of HTTP/1.1.
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    let rest = kind.strip_prefix(b"application/grpc");
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
+/// Makes the headers of a websocket's beginning in HTTP/2 (RFC 8441) those of HTTP/1.1, which has a key in addition.
+pub(crate) fn begin_websocket(headers: &mut HeaderMap) {
+    let key = BASE64_STANDARD.encode(ids::random_hex::<8>());
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(SEC_WEBSOCKET_KEY, HeaderValue::from_str(&key).expect("base64 is a header value"));
 }
 
 /// Prepares a request's headers for the server in the sandbox. `mask` replaces the host.
@@ -102,6 +118,7 @@ fn strip_forwarded(headers: &mut HeaderMap) {
     }
 }
 
+/// Removes what concerns one connection. `Trailer` stays: it announces trailers, which are passed on.
 fn strip_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
@@ -120,7 +137,6 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
         PROXY_AUTHENTICATE,
         PROXY_AUTHORIZATION,
         TE,
-        TRAILER,
         TRANSFER_ENCODING,
         UPGRADE,
     ] {
@@ -199,6 +215,18 @@ mod tests {
         {
             assert!(reserved_path(path).is_none(), "{path}");
         }
+    }
+
+    #[test]
+    fn grpc_is_told_from_grpc_web() {
+        let is = |kind: &'static str| {
+            is_grpc(&HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]))
+        };
+        assert!(
+            is("application/grpc") && is("application/grpc+proto") && is("application/grpc;charset=utf-8")
+        );
+        assert!(!is("application/grpc-web") && !is("application/grpc-web+proto") && !is("application/json"));
+        assert!(!is_grpc(&HeaderMap::new()));
     }
 
     #[test]

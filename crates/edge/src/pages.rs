@@ -74,6 +74,11 @@ pub(crate) fn reserved(path: &str) -> Response<Body> {
     respond(StatusCode::NOT_FOUND, JSON, json!({ "message": text, "path": path, "code": 404 }).to_string())
 }
 
+/// Response to `CONNECT`: this is no proxy for clients.
+pub(crate) fn no_tunnel() -> Response<Body> {
+    respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "CONNECT is not supported".to_owned())
+}
+
 /// Response when the host or the routing headers are malformed.
 pub(crate) fn invalid_host(text: &'static str) -> Response<Body> {
     respond(StatusCode::BAD_REQUEST, TEXT, text.to_owned())

@@ -9,16 +9,17 @@ use std::time::Duration;
 use axum::body::Body;
 use budget::Share;
 use control::{RunningSandbox, WakeableSandbox, same_secret};
+use hyper::header::SEC_WEBSOCKET_ACCEPT;
 use hyper::http::uri::PathAndQuery;
-use hyper::{Request, Response, StatusCode, Uri, Version};
+use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 
 use crate::clients::Client;
-use crate::connection::ConnectionHandle;
+use crate::connection::{self, ConnectionHandle, Resetter};
 use crate::credentials::{self, TRAFFIC_TOKEN};
 use crate::headers::Forwarded;
 use crate::response_body::ResponseBody;
 use crate::target::Address;
-use crate::upstream::{self, Failure};
+use crate::upstream::{self, Exchange, Failure};
 use crate::{Edge, headers, pages, public, tunnel};
 
 /// How long the server may learn of a sandbox's end after the sandbox's sockets were closed.
@@ -63,17 +64,28 @@ pub(crate) async fn forward(
     tracing::Span::current().record("team_id", tracing::field::display(live.team));
     note_credentials(&request, &address, &live, edge, &connection.client);
     let own_connection = request.version() != Version::HTTP_2;
-    let switching = headers::requested_upgrade(request.headers()).is_some() && own_connection;
+    let is_websocket = connection::is_websocket(&request);
+    let switching = is_websocket || headers::requested_upgrade(request.headers()).is_some() && own_connection;
     let client_upgrade = switching.then(|| hyper::upgrade::on(&mut request));
+    let is_grpc = !own_connection && address.port != envd_api::PORT && headers::is_grpc(request.headers());
+    if is_websocket {
+        *request.method_mut() = Method::GET;
+        headers::begin_websocket(request.headers_mut());
+    }
     let forwarded = edge.config.forwarded_headers.then(|| Forwarded {
         client: public::client_address(&request, &edge.config, connection.origin),
         scheme: public::scheme(&request, connection.origin),
     });
     let mask = live.mask_request_host();
     let request = to_upstream(request, &address, edge, mask.as_deref(), forwarded.as_ref());
+    let how = match (is_grpc, switching) {
+        (true, _) => Exchange::Http2,
+        (false, true) => Exchange::Once,
+        (false, false) => Exchange::Reusable,
+    };
     let sent = tokio::select! {
         biased;
-        sent = upstream::send(edge, &live, address.port, request, !switching) => sent,
+        sent = upstream::send(edge, &live, address.port, request, how) => sent,
         () = live.wait_ended() => return pages::not_found(&address, html),
     };
     let (mut response, sender) = match sent {
@@ -83,18 +95,24 @@ pub(crate) async fn forward(
     };
 
     let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    headers::to_client(response.headers_mut(), switched);
+    headers::to_client(response.headers_mut(), switched && own_connection);
     *response.version_mut() = Version::default();
     if switched {
         let Some(client) = client_upgrade else { return pages::port_closed(&address, html) };
         let server = hyper::upgrade::on(&mut response);
         let share = response.extensions_mut().remove::<Arc<Share>>();
         let active = connection.client.begin_request();
-        let tunnel = tunnel::run(client, server, live, connection.resetter.clone(), share, edge.cut.clone());
+        // Of HTTP/2 the stream ends alone, without the websocket's own farewell.
+        let resetter = if own_connection { connection.resetter.clone() } else { Resetter::default() };
+        let tunnel = tunnel::run(client, server, live, resetter, share, edge.cut.clone());
         edge.tasks.spawn(async move {
             tunnel.await;
             drop(active);
         });
+        if !own_connection {
+            *response.status_mut() = StatusCode::OK;
+            response.headers_mut().remove(SEC_WEBSOCKET_ACCEPT);
+        }
         return response.map(|_| Body::empty());
     }
     let resetter = own_connection.then(|| connection.resetter.clone());

@@ -27,6 +27,8 @@ pub(crate) enum Target {
     Sandbox(Address),
     /// The same host by HTTPS, on this port.
     Redirect(u16),
+    /// Another server by a tunnel, which is not to be had here.
+    Tunnel,
     Invalid(&'static str),
 }
 

@@ -1,4 +1,4 @@
-//! Connections to servers in sandboxes: HTTP/1.1 over a stream that the engine opens.
+//! Connections to servers in sandboxes: HTTP/1.1, or HTTP/2 for gRPC, over a stream that the engine opens.
 //! User servers get one connection per request, as from a browser's first visit;
 //! connections to envd are reused for a while, because clients make several calls in a row.
 
@@ -7,14 +7,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use budget::{Account, Exhausted, Holder, Use};
+use budget::{Account, Exhausted, Holder, Share, Use};
 use control::RunningSandbox;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, SendRequest};
-use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper::client::conn::http2;
+use hyper::header::HOST;
+use hyper::http::uri::{Authority, Scheme};
+use hyper::{Request, Response, StatusCode, Uri, Version};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use ids::ExecutionId;
 use parking_lot::Mutex;
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::Edge;
@@ -25,6 +29,9 @@ use crate::half_closed::HalfClosedStream;
 const MAX_IDLE_TIME: Duration = Duration::from_secs(30);
 /// Maximum number of idle connections to one envd.
 const MAX_IDLE_PER_ENVD: usize = 4;
+
+/// Flow control windows of HTTP/2 towards servers in sandboxes, bytes.
+const H2_WINDOW: u32 = 1 << 20;
 
 pub(crate) type Sender = SendRequest<Body>;
 
@@ -103,15 +110,26 @@ impl IdleConnections {
     }
 }
 
+/// How a request and its response are carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exchange {
+    /// By HTTP/1.1, over a connection to envd that may serve other requests too.
+    Reusable,
+    /// By HTTP/1.1, over a connection that may become something else.
+    Once,
+    /// By HTTP/2 without TLS, as servers of gRPC speak it.
+    Http2,
+}
+
 /// Sends a request to a port of a sandbox. Returns the response, and the connection if it may be reused.
 pub(crate) async fn send(
     edge: &Edge,
     live: &RunningSandbox,
     port: u16,
     mut request: Request<Body>,
-    reusable: bool,
+    how: Exchange,
 ) -> Result<(Response<Incoming>, Option<Sender>), Failure> {
-    let reusable = reusable && port == envd_api::PORT;
+    let reusable = how == Exchange::Reusable && port == envd_api::PORT;
     while reusable && let Some(mut sender) = edge.idle.take(live.execution) {
         match sender.try_send_request(request).await {
             Ok(response) => return Ok((response, Some(sender))),
@@ -125,10 +143,13 @@ pub(crate) async fn send(
     let account = Account { group: Holder(live.team.as_u128()), member: Holder(live.execution.as_u128()) };
     // Held by the connection, and by the tunnel that it may become.
     let share = Arc::new(edge.config.sandbox_connections.take(account, Use::Busy, usize::MAX)?);
-    let in_connection = Arc::clone(&share);
     let stream = live.dial(port).await?;
     // If this fails, the peer is gone, and the first write fails too.
     let _ = stream.set_nodelay(true);
+    if how == Exchange::Http2 {
+        return Ok((send_by_http2(stream, share, request).await?, None));
+    }
+    let in_connection = Arc::clone(&share);
     let mut builder = Builder::new();
     // Servers written by hand look for names as clients of HTTP/1.1 spell them. Those of HTTP/2 have no capitals: then as Go's and
     // Node's clients would.
@@ -147,4 +168,33 @@ pub(crate) async fn send(
         response.extensions_mut().insert(share);
     }
     Ok((response, reusable.then_some(sender)))
+}
+
+/// Sends a request by HTTP/2. The connection ends with the response.
+async fn send_by_http2(
+    stream: TcpStream,
+    share: Arc<Share>,
+    mut request: Request<Body>,
+) -> hyper::Result<Response<Incoming>> {
+    // The host is in the target there.
+    let host = request.headers_mut().remove(HOST);
+    let mut parts = std::mem::take(request.uri_mut()).into_parts();
+    parts.scheme = Some(Scheme::HTTP);
+    parts.authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    parts.authority.get_or_insert(Authority::from_static("localhost"));
+    *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+    *request.version_mut() = Version::HTTP_2;
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .initial_stream_window_size(H2_WINDOW)
+        .initial_connection_window_size(H2_WINDOW)
+        .max_send_buf_size(H1_BUFFER);
+    let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = connection => {}
+            () = share.revoked() => {}
+        }
+    });
+    sender.send_request(request).await
 }
