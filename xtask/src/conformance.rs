@@ -102,7 +102,7 @@ pub(crate) fn all(environment: &Environment, budget: &mut Budget, tally: &mut Ta
     tally.add("microVMs", budget.part("python on microVMs", 440, || python(Engine::Microvm, &words)));
     let network = || environment.network(Engine::Container).tally();
     tally.add("network", budget.part("network", 60, network));
-    tally.add("domain", budget.part("domain", 60, || environment.domain().tally()));
+    tally.add("domain", budget.part("domain", 120, || environment.domain().tally()));
     let javascript = || environment.javascript(Engine::Container);
     tally.add("javascript", budget.part("javascript", 120, javascript));
 }

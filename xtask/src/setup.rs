@@ -26,13 +26,19 @@ const TESTING: &[&str] = &[
     "acl",
     "apache2-utils",
     "openssl",
+    "knot-dnsutils",
     "skopeo",
     "umoci",
 ];
 
 /// Servers that tests run themselves: the package, and the service that it would start.
-const SERVERS: &[(&str, &str)] =
-    &[("docker-registry", "docker-registry"), ("nginx-light", "nginx"), ("haproxy", "haproxy")];
+const SERVERS: &[(&str, &str)] = &[
+    ("docker-registry", "docker-registry"),
+    ("nginx-light", "nginx"),
+    ("haproxy", "haproxy"),
+    ("pebble", "pebble"),
+    ("knot", "knot"),
+];
 
 /// Installs what `quickstart`, `build`, `template` and `bench` need.
 pub(crate) fn for_running() -> Outcome {

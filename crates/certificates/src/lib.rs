@@ -166,6 +166,18 @@ pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Certific
     Ok(certificates)
 }
 
+/// Returns from when until when the first certificate of a PEM text is valid.
+///
+/// # Errors
+/// The text is damaged, or has no certificate.
+pub fn validity(pem: &[u8]) -> Result<(OffsetDateTime, OffsetDateTime), CertificateError> {
+    let first = certificates(pem)?.swap_remove(0);
+    let (_, certificate) = x509_parser::parse_x509_certificate(&first)
+        .map_err(|_| CertificateError::Make(rcgen::Error::CouldNotParseCertificate))?;
+    let validity = certificate.validity();
+    Ok((validity.not_before.to_datetime(), validity.not_after.to_datetime()))
+}
+
 fn params(
     names: Vec<String>,
     common_name: &str,
@@ -235,6 +247,15 @@ mod tests {
         for name in ["a.example", "192.0.2.1", "2001:db8::1"] {
             assert!(is_trusted(&authority, &issued, name), "{name}");
         }
+    }
+
+    #[test]
+    fn the_validity_of_certificates_is_read() {
+        let authority = Authority::create("Test", Names::Any, YEAR).unwrap();
+        let (begin, end) = validity(authority.certificate_pem().as_bytes()).unwrap();
+        let now = OffsetDateTime::now_utc();
+        assert!(begin < now && end > now + Duration::days(364) && end < now + Duration::days(366));
+        assert!(validity(b"nothing").is_err());
     }
 
     #[test]

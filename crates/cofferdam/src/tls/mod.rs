@@ -1,11 +1,16 @@
-//! Where the server's certificate comes from: files of the operator's, read again when they change, or an authority of our own.
+//! Where the server's certificate comes from: files of the operator's, read again when they change, an authority of our own, or one that speaks
+//! ACME.
 
+mod acme;
 mod files;
 mod own_authority;
 
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ::acme::AcmeConfig;
 use edge::CurrentCertificate;
 
 use crate::failure::Failure;
@@ -20,6 +25,8 @@ pub(crate) enum CertificateSource {
     Files { certificate: PathBuf, key: PathBuf },
     /// An authority in the data directory.
     OwnAuthority,
+    /// An authority that speaks ACME.
+    Acme(AcmeConfig),
 }
 
 impl CertificateSource {
@@ -27,9 +34,14 @@ impl CertificateSource {
     ///
     /// # Errors
     /// A file cannot be read or used, or the domain has no wildcard certificates.
-    pub(crate) fn open(&self, domain: &str, data: &DataDir) -> Result<Arc<CurrentCertificate>, Failure> {
+    pub(crate) async fn open(
+        &self,
+        domain: &str,
+        data: &DataDir,
+    ) -> Result<Arc<CurrentCertificate>, Failure> {
         match self {
             Self::Files { certificate, key } => files::open(certificate, key),
+            Self::Acme(config) => acme::open(config, domain, data).await,
             Self::OwnAuthority => OwnAuthority::open(data, domain)?.certificate(),
         }
     }
@@ -38,6 +50,11 @@ impl CertificateSource {
 /// Names that a certificate for a domain has: `api.` and sandboxes are one label below it.
 fn names(domain: &str) -> [String; 2] {
     [domain.to_owned(), format!("*.{domain}")]
+}
+
+/// Makes a directory that only root may enter, if there is none.
+fn make_dir(dir: &Path) -> Result<(), Failure> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| unreadable(dir, &error))
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> Failure {

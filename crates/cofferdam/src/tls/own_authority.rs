@@ -2,7 +2,6 @@
 //! it, and can sign for nothing but its domain. Certificates of the server are made at its start and in good time before they expire.
 
 use std::fs;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -44,11 +43,7 @@ impl OwnAuthority {
             (Ok(certificate_pem), Ok(key)) => Authority::from_pem(&certificate_pem, &key)
                 .map_err(|error| Failure::new(format!("{}: {error}", certificate.display())))?,
             (Err(error), _) if error.kind() == std::io::ErrorKind::NotFound => {
-                fs::DirBuilder::new()
-                    .recursive(true)
-                    .mode(0o700)
-                    .create(&dir)
-                    .map_err(|error| unreadable(&dir, &error))?;
+                super::make_dir(&dir)?;
                 let authority = Authority::create(
                     &format!("Cofferdam authority of {domain}"),
                     Names::Domain(domain),

@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tracing::{info, warn};
 use zone::{Addresses, Sockets, Zone};
 
+use super::acme::AcmeArguments;
 use crate::failure::Failure;
 use crate::paths::DataDir;
 use crate::tls::CertificateSource;
@@ -37,6 +38,8 @@ pub(crate) struct ListenArguments {
     /// Where a certificate comes from, instead of `--tls-cert`.
     #[arg(long, env = "COFFERDAM_TLS", value_enum, value_name = "SOURCE", conflicts_with = "tls_cert")]
     tls: Option<TlsSource>,
+    #[command(flatten)]
+    acme: AcmeArguments,
     /// Address that clients connect to with TLS. [default: port 443 of all addresses, if there is a certificate]
     #[arg(long, env = "COFFERDAM_TLS_LISTEN", value_name = "ADDRESS")]
     tls_listen: Option<SocketAddr>,
@@ -143,7 +146,11 @@ pub(super) struct Opened {
 ///
 /// # Errors
 /// An address is not free, or there is no usable certificate.
-pub(super) fn open(arguments: &ListenArguments, domain: &str, data: &DataDir) -> Result<Opened, Failure> {
+pub(super) async fn open(
+    arguments: &ListenArguments,
+    domain: &str,
+    data: &DataDir,
+) -> Result<Opened, Failure> {
     let plain = listen(arguments.listen).map_err(|error| in_use(arguments.listen, "--listen", &error))?;
     let url = format!("http://{}", plain.local_addr()?);
     let public_port = arguments.public_url.as_ref().and_then(PublicUrl::port);
@@ -154,7 +161,7 @@ pub(super) fn open(arguments: &ListenArguments, domain: &str, data: &DataDir) ->
         info!(address = %socket.local_addr()?, "listening for proxies");
         opened.listeners.push(Listener { socket, protocol: Protocol::Plain, has_proxy_header: true });
     }
-    let Some(source) = certificate_source(arguments) else {
+    let Some(source) = certificate_source(arguments)? else {
         if arguments.tls_listen.is_some() {
             return Err(Failure::new(
                 "--tls-listen needs a certificate: name one with --tls-cert and --tls-key",
@@ -165,7 +172,7 @@ pub(super) fn open(arguments: &ListenArguments, domain: &str, data: &DataDir) ->
     if domain == "localhost" {
         return Err(Failure::new("TLS is for a domain whose subdomains lead here: name it with --domain"));
     }
-    let config = edge::tls_config(source.open(domain, data)?)
+    let config = edge::tls_config(source.open(domain, data).await?)
         .map_err(|error| Failure::new(format!("TLS: {error}")))?;
     let (socket, address) = listen_for_tls(arguments.tls_listen)?;
     opened.tls = Some(address);
@@ -190,14 +197,17 @@ pub(super) fn open(arguments: &ListenArguments, domain: &str, data: &DataDir) ->
 }
 
 /// Returns the source of the certificate that the arguments name.
-fn certificate_source(arguments: &ListenArguments) -> Option<CertificateSource> {
-    match (&arguments.tls_cert, &arguments.tls_key, arguments.tls) {
+fn certificate_source(arguments: &ListenArguments) -> Result<Option<CertificateSource>, Failure> {
+    if let Some(config) = arguments.acme.config()? {
+        return Ok(Some(CertificateSource::Acme(config)));
+    }
+    Ok(match (&arguments.tls_cert, &arguments.tls_key, arguments.tls) {
         (Some(certificate), Some(key), _) => {
             Some(CertificateSource::Files { certificate: certificate.clone(), key: key.clone() })
         }
         (_, _, Some(TlsSource::SelfSigned)) => Some(CertificateSource::OwnAuthority),
         _ => None,
-    }
+    })
 }
 
 /// Opens the socket at which sandboxes reach public hosts of other sandboxes, if there is a domain that names lead by to this host.

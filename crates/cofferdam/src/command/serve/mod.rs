@@ -2,6 +2,7 @@
 //! Sandboxes outlive the server process: the next start adopts those that run.
 //! Prints `listening on <url>` on standard output once requests are accepted, on a second line the URL with TLS; logs go to standard error.
 
+mod acme;
 mod base_template;
 mod egress;
 mod heap;
@@ -196,7 +197,7 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
         let address = telemetry::listen_for_scrapes(address, metrics.clone()).await?;
         info!(%address, "listening for scrapes of /metrics");
     }
-    let mut opened = listeners::open(&arguments.listen, &arguments.domain, data)?;
+    let mut opened = listeners::open(&arguments.listen, &arguments.domain, data).await?;
     if let Some(inside) = inside {
         let socket = tokio::net::TcpListener::from_std(inside)?;
         opened.listeners.push(Listener { socket, protocol: Protocol::Inside, has_proxy_header: false });
