@@ -364,20 +364,37 @@ def test_invalid_rules_are_refused(server, ruled, rules, message):
     assert message in str(raised.value)
 
 
+NODE_FETCH = f"""node -e 'fetch("https://{API}/").then((r) => r.text()).then(console.log)'"""
+# What is run, by the program that it needs. Each fails without TLS; to git and npm the server's responses are empty repositories.
 TRUST = {
     "curl": f"curl --silent https://{API}/",
     "wget": f"wget -q -O - https://{API}/",
-    "python ssl": f"""python3 -c 'import urllib.request; print(urllib.request.urlopen("https://{API}/").read().decode())'""",
+    "python3 (ssl, urllib)": f"""python3 -c 'import urllib.request; print(urllib.request.urlopen("https://{API}/").read().decode())'""",
     "openssl": f"echo | openssl s_client -verify_return_error -connect {API}:443 -servername {API} 2>/dev/null",
+    "node (fetch)": NODE_FETCH,
+    "git": f"git ls-remote https://{API}/",
+    "pip": f"pip download --no-cache-dir --index-url https://{API}/ nothing 2>&1 | grep -q 'No matching distribution'",
+    "npm": f"npm view nothing --registry=https://{API}/ --fetch-retries=0",
+    "pip (requests)": f"""python3 -c 'from pip._vendor import requests; print(requests.get("https://{API}/").text)'""",
 }
 
 
 @pytest.mark.parametrize("program", TRUST)
 def test_programs_trust_the_authority(ruled, program):
-    tool = TRUST[program].split()[0] if program != "openssl" else "openssl"
-    if "exit=" in run(ruled, f"command -v {tool} > /dev/null"):
+    """The table in docs/egress-rules.md."""
+    if "exit=" in run(ruled, f"command -v {program.split()[0]} > /dev/null"):
         pytest.skip(f"the base template has no {program}")
-    assert "exit=" not in run(ruled, TRUST[program])
+    output = run(ruled, f"({TRUST[program]}) 2>&1")
+    assert "exit=" not in output, output
+
+
+@pytest.mark.parametrize("program", ["node (fetch)", "pip (requests)"])
+def test_programs_notice_that_the_authority_is_missing(ruled, program):
+    """Those that read the variables alone, so that the test above shows something."""
+    none = "SSL_CERT_FILE REQUESTS_CA_BUNDLE CURL_CA_BUNDLE GIT_SSL_CAINFO PIP_CERT".split()
+    variables = " ".join(f"{name}=/etc/ssl/certs/ISRG_Root_X1.pem" for name in none)
+    output = run(ruled, f"(export NODE_EXTRA_CA_CERTS= {variables}; {TRUST[program]}) 2>&1")
+    assert "exit=" in output, output
 
 
 def test_the_users_own_variables_win(server):

@@ -34,9 +34,12 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Size of the buffers of a connection, which also limits the head of a message, bytes.
 pub(crate) const MAX_BUFFER: usize = 128 << 10;
 /// How much a peer may send ahead on HTTP/2 before it is read, bytes.
-pub(crate) const H2_STREAM_WINDOW: u32 = 256 << 10;
+pub(crate) const H2_STREAM_WINDOW: u32 = 128 << 10;
 /// Maximum number of requests at once on an HTTP/2 connection.
-const MAX_STREAMS: u32 = 64;
+const MAX_STREAMS: u32 = 32;
+/// How much of a response waits for a slow client, on each of those requests, bytes. All of them together stay within what a connection may
+/// cost the server.
+pub(crate) const H2_SEND_BUFFER: usize = 16 << 10;
 /// Maximum size of the headers of a request on HTTP/2, bytes.
 const MAX_HEADERS: u32 = 64 << 10;
 
@@ -103,8 +106,8 @@ async fn serve_h2(connection: &Arc<Connection>, stream: TokioIo<TlsStream<Prefix
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEADERS)
         .initial_stream_window_size(H2_STREAM_WINDOW)
-        .initial_connection_window_size(H2_STREAM_WINDOW * 4)
-        .max_send_buf_size(MAX_BUFFER)
+        .initial_connection_window_size(H2_STREAM_WINDOW * 2)
+        .max_send_buf_size(H2_SEND_BUFFER)
         .auto_date_header(false);
     builder.serve_connection(stream, service(Arc::clone(connection))).await
 }

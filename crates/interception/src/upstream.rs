@@ -25,10 +25,12 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::leaves::{H2, HTTP1};
-use crate::serve::{H2_STREAM_WINDOW, MAX_BUFFER, RequestBody};
+use crate::serve::{H2_SEND_BUFFER, H2_STREAM_WINDOW, MAX_BUFFER, RequestBody};
 
 /// Maximum time of a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Maximum wait for a connection whose last response has ended to take the next request.
+const MAX_READY_WAIT: Duration = Duration::from_millis(100);
 /// Maximum number of HTTP/1.1 connections to the host for one HTTP/2 connection of a client.
 const MAX_CONNECTIONS: usize = 4;
 
@@ -161,7 +163,8 @@ impl Upstream {
         }
         loop {
             let Some(mut idle) = self.idle.lock().pop() else { break };
-            if idle.ready().await.is_ok() {
+            // Not so if a request is still being sent whose response has ended; others do not wait for it.
+            if matches!(tokio::time::timeout(MAX_READY_WAIT, idle.ready()).await, Ok(Ok(()))) {
                 return Ok((Sender::H1(idle), permit, false));
             }
         }
@@ -198,7 +201,7 @@ impl Upstream {
         builder
             .initial_stream_window_size(H2_STREAM_WINDOW)
             .initial_connection_window_size(H2_STREAM_WINDOW)
-            .max_send_buf_size(MAX_BUFFER);
+            .max_send_buf_size(H2_SEND_BUFFER);
         let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
         self.drive(connection, share);
         *self.h2.lock() = Some(sender.clone());
