@@ -31,6 +31,14 @@ def test_several_files_in_one_request(sandbox):
     assert sandbox.files.read("many/13.txt") == "13"
 
 
+def test_names_of_several_files_are_kept_as_sent(sandbox):
+    from e2b.sandbox.filesystem.filesystem import WriteEntry
+
+    names = ["plain%22quoted", "line%0Abreak", "100%", "a;b=c", "b\\c", "ü x"]
+    sandbox.files.write_files([WriteEntry(path=f"kept/{name}", data=name) for name in names])
+    assert sorted(entry.name for entry in sandbox.files.list("kept")) == sorted(names)
+
+
 def test_listing_has_types_and_depth(sandbox):
     sandbox.files.make_dir("tree/a/b")
     sandbox.files.write("tree/file", "x")

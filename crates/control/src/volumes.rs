@@ -391,6 +391,9 @@ fn check_mount_path(path: &str) -> Option<String> {
     if trimmed.contains("//") || path.contains('\0') || path.len() > MAX_MOUNT_PATH {
         return Some("path must be clean and at most 1024 bytes long".into());
     }
+    if path.contains(['[', ']']) || path.contains(char::is_control) {
+        return Some("path must not contain brackets or control characters".into());
+    }
     let reserved = trimmed.is_empty() || RESERVED.iter().any(|dir| is_below(trimmed, dir));
     reserved.then(|| format!("nothing can be mounted at path '{path}'"))
 }
@@ -437,6 +440,8 @@ mod tests {
             ("/a\0", "clean"),
             ("/", "nothing can be mounted"),
             ("//", "nothing can be mounted"),
+            ("/a[1]", "brackets"),
+            ("/a\nb", "control"),
             ("/proc/x", "nothing can be mounted"),
             ("/dev", "nothing can be mounted"),
         ] {

@@ -127,6 +127,11 @@ fn attach(volume: &VolumeMount, mount: &OwnedFd, descriptors: &OwnedFd) -> io::R
     let mount_point = readlinkat(descriptors, target.as_raw_fd().to_string(), Vec::new())?;
     let mount_point =
         mount_point.into_string().map_err(|_| io::Error::other("the path leads to one that is not UTF-8"))?;
+    if !mount_point.starts_with('/') || mount_point.contains(['[', ']', '\n']) {
+        return Err(io::Error::other(
+            "the path leads to one with brackets or line breaks, which memory snapshots cannot name",
+        ));
+    }
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(mount, c"", &target, c"", flags)?;
     Ok(mount_point)

@@ -152,8 +152,8 @@ fn part(headers: &str) -> Part {
     for line in headers.split("\r\n") {
         let Some((name, value)) = line.split_once(':') else { continue };
         if name.trim().eq_ignore_ascii_case("content-disposition") {
-            let filename =
-                extended(value).or_else(|| parameter(value, "filename").map(|name| unescape(&name)));
+            // As upstream does, `%22` and the like stay: they may be the name's own.
+            let filename = extended(value).or_else(|| parameter(value, "filename"));
             return Part { name: parameter(value, "name").unwrap_or_default(), filename };
         }
     }
@@ -197,11 +197,6 @@ fn extended(header: &str) -> Option<String> {
     let value = parameter(header, "filename*")?;
     let encoded = value.split_once("''").map_or(value.as_str(), |(_, encoded)| encoded);
     Some(percent_encoding::percent_decode_str(encoded).decode_utf8_lossy().into_owned())
-}
-
-/// Decodes the three characters that form encoders write with a percent sign.
-fn unescape(name: &str) -> String {
-    name.replace("%22", "\"").replace("%0D", "\r").replace("%0A", "\n")
 }
 
 #[cfg(test)]
@@ -289,7 +284,10 @@ mod tests {
             disposition("name=\"file\"; filename=\"a;b=\\\"c\\\".txt\"").filename.as_deref(),
             Some("a;b=\"c\".txt")
         );
-        assert_eq!(disposition("name=file; filename=\"a%22b%0A\"").filename.as_deref(), Some("a\"b\n"));
+        for kept in ["a%22b%0A%0D", "a\tb", "100%"] {
+            let header = format!("name=file; filename=\"{kept}\"");
+            assert_eq!(disposition(&header).filename.as_deref(), Some(kept));
+        }
         assert_eq!(
             disposition("filename*=utf-8''%C3%A4; name=\"file\""),
             Part { name: "file".into(), filename: Some("ä".into()) }
