@@ -46,6 +46,10 @@ first
 a.txt
 second
 b.txt
+COPY --chmod=u=rwx,go=rX notes.txt /symbolic
+COPY --chmod=-w <<EOF /document
+text
+EOF
 ADD app.tar.gz notes.txt /srv/
 ONBUILD RUN false
 USER 1000:100
@@ -71,6 +75,7 @@ def test_what_dockerfiles_say_is_done(server, tmp_path):
         assert text("/several/a.txt") + text("/several/b.txt") == "first\nsecond\n"
         assert text("/srv/app/main.py") == "print('app')\n" and text("/srv/app/data") == "data\n"
         assert text("/srv/notes.txt") == "notes\n"
+        assert sandbox.commands.run("stat -c %a /symbolic /document").stdout == "755\n444\n"
         assert text("/tmp/ids") == "1000\n100\n"
         assert sandbox.commands.run("id -u; pwd").stdout == "1000\n/srv\n"
     finally:

@@ -4,6 +4,7 @@ use parse_dockerfile::{Flag, HereDoc, Source};
 
 use super::words::quoted;
 use super::{DockerfileError, Planned, Reader, step};
+use crate::steps::file_mode;
 
 impl Reader<'_> {
     /// `ADD`: like `COPY`, but archives are unpacked and files of the web fetched.
@@ -55,14 +56,8 @@ impl Reader<'_> {
             let value = flag.value.as_ref().map(|value| value.value.to_string());
             match flag.name.value.as_ref() {
                 "chown" => owner = value,
-                "chmod"
-                    if value
-                        .as_deref()
-                        .is_some_and(|mode| mode.bytes().all(|byte| byte.is_ascii_digit())) =>
-                {
-                    mode = value;
-                }
-                "chmod" => return self.error(at, "COPY --chmod: write the mode in octal digits, like 755"),
+                "chmod" if value.as_deref().is_some_and(|mode| file_mode(mode).is_some()) => mode = value,
+                "chmod" => return self.error(at, "COPY --chmod: write the mode like 755 or u+x,go-w"),
                 "link" => {}
                 "from" => {
                     return self.error(at, "COPY --from: other stages and images cannot be copied from");
@@ -98,7 +93,7 @@ impl Reader<'_> {
             command += &format!(" && chown {} {to}", quoted(owner));
         }
         if let Some(mode) = mode {
-            command += &format!(" && chmod {} {to}", quoted(mode));
+            command += &format!(" && chmod -- {} {to}", quoted(mode));
         }
         self.steps.push(step("RUN", [command.as_str(), "root"]));
     }

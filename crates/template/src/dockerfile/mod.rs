@@ -45,7 +45,7 @@ pub enum Planned {
         to: String,
         /// The owner, `user[:group]`.
         owner: Option<String>,
-        /// The mode, octal.
+        /// The mode: octal, or symbols.
         mode: Option<String>,
     },
 }
@@ -372,7 +372,7 @@ mod tests {
         let text = |text: &str| Dockerfile::parse(text).unwrap_err().to_string();
         assert!(text("FROM a\nFROM b\n").starts_with("line 2: a second stage"));
         assert!(text("FROM a\nRUN true\nCOPY --from=b /x /y\n").starts_with("line 3: COPY --from"));
-        assert!(text("FROM a\nCOPY --chmod=u+x a /a\n").starts_with("line 2: COPY --chmod"));
+        assert!(text("FROM a\nCOPY --chmod=u+y a /a\n").starts_with("line 2: COPY --chmod"));
         assert!(text("FROM a\nADD --chown=1:1 x.tar b /x\n").starts_with("line 2: ADD --chown of archives"));
         assert!(text("FROM a\nADD git://example.com/x /x\n").starts_with("line 2: ADD of a URL"));
         assert!(text("RUN true\n").starts_with("the Dockerfile cannot be read"));

@@ -127,7 +127,10 @@ impl Step {
                 to: own(1).ok_or_else(|| bad("needs a destination"))?,
                 owner: own(2),
                 mode: own(3)
-                    .map(|mode| octal(&mode).ok_or_else(|| bad("has a mode that is not octal")))
+                    .map(|mode| {
+                        file_mode(&mode)
+                            .ok_or_else(|| bad("has a mode that is neither octal nor like u+x,go-w"))
+                    })
                     .transpose()?,
                 archive: files_hash
                     .filter(|hash| is_files_hash(hash))
@@ -182,10 +185,26 @@ pub fn is_files_hash(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 
-fn octal(mode: &str) -> Option<String> {
+/// Returns a file mode as `chmod` takes it: octal digits, or symbols such as `u+x,go-w`.
+pub(crate) fn file_mode(mode: &str) -> Option<String> {
     let digits = mode.trim_start_matches("0o");
-    let fits = (1..=5).contains(&digits.len()) && digits.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
-    fits.then(|| digits.to_owned())
+    let is_octal =
+        (1..=5).contains(&digits.len()) && digits.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
+    if is_octal {
+        return Some(digits.to_owned());
+    }
+    mode.split(',').all(is_symbolic).then(|| mode.to_owned())
+}
+
+/// Whether a text is one clause of a symbolic mode: who, then one change or more.
+fn is_symbolic(clause: &str) -> bool {
+    const SIGNS: [char; 3] = ['+', '-', '='];
+    let is_bits = |bits: &str| {
+        matches!(bits, "u" | "g" | "o")
+            || bits.chars().all(|bit| matches!(bit, 'r' | 'w' | 'x' | 'X' | 's' | 't'))
+    };
+    let changes = clause.trim_start_matches(['u', 'g', 'o', 'a']).strip_prefix(SIGNS);
+    changes.is_some_and(|bits| bits.split(SIGNS).all(is_bits))
 }
 
 fn pairs(args: &[String]) -> Option<Vec<(String, String)>> {
@@ -228,7 +247,13 @@ mod tests {
         assert_eq!(text("HEALTHCHECK", &["x"]), "command type HEALTHCHECK is not implemented");
         assert_eq!(text("RUN", &[]), "RUN needs a command");
         assert_eq!(text("ENV", &["A"]), "ENV needs names and values in turn");
-        assert_eq!(text("COPY", &["a", "b", "", "u+x"]), "COPY has a mode that is not octal");
+        for mode in ["999", "u+y", "x", "u+x,", "+x;id", "-R", "--reference=/etc/shadow"] {
+            let refused = "COPY has a mode that is neither octal nor like u+x,go-w";
+            assert_eq!(step("COPY", &["a", "b", "", mode]).unwrap_err().to_string(), refused, "{mode}");
+        }
+        for mode in ["644", "0o4755", "u+x", "a=r,u+wX", "+x", "g-w+s", "o=u", "u="] {
+            assert!(step("COPY", &["a", "b", "", mode]).is_ok(), "{mode}");
+        }
         let copy = Step::parse("COPY", &["a".into(), "b".into()], Some("../x"), false);
         assert!(copy.is_err());
     }
