@@ -423,3 +423,34 @@ def test_a_killed_server_loses_nothing_that_was_acknowledged(monkeypatch):
         found.kill()
     finally:
         own.stop()
+
+
+@pytest.mark.container
+@pytest.mark.parametrize("kind", ["flock", "lockf"])
+def test_a_copy_does_not_wait_for_a_lock_that_is_taken(cold_server, cold, monkeypatch, kind):
+    monkeypatch.setenv("E2B_VOLUME_API_URL", cold_server.url)
+    volume = Volume.create(f"k-{uuid.uuid4().hex[:12]}", **cold)
+    hold = f'python3 -c "import fcntl,time; f=open(\'/data/lock\',\'w\'); fcntl.{kind}(f, fcntl.LOCK_EX); print(1, flush=True); time.sleep(1000)"'
+
+    def holder():
+        sandbox = Sandbox.create(volume_mounts={"/data": volume}, **cold)
+        for out, _, _ in sandbox.commands.run(hold, background=True, timeout=0):
+            if out:
+                return sandbox
+
+    sandbox = holder()
+    try:
+        taken = "holds a lock on '/data/lock' in a volume"
+        (fork,) = sandbox.fork(count=1)
+        assert isinstance(fork, Exception) and taken in str(fork), fork
+        sandbox.pause()
+        other = holder()
+        with pytest.raises(Exception, match=taken):
+            sandbox.connect()
+        other.kill()
+        sandbox.connect()
+        attempt = f'python3 -c "import fcntl; fcntl.{kind}(open(\'/data/lock\',\'w\'), fcntl.LOCK_EX | fcntl.LOCK_NB)" 2>&1 || true'
+        assert "BlockingIOError" in run(sandbox, attempt)
+    finally:
+        sandbox.kill()
+        Volume.destroy(volume.volume_id, **cold)

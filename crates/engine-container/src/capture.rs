@@ -25,6 +25,7 @@ use crate::record::SandboxRecord;
 use crate::refusal::refusal;
 use crate::scheduling::{Scheduling, unusual_scheduling};
 use crate::threads::{in_vfork, refuse_traced};
+use crate::volume_locks::{HeldLock, held_locks};
 use crate::volumes::MountedVolume;
 
 /// What a restore must know about a snapshot.
@@ -41,6 +42,9 @@ pub(crate) struct SnapshotRecord {
     /// Volumes that the processes have mounted; their content is not in the snapshot.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) volumes: Vec<MountedVolume>,
+    /// Locks that the processes hold on files of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) volume_locks: Vec<HeldLock>,
     /// Whether there is a memory image.
     pub(crate) memory: bool,
     /// Size of the memory image, bytes.
@@ -257,11 +261,15 @@ fn write_snapshot(
             Ok(Vec::new())
         };
         let scheduling = scheduling.map_err(EngineError::kernel("read how threads are scheduled"))?;
+        let volumes = if memory { record.volumes.as_slice() } else { &[] };
+        let volume_locks = held_locks(lease.group.unified_path(), volumes)
+            .map_err(EngineError::kernel("list locks in volumes"))?;
         let snapshot_record = SnapshotRecord {
             envd_layer,
             inner_boot,
             has_resource_files: record.has_resource_files,
             volumes: record.volumes.clone(),
+            volume_locks,
             memory,
             memory_bytes,
             scheduling,

@@ -27,6 +27,7 @@ mod slot;
 mod start;
 mod sweep;
 mod threads;
+mod volume_locks;
 mod volumes;
 
 use std::path::PathBuf;

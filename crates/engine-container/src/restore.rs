@@ -20,6 +20,7 @@ use crate::processors::ProcessorShare;
 use crate::resources::ResourceMounts;
 use crate::scheduling::restore_scheduling;
 use crate::slot::Slot;
+use crate::volume_locks::check_locks;
 use crate::volumes::{self, MountedVolume};
 
 /// A restored PID 1 and the network that was made for it.
@@ -43,6 +44,7 @@ pub(crate) fn restore(
     spec: &StartSpec,
 ) -> Result<RestoredInit, EngineError> {
     let mut network = None;
+    check_locks(&record.volume_locks, &spec.volumes)?;
     let volumes = volumes_of(slot, record, spec)?;
     let plan = RestorePlan {
         images,

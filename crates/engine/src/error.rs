@@ -30,6 +30,11 @@ pub enum EngineError {
         /// Why.
         reason: String,
     },
+    /// A snapshot's program holds a lock on this file of a volume, which another sandbox has now.
+    #[error(
+        "a program in it holds a lock on '{0}' in a volume, and another sandbox has that lock now: try again when it is free"
+    )]
+    Locked(String),
     /// The host lacks something; the text names the remedy.
     #[error("{what}; {remedy}")]
     Host {
@@ -78,6 +83,7 @@ impl EngineError {
             | Self::Exhausted(_)
             | Self::Unsupported(_)
             | Self::Mount { .. }
+            | Self::Locked(_)
             | Self::Uncapturable(_)
             | Self::Timeout(_) => return self.to_string(),
             Self::Template(_) => "the template cannot be used",

@@ -14,6 +14,7 @@ mod creds;
 mod entropy;
 mod extents;
 mod heap;
+mod locks;
 mod loop_device;
 mod memory;
 mod mount;
@@ -31,6 +32,7 @@ pub use creds::{limit_bounding_set, set_user, with_effective_user, with_filesyst
 pub use entropy::reseed;
 pub use extents::{Extent, extents};
 pub use heap::{trim_heap, unused_heap};
+pub use locks::{is_range_locked, lock_range};
 pub use loop_device::LoopDevice;
 pub use memory::{MAX_PIECES, read_memory_of};
 pub use mount::{seal_mount, set_idmap, set_no_access_times};

@@ -316,6 +316,7 @@ pub(crate) fn start_error(error: EngineError) -> ControlError {
     match error {
         EngineError::Exhausted(what) => ControlError::Capacity(what),
         EngineError::Mount { .. } => ControlError::Invalid(for_clients),
+        EngineError::Locked(_) => ControlError::Conflict(for_clients),
         EngineError::Kernel { .. } if error.is_disk_full() => ControlError::Capacity(for_clients),
         EngineError::Timeout(what) => ControlError::StartTimeout(format!("{what} did not finish in time")),
         EngineError::Template(_) | EngineError::Host { .. } | EngineError::Unsupported(_) => {
