@@ -454,3 +454,76 @@ def test_a_copy_does_not_wait_for_a_lock_that_is_taken(cold_server, cold, monkey
     finally:
         sandbox.kill()
         Volume.destroy(volume.volume_id, **cold)
+
+
+HOSTILE = """
+import fcntl, os, struct
+def refused(call):
+    try:
+        call()
+        return "allowed"
+    except OSError as error:
+        return os.strerror(error.errno)
+file = os.open("/data/leased", os.O_RDWR | os.O_CREAT)
+here = os.open("/data", os.O_RDONLY)
+print(refused(lambda: fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)))
+print(refused(lambda: fcntl.ioctl(here, 0x5000940e, bytearray(struct.pack("q4088s", 0, b"nested")))))
+print(refused(lambda: fcntl.ioctl(here, 0x4008941a, bytearray(struct.pack("Q", 2)))))
+"""
+
+
+@pytest.mark.container
+def test_programs_cannot_hold_up_the_server_by_a_volume(server, volume):
+    sandbox = Sandbox.create(volume_mounts={"/data": volume})
+    try:
+        sandbox.files.write("/tmp/hostile.py", HOSTILE)
+        assert run(sandbox, "python3 /tmp/hostile.py").splitlines() == [
+            "Invalid argument", "Inappropriate ioctl for device", "Inappropriate ioctl for device",
+        ]
+        run(sandbox, "echo shared > /data/one && cp --reflink=always /data/one /data/two")
+        assert volume.read_file("two") == "shared\n"
+        many = "import os\nfor n in range(500): os.symlink('\\x01' * 4000, f'/data/links/{n}')"
+        sandbox.files.write("/tmp/many.py", many)
+        run(sandbox, "mkdir /data/links && python3 /tmp/many.py")
+        with pytest.raises(Exception, match="too much in it"):
+            volume.list("links")
+        assert [entry.name for entry in volume.list("/")] == ["leased", "links", "one", "two"]
+    finally:
+        sandbox.kill()
+
+
+@pytest.mark.container
+def test_a_file_of_a_volume_that_cannot_be_found_again_is_named(cold_server, cold, monkeypatch):
+    monkeypatch.setenv("E2B_VOLUME_API_URL", cold_server.url)
+    volume = Volume.create(f"n-{uuid.uuid4().hex[:12]}", **cold)
+    sandbox = Sandbox.create(volume_mounts={"/data": volume}, **cold)
+    try:
+        program = "import os,time; f=open('/data/a','w'); os.link('/data/a','/data/b'); os.unlink('/data/a'); print(1,flush=True); time.sleep(1000)"
+        for out, _, _ in sandbox.commands.run(f'python3 -c "{program}"', background=True, timeout=0):
+            if out:
+                break
+        with pytest.raises(Exception, match="file of a volume"):
+            sandbox.pause()
+        assert run(sandbox, "ls -A /data") == "b\n"
+        sandbox.pause(keep_memory=False)
+        sandbox.connect()
+        assert run(sandbox, "ls -A /data") == "b\n"
+    finally:
+        sandbox.kill()
+        Volume.destroy(volume.volume_id, **cold)
+
+
+def test_a_token_does_not_outlive_its_teams_standing(server):
+    admin = {"X-Admin-Token": server.admin_token}
+    _, _, team = server.call("POST", "/admin/teams", {"name": f"t{uuid.uuid4().hex[:8]}"}, admin)
+    team_id = team.get("teamID") or team.get("id")
+    _, _, key = server.call("POST", f"/admin/teams/{team_id}/api-keys", {"name": "k"}, admin)
+    _, _, made = server.call("POST", "/volumes", {"name": "v"}, {"X-API-Key": key["key"]})
+    url = f"{server.url}/volumecontent/{made['volumeID']}/path"
+    token = {"Authorization": f"Bearer {made['token']}"}
+    assert httpx.get(url, params={"path": "/"}, headers=token).status_code == 200
+    server.call("PATCH", f"/admin/teams/{team_id}", {"banned": True}, admin)
+    refused = httpx.get(url, params={"path": "/"}, headers=token)
+    assert (refused.status_code, refused.json()["code"]) == (403, "403")
+    server.call("PATCH", f"/admin/teams/{team_id}", {"banned": False}, admin)
+    server.call("DELETE", f"/volumes/{made['volumeID']}", headers={"X-API-Key": key["key"]})

@@ -104,10 +104,11 @@ impl FromRequestParts<Api> for UserOrAdmin {
     }
 }
 
-/// Tells the edge that this is a request of a team, which a token of something of its own has shown.
-pub(crate) fn note_team(parts: &Parts, team: TeamId) {
-    observe::record("team_id", team);
-    note(parts, |authentication| authentication.team(team));
+/// Admits a request of a team that is known by a token of something of its own.
+pub(crate) fn admit_team(api: &Api, team: TeamId, parts: &Parts) -> Result<(), ApiError> {
+    let team =
+        api.control.team(team).ok_or_else(|| ApiError::new(StatusCode::NOT_FOUND, "Team not found"))?;
+    admit(api, team, parts).map(drop)
 }
 
 /// Tells the edge whose request this is.

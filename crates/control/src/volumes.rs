@@ -9,6 +9,7 @@ use ids::{TeamId, VolumeId};
 use parking_lot::RwLock;
 use store::{Store, StoreError, Team, Volume, VolumeMount, truncate_to_micros};
 use time::{Duration, OffsetDateTime};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use volumes::{VolumeError, VolumePath, VolumeRoot, VolumeTrees, VolumeUsage};
 
 use crate::ControlError;
@@ -22,6 +23,8 @@ const MAX_VOLUMES: usize = 1_000;
 const MAX_MOUNTS: usize = 16;
 /// Maximum length of the path that a volume is mounted at.
 const MAX_MOUNT_PATH: usize = 1_024;
+/// Places of a team for requests for content at a time.
+const CONTENT_PLACES: usize = 128;
 /// How long a token is valid. Clients keep one for the life of their volume object and never ask for another.
 const TOKEN_LIFETIME: Duration = Duration::hours(24);
 /// Directories that make a sandbox what it is.
@@ -56,6 +59,8 @@ pub struct Volumes {
     trees: Option<Arc<VolumeTrees>>,
     tokens: Arc<Tokens>,
     by_id: RwLock<HashMap<VolumeId, Arc<Volume>>>,
+    /// What is left of each team's places for requests for content.
+    places: parking_lot::Mutex<HashMap<TeamId, Arc<Semaphore>>>,
     /// Held while a volume is created or deleted, from the look-up to the write.
     changing: tokio::sync::Mutex<()>,
 }
@@ -72,7 +77,14 @@ impl Volumes {
             let _ = tokio::task::spawn_blocking(move || trees.sweep(&known)).await;
         }
         let by_id = volumes.into_iter().map(|volume| (volume.id, Arc::new(volume))).collect();
-        Ok(Self { store, trees, tokens, by_id: RwLock::new(by_id), changing: tokio::sync::Mutex::default() })
+        Ok(Self {
+            store,
+            trees,
+            tokens,
+            by_id: RwLock::new(by_id),
+            places: parking_lot::Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
+        })
     }
 
     /// Creates an empty volume.
@@ -205,6 +217,16 @@ impl Volumes {
         let trees = self.trees.clone().filter(|_| self.by_id.read().contains_key(&id));
         let trees = trees.ok_or(VolumeError::NoVolume)?;
         blocking(move || trees.open(id)).await.map(Arc::new)
+    }
+
+    /// Takes places for a team's request for content, each for some memory and four descriptors; `None` if the team has too many requests
+    /// already.
+    #[must_use]
+    pub fn take_places(&self, team: TeamId, count: u32) -> Option<OwnedSemaphorePermit> {
+        let places = Arc::clone(
+            self.places.lock().entry(team).or_insert_with(|| Arc::new(Semaphore::new(CONTENT_PLACES))),
+        );
+        places.try_acquire_many_owned(count).ok()
     }
 
     /// Returns the team that owns a volume.

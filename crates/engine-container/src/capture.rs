@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use crate::criu::{DumpPlan, adjust_open_files};
+use crate::criu::{DumpPlan, adjust_open_files, given_names};
 use crate::host::{Host, Lease};
 use crate::interrupted::rewind_interrupted_calls;
 use crate::open_files::bytes_beside_memory;
@@ -309,6 +309,7 @@ fn write_memory(
         lock: lock.as_fd(),
     };
     lease.host.checkpointer()?.dump(&plan, copy_files)?;
+    refuse_given_names(images, &record.volumes)?;
     let shared: Vec<&str> = record.volumes.iter().map(|volume| volume.mount_point.as_str()).collect();
     adjust_open_files(images, &shared)
         .map_err(EngineError::kernel("adjust open files in the memory image"))?;
@@ -316,6 +317,24 @@ fn write_memory(
         sync_dir(images).map_err(EngineError::kernel("sync the memory image"))?;
     }
     total_size(images).map_err(EngineError::kernel("measure the memory image"))
+}
+
+/// Refuses an image with names that CRIU has given to deleted files of volumes: they are not in the snapshot, so they are gone at the
+/// restore.
+fn refuse_given_names(images: &Path, volumes: &[MountedVolume]) -> Result<(), EngineError> {
+    let mut in_volume = false;
+    given_names(images, |name| {
+        in_volume |= volumes.iter().any(|volume| Path::new(name).starts_with(&volume.mount_point));
+        Ok(())
+    })
+    .map_err(EngineError::kernel("read the memory image"))?;
+    if in_volume {
+        return Err(refusal(
+            None,
+            "has a file of a volume open whose name was removed while it has another one",
+        ));
+    }
+    Ok(())
 }
 
 fn write_record(path: &Path, record: &SnapshotRecord, durability: Durability) -> io::Result<()> {

@@ -190,24 +190,39 @@ fn no_bits(bits: u32) -> [sock_filter; 4] {
 }
 
 /// Refuses requests that write into the input of a terminal: a program started with `su` could type commands into its caller's shell.
-fn ioctl() -> [sock_filter; 5] {
+/// Those of btrfs are unknown, as on other file systems: a subvolume that a program makes in a volume has no limit, and one that it makes
+/// read-only cannot be removed. Sharing blocks between files works.
+fn ioctl() -> [sock_filter; 11] {
     const TIOCSTI: u32 = 0x5412;
     const TIOCLINUX: u32 = 0x541c;
+    const FICLONE: u32 = 0x4004_9409;
+    const FICLONERANGE: u32 = 0x4020_940d;
+    const FIDEDUPERANGE: u32 = 0xc018_9436;
+    const TYPE: u32 = 0xff00;
+    const BTRFS: u32 = 0x9400;
     [
         load(argument(1)),
-        jump(EQUAL, TIOCSTI, 1, 0),
-        jump(EQUAL, TIOCLINUX, 0, 1),
+        jump(EQUAL, TIOCSTI, 6, 0),
+        jump(EQUAL, TIOCLINUX, 5, 0),
+        jump(EQUAL, FICLONE, 6, 0),
+        jump(EQUAL, FICLONERANGE, 5, 0),
+        jump(EQUAL, FIDEDUPERANGE, 4, 0),
+        statement(AND, TYPE),
+        jump(EQUAL, BTRFS, 1, 2),
         ret(refuse(libc::EPERM)),
+        ret(refuse(libc::ENOTTY)),
         ret(libc::SECCOMP_RET_ALLOW),
     ]
 }
 
 /// Refuses dnotify, as kernels without it do. Nothing limits its watches, and closing one takes time for each other one of the
-/// directory, so their number can make the end of a process take minutes.
-fn fcntl() -> [sock_filter; 4] {
+/// directory, so their number can make the end of a process take minutes. Refuses leases, for which whoever opens the file, the server
+/// or another sandbox, has to wait.
+fn fcntl() -> [sock_filter; 5] {
     [
         load(argument(1)),
-        jump(EQUAL, libc::F_NOTIFY.cast_unsigned(), 0, 1),
+        jump(EQUAL, libc::F_NOTIFY.cast_unsigned(), 1, 0),
+        jump(EQUAL, libc::F_SETLEASE.cast_unsigned(), 0, 1),
         ret(refuse(libc::EINVAL)),
         ret(libc::SECCOMP_RET_ALLOW),
     ]

@@ -127,14 +127,25 @@ fn attach(volume: &VolumeMount, mount: &OwnedFd, descriptors: &OwnedFd) -> io::R
     let mount_point = readlinkat(descriptors, target.as_raw_fd().to_string(), Vec::new())?;
     let mount_point =
         mount_point.into_string().map_err(|_| io::Error::other("the path leads to one that is not UTF-8"))?;
-    if !mount_point.starts_with('/') || mount_point.contains(['[', ']', '\n']) {
-        return Err(io::Error::other(
-            "the path leads to one with brackets or line breaks, which memory snapshots cannot name",
-        ));
+    if let Some(reason) = refused_mount_point(&mount_point) {
+        return Err(io::Error::other(reason));
     }
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(mount, c"", &target, c"", flags)?;
     Ok(mount_point)
+}
+
+/// Returns why a volume may not be mounted at a path without links. A template chooses where links lead.
+fn refused_mount_point(path: &str) -> Option<&'static str> {
+    let is_at =
+        |dir: &&str| path.strip_prefix(*dir).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    if !path.starts_with('/') || path.contains(['[', ']', '\n']) {
+        return Some(
+            "the path leads to one with brackets or line breaks, which memory snapshots cannot name",
+        );
+    }
+    let is_reserved = path == "/" || ["/proc", "/sys", "/dev", "/run"].iter().any(is_at);
+    is_reserved.then_some("the path leads to a directory that makes the sandbox what it is")
 }
 
 fn open_directory(root: &OwnedFd, path: &str) -> Result<OwnedFd, Errno> {
@@ -154,4 +165,20 @@ fn make_directory(parent: &OwnedFd, name: &str) -> io::Result<()> {
         Mode::empty(),
     )?;
     Ok(fchmod(dir, MOUNT_POINT_MODE)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn volumes_do_not_take_the_place_of_what_a_sandbox_needs() {
+        for path in ["/data", "/usr/bin/deep", "/runs", "/devices/x", "/procs"] {
+            assert_eq!(refused_mount_point(path), None, "{path}");
+        }
+        for path in ["/", "/proc", "/proc/sys", "/dev/.resources", "/run", "/a[b", "/a\nb", "(unreachable)/x"]
+        {
+            assert!(refused_mount_point(path).is_some(), "{path}");
+        }
+    }
 }

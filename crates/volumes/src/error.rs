@@ -26,8 +26,8 @@ pub enum VolumeError {
     /// The path, or another value, is not valid.
     #[error("{0}")]
     Invalid(String),
-    /// Directories on the path are renamed again and again.
-    #[error("the path changes too quickly; try again")]
+    /// Directories on the path are renamed again and again, or a program has a lease on the file.
+    #[error("the path is changed or held by a program; try again")]
     Busy,
     /// The volume or the disk is full.
     #[error("no space left in the volume")]
@@ -48,6 +48,7 @@ impl From<Errno> for VolumeError {
             Errno::NOTDIR => Self::NotDirectory,
             Errno::ISDIR | Errno::NXIO | Errno::NODEV => Self::NotFile,
             Errno::NOSPC | Errno::DQUOT => Self::Full,
+            Errno::ROFS => Self::Invalid("the volume is read-only".into()),
             Errno::LOOP => Self::Invalid("the path has too many symbolic links".into()),
             Errno::NAMETOOLONG => Self::Invalid("the path is too long".into()),
             error => Self::Io(error.into()),

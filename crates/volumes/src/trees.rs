@@ -55,7 +55,10 @@ impl VolumeTrees {
             let trees = self.open_trees()?;
             for name in trees.list()?.into_iter().filter(|name| !kept.contains(name)) {
                 info!(%name, "removing the files of a deleted volume");
-                trees.discard(&name)?;
+                // One that cannot be removed does not keep the others.
+                if let Err(error) = trees.discard(&name) {
+                    warn!(%name, %error, "failed to remove the files of a deleted volume");
+                }
             }
             Ok(())
         };

@@ -6,27 +6,31 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body as RequestBody;
-use axum::extract::{FromRequestParts, RawPathParams};
+use axum::extract::{FromRequestParts, RawPathParams, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use control::{TokenRefusal, Volumes};
-use futures::TryStreamExt;
-use ids::VolumeId;
+use futures::{Stream, StreamExt, TryStreamExt};
+use ids::{TeamId, VolumeId};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufWriter};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::io::{ReaderStream, StreamReader};
 use volumes::{Attributes, CreateOptions, Entry, EntryKind, NewFile, VolumeError, VolumePath, VolumeRoot};
 
-use crate::auth::{Caller, note_team};
+use crate::auth::{Caller, admit_team};
 use crate::body::Json as Body;
 use crate::paths::Params;
 use crate::route_table::RouteTable;
 use crate::{Api, ApiError};
 
 /// How much of a file is read and written at once, bytes.
-const CHUNK: usize = 512 << 10;
+const CHUNK: usize = 128 << 10;
+/// Places of a list among its team's requests for content.
+const LIST_PLACES: u32 = 8;
 
 pub(crate) fn routes() -> RouteTable {
     RouteTable::new()
@@ -92,8 +96,30 @@ impl From<VolumeError> for ContentError {
     }
 }
 
-/// A volume whose content the caller may read and write.
-struct OpenVolume(Arc<VolumeRoot>);
+/// A volume whose content the caller may read and write, and the request's place among those of its team.
+struct OpenVolume {
+    root: Arc<VolumeRoot>,
+    team: TeamId,
+    place: OwnedSemaphorePermit,
+}
+
+fn take_places(volumes: &Volumes, team: TeamId, count: u32) -> Result<OwnedSemaphorePermit, ContentError> {
+    volumes.take_places(team, count).ok_or_else(|| {
+        let text = "too many requests for the content of volumes at once; wait for some to end";
+        ContentError::new(StatusCode::TOO_MANY_REQUESTS, text)
+    })
+}
+
+/// Returns a body that keeps a place until it is sent, or given up.
+fn body_with_place<E: Into<axum::BoxError> + 'static>(
+    content: impl Stream<Item = Result<Bytes, E>> + Send + 'static,
+    place: OwnedSemaphorePermit,
+) -> RequestBody {
+    RequestBody::from_stream(content.map(move |piece| {
+        let _ = &place;
+        piece
+    }))
+}
 
 impl FromRequestParts<Api> for OpenVolume {
     type Rejection = ContentError;
@@ -101,9 +127,14 @@ impl FromRequestParts<Api> for OpenVolume {
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ContentError> {
         let volumes = api.control.volumes();
         let id = volume_id(parts, api).await?;
-        match bearer(&parts.headers) {
+        let team = match bearer(&parts.headers) {
             // A key of the team is as good.
-            Some(token) if !token.starts_with("e2b_") => check_token(volumes, token, id, parts)?,
+            Some(token) if !token.starts_with("e2b_") => {
+                check_token(volumes, token, id)?;
+                let owner = volumes.owner(id).ok_or(VolumeError::NoVolume)?;
+                admit_team(api, owner, parts)?;
+                owner
+            }
             bearer => {
                 if let (Some(key), false) = (bearer, parts.headers.contains_key("x-api-key")) {
                     let key = HeaderValue::from_str(key).map_err(|_| refused())?;
@@ -114,9 +145,11 @@ impl FromRequestParts<Api> for OpenVolume {
                 if volumes.owner(id) != Some(team.id) {
                     return Err(VolumeError::NoVolume.into());
                 }
+                team.id
             }
-        }
-        Ok(Self(volumes.open_content(id).await?))
+        };
+        let place = take_places(volumes, team, 1)?;
+        Ok(Self { root: volumes.open_content(id).await?, team, place })
     }
 }
 
@@ -138,19 +171,13 @@ fn refused() -> ContentError {
     )
 }
 
-fn check_token(volumes: &Volumes, token: &str, id: VolumeId, parts: &Parts) -> Result<(), ContentError> {
-    match volumes.check_token(token, id) {
-        Ok(()) => {
-            if let Some(team) = volumes.owner(id) {
-                note_team(parts, team);
-            }
-            Ok(())
+fn check_token(volumes: &Volumes, token: &str, id: VolumeId) -> Result<(), ContentError> {
+    volumes.check_token(token, id).map_err(|refusal| match refusal {
+        TokenRefusal::Invalid => refused(),
+        TokenRefusal::OtherVolume => {
+            ContentError::new(StatusCode::FORBIDDEN, "the token is for another volume")
         }
-        Err(TokenRefusal::Invalid) => Err(refused()),
-        Err(TokenRefusal::OtherVolume) => {
-            Err(ContentError::new(StatusCode::FORBIDDEN, "the token is for another volume"))
-        }
-    }
+    })
 }
 
 /// An entry as clients know it.
@@ -230,9 +257,9 @@ async fn on_volume<T: Send + 'static>(
 
 type EntryAnswer = Result<Json<EntryView>, ContentError>;
 
-async fn stat(OpenVolume(volume): OpenVolume, EntryParams(at): EntryParams) -> EntryAnswer {
+async fn stat(volume: OpenVolume, EntryParams(at): EntryParams) -> EntryAnswer {
     let path = at.path()?;
-    Ok(Json(on_volume(volume, move |volume| volume.stat(&path)).await?.into()))
+    Ok(Json(on_volume(volume.root, move |volume| volume.stat(&path)).await?.into()))
 }
 
 #[derive(Debug, Deserialize)]
@@ -243,50 +270,58 @@ struct NewAttributes {
 }
 
 async fn set_attributes(
-    OpenVolume(volume): OpenVolume,
+    volume: OpenVolume,
     EntryParams(at): EntryParams,
     body: Result<Body<NewAttributes>, ApiError>,
 ) -> EntryAnswer {
     let path = at.path()?;
     let Body(NewAttributes { uid, gid, mode }) = body?;
     let attributes = Attributes { uid, gid, mode };
-    Ok(Json(on_volume(volume, move |volume| volume.set_attributes(&path, attributes)).await?.into()))
+    Ok(Json(on_volume(volume.root, move |volume| volume.set_attributes(&path, attributes)).await?.into()))
 }
 
-async fn remove(
-    OpenVolume(volume): OpenVolume,
-    EntryParams(at): EntryParams,
-) -> Result<StatusCode, ContentError> {
+async fn remove(volume: OpenVolume, EntryParams(at): EntryParams) -> Result<StatusCode, ContentError> {
     let path = at.path()?;
-    on_volume(volume, move |volume| volume.remove(&path)).await?;
+    on_volume(volume.root, move |volume| volume.remove(&path)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 async fn list(
-    OpenVolume(volume): OpenVolume,
+    State(api): State<Api>,
+    volume: OpenVolume,
     EntryParams(at): EntryParams,
-) -> Result<Json<Vec<EntryView>>, ContentError> {
+) -> Result<Response, ContentError> {
     let path = at.path()?;
-    let entries = on_volume(volume, move |volume| volume.list(&path, at.depth.unwrap_or(1))).await?;
-    Ok(Json(entries.into_iter().map(Into::into).collect()))
+    // A list may be as large as eight pieces of files.
+    let place = take_places(api.control.volumes(), volume.team, LIST_PLACES)?;
+    let entries = on_volume(volume.root, move |volume| volume.list(&path, at.depth.unwrap_or(1))).await?;
+    let entries: Vec<EntryView> = entries.into_iter().map(Into::into).collect();
+    let mut json = Bytes::from(serde_json::to_vec(&entries).expect("plain data serialises"));
+    // In pieces: the place is free when the last one is on its way.
+    let pieces = std::iter::from_fn(move || {
+        let piece = json.split_to(json.len().min(CHUNK));
+        (!piece.is_empty()).then_some(Ok::<_, std::convert::Infallible>(piece))
+    });
+    let body = body_with_place(futures::stream::iter(pieces), place);
+    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
 async fn make_dir(
-    OpenVolume(volume): OpenVolume,
+    volume: OpenVolume,
     EntryParams(at): EntryParams,
 ) -> Result<(StatusCode, Json<EntryView>), ContentError> {
     let (path, options) = (at.path()?, at.options());
-    let made = on_volume(volume, move |volume| volume.make_dir(&path, options)).await?;
+    let made = on_volume(volume.root, move |volume| volume.make_dir(&path, options)).await?;
     Ok((StatusCode::CREATED, Json(made.into())))
 }
 
 async fn read(
-    OpenVolume(volume): OpenVolume,
+    volume: OpenVolume,
     EntryParams(at): EntryParams,
     headers: HeaderMap,
 ) -> Result<Response, ContentError> {
     let path = at.path()?;
-    let found = on_volume(volume, move |volume| volume.read(&path)).await?;
+    let found = on_volume(volume.root, move |volume| volume.read(&path)).await?;
     let size = found.size;
     let part = match headers.get(header::RANGE).and_then(|range| range.to_str().ok()) {
         Some(range) => part_of(range, size),
@@ -306,7 +341,7 @@ async fn read(
     }
     // A file that shrinks meanwhile breaks the response off; one that grows ends where it ended.
     let content = tokio::fs::File::from_std(file).take(end - first);
-    let body = RequestBody::from_stream(ReaderStream::with_capacity(content, CHUNK));
+    let body = body_with_place(ReaderStream::with_capacity(content, CHUNK), volume.place);
     let mut response = (status, body).into_response();
     let fields = response.headers_mut();
     fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
@@ -354,12 +389,13 @@ fn part_of(range: &str, size: u64) -> Part {
 }
 
 async fn write(
-    OpenVolume(volume): OpenVolume,
+    volume: OpenVolume,
     EntryParams(at): EntryParams,
     body: RequestBody,
 ) -> Result<(StatusCode, Json<EntryView>), ContentError> {
     let (path, options) = (at.path()?, at.options());
-    let new = on_volume(volume, move |volume| volume.write(&path, options)).await?;
+    let _place = volume.place;
+    let new = on_volume(volume.root, move |volume| volume.write(&path, options)).await?;
     let new = receive(new, body).await?;
     let finished = tokio::task::spawn_blocking(move || new.finish()).await;
     let entry = finished.map_err(|error| VolumeError::Io(std::io::Error::other(error)))??;

@@ -158,7 +158,8 @@ async fn details_and_lists_have_the_contracts_fields() {
     let id = full["sandboxID"].as_str().unwrap();
     let detail = server.call("GET", &format!("/sandboxes/{id}"), "").await.body;
     assert_eq!(detail["allowInternetAccess"], false);
-    assert_eq!(detail["network"], json!({"allowPublicTraffic": false, "allowOut": ["1.1.1.1"]}));
+    let network = json!({"allowPublicTraffic": false, "allowOut": ["1.1.1.1"], "rules": {}});
+    assert_eq!(detail["network"], network);
 
     let page = server.call("GET", "/v2/sandboxes?limit=1", "").await;
     assert_eq!(page.body[0]["sandboxID"], id, "newest first");
@@ -240,16 +241,16 @@ async fn bad_requests_get_the_contracts_answers() {
         (
             "POST",
             "/v2/sandboxes",
-            r#"{"templateID":"base","network":{"rules":{"x.com":[]}}}"#,
+            r#"{"templateID":"base","network":{"rules":{"x com":[]}}}"#,
             400,
-            "network.rules is not supported by this server",
+            "Rule domain \"x com\" is not a valid domain name.",
         ),
         (
             "POST",
             "/v2/sandboxes",
             r#"{"templateID":"base","volumeMounts":[{"name":"v","path":"/v"}]}"#,
-            400,
-            "volumeMounts is not supported by this server",
+            501,
+            "this server has no volumes",
         ),
         (
             "POST",

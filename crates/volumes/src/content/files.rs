@@ -40,14 +40,19 @@ impl VolumeRoot {
     /// Opens a file for reading; links are followed within the volume.
     ///
     /// # Errors
-    /// [`VolumeError::NotFound`], or [`VolumeError::NotFile`] if it is anything else.
+    /// [`VolumeError::NotFound`], [`VolumeError::NotFile`] if it is anything else, [`VolumeError::Busy`] if a program has a lease on it.
     pub fn read(&self, path: &VolumePath) -> Result<ReadFile, VolumeError> {
         // As a path first: opening a pipe would wait for a writer, and opening a device may do anything.
         let found = self.resolve(path, OFlags::PATH | OFlags::CLOEXEC)?;
         if FileType::from_raw_mode(fstat(&found)?.st_mode) != FileType::RegularFile {
             return Err(VolumeError::NotFile);
         }
-        let file = File::from(open(path_of(found.as_fd()), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?);
+        // Whoever has a lease on it must not be waited for.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match open(path_of(found.as_fd()), flags, Mode::empty()) {
+            Err(Errno::AGAIN) => return Err(VolumeError::Busy),
+            opened => File::from(opened?),
+        };
         let size = file.metadata()?.len();
         Ok(ReadFile { file, size })
     }

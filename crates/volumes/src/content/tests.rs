@@ -170,6 +170,21 @@ fn lists_go_as_deep_as_asked() {
 }
 
 #[test]
+fn a_list_is_no_larger_than_its_reader_can_stand() {
+    let Volume { dir, root } = volume();
+    // 4,000 control characters are 24,000 bytes of JSON.
+    let target = "\u{1}".repeat(4_000);
+    for index in 0..350 {
+        symlink(&target, dir.path().join(index.to_string())).unwrap();
+    }
+    assert!(matches!(root.list(&path("/"), 1), Err(VolumeError::Invalid(_))));
+    for index in 300..350 {
+        fs::remove_file(dir.path().join(index.to_string())).unwrap();
+    }
+    assert_eq!(root.list(&path("/"), 1).unwrap().len(), 300);
+}
+
+#[test]
 fn trees_are_removed_with_everything_but_never_the_root() {
     let Volume { dir, root } = volume();
     write(&root, "a/b/c", "", FORCE).unwrap();
