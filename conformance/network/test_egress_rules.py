@@ -303,7 +303,7 @@ try {
 
 
 def test_rules_and_secrets_of_the_javascript_client(server, tmp_path):
-    modules = pathlib.Path(os.environ["COFFERDAM_NODE_MODULES"])
+    modules = pathlib.Path(os.environ["COFFERDAM_NODE_MODULES"]) / "node_modules"
     (tmp_path / "node_modules").symlink_to(modules)
     program = tmp_path / "rules.mjs"
     program.write_text(JAVASCRIPT)

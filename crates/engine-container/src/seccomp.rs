@@ -447,7 +447,23 @@ mod tests {
         assert_eq!(decide(libc::SYS_ioctl, [0, 0x5412, 0, 0, 0, 0]), refuse(libc::EPERM));
         assert_eq!(decide(libc::SYS_ioctl, [0, 0x5413, 0, 0, 0, 0]), libc::SECCOMP_RET_ALLOW);
         assert_eq!(decide(libc::SYS_fcntl, [0, 1026, 0, 0, 0, 0]), refuse(libc::EINVAL));
-        assert_eq!(decide(libc::SYS_fcntl, [0, 1024, 0, 0, 0, 0]), libc::SECCOMP_RET_ALLOW);
+        assert_eq!(decide(libc::SYS_fcntl, [0, 1024, 0, 0, 0, 0]), refuse(libc::EINVAL), "lease");
+        assert_eq!(decide(libc::SYS_fcntl, [0, 1025, 0, 0, 0, 0]), libc::SECCOMP_RET_ALLOW);
+        // Subvolumes, snapshots and their flags are not made; blocks are shared.
+        for request in [0x5000_940e, 0x5000_9418, 0x5000_9401, 0x5000_9417, 0x4008_941a, 0x9408] {
+            assert_eq!(
+                decide(libc::SYS_ioctl, [0, request, 0, 0, 0, 0]),
+                refuse(libc::ENOTTY),
+                "{request:x}"
+            );
+        }
+        for request in [0x4004_9409, 0x4020_940d, 0xc018_9436, 0x8004_6601] {
+            assert_eq!(
+                decide(libc::SYS_ioctl, [0, request, 0, 0, 0, 0]),
+                libc::SECCOMP_RET_ALLOW,
+                "{request:x}"
+            );
+        }
         assert_eq!(decide(0x4000_0000 | libc::SYS_mount, [0; 6]), refuse(libc::ENOSYS));
         assert_eq!(decide(467, [0; 6]), refuse(libc::ENOSYS), "open_tree_attr");
         assert_eq!(decide(466, [0; 6]), libc::SECCOMP_RET_ALLOW);
