@@ -1,6 +1,8 @@
 //! Handlers for the content of volumes, as the SDKs send it: by a token of the volume, or a key of its team.
 //! Protocol: E2B's `/volumecontent`; errors have their status as text in `code`.
 
+mod range;
+
 use std::io::{Seek, SeekFrom};
 use std::sync::Arc;
 
@@ -26,6 +28,7 @@ use crate::body::Json as Body;
 use crate::paths::Params;
 use crate::route_table::RouteTable;
 use crate::{Api, ApiError};
+use range::{Part, part_of};
 
 /// How much of a file is read and written at once, bytes.
 const CHUNK: usize = 128 << 10;
@@ -355,39 +358,6 @@ async fn read(
     Ok(response)
 }
 
-/// The part of a file that a `Range` asks for.
-#[derive(Debug, PartialEq, Eq)]
-enum Part {
-    /// All of it: also for what is no range that this server knows, as HTTP demands.
-    Whole,
-    /// From the first byte to before the second.
-    Bytes(u64, u64),
-    /// Nothing: it begins after the end.
-    None,
-}
-
-fn part_of(range: &str, size: u64) -> Part {
-    let Some((first, last)) = range.strip_prefix("bytes=").and_then(|range| range.trim().split_once('-'))
-    else {
-        return Part::Whole;
-    };
-    let number = |text: &str| text.parse::<u64>().ok();
-    if first.is_empty() {
-        return match number(last) {
-            None => Part::Whole,
-            Some(tail) if tail > 0 && size > 0 => Part::Bytes(size.saturating_sub(tail), size),
-            Some(_) => Part::None,
-        };
-    }
-    let end = if last.is_empty() { Some(size) } else { number(last).map(|last| last.saturating_add(1)) };
-    match (number(first), end) {
-        (Some(first), _) if last.is_empty() && first >= size => Part::None,
-        (Some(first), Some(end)) if first < end && first < size => Part::Bytes(first, end.min(size)),
-        (Some(first), Some(end)) if first < end => Part::None,
-        _ => Part::Whole,
-    }
-}
-
 async fn write(
     volume: OpenVolume,
     EntryParams(at): EntryParams,
@@ -432,30 +402,5 @@ impl FromRequestParts<Api> for EntryParams {
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ContentError> {
         let Params(at) = Params::<At>::from_request_parts(parts, api).await?;
         Ok(Self(at))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_are_understood() {
-        for (range, part) in [
-            ("bytes=0-3", Part::Bytes(0, 4)),
-            ("bytes=2-", Part::Bytes(2, 10)),
-            ("bytes=9-99", Part::Bytes(9, 10)),
-            ("bytes=-4", Part::Bytes(6, 10)),
-            ("bytes=-40", Part::Bytes(0, 10)),
-            ("bytes=10-", Part::None),
-            ("bytes=-0", Part::None),
-            ("bytes=5-2", Part::Whole),
-            ("bytes=0-1,3-4", Part::Whole),
-            ("bytes=x-y", Part::Whole),
-            ("lines=0-1", Part::Whole),
-        ] {
-            assert_eq!(part_of(range, 10), part, "{range}");
-        }
-        assert_eq!(part_of("bytes=-4", 0), Part::None);
     }
 }
