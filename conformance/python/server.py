@@ -79,13 +79,13 @@ class Server:
         assert status == 201, key
         return key["key"]
 
-    def cli(self, *words):
-        """Runs our own CLI against this server; returns its output."""
+    def cli(self, *words, with_errors=False):
+        """Runs our own CLI against this server; returns its output, and what it tells on standard error if asked for."""
         environment = os.environ | self.environment()
         command = [os.environ["COFFERDAM_BIN"], *words, "--data-dir", str(self.data)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, (words, done.stderr[-4000:])
-        return done.stdout
+        return done.stdout + (done.stderr if with_errors else "")
 
     def build(self, recipe):
         """Builds a recipe of `templates/`."""

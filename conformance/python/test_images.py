@@ -177,6 +177,41 @@ def test_an_image_of_another_architecture_is_refused(images, registry, layout, t
     assert 'image architecture "arm64" does not match expected "amd64"' in str(caught.value)
 
 
+def test_files_are_copied_from_an_image_without_a_shell(images, registry, tmp_path):
+    """As `COPY --from=` of a tool's image that holds its program alone."""
+    layout, bundle = tmp_path / "oci", tmp_path / "bundle"
+    run("umoci", "init", "--layout", layout)
+    run("umoci", "new", "--image", f"{layout}:v1")
+    run("umoci", "unpack", "--image", f"{layout}:v1", bundle)
+    tool = bundle / "rootfs" / "tool"
+    tool.write_text("#!/bin/sh\necho tool\n")
+    tool.chmod(0o755)
+    run("umoci", "repack", "--image", f"{layout}:v1", bundle)
+    registry.push(f"{layout}:v1", "team/tool:v1")
+    image, name = f"{registry.address}/team/tool:v1", fresh("with-tool")
+    _, _, asked = images.call("POST", "/v3/templates", {"name": name})
+    build = f"/builds/{asked['buildID']}"
+    copy = {"type": "COPY", "args": ["/tool", "/usr/local/bin/", "", ""], "fromStage": "tools"}
+    status, _, refused = images.call(
+        "POST",
+        f"/v2/templates/{asked['templateID']}{build}",
+        {
+            "fromTemplate": "base",
+            "fromImageRegistry": {"type": "registry", "username": "me", "password": "secret"},
+            "stages": [{"name": "tools", "fromImage": image, "steps": []}],
+            "steps": [copy],
+        },
+    )
+    assert status == 202, refused
+    deadline = time.monotonic() + 120
+    while (report := images.call("GET", f"/templates/{asked['templateID']}{build}/status")[2])["status"] == "building":
+        assert time.monotonic() < deadline, report
+        time.sleep(0.2)
+    assert report["status"] == "ready", report
+    with Sandbox.create(name) as sandbox:
+        assert sandbox.commands.run("tool; stat -c '%U %a' /usr/local/bin/tool").stdout == "tool\nroot 755\n"
+
+
 def test_a_saved_image_is_imported(images, layout, tmp_path):
     saved = tmp_path / "saved.tar"
     run("skopeo", "copy", "--quiet", f"oci:{layout}", f"docker-archive:{saved}:app:v1")

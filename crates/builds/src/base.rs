@@ -1,4 +1,4 @@
-//! Prepares the base of a build: a template, a snapshot, a container image or an archive. An image first gets the programs and the
+//! Prepares the base of a build: a template, a snapshot, a container image, an earlier stage or an archive. An image first gets the programs and the
 //! user that sandboxes need (scripts `PROVISION` and `DEFAULT_USER`); templates have them already. The result is cached: an image's tag
 //! is looked up in its registry again only if the build ignores the cache.
 
@@ -13,6 +13,7 @@ use super::cache::Progress;
 use super::context::{BuildOrigin, BuildSandboxSpec, Size};
 use super::image::{self, UnpackedImage};
 use super::spec::{ArchiveFile, BuildSource};
+use super::stages::{self, FinishedStage};
 use super::step_sandbox::StepSandbox;
 use super::task::BuildTask;
 
@@ -33,25 +34,57 @@ pub(crate) struct Base {
 }
 
 /// Returns what a build starts from, from the cache or newly prepared.
-pub(crate) async fn prepare_base(task: &BuildTask) -> Result<Base, StepFailure> {
-    match &task.spec.source {
+pub(crate) async fn prepare_base(
+    task: &BuildTask,
+    source: &BuildSource,
+    stages: &[FinishedStage],
+) -> Result<Base, StepFailure> {
+    match source {
         BuildSource::Template(name) => {
             let reference = TemplateRef::parse(name)?;
             let resolved = task.builds.catalog.resolve(&task.team, &reference).await?;
             of_template(task, name, &resolved.build).await
         }
-        BuildSource::Image(image) if is_own_base(image) => {
-            let name = TemplateName { namespace: None, alias: "base".to_owned() };
-            let build = task.builds.catalog.default_build_named(&name).ok_or_else(|| {
-                StepFailure::new(format!(
-                    "'{image}' is the template base, which is not built yet: run `cofferdam template build-base`"
-                ))
-            })?;
-            of_template(task, image, &build).await
-        }
+        BuildSource::Image(image) if is_own_base(image) => of_own_base(task, image).await,
         BuildSource::Image(image) => of_image(task, image).await,
+        BuildSource::Stage(name) => {
+            let stage = stages::find(stages, name)?;
+            task.log(LogLevel::Info, "base", format!("[base] FROM {name} [{}]", stage.key));
+            let (progress, key) = (stage.progress.clone(), stage.key.clone());
+            Ok(Base { progress, key, inherited: stage.inherited.clone(), size: None })
+        }
         BuildSource::Archive(archive) => of_archive(task, archive).await,
     }
+}
+
+/// Returns an image whose files are only copied: nothing is run or installed in it.
+pub(crate) async fn prepare_files(task: &BuildTask, image: &str) -> Result<Base, StepFailure> {
+    if is_own_base(image) {
+        return of_own_base(task, image).await;
+    }
+    let key = hash_parts(&[VERSION, "files of an image", image]);
+    let known = if task.spec.force { None } else { task.cached(&key) };
+    let mark = if known.is_some() { "CACHED " } else { "" };
+    task.log(LogLevel::Info, "base", format!("{mark}[base] FROM {image} [{key}]"));
+    let progress = if let Some(known) = known {
+        known
+    } else {
+        let UnpackedImage { layers, env } = image::pull(task, image).await?;
+        let progress = Progress { layers, context: Context { user: "root".to_owned(), workdir: None, env } };
+        task.cache_result(&key, &progress);
+        progress
+    };
+    Ok(Base { progress, key, inherited: BuildConfig::default(), size: None })
+}
+
+async fn of_own_base(task: &BuildTask, image: &str) -> Result<Base, StepFailure> {
+    let name = TemplateName { namespace: None, alias: "base".to_owned() };
+    let build = task.builds.catalog.default_build_named(&name).ok_or_else(|| {
+        StepFailure::new(format!(
+            "'{image}' is the template base, which is not built yet: run `cofferdam template build-base`"
+        ))
+    })?;
+    of_template(task, image, &build).await
 }
 
 fn is_own_base(image: &str) -> bool {

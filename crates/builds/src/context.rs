@@ -73,6 +73,8 @@ pub enum Purpose {
     /// Its changes become a layer: the operator's certificate authorities must not get into its files, and its stack of layers
     /// is not used again.
     Layer,
+    /// Its files are only read. It may have no shell, and nothing is written into it.
+    Files,
     /// It becomes the template's warm start, and is like any sandbox of the template.
     WarmStart,
 }

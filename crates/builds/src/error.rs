@@ -102,6 +102,21 @@ impl From<OciError> for StepFailure {
     }
 }
 
+impl From<std::io::Error> for StepFailure {
+    fn from(error: std::io::Error) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::FileTooLarge => Self::new("COPY: the files are larger than 16 GiB"),
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                Self::new("the server's disk is full")
+            }
+            _ => {
+                tracing::warn!(%error, "failed to store files of a build");
+                Self::new(ON_THE_HOST)
+            }
+        }
+    }
+}
+
 /// What users are told of failures whose texts name files of the host.
 pub(crate) const ON_THE_HOST: &str =
     "the server failed to store files of the build; its operator finds the reason in its log";

@@ -1,5 +1,5 @@
 //! Template builds: a build is requested (`request`) and started (`start`). A task (`worker`) prepares its base (`base`), performs its
-//! steps (`step`) and finishes the template (`finalize`). Clients poll the build (`status`). A step runs in a step sandbox
+//! steps (`step`; `stages` for those before the last) and finishes the template (`finalize`). Clients poll the build (`status`). A step runs in a step sandbox
 //! (`step_sandbox`); the files that it changed become a layer. Results of earlier builds are in the cache (`cache`).
 //! The trait [`BuildContext`] has everything that builds need of the rest of the server.
 //! If the server dies, the next one records its builds as failed and sweeps their sandboxes.
@@ -20,6 +20,7 @@ mod log;
 mod planned;
 mod request;
 mod spec;
+mod stages;
 mod start;
 mod status;
 mod step;
@@ -47,7 +48,7 @@ pub use error::{BuildError, StepFailure};
 pub use links::{FilesLink, UploadAddress};
 pub use planned::DockerfilePlan;
 pub use request::{BuildTarget, NewBuild, PendingBuild};
-pub use spec::{ArchiveFile, BuildRules, BuildSource, BuildSpec, RegistryAuth};
+pub use spec::{ArchiveFile, BuildRules, BuildSource, BuildSpec, RegistryAuth, StageSpec};
 pub use status::BuildReport;
 pub use uploads::{UploadError, UploadRange, UploadState};
 

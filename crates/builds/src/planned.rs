@@ -8,11 +8,11 @@ use std::sync::Arc;
 use ids::{BuildId, TemplateId};
 use serde::{Deserialize, Serialize};
 use store::Team;
-use template::steps::Step;
-use template::{Dockerfile, Planned};
+use template::steps::{RawStep, Step, StepError};
+use template::{Dockerfile, Planned, StageBase};
 
 use super::request::{NewBuild, PendingBuild};
-use super::spec::{BuildRules, BuildSource, BuildSpec};
+use super::spec::{BuildRules, BuildSource, BuildSpec, StageSpec};
 use super::{BuildError, Builds};
 
 /// A Dockerfile to build.
@@ -31,26 +31,57 @@ impl DockerfilePlan {
     fn spec(&self) -> Result<BuildSpec, BuildError> {
         let file =
             Dockerfile::parse(&self.dockerfile).map_err(|error| BuildError::Invalid(error.to_string()))?;
-        let step = |planned: &Planned| match planned {
-            Planned::Step { kind, args } => Ok(Step::parse(kind, args, None, false)),
-            Planned::Copy { from, to, .. } => Err(BuildError::Invalid(format!(
-                "COPY {} {to}: files cannot be sent with this call; build with `cofferdam template build <directory>`, or with an \
-                 SDK's Template().fromDockerfile()",
-                from.join(" ")
-            ))),
-        };
-        let steps = file.steps.iter().map(step).collect::<Result<_, _>>()?;
+        let stages = file.stages.iter().map(|stage| {
+            Ok(StageSpec {
+                name: stage.name.clone(),
+                source: source(&stage.from),
+                steps: steps(&stage.steps)?,
+            })
+        });
         Ok(BuildSpec {
+            stages: stages.collect::<Result<_, BuildError>>()?,
             engine: None,
-            source: BuildSource::Image(file.from),
+            source: source(&file.from),
             registry: None,
-            steps,
+            steps: steps(&file.steps)?,
             start_cmd: self.start_cmd.clone().or(file.start_cmd),
             ready_cmd: self.ready_cmd.clone(),
             force: false,
             rules: BuildRules::Current,
         })
     }
+}
+
+fn source(base: &StageBase) -> BuildSource {
+    match base {
+        StageBase::Image(image) => BuildSource::Image(image.clone()),
+        StageBase::Stage(stage) => BuildSource::Stage(stage.clone()),
+    }
+}
+
+fn steps(planned: &[Planned]) -> Result<Vec<Result<Step, StepError>>, BuildError> {
+    let mut steps = Vec::new();
+    for planned in planned {
+        match planned {
+            Planned::Step { kind, args } => {
+                steps.push(Step::parse(&RawStep { kind, args, ..RawStep::default() }));
+            }
+            Planned::Copy { stage: None, from, to, .. } => {
+                return Err(BuildError::Invalid(format!(
+                    "COPY {} {to}: files cannot be sent with this call; build with `cofferdam template build <directory>`, or with an \
+                     SDK's Template().fromDockerfile()",
+                    from.join(" ")
+                )));
+            }
+            Planned::Copy { stage, from, to, owner, mode } => steps.extend(from.iter().map(|source| {
+                let args = Planned::copy_arguments(source, to, owner.as_deref(), mode.as_deref());
+                let raw =
+                    RawStep { kind: "COPY", args: &args, from_stage: stage.as_deref(), ..RawStep::default() };
+                Step::parse(&raw)
+            })),
+        }
+    }
+    Ok(steps)
 }
 
 impl Builds {
@@ -140,6 +171,9 @@ mod tests {
         assert!(copy.starts_with("COPY x y /z/: files cannot be sent"), "{copy}");
         assert!(copy.contains("cofferdam template build"), "{copy}");
         assert!(refused("RUN true\n").contains("cannot be read"));
+        let staged = plan("FROM a AS build\nRUN make\nFROM b\nCOPY --from=build /app /app\n").spec().unwrap();
+        assert_eq!(staged.stages[0].source, BuildSource::Image("a".to_owned()));
+        assert_eq!(staged.steps[2].as_ref().unwrap().title(), "COPY --from=build /app /app");
         assert!(plan("FROM a\nCOPY <<EOF /etc/motd\nhi\nEOF\n").spec().is_ok(), "it holds its file");
     }
 }

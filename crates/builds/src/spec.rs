@@ -12,6 +12,8 @@ pub enum BuildSource {
     Image(String),
     /// A template or snapshot of this server.
     Template(String),
+    /// An earlier stage of the build, by name.
+    Stage(String),
     /// An uploaded archive of a template or an image, which is removed when the build has ended.
     Archive(Arc<ArchiveFile>),
 }
@@ -62,9 +64,22 @@ pub enum RegistryAuth {
     },
 }
 
+/// A stage before the last, which later stages start from or copy files from.
+#[derive(Debug, Clone)]
+pub struct StageSpec {
+    /// Its name.
+    pub name: String,
+    /// What it starts from.
+    pub source: BuildSource,
+    /// Steps in order; without any it is only copied from, and its image needs no shell.
+    pub steps: Vec<Result<Step, StepError>>,
+}
+
 /// What to build.
 #[derive(Debug, Clone)]
 pub struct BuildSpec {
+    /// Stages, in order.
+    pub stages: Vec<StageSpec>,
     /// What the build starts from.
     pub source: BuildSource,
     /// Credentials for a private image.

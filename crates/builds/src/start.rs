@@ -11,7 +11,7 @@ use super::spec::BuildSpec;
 use super::task::BuildTask;
 use super::{BuildError, Builds, worker};
 
-/// Maximum number of steps of a build.
+/// Maximum number of steps of a build, those of all stages together.
 const MAX_STEPS: usize = 1000;
 
 impl Builds {
@@ -27,7 +27,8 @@ impl Builds {
         spec: BuildSpec,
     ) -> Result<(), BuildError> {
         let (dirs, layers) = self.workspace()?;
-        if spec.steps.len() > MAX_STEPS {
+        let steps = spec.stages.iter().map(|stage| stage.steps.len()).sum::<usize>() + spec.steps.len();
+        if steps > MAX_STEPS || spec.stages.len() > MAX_STEPS {
             return Err(BuildError::Invalid(format!("a build has at most {MAX_STEPS} steps")));
         }
         self.check_engine(spec.engine.as_deref())?;

@@ -5,11 +5,12 @@
 use std::time::Duration;
 
 use logs::LogLevel;
-use template::steps::{Action, Context, Step, Unset, expand, has_variables, join, scripts};
+use template::steps::{Action, Context, CopiedFiles, Step, Unset, expand, has_variables, join, scripts};
 
 use super::StepFailure;
 use super::cache::Progress;
 use super::context::Command;
+use super::stages::{self, FinishedStage};
 use super::step_sandbox::StepSandbox;
 use super::task::BuildTask;
 
@@ -36,10 +37,12 @@ impl StepLog<'_> {
     }
 }
 
-/// Performs a step on top of `before`; returns the layers and the context after it.
+/// Performs a step on top of `before`, with files of the stage `source` if it copies from one; returns the layers and the context after
+/// it.
 pub(crate) async fn perform(
     task: &BuildTask,
     step: &Step,
+    source: Option<&FinishedStage>,
     before: &Progress,
     log: &StepLog<'_>,
 ) -> Result<Progress, StepFailure> {
@@ -51,7 +54,7 @@ pub(crate) async fn perform(
             run(&sandbox, context, command, user.as_deref(), log).await?;
             finish(task, before, sandbox, context.clone()).await
         }
-        Action::Copy { .. } => copy(task, step, before).await,
+        Action::Copy { .. } => copy(task, step, source, before).await,
         Action::Env(pairs) => {
             let mut values = context.env.clone();
             if pairs.iter().any(|(_, value)| has_variables(value)) {
@@ -110,24 +113,45 @@ async fn finish(
     Ok(Progress { layers, context })
 }
 
-async fn copy(task: &BuildTask, step: &Step, before: &Progress) -> Result<Progress, StepFailure> {
-    let Action::Copy { from, to, owner, mode, archive } = &step.action else {
+async fn copy(
+    task: &BuildTask,
+    step: &Step,
+    source: Option<&FinishedStage>,
+    before: &Progress,
+) -> Result<Progress, StepFailure> {
+    let Action::Copy { from, to, owner, mode, files } = &step.action else {
         return Err(StepFailure::new("not a COPY step"));
     };
     let context = &before.context;
     let expanded = |text: &str| expand(text, &context.env, Unset::Kept);
+    let from = expanded(from);
     let to = join(context.workdir.as_deref().unwrap_or("/"), &expanded(to));
-    let path = task.dirs.file(task.team.id, archive);
+    let path = match (files, source) {
+        (CopiedFiles::Archive(hash), _) => task.dirs.file(task.team.id, hash),
+        (CopiedFiles::Stage(_), Some(stage)) => stages::pack(task, stage, &from).await?,
+        (CopiedFiles::Stage(name), None) => {
+            return Err(StepFailure::new(format!("there is no stage '{name}'")));
+        }
+    };
     if !path.is_file() {
         return Err(StepFailure::new(format!("the files of COPY {from} were not uploaded")));
     }
+    let owner = match (owner, files) {
+        (Some(owner), _) => chown_owner(owner),
+        (None, CopiedFiles::Archive(_)) => chown_owner(&context.user),
+        (None, CopiedFiles::Stage(_)) => String::new(),
+    };
+    let whose = match files {
+        CopiedFiles::Archive(_) => "the build's context".to_owned(),
+        CopiedFiles::Stage(name) => format!("the stage {name}"),
+    };
     let sandbox = start(task, before).await?;
-    let inside = format!("/tmp/.{archive}.tar");
+    let inside = format!("/tmp/.{}.tar", task.record.id);
     sandbox.upload(&path, &inside).await?;
-    let owner = chown_owner(owner.as_deref().unwrap_or(&context.user));
     let variables = [
         ("ARCHIVE", inside.as_str()),
-        ("FROM", &expanded(from)),
+        ("SOURCE", &whose),
+        ("FROM", &from),
         ("TO", &to),
         ("OWNER", &owner),
         ("MODE", mode.as_deref().unwrap_or("")),

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,10 @@ use super::{Builds, StepFailure};
 
 /// Maximum duration of a script of ours.
 const MAX_SCRIPT: Duration = Duration::from_secs(600);
+/// Path of envd in every sandbox (`sandbox_setup::ENVD_PATH`, which needs the engines' crates).
+const ENVD: &str = "/usr/bin/envd";
+/// Maximum length of the reason why files could not be packed, bytes.
+const MAX_REASON: usize = 4096;
 /// Where the operator's certificate authorities are written; the directory is removed before a layer is made.
 const CA_BUNDLE: &str = "/run/e2b/build-ca.crt";
 /// Variables by which common programs find certificate authorities.
@@ -123,6 +128,37 @@ impl StepSandbox {
     /// Copies a file of the host into the sandbox, as root.
     pub(crate) async fn upload(&self, from: &Path, to: &str) -> Result<(), StepFailure> {
         self.sandbox.upload("root", from, to).await
+    }
+
+    /// Passes on an archive of the files that `from`, a path or pattern, names. Needs no program in the sandbox but envd.
+    pub(crate) async fn pack(
+        &self,
+        from: &str,
+        write: &mut (dyn FnMut(&[u8]) -> io::Result<()> + Send),
+    ) -> Result<(), StepFailure> {
+        let env = BTreeMap::new();
+        let command = Command {
+            program: ENVD,
+            args: &["pack", from],
+            user: "root",
+            cwd: Some("/"),
+            env: &env,
+            limit: Some(MAX_SCRIPT),
+        };
+        let (mut reason, mut failure) = (Vec::new(), None);
+        let mut collect = |output: Output<'_>| match output {
+            Output::Stdout(chunk) if failure.is_none() => failure = write(chunk).err(),
+            Output::Stdout(_) => {}
+            Output::Stderr(chunk) => {
+                reason.extend_from_slice(&chunk[..chunk.len().min(MAX_REASON - reason.len())]);
+            }
+        };
+        let exit = self.sandbox.run(&command, &mut collect).await?;
+        match failure {
+            Some(error) => Err(error.into()),
+            None if exit.is_success() => Ok(()),
+            None => Err(StepFailure::new(format!("COPY: {}", String::from_utf8_lossy(&reason).trim()))),
+        }
     }
 
     /// Returns the variables that a user's processes have by default.

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 /// How long a link is valid, and how long a partial upload is kept after its last byte.
 pub(crate) const LINK_LIFETIME: Duration = Duration::from_secs(30 * 60);
 /// Maximum size of an archive, bytes.
-const MAX_ARCHIVE: u64 = 16 << 30;
+pub(crate) const MAX_ARCHIVE: u64 = 16 << 30;
 /// Maximum size of all archives of a team, bytes; the least recently used ones are removed first.
 const MAX_BYTES: u64 = 64 << 30;
 /// Maximum number of partial uploads of a team.
@@ -260,7 +260,7 @@ fn kept(dir: &Path) -> Vec<Kept> {
 }
 
 /// Removes archives from a team's directory until one more fits into its limits. Files that are being written are kept.
-fn make_room(uploads: &Uploads, dir: &Path, needed: [&Path; 2]) {
+pub(crate) fn make_room(uploads: &Uploads, dir: &Path, needed: [&Path; 2]) {
     let mut kept = kept(dir);
     kept.sort_by_key(|kept| kept.used);
     let mut bytes: u64 = kept.iter().map(|kept| kept.size).sum();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use logs::LogLevel;
 use store::{Build, BuildFailure, BuildStatus, truncate_to_micros};
-use template::steps::{Context, Step, hash_parts};
+use template::steps::{Context, Step, StepError, hash_parts};
 use time::OffsetDateTime;
 use tracing::instrument;
 
@@ -16,6 +16,7 @@ use super::cache::Progress;
 use super::context::Size;
 use super::finalize::{Finished, finalize};
 use super::spec::{BuildRules, BuildSource};
+use super::stages::{self, FinishedStage, perform_stages};
 use super::step::{StepLog, perform};
 use super::task::BuildTask;
 
@@ -59,7 +60,8 @@ pub(crate) async fn run(mut task: BuildTask) {
 async fn carry_out(task: &mut BuildTask) -> Result<Finished, BuildFailure> {
     let (template, build) = (&task.record.template, task.record.id);
     task.job.log.add(LogLevel::Info, None, format!("Building template {template}/{build}"));
-    let base = prepare_base(task).await.map_err(|failure| failure.at("base"))?;
+    let stages = perform_stages(task).await?;
+    let base = prepare_base(task, &task.spec.source, &stages).await.map_err(|failure| failure.at("base"))?;
     let Base { progress, key, inherited, size } = apply_rules(task, base);
     if let Some(Size { cpu_count, memory_mib, disk_mib }) = size {
         task.record = Build { cpu_count, memory_mib, disk_mib, ..task.record.clone() };
@@ -68,8 +70,8 @@ async fn carry_out(task: &mut BuildTask) -> Result<Finished, BuildFailure> {
     if task.spec.engine.is_none() {
         task.spec.engine.clone_from(&inherited.engine);
     }
-    let end = perform_steps(task, progress, key).await?;
-    finalize(task, end, inherited).await.map_err(|failure| failure.at("finalize"))
+    let end = perform_steps(task, None, &task.spec.steps, &stages, progress, key).await?;
+    finalize(task, end.progress, inherited).await.map_err(|failure| failure.at("finalize"))
 }
 
 /// Under the rules of old clients, makes the steps of a build from an image begin as root, and changes their cache keys accordingly.
@@ -83,21 +85,40 @@ fn apply_rules(task: &BuildTask, base: Base) -> Base {
     Base { progress: Progress { context, ..progress }, key: hash_parts(&["root", &below]), inherited, size }
 }
 
-/// Performs the steps, or takes their results from the cache. The cache key of a step covers all earlier steps and the base.
-async fn perform_steps(
+/// Outcome of the steps of a stage.
+pub(crate) struct StepsEnd {
+    pub(crate) progress: Progress,
+    /// Cache key of the last step.
+    pub(crate) key: String,
+    /// Whether a step ignored the cache.
+    pub(crate) is_forced: bool,
+}
+
+/// Performs the steps of a stage (`None`: the last), or takes their results from the cache. The cache key of a step covers all earlier
+/// steps, the base, and the stage that it copies from.
+pub(crate) async fn perform_steps(
     task: &BuildTask,
+    stage: Option<&str>,
+    steps: &[Result<Step, StepError>],
+    stages: &[FinishedStage],
     mut progress: Progress,
     mut key: String,
-) -> Result<Progress, BuildFailure> {
-    let count = task.spec.steps.len();
+) -> Result<StepsEnd, BuildFailure> {
+    let count = steps.len();
     let mut force = task.spec.force;
-    for (index, parsed) in task.spec.steps.iter().enumerate() {
+    for (index, parsed) in steps.iter().enumerate() {
         let number = (index + 1).to_string();
-        let prefix = format!("[builder {number}/{count}]");
+        let prefix = format!("[{} {number}/{count}]", stage.unwrap_or("builder"));
+        let number = stage.map_or_else(|| number.clone(), |stage| format!("{stage} {number}"));
         let fail = |failure: StepFailure| failure.at(&number);
         let step: &Step = parsed.as_ref().map_err(|error| fail(error.clone().into()))?;
         key = step.cache_key(&key);
         force |= step.force;
+        let source = step.stage().map(|name| stages::find(stages, name)).transpose().map_err(fail)?;
+        if let Some(source) = source {
+            key = hash_parts(&[&key, &source.key]);
+            force |= source.is_forced;
+        }
         let cached = if force { None } else { task.cached(&key) };
         let mark = if cached.is_some() { "CACHED " } else { "" };
         task.log(LogLevel::Info, &number, format!("{mark}{prefix} {} [{key}]", step.title()));
@@ -105,13 +126,13 @@ async fn perform_steps(
             Some(cached) => cached,
             None => {
                 let log = StepLog { task, step: &number, prefix: &prefix };
-                let done = perform(task, step, &progress, &log).await.map_err(fail)?;
+                let done = perform(task, step, source, &progress, &log).await.map_err(fail)?;
                 task.cache_result(&key, &done);
                 done
             }
         };
     }
-    Ok(progress)
+    Ok(StepsEnd { progress, key, is_forced: force })
 }
 
 async fn record_outcome(task: BuildTask, outcome: Result<Finished, BuildFailure>) {

@@ -56,8 +56,8 @@ pub use secrets::Secret;
 pub use signature::{Operation, SignedUrlOptions};
 pub use teams::{KillCount, TeamDetails, TeamLimits, TeamSettings};
 pub use templates::{
-    BuildHandle, BuildInfo, BuildLine, BuildOptions, BuildPlan, BuildProgress, BuildReason, BuildStep,
-    FilesLink, TemplateInfo,
+    BuildHandle, BuildInfo, BuildLine, BuildOptions, BuildPlan, BuildProgress, BuildReason, BuildStage,
+    BuildStep, FilesLink, TemplateInfo,
 };
 pub use volumes::{Volume, VolumeEntry, VolumeFiles, VolumeMount, VolumeUsage};
 

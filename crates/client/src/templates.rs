@@ -99,6 +99,25 @@ pub struct BuildStep {
     /// The archive of a `COPY`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub files_hash: Option<String>,
+    /// The stage whose files a `COPY` copies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from_stage: Option<String>,
+}
+
+/// A stage of a build before the last; later ones start from it or copy its files. An official server does not know stages.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BuildStage {
+    /// Its name.
+    pub name: String,
+    /// The container image it starts from, unless it starts from a stage.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from_image: Option<String>,
+    /// The earlier stage it starts from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from_stage: Option<String>,
+    /// The steps, in order.
+    pub steps: Vec<BuildStep>,
 }
 
 /// What to build.
@@ -111,6 +130,12 @@ pub struct BuildPlan {
     /// The template it starts from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from_template: Option<String>,
+    /// The stage it starts from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from_stage: Option<String>,
+    /// Stages before the last, in order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<BuildStage>,
     /// The steps, in order.
     pub steps: Vec<BuildStep>,
     /// The start command, which runs in every sandbox.

@@ -14,6 +14,8 @@ use thiserror::Error;
 pub enum Command {
     /// Print the version and exit.
     Version,
+    /// Write an archive of the files that a path or pattern names to standard output, for `COPY --from` of builds.
+    Pack(OsString),
     /// Serve requests.
     Serve(Args),
 }
@@ -44,7 +46,7 @@ pub enum Listen {
 pub enum ArgsError {
     /// An unknown flag.
     #[error(
-        "unknown argument {0:?}; usage: envd --listen-fd N | --port N [--server IP] [--system-root DIR] | --version"
+        "unknown argument {0:?}; usage: envd --listen-fd N | --port N [--server IP] [--system-root DIR] | --version | pack PATH"
     )]
     Unknown(OsString),
     /// A flag without its value.
@@ -66,6 +68,7 @@ pub fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Command, ArgsEr
     while let Some(arg) = args.next() {
         match arg.to_str() {
             Some("--version" | "-version" | "-V") => return Ok(Command::Version),
+            Some("pack") => return args.next().map(Command::Pack).ok_or(ArgsError::NoValue("pack")),
             Some("--listen-fd") => listen = Some(Listen::Fd(parsed("--listen-fd", args.next())?)),
             Some("--port" | "-port") => listen = Some(Listen::Port(parsed("--port", args.next())?)),
             Some("--server") => server = Some(parsed("--server", args.next())?),

@@ -11,6 +11,7 @@ pub mod clock;
 pub mod filesystem;
 pub mod identity;
 pub mod logs;
+pub mod pack;
 pub mod paths;
 pub mod process;
 pub mod rest;

@@ -14,7 +14,7 @@ use envd::args::{self, Args, Command, Listen};
 use envd::process::{reaper, start};
 use envd::rest::system;
 use envd::state::Envd;
-use envd::{server, sys};
+use envd::{pack, server, sys};
 
 #[global_allocator]
 static ALLOCATOR: envd::alloc::BlockCache = envd::alloc::BlockCache;
@@ -30,6 +30,10 @@ fn main() -> ExitCode {
         Ok(Command::Version) => {
             let _ = writeln!(io::stdout(), "{}", envd_api::VERSION);
             return ExitCode::SUCCESS;
+        }
+        Ok(Command::Pack(pattern)) => {
+            let packed = pack::pack(&pattern, io::stdout().lock());
+            return packed.map_or_else(|error| fail(&error.to_string()), |()| ExitCode::SUCCESS);
         }
         Ok(Command::Serve(args)) => args,
         Err(error) => return fail(&error.to_string()),

@@ -12,7 +12,7 @@ use std::io;
 use std::path::PathBuf;
 
 pub use bootstrap::{Built, build};
-pub use dockerfile::{Dockerfile, DockerfileError, Planned};
+pub use dockerfile::{Dockerfile, DockerfileError, Planned, Stage, StageBase};
 pub use host_tools::{HostToolError, Progress};
 pub use recipe::{Recipe, RecipeConfig, RecipeResources};
 

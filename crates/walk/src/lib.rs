@@ -10,7 +10,7 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fstat, openat, statat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, StatxFlags, fstat, openat, statat};
 use rustix::io::Errno;
 
 pub use remove::remove;
@@ -110,12 +110,41 @@ struct Level {
 /// # Errors
 /// The tree cannot be read, changes meanwhile or is too deep, or the visitor fails.
 pub fn visit(top: OwnedFd, visitor: &mut impl Visitor) -> io::Result<()> {
+    visit_where(top, visitor, |_| Ok(true))
+}
+
+/// Like [`visit`], but does not enter other mounts. Files that are mounts of their own are visited.
+///
+/// # Errors
+/// As [`visit`].
+pub fn visit_mount(top: OwnedFd, visitor: &mut impl Visitor) -> io::Result<()> {
+    let mount = mount_id(&top, c"")?;
+    visit_where(top, visitor, |dir| Ok(mount_id(dir, c"")? == mount))
+}
+
+/// Returns the id of the mount that a file is in; an empty name is the directory itself.
+///
+/// # Errors
+/// The file cannot be examined.
+pub fn mount_id(dir: &OwnedFd, name: &CStr) -> io::Result<u64> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH;
+    Ok(rustix::fs::statx(dir, name, flags, StatxFlags::MNT_ID)?.stx_mnt_id)
+}
+
+fn visit_where(
+    top: OwnedFd,
+    visitor: &mut impl Visitor,
+    is_entered: impl Fn(&OwnedFd) -> io::Result<bool>,
+) -> io::Result<()> {
     let mut here = top;
     let mut levels = vec![visit_files(&here, visitor)?];
     while let Some(level) = levels.last_mut() {
         if let Some(name) = level.pending.pop() {
             check_depth(levels.len())?;
             let next = open_dir(&here, &name)?;
+            if !is_entered(&next)? {
+                continue;
+            }
             visitor.enter(&name)?;
             here = next;
             levels.push(visit_files(&here, visitor)?);

@@ -2,8 +2,8 @@
 
 use parse_dockerfile::{Flag, HereDoc, Source};
 
-use super::words::quoted;
-use super::{DockerfileError, Planned, Reader, step};
+use super::words::{quoted, quoted_with_variables, word};
+use super::{DockerfileError, Planned, Reader};
 use crate::steps::file_mode;
 
 impl Reader<'_> {
@@ -24,19 +24,27 @@ impl Reader<'_> {
         let mut copied = Vec::new();
         for source in sources {
             match source {
+                Source::Path(path) if is_url(&path.value) && is_repository(&path.value) => {
+                    return self.error(at, GIT);
+                }
                 Source::Path(path) if is_url(&path.value) => {
-                    self.steps.push(step("RUN", [fetched(&path.value, to).as_str(), "root"]));
+                    self.add_step("RUN", [fetched(&path.value, to).as_str(), "root"]);
                 }
                 Source::Path(path) if is_archive(&path.value) => {
-                    let dir = format!("/tmp/.add-{}", self.steps.len());
+                    let dir = format!("/tmp/.add-{}", self.stage().steps.len());
                     let (from, archive) = (vec![path.value.to_string()], format!("{dir}/archive"));
-                    self.steps.push(Planned::Copy { from, to: archive.clone(), owner: None, mode: None });
+                    let unchanged =
+                        Planned::Copy { stage: None, from, to: archive.clone(), owner: None, mode: None };
+                    self.stage().steps.push(unchanged);
                     let to = quoted(to);
                     let unpack = format!("mkdir -p {to} && tar -xf {archive} -C {to} && rm -r {dir}");
-                    self.steps.push(step("RUN", [unpack.as_str(), "root"]));
+                    self.add_step("RUN", [unpack.as_str(), "root"]);
                 }
                 Source::Path(path) if path.value.contains("://") => {
                     return self.error(at, "ADD of a URL that is not http or https: use RUN");
+                }
+                Source::Path(path) if path.value.starts_with("git@") => {
+                    return self.error(at, GIT);
                 }
                 _ => copied.push(source),
             }
@@ -51,7 +59,7 @@ impl Reader<'_> {
         sources: &[&Source<'_>],
         to: &str,
     ) -> Result<(), DockerfileError> {
-        let (mut owner, mut mode) = (None, None);
+        let (mut owner, mut mode, mut stage) = (None, None, None);
         for flag in options {
             let value = flag.value.as_ref().map(|value| value.value.to_string());
             match flag.name.value.as_ref() {
@@ -59,24 +67,25 @@ impl Reader<'_> {
                 "chmod" if value.as_deref().is_some_and(|mode| file_mode(mode).is_some()) => mode = value,
                 "chmod" => return self.error(at, "COPY --chmod: write the mode like 755 or u+x,go-w"),
                 "link" => {}
-                "from" => {
-                    return self.error(at, "COPY --from: other stages and images cannot be copied from");
-                }
+                "from" => stage = Some(self.source_stage(at, value.as_deref().unwrap_or_default())?),
                 other => return self.error(at, format!("COPY --{other} is not supported")),
             }
         }
         let mut from = Vec::new();
         for source in sources {
             match source {
-                Source::Path(path) => from.push(path.value.to_string()),
-                Source::HereDoc(document) => self.document(document, to, owner.as_deref(), mode.as_deref()),
+                Source::Path(path) => from.push(self.stage().expanded(&word(&path.value))),
+                Source::HereDoc(document) => {
+                    self.document(document, &word(to), owner.as_deref(), mode.as_deref());
+                }
                 _ => return self.error(at, "COPY cannot be read"),
             }
         }
+        let to = &word(to);
         // The destination of several files is a directory.
         let to = if from.len() > 1 && !to.ends_with('/') { format!("{to}/") } else { to.to_owned() };
         if !from.is_empty() {
-            self.steps.push(Planned::Copy { from, to, owner, mode });
+            self.stage().steps.push(Planned::Copy { stage, from, to, owner, mode });
         }
         Ok(())
     }
@@ -87,7 +96,10 @@ impl Reader<'_> {
         let after = self.text.get(document.span.end..).unwrap_or("");
         let delimiter = after.trim_start_matches('\n').lines().next().unwrap_or("").trim();
         let to = if to.ends_with('/') { format!("{to}{delimiter}") } else { to.to_owned() };
-        let (to, text) = (quoted(&to), quoted(&document.value));
+        let to = quoted(&to);
+        // Variables in it are expanded unless the delimiter is quoted.
+        let text =
+            if document.expand { quoted_with_variables(&document.value) } else { quoted(&document.value) };
         let mut command = format!("mkdir -p \"$(dirname {to})\" && printf %s {text} > {to}");
         if let Some(owner) = owner {
             command += &format!(" && chown {} {to}", quoted(owner));
@@ -95,8 +107,15 @@ impl Reader<'_> {
         if let Some(mode) = mode {
             command += &format!(" && chmod -- {} {to}", quoted(mode));
         }
-        self.steps.push(step("RUN", [command.as_str(), "root"]));
+        self.add_step("RUN", [command.as_str(), "root"]);
     }
+}
+
+const GIT: &str = "ADD of a git repository is not supported: use RUN git clone";
+
+/// Whether a URL is a git repository's, as Docker tells.
+fn is_repository(url: &str) -> bool {
+    url.split(['?', '#']).next().is_some_and(|path| path.trim_end_matches('/').ends_with(".git"))
 }
 
 /// Whether `ADD` unpacks a file of this name. Docker looks into the file.

@@ -5,26 +5,49 @@
 
 mod copying;
 mod documents;
+mod stages;
 mod words;
 
 use std::collections::BTreeMap;
 
 use parse_dockerfile::{Command, Instruction};
 
-use crate::steps::{Unset, expand};
-use words::{assignments, quoted};
+use stages::Draft;
+use words::{assignments, quoted, word};
 
 /// A converted Dockerfile.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dockerfile {
-    /// The base image.
-    pub from: String,
-    /// Its steps, in order.
+    /// Stages that later ones start from or copy from, in order. Stages that the last one does not need are left out.
+    pub stages: Vec<Stage>,
+    /// What the template starts from.
+    pub from: StageBase,
+    /// The template's steps, in order.
     pub steps: Vec<Planned>,
     /// `ENTRYPOINT` and `CMD` as one command.
     pub start_cmd: Option<String>,
     /// Notes about ignored instructions.
     pub notes: Vec<String>,
+}
+
+/// A stage before the last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stage {
+    /// Its name in lower case, its number from 0, or the image that files are copied from.
+    pub name: String,
+    /// What it starts from.
+    pub from: StageBase,
+    /// Its steps, in order; none if files are copied from an image.
+    pub steps: Vec<Planned>,
+}
+
+/// What a stage starts from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StageBase {
+    /// A container image.
+    Image(String),
+    /// An earlier stage, by name.
+    Stage(String),
 }
 
 /// A step to be sent to the server.
@@ -37,9 +60,11 @@ pub enum Planned {
         /// The arguments, in the order of the wire contract.
         args: Vec<String>,
     },
-    /// A step that copies files of the build context.
+    /// A step that copies files.
     Copy {
-        /// Paths or patterns in the build context.
+        /// Name of the stage that has the files. `None`: the build context.
+        stage: Option<String>,
+        /// Paths or patterns in the build context or stage.
         from: Vec<String>,
         /// The destination.
         to: String,
@@ -48,6 +73,14 @@ pub enum Planned {
         /// The mode: octal, or symbols.
         mode: Option<String>,
     },
+}
+
+impl Planned {
+    /// Returns the arguments of a `COPY` step for one source.
+    #[must_use]
+    pub fn copy_arguments(source: &str, to: &str, owner: Option<&str>, mode: Option<&str>) -> Vec<String> {
+        [source, to, owner.unwrap_or_default(), mode.unwrap_or_default()].map(str::to_owned).into()
+    }
 }
 
 /// Why a Dockerfile cannot be built.
@@ -72,10 +105,18 @@ impl Dockerfile {
     /// # Errors
     /// The file cannot be parsed, or has an instruction that is not supported.
     pub fn parse(text: &str) -> Result<Self, DockerfileError> {
-        let (text, documents) = documents::take_out(text);
+        Self::parse_with(text, &BTreeMap::new())
+    }
+
+    /// Parses and converts a Dockerfile with these values for its `ARG`s.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn parse_with(text: &str, arguments: &BTreeMap<String, String>) -> Result<Self, DockerfileError> {
+        let (text, documents) = documents::take_out(&with_backslashes(text));
         let parsed =
             parse_dockerfile::parse(&text).map_err(|error| DockerfileError::Syntax(error.to_string()))?;
-        let mut reader = Reader { text: &text, documents, ..Reader::default() };
+        let mut reader = Reader { text: &text, documents, arguments: arguments.clone(), ..Reader::default() };
         for instruction in &parsed.instructions {
             reader.instruction(instruction)?;
         }
@@ -88,17 +129,15 @@ struct Reader<'a> {
     text: &'a str,
     /// Here-documents of commands, by line.
     documents: BTreeMap<usize, String>,
-    from: Option<String>,
-    /// Values of `ARG` before `FROM`, which only `FROM` may use.
+    /// Values that the caller gives to `ARG`.
+    arguments: BTreeMap<String, String>,
+    /// Values of `ARG` before `FROM`, which `FROM` may use, and stages that declare them.
     global: BTreeMap<String, String>,
-    steps: Vec<Planned>,
-    entrypoint: Option<String>,
-    cmd: Option<String>,
+    /// Stages that have ended.
+    earlier: Vec<Draft>,
+    /// The stage that is being read.
+    here: Option<Draft>,
     notes: Vec<String>,
-    /// What `SHELL` names, in which commands are run; empty for bash.
-    shell: Vec<String>,
-    sets_user: bool,
-    sets_workdir: bool,
 }
 
 fn step(kind: &'static str, args: impl IntoIterator<Item = impl Into<String>>) -> Planned {
@@ -117,34 +156,24 @@ impl Reader<'_> {
 
     fn instruction(&mut self, instruction: &Instruction<'_>) -> Result<(), DockerfileError> {
         match instruction {
-            Instruction::From(from) => {
-                if self.from.is_some() {
-                    return self.error(
-                        from.from.span.start,
-                        "a second stage: multi-stage Dockerfiles cannot be built; build the stages as templates of their own",
-                    );
-                }
-                self.from = Some(expand(&from.image.value, &self.global, Unset::Kept));
-                self.steps.extend([step("USER", ["root"]), step("WORKDIR", ["/"])]);
-            }
+            Instruction::From(from) => self.begin_stage(from)?,
             Instruction::Arg(arg) => {
                 let pairs = assignments(&arg.arguments.value, true);
                 let Some(pairs) = pairs else {
                     return self.error(arg.arg.span.start, "ARG cannot be read: write NAME=value");
                 };
-                if self.from.is_none() {
-                    self.global.extend(pairs);
-                } else {
-                    self.steps.push(step("ARG", pairs.into_iter().flat_map(<[String; 2]>::from)));
-                }
+                self.declare(pairs);
             }
             Instruction::Env(env) => match assignments(&env.arguments.value, false) {
-                Some(pairs) => self.steps.push(step("ENV", pairs.into_iter().flat_map(<[String; 2]>::from))),
+                Some(pairs) => {
+                    self.stage().remember(&pairs);
+                    self.add_step("ENV", pairs.into_iter().flat_map(<[String; 2]>::from));
+                }
                 None => return self.error(env.env.span.start, "ENV cannot be read: write NAME=value"),
             },
             Instruction::Run(run) => {
                 for flag in &run.options {
-                    self.notes.push(format!("RUN --{} has no effect", flag.name.value));
+                    self.run_option(run.run.span.start, flag)?;
                 }
                 let document = self.documents.remove(&self.line(run.run.span.start)).unwrap_or_default();
                 let command = match &run.arguments {
@@ -156,7 +185,7 @@ impl Reader<'_> {
                     },
                     _ => return self.error(run.run.span.start, "RUN cannot be read"),
                 };
-                self.steps.push(step("RUN", [command]));
+                self.add_step("RUN", [command]);
             }
             Instruction::Copy(copy) => {
                 let sources: Vec<_> = copy.src.iter().collect();
@@ -166,17 +195,19 @@ impl Reader<'_> {
                 self.add(add.add.span.start, &add.options, &add.src, &add.dest.value)?;
             }
             Instruction::Workdir(workdir) => {
-                self.sets_workdir = true;
-                self.steps.push(step("WORKDIR", [workdir.arguments.value.as_ref()]));
+                self.stage().sets_workdir = true;
+                self.add_step("WORKDIR", [word(&workdir.arguments.value)]);
             }
             Instruction::User(user) => {
-                self.sets_user = true;
-                self.steps.push(step("USER", [user.arguments.value.as_ref()]));
+                self.stage().sets_user = true;
+                self.add_step("USER", [word(&user.arguments.value)]);
             }
-            Instruction::Cmd(cmd) => self.cmd = Some(self.command_text(&cmd.arguments)),
-            Instruction::Entrypoint(entry) => self.entrypoint = Some(self.command_text(&entry.arguments)),
+            Instruction::Cmd(cmd) => self.stage().cmd = Some(self.command_text(&cmd.arguments)),
+            Instruction::Entrypoint(entry) => {
+                self.stage().entrypoint = Some(self.command_text(&entry.arguments));
+            }
             Instruction::Shell(shell) => {
-                self.shell = shell.arguments.iter().map(|word| word.value.to_string()).collect();
+                self.stage().shell = shell.arguments.iter().map(|word| word.value.to_string()).collect();
             }
             // In Docker, too, it is for images that are built from this one.
             Instruction::Onbuild(_) => {
@@ -194,7 +225,7 @@ impl Reader<'_> {
 
     /// Returns a command that is run by what `SHELL` names.
     fn in_shell(&self, command: &str) -> String {
-        match &self.shell[..] {
+        match self.here.as_ref().map_or(&[][..], |stage| &stage.shell) {
             [] => command.to_owned(),
             shell => format!("{} {}", joined(shell.iter().map(String::as_str)), quoted(command)),
         }
@@ -209,27 +240,53 @@ impl Reader<'_> {
     }
 
     fn note(&mut self, what: &str, why: &str) {
-        self.notes.push(format!("{what} has no effect: {why}"));
+        self.tell(format!("{what} has no effect: {why}"));
     }
 
-    fn finish(mut self) -> Result<Dockerfile, DockerfileError> {
-        let Some(from) = self.from else {
+    /// Adds a note once.
+    fn tell(&mut self, note: String) {
+        if !self.notes.contains(&note) {
+            self.notes.push(note);
+        }
+    }
+
+    fn finish(self) -> Result<Dockerfile, DockerfileError> {
+        let Some(mut last) = self.here else {
             return Err(DockerfileError::Syntax("it has no FROM".to_owned()));
         };
-        if !self.sets_user {
-            self.steps.push(step("USER", ["user"]));
+        if !last.sets_user {
+            last.steps.push(step("USER", ["user"]));
         }
-        if !self.sets_workdir {
-            self.steps.push(step("WORKDIR", ["/home/user"]));
+        if !last.sets_workdir {
+            last.steps.push(step("WORKDIR", ["/home/user"]));
         }
-        let words = [self.entrypoint, self.cmd].into_iter().flatten().collect::<Vec<_>>();
+        let words = [last.entrypoint.take(), last.cmd.take()].into_iter().flatten().collect::<Vec<_>>();
         let start_cmd = Some(words.join(" ")).filter(|command| !command.trim().is_empty());
-        Ok(Dockerfile { from, steps: self.steps, start_cmd, notes: self.notes })
+        let stages = stages::needed(self.earlier, &last);
+        Ok(Dockerfile { stages, from: last.from, steps: last.steps, start_cmd, notes: self.notes })
     }
 }
 
 fn joined<'a>(words: impl Iterator<Item = &'a str>) -> String {
     words.map(quoted).collect::<Vec<_>>().join(" ")
+}
+
+/// Returns a Dockerfile in which a backslash continues lines, whatever its `escape` directive says.
+fn with_backslashes(text: &str) -> String {
+    let directives = text.lines().map_while(|line| line.trim().strip_prefix('#'));
+    let is_escape = |line: &str| line.replace(char::is_whitespace, "").eq_ignore_ascii_case("escape=`");
+    if !directives.into_iter().any(is_escape) {
+        return text.to_owned();
+    }
+    let line = |line: &str| {
+        let is_directive = line.trim_start().strip_prefix('#').is_some_and(is_escape);
+        match line.trim_end().strip_suffix('`') {
+            _ if is_directive => "#".to_owned(),
+            Some(before) => format!("{before}\\"),
+            None => line.to_owned(),
+        }
+    };
+    text.lines().map(line).collect::<Vec<_>>().join("\n") + "\n"
 }
 
 /// Removes comments and empty lines between continued lines, which are Docker's, not the shell's.
@@ -262,19 +319,20 @@ mod tests {
         Dockerfile::parse(text).unwrap()
     }
 
-    fn shown(file: &Dockerfile) -> Vec<String> {
+    fn shown(steps: &[Planned]) -> Vec<String> {
         let show = |planned: &Planned| match planned {
             Planned::Step { kind, args } => format!("{kind} {}", args.join("|")),
-            Planned::Copy { from, to, owner, mode } => {
+            Planned::Copy { stage, from, to, owner, mode } => {
                 format!(
-                    "COPY {} -> {to} {} {}",
+                    "COPY {}{} -> {to} {} {}",
+                    stage.as_ref().map(|stage| format!("{stage}:")).unwrap_or_default(),
                     from.join("|"),
                     owner.as_deref().unwrap_or("-"),
                     mode.as_deref().unwrap_or("-")
                 )
             }
         };
-        file.steps.iter().map(show).collect()
+        steps.iter().map(show).collect()
     }
 
     #[test]
@@ -285,9 +343,9 @@ mod tests {
              COPY --chown=1:1 --chmod=0755 a b /dst\nWORKDIR /app\nUSER me\nEXPOSE 80\n\
              ENTRYPOINT [\"serve\", \"--port\"]\nCMD [\"80\"]\n",
         );
-        assert_eq!(file.from, "debian:12");
+        assert_eq!(file.from, StageBase::Image("debian:12".into()));
         assert_eq!(
-            shown(&file),
+            shown(&file.steps),
             [
                 "USER root",
                 "WORKDIR /",
@@ -308,7 +366,7 @@ mod tests {
     #[test]
     fn it_ends_as_the_default_user_unless_it_says_otherwise() {
         let file = parse("FROM x\nRUN true\n");
-        assert_eq!(shown(&file)[3..], ["USER user", "WORKDIR /home/user"]);
+        assert_eq!(shown(&file.steps)[3..], ["USER user", "WORKDIR /home/user"]);
         assert_eq!(file.start_cmd, None);
     }
 
@@ -317,10 +375,10 @@ mod tests {
         let file = parse(
             "FROM x\nRUN <<EOF\necho a\necho b\nEOF\nRUN python3 - <<'PY' && true\nprint(1)\nPY\nCOPY <<EOF /etc/motd\nhi there\nEOF\n",
         );
-        let steps = shown(&file);
+        let steps = shown(&file.steps);
         assert_eq!(steps[2], "RUN echo a\necho b\n");
         assert_eq!(steps[3], "RUN python3 - <<'PY' && true\nprint(1)\nPY");
-        assert!(steps[4].contains("printf %s 'hi there\n' > /etc/motd|root"), "{}", steps[4]);
+        assert!(steps[4].contains("printf %s \"hi there\n\" > /etc/motd|root"), "{}", steps[4]);
     }
 
     #[test]
@@ -329,7 +387,7 @@ mod tests {
             "FROM x\nRUN <<EOF python3\nprint(1)\nEOF\nRUN <<EOF\n#!/usr/bin/env python3\nprint(2)\nEOF\n\
              SHELL [\"/bin/bash\", \"-eo\", \"pipefail\", \"-c\"]\nRUN true | \\\n\n  # why\n  cat\nCMD echo \"$HOME\"\n",
         );
-        let steps = shown(&file);
+        let steps = shown(&file.steps);
         assert_eq!(steps[2], "RUN 0<<EOF python3\nprint(1)\nEOF");
         assert!(
             steps[3].contains("printf %s '#!/usr/bin/env python3\nprint(2)\n' > \"$script\""),
@@ -345,7 +403,7 @@ mod tests {
         let file = parse(
             "FROM x\nADD app.tar.gz notes.txt /srv/\nADD https://example.com/a/tool?x=1 /usr/local/bin/\nONBUILD RUN true\n",
         );
-        let steps = shown(&file);
+        let steps = shown(&file.steps);
         assert_eq!(steps[2], "COPY app.tar.gz -> /tmp/.add-2/archive - -");
         assert_eq!(
             steps[3],
@@ -363,15 +421,17 @@ mod tests {
     #[test]
     fn several_documents_of_one_copy_are_several_files() {
         let file = parse("FROM x\nCOPY <<A.txt <<B.txt /etc/\na\nA.txt\nb\nB.txt\n");
-        let steps = shown(&file);
+        let steps = shown(&file.steps);
         assert!(steps[2].contains("/etc/A.txt") && steps[3].contains("/etc/B.txt"), "{steps:?}");
     }
 
     #[test]
     fn unsupported_instructions_are_refused_with_their_line() {
         let text = |text: &str| Dockerfile::parse(text).unwrap_err().to_string();
-        assert!(text("FROM a\nFROM b\n").starts_with("line 2: a second stage"));
-        assert!(text("FROM a\nRUN true\nCOPY --from=b /x /y\n").starts_with("line 3: COPY --from"));
+        assert!(
+            text("FROM a\nRUN true\nCOPY --from=1 /x /y\n")
+                .starts_with("line 3: COPY --from=1: there is no stage")
+        );
         assert!(text("FROM a\nCOPY --chmod=u+y a /a\n").starts_with("line 2: COPY --chmod"));
         assert!(text("FROM a\nADD --chown=1:1 x.tar b /x\n").starts_with("line 2: ADD --chown of archives"));
         assert!(text("FROM a\nADD git://example.com/x /x\n").starts_with("line 2: ADD of a URL"));

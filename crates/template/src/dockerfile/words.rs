@@ -68,6 +68,42 @@ fn unquoted(text: &str) -> Option<String> {
     quote.is_none().then_some(result)
 }
 
+/// Removes the quotes of a word that is no pair; one that is malformed stays as it is.
+pub(super) fn word(text: &str) -> String {
+    unquoted(text).unwrap_or_else(|| text.to_owned())
+}
+
+/// Returns text as one word for a shell that expands its variables, and nothing else; a backslash makes the next character plain, as in
+/// documents of Dockerfiles.
+pub(super) fn quoted_with_variables(text: &str) -> String {
+    let mut result = String::with_capacity(text.len() + 2);
+    result.push('"');
+    let mut chars = text.char_indices();
+    while let Some((at, c)) = chars.next() {
+        let plain = match c {
+            '$' if starts_with_variable(&text[at..]) => {
+                result.push('$');
+                continue;
+            }
+            '\\' => chars.next().map_or(c, |(_, next)| next),
+            _ => c,
+        };
+        if matches!(plain, '$' | '`' | '"' | '\\') {
+            result.push('\\');
+        }
+        result.push(plain);
+    }
+    result.push('"');
+    result
+}
+
+fn starts_with_variable(text: &str) -> bool {
+    let name = text.trim_start_matches('$').trim_start_matches('{');
+    text.starts_with('$')
+        && !text.starts_with("$$")
+        && name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+}
+
 /// Returns text quoted as one word for a shell.
 pub(super) fn quoted(word: &str) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-./:=,@%+".contains(&byte);
@@ -96,6 +132,14 @@ mod tests {
         assert_eq!(read("A=").unwrap(), ["A="]);
         assert_eq!(read("A"), None);
         assert_eq!(assignments("A B=1", true).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn only_variables_of_a_document_are_expanded() {
+        let text = "a $NAME ${NAME:-x} \\$uri $(id) `id` \"q\" \\\\ $1 $";
+        let script = format!("NAME=n; printf %s {}", quoted_with_variables(text));
+        let done = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+        assert_eq!(String::from_utf8(done.stdout).unwrap(), "a n n $uri $(id) `id` \"q\" \\ $1 $");
     }
 
     #[test]

@@ -45,8 +45,8 @@ pub struct Step {
     /// Instruction in capitals: `RUN`, `COPY`, ….
     kind: String,
     args: Vec<String>,
-    /// Hash that names the uploaded archive of a `COPY`.
-    files_hash: Option<String>,
+    /// Hash that names the uploaded archive of a `COPY`, or its stage.
+    files: String,
     /// Whether this step and all later ones ignore the cache.
     pub force: bool,
     /// What the step does.
@@ -63,18 +63,18 @@ pub enum Action {
         /// User that runs the command. `None`: the user of the context.
         user: Option<String>,
     },
-    /// Copies files of an uploaded archive.
+    /// Copies files.
     Copy {
-        /// Path or pattern in the archive.
+        /// Path or pattern in what has the files.
         from: String,
         /// Destination, not resolved.
         to: String,
-        /// Owner, `user[:group]`. `None`: the user of the context.
+        /// Owner, `user[:group]`. `None`: for files of the client the user of the context, for those of a stage their owner there.
         owner: Option<String>,
-        /// Permissions, octal digits. `None`: those in the archive.
+        /// Permissions, octal digits or symbols. `None`: those that the files have.
         mode: Option<String>,
-        /// Hash that names the archive.
-        archive: String,
+        /// What has the files.
+        files: CopiedFiles,
     },
     /// Sets environment variables, in order; a value may refer to earlier variables.
     Env(Vec<(String, String)>),
@@ -87,6 +87,30 @@ pub enum Action {
         /// Whether the user may become root without a password.
         sudo: bool,
     },
+}
+
+/// Where a `COPY` takes files from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CopiedFiles {
+    /// An uploaded archive, named by its hash.
+    Archive(String),
+    /// An earlier stage of the build.
+    Stage(String),
+}
+
+/// A step as clients send it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RawStep<'a> {
+    /// `RUN`, `COPY`, …
+    pub kind: &'a str,
+    /// Arguments in the order of the wire contract.
+    pub args: &'a [String],
+    /// Hash that names the uploaded archive of a `COPY`.
+    pub files_hash: Option<&'a str>,
+    /// Stage that a `COPY` takes files from; ours, not E2B's.
+    pub from_stage: Option<&'a str>,
+    /// Whether this step and all later ones ignore the cache.
+    pub force: bool,
 }
 
 /// Why a step cannot be carried out.
@@ -110,13 +134,9 @@ impl Step {
     ///
     /// # Errors
     /// The instruction is unknown, or its arguments are missing or malformed.
-    pub fn parse(
-        kind: &str,
-        args: &[String],
-        files_hash: Option<&str>,
-        force: bool,
-    ) -> Result<Self, StepError> {
-        let kind = kind.trim().to_uppercase();
+    pub fn parse(raw: &RawStep<'_>) -> Result<Self, StepError> {
+        let RawStep { args, files_hash, from_stage, force, .. } = *raw;
+        let kind = raw.kind.trim().to_uppercase();
         let bad = |problem| StepError::Arguments { kind: kind.clone(), problem };
         let arg = |at: usize| args.get(at).map(String::as_str).filter(|arg| !arg.is_empty());
         let own = |at| arg(at).map(str::to_owned);
@@ -132,10 +152,11 @@ impl Step {
                             .ok_or_else(|| bad("has a mode that is neither octal nor like u+x,go-w"))
                     })
                     .transpose()?,
-                archive: files_hash
-                    .filter(|hash| is_files_hash(hash))
-                    .ok_or_else(|| bad("needs a filesHash: 64 lower-case hexadecimal digits"))?
-                    .to_owned(),
+                files: match (from_stage, files_hash.filter(|hash| is_files_hash(hash))) {
+                    (Some(stage), _) => CopiedFiles::Stage(stage.to_owned()),
+                    (None, Some(hash)) => CopiedFiles::Archive(hash.to_owned()),
+                    (None, None) => return Err(bad("needs a filesHash: 64 lower-case hexadecimal digits")),
+                },
             },
             "ENV" | "ARG" => Action::Env(pairs(args).ok_or_else(|| bad("needs names and values in turn"))?),
             "WORKDIR" => Action::Workdir(own(0).ok_or_else(|| bad("needs a directory"))?),
@@ -145,20 +166,31 @@ impl Step {
             },
             _ => return Err(StepError::Kind(kind)),
         };
-        Ok(Self { kind, args: args.to_vec(), files_hash: files_hash.map(str::to_owned), force, action })
+        let files = from_stage.or(files_hash).unwrap_or_default().to_owned();
+        Ok(Self { kind, args: args.to_vec(), files, force, action })
     }
 
     /// Returns the text of the step in the build's log.
     #[must_use]
     pub fn title(&self) -> String {
         let args: Vec<&str> = self.args.iter().map(String::as_str).filter(|arg| !arg.is_empty()).collect();
-        format!("{} {}", self.kind, args.join(" "))
+        let from = self.stage().map(|stage| format!("--from={stage} ")).unwrap_or_default();
+        format!("{} {from}{}", self.kind, args.join(" "))
+    }
+
+    /// Returns the stage that files are copied from.
+    #[must_use]
+    pub fn stage(&self) -> Option<&str> {
+        match &self.action {
+            Action::Copy { files: CopiedFiles::Stage(stage), .. } => Some(stage),
+            _ => None,
+        }
     }
 
     /// Returns the key under which the step's result is cached. `previous` is the cache key of the step before, or of the base.
     #[must_use]
     pub fn cache_key(&self, previous: &str) -> String {
-        let mut parts = vec![previous, &self.kind, self.files_hash.as_deref().unwrap_or("")];
+        let mut parts = vec![previous, &self.kind, &self.files];
         parts.extend(self.args.iter().map(String::as_str));
         if matches!(self.action, Action::Copy { .. }) {
             // Results of a server that copied by other rules are not reused.
@@ -225,7 +257,7 @@ mod tests {
 
     fn step(kind: &str, args: &[&str]) -> Result<Step, StepError> {
         let args: Vec<String> = args.iter().map(ToString::to_string).collect();
-        Step::parse(kind, &args, Some(&"a".repeat(64)), false)
+        Step::parse(&RawStep { kind, args: &args, files_hash: Some(&"a".repeat(64)), ..RawStep::default() })
     }
 
     #[test]
@@ -254,8 +286,11 @@ mod tests {
         for mode in ["644", "0o4755", "u+x", "a=r,u+wX", "+x", "g-w+s", "o=u", "u="] {
             assert!(step("COPY", &["a", "b", "", mode]).is_ok(), "{mode}");
         }
-        let copy = Step::parse("COPY", &["a".into(), "b".into()], Some("../x"), false);
-        assert!(copy.is_err());
+        let args = ["a".into(), "b".into()];
+        let copy = RawStep { kind: "COPY", args: &args, files_hash: Some("../x"), ..RawStep::default() };
+        assert!(Step::parse(&copy).is_err());
+        let copy = Step::parse(&RawStep { from_stage: Some("build"), ..copy }).unwrap();
+        assert_eq!((copy.title().as_str(), copy.stage()), ("COPY --from=build a b", Some("build")));
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Scripts of steps inside a sandbox. Their arguments are environment variables: nothing is ever quoted into a script.
 //! They run as root, in bash; `PROVISION` in the shell of the image. They leave no temporary files.
 
-/// Unpacks `ARCHIVE` and copies its `FROM` to `TO` (absolute; ends with a slash if it must be a directory) for `OWNER`, with `MODE` if
-/// that is not empty. The rules are Docker's: contents of directories are merged, a single file may be renamed. Directories that exist
+/// Unpacks `ARCHIVE`, whose files are those of `SOURCE`, and copies its `FROM` to `TO` (absolute; ends with a slash if it must be a directory) for `OWNER`, with `MODE` if
+/// that is not empty; without an `OWNER`, files keep theirs. The rules are Docker's: contents of directories are merged, a single file may be renamed. Directories that exist
 /// keep their owner and mode, also behind a symbolic link; files and links in the way of a file are replaced, not written through.
 pub const COPY: &str = r#"
 set -euo pipefail
@@ -10,14 +10,18 @@ shopt -s dotglob nullglob
 umask 022
 unpacked=$(mktemp -d /tmp/.copy-XXXXXXXX)
 trap 'rm -rf -- "$unpacked" "$ARCHIVE"' EXIT
-tar -x -o -f "$ARCHIVE" -C "$unpacked"
-# Tried on one directory first: of many files, each would be a line of errors.
-if ! refusal=$(chown -h -- "$OWNER" "$unpacked" 2>&1); then
-    [[ $refusal != *'Invalid argument' ]] || refusal="user and group ids in a sandbox are 0 to 65535"
-    echo "COPY: the files cannot belong to $OWNER: $refusal" >&2
-    exit 1
+if [[ -z $OWNER ]]; then
+    tar -x -p -f "$ARCHIVE" -C "$unpacked"
+else
+    tar -x -o -f "$ARCHIVE" -C "$unpacked"
+    # Tried on one directory first: of many files, each would be a line of errors.
+    if ! refusal=$(chown -h -- "$OWNER" "$unpacked" 2>&1); then
+        [[ $refusal != *'Invalid argument' ]] || refusal="user and group ids in a sandbox are 0 to 65535"
+        echo "COPY: the files cannot belong to $OWNER: $refusal" >&2
+        exit 1
+    fi
+    chown -hR -- "$OWNER" "$unpacked"
 fi
-chown -hR -- "$OWNER" "$unpacked"
 [[ -z $MODE ]] || chmod -R -- "$MODE" "$unpacked"
 
 make_directory() {
@@ -25,7 +29,7 @@ make_directory() {
     while [[ -n $path && ! -d $path ]]; do missing+=("$path"); path=${path%/*}; done
     ((${#missing[@]})) || return 0
     mkdir -p -- "$1"
-    chown -h -- "$OWNER" "${missing[@]}"
+    [[ -z $OWNER ]] || chown -h -- "$OWNER" "${missing[@]}"
 }
 
 # Copies files, each to the directory $1, in place of what is there.
@@ -74,7 +78,9 @@ else
     found=($from)
 fi
 if ((${#found[@]} == 0)); then
-    echo "COPY: there is no file $FROM in the build's context" >&2
+    # As in Docker, a pattern may match nothing.
+    [[ $FROM != *[*?[]* ]] || exit 0
+    echo "COPY: there is no file $FROM in $SOURCE" >&2
     exit 1
 fi
 if ((${#found[@]} == 1)) && [[ ! -d ${found[0]} || -L ${found[0]} ]] && [[ $TO != */ && ! -d $TO ]]; then

@@ -51,6 +51,7 @@ async fn import(
     let archive = api.control.builds().receive_archive(team.id, body.into_data_stream()).await;
     let archive = archive.map_err(|error| upload_refused(&error))?;
     let spec = BuildSpec {
+        stages: Vec::new(),
         engine: None,
         source: BuildSource::Archive(archive),
         registry: None,

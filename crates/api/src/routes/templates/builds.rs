@@ -6,12 +6,13 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use builds::{
     BuildReport, BuildRules, BuildSource, BuildSpec, BuildTarget, NewBuild, PendingBuild, RegistryAuth,
+    StageSpec,
 };
 use ids::{BuildId, TemplateId};
 use logs::{LogLevel, LogLine, LogQuery};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use template::steps::Step;
+use template::steps::{RawStep, Step, StepError};
 use time::OffsetDateTime;
 
 use crate::auth::Caller;
@@ -95,22 +96,49 @@ pub(super) fn build_id(text: &str) -> Result<BuildId, ApiError> {
 struct StartBuildBody {
     from_image: Option<String>,
     from_template: Option<String>,
+    /// Ours, not E2B's, as the stages are.
+    from_stage: Option<String>,
+    stages: Vec<StageBody>,
     from_image_registry: Option<Credentials>,
     force: bool,
-    steps: Vec<RawStep>,
+    steps: Vec<StepBody>,
     start_cmd: Option<String>,
     ready_cmd: Option<String>,
     /// Ours, not E2B's.
     engine: Option<String>,
 }
 
+/// A stage before the last, which later ones start from or copy from.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct RawStep {
+struct StageBody {
+    name: String,
+    from_image: Option<String>,
+    from_template: Option<String>,
+    from_stage: Option<String>,
+    steps: Vec<StepBody>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct StepBody {
     r#type: String,
     args: Option<Vec<String>>,
     files_hash: Option<String>,
+    from_stage: Option<String>,
     force: Option<bool>,
+}
+
+impl StepBody {
+    fn parsed(&self) -> Result<Step, StepError> {
+        Step::parse(&RawStep {
+            kind: &self.r#type,
+            args: self.args.as_deref().unwrap_or_default(),
+            files_hash: self.files_hash.as_deref(),
+            from_stage: self.from_stage.as_deref().filter(|stage| !stage.is_empty()),
+            force: self.force.unwrap_or(false),
+        })
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -144,20 +172,16 @@ async fn start(
     Body(body): Body<StartBuildBody>,
 ) -> Result<StatusCode, ApiError> {
     let (template, build) = (template_id(&template)?, build_id(&build)?);
-    let given = |text: Option<String>| text.filter(|text| !text.trim().is_empty());
-    let source = match (given(body.from_image), given(body.from_template)) {
-        (Some(image), None) => BuildSource::Image(image),
-        (None, Some(template)) => BuildSource::Template(template),
-        _ => return Err(ApiError::bad_request("exactly one of fromImage and fromTemplate is needed")),
-    };
-    let steps = body.steps.iter().map(|raw| {
-        let args = raw.args.as_deref().unwrap_or_default();
-        Step::parse(&raw.r#type, args, raw.files_hash.as_deref(), raw.force.unwrap_or(false))
+    let stages = body.stages.into_iter().map(|stage| {
+        let source = build_source(stage.from_image, stage.from_template, stage.from_stage)?;
+        let steps = stage.steps.iter().map(StepBody::parsed).collect();
+        Ok(StageSpec { name: stage.name, source, steps })
     });
     let spec = BuildSpec {
-        source,
+        stages: stages.collect::<Result<_, ApiError>>()?,
+        source: build_source(body.from_image, body.from_template, body.from_stage)?,
         registry: body.from_image_registry.map(Into::into),
-        steps: steps.collect(),
+        steps: body.steps.iter().map(StepBody::parsed).collect(),
         start_cmd: given(body.start_cmd),
         ready_cmd: given(body.ready_cmd),
         force: body.force,
@@ -166,6 +190,23 @@ async fn start(
     };
     api.control.builds().start(&team, &template, build, spec).await?;
     Ok(StatusCode::ACCEPTED)
+}
+
+fn given(text: Option<String>) -> Option<String> {
+    text.filter(|text| !text.trim().is_empty())
+}
+
+fn build_source(
+    image: Option<String>,
+    template: Option<String>,
+    stage: Option<String>,
+) -> Result<BuildSource, ApiError> {
+    match (given(image), given(template), given(stage)) {
+        (Some(image), None, None) => Ok(BuildSource::Image(image)),
+        (None, Some(template), None) => Ok(BuildSource::Template(template)),
+        (None, None, Some(stage)) => Ok(BuildSource::Stage(stage)),
+        _ => Err(ApiError::bad_request("exactly one of fromImage and fromTemplate is needed")),
+    }
 }
 
 /// Returns the rules of the SDK that sent the request: those before 2.3.0 have no default user.

@@ -7,9 +7,9 @@ use std::io::{self, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use cofferdam_client::{BuildHandle, BuildOptions, BuildPlan, BuildStep, Client};
+use cofferdam_client::{BuildHandle, BuildOptions, BuildPlan, BuildStage, BuildStep, Client};
 use serde::Deserialize;
-use template::{Dockerfile, Planned};
+use template::{Dockerfile, Planned, StageBase};
 use tokio_util::io::ReaderStream;
 
 use super::context::pack;
@@ -33,6 +33,9 @@ pub(crate) struct BuildArguments {
     /// Dockerfile, relative to the directory. [default: Dockerfile or e2b.Dockerfile]
     #[arg(long, value_name = "FILE")]
     dockerfile: Option<PathBuf>,
+    /// Value of an `ARG` of the Dockerfile. May be repeated.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = name_and_value)]
+    build_arg: Vec<(String, String)>,
     /// Further tag of the build. May be repeated.
     #[arg(long)]
     tag: Vec<String>,
@@ -96,8 +99,9 @@ pub(super) async fn run(arguments: &BuildArguments) -> Result<(), Failure> {
     let path = dockerfile(dir, arguments.dockerfile.clone().or(settings.dockerfile))?;
     let text =
         fs::read_to_string(&path).map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
-    let file =
-        Dockerfile::parse(&text).map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+    let values = arguments.build_arg.iter().cloned().collect();
+    let file = Dockerfile::parse_with(&text, &values)
+        .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
     file.notes.iter().for_each(|note| eprintln!("note: {note}"));
     let start_cmd = arguments.start_cmd.clone().or(settings.start_cmd).or(file.start_cmd);
     let ready_cmd = arguments.ready_cmd.clone().or(settings.ready_cmd);
@@ -111,27 +115,20 @@ pub(super) async fn run(arguments: &BuildArguments) -> Result<(), Failure> {
     };
     let build = client.request_build(&options).await?;
     let ignored = IgnorePatterns::load(dir)?;
-    let mut steps = Vec::new();
-    for planned in file.steps {
-        match planned {
-            Planned::Step { kind, args } => {
-                steps.push(BuildStep { kind: kind.to_owned(), args, files_hash: None });
-            }
-            Planned::Copy { from, to, owner, mode } => {
-                for source in from {
-                    let hash = upload(&client, &build, dir, &source, &ignored).await?;
-                    let (owner, mode) = (owner.clone().unwrap_or_default(), mode.clone().unwrap_or_default());
-                    let args = vec![source, to.clone(), owner, mode];
-                    steps.push(BuildStep { kind: "COPY".to_owned(), args, files_hash: Some(hash) });
-                }
-            }
-        }
+    let files = BuildFiles { client: &client, build: &build, dir, ignored: &ignored };
+    let mut stages = Vec::new();
+    for stage in file.stages {
+        let (from_image, from_stage) = split(stage.from);
+        let steps = files.steps(stage.steps).await?;
+        stages.push(BuildStage { name: stage.name, from_image, from_stage, steps });
     }
-    let from_image = Some(file.from);
+    let (from_image, from_stage) = split(file.from);
     let plan = BuildPlan {
         from_image,
         from_template: None,
-        steps,
+        from_stage,
+        stages,
+        steps: files.steps(file.steps).await?,
         start_cmd,
         ready_cmd,
         force: arguments.no_cache,
@@ -140,6 +137,11 @@ pub(super) async fn run(arguments: &BuildArguments) -> Result<(), Failure> {
     client.start_build(&build, &plan).await?;
     follow(&client, &name, &build, arguments.verbose).await?;
     show::line(&build.template_id)
+}
+
+fn name_and_value(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
+    pair.map(|(name, value)| (name.to_owned(), value.to_owned())).ok_or_else(|| "write NAME=VALUE".to_owned())
 }
 
 fn dockerfile(dir: &Path, named: Option<PathBuf>) -> Result<PathBuf, Failure> {
@@ -152,24 +154,63 @@ fn dockerfile(dir: &Path, named: Option<PathBuf>) -> Result<PathBuf, Failure> {
     })
 }
 
-/// Uploads the files of a `COPY` unless the server has them, and returns their hash.
-async fn upload(
-    client: &Client,
-    build: &BuildHandle,
-    dir: &Path,
-    source: &str,
-    ignored: &IgnorePatterns,
-) -> Result<String, Failure> {
-    let packed = pack(dir, source, ignored)?;
-    let link = client.files_link(build, &packed.hash).await?;
-    if !link.present {
-        let length = packed.archive.as_file().metadata()?.len();
-        let open = |from| {
-            let mut file = packed.archive.reopen()?;
-            file.seek(SeekFrom::Start(from))?;
-            Ok(ReaderStream::with_capacity(tokio::fs::File::from_std(file), 256 << 10))
-        };
-        client.send_files(&link, length, open).await?;
+/// Returns an image or a stage.
+fn split(base: StageBase) -> (Option<String>, Option<String>) {
+    match base {
+        StageBase::Image(image) => (Some(image), None),
+        StageBase::Stage(stage) => (None, Some(stage)),
     }
-    Ok(packed.hash)
+}
+
+/// Where the files of `COPY` are, and for which build.
+struct BuildFiles<'a> {
+    client: &'a Client,
+    build: &'a BuildHandle,
+    dir: &'a Path,
+    ignored: &'a IgnorePatterns,
+}
+
+impl BuildFiles<'_> {
+    /// Returns the steps as the server takes them, and uploads their files.
+    async fn steps(&self, planned: Vec<Planned>) -> Result<Vec<BuildStep>, Failure> {
+        let mut steps = Vec::new();
+        for planned in planned {
+            match planned {
+                Planned::Step { kind, args } => {
+                    steps.push(BuildStep { kind: kind.to_owned(), args, ..BuildStep::default() });
+                }
+                Planned::Copy { stage, from, to, owner, mode } => {
+                    for source in from {
+                        let files_hash = match stage {
+                            Some(_) => None,
+                            None => match self.upload(&source).await? {
+                                Some(hash) => Some(hash),
+                                None => continue,
+                            },
+                        };
+                        let args = Planned::copy_arguments(&source, &to, owner.as_deref(), mode.as_deref());
+                        let (kind, from_stage) = ("COPY".to_owned(), stage.clone());
+                        steps.push(BuildStep { kind, args, files_hash, from_stage });
+                    }
+                }
+            }
+        }
+        Ok(steps)
+    }
+
+    /// Uploads the files of a `COPY` unless the server has them, and returns their hash; none if there are no files.
+    async fn upload(&self, source: &str) -> Result<Option<String>, Failure> {
+        let Some(packed) = pack(self.dir, source, self.ignored)? else { return Ok(None) };
+        let link = self.client.files_link(self.build, &packed.hash).await?;
+        if !link.present {
+            let length = packed.archive.as_file().metadata()?.len();
+            let open = |from| {
+                let mut file = packed.archive.reopen()?;
+                file.seek(SeekFrom::Start(from))?;
+                Ok(ReaderStream::with_capacity(tokio::fs::File::from_std(file), 256 << 10))
+            };
+            self.client.send_files(&link, length, open).await?;
+        }
+        Ok(Some(packed.hash))
+    }
 }

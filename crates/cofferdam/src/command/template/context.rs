@@ -25,15 +25,23 @@ pub(super) struct PackedFiles {
     pub(super) archive: tempfile::NamedTempFile,
 }
 
-/// Packs the files of the directory `context` that `source`, a path or pattern, matches.
+/// Packs the files of the directory `context` that `source`, a path or pattern, matches; none if a pattern matches nothing, which Docker
+/// allows.
 ///
 /// # Errors
-/// Nothing matches, `source` leaves the directory, or a file cannot be read.
-pub(super) fn pack(context: &Path, source: &str, ignored: &IgnorePatterns) -> Result<PackedFiles, Failure> {
+/// A path without a file, `source` leaves the directory, or a file cannot be read.
+pub(super) fn pack(
+    context: &Path,
+    source: &str,
+    ignored: &IgnorePatterns,
+) -> Result<Option<PackedFiles>, Failure> {
     let relative = relative_path(source)?;
     let mut paths = Vec::new();
     for found in matches(context, &relative)? {
         collect(context, &found, ignored, &mut paths)?;
+    }
+    if paths.is_empty() && source.contains(['*', '?', '[']) {
+        return Ok(None);
     }
     if paths.is_empty() {
         return Err(Failure::new(format!(
@@ -51,7 +59,7 @@ pub(super) fn pack(context: &Path, source: &str, ignored: &IgnorePatterns) -> Re
         add(context, path, &mut hash, &mut tar)?;
     }
     tar.into_inner()?.finish()?.flush()?;
-    Ok(PackedFiles { hash: hex::encode(hash.finalize()), archive })
+    Ok(Some(PackedFiles { hash: hex::encode(hash.finalize()), archive }))
 }
 
 /// Returns a source as a path relative to the context.
@@ -186,7 +194,9 @@ mod tests {
         std::os::unix::fs::symlink("/etc/passwd", at("app/link")).unwrap();
         fs::write(at(".dockerignore"), "**/*.log\n").unwrap();
         let ignored = IgnorePatterns::load(dir.path()).unwrap();
-        let pack = |source: &str| pack(dir.path(), source, &ignored);
+        let found = |source: &str| pack(dir.path(), source, &ignored);
+        let pack = |source: &str| found(source).map(Option::unwrap);
+        assert!(found("*.md").unwrap().is_none(), "a pattern may match nothing");
         let app = pack("app").unwrap();
         assert_eq!(names(&app), ["app", "app/a.txt", "app/link", "app/sub"]);
         assert_eq!(names(&pack("*.txt").unwrap()), ["c.txt"]);

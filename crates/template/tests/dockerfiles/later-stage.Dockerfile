@@ -1,0 +1,3 @@
+FROM debian:12 AS first
+COPY --from=second /x /y
+FROM debian:12 AS second

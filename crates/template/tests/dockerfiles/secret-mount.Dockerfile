@@ -1,0 +1,3 @@
+FROM node:22
+WORKDIR /app
+RUN --mount=type=secret,id=npmrc,target=/root/.npmrc npm ci
