@@ -1,7 +1,6 @@
 //! Dockerfiles as people write them (`dockerfiles/`): what each becomes is in `outcomes.txt`, so that a change of the rules shows.
 //! `UPDATE_OUTCOMES=1 cargo nextest run --package template` writes the file anew, to be read before it is committed.
 
-use std::fmt::Write as _;
 use std::path::Path;
 
 use template::steps::{RawStep, Step};
@@ -16,15 +15,16 @@ fn dockerfiles_become_what_is_written_down() {
         .collect();
     names.sort();
     assert!(names.len() >= 60, "{}", names.len());
-    let mut outcomes = String::new();
+    let mut outcomes = Vec::new();
     for name in names {
         let text = std::fs::read_to_string(dir.join("dockerfiles").join(&name)).unwrap();
-        writeln!(outcomes, "== {}", name.trim_end_matches(".Dockerfile")).unwrap();
+        outcomes.push(format!("== {}", name.trim_end_matches(".Dockerfile")));
         match Dockerfile::parse(&text) {
             Ok(file) => describe(&file, &mut outcomes),
-            Err(error) => writeln!(outcomes, "refused: {error}").unwrap(),
+            Err(error) => outcomes.push(format!("refused: {error}")),
         }
     }
+    let outcomes = outcomes.join("\n") + "\n";
     let path = dir.join("outcomes.txt");
     if std::env::var_os("UPDATE_OUTCOMES").is_some() {
         std::fs::write(&path, &outcomes).unwrap();
@@ -34,17 +34,17 @@ fn dockerfiles_become_what_is_written_down() {
     assert!(expected == outcomes, "first difference: {different:?}");
 }
 
-fn describe(file: &Dockerfile, into: &mut String) {
+fn describe(file: &Dockerfile, into: &mut Vec<String>) {
     for stage in &file.stages {
-        writeln!(into, "stage {} from {}", stage.name, base(&stage.from)).unwrap();
+        into.push(format!("stage {} from {}", stage.name, base(&stage.from)));
         steps(&stage.steps, into);
     }
-    writeln!(into, "template from {}", base(&file.from)).unwrap();
+    into.push(format!("template from {}", base(&file.from)));
     steps(&file.steps, into);
     if let Some(command) = &file.start_cmd {
-        writeln!(into, "start: {command}").unwrap();
+        into.push(format!("start: {command}"));
     }
-    file.notes.iter().for_each(|note| writeln!(into, "note: {note}").unwrap());
+    file.notes.iter().for_each(|note| into.push(format!("note: {note}")));
 }
 
 fn base(base: &StageBase) -> String {
@@ -55,7 +55,7 @@ fn base(base: &StageBase) -> String {
 }
 
 /// Writes each step as one line, and checks that the server reads it.
-fn steps(planned: &[Planned], into: &mut String) {
+fn steps(planned: &[Planned], into: &mut Vec<String>) {
     let hash = "a".repeat(64);
     for planned in planned {
         let (kind, args, stage, shown) = match planned {
@@ -68,7 +68,7 @@ fn steps(planned: &[Planned], into: &mut String) {
             }
         };
         let from = stage.map(|stage| format!(" --from={stage}")).unwrap_or_default();
-        writeln!(into, "  {kind}{from} {}", format!("{shown:?}").trim_matches(['[', ']'])).unwrap();
+        into.push(format!("  {kind}{from} {}", format!("{shown:?}").trim_matches(['[', ']'])));
         let raw = RawStep { kind, args: &args, files_hash: Some(&hash), from_stage: stage, force: false };
         assert!(Step::parse(&raw).is_ok(), "{raw:?}");
     }
