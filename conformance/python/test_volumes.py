@@ -1,9 +1,11 @@
 """Volumes: their names, their content through the SDKs, and sandboxes that share them."""
 
+import contextlib
 import io
 import os
 import re
 import threading
+import time
 import uuid
 
 import httpx
@@ -527,3 +529,42 @@ def test_a_token_does_not_outlive_its_teams_standing(server):
     assert (refused.status_code, refused.json()["code"]) == (403, "403")
     server.call("PATCH", f"/admin/teams/{team_id}", {"banned": False}, admin)
     server.call("DELETE", f"/volumes/{made['volumeID']}", headers={"X-API-Key": key["key"]})
+
+
+def test_a_token_does_not_outlive_its_key(server):
+    _, _, made = server.call("POST", "/volumes", {"name": f"k{uuid.uuid4().hex[:8]}"}, {"X-API-Key": server.make_key("short")})
+    url = f"{server.url}/volumecontent/{made['volumeID']}/path"
+    status = lambda made: httpx.get(url, params={"path": "/"}, headers={"Authorization": f"Bearer {made['token']}"}).status_code
+    assert status(made) == 200
+    admin = {"X-Admin-Token": server.admin_token}
+    _, _, keys = server.call("GET", "/api-keys", headers=admin)
+    short = next(key["id"] for key in keys if key["name"] == "short")
+    assert server.call("DELETE", f"/api-keys/{short}", headers=admin)[0] == 204
+    assert status(made) == 401
+    _, _, again = server.call("GET", f"/volumes/{made['volumeID']}")
+    assert status(again) == 200 and status(made) == 401
+    server.call("DELETE", f"/volumes/{made['volumeID']}")
+
+
+@pytest.mark.container
+def test_a_removal_ends_with_the_request(server, volume):
+    """A sandbox that adds files all the time must not keep a thread of the server busy."""
+    sandbox = Sandbox.create(volume_mounts={"/data": volume})
+    try:
+        run(sandbox, "mkdir /data/full")
+        fill = "import os\nn = 0\nwhile True:\n    n += 1\n    try: open(f'/data/full/{n}', 'w').close()\n    except OSError: os.makedirs('/data/full', exist_ok=True)"
+        sandbox.files.write("/tmp/fill.py", fill)
+        filling = sandbox.commands.run("python3 /tmp/fill.py", background=True, timeout=0)
+        headers = {"Authorization": f"Bearer {volume.token}"}
+        url = f"{server.url}/volumecontent/{volume.volume_id}/path"
+        for _ in range(3):
+            with contextlib.suppress(httpx.TimeoutException):
+                httpx.delete(url, params={"path": "/full"}, headers=headers, timeout=1)
+        oldest = "ls /data/full | sort -n | head -1"
+        deadline = time.monotonic() + 20
+        while len(set(run(sandbox, f"{oldest}; sleep 0.3; {oldest}; sleep 0.3; {oldest}").split())) != 1:
+            assert time.monotonic() < deadline, "the files are still being removed"
+        filling.kill()
+        assert httpx.delete(url, params={"path": "/full"}, headers=headers, timeout=60).status_code in (204, 404)
+    finally:
+        sandbox.kill()

@@ -8,13 +8,17 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use control::{Authentication, same_secret};
-use ids::TeamId;
+use ids::{KeyId, TeamId};
 use store::{Standing, Team, User};
 
 use crate::{Api, ApiError, observe};
 
 /// The team that a request acts for: named by `X-API-Key`, or by `X-Team-ID` together with an access token or `X-Admin-Token`.
 pub(crate) struct Caller(pub(crate) Arc<Team>);
+
+/// The API key of a request, among its extensions after [`Caller`] has authenticated it by one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct UsedKey(pub(crate) KeyId);
 
 /// The operator, by `X-Admin-Token`.
 pub(crate) struct Admin;
@@ -41,7 +45,11 @@ impl FromRequestParts<Api> for Caller {
         // Clients without a key send an empty one.
         if let Some(key) = headers.get("x-api-key").filter(|key| !key.is_empty()) {
             match by_key(api, key.to_str().unwrap_or_default()).await {
-                Ok(team) => return admit(api, team, parts).map(Self),
+                Ok((team, key)) => {
+                    let team = admit(api, team, parts)?;
+                    parts.extensions.insert(UsedKey(key));
+                    return Ok(Self(team));
+                }
                 Err(error) => refusal = Some(error),
             }
         }
@@ -122,7 +130,7 @@ fn missing() -> ApiError {
     ApiError::unauthorized("authorization header is missing")
 }
 
-async fn by_key(api: &Api, key: &str) -> Result<Arc<Team>, ApiError> {
+async fn by_key(api: &Api, key: &str) -> Result<(Arc<Team>, KeyId), ApiError> {
     Ok(api.control.authenticate(key).await?)
 }
 

@@ -2,6 +2,8 @@
 //! Unknown fields are ignored. [`OptionalJson`] takes an absent body for an empty object.
 //! A body that is too large is read on and discarded, because many clients read no response before they have sent everything.
 
+use std::time::Duration;
+
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Request};
 use axum::http::{StatusCode, header};
@@ -12,6 +14,10 @@ use crate::ApiError;
 
 /// Maximum size of a request body, bytes.
 pub const MAX_BODY: usize = 16 << 20;
+/// For how long nothing of a body may arrive.
+pub(crate) const MAX_IDLE: Duration = Duration::from_secs(60);
+/// Why a body could not be read.
+pub(crate) const BROKE_OFF: &str = "the request body broke off, or nothing of it arrived for a minute";
 /// Maximum number of bytes that are discarded of a body that is too large; then the connection is closed.
 const MAX_DISCARDED: usize = 256 << 20;
 
@@ -64,7 +70,7 @@ async fn read(request: Request) -> Result<Bytes, ApiError> {
     let mut body = request.into_body();
     let mut bytes = Vec::with_capacity(declared.unwrap_or(0).min(64 << 10));
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| ApiError::bad_request("the request body broke off"))?;
+        let frame = frame.map_err(|_| ApiError::bad_request(BROKE_OFF))?;
         let Ok(data) = frame.into_data() else { continue };
         if bytes.len() + data.len() > MAX_BODY {
             discard(body).await;

@@ -21,6 +21,7 @@ use axum::http::StatusCode;
 use axum::middleware;
 use control::Control;
 use route_table::RouteTable;
+use tower_http::timeout::RequestBodyTimeoutLayer;
 
 pub use body::MAX_BODY;
 pub use error::ApiError;
@@ -63,6 +64,7 @@ pub fn router(control: Arc<Control>, config: ApiConfig) -> Router {
         .method_not_allowed_fallback(async || {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take that method")
         })
+        .layer(RequestBodyTimeoutLayer::new(body::MAX_IDLE))
         .layer(middleware::from_fn(routes::secrets::fixed_texts))
         .layer(middleware::from_fn(rates::headers))
         .layer(middleware::from_fn(cors::cors))

@@ -1,7 +1,7 @@
 //! API keys, and [`Accounts`]: teams and keys in memory. A key is looked up by its hash, which is over the decoded bytes and so has the
 //! strength of the random value. Keys that another process created are found in the store at their first use.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -38,6 +38,20 @@ struct Inner {
     /// The oldest team, for calls that name none.
     default_team: Option<TeamId>,
     by_hash: HashMap<String, (KeyId, TeamId)>,
+    /// Keys that exist.
+    ids: HashSet<KeyId>,
+}
+
+impl Inner {
+    fn add_key(&mut self, hash: String, id: KeyId, team: TeamId) {
+        self.by_hash.insert(hash, (id, team));
+        self.ids.insert(id);
+    }
+
+    fn remove_key(&mut self, id: KeyId) {
+        self.by_hash.retain(|_, (key, _)| *key != id);
+        self.ids.remove(&id);
+    }
 }
 
 impl Accounts {
@@ -46,6 +60,7 @@ impl Accounts {
         let mut inner = self.inner.write();
         inner.default_team = teams.first().map(|team| team.id);
         inner.teams = teams.into_iter().map(|team| (team.id, Arc::new(team))).collect();
+        inner.ids = keys.iter().map(|key| key.id).collect();
         inner.by_hash = keys.into_iter().map(|key| (key.hash, (key.id, key.team))).collect();
     }
 
@@ -94,18 +109,24 @@ pub(crate) fn new_secret(prefix: &str) -> (String, String, Mask) {
 }
 
 impl Control {
-    /// Returns the team that a key belongs to.
+    /// Returns the team that a key belongs to, and the key's id.
     ///
     /// # Errors
     /// The key is malformed or unknown.
-    pub async fn authenticate(&self, key: &str) -> Result<Arc<Team>, AuthError> {
+    pub async fn authenticate(&self, key: &str) -> Result<(Arc<Team>, KeyId), AuthError> {
         let hash = hash_of(KEY_PREFIX, key)?;
         let (id, team) = match self.accounts.by_hash(&hash) {
             Some(found) => found,
             None => self.find_key_in_store(&hash).await?.ok_or(AuthError::Unknown)?,
         };
         self.usage.key_used(id);
-        Ok(team)
+        Ok((team, id))
+    }
+
+    /// Returns whether a key still exists.
+    #[must_use]
+    pub fn has_key(&self, id: KeyId) -> bool {
+        self.accounts.inner.read().ids.contains(&id)
     }
 
     /// Looks for a key that another process put into the store.
@@ -114,7 +135,7 @@ impl Control {
         if self.accounts.team(key.team).is_none() {
             self.accounts.load(self.store.teams().await?, self.store.keys().await?);
         } else {
-            self.accounts.inner.write().by_hash.insert(key.hash, (key.id, key.team));
+            self.accounts.inner.write().add_key(key.hash, key.id, key.team);
         }
         Ok(self.accounts.by_hash(hash))
     }
@@ -160,7 +181,7 @@ impl Control {
             last_used: None,
         };
         self.store.insert_key(&record).await?;
-        self.accounts.inner.write().by_hash.insert(record.hash.clone(), (record.id, team));
+        self.accounts.inner.write().add_key(record.hash.clone(), record.id, team);
         tracing::info!(key_id = %record.id, team_id = %team, "API key created");
         Ok(NewKey { secret, record })
     }
@@ -192,7 +213,7 @@ impl Control {
         if !self.store.delete_key(team, id).await? {
             return Err(ControlError::KeyNotFound);
         }
-        self.accounts.inner.write().by_hash.retain(|_, (key, _)| *key != id);
+        self.accounts.inner.write().remove_key(id);
         tracing::info!(key_id = %id, team_id = %team, "API key deleted");
         Ok(())
     }

@@ -41,8 +41,8 @@ impl Tokens {
     }
 
     /// Returns the signature of a token for a volume's content; `expires` is in seconds since 1970.
-    pub(crate) fn volume(&self, id: VolumeId, expires: i64) -> String {
-        self.sign(&["volume-", &id.to_string(), "-", &expires.to_string()])
+    pub(crate) fn volume(&self, id: VolumeId, expires: i64, key: &str) -> String {
+        self.sign(&["volume-", &id.to_string(), "-", &expires.to_string(), "-", key])
     }
 
     fn sign(&self, parts: &[&str]) -> String {

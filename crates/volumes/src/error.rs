@@ -29,6 +29,9 @@ pub enum VolumeError {
     /// Directories on the path are renamed again and again, or a program has a lease on the file.
     #[error("the path is changed or held by a program; try again")]
     Busy,
+    /// A removal took too long.
+    #[error("not everything could be removed in time; end what adds files there, and try again")]
+    Unfinished,
     /// The volume or the disk is full.
     #[error("no space left in the volume")]
     Full,
@@ -46,6 +49,7 @@ impl From<Errno> for VolumeError {
             Errno::NOENT | Errno::STALE => Self::NotFound,
             Errno::EXIST | Errno::NOTEMPTY => Self::Exists,
             Errno::NOTDIR => Self::NotDirectory,
+            Errno::CANCELED => Self::Unfinished,
             Errno::ISDIR | Errno::NXIO | Errno::NODEV => Self::NotFile,
             Errno::NOSPC | Errno::DQUOT => Self::Full,
             Errno::ROFS => Self::Invalid("the volume is read-only".into()),

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, StatxFlags, fstat, openat, statat};
 use rustix::io::Errno;
 
-pub use remove::remove;
+pub use remove::{remove, remove_while};
 
 /// Maximum depth of a tree, so that what a walk remembers of the levels above it has a limit: about 100 MiB.
 pub const MAX_DEPTH: usize = 1 << 20;

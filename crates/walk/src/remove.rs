@@ -30,6 +30,14 @@ struct Level {
 /// `NotFound` if there is nothing at `path`. Something cannot be removed, the tree is more than [`crate::MAX_DEPTH`] directories deep,
 /// or directories are moved or created in it meanwhile.
 pub fn remove(path: &Path) -> io::Result<()> {
+    remove_while(path, || true)
+}
+
+/// Like [`remove`], for as long as `is_wanted` returns true: while others add files to a directory, its removal may have no end.
+///
+/// # Errors
+/// As [`remove`]; `CANCELED` when it was not wanted any more.
+pub fn remove_while(path: &Path, mut is_wanted: impl FnMut() -> bool) -> io::Result<()> {
     let refusal = match unlinkat(CWD, path, AtFlags::empty()) {
         // `PERM` is POSIX's error for a directory. And who may not remove the directory may still empty it.
         Err(error @ (Errno::ISDIR | Errno::PERM | Errno::ACCESS)) => error,
@@ -39,21 +47,21 @@ pub fn remove(path: &Path) -> io::Result<()> {
         Err(Errno::NOTDIR | Errno::LOOP) => return Err(refusal.into()),
         answer => answer?,
     };
-    empty(top)?;
+    empty(top, &mut is_wanted)?;
     Ok(unlinkat(CWD, path, AtFlags::REMOVEDIR)?)
 }
 
 /// Removes everything below `top`.
-fn empty(top: OwnedFd) -> io::Result<()> {
+fn empty(top: OwnedFd, is_wanted: &mut impl FnMut() -> bool) -> io::Result<()> {
     let mut here = top;
-    let mut levels = vec![remove_files(&here, CString::default())?];
+    let mut levels = vec![remove_files(&here, CString::default(), is_wanted)?];
     while let Some(level) = levels.last_mut() {
         if let Some(name) = level.pending.pop() {
             check_depth(levels.len())?;
             match open_dir(&here, &name) {
                 Ok(next) => {
                     here = next;
-                    levels.push(remove_files(&here, name)?);
+                    levels.push(remove_files(&here, name, is_wanted)?);
                 }
                 // It was replaced by a file.
                 Err(Errno::NOTDIR | Errno::LOOP) => gone(unlinkat(&here, &name, AtFlags::empty()))?,
@@ -63,7 +71,7 @@ fn empty(top: OwnedFd) -> io::Result<()> {
         }
         if level.has_more {
             let name = std::mem::take(&mut level.name);
-            *level = remove_files(&here, name)?;
+            *level = remove_files(&here, name, is_wanted)?;
             continue;
         }
         let name = std::mem::take(&mut level.name);
@@ -77,9 +85,12 @@ fn empty(top: OwnedFd) -> io::Result<()> {
 }
 
 /// Removes the files of a directory; returns it with its subdirectories still to be removed, a batch of them at most.
-fn remove_files(dir: &OwnedFd, name: CString) -> io::Result<Level> {
+fn remove_files(dir: &OwnedFd, name: CString, is_wanted: &mut impl FnMut() -> bool) -> io::Result<Level> {
     let mut pending = Vec::new();
     for_each_entry(dir, |name, kind| {
+        if !is_wanted() {
+            return Err(Errno::CANCELED.into());
+        }
         if kind == FileType::Directory {
             pending.push(name);
             return io::Result::Ok(pending.len() < BATCH);
@@ -149,6 +160,24 @@ mod tests {
         }
         remove(&tree).unwrap();
         assert!(!tree.exists());
+    }
+
+    #[test]
+    fn a_removal_ends_when_it_is_not_wanted_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("tree");
+        fs::create_dir(&tree).unwrap();
+        for number in 0..10 {
+            fs::write(tree.join(number.to_string()), "").unwrap();
+        }
+        let mut left = 5;
+        let ended = remove_while(&tree, || {
+            left -= 1;
+            left >= 0
+        });
+        assert_eq!(ended.unwrap_err().raw_os_error(), Some(Errno::CANCELED.raw_os_error()));
+        assert_eq!(fs::read_dir(&tree).unwrap().count(), 5);
+        remove(&tree).unwrap();
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! Handlers for volumes: create, list, get with a token for the content, delete; size and limit as an extension.
 //! An id that is none is a 404: the SDKs take it for "there is no such volume".
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use store::Volume;
 
-use crate::auth::Caller;
+use crate::auth::{Caller, UsedKey};
 use crate::body::Json as Body;
 use crate::paths::Segment;
 use crate::route_table::RouteTable;
@@ -46,8 +46,9 @@ impl VolumeView {
         Self { id: volume.id.to_string(), name: volume.name.clone(), token: None }
     }
 
-    fn with_token(api: &Api, volume: &Volume) -> Self {
-        Self { token: Some(api.control.volumes().token(volume.id)), ..Self::of(volume) }
+    fn with_token(api: &Api, volume: &Volume, key: Option<Extension<UsedKey>>) -> Self {
+        let key = key.map(|Extension(UsedKey(key))| key);
+        Self { token: Some(api.control.volumes().token(volume.id, key)), ..Self::of(volume) }
     }
 }
 
@@ -67,10 +68,11 @@ struct VolumeUsageView {
 async fn create(
     State(api): State<Api>,
     Caller(team): Caller,
+    key: Option<Extension<UsedKey>>,
     Body(body): Body<NewVolume>,
 ) -> Result<(StatusCode, Json<VolumeView>), ApiError> {
     let volume = api.control.volumes().create(&team, &body.name, body.size_limit_mb).await?;
-    Ok((StatusCode::CREATED, Json(VolumeView::with_token(&api, &volume))))
+    Ok((StatusCode::CREATED, Json(VolumeView::with_token(&api, &volume, key))))
 }
 
 #[derive(Debug, Deserialize)]
@@ -81,11 +83,12 @@ struct NewCopy {
 async fn copy(
     State(api): State<Api>,
     Caller(team): Caller,
+    key: Option<Extension<UsedKey>>,
     Segment(id): Segment,
     Body(body): Body<NewCopy>,
 ) -> Result<(StatusCode, Json<VolumeView>), ApiError> {
     let volume = api.control.volumes().copy(&team, &id, &body.name).await?;
-    Ok((StatusCode::CREATED, Json(VolumeView::with_token(&api, &volume))))
+    Ok((StatusCode::CREATED, Json(VolumeView::with_token(&api, &volume, key))))
 }
 
 async fn list(State(api): State<Api>, Caller(team): Caller) -> Json<Vec<VolumeView>> {
@@ -96,10 +99,11 @@ async fn list(State(api): State<Api>, Caller(team): Caller) -> Json<Vec<VolumeVi
 async fn get(
     State(api): State<Api>,
     Caller(team): Caller,
+    key: Option<Extension<UsedKey>>,
     Segment(id): Segment,
 ) -> Result<Json<VolumeView>, ApiError> {
     let volume = api.control.volumes().get(team.id, &id)?;
-    Ok(Json(VolumeView::with_token(&api, &volume)))
+    Ok(Json(VolumeView::with_token(&api, &volume, key)))
 }
 
 async fn delete(

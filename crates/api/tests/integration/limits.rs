@@ -1,6 +1,10 @@
 //! Limits on the wire: how big, how long, how many, how often; and what a refused client is told.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+use axum::body::Body;
+use axum::http::Request;
+use futures::StreamExt;
+
 use crate::common::Server;
 use serde_json::{Value, json};
 
@@ -100,4 +104,16 @@ async fn builds_have_places_too() {
     assert!(refused.starts_with("you have reached the maximum number of concurrent template builds (1)"));
     drop(place);
     control.builds().reserve(&team).unwrap();
+}
+
+/// A body of which nothing arrives any more would keep what its request holds for ever.
+#[tokio::test]
+async fn a_body_that_stalls_is_given_up() {
+    let server = Server::new().await;
+    tokio::time::pause();
+    let begun = futures::stream::iter([Ok::<_, std::io::Error>("{\"templateID\": ")]);
+    let body = Body::from_stream(begun.chain(futures::stream::pending()));
+    let request = Request::post("/sandboxes").header("x-api-key", &server.fixture.key).body(body).unwrap();
+    let refused = server.answer(request).await;
+    refused.assert_error(400, "the request body broke off, or nothing of it arrived for a minute");
 }

@@ -7,7 +7,7 @@ mod mounts;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use ids::{TeamId, VolumeId};
+use ids::{KeyId, TeamId, VolumeId};
 use parking_lot::RwLock;
 use store::{Store, StoreError, Team, Volume, truncate_to_micros};
 use time::{Duration, OffsetDateTime};
@@ -220,28 +220,30 @@ impl Volumes {
         self.by_id.read().get(&id).map(|volume| volume.team)
     }
 
-    /// Returns a fresh token for a volume's content: `<volume>.<expiry>.<signature>`, the time in seconds since 1970.
+    /// Returns a fresh token for a volume's content: `<volume>.<expiry>.<key>.<signature>`, the time in seconds since 1970. `key` is the
+    /// API key with which it was asked for; `-` stands for none.
     #[must_use]
-    pub fn token(&self, id: VolumeId) -> String {
+    pub fn token(&self, id: VolumeId, key: Option<KeyId>) -> String {
         let expires = (OffsetDateTime::now_utc() + TOKEN_LIFETIME).unix_timestamp();
-        format!("{id}.{expires}.{}", self.tokens.volume(id, expires))
+        let key = key.map_or_else(|| "-".to_owned(), |key| key.to_string());
+        let signature = self.tokens.volume(id, expires, &key);
+        format!("{id}.{expires}.{key}.{signature}")
     }
 
-    /// Checks a token for a volume's content.
+    /// Checks a token for a volume's content; returns the API key with which it was asked for.
     ///
     /// # Errors
     /// See [`TokenRefusal`].
-    pub fn check_token(&self, token: &str, id: VolumeId) -> Result<(), TokenRefusal> {
-        let parts: Option<(VolumeId, i64, &str)> = token.split_once('.').and_then(|(volume, rest)| {
-            let (expires, signature) = rest.split_once('.')?;
-            Some((volume.parse().ok()?, expires.parse().ok()?, signature))
-        });
-        let (volume, expires, signature) = parts.ok_or(TokenRefusal::Invalid)?;
-        let is_ours = same_secret(self.tokens.volume(volume, expires).as_bytes(), signature.as_bytes());
+    pub fn check_token(&self, token: &str, id: VolumeId) -> Result<Option<KeyId>, TokenRefusal> {
+        let [volume, expires, key, signature] =
+            token.split('.').collect::<Vec<_>>().try_into().map_err(|_| TokenRefusal::Invalid)?;
+        let volume: VolumeId = volume.parse().map_err(|_| TokenRefusal::Invalid)?;
+        let expires: i64 = expires.parse().map_err(|_| TokenRefusal::Invalid)?;
+        let is_ours = same_secret(self.tokens.volume(volume, expires, key).as_bytes(), signature.as_bytes());
         if !is_ours || expires < OffsetDateTime::now_utc().unix_timestamp() {
             return Err(TokenRefusal::Invalid);
         }
-        if volume == id { Ok(()) } else { Err(TokenRefusal::OtherVolume) }
+        if volume == id { Ok(key.parse().ok()) } else { Err(TokenRefusal::OtherVolume) }
     }
 
     fn named(&self, team: TeamId, name: &str) -> Option<Arc<Volume>> {

@@ -332,7 +332,7 @@ async fn keys_open_until_they_are_deleted() {
     let fixture = Fixture::new().await;
     let key = fixture.control.create_key(fixture.team.id, "second").await.unwrap();
     assert_eq!(key.secret.len(), 44);
-    assert_eq!(fixture.control.authenticate(&key.secret).await.unwrap().id, fixture.team.id);
+    assert_eq!(fixture.control.authenticate(&key.secret).await.unwrap().0.id, fixture.team.id);
     let stored = fixture.store.keys().await.unwrap();
     assert!(stored.iter().all(|stored| !stored.hash.contains(&key.secret[4..])));
     let listed = fixture.control.list_keys(fixture.team.id).await.unwrap();

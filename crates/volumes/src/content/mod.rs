@@ -93,15 +93,15 @@ impl VolumeRoot {
         self.stat(path)
     }
 
-    /// Removes a file, a symbolic link itself, or a directory with everything in it.
+    /// Removes a file, a symbolic link itself, or a directory with everything in it, for as long as `is_wanted` says so.
     ///
     /// # Errors
-    /// [`VolumeError::NotFound`], or [`VolumeError::Invalid`] for the root.
-    pub fn remove(&self, path: &VolumePath) -> Result<(), VolumeError> {
+    /// [`VolumeError::NotFound`], [`VolumeError::Unfinished`], or [`VolumeError::Invalid`] for the root.
+    pub fn remove(&self, path: &VolumePath, is_wanted: impl FnMut() -> bool) -> Result<(), VolumeError> {
         let Some(name) = path.name() else { return Err(VolumeError::Invalid("cannot delete root".into())) };
         let parent = self.open_dir(&path.parent())?;
         // `remove` takes a path: this one leads through the descriptor, and its last part is not followed.
-        Ok(walk::remove(&super::trees::path_in(&parent, name))?)
+        Ok(walk::remove_while(&super::trees::path_in(&parent, name), is_wanted)?)
     }
 
     /// Creates a directory and returns it. With `force`, missing parents are created, and a directory that exists is returned unchanged.

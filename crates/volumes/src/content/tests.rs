@@ -118,7 +118,7 @@ fn links_never_lead_out_of_the_volume() {
     // The link is replaced, not what it leads to.
     write(&root, "file", "mine", FORCE).unwrap();
     assert_eq!(read(&root, "file").unwrap(), "mine");
-    root.remove(&path("out")).unwrap();
+    root.remove(&path("out"), || true).unwrap();
     let after = fs::metadata(outside.path().join("secret")).unwrap();
     assert_eq!((before.mtime(), before.mode(), before.len()), (after.mtime(), after.mode(), after.len()));
 }
@@ -133,7 +133,7 @@ fn links_within_are_followed_but_shown_themselves() {
     assert_eq!(read(&root, "link").unwrap(), "text");
     root.set_attributes(&path("link"), Attributes { mode: Some(0o600), ..Attributes::default() }).unwrap();
     assert_eq!(root.stat(&path("dir/file")).unwrap().mode, 0o600);
-    root.remove(&path("link")).unwrap();
+    root.remove(&path("link"), || true).unwrap();
     assert_eq!(read(&root, "dir/file").unwrap(), "text");
 }
 
@@ -189,9 +189,9 @@ fn trees_are_removed_with_everything_but_never_the_root() {
     let Volume { dir, root } = volume();
     write(&root, "a/b/c", "", FORCE).unwrap();
     fs::set_permissions(dir.path().join("a/b"), fs::Permissions::from_mode(0o0)).unwrap();
-    root.remove(&path("a")).unwrap();
-    assert!(matches!(root.remove(&path("a")), Err(VolumeError::NotFound)));
-    assert!(matches!(root.remove(&path("/a/..")), Err(VolumeError::Invalid(_))));
+    root.remove(&path("a"), || true).unwrap();
+    assert!(matches!(root.remove(&path("a"), || true), Err(VolumeError::NotFound)));
+    assert!(matches!(root.remove(&path("/a/.."), || true), Err(VolumeError::Invalid(_))));
     assert!(names(dir.path()).is_empty());
 }
 

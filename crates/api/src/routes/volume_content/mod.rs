@@ -5,6 +5,7 @@ mod range;
 
 use std::io::{Seek, SeekFrom};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::body::Body as RequestBody;
@@ -21,10 +22,11 @@ use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufWriter};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::io::{ReaderStream, StreamReader};
+use tokio_util::sync::CancellationToken;
 use volumes::{Attributes, CreateOptions, Entry, EntryKind, NewFile, VolumeError, VolumePath, VolumeRoot};
 
 use crate::auth::{Caller, admit_team};
-use crate::body::Json as Body;
+use crate::body::{BROKE_OFF, Json as Body};
 use crate::paths::Params;
 use crate::route_table::RouteTable;
 use crate::{Api, ApiError};
@@ -32,6 +34,8 @@ use range::{Part, part_of};
 
 /// How much of a file is read and written at once, bytes.
 const CHUNK: usize = 128 << 10;
+/// Maximum duration of a removal; what is removed until then stays removed.
+const MAX_REMOVAL: Duration = Duration::from_secs(300);
 /// Places of a list among its team's requests for content.
 const LIST_PLACES: u32 = 8;
 
@@ -82,9 +86,11 @@ impl From<VolumeError> for ContentError {
     fn from(error: VolumeError) -> Self {
         let status = match error {
             VolumeError::NoVolume | VolumeError::NotFound => StatusCode::NOT_FOUND,
-            VolumeError::Exists | VolumeError::NotDirectory | VolumeError::NotFile | VolumeError::Busy => {
-                StatusCode::CONFLICT
-            }
+            VolumeError::Exists
+            | VolumeError::NotDirectory
+            | VolumeError::NotFile
+            | VolumeError::Busy
+            | VolumeError::Unfinished => StatusCode::CONFLICT,
             VolumeError::Invalid(_) => StatusCode::BAD_REQUEST,
             VolumeError::Full => StatusCode::INSUFFICIENT_STORAGE,
             VolumeError::Trees(_) | VolumeError::Io(_) => {
@@ -133,7 +139,7 @@ impl FromRequestParts<Api> for OpenVolume {
         let team = match bearer(&parts.headers) {
             // A key of the team is as good.
             Some(token) if !token.starts_with("e2b_") => {
-                check_token(volumes, token, id)?;
+                check_token(api, token, id)?;
                 let owner = volumes.owner(id).ok_or(VolumeError::NoVolume)?;
                 admit_team(api, owner, parts)?;
                 owner
@@ -174,13 +180,18 @@ fn refused() -> ContentError {
     )
 }
 
-fn check_token(volumes: &Volumes, token: &str, id: VolumeId) -> Result<(), ContentError> {
-    volumes.check_token(token, id).map_err(|refusal| match refusal {
+/// A token does not outlive the API key with which it was asked for.
+fn check_token(api: &Api, token: &str, id: VolumeId) -> Result<(), ContentError> {
+    let key = api.control.volumes().check_token(token, id).map_err(|refusal| match refusal {
         TokenRefusal::Invalid => refused(),
         TokenRefusal::OtherVolume => {
             ContentError::new(StatusCode::FORBIDDEN, "the token is for another volume")
         }
-    })
+    })?;
+    if key.is_some_and(|key| !api.control.has_key(key)) {
+        return Err(refused());
+    }
+    Ok(())
 }
 
 /// An entry as clients know it.
@@ -285,7 +296,12 @@ async fn set_attributes(
 
 async fn remove(volume: OpenVolume, EntryParams(at): EntryParams) -> Result<StatusCode, ContentError> {
     let path = at.path()?;
-    on_volume(volume.root, move |volume| volume.remove(&path)).await?;
+    // Ends when the client is gone, and at the latest when it will not wait any more: a sandbox may add files for ever.
+    let stop = CancellationToken::new();
+    let _stopped = stop.clone().drop_guard();
+    let until = Instant::now() + MAX_REMOVAL;
+    let is_wanted = move || !stop.is_cancelled() && Instant::now() < until;
+    on_volume(volume.root, move |volume| volume.remove(&path, is_wanted)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -387,7 +403,7 @@ async fn receive(new: NewFile, body: RequestBody) -> Result<NewFile, ContentErro
     match copied {
         Ok(()) => Ok(new),
         Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-            Err(ContentError::new(StatusCode::BAD_REQUEST, "the request body broke off"))
+            Err(ContentError::new(StatusCode::BAD_REQUEST, BROKE_OFF))
         }
         Err(error) => Err(VolumeError::from(error).into()),
     }
