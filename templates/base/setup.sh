@@ -8,6 +8,7 @@ chmod 0755 /home/user
 passwd --delete user >/dev/null
 echo 'user ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/user
 chmod 0440 /etc/sudoers.d/user
+ln -s /usr/local/bin/systemctl /usr/local/sbin/service
 # Users install tools there without sudo.
 chmod -R a+rwX /usr/local
 

@@ -34,7 +34,13 @@ pub fn build(
     let tree = staging.path();
     let script = tree.with_file_name("setup.sh");
     write(&script, &recipe.setup)?;
-    run(recipe, &tree, &script, report)?;
+    let mut programs = Vec::new();
+    for (number, (to, content)) in recipe.programs.iter().enumerate() {
+        let from = tree.with_file_name(format!("program-{number}"));
+        write(&from, content)?;
+        programs.push(format!("install -D -m 0755 {} \"$1{to}\"", from.display()));
+    }
+    run(recipe, &tree, &script, &programs, report)?;
     report(Progress { stage: "naming the layer by its content".into(), done: 1, total: 1 });
     let layer = store.add(&staging)?;
     store.remember_recipe(recipe.fingerprint(), &layer)?;
@@ -45,11 +51,12 @@ fn write(path: &Path, text: &str) -> Result<(), TemplateError> {
     fs::write(path, text).map_err(|source| TemplateError::Io { path: path.to_owned(), source })
 }
 
-/// Unpacks the packages into `tree` and runs the setup script there.
+/// Unpacks the packages into `tree`, and runs the commands that install programs and the setup script there.
 fn run(
     recipe: &Recipe,
     tree: &Path,
     script: &Path,
+    programs: &[String],
     report: &mut dyn FnMut(Progress),
 ) -> Result<(), TemplateError> {
     let bootstrap = &recipe.file.bootstrap;
@@ -61,6 +68,7 @@ fn run(
             "--dpkgopt=path-exclude=/usr/share/doc/*",
             "--dpkgopt=path-include=/usr/share/doc/*/copyright",
         ])
+        .args(programs.iter().map(|install| format!("--customize-hook={install}")))
         .arg(format!("--customize-hook={copy}"))
         .arg("--customize-hook=chroot \"$1\" sh /setup.sh")
         .arg("--customize-hook=rm \"$1/setup.sh\"")

@@ -2,6 +2,7 @@
 //! A recipe's fingerprint covers everything that determines the layer, so an unchanged recipe is not built twice.
 //! Recipes are written by us or the operator and are trusted, unlike images.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -12,6 +13,7 @@ use crate::TemplateError;
 
 const BASE_RECIPE: &str = include_str!("../../../templates/base/recipe.toml");
 const BASE_SETUP: &str = include_str!("../../../templates/base/setup.sh");
+const BASE_SYSTEMCTL: &str = include_str!("../../../templates/base/systemctl");
 
 /// Recipe that replaces an official Debian image. It includes the packages that templates from images need, so that these are not
 /// installed later, when no mirror may be reachable.
@@ -32,11 +34,13 @@ disk_mib = 10240
 "#;
 const DEBIAN_SETUP: &str = "rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/ldconfig/aux-cache /var/log/* /tmp/* /run/*\n: > /etc/machine-id\n";
 
-/// A recipe with its setup script.
+/// A recipe with its setup script and files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recipe {
     pub(crate) file: RecipeFile,
     pub(crate) setup: String,
+    /// Contents of programs, by where they are put in the template.
+    pub(crate) programs: BTreeMap<String, String>,
     fingerprint: String,
 }
 
@@ -57,6 +61,9 @@ pub(crate) struct Bootstrap {
     pub(crate) mirror: String,
     pub(crate) packages: Vec<String>,
     pub(crate) setup: String,
+    /// Files beside the recipe that become programs: where they are put, by their names.
+    #[serde(default)]
+    pub(crate) programs: BTreeMap<String, String>,
 }
 
 /// Defaults of sandboxes from the template.
@@ -81,13 +88,21 @@ pub struct RecipeResources {
     pub disk_mib: u32,
 }
 
+fn not_compiled_in(name: &str) -> TemplateError {
+    TemplateError::Io { path: name.into(), source: std::io::ErrorKind::NotFound.into() }
+}
+
 impl Recipe {
     /// Returns the compiled-in recipe of the `base` template.
     ///
     /// # Errors
     /// Never in a build that passes its tests.
     pub fn base() -> Result<Self, TemplateError> {
-        Self::parse(BASE_RECIPE, BASE_SETUP.to_owned())
+        Self::parse(BASE_RECIPE, |name| match name {
+            "setup.sh" => Ok(BASE_SETUP.to_owned()),
+            "systemctl" => Ok(BASE_SYSTEMCTL.to_owned()),
+            _ => Err(not_compiled_in(name)),
+        })
     }
 
     /// Returns the recipe that replaces an official Debian image, `library/debian:<tag>`; `None` for any other image.
@@ -103,10 +118,10 @@ impl Recipe {
             "trixie" | "bookworm" | "forky" | "sid" => release,
             _ => return None,
         };
-        Self::parse(&DEBIAN_RECIPE.replace("SUITE", suite), DEBIAN_SETUP.to_owned()).ok()
+        Self::parse(&DEBIAN_RECIPE.replace("SUITE", suite), |_| Ok(DEBIAN_SETUP.to_owned())).ok()
     }
 
-    /// Reads `recipe.toml` and its setup script from a directory.
+    /// Reads `recipe.toml` and the files that it names from a directory.
     ///
     /// # Errors
     /// A file is missing or the recipe is not valid.
@@ -115,20 +130,30 @@ impl Recipe {
             let path = dir.join(name);
             fs::read_to_string(&path).map_err(|source| TemplateError::Io { path, source })
         };
-        let text = read("recipe.toml")?;
-        let setup = toml::from_str::<RecipeFile>(&text)?.bootstrap.setup;
-        Self::parse(&text, read(&setup)?)
+        Self::parse(&read("recipe.toml")?, read)
     }
 
-    fn parse(text: &str, setup: String) -> Result<Self, TemplateError> {
+    fn parse(
+        text: &str,
+        read: impl Fn(&str) -> Result<String, TemplateError>,
+    ) -> Result<Self, TemplateError> {
         let file: RecipeFile = toml::from_str(text)?;
+        let setup = read(&file.bootstrap.setup)?;
+        let programs = file.bootstrap.programs.iter().map(|(name, to)| Ok((to.clone(), read(name)?)));
+        let programs: BTreeMap<String, String> = programs.collect::<Result<_, TemplateError>>()?;
         let mut hash = Sha256::new();
         // Version of the bootstrap; to be changed when the same recipe would become another tree.
         hash.update("cofferdam recipe 1\0");
         hash.update(text);
         hash.update("\0");
         hash.update(&setup);
-        Ok(Self { file, setup, fingerprint: hex::encode(hash.finalize()) })
+        for (to, content) in &programs {
+            hash.update("\0");
+            hash.update(to);
+            hash.update("\0");
+            hash.update(content);
+        }
+        Ok(Self { file, setup, programs, fingerprint: hex::encode(hash.finalize()) })
     }
 
     /// Returns the template's name.
@@ -181,8 +206,8 @@ mod tests {
 
     #[test]
     fn a_changed_script_is_another_recipe() {
-        let other = Recipe::parse(BASE_RECIPE, format!("{BASE_SETUP}\ntrue")).unwrap();
+        let other = Recipe::parse(BASE_RECIPE, |name| Ok(format!("{name} of another version"))).unwrap();
         assert_ne!(other.fingerprint(), Recipe::base().unwrap().fingerprint());
-        assert!(Recipe::parse("name = 1", String::new()).is_err());
+        assert!(Recipe::parse("name = 1", |_| Ok(String::new())).is_err());
     }
 }
