@@ -7,6 +7,7 @@ mod budget;
 mod build;
 mod conformance;
 mod docs;
+mod fuzz;
 mod interpreter;
 mod lint;
 mod lock;
@@ -39,6 +40,7 @@ usage: cargo xtask <task>
   dist          the same for packages: slower to build, a little faster
   docs          writes docs/cli.md and docs/configuration.md; with --check only checks the other documents
   exam          attacks the host from inside sandboxes of both engines, and writes docs/exam.md
+  fuzz          random input for every parser of untrusted input, and unsafe code under valgrind; --minutes 10 for each
   compatibility writes COMPATIBILITY.md from the results of the last conformance run
   bench         speed and memory, printed and written to target/bench.json; with --dist first, of that build
 
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         "exam" => exam(),
         "docs" if rest.first().is_some_and(|word| word == "--check") => docs::check(),
         "docs" => docs::write(),
+        "fuzz" => fuzz::all(&rest),
         "compatibility" => docs::compatibility(),
         "build" => setup::for_running().and_then(|()| build::release("release")).map(|_| ()),
         "dist" => setup::for_running().and_then(|()| build::release("dist")).map(|_| ()),

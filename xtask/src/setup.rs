@@ -97,7 +97,7 @@ fn is_missing(package: &str) -> bool {
     status.as_deref() != Some("installed")
 }
 
-fn packages(wanted: &[&str]) -> Outcome {
+pub(crate) fn packages(wanted: &[&str]) -> Outcome {
     let missing: Vec<&&str> = wanted.iter().filter(|package| is_missing(package)).collect();
     if missing.is_empty() {
         return Ok(());

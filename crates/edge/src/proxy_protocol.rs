@@ -132,4 +132,14 @@ mod tests {
             assert!(!is_tls(bytes), "{bytes:?}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(command: u8, family: u8, rest in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let whole = header(command, family, &rest);
+            let _ = runtime.block_on(read(&mut whole.as_slice()));
+            let _ = runtime.block_on(read(&mut rest.as_slice()));
+        }
+    }
 }

@@ -243,4 +243,25 @@ mod tests {
         assert_eq!(of("localhost", &[id, id, port]), Target::Invalid(INVALID_ID));
         assert_eq!(of("localhost", &[id, port, port]), Target::Invalid(INVALID_PORT));
     }
+
+    proptest::proptest! {
+        /// A host that begins with a port and a dash never reaches the API, whatever the headers say.
+        #[test]
+        fn any_host_and_headers_have_one_target(
+            host in "([0-9]{1,6}-)?[a-zA-Z0-9.:_%@\\[\\]-]{0,40}(\\.example\\.org)?(:[0-9]{1,6})?",
+            id in "[ -~]{0,24}",
+            port in "[0-9 +-]{0,7}",
+        ) {
+            let request = Request::builder().uri("/").header(HOST, &host).header("e2b-sandbox-id", &id).header("e2b-sandbox-port", &port);
+            let Ok(request) = request.body(()) else { return Ok(()) };
+            let found = target(&request, "example.org");
+            let label = host.split('.').next().unwrap_or_default();
+            let names_a_port = label.split_once('-').is_some_and(|(port, rest)| {
+                !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) && !rest.contains([':', '@', '[', ']', '%'])
+            });
+            if names_a_port && host.ends_with(".example.org") {
+                proptest::prop_assert_ne!(found, Target::Api);
+            }
+        }
+    }
 }

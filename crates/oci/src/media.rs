@@ -237,4 +237,30 @@ mod tests {
         assert_eq!(env, [pair("A", "1"), pair("D", "a=b")]);
         assert!(Config::parse(br#"{"os":"linux","architecture":"amd64","config":null}"#, "amd64").is_ok());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_document_makes_it_panic(
+            changes in proptest::collection::vec((proptest::prelude::any::<proptest::sample::Index>(), proptest::prelude::any::<u8>()), 0..6),
+            noise in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
+        ) {
+            let digest = format!("sha256:{}", "a".repeat(64));
+            let blob = format!(r#"{{"mediaType":"application/vnd.oci.image.layer.v1.tar+gzip","digest":"{digest}","size":7}}"#);
+            let manifest = format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}","config":{blob},"layers":[{blob}]}}"#);
+            let index = format!(r#"{{"schemaVersion":2,"manifests":[{blob}]}}"#);
+            let config = format!(r#"{{"architecture":"amd64","os":"linux","config":{{"Env":["A=1"]}},"rootfs":{{"type":"layers","diff_ids":["{digest}"]}}}}"#);
+            for text in [manifest, index, config] {
+                let mut text = text.into_bytes();
+                for (at, value) in &changes {
+                    let at = at.index(text.len());
+                    text[at] = *value;
+                }
+                let _ = choice(&text);
+                if let Ok(config) = Config::parse(&text, "amd64") {
+                    let _ = (config.diff_ids(1), config.env());
+                }
+            }
+            let _ = choice(&noise);
+        }
+    }
 }

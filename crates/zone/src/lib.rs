@@ -328,4 +328,23 @@ mod tests {
         }
         serving.abort();
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_message_makes_it_panic_or_answer_at_length(
+            changes in proptest::collection::vec((0usize..64, proptest::prelude::any::<u8>()), 0..8),
+            noise in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..600),
+        ) {
+            let mut message = query("49983-x.sandboxes.example", Rtype::ANY);
+            for (at, value) in changes {
+                let at = at % message.len();
+                message[at] = value;
+            }
+            for asked in [&message, &noise] {
+                let answer = zone().respond(asked, "127.0.0.1:5353".parse().unwrap());
+                // Nobody is worth forging as the sender of a query.
+                proptest::prop_assert!(answer.is_none_or(|answer| answer.len() <= 8 * asked.len().max(64)));
+            }
+        }
+    }
 }

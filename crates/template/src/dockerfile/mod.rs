@@ -438,4 +438,17 @@ mod tests {
         assert!(text("RUN true\n").starts_with("the Dockerfile cannot be read"));
         assert!(text("").starts_with("the Dockerfile cannot be read"));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_it_panic(
+            lines in proptest::collection::vec(
+                "(FROM|RUN|COPY|ADD|ENV|ARG|SHELL|CMD|# escape=`|)[ \t]{0,2}(--from=|--chmod=|--mount=type=|<<|\\[)?[ -~é]{0,24}\\\\?", 0..12
+            )
+        ) {
+            let text = lines.join("\n");
+            let _ = Dockerfile::parse(&text);
+            let _ = Dockerfile::parse(&format!("FROM a AS b\n{text}"));
+        }
+    }
 }

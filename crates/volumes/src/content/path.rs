@@ -101,4 +101,15 @@ mod tests {
         assert_eq!(path.parent().display(), "/a");
         assert_eq!(VolumePath::parse("/").unwrap().relative(), b".");
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_path_leads_above_the_root(text in "(\\.\\.|\\.|/|[ -~é\n]){0,40}") {
+            if let Ok(path) = VolumePath::parse(&text) {
+                let shown = path.display();
+                proptest::prop_assert!(shown.starts_with('/') && !shown.split('/').any(|part| part == ".."));
+                proptest::prop_assert!(!path.relative().starts_with(b"/"));
+            }
+        }
+    }
 }
