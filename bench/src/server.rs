@@ -38,7 +38,7 @@ impl Server {
             .arg("serve")
             .args(["--listen", "127.0.0.1:0", "--max-sandboxes", "5000"])
             // No pre-started sandboxes: each create is measured whole.
-            .args(["--slots", &slots.to_string(), "--pool", "0"])
+            .args(["--slots", &slots.to_string(), "--pool", "0", "--sandbox-ca", "none"])
             .args(options)
             .arg("--layers-dir")
             .arg(&arguments.layers)

@@ -19,11 +19,10 @@ export class Server {
     const server = new Server()
     server.dir = fs.mkdtempSync(path.join(os.tmpdir(), 'cofferdam-test-'))
     server.data = data ?? path.join(server.dir, 'data')
-    const trust = trusting && process.env.COFFERDAM_SANDBOX_CA
     const log = fs.openSync(path.join(server.dir, 'log'), 'a')
     const { COFFERDAM_BIN, COFFERDAM_ENVD, COFFERDAM_LAYERS } = process.env
     const options = ['--data-dir', server.data, '--listen', '127.0.0.1:0', '--layers-dir', COFFERDAM_LAYERS]
-    if (trust) options.push('--sandbox-ca', trust)
+    if (!trusting) options.push('--sandbox-ca', 'none')
     server.process = spawn(COFFERDAM_BIN, ['serve', ...options, '--envd', COFFERDAM_ENVD, ...more], {
       stdio: ['ignore', 'pipe', log],
     })

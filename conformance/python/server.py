@@ -26,9 +26,7 @@ class Server:
         self.kept = kept
         self.dir = tempfile.TemporaryDirectory(prefix="cofferdam-test-")
         self.data = pathlib.Path(data or pathlib.Path(self.dir.name) / "data")
-        self.options = options
-        if trusting and os.environ.get("COFFERDAM_SANDBOX_CA"):
-            self.options = (*options, "--sandbox-ca", os.environ["COFFERDAM_SANDBOX_CA"])
+        self.options = options if trusting else (*options, "--sandbox-ca", "none")
         self.prefix = prefix
         self.process = None
         self.url = None

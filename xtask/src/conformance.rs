@@ -115,7 +115,7 @@ impl Environment {
         let small = build::sandbox_programs("envd")?;
         let [recipes, _] = ["code-interpreter-v1", "httpbin"].map(templates::staged);
         let recipes = recipes?.parent().map(Path::to_owned).unwrap_or_default();
-        let mut variables = vec![
+        let variables = vec![
             ("COFFERDAM_BIN", server.to_owned()),
             ("COFFERDAM_ENVD", debug.envd),
             ("COFFERDAM_LAYERS", build::base_layer(server)?),
@@ -125,7 +125,6 @@ impl Environment {
             // Kept between runs: its template takes minutes to build, and seconds to be found again.
             ("COFFERDAM_INTERPRETER_DATA", run::target().join("interpreter-data")),
         ];
-        variables.extend(templates::own_authorities()?.map(|path| ("COFFERDAM_SANDBOX_CA", path)));
         let microvm_variables = vec![
             ("COFFERDAM_ENGINE", "microvm".into()),
             ("COFFERDAM_ACCELERATOR", "tcg".into()),

@@ -1,10 +1,8 @@
 //! Recipes in `templates/` that a server builds: for each a directory under `target/` with the files that its Dockerfile copies.
 //! The code interpreter's gets our interpreter's binary; the others are copied from the repository unchanged.
-//! Certificate authorities that only this machine trusts are passed on to sandboxes, or package managers in them would fail behind a proxy.
 
-use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::build::SANDBOX_TARGET;
 use crate::run::{self, Outcome};
@@ -45,37 +43,4 @@ pub(crate) fn build(words: &[String]) -> Outcome {
     crate::setup::for_running()?;
     let server = crate::build::release("quick")?;
     run::new(server).args(["template", "build"]).arg(staged(name)?).args(rest).run()
-}
-
-/// Writes the certificate authorities that this machine trusts beyond its distribution's to a file; returns its path, or `None` if there are
-/// none.
-pub(crate) fn own_authorities() -> Outcome<Option<PathBuf>> {
-    let bundle = fs::read_to_string("/etc/ssl/certs/ca-certificates.crt").unwrap_or_default();
-    let mut known = BTreeSet::new();
-    distribution(Path::new("/usr/share/ca-certificates"), &mut known);
-    let own: Vec<String> = certificates(&bundle).filter(|one| !known.contains(one)).collect();
-    if own.is_empty() || known.is_empty() {
-        return Ok(None);
-    }
-    let path = run::target().join("own-authorities.pem");
-    fs::write(&path, own.join("\n") + "\n").map_err(|error| format!("{}: {error}", path.display()))?;
-    Ok(Some(path))
-}
-
-/// Adds the certificates below a directory to `known`.
-fn distribution(dir: &Path, known: &mut BTreeSet<String>) {
-    for path in fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()) {
-        if path.is_dir() {
-            distribution(&path, known);
-        } else {
-            known.extend(certificates(&fs::read_to_string(path).unwrap_or_default()));
-        }
-    }
-}
-
-/// The PEM blocks in a text.
-fn certificates(text: &str) -> impl Iterator<Item = String> + '_ {
-    const END: &str = "-----END CERTIFICATE-----";
-    let parts = text.split_inclusive(END).filter(|part| part.ends_with(END));
-    parts.filter_map(|part| Some(part[part.find("-----BEGIN CERTIFICATE-----")?..].to_owned()))
 }

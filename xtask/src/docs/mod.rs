@@ -12,7 +12,7 @@ use crate::run::{self, Outcome};
 pub(crate) use checks::check;
 
 /// Variables that only development tasks and tests read.
-const DEVELOPMENT_VARIABLES: [(&str, &str); 16] = [
+const DEVELOPMENT_VARIABLES: [(&str, &str); 15] = [
     ("COFFERDAM_BIN", "The server under test."),
     ("COFFERDAM_CHAOS_ROUNDS", "Rounds of the test that kills servers at random moments."),
     ("COFFERDAM_CHAOS_SEED", "Seed of that test, to repeat a run."),
@@ -33,7 +33,6 @@ const DEVELOPMENT_VARIABLES: [(&str, &str); 16] = [
         "COFFERDAM_RESPONSES",
         "File that JavaScript conformance tests append the responses of their clients to, one JSON line each.",
     ),
-    ("COFFERDAM_SANDBOX_CA", "Certificate authorities for sandboxes in tests."),
     ("COFFERDAM_TEST_DIR", "Directory for the files of engine tests, instead of the temporary one."),
 ];
 

@@ -10,7 +10,7 @@ use store::Store;
 use tracing::{error, info};
 use zeroize::Zeroizing;
 
-use super::{ServeArguments, settings};
+use super::{ServeArguments, authorities};
 use crate::failure::Failure;
 
 /// The interceptor, and what sandboxes have to trust for it.
@@ -27,11 +27,11 @@ pub(super) struct Egress {
 pub(super) fn open(arguments: &ServeArguments, secrets: Arc<Secrets>) -> Result<Egress, Failure> {
     let failed = |error: &dyn std::fmt::Display| Failure::new(format!("header rules: {error}"));
     let authority = Authority::open(&arguments.data.egress_ca()).map_err(|error| failed(&error))?;
-    let authorities = authority.trusted().to_owned();
-    let of_hosts = arguments.egress_ca.as_deref().map(|path| settings::authorities("--egress-ca", path));
-    let of_hosts = of_hosts.transpose()?.unwrap_or_default();
+    let trusted = authority.trusted().to_owned();
+    let of_hosts = arguments.egress_ca.as_deref().map(|path| authorities::of_file("--egress-ca", path));
+    let of_hosts = of_hosts.transpose()?.flatten().unwrap_or_default();
     let interceptor = Interceptor::new(Arc::new(authority), &of_hosts, Arc::new(TeamSecrets(secrets)));
-    Ok(Egress { interceptor: Arc::new(interceptor.map_err(|error| failed(&error))?), authorities })
+    Ok(Egress { interceptor: Arc::new(interceptor.map_err(|error| failed(&error))?), authorities: trusted })
 }
 
 /// Opens the secrets of teams.

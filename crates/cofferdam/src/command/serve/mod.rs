@@ -3,6 +3,7 @@
 //! Prints `listening on <url>` on standard output once requests are accepted, on a second line the URL with TLS; logs go to standard error.
 
 mod acme;
+mod authorities;
 mod base_template;
 mod egress;
 mod heap;
@@ -39,6 +40,7 @@ use crate::engines::{self, EngineArguments};
 use crate::failure::Failure;
 use crate::host;
 use crate::paths::{self, DataDir, ServerNote};
+use authorities::{SandboxCa, sandbox_ca};
 
 /// Maximum wait for the lock of the data directory: a killed server may not have exited yet.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
@@ -91,9 +93,9 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "RULE")]
     rate_limit: Vec<RateLimit>,
     /// PEM file of certificate authorities that sandboxes and builds trust in addition to their template's, such as that of a
-    /// proxy.
-    #[arg(long, value_name = "FILE")]
-    sandbox_ca: Option<PathBuf>,
+    /// proxy; or `none`. Those that this host's distribution ships are left out. [default: those that this host's administrator added]
+    #[arg(long, value_name = "FILE|none", value_parser = sandbox_ca)]
+    sandbox_ca: Option<SandboxCa>,
     /// PEM file of certificate authorities that hosts with header rules may have their certificates from, besides those that this host
     /// trusts.
     #[arg(long, value_name = "FILE")]

@@ -1,7 +1,7 @@
 //! Configurations of the server's parts, made from the arguments of `serve`.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,14 +11,12 @@ use layers::{LayerDigest, LayerStore};
 use net::{GatewayConfig, Hairpin, Interceptor, Resolvers};
 use volumes::VolumeTrees;
 
-use super::ServeArguments;
+use super::{ServeArguments, authorities};
 use crate::budgets::Budgets;
 use crate::failure::Failure;
 
 /// Maximum time of a start in emulation: what takes a second with KVM takes many on a busy host.
 const EMULATED_START_TIMEOUT: Duration = Duration::from_secs(120);
-/// Maximum size of the `--sandbox-ca` file: its content is passed to build steps in an environment variable.
-const MAX_CA_SIZE: usize = 64 << 10;
 const SECONDS_PER_DAY: u64 = 24 * 3600;
 
 /// Returns the configuration of the control plane for an engine with this isolation.
@@ -44,8 +42,7 @@ pub(super) fn control(
     config.metrics_dir = Some(data_dir.join("metrics"));
     config.layers = Some(layers.clone());
     config.owns_layers = arguments.layers_dir.is_none();
-    config.trusted_ca =
-        arguments.sandbox_ca.as_deref().map(|path| authorities("--sandbox-ca", path)).transpose()?;
+    config.trusted_ca = authorities::for_sandboxes(arguments.sandbox_ca.as_ref())?;
     config.registries = registries(arguments);
     config.pool_max = arguments.pool;
     config.pool_memory = arguments.pool_memory << 20;
@@ -105,20 +102,4 @@ fn registries(arguments: &ServeArguments) -> oci::Registries {
         allowed: arguments.registry_allow_internal.clone(),
         ..oci::Registries::default()
     }
-}
-
-/// Reads the PEM file of an option.
-///
-/// # Errors
-/// It cannot be read, or is not PEM.
-pub(super) fn authorities(option: &str, path: &Path) -> Result<String, Failure> {
-    let text = fs::read_to_string(path)
-        .map_err(|error| Failure::new(format!("{option}: {}: {error}", path.display())))?;
-    if !text.contains("-----BEGIN CERTIFICATE-----") || text.len() > MAX_CA_SIZE {
-        return Err(Failure::new(format!(
-            "{option}: {} is not a PEM file of at most {MAX_CA_SIZE} bytes; name one with just the authorities to add",
-            path.display()
-        )));
-    }
-    Ok(text)
 }
