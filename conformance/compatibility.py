@@ -16,7 +16,7 @@ FEATURES = {
     "Git": ["test_git"],
     "Traffic to ports, HTTP/2, websockets": ["test_inbound", "http2.test"],
     "Egress rules and DNS": ["test_outbound"],
-    "Header rules, secrets": ["test_egress_rules", "test_hairpin"],
+    "Header rules, secrets": ["test_egress_rules", "test_egress_proxy", "test_hairpin"],
     "Own domain, TLS, proxies in front": ["test_domain", "test_acme", "test_proxies", "test_http"],
     "Volumes": ["test_volumes", "volumes.test"],
     "Pause, resume, auto-pause": ["test_lifecycle", "test_lifecycle_async", "test_restore", "test_outbound_pause", "lifecycle.test"],

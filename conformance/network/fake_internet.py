@@ -1,16 +1,20 @@
-"""The fake internet's servers: web servers at public, private and metadata addresses, and a name server."""
+"""The fake internet's servers: web servers at public, private and metadata addresses, a name server, and SOCKS5 proxies."""
 
 import contextlib
 import http.server
 import pathlib
 import socket
 import socketserver
+import ssl
 import subprocess
 import sys
 import threading
+import time
 
 import secure_web
-from fake_network import BOXES, ECHO, HOST, METADATA, NAME, PRIVATE, PUBLIC, PUBLIC6, REBINDING, RESOLVER
+from fake_network import (
+    BOXES, ECHO, HOST, METADATA, NAME, PRIVATE, PROXY, PROXY_PASSWORD, PROXY_USER, PUBLIC, PUBLIC6, REBINDING, RESOLVER, TLS_PROXY,
+)
 
 
 def ip(*words):
@@ -70,6 +74,50 @@ def names(server):
         server.sendto(answer(question), client)
 
 
+class TlsProxy(socketserver.BaseRequestHandler):
+    """Takes TLS off, for a proxy that has none."""
+
+    def handle(self):
+        with contextlib.suppress(OSError):
+            client = self.server.context.wrap_socket(self.request, server_side=True)
+            proxy = socket.create_connection((PUBLIC, PROXY))
+            threading.Thread(target=self.copy, args=(proxy, client), daemon=True).start()
+            self.copy(client, proxy)
+
+    @staticmethod
+    def copy(source, sink):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
+
+
+def start_proxies(directory):
+    """One at a public address that wants a password, the same within TLS, and one at a private address."""
+    resolv = directory / "resolv.conf"
+    resolv.write_text(f"nameserver {RESOLVER}\n")
+    # In this program's own mount namespace: proxies resolve names with the fake internet's name server.
+    subprocess.run(["mount", "--bind", str(resolv), "/etc/resolv.conf"], check=True)
+    user = ["-u", PROXY_USER, "-P", PROXY_PASSWORD]
+    proxies = [
+        subprocess.Popen(["microsocks", "-i", address, "-p", str(PROXY), *words], stderr=open(directory / f"proxy-{kind}.log", "wb"))
+        for kind, address, words in [("public", PUBLIC, user), ("private", PRIVATE, [])]
+    ]
+    wrapped = socketserver.ThreadingTCPServer((PUBLIC, TLS_PROXY), TlsProxy)
+    wrapped.daemon_threads = True
+    wrapped.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    wrapped.context.load_cert_chain(directory / "site.pem", directory / "site.key")
+    threading.Thread(target=wrapped.serve_forever, daemon=True).start()
+    for address in [PUBLIC, PRIVATE]:
+        for _ in range(100):
+            with contextlib.suppress(OSError):
+                socket.create_connection((address, PROXY)).close()
+                break
+            time.sleep(0.05)
+    return proxies
+
+
 def main():
     print("namespace", flush=True)
     sys.stdin.readline()
@@ -88,8 +136,11 @@ def main():
     server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     server.bind((RESOLVER, 53))
     threading.Thread(target=names, args=(server,), daemon=True).start()
+    proxies = start_proxies(pathlib.Path(sys.argv[1]))
     print("serving", flush=True)
-    threading.Event().wait()
+    sys.stdin.read()
+    for proxy in proxies:
+        proxy.terminate()
 
 
 if __name__ == "__main__":

@@ -24,6 +24,11 @@ NAME = "files.example.test"
 REBINDING = "rebinding.example.test"
 # Port of an echo server at PUBLIC.
 ECHO = 7777
+# Ports of the SOCKS5 proxies at PUBLIC and PRIVATE, and of that at PUBLIC within TLS.
+PROXY = 1080
+TLS_PROXY = 1443
+PROXY_USER = "tester"
+PROXY_PASSWORD = "canary-proxy-4711"
 
 
 def run(*command):
@@ -38,9 +43,10 @@ class World:
         directory = pathlib.Path(self.certificates.name)
         # The authority of the servers of the fake internet.
         self.authority = secure_web.make_certificates(directory)
+        self.directory = directory
         program = pathlib.Path(__file__).with_name("fake_internet.py")
         self.internet = subprocess.Popen(
-            ["unshare", "--net", sys.executable, str(program), str(directory)],
+            ["unshare", "--net", "--mount", sys.executable, str(program), str(directory)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
         assert self.internet.stdout.readline() == "namespace\n"
@@ -55,8 +61,14 @@ class World:
         run("ip", "route", "add", "default", "via", "203.0.113.2")
         run("ip", "-6", "route", "add", "default", "via", "2001:db8::2")
 
+    def proxied(self, kind="public"):
+        """What a SOCKS5 proxy has been asked to connect to so far."""
+        lines = (self.directory / f"proxy-{kind}.log").read_text().splitlines()
+        return [line.split("connected to ")[1] for line in lines if "connected to " in line]
+
     def close(self):
-        self.internet.terminate()
+        # Only so does it end its proxies.
+        self.internet.stdin.close()
         self.internet.wait()
         self.certificates.cleanup()
 

@@ -131,3 +131,42 @@ def test_the_policy_holds_for_public_hosts(boxes, target):
     finally:
         denied.kill()
         allowed.kill()
+
+
+# Sends each request to its own public host again, as a proxy does: with the headers that came.
+FORWARD = """
+import http.server, sys, urllib.error, urllib.request
+class Forward(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        headers = {}
+        for name, value in self.headers.items():
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        try:
+            with urllib.request.urlopen(urllib.request.Request(sys.argv[1], headers=headers)) as response:
+                status = response.status
+        except urllib.error.HTTPError as error:
+            status = error.code
+        with open("/tmp/requests", "a") as requests:
+            requests.write("x")
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+http.server.ThreadingHTTPServer(("", 8080), Forward).serve_forever()
+"""
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_request_does_not_go_in_circles(boxes, scheme):
+    sandbox = create(boxes)
+    try:
+        # The rule is one for the sandbox's own host.
+        rules = {host_of(sandbox): [{"transform": {"headers": {"X-Api-Key": "k1"}}}]}
+        sandbox.update_network({"rules": rules})
+        sandbox.files.write("/tmp/forward.py", FORWARD)
+        url = f"{scheme}://{host_of(sandbox)}/"
+        sandbox.commands.run(f"python3 /tmp/forward.py {url}", background=True)
+        sandbox.commands.run("until nc -z localhost 8080 2>/dev/null || (exec 3<>/dev/tcp/localhost/8080) 2>/dev/null; do sleep 0.1; done")
+        assert status(sandbox, url) == "508"
+        assert sandbox.files.read("/tmp/requests") == "x" * 15
+    finally:
+        sandbox.kill()

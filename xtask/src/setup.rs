@@ -29,6 +29,7 @@ const TESTING: &[&str] = &[
     "knot-dnsutils",
     "skopeo",
     "umoci",
+    "microsocks",
 ];
 
 /// Servers that tests run themselves: the package, and the service that it would start.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use catalog::TemplateSummary;
 use control::{Access, ControlError, NewKey, SandboxInfo, SnapshotSummary};
-use egress_rules::NetworkRules;
+use egress_rules::{EgressProxy, NetworkRules};
 use ids::TeamId;
 use serde::Serialize;
 use store::{ApiKey, Lifecycle, Mask, NetworkConfig, SandboxState, VolumeMount};
@@ -85,6 +85,36 @@ struct NetworkView {
     /// As stored: placeholders for secrets are not replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
     rules: Option<NetworkRules>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    egress_proxy: Option<ProxyView>,
+}
+
+/// A proxy without its password and its authorities.
+#[derive(Debug, Serialize)]
+struct ProxyView {
+    address: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    username: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls: Option<ProxyTlsView>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ProxyTlsView {
+    enabled: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server_name: Option<String>,
+}
+
+impl From<EgressProxy> for ProxyView {
+    fn from(proxy: EgressProxy) -> Self {
+        Self {
+            address: proxy.address(),
+            username: proxy.username,
+            tls: proxy.tls.map(|tls| ProxyTlsView { enabled: true, server_name: tls.server_name }),
+        }
+    }
 }
 
 impl From<NetworkConfig> for NetworkView {
@@ -96,6 +126,7 @@ impl From<NetworkConfig> for NetworkView {
             dns_servers: network.dns_servers,
             mask_request_host: network.mask_request_host,
             rules: network.rules,
+            egress_proxy: network.egress_proxy.map(Into::into),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use layers::LayerStore;
-use net::Cidr;
+use net::{Cidr, ProxyHosts};
 use secrets::Secrets;
 use store::TeamLimits;
 use volumes::VolumeTrees;
@@ -56,6 +56,8 @@ pub struct Config {
     pub egress_ca: Option<String>,
     /// Secrets of teams; without it there are none.
     pub secrets: Option<Arc<Secrets>>,
+    /// Checks where proxies of sandboxes are; without it there are none.
+    pub proxy_hosts: Option<Arc<ProxyHosts>>,
     /// How registries of container images are reached.
     pub registries: oci::Registries,
     /// Maximum number of pre-started sandboxes, of all templates together; 0 disables the pool.
@@ -103,6 +105,7 @@ impl Config {
             trusted_ca: None,
             egress_ca: None,
             secrets: None,
+            proxy_hosts: None,
             registries: oci::Registries::default(),
             pool_max: 0,
             pool_memory: 2 << 30,

@@ -27,7 +27,7 @@ use crate::clients::{ActiveRequest, Client, network_of};
 use crate::listener::{Begun, Origin};
 use crate::stream::ClientStream;
 use crate::target::{Target, target};
-use crate::{Edge, observe, pages, public};
+use crate::{Edge, hops, observe, pages, public};
 
 /// Time limit for a request's head, including the idle time before it. Clients keep connections for 300 s: our
 /// limit must be longer, or a client sends a request into a closing socket. It is shorter for anonymous connections ([`Client`]).
@@ -116,7 +116,7 @@ pub(crate) struct ConnectionHandle {
 }
 
 async fn respond(
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
     edge: Arc<Edge>,
     connection: ConnectionHandle,
 ) -> Result<Response<AnyBody>, Infallible> {
@@ -133,6 +133,9 @@ async fn respond(
         },
     };
     let is_http2 = request.version() == Version::HTTP_2;
+    if origin.is_inside {
+        hops::count(request.headers_mut());
+    }
     let (request, drain) = if !request.body().is_end_stream() {
         let (request, drain) = body_drain::drainable(request);
         (request.map(AnyBody::new), Some(drain))
@@ -143,6 +146,10 @@ async fn respond(
         Target::Api => api(request, &edge, &connection).await?,
         Target::Redirect(port) => pages::redirect(&request, port),
         Target::Tunnel => pages::no_tunnel(),
+        Target::Sandbox(_) if hops::is_loop(request.headers()) => {
+            drop(request);
+            pages::request_loop()
+        }
         Target::Sandbox(address) => observe::forward(request, address, &edge, &connection).await,
         Target::Invalid(text) => {
             drop(request);

@@ -8,6 +8,7 @@ mod connection;
 mod credentials;
 mod half_closed;
 mod headers;
+mod hops;
 mod listener;
 mod observe;
 mod pages;

@@ -84,6 +84,11 @@ pub(crate) fn invalid_host(text: &'static str) -> Response<Body> {
     respond(StatusCode::BAD_REQUEST, TEXT, text.to_owned())
 }
 
+/// Response to a request that sandboxes have sent each other too many times.
+pub(crate) fn request_loop() -> Response<Body> {
+    respond(StatusCode::LOOP_DETECTED, TEXT, "the request goes in circles between sandboxes\n".to_owned())
+}
+
 /// Redirects a request to the same target by HTTPS. The method stays the same.
 pub(crate) fn redirect<B>(request: &Request<B>, port: u16) -> Response<Body> {
     let host = target::host(request).unwrap_or_default();

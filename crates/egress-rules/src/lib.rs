@@ -1,4 +1,5 @@
-//! Header rules: which headers the gateway sets on a sandbox's requests to which hosts (`network.rules`).
+//! Header rules: which headers the gateway sets on a sandbox's requests to which hosts (`network.rules`). Beside them the proxy that its
+//! connections go through (`network.egressProxy`).
 //!
 //! [`NetworkRules`] is the wire and stored form. [`NetworkRules::check`] validates it, with the texts and in the order of the wire
 //! contract, and [`Rules`] is the checked form that requests are looked up in. Decisions only: no sockets, no secrets.
@@ -6,6 +7,7 @@
 
 mod check;
 mod host;
+mod proxy;
 mod template;
 
 use std::collections::BTreeMap;
@@ -15,6 +17,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub use check::RuleError;
 use host::HostKey;
 pub use host::{covers, is_host_name};
+pub use proxy::{EgressProxy, ProxyError, ProxyRequest, ProxyTls, ProxyTlsRequest};
 pub use template::{MalformedPlaceholder, Part, Template, secret_name};
 
 /// The destination port of rules whose key names none.

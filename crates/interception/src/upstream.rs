@@ -13,12 +13,11 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use net::{DialError, Dialled, Outbound};
+use net::{DialError, Dialled, Outbound, ServerStream};
 use parking_lot::Mutex;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -236,8 +235,8 @@ impl Upstream {
     async fn tls(
         &self,
         connector: &TlsConnector,
-        stream: TcpStream,
-    ) -> Result<TlsStream<TcpStream>, SendError> {
+        stream: ServerStream,
+    ) -> Result<TlsStream<ServerStream>, SendError> {
         let name = ServerName::try_from(self.host.clone()).map_err(|_| DialError::Unresolved)?;
         let connected = tokio::time::timeout(HANDSHAKE_TIMEOUT, connector.connect(name, stream)).await;
         connected.map_err(|_| SendError::TlsTimeout)?.map_err(SendError::Tls)

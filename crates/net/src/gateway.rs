@@ -25,6 +25,8 @@ use crate::hairpin::Hairpin;
 use crate::intercept::{DialError, Dialled, Intercepted, Interceptor, Outbound};
 use crate::listeners::Listeners;
 use crate::policy::{Cidr, EgressPolicy, SandboxRules, is_never_public};
+use crate::proxy::{self, ProxyFailure, ProxyPasswords, ProxyRoute, ProxyTarget, SandboxProxy};
+use crate::server_stream::ServerStream;
 use crate::sniff::{self, SniffedName};
 use crate::{DNS_PORT, EGRESS_PORT};
 
@@ -48,6 +50,10 @@ pub struct GatewayConfig {
     pub resolvers: Resolvers,
     /// Private networks that sandboxes may reach nevertheless. Empty by default.
     pub internal_allowed: Vec<Cidr>,
+    /// Private networks that proxies of sandboxes (`network.egressProxy`) may be in besides. Empty by default.
+    pub proxies_allowed: Vec<Cidr>,
+    /// Decrypts the passwords of proxies. Without it proxies that want one cannot be used.
+    pub proxy_passwords: Option<Arc<dyn ProxyPasswords>>,
     /// The outgoing connections of all sandboxes. When all are taken, those of the team and sandbox with most give way.
     pub connections: Arc<Budget>,
     /// What all sandboxes may ask the resolvers together.
@@ -63,6 +69,8 @@ impl Default for GatewayConfig {
         Self {
             resolvers: Resolvers::default(),
             internal_allowed: Vec::new(),
+            proxies_allowed: Vec::new(),
+            proxy_passwords: None,
             connections: Budget::new("outgoing connections", DEFAULT_TOTAL),
             dns_total: DnsTotal::default(),
             interceptor: None,
@@ -186,6 +194,21 @@ impl GatewayState {
         }
         !is_never_public(address) && !is_host_address(address)
     }
+
+    /// Connects to a host through the sandbox's proxy.
+    async fn connect_by_proxy(
+        &self,
+        proxy: &SandboxProxy,
+        target: ProxyTarget,
+    ) -> Result<ServerStream, ProxyFailure> {
+        let route = ProxyRoute {
+            dns: &self.dns,
+            allowed: [&self.config.internal_allowed, &self.config.proxies_allowed],
+            passwords: self.config.proxy_passwords.as_deref(),
+            is_reachable: &|address| self.is_reachable(address),
+        };
+        proxy.connect(target, &route).await
+    }
 }
 
 /// Whether the address is one of the host's own. Sandboxes may not reach the host's services even
@@ -249,8 +272,15 @@ async fn forward(
         sockopt::set_socket_linger(&client, None)?;
         return state.dns.serve_tcp(client, || state.policy()).await;
     }
-    let (target, head) = match decide(&mut client, destination, state).await {
-        EgressDecision::Dial(target, head) => (target, head),
+    let (connected, head) = match decide(&mut client, destination, state).await {
+        EgressDecision::Dial(target, head) => {
+            let connected = tokio::time::timeout(DIAL_TIMEOUT, TcpStream::connect(target)).await;
+            let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+            (connected.map(ServerStream::Tcp), head)
+        }
+        EgressDecision::Proxy(proxy, target, head) => {
+            (state.connect_by_proxy(&proxy, target).await.map_err(io::Error::other), head)
+        }
         EgressDecision::Intercept(interceptor, host, head) => {
             // TLS has an end of its own, by which the client tells a complete response.
             sockopt::set_socket_linger(&client, None)?;
@@ -263,21 +293,23 @@ async fn forward(
             return Ok(());
         }
     };
-    let connected = tokio::time::timeout(DIAL_TIMEOUT, TcpStream::connect(target)).await;
-    let Ok(Ok(mut server)) = connected else {
-        debug!(%target, "outgoing connection failed");
-        return Ok(());
+    let mut server = match connected {
+        Ok(server) => server,
+        Err(error) => {
+            debug!(%destination, %error, "outgoing connection failed");
+            return Ok(());
+        }
     };
-    reset_on_close(&server)?;
+    server.set_reset_on_close(true)?;
     client.set_nodelay(true)?;
-    server.set_nodelay(true)?;
+    server.set_nodelay()?;
     let copy = async {
         server.write_all(&head).await?;
         stream_copy::copy_bidirectional(&mut client, &mut server).await
     };
     if matches!(cut.run_until_cancelled(copy).await, Some(Ok(()))) {
         sockopt::set_socket_linger(&client, None)?;
-        sockopt::set_socket_linger(&server, None)?;
+        server.set_reset_on_close(false)?;
     }
     Ok(())
 }
@@ -307,6 +339,8 @@ fn original_destination(client: &TcpStream) -> io::Result<SocketAddr> {
 enum EgressDecision {
     /// Connect to the address, and send what the client has sent so far.
     Dial(SocketAddr, Vec<u8>),
+    /// Have the proxy connect, and send what the client has sent so far.
+    Proxy(Arc<SandboxProxy>, ProxyTarget, Vec<u8>),
     /// Have the connection to this host served, which has a header rule. Beside it what the client has sent so far.
     Intercept(Arc<dyn Interceptor>, String, Vec<u8>),
     Refuse(&'static str),
@@ -318,20 +352,23 @@ async fn decide(client: &mut TcpStream, destination: SocketAddr, state: &Gateway
     let (address, port) = (destination.ip(), destination.port());
     let (is_permitted, is_reachable) = (policy.permits_address(address), state.is_reachable(address));
     let hairpin = state.config.hairpin.as_ref().filter(|hairpin| !is_reachable && hairpin.has_port(port));
+    // A proxy may have private networks of the user's behind it. Nothing of them is connected to from here.
+    let is_reachable = is_reachable
+        || (policy.proxy.is_some() && proxy::is_private_network(address) && !is_host_address(address));
     if is_permitted && !is_reachable && hairpin.is_none() {
         return INSIDE;
     }
     let rules = policy.rules.as_deref().map(|own| &own.rules).filter(|rules| rules.concern_port(port));
     let interceptor = state.config.interceptor.as_ref();
     let rules = rules.filter(|_| interceptor.is_some());
-    if is_permitted && rules.is_none() && hairpin.is_none() {
-        return EgressDecision::Dial(destination, Vec::new());
+    if is_permitted && rules.is_none() && hairpin.is_none() && !policy.leaves_names_to_proxy() {
+        return to_address(&policy, destination, Vec::new());
     }
     let expects_tls = rules.is_some() || (hairpin.is_some() && port != HTTP);
     let (name, head) = requested_name(client, port, expects_tls).await;
     let Some(name) = name else {
         return match is_permitted {
-            true if is_reachable => EgressDecision::Dial(destination, head),
+            true if is_reachable => to_address(&policy, destination, head),
             true => INSIDE,
             false => EgressDecision::Refuse("the address is denied"),
         };
@@ -358,14 +395,26 @@ async fn decide(client: &mut TcpStream, destination: SocketAddr, state: &Gateway
             return EgressDecision::Intercept(Arc::clone(interceptor), host.to_owned(), head);
         }
     }
+    let for_proxy = policy.proxy.as_ref().zip(proxy::name_for_proxy(name.host()));
+    if let Some((proxy, name)) = for_proxy.filter(|_| !is_permitted || policy.leaves_names_to_proxy()) {
+        return EgressDecision::Proxy(Arc::clone(proxy), ProxyTarget::Name(name, port), head);
+    }
     if is_permitted {
-        return EgressDecision::Dial(destination, head);
+        return to_address(&policy, destination, head);
     }
     // The name is what the policy permits, so the name is resolved here: an /etc/hosts entry in the
     // sandbox cannot point it to another address.
     match state.dns.lookup(name.host()).await.into_iter().find(|ip| state.is_reachable(*ip)) {
-        Some(address) => EgressDecision::Dial(SocketAddr::new(address, port), head),
+        Some(address) => to_address(&policy, SocketAddr::new(address, port), head),
         None => EgressDecision::Refuse("the name has no reachable address"),
+    }
+}
+
+/// Connects to an address that the policy permits: through the proxy if there is one.
+fn to_address(policy: &EgressPolicy, address: SocketAddr, head: Vec<u8>) -> EgressDecision {
+    match &policy.proxy {
+        Some(proxy) => EgressDecision::Proxy(Arc::clone(proxy), ProxyTarget::Address(address), head),
+        None => EgressDecision::Dial(address, head),
     }
 }
 
@@ -443,11 +492,14 @@ impl Outbound for SandboxOutbound {
     async fn dial(&self, host: &str, port: u16) -> Result<Dialled, DialError> {
         let state = &self.0;
         let policy = state.policy();
+        let hairpin = state.config.hairpin.as_ref().filter(|hairpin| hairpin.is_sandbox(host));
+        if let Some(proxy) = policy.proxy.as_ref().filter(|_| hairpin.is_none()) {
+            return self.dial_by_proxy(proxy, &policy, host, port).await;
+        }
         let addresses = state.dns.lookup(host).await;
         if addresses.is_empty() {
             return Err(DialError::Unresolved);
         }
-        let hairpin = state.config.hairpin.as_ref().filter(|hairpin| hairpin.is_sandbox(host));
         let by_name = policy.permits_domain(host);
         let permitted = addresses
             .into_iter()
@@ -459,13 +511,41 @@ impl Outbound for SandboxOutbound {
         if targets.is_empty() {
             return Err(DialError::Denied);
         }
-        let share = state.config.connections.take(state.account(), Use::Busy, MAX_CONNECTIONS);
-        let share = share.map_err(|_| DialError::Exhausted)?;
+        let share = self.place()?;
         let connected = tokio::time::timeout(DIAL_TIMEOUT, connect_any(&targets)).await;
         let stream =
             connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(DialError::Failed)?;
         stream.set_nodelay(true).map_err(DialError::Failed)?;
-        Ok(Dialled { stream, share, is_plain: own.is_some() })
+        Ok(Dialled { stream: ServerStream::Tcp(stream), share, is_plain: own.is_some() })
+    }
+}
+
+impl SandboxOutbound {
+    async fn dial_by_proxy(
+        &self,
+        proxy: &SandboxProxy,
+        policy: &EgressPolicy,
+        host: &str,
+        port: u16,
+    ) -> Result<Dialled, DialError> {
+        let state = &self.0;
+        let target = if policy.permits_domain(host) || policy.leaves_names_to_proxy() {
+            ProxyTarget::Name(host.to_owned(), port)
+        } else {
+            let addresses = state.dns.lookup(host).await;
+            let permitted = addresses.into_iter().find(|ip| policy.permits_address(*ip));
+            ProxyTarget::Address(SocketAddr::new(permitted.ok_or(DialError::Denied)?, port))
+        };
+        let share = self.place()?;
+        let stream = state.connect_by_proxy(proxy, target).await?;
+        Ok(Dialled { stream, share, is_plain: false })
+    }
+
+    /// Takes a place among outgoing connections.
+    fn place(&self) -> Result<budget::Share, DialError> {
+        let state = &self.0;
+        let share = state.config.connections.take(state.account(), Use::Busy, MAX_CONNECTIONS);
+        share.map_err(|_| DialError::Exhausted)
     }
 }
 

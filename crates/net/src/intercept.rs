@@ -9,6 +9,8 @@ use budget::Share;
 use tokio::net::TcpStream;
 
 use crate::policy::SandboxRules;
+use crate::proxy::ProxyFailure;
+use crate::server_stream::ServerStream;
 
 /// Serves connections to hosts that have header rules, in the place of those hosts.
 #[async_trait]
@@ -49,7 +51,7 @@ pub trait Outbound: fmt::Debug + Send + Sync {
 #[derive(Debug)]
 pub struct Dialled {
     /// The connection.
-    pub stream: TcpStream,
+    pub stream: ServerStream,
     /// Its place among outgoing connections. When it is revoked, the connection must be closed.
     pub share: Share,
     /// It leads to this very server, which is not spoken to by TLS.
@@ -71,4 +73,7 @@ pub enum DialError {
     /// No address accepted a connection in time.
     #[error("cannot connect to the host: {0}")]
     Failed(io::Error),
+    /// The sandbox's proxy did not connect to it.
+    #[error(transparent)]
+    Proxy(#[from] ProxyFailure),
 }

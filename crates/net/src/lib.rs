@@ -17,7 +17,9 @@ mod intercept;
 mod listeners;
 mod loopback;
 mod policy;
+mod proxy;
 mod redirect;
+mod server_stream;
 mod sniff;
 mod tap;
 
@@ -30,6 +32,8 @@ pub use hold::{hold_tcp, release_tcp};
 pub use intercept::{DialError, Dialled, Intercepted, Interceptor, Outbound};
 pub use listeners::{Listeners, TcpListener, listen_in};
 pub use policy::{Cidr, EgressPolicy, PolicyError, SandboxRules, is_never_public};
+pub use proxy::{ProxyFailure, ProxyHosts, ProxyPasswords, SandboxProxy};
+pub use server_stream::ServerStream;
 pub use tap::{LinkAddresses, TapNetwork, create_tap_network};
 
 use std::io;

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use egress_rules::Rules;
 use serde::{Deserialize, Serialize};
 
+use crate::proxy::SandboxProxy;
+
 /// Errors in the rules of a policy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
@@ -106,6 +108,8 @@ pub struct EgressPolicy {
     pub deny: Vec<Cidr>,
     /// Headers to set on requests, if there are rules.
     pub rules: Option<Arc<SandboxRules>>,
+    /// The proxy that connections go through, if there is one.
+    pub proxy: Option<Arc<SandboxProxy>>,
 }
 
 /// The header rules of one sandbox.
@@ -134,6 +138,12 @@ impl EgressPolicy {
                 // `0.0.0.0/0` is how the SDKs say "all traffic", and that includes IPv6.
                 cidr.contains(address) || (cidr.is_everything() && cidr.base().is_ipv4())
             })
+    }
+
+    /// Whether the proxy may be given names that are permitted by address alone: it resolves them itself, so a name that leads elsewhere
+    /// would get past rules that deny addresses.
+    pub(crate) fn leaves_names_to_proxy(&self) -> bool {
+        self.proxy.is_some() && self.deny.is_empty()
     }
 
     /// Whether only the listed domains may be resolved, which is so when all traffic is denied.

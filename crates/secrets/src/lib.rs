@@ -7,7 +7,7 @@ mod keys;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use egress_rules::secret_name;
+use egress_rules::{EgressProxy, secret_name};
 use ids::{SecretId, TeamId};
 use store::{Store, StoreError, StoredSecret, truncate_to_micros};
 use time::OffsetDateTime;
@@ -241,6 +241,35 @@ impl Secrets {
         Ok(Zeroizing::new(text.to_owned()))
     }
 
+    /// Encrypts the password for a team's proxy, bound to the proxy: in another record it is of no use. Returns hexadecimal digits.
+    ///
+    /// # Errors
+    /// There is no key.
+    pub fn seal_proxy_password(
+        &self,
+        team: TeamId,
+        proxy: &EgressProxy,
+        password: &str,
+    ) -> Result<String, SecretsError> {
+        Ok(hex::encode(self.keys.seal(password.as_bytes(), &proxy_context(team, proxy))?))
+    }
+
+    /// Returns the password for a team's proxy.
+    ///
+    /// # Errors
+    /// The key is missing, or the password is another proxy's.
+    pub fn proxy_password(
+        &self,
+        team: TeamId,
+        proxy: &EgressProxy,
+    ) -> Result<Zeroizing<String>, SecretsError> {
+        let sealed = proxy.sealed_password.as_deref().unwrap_or_default();
+        let sealed = hex::decode(sealed).map_err(|_| KeyError::Damaged)?;
+        let password = self.keys.open_sealed(&sealed, &proxy_context(team, proxy))?;
+        let text = std::str::from_utf8(&password).map_err(|_| KeyError::Damaged)?;
+        Ok(Zeroizing::new(text.to_owned()))
+    }
+
     /// Finds a secret by its id or its name.
     async fn find(&self, team: TeamId, selector: &str) -> Result<StoredSecret, SecretsError> {
         let selector = selector.trim().to_ascii_lowercase();
@@ -257,6 +286,12 @@ impl Secrets {
 /// What a value is bound to: encrypted, it is of no use in another record, and an older version cannot be put back.
 fn context(stored: &StoredSecret) -> String {
     format!("cofferdam secret/{}/{}/{}", stored.team, stored.id, stored.version)
+}
+
+/// As [`context`], for the password of a proxy. The user's name is last, as it may have any character.
+fn proxy_context(team: TeamId, proxy: &EgressProxy) -> String {
+    let user = proxy.username.as_deref().unwrap_or_default();
+    format!("cofferdam proxy/{team}/{}/{user}", proxy.address())
 }
 
 fn valid_name(name: &str) -> Result<String, SecretsError> {
@@ -335,6 +370,28 @@ mod tests {
         }
         secrets.delete(own, "api_key").await.unwrap();
         secrets.create(own, "api_key", "again", Metadata::new()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn passwords_of_proxies_are_bound_to_team_and_proxy() {
+        let dir = tempfile::tempdir().unwrap();
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&dir.path().join("store.db")).await.unwrap());
+        let secrets = Secrets::open(store, Keys::open(&dir.path().join("key")).unwrap()).await.unwrap();
+        let team = TeamId::generate();
+        let mut proxy = EgressProxy {
+            host: "p.example".to_owned(),
+            port: 1080,
+            username: Some("u".to_owned()),
+            sealed_password: None,
+            tls: None,
+        };
+        proxy.sealed_password = Some(secrets.seal_proxy_password(team, &proxy, "canary").unwrap());
+        assert_eq!(*secrets.proxy_password(team, &proxy).unwrap(), "canary");
+        assert!(secrets.proxy_password(TeamId::generate(), &proxy).is_err());
+        let other = EgressProxy { host: "q.example".to_owned(), ..proxy.clone() };
+        assert!(secrets.proxy_password(team, &other).is_err());
+        proxy.sealed_password = None;
+        assert!(secrets.proxy_password(team, &proxy).is_err());
     }
 
     #[tokio::test]

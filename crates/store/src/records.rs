@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use egress_rules::NetworkRules;
+use egress_rules::{EgressProxy, NetworkRules};
 use ids::{BuildId, ExecutionId, KeyId, SandboxId, SnapshotId, TeamId, TemplateId, VolumeId};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -376,6 +376,9 @@ pub struct NetworkConfig {
     /// Headers that the gateway sets on requests, by host. Placeholders for secrets are not replaced here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rules: Option<NetworkRules>,
+    /// The proxy that outgoing connections go through. Its password is encrypted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub egress_proxy: Option<EgressProxy>,
 }
 
 /// Fields of a sandbox that no query needs.

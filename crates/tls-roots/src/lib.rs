@@ -26,6 +26,19 @@ pub fn client_config_with(authorities: &str) -> ClientConfig {
     config_with(roots)
 }
 
+/// Returns a configuration that trusts these authorities alone, PEM.
+///
+/// # Errors
+/// The text has no certificate, or one that cannot be read.
+pub fn client_config_of(authorities: &str) -> Result<ClientConfig, rustls::Error> {
+    let unreadable = || rustls::Error::General("the text has no certificate that can be read".to_owned());
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(authorities.as_bytes()) {
+        roots.add(certificate.map_err(|_| unreadable())?)?;
+    }
+    if roots.is_empty() { Err(unreadable()) } else { Ok(config_with(roots)) }
+}
+
 /// Returns a configuration that trusts no server, for clients that only make plaintext connections. Does not block.
 #[must_use]
 pub fn client_config_without_roots() -> ClientConfig {

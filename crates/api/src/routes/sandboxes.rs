@@ -9,7 +9,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::IntoResponse;
 use control::{CreateRequest, IdempotencyKey, ListQuery, MountRequest, NetworkUpdate};
-use egress_rules::NetworkRules;
+use egress_rules::{NetworkRules, ProxyRequest};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -95,7 +95,7 @@ struct Network {
     dns_servers: Option<Vec<String>>,
     mask_request_host: Option<String>,
     rules: Option<NetworkRules>,
-    egress_proxy: Option<Value>,
+    egress_proxy: Option<ProxyRequest>,
     https_ports: Option<Vec<Value>>,
     #[serde(rename = "allow_internet_access")]
     allow_internet_access: Option<bool>,
@@ -104,11 +104,8 @@ struct Network {
 impl Network {
     /// Refuses options that this server does not have.
     fn check(&self) -> Result<(), ApiError> {
-        let unsupported = [
-            (self.egress_proxy.is_some(), "network.egressProxy"),
-            (self.https_ports.as_ref().is_some_and(|ports| !ports.is_empty()), "network.httpsPorts"),
-        ];
-        refuse(unsupported)
+        let has_ports = self.https_ports.as_ref().is_some_and(|ports| !ports.is_empty());
+        refuse([(has_ports, "network.httpsPorts")])
     }
 
     /// Returns the header rules as they are stored.
@@ -130,10 +127,11 @@ impl NewSandbox {
     fn into_request(mut self, default_timeout: i64) -> Result<CreateRequest, ApiError> {
         let tokens = self.iam.and_then(|iam| iam.tokens);
         refuse([(tokens.is_some_and(|tokens| !tokens.is_empty()), "iam.tokens")])?;
-        let mut rules = None;
+        let (mut rules, mut proxy) = (None, None);
         if let Some(network) = &mut self.network {
             network.check()?;
             rules = network.take_rules()?;
+            proxy = network.egress_proxy.take();
         }
         Ok(CreateRequest {
             template: self.template_id,
@@ -147,7 +145,9 @@ impl NewSandbox {
                 dns_servers: network.dns_servers,
                 mask_request_host: network.mask_request_host,
                 rules,
+                egress_proxy: None,
             }),
+            proxy,
             allow_internet_access: self.allow_internet_access,
             lifecycle: Lifecycle {
                 auto_pause: self.auto_pause.unwrap_or(false),
@@ -217,6 +217,7 @@ async fn network(
     let rules = body.take_rules()?;
     let update = NetworkUpdate {
         rules,
+        proxy: body.egress_proxy,
         allow_out: body.allow_out,
         deny_out: body.deny_out,
         dns_servers: body.dns_servers,

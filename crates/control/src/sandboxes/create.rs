@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use catalog::{ResolvedTemplate, TemplateRef};
+use egress_rules::ProxyRequest;
 use ids::{ExecutionId, SandboxId};
 use limits::{QuotaReservation, StartTicket, check_sandbox_size};
 use logs::LogLevel;
@@ -43,6 +44,8 @@ pub struct CreateRequest {
     pub env_vars: BTreeMap<String, String>,
     /// Network settings, if any were given.
     pub network: Option<NetworkConfig>,
+    /// The proxy that outgoing connections go through, as its creator sends it.
+    pub proxy: Option<ProxyRequest>,
     /// Whether internet access was explicitly allowed or denied.
     pub allow_internet_access: Option<bool>,
     /// What happens at the end of its time.
@@ -113,7 +116,11 @@ impl Control {
         check_sandbox_size(team, &resolved.build)?;
         self.check_lifecycle(request.lifecycle)?;
         request.lifecycle.resume_timeout = request.timeout.max(MIN_AFTER_WAKING).min(max_timeout(team));
-        let policy = egress_policy(team.id, request.network.as_ref(), request.allow_internet_access)?;
+        let mut policy = egress_policy(team.id, request.network.as_ref(), request.allow_internet_access)?;
+        if let Some(proxy) = self.accept_proxy(team.id, request.proxy.take().as_ref()).await? {
+            request.network.get_or_insert_default().egress_proxy = Some(proxy);
+            policy = egress_policy(team.id, request.network.as_ref(), request.allow_internet_access)?;
+        }
         let mounts = self.volumes.check_mounts(team.id, std::mem::take(&mut request.volume_mounts))?;
         self.check_engine_mounts(&mounts, &resolved.build)?;
         self.node.admit()?;

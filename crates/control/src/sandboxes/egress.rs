@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use ids::TeamId;
-use net::{Cidr, EgressPolicy, SandboxRules};
+use net::{Cidr, EgressPolicy, SandboxProxy, SandboxRules};
 use store::NetworkConfig;
 
 use crate::ControlError;
@@ -60,6 +60,12 @@ pub fn egress_policy(
     if let Some(rules) = &network.rules {
         let rules = rules.check().map_err(|error| ControlError::Invalid(error.to_string()))?;
         policy.rules = Some(Arc::new(SandboxRules { team: team.as_u128(), rules }));
+    }
+    if let Some(proxy) = &network.egress_proxy {
+        let proxy = SandboxProxy::new(team.as_u128(), proxy.clone()).map_err(|error| {
+            ControlError::Invalid(format!("Invalid egress proxy config: egress proxy tls.caCert: {error}"))
+        })?;
+        policy.proxy = Some(Arc::new(proxy));
     }
     Ok(policy)
 }
@@ -117,6 +123,7 @@ pub(super) fn clear_egress(network: &mut NetworkConfig) {
     network.deny_out = None;
     network.dns_servers = None;
     network.rules = None;
+    network.egress_proxy = None;
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod connect;
 mod create;
 mod discard;
 mod egress;
+mod egress_proxy;
 mod end;
 mod expiry;
 mod fork;

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use egress_rules::NetworkRules;
+use egress_rules::{NetworkRules, ProxyRequest};
 use ids::SandboxId;
 use store::{NetworkConfig, Team};
 use time::{Duration, OffsetDateTime};
@@ -30,6 +30,8 @@ pub struct NetworkUpdate {
     pub dns_servers: Option<Vec<String>>,
     /// Headers that the gateway sets on requests, by host.
     pub rules: Option<NetworkRules>,
+    /// The proxy that outgoing connections go through.
+    pub proxy: Option<ProxyRequest>,
     /// Whether internet access is explicitly allowed or denied.
     pub allow_internet_access: Option<bool>,
 }
@@ -90,6 +92,8 @@ impl Control {
         update: NetworkUpdate,
     ) -> Result<(), ControlError> {
         let running = self.running_sandbox(team.id, id)?;
+        // Resolves a name, so not under the lock.
+        let proxy = self.accept_proxy(team.id, update.proxy.as_ref()).await?;
         let _transition = lock_running(&running).await?;
         let mut details = running.details();
         let mut network = details.network.take().unwrap_or_default();
@@ -98,6 +102,7 @@ impl Control {
         network.deny_out = update.deny_out;
         network.dns_servers = update.dns_servers;
         network.rules = update.rules;
+        network.egress_proxy = proxy;
         let policy = egress_policy(team.id, Some(&network), update.allow_internet_access)?;
         details.network = (network != NetworkConfig::default()).then_some(network);
         details.allow_internet_access = update.allow_internet_access;

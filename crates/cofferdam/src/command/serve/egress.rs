@@ -1,21 +1,30 @@
 //! Opens what connections to hosts with header rules need: the server's certificate authority, secrets of teams, and the interceptor.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use egress_rules::EgressProxy;
 use ids::TeamId;
 use interception::{Asker, Authority, Interceptor, SecretError, SecretSource};
+use net::ProxyPasswords;
+use parking_lot::Mutex;
 use secrets::{Keys, Secrets, SecretsError};
 use store::Store;
-use tracing::{error, info};
+use tracing::error;
 use zeroize::Zeroizing;
 
+use super::secret_uses::SecretUses;
 use super::{ServeArguments, authorities};
 use crate::failure::Failure;
+
+/// How long further failures are not logged.
+const LOG_PAUSE: Duration = Duration::from_secs(10);
 
 /// The interceptor, and what sandboxes have to trust for it.
 pub(super) struct Egress {
     pub(super) interceptor: Arc<Interceptor>,
+    pub(super) passwords: Arc<dyn ProxyPasswords>,
     /// PEM.
     pub(super) authorities: String,
 }
@@ -30,8 +39,10 @@ pub(super) fn open(arguments: &ServeArguments, secrets: Arc<Secrets>) -> Result<
     let trusted = authority.trusted().to_owned();
     let of_hosts = arguments.egress_ca.as_deref().map(|path| authorities::of_file("--egress-ca", path));
     let of_hosts = of_hosts.transpose()?.flatten().unwrap_or_default();
-    let interceptor = Interceptor::new(Arc::new(authority), &of_hosts, Arc::new(TeamSecrets(secrets)));
-    Ok(Egress { interceptor: Arc::new(interceptor.map_err(|error| failed(&error))?), authorities: trusted })
+    let secrets = Arc::new(TeamSecrets { secrets, uses: SecretUses::start(), logged: Mutex::default() });
+    let interceptor = Interceptor::new(Arc::new(authority), &of_hosts, Arc::<TeamSecrets>::clone(&secrets));
+    let interceptor = Arc::new(interceptor.map_err(|error| failed(&error))?);
+    Ok(Egress { interceptor, passwords: secrets, authorities: trusted })
 }
 
 /// Opens the secrets of teams.
@@ -47,30 +58,52 @@ pub(super) async fn open_secrets(
     Ok(Arc::new(Secrets::open(store, keys).await?))
 }
 
-/// The secrets of teams, for the interceptor.
+/// The secrets of teams, for the interceptor and for proxies.
 #[derive(Debug)]
-struct TeamSecrets(Arc<Secrets>);
+struct TeamSecrets {
+    secrets: Arc<Secrets>,
+    uses: Arc<SecretUses>,
+    /// When a failure was last logged.
+    logged: Mutex<Option<Instant>>,
+}
+
+impl TeamSecrets {
+    /// Logs a failure, but not each one: sandboxes cause as many as they make requests.
+    fn log_failure(&self, failure: &SecretsError, what: &str) {
+        let mut logged = self.logged.lock();
+        if logged.is_none_or(|at| at.elapsed() > LOG_PAUSE) {
+            *logged = Some(Instant::now());
+            error!(%failure, "{what} cannot be read");
+        }
+    }
+}
 
 #[async_trait]
 impl SecretSource for TeamSecrets {
     async fn secret(&self, asker: &Asker<'_>, name: &str) -> Result<Zeroizing<String>, SecretError> {
         let Asker { team, sandbox, host } = *asker;
-        let value = self.0.value(TeamId::from_u128(team), name, host).await;
+        let value = self.secrets.value(TeamId::from_u128(team), name, host).await;
         let outcome = match &value {
             Ok(_) => "sent",
             Err(SecretsError::NotFound | SecretsError::Invalid | SecretsError::Conflict) => "not found",
             Err(SecretsError::NotForHost) => "not for this host",
             Err(SecretsError::Store(_) | SecretsError::Key(_)) => "failed",
         };
-        // Who used which secret where: never its value.
-        info!(target: "audit", sandbox_id = sandbox, secret = name, host, outcome, "secret");
+        self.uses.note(sandbox, name, host, outcome);
         value.map_err(|failure| match failure {
             SecretsError::NotForHost => SecretError::NotForHost,
             SecretsError::Store(_) | SecretsError::Key(_) => {
-                error!(%failure, "a secret cannot be read");
+                self.log_failure(&failure, "a secret");
                 SecretError::Unavailable
             }
             _ => SecretError::NotFound,
         })
+    }
+}
+
+impl ProxyPasswords for TeamSecrets {
+    fn password(&self, team: u128, proxy: &EgressProxy) -> Option<Zeroizing<String>> {
+        let password = self.secrets.proxy_password(TeamId::from_u128(team), proxy);
+        password.inspect_err(|failure| self.log_failure(failure, "the password of a proxy")).ok()
     }
 }

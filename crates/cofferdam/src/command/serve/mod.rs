@@ -8,6 +8,7 @@ mod base_template;
 mod egress;
 mod heap;
 mod listeners;
+mod secret_uses;
 mod settings;
 mod telemetry;
 
@@ -85,6 +86,9 @@ pub(crate) struct ServeArguments {
     /// Private network that sandboxes may connect to. May be repeated. [default: none]
     #[arg(long, value_name = "CIDR")]
     egress_allow_internal: Vec<Cidr>,
+    /// Private network that proxies of sandboxes (`network.egressProxy`) may be in. May be repeated. [default: none]
+    #[arg(long, value_name = "CIDR")]
+    egress_proxy_allow_internal: Vec<Cidr>,
     // Of the default team and of teams that are created from now on.
     #[command(flatten)]
     limits: Limits,
@@ -259,9 +263,11 @@ async fn open_control(
     let store = Arc::new(MeasuredStore::new(database::open(data, arguments.database.as_deref()).await?));
     let secrets = egress::open_secrets(arguments, Arc::<MeasuredStore>::clone(&store)).await?;
     let egress = egress::open(arguments, Arc::clone(&secrets))?;
-    let gateway = settings::gateway(arguments, budgets, egress.interceptor, hairpin);
+    let mut gateway = settings::gateway(arguments, budgets, egress.interceptor, hairpin);
+    gateway.proxy_passwords = Some(egress.passwords);
     let engine = engines::open(&arguments.engines, data, &gateway).await?;
     let mut config = settings::control(arguments, &layers, engine.descriptor().isolation)?;
+    config.proxy_hosts = Some(Arc::new(settings::proxy_hosts(&gateway)));
     config.egress_ca = Some(egress.authorities);
     config.secrets = Some(secrets);
     let control = Control::open(store, engine, config).await?;

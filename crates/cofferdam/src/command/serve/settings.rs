@@ -8,7 +8,7 @@ use std::time::Duration;
 use control::LimitsChange;
 use engine::Isolation;
 use layers::{LayerDigest, LayerStore};
-use net::{GatewayConfig, Hairpin, Interceptor, Resolvers};
+use net::{GatewayConfig, Hairpin, Interceptor, ProxyHosts, Resolvers};
 use volumes::VolumeTrees;
 
 use super::{ServeArguments, authorities};
@@ -78,11 +78,18 @@ pub(super) fn gateway(
     GatewayConfig {
         resolvers,
         internal_allowed: arguments.egress_allow_internal.clone(),
+        proxies_allowed: arguments.egress_proxy_allow_internal.clone(),
         connections: Arc::clone(&budgets.outgoing),
         interceptor: Some(interceptor),
         hairpin,
         ..GatewayConfig::default()
     }
+}
+
+/// Returns what checks the proxies of sandboxes as the gateway does.
+pub(super) fn proxy_hosts(gateway: &GatewayConfig) -> ProxyHosts {
+    let allowed = [&gateway.internal_allowed[..], &gateway.proxies_allowed].concat();
+    ProxyHosts::new(gateway.resolvers.clone(), allowed)
 }
 
 /// Parses a value of `--registry-mirror`.
