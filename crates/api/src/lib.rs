@@ -87,6 +87,7 @@ fn table() -> RouteTable {
         .merge(routes::secrets::routes())
         .merge(routes::prometheus::routes())
         .merge(routes::server::routes())
+        .merge(routes::identity::routes())
         .merge(routes::volumes::routes())
         .merge(routes::volume_content::routes())
 }

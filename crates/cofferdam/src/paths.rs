@@ -51,6 +51,11 @@ impl DataDir {
         self.data_dir.join("secrets.key")
     }
 
+    /// File of the keys that identity tokens of sandboxes are signed with, readable by root alone.
+    pub(crate) fn identity_keys(&self) -> PathBuf {
+        self.data_dir.join("identity-keys.json")
+    }
+
     /// Directory of the certificate authority for connections to hosts with header rules, readable by root alone.
     pub(crate) fn egress_ca(&self) -> PathBuf {
         self.data_dir.join("egress-ca")

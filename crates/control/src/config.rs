@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use identity::Issuer;
 use layers::LayerStore;
 use net::{Cidr, ProxyHosts};
 use secrets::Secrets;
@@ -56,6 +57,8 @@ pub struct Config {
     pub egress_ca: Option<String>,
     /// Secrets of teams; without it there are none.
     pub secrets: Option<Arc<Secrets>>,
+    /// Signs identity tokens of sandboxes; without it there are none.
+    pub identity: Option<Arc<Issuer>>,
     /// Checks where proxies of sandboxes are; without it there are none.
     pub proxy_hosts: Option<Arc<ProxyHosts>>,
     /// How registries of container images are reached.
@@ -105,6 +108,7 @@ impl Config {
             trusted_ca: None,
             egress_ca: None,
             secrets: None,
+            identity: None,
             proxy_hosts: None,
             registries: oci::Registries::default(),
             pool_max: 0,

@@ -26,6 +26,13 @@ impl PublicUrl {
     }
 }
 
+impl std::fmt::Display for PublicUrl {
+    /// Writes it without a slash at the end.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}://{}", self.scheme, self.authority)
+    }
+}
+
 impl FromStr for PublicUrl {
     type Err = String;
 

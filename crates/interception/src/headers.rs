@@ -106,21 +106,24 @@ async fn fill(
         match part {
             Part::Text(part) => text.push_str(part),
             Part::Secret(name) => {
-                let value = secrets.secret(asker, name).await.map_err(|error| {
-                    Refusal::failed(match error {
-                        SecretError::NotFound => format!("secret \"{name}\" not found"),
-                        SecretError::NotForHost => format!("secret \"{name}\" may not be sent to this host"),
-                        SecretError::Unavailable => format!("secret \"{name}\" cannot be read at the moment"),
-                    })
-                })?;
-                text.push_str(&value);
+                let value = secrets.secret(asker, name).await;
+                text.push_str(&value.map_err(|error| unavailable("secret", name, error))?);
             }
             Part::Identity(name) => {
-                return Err(Refusal::failed(format!("identity token \"{name}\" not found")));
+                let token = secrets.identity_token(asker, name).await;
+                text.push_str(&token.map_err(|error| unavailable("identity token", name, error))?);
             }
         }
     }
     Ok(text)
+}
+
+fn unavailable(what: &str, name: &str, error: SecretError) -> Refusal {
+    Refusal::failed(match error {
+        SecretError::NotFound => format!("{what} \"{name}\" not found"),
+        SecretError::NotForHost => format!("{what} \"{name}\" may not be sent to this host"),
+        SecretError::Unavailable => format!("{what} \"{name}\" cannot be read at the moment"),
+    })
 }
 
 #[cfg(test)]
@@ -136,6 +139,13 @@ mod tests {
             match name {
                 "key" => Ok(Zeroizing::new("${e2b.secrets.other}".to_owned())),
                 "lines" => Ok(Zeroizing::new("a\r\nX-Evil: 1".to_owned())),
+                _ => Err(SecretError::NotFound),
+            }
+        }
+
+        async fn identity_token(&self, _: &Asker<'_>, name: &str) -> Result<Zeroizing<String>, SecretError> {
+            match name {
+                "My Token" => Ok(Zeroizing::new("a.b.c".to_owned())),
                 _ => Err(SecretError::NotFound),
             }
         }
@@ -155,11 +165,19 @@ mod tests {
         for value in ["a", "b"] {
             headers.append("x-api-key", HeaderValue::from_static(value));
         }
-        let rule = [("X-Api-Key", "k ${e2b.secrets.key}"), ("X-Empty", ""), ("Host", "other.example")];
+        let rule = [
+            ("X-Api-Key", "k ${e2b.secrets.key}"),
+            ("X-Token", "${e2b.identity.tokens.My Token}"),
+            ("X-Empty", ""),
+            ("Host", "other.example"),
+        ];
         let host = applied(&mut headers, &rule).await.unwrap();
         let values: Vec<_> = headers.get_all("x-api-key").iter().collect();
         assert_eq!(values, ["k ${e2b.secrets.other}"], "what replaces a placeholder is not searched again");
-        assert_eq!(headers["x-empty"], "");
+        assert_eq!(
+            (&headers["x-empty"], &headers["x-token"]),
+            (&HeaderValue::from_static(""), &HeaderValue::from_static("a.b.c"))
+        );
         assert_eq!(host.unwrap(), "other.example");
         assert!(!headers.contains_key(HOST));
         assert!(!format!("{headers:?}").contains("other}"), "secrets are not shown by Debug");

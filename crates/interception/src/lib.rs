@@ -32,6 +32,9 @@ use upstream::TlsClients;
 pub trait SecretSource: fmt::Debug + Send + Sync {
     /// Returns the present value of a team's secret, for a request of a sandbox to a host.
     async fn secret(&self, asker: &Asker<'_>, name: &str) -> Result<Zeroizing<String>, SecretError>;
+
+    /// Returns a token for the identity of a sandbox, for a request to a host.
+    async fn identity_token(&self, asker: &Asker<'_>, name: &str) -> Result<Zeroizing<String>, SecretError>;
 }
 
 /// For what a secret is asked.

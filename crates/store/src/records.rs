@@ -407,6 +407,9 @@ pub struct SandboxDetails {
     pub layers: Vec<String>,
     /// Defaults it was started with.
     pub config: BuildConfig,
+    /// Audiences of the identity tokens that its header rules may send, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub identity_tokens: BTreeMap<String, String>,
     /// Volumes that it has mounted, in the order of the request.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub volume_mounts: Vec<VolumeMount>,

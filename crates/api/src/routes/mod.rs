@@ -2,6 +2,7 @@
 //! Types of request bodies are beside their handlers, types of responses in `wire`.
 
 pub(crate) mod events;
+pub(crate) mod identity;
 pub(crate) mod keys;
 pub(crate) mod lifecycle;
 pub(crate) mod logs;

@@ -11,7 +11,7 @@ use axum::response::IntoResponse;
 use control::{CreateRequest, IdempotencyKey, ListQuery, MountRequest, NetworkUpdate};
 use egress_rules::{NetworkRules, ProxyRequest};
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use store::{Lifecycle, NetworkConfig, PauseFallback, SandboxState};
 use time::OffsetDateTime;
@@ -83,7 +83,28 @@ struct AutoResume {
 
 #[derive(Debug, Deserialize)]
 struct Iam {
-    tokens: Option<Map<String, Value>>,
+    tokens: Option<BTreeMap<String, IamToken>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct IamToken {
+    audience: Option<String>,
+    token_type: Option<String>,
+}
+
+impl Iam {
+    /// Returns the audiences by name.
+    fn audiences(self) -> Result<BTreeMap<String, String>, ApiError> {
+        let tokens = self.tokens.unwrap_or_default();
+        let one = |(name, token): (String, IamToken)| match token.token_type.as_deref() {
+            Some("JWT-SVID") => Ok((name, token.audience.unwrap_or_default())),
+            _ => Err(ApiError::bad_request(format!(
+                "iam.tokens.{name}.tokenType: only \"JWT-SVID\" is supported"
+            ))),
+        };
+        tokens.into_iter().map(one).collect()
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -125,8 +146,7 @@ fn refuse<const N: usize>(fields: [(bool, &str); N]) -> Result<(), ApiError> {
 
 impl NewSandbox {
     fn into_request(mut self, default_timeout: i64) -> Result<CreateRequest, ApiError> {
-        let tokens = self.iam.and_then(|iam| iam.tokens);
-        refuse([(tokens.is_some_and(|tokens| !tokens.is_empty()), "iam.tokens")])?;
+        let identity_tokens = self.iam.map(Iam::audiences).transpose()?.unwrap_or_default();
         let (mut rules, mut proxy) = (None, None);
         if let Some(network) = &mut self.network {
             network.check()?;
@@ -147,6 +167,7 @@ impl NewSandbox {
                 rules,
                 egress_proxy: None,
             }),
+            identity_tokens,
             proxy,
             allow_internet_access: self.allow_internet_access,
             lifecycle: Lifecycle {

@@ -44,6 +44,8 @@ pub struct CreateRequest {
     pub env_vars: BTreeMap<String, String>,
     /// Network settings, if any were given.
     pub network: Option<NetworkConfig>,
+    /// Audiences of the identity tokens that header rules may send, by name.
+    pub identity_tokens: BTreeMap<String, String>,
     /// The proxy that outgoing connections go through, as its creator sends it.
     pub proxy: Option<ProxyRequest>,
     /// Whether internet access was explicitly allowed or denied.
@@ -121,6 +123,7 @@ impl Control {
             request.network.get_or_insert_default().egress_proxy = Some(proxy);
             policy = egress_policy(team.id, request.network.as_ref(), request.allow_internet_access)?;
         }
+        self.accept_tokens(&request.identity_tokens).await?;
         let mounts = self.volumes.check_mounts(team.id, std::mem::take(&mut request.volume_mounts))?;
         self.check_engine_mounts(&mounts, &resolved.build)?;
         self.node.admit()?;
@@ -296,6 +299,7 @@ fn first_record(
             envd_version: envd_api::VERSION.to_owned(),
             layers: build.layers.clone(),
             config: build.config.clone(),
+            identity_tokens: request.identity_tokens,
             volume_mounts: spec.volumes.clone(),
         },
     }

@@ -17,6 +17,7 @@ mod fork;
 mod frozen;
 mod go_live;
 mod idempotency;
+mod identity_tokens;
 mod launch;
 mod launcher;
 mod list;

@@ -1,9 +1,10 @@
 //! Opens what connections to hosts with header rules need: the server's certificate authority, secrets of teams, and the interceptor.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use control::Control;
 use egress_rules::EgressProxy;
 use ids::TeamId;
 use interception::{Asker, Authority, Interceptor, SecretError, SecretSource};
@@ -24,7 +25,7 @@ const LOG_PAUSE: Duration = Duration::from_secs(10);
 /// The interceptor, and what sandboxes have to trust for it.
 pub(super) struct Egress {
     pub(super) interceptor: Arc<Interceptor>,
-    pub(super) passwords: Arc<dyn ProxyPasswords>,
+    pub(super) secrets: Arc<TeamSecrets>,
     /// PEM.
     pub(super) authorities: String,
 }
@@ -39,10 +40,15 @@ pub(super) fn open(arguments: &ServeArguments, secrets: Arc<Secrets>) -> Result<
     let trusted = authority.trusted().to_owned();
     let of_hosts = arguments.egress_ca.as_deref().map(|path| authorities::of_file("--egress-ca", path));
     let of_hosts = of_hosts.transpose()?.flatten().unwrap_or_default();
-    let secrets = Arc::new(TeamSecrets { secrets, uses: SecretUses::start(), logged: Mutex::default() });
+    let secrets = Arc::new(TeamSecrets {
+        secrets,
+        uses: SecretUses::start(),
+        logged: Mutex::default(),
+        control: OnceLock::new(),
+    });
     let interceptor = Interceptor::new(Arc::new(authority), &of_hosts, Arc::<TeamSecrets>::clone(&secrets));
     let interceptor = Arc::new(interceptor.map_err(|error| failed(&error))?);
-    Ok(Egress { interceptor, passwords: secrets, authorities: trusted })
+    Ok(Egress { interceptor, secrets, authorities: trusted })
 }
 
 /// Opens the secrets of teams.
@@ -60,16 +66,41 @@ pub(super) async fn open_secrets(
 
 /// The secrets of teams, for the interceptor and for proxies.
 #[derive(Debug)]
-struct TeamSecrets {
+pub(super) struct TeamSecrets {
     secrets: Arc<Secrets>,
+    /// Knows the sandboxes whose identity tokens are made. Set when it is open; before, no sandbox sends one.
+    control: OnceLock<Weak<Control>>,
     uses: Arc<SecretUses>,
     /// When a failure was last logged.
     logged: Mutex<Option<Instant>>,
 }
 
 impl TeamSecrets {
+    /// Says who knows the sandboxes.
+    pub(super) fn set_control(&self, control: &Arc<Control>) {
+        let _ = self.control.set(Arc::downgrade(control));
+    }
+
+    async fn make_token(
+        &self,
+        team: TeamId,
+        sandbox: &str,
+        name: &str,
+    ) -> Result<Zeroizing<String>, SecretError> {
+        let control = self.control.get().and_then(Weak::upgrade).ok_or(SecretError::Unavailable)?;
+        let (subject, audience) = control.identity_token(team, sandbox, name).ok_or(SecretError::NotFound)?;
+        let issuer = control.issuer().cloned().ok_or(SecretError::NotFound)?;
+        // Signing takes a millisecond, and making a new key some seconds.
+        let made = tokio::task::spawn_blocking(move || issuer.token(&subject, &audience)).await;
+        let made = made.map_err(|_| SecretError::Unavailable)?;
+        made.map_err(|failure| {
+            self.log_failure(&failure, "the key of identity tokens");
+            SecretError::Unavailable
+        })
+    }
+
     /// Logs a failure, but not each one: sandboxes cause as many as they make requests.
-    fn log_failure(&self, failure: &SecretsError, what: &str) {
+    fn log_failure(&self, failure: &dyn std::fmt::Display, what: &str) {
         let mut logged = self.logged.lock();
         if logged.is_none_or(|at| at.elapsed() > LOG_PAUSE) {
             *logged = Some(Instant::now());
@@ -98,6 +129,18 @@ impl SecretSource for TeamSecrets {
             }
             _ => SecretError::NotFound,
         })
+    }
+
+    async fn identity_token(&self, asker: &Asker<'_>, name: &str) -> Result<Zeroizing<String>, SecretError> {
+        let Asker { team, sandbox, host } = *asker;
+        let token = self.make_token(TeamId::from_u128(team), sandbox, name).await;
+        let outcome = match &token {
+            Ok(_) => "sent",
+            Err(SecretError::NotFound | SecretError::NotForHost) => "not found",
+            Err(SecretError::Unavailable) => "failed",
+        };
+        self.uses.note(sandbox, &format!("identity token {name}"), host, outcome);
+        token
     }
 }
 

@@ -231,6 +231,13 @@ pub(super) fn open_hairpin(
     Ok(Some((hairpin, socket)))
 }
 
+impl ListenArguments {
+    /// Returns the value of `--public-url`.
+    pub(super) fn public_url(&self) -> Option<&PublicUrl> {
+        self.public_url.as_ref()
+    }
+}
+
 /// Sets what the edge needs to know of the arguments.
 pub(super) fn configure(arguments: &ListenArguments, config: &mut EdgeConfig) {
     config.public_url.clone_from(&arguments.public_url);

@@ -264,13 +264,15 @@ async fn open_control(
     let secrets = egress::open_secrets(arguments, Arc::<MeasuredStore>::clone(&store)).await?;
     let egress = egress::open(arguments, Arc::clone(&secrets))?;
     let mut gateway = settings::gateway(arguments, budgets, egress.interceptor, hairpin);
-    gateway.proxy_passwords = Some(egress.passwords);
+    gateway.proxy_passwords = Some(Arc::<egress::TeamSecrets>::clone(&egress.secrets));
     let engine = engines::open(&arguments.engines, data, &gateway).await?;
     let mut config = settings::control(arguments, &layers, engine.descriptor().isolation)?;
     config.proxy_hosts = Some(Arc::new(settings::proxy_hosts(&gateway)));
+    config.identity = settings::issuer(arguments)?.map(Arc::new);
     config.egress_ca = Some(egress.authorities);
     config.secrets = Some(secrets);
     let control = Control::open(store, engine, config).await?;
+    egress.secrets.set_control(&control);
     // The options also apply to a default team of an earlier start; other teams are changed by `team update`.
     let limits = LimitsChange::from(&arguments.limits);
     let default_team = control.default_team();

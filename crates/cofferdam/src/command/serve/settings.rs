@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use control::LimitsChange;
 use engine::Isolation;
+use identity::Issuer;
 use layers::{LayerDigest, LayerStore};
 use net::{GatewayConfig, Hairpin, Interceptor, ProxyHosts, Resolvers};
 use volumes::VolumeTrees;
@@ -84,6 +85,19 @@ pub(super) fn gateway(
         hairpin,
         ..GatewayConfig::default()
     }
+}
+
+/// Opens what signs identity tokens of sandboxes: in the name of `--public-url`, or of the API's host below `--domain`.
+///
+/// # Errors
+/// The file of the keys cannot be used.
+pub(super) fn issuer(arguments: &ServeArguments) -> Result<Option<Issuer>, Failure> {
+    let of_domain = (arguments.domain != "localhost").then(|| format!("https://api.{}", arguments.domain));
+    let Some(url) = arguments.listen.public_url().map(ToString::to_string).or(of_domain) else {
+        return Ok(None);
+    };
+    let issuer = Issuer::open(&url, &arguments.data.identity_keys());
+    issuer.map(Some).map_err(|error| Failure::new(format!("keys of identity tokens: {error}")))
 }
 
 /// Returns what checks the proxies of sandboxes as the gateway does.
