@@ -87,6 +87,17 @@ def interpreter_server(one_interpreter_server):
             os.environ[name] = value
 
 
+@pytest.fixture(scope="session")
+def one_mcp_server():
+    """A server with the template `mcp-gateway`, kept between runs as well."""
+    server = Server(data=os.environ["COFFERDAM_MCP_DATA"], trusting=True, kept=True)
+    try:
+        server.build("mcp-gateway")
+        yield server
+    finally:
+        server.stop()
+
+
 @pytest.fixture
 def sandbox(server):
     from e2b import Sandbox

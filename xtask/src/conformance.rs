@@ -23,6 +23,8 @@ pub(crate) struct Environment {
 pub(crate) struct Clients {
     python: PathBuf,
     node_modules: PathBuf,
+    /// Clients of MCP servers: `old` and `new` (Python) and `js`.
+    mcp: PathBuf,
 }
 
 /// Which tests run, and how.
@@ -113,7 +115,7 @@ impl Environment {
         let debug = build::sandbox_programs("dev")?;
         // Loading the larger debug builds would take seconds in every emulated guest.
         let small = build::sandbox_programs("envd")?;
-        let [recipes, _] = ["code-interpreter-v1", "httpbin"].map(templates::staged);
+        let [recipes, ..] = ["code-interpreter-v1", "httpbin", "mcp-gateway"].map(templates::staged);
         let recipes = recipes?.parent().map(Path::to_owned).unwrap_or_default();
         let variables = vec![
             ("COFFERDAM_BIN", server.to_owned()),
@@ -124,6 +126,8 @@ impl Environment {
             ("COFFERDAM_RECIPES", recipes),
             // Kept between runs: its template takes minutes to build, and seconds to be found again.
             ("COFFERDAM_INTERPRETER_DATA", run::target().join("interpreter-data")),
+            ("COFFERDAM_MCP_DATA", run::target().join("mcp-data")),
+            ("COFFERDAM_MCP_CLIENTS", clients.mcp.clone()),
         ];
         let microvm_variables = vec![
             ("COFFERDAM_ENGINE", "microvm".into()),
@@ -133,6 +137,7 @@ impl Environment {
             ("COFFERDAM_GUEST_INIT", small.guest_init),
             // A server sweeps what both engines left over in its data directory, and the next one may be started without QEMU.
             ("COFFERDAM_INTERPRETER_DATA", run::target().join("interpreter-data-microvm")),
+            ("COFFERDAM_MCP_DATA", run::target().join("mcp-data-microvm")),
         ];
         Ok(Self { variables, microvm_variables, clients })
     }
@@ -256,7 +261,34 @@ impl Results {
 /// Installs the newest client packages.
 pub(crate) fn clients() -> Outcome<Clients> {
     let suites = run::root().join("conformance");
-    Ok(Clients { python: python(&suites)?, node_modules: javascript(&suites)? })
+    Ok(Clients { python: python(&suites)?, node_modules: javascript(&suites)?, mcp: mcp()? })
+}
+
+/// Clients of MCP servers. The second version of the Python client lacks functions that documented programs use, so both are there.
+fn mcp() -> Outcome<PathBuf> {
+    let home = run::target().join("mcp-clients");
+    for (name, package) in [("old", "mcp<2"), ("new", "mcp")] {
+        let environment = home.join(name);
+        if !environment.join("bin/python").exists() {
+            run::new("python3").args(["-m", "venv"]).arg(&environment).run()?;
+        }
+        run::new(environment.join("bin/pip")).args(["install", "--quiet", "--upgrade", package]).run()?;
+    }
+    let mut npm = run::new("npm");
+    npm.args(["install", "--silent", "--no-audit", "--no-fund", "--prefix"]).arg(home.join("js"));
+    // The inspector needs a newer Node than Debian's.
+    npm.args(["@modelcontextprotocol/sdk@latest", "@modelcontextprotocol/inspector@latest", "node@24"])
+        .run()?;
+    Ok(home)
+}
+
+/// `cargo xtask mcp-catalogue`: starts all servers of the MCP gateway's catalogue and writes what they offer to `docs/mcp.md`.
+pub(crate) fn mcp_catalogue(rest: &[String]) -> Outcome {
+    let environment = Environment::prepare(&build::server()?, clients()?)?;
+    let mut command = run::new(&environment.clients.python);
+    command.arg("conformance/python/mcp_catalogue.py").args(rest);
+    environment.give(&mut command, Engine::Container);
+    command.run()
 }
 
 fn python(suites: &Path) -> Outcome<PathBuf> {

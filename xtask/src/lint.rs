@@ -27,7 +27,18 @@ pub(crate) fn all() -> Outcome {
     run::cargo(["clippy", "--workspace", "--all-targets", "--quiet", "--", "--deny", "warnings"]).run()?;
     // Each `cargo check` unites the features of its packages, so each further one compiles their dependencies again.
     let mut sandbox = run::cargo(["check", "--quiet", "--target", "aarch64-unknown-linux-musl"]);
-    sandbox.args(["--package", "envd", "--package", "guest-init", "--package", "interpreter"]).run()?;
+    sandbox
+        .args([
+            "--package",
+            "envd",
+            "--package",
+            "guest-init",
+            "--package",
+            "interpreter",
+            "--package",
+            "mcp-gateway",
+        ])
+        .run()?;
     run::cargo(["check", "--quiet", "--package", "cofferdam", "--target", "aarch64-unknown-linux-gnu"]).run()
 }
 

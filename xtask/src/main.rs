@@ -39,6 +39,7 @@ usage: cargo xtask <task>
   build         release build of the server, envd and guest-init
   dist          the same for packages: slower to build, a little faster
   docs          writes docs/cli.md and docs/configuration.md; with --check only checks the other documents
+  mcp-catalogue starts the servers of the MCP gateway's catalogue, or those named, and writes docs/mcp.md
   exam          attacks the host from inside sandboxes of both engines, and writes docs/exam.md
   fuzz          random input for every parser of untrusted input, and unsafe code under valgrind; --minutes 10 for each
   compatibility writes COMPATIBILITY.md from the results of the last conformance run
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         "conformance" => conformance_alone(&rest).and_then(|tally| conclude(&tally)),
         "template" => templates::build(&rest),
         "exam" => exam(),
+        "mcp-catalogue" => setup::for_testing().and_then(|()| conformance::mcp_catalogue(&rest)),
         "docs" if rest.first().is_some_and(|word| word == "--check") => docs::check(),
         "docs" => docs::write(),
         "fuzz" => fuzz::all(&rest),

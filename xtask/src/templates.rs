@@ -1,5 +1,5 @@
 //! Recipes in `templates/` that a server builds: for each a directory under `target/` with the files that its Dockerfile copies.
-//! The code interpreter's gets our interpreter's binary; the others are copied from the repository unchanged.
+//! Recipes that are named in [`PROGRAMS`] get a program of ours; the others are copied from the repository unchanged.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use crate::build::SANDBOX_TARGET;
 use crate::run::{self, Outcome};
 
-const INTERPRETER: &str = "code-interpreter-v1";
+/// Recipes with a program of ours, and the package that it is built from.
+const PROGRAMS: [(&str, &str); 2] = [("code-interpreter-v1", "interpreter"), ("mcp-gateway", "mcp-gateway")];
 
 /// Makes a recipe's directory complete and returns its path.
 pub(crate) fn staged(name: &str) -> Outcome<PathBuf> {
@@ -20,19 +21,16 @@ pub(crate) fn staged(name: &str) -> Outcome<PathBuf> {
         let path = entry.map_err(failed)?.path();
         fs::copy(&path, dir.join(path.file_name().unwrap_or_default())).map_err(failed)?;
     }
-    if name == INTERPRETER {
-        let binary = interpreter()?;
-        fs::copy(binary, dir.join("interpreter")).map_err(failed)?;
+    if let Some((_, package)) = PROGRAMS.iter().find(|(recipe, _)| *recipe == name) {
+        fs::copy(program(package)?, dir.join(package)).map_err(failed)?;
     }
     Ok(dir)
 }
 
-/// Builds the interpreter; returns its path.
-fn interpreter() -> Outcome<PathBuf> {
-    let mut build =
-        run::cargo(["build", "--release", "--package", "interpreter", "--target", SANDBOX_TARGET]);
-    build.run()?;
-    Ok(run::target().join(SANDBOX_TARGET).join("release/interpreter"))
+/// Builds a program for sandboxes; returns its path.
+fn program(package: &str) -> Outcome<PathBuf> {
+    run::cargo(["build", "--release", "--package", package, "--target", SANDBOX_TARGET]).run()?;
+    Ok(run::target().join(SANDBOX_TARGET).join("release").join(package))
 }
 
 /// `cargo xtask template <name>`: has the server that runs on this machine build a recipe.

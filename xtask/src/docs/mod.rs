@@ -12,7 +12,7 @@ use crate::run::{self, Outcome};
 pub(crate) use checks::check;
 
 /// Variables that only development tasks and tests read.
-const DEVELOPMENT_VARIABLES: [(&str, &str); 15] = [
+const DEVELOPMENT_VARIABLES: [(&str, &str); 17] = [
     ("COFFERDAM_BIN", "The server under test."),
     ("COFFERDAM_CHAOS_ROUNDS", "Rounds of the test that kills servers at random moments."),
     ("COFFERDAM_CHAOS_SEED", "Seed of that test, to repeat a run."),
@@ -22,6 +22,8 @@ const DEVELOPMENT_VARIABLES: [(&str, &str); 15] = [
     ("COFFERDAM_INTERPRETER_ROOT", "Root file system with all languages, for the interpreter's tests."),
     ("COFFERDAM_LAYERS", "Layer store with the template `base`, for tests."),
     ("COFFERDAM_MANY_PAUSES", "Pauses in the test that looks for what accumulates."),
+    ("COFFERDAM_MCP_CLIENTS", "Directory of the MCP clients under test."),
+    ("COFFERDAM_MCP_DATA", "Keeps the MCP gateway's template between runs."),
     (
         "COFFERDAM_OVER_TLS",
         "Has the Python suite reach its server by a domain and TLS only; see `conformance/python/domain.py`.",
