@@ -119,7 +119,7 @@ impl KeyRing {
         let stored: Vec<&StoredKey> = keys.keys.iter().map(|key| &key.stored).collect();
         let text = serde_json::to_vec(&stored).map_err(|error| KeyError::Failed(error.to_string()))?;
         let written =
-            fs_atomic::write(&self.path, &Zeroizing::new(text), fs_atomic::Options::PRIVATE.sync(true));
+            fs_atomic::write(&self.path, Zeroizing::new(text), fs_atomic::Options::PRIVATE.sync(true));
         written.map_err(|source| KeyError::File { path: self.path.clone(), source })
     }
 
