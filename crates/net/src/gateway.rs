@@ -4,13 +4,14 @@
 //! host to the original destination, and copies bytes. The sandbox's own address never leaves the
 //! host. A refused connection is reset at once, so that the client need not wait for a time-out.
 
+mod outbound;
+
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use budget::{Account, Budget, Holder, Use};
 use parking_lot::{Mutex, RwLock};
 use rustix::net::sockopt;
@@ -22,13 +23,14 @@ use tracing::{debug, warn};
 
 use crate::dns::{Dns, DnsTotal, Resolvers};
 use crate::hairpin::Hairpin;
-use crate::intercept::{DialError, Dialled, Intercepted, Interceptor, Outbound};
+use crate::intercept::{Intercepted, Interceptor};
 use crate::listeners::Listeners;
-use crate::policy::{Cidr, EgressPolicy, SandboxRules, is_never_public};
+use crate::policy::{Cidr, EgressPolicy, is_never_public};
 use crate::proxy::{self, ProxyFailure, ProxyPasswords, ProxyRoute, ProxyTarget, SandboxProxy};
 use crate::server_stream::ServerStream;
 use crate::sniff::{self, SniffedName};
 use crate::{DNS_PORT, EGRESS_PORT};
+use outbound::SandboxOutbound;
 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client may take to send the name of the host that it wants; then only the address
@@ -473,80 +475,6 @@ async fn requested_name(
     let name = sniffed.await.ok().flatten();
     buffer.truncate(length);
     (name, buffer)
-}
-
-/// A sandbox, for the interceptor of its connections.
-#[derive(Debug)]
-struct SandboxOutbound(Arc<GatewayState>);
-
-#[async_trait]
-impl Outbound for SandboxOutbound {
-    fn sandbox(&self) -> &str {
-        &self.0.sandbox
-    }
-
-    fn rules(&self) -> Option<Arc<SandboxRules>> {
-        self.0.policy().rules.clone()
-    }
-
-    async fn dial(&self, host: &str, port: u16) -> Result<Dialled, DialError> {
-        let state = &self.0;
-        let policy = state.policy();
-        let hairpin = state.config.hairpin.as_ref().filter(|hairpin| hairpin.is_sandbox(host));
-        if let Some(proxy) = policy.proxy.as_ref().filter(|_| hairpin.is_none()) {
-            return self.dial_by_proxy(proxy, &policy, host, port).await;
-        }
-        let addresses = state.dns.lookup(host).await;
-        if addresses.is_empty() {
-            return Err(DialError::Unresolved);
-        }
-        let by_name = policy.permits_domain(host);
-        let permitted = addresses
-            .into_iter()
-            .filter(|ip| state.is_reachable(*ip) && (by_name || policy.permits_address(*ip)));
-        let mut targets: Vec<_> = permitted.map(|ip| SocketAddr::new(ip, port)).collect();
-        // The name leads to this host. What the policy says of it was decided when the client connected.
-        let own = hairpin.filter(|hairpin| targets.is_empty() && hairpin.has_port(port));
-        targets.extend(own.map(|hairpin| hairpin.address));
-        if targets.is_empty() {
-            return Err(DialError::Denied);
-        }
-        let share = self.place()?;
-        let connected = tokio::time::timeout(DIAL_TIMEOUT, connect_any(&targets)).await;
-        let stream =
-            connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(DialError::Failed)?;
-        stream.set_nodelay(true).map_err(DialError::Failed)?;
-        Ok(Dialled { stream: ServerStream::Tcp(stream), share, is_plain: own.is_some() })
-    }
-}
-
-impl SandboxOutbound {
-    async fn dial_by_proxy(
-        &self,
-        proxy: &SandboxProxy,
-        policy: &EgressPolicy,
-        host: &str,
-        port: u16,
-    ) -> Result<Dialled, DialError> {
-        let state = &self.0;
-        let target = if policy.permits_domain(host) || policy.leaves_names_to_proxy() {
-            ProxyTarget::Name(host.to_owned(), port)
-        } else {
-            let addresses = state.dns.lookup(host).await;
-            let permitted = addresses.into_iter().find(|ip| policy.permits_address(*ip));
-            ProxyTarget::Address(SocketAddr::new(permitted.ok_or(DialError::Denied)?, port))
-        };
-        let share = self.place()?;
-        let stream = state.connect_by_proxy(proxy, target).await?;
-        Ok(Dialled { stream, share, is_plain: false })
-    }
-
-    /// Takes a place among outgoing connections.
-    fn place(&self) -> Result<budget::Share, DialError> {
-        let state = &self.0;
-        let share = state.config.connections.take(state.account(), Use::Busy, MAX_CONNECTIONS);
-        share.map_err(|_| DialError::Exhausted)
-    }
 }
 
 /// Connects to the first address that accepts.
