@@ -22,9 +22,13 @@ def pytest_configure(config):
 LONG = ["test_faults.py", "test_chaos.py", "test_templates.py"]
 
 
+# Servers on a data directory that is kept between runs: it has one server at a time.
+KEPT = {"one_interpreter_server": "interpreter", "one_mcp_server": "mcp"}
+
+
 def group(item):
     """Tests of one group run one after the other: those of a file share its servers, and one data directory has one server."""
-    return "interpreter" if "one_interpreter_server" in item.fixturenames else item.path.name
+    return next((name for fixture, name in KEPT.items() if fixture in item.fixturenames), item.path.name)
 
 
 def order(item):
@@ -38,8 +42,7 @@ def pytest_collection_modifyitems(items):
     items.sort(key=order)
     for item in items:
         item.add_marker(pytest.mark.xdist_group(group(item)))
-        if group(item) == "interpreter":
-            # One data directory, which is kept between runs, has one server at a time.
+        if group(item) in KEPT.values():
             item.add_marker(pytest.mark.alone)
         for engine in ("container", "microvm"):
             if engine != ENGINE and item.get_closest_marker(engine):

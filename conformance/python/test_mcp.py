@@ -231,8 +231,14 @@ def test_packages_are_there_without_network(mcp_server):
         assert "[DIR] etc" in mcp.call("list_directory", path="/")
 
 
-def test_official_clients(two):
-    _, mcp = two
+def test_official_clients(mcp_server):
+    """In a sandbox of its own: those that other tests crash are not started again at once."""
+    sandbox, mcp = started(mcp_server, {"one": {}, "two": {"key": "a secret"}})
+    with sandbox:
+        use_official_clients(mcp)
+
+
+def use_official_clients(mcp):
     clients = pathlib.Path(os.environ["COFFERDAM_MCP_CLIENTS"])
     headers = {name: value for name, value in mcp.headers.items() if name != "Accept"}
     words = [mcp.url, json.dumps(headers), "slow", "{}"]

@@ -233,7 +233,7 @@ mod tests {
         };
         let start = 1_000_000;
         let (first, published) = at(start);
-        assert_eq!(published, [first.clone()]);
+        assert_eq!(published, std::slice::from_ref(&first));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(at(start + ROTATE_AFTER - 1).1.len(), 1);
         let next = start + ROTATE_AFTER;
