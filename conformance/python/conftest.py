@@ -66,15 +66,19 @@ def server():
     server.stop()
 
 
-@pytest.fixture(scope="session")
-def one_interpreter_server():
-    """A server whose data directory is kept between runs, because the template takes minutes to build."""
-    server = Server(data=os.environ["COFFERDAM_INTERPRETER_DATA"], trusting=True, kept=True)
+def kept_server(variable, recipe):
+    server = Server(data=os.environ[variable], trusting=True, kept=True)
     try:
-        server.build("code-interpreter-v1")
+        server.build(recipe)
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def one_interpreter_server():
+    """A server whose data directory is kept between runs, because the template takes minutes to build."""
+    yield from kept_server("COFFERDAM_INTERPRETER_DATA", "code-interpreter-v1")
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +97,7 @@ def interpreter_server(one_interpreter_server):
 @pytest.fixture(scope="session")
 def one_mcp_server():
     """A server with the template `mcp-gateway`, kept between runs as well."""
-    server = Server(data=os.environ["COFFERDAM_MCP_DATA"], trusting=True, kept=True)
-    try:
-        server.build("mcp-gateway")
-        yield server
-    finally:
-        server.stop()
+    yield from kept_server("COFFERDAM_MCP_DATA", "mcp-gateway")
 
 
 @pytest.fixture
