@@ -23,6 +23,7 @@
 mod client;
 mod commands;
 mod config;
+mod egress;
 mod envd;
 mod error;
 mod events;
@@ -44,6 +45,7 @@ mod volumes;
 pub use client::{ApiKey, Client, EngineCapabilities, EngineInfo, EngineName, NewApiKey, Team};
 pub use commands::{Commands, ProcessInfo, RunOptions};
 pub use config::ClientConfig;
+pub use egress::SandboxConnections;
 pub use error::Error;
 pub use events::SandboxEvent;
 pub use files::{EntryInfo, EntryKind, Files};
@@ -54,7 +56,7 @@ pub use pty::{Pty, PtyOptions, PtySize};
 pub use sandbox::{CreateOptions, ListOptions, Sandbox, SandboxInfo, SandboxState};
 pub use secrets::Secret;
 pub use signature::{Operation, SignedUrlOptions};
-pub use teams::{KillCount, TeamDetails, TeamLimits, TeamSettings};
+pub use teams::{KillCount, TeamDetails, TeamEgress, TeamLimits, TeamSettings};
 pub use templates::{
     BuildHandle, BuildInfo, BuildLine, BuildOptions, BuildPlan, BuildProgress, BuildReason, BuildStage,
     BuildStep, FilesLink, TemplateInfo,

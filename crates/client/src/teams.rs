@@ -28,6 +28,10 @@ pub struct TeamDetails {
     pub created_at: OffsetDateTime,
     /// Its limits.
     pub limits: TeamLimits,
+    /// Where its sandboxes may connect to.
+    pub egress: TeamEgress,
+    /// Where sandboxes of all teams may connect to.
+    pub egress_of_all_teams: TeamEgress,
     /// Whether all its requests are refused.
     pub banned: bool,
     /// Whether it may only list and delete.
@@ -63,6 +67,19 @@ pub struct TeamLimits {
     pub concurrent_builds: Option<u32>,
 }
 
+/// Where sandboxes of a team may connect to: networks, addresses and host names. In an update, `None` leaves a list as it is, and an empty
+/// one removes it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TeamEgress {
+    /// What is denied.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deny: Option<Vec<String>>,
+    /// Outside of what everything is denied, if there is a list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_only: Option<Vec<String>>,
+}
+
 /// Settings of a new team, or an update of a team. `None` is the server's default, or leaves a setting as it is.
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -75,6 +92,8 @@ pub struct TeamSettings {
     pub slug: Option<String>,
     /// Its limits.
     pub limits: TeamLimits,
+    /// Where its sandboxes may connect to.
+    pub egress: TeamEgress,
     /// Whether all its requests are refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub banned: Option<bool>,
@@ -107,6 +126,14 @@ impl Client {
     /// The token is refused.
     pub async fn team_details(&self) -> Result<Vec<TeamDetails>> {
         read_json(&self.rest.call(As::Operator, Method::GET, "/admin/teams").await?)
+    }
+
+    /// Returns one team.
+    ///
+    /// # Errors
+    /// The token is refused, or there is no such team.
+    pub async fn team(&self, team: &str) -> Result<TeamDetails> {
+        read_json(&self.rest.call(As::Operator, Method::GET, &path(team)).await?)
     }
 
     /// Creates a team.

@@ -61,6 +61,11 @@ impl DataDir {
         self.data_dir.join("egress-ca")
     }
 
+    /// Directory of the connections of sandboxes to hosts.
+    pub(crate) fn egress_logs(&self) -> PathBuf {
+        self.data_dir.join("egress-logs")
+    }
+
     /// File with the API key that `quickstart` created, readable by root alone.
     pub(crate) fn quickstart_key(&self) -> PathBuf {
         self.data_dir.join("quickstart-key")

@@ -90,6 +90,7 @@ async fn start_sandbox(
     let permit = launcher.queue.join()?.turn().await?;
     let sandbox = KillOnDrop::new(launcher.launch(&launch).await?, &launcher.tasks);
     drop(permit);
+    sandbox.get().set_team(launch.team);
     Ok(StartedBuildSandbox { token: launcher.tokens.inner(&id), id, sandbox })
 }
 

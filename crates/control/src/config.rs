@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use egress_log::EgressLog;
 use identity::Issuer;
 use layers::LayerStore;
-use net::{Cidr, ProxyHosts};
+use net::{Cidr, OperatorPolicies, ProxyHosts};
 use secrets::Secrets;
 use store::TeamLimits;
 use volumes::VolumeTrees;
@@ -59,6 +60,10 @@ pub struct Config {
     pub secrets: Option<Arc<Secrets>>,
     /// Signs identity tokens of sandboxes; without it there are none.
     pub identity: Option<Arc<Issuer>>,
+    /// What the operator permits of connections out of sandboxes; told of the teams' lists.
+    pub operator_policies: Arc<OperatorPolicies>,
+    /// The connections of sandboxes; without it none are kept.
+    pub egress_log: Option<Arc<EgressLog>>,
     /// Checks where proxies of sandboxes are; without it there are none.
     pub proxy_hosts: Option<Arc<ProxyHosts>>,
     /// How registries of container images are reached.
@@ -109,6 +114,8 @@ impl Config {
             egress_ca: None,
             secrets: None,
             identity: None,
+            operator_policies: Arc::default(),
+            egress_log: None,
             proxy_hosts: None,
             registries: oci::Registries::default(),
             pool_max: 0,

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use ids::{KeyId, TeamId};
+use net::OperatorPolicies;
 use parking_lot::RwLock;
 use sha2::{Digest, Sha256};
 use store::{ApiKey, Mask, Team, truncate_to_micros};
 use time::OffsetDateTime;
 
+use crate::team_egress::policy_of;
 use crate::{AuthError, Control, ControlError};
 
 /// Prefix of every key.
@@ -27,9 +29,11 @@ pub struct NewKey {
 }
 
 /// Teams and keys in memory.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Accounts {
     inner: RwLock<Inner>,
+    /// Told where the teams' sandboxes may connect to.
+    operator: Arc<OperatorPolicies>,
 }
 
 #[derive(Debug, Default)]
@@ -55,8 +59,15 @@ impl Inner {
 }
 
 impl Accounts {
+    pub(crate) fn new(operator: Arc<OperatorPolicies>) -> Self {
+        Self { inner: RwLock::default(), operator }
+    }
+
     /// Replaces all teams and keys.
     pub(crate) fn load(&self, teams: Vec<Team>, keys: Vec<ApiKey>) {
+        for team in &teams {
+            self.operator.set_team(team.id.as_u128(), policy_of(team));
+        }
         let mut inner = self.inner.write();
         inner.default_team = teams.first().map(|team| team.id);
         inner.teams = teams.into_iter().map(|team| (team.id, Arc::new(team))).collect();
@@ -71,6 +82,7 @@ impl Accounts {
 
     /// Adds a team, or replaces the one with its id.
     pub(crate) fn put(&self, team: Team) -> Arc<Team> {
+        self.operator.set_team(team.id.as_u128(), policy_of(&team));
         let team = Arc::new(team);
         self.inner.write().teams.insert(team.id, Arc::clone(&team));
         team

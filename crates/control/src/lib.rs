@@ -16,6 +16,7 @@ mod node;
 mod paging;
 mod pool;
 mod sandboxes;
+mod team_egress;
 mod teams;
 mod templates;
 #[cfg(feature = "testing")]
@@ -57,6 +58,7 @@ pub use sandboxes::{
     PauseRequest, RunningSandbox, SandboxInfo, SnapshotPage, SnapshotQuery, SnapshotSummary, WakeableSandbox,
     egress_policy,
 };
+pub use team_egress::EgressChange;
 pub use teams::{KillCount, LimitsChange, NewTeam, TeamChange};
 pub use templates::Registration;
 pub use tokens::same_secret;
@@ -150,7 +152,7 @@ impl Control {
         let events = Events::open(Arc::clone(&store), webhooks, tasks.clone(), closing.clone()).await?;
         let control = Arc::new(Self {
             volumes,
-            accounts: keys::Accounts::default(),
+            accounts: keys::Accounts::new(Arc::clone(&config.operator_policies)),
             changing_teams: tokio::sync::Mutex::default(),
             metrics: metrics::Metrics::new(config.metrics_dir.clone()),
             logs: config.logs_dir.clone().map(|root| Arc::new(LogStore::new(root))),
@@ -267,6 +269,9 @@ impl Control {
             if let Some(logs) = self.logs.clone() {
                 let _ = tokio::task::spawn_blocking(move || logs.forget(retention)).await;
             }
+            if let Some(log) = self.config.egress_log.clone() {
+                let _ = tokio::task::spawn_blocking(move || log.forget(retention)).await;
+            }
             self.builds.remove_unused().await;
             if let Some(series) = self.metrics.store() {
                 let _ = tokio::task::spawn_blocking(move || series.forget(retention)).await;
@@ -315,6 +320,7 @@ async fn create_first_team(store: &dyn Store, config: &Config) -> Result<(), Sto
         name: "Default".to_owned(),
         slug: "default".to_owned(),
         limits: config.default_limits,
+        egress: store::TeamEgress::default(),
         standing: store::Standing::Good,
         created_at: OffsetDateTime::now_utc(),
     };

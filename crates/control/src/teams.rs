@@ -1,15 +1,16 @@
 //! The operator's calls about teams: create, change, kill all sandboxes, count. A change applies from the next request on; running
-//! sandboxes are not affected. Slugs are used in URLs and template names: lower-case letters, digits, dashes and underscores.
+//! sandboxes are not affected, except that their next connections follow the lists of destinations. Slugs are used in URLs and template names: lower-case letters, digits, dashes and underscores.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ids::TeamId;
-use store::{Standing, StoreError, Team, TeamLimits, truncate_to_micros};
+use store::{Standing, StoreError, Team, TeamEgress, TeamLimits, truncate_to_micros};
 use time::OffsetDateTime;
 use tokio::task::JoinSet;
 
 use crate::sandboxes::EndReason;
+use crate::team_egress::EgressChange;
 use crate::{Control, ControlError};
 
 /// Maximum number of sandboxes that are killed at once when all of a team's are.
@@ -58,6 +59,8 @@ pub struct NewTeam {
     pub slug: Option<String>,
     /// Limits that differ from the defaults.
     pub limits: LimitsChange,
+    /// Where its sandboxes may connect to.
+    pub egress: EgressChange,
 }
 
 /// New values of a team; none keeps the old one.
@@ -67,6 +70,8 @@ pub struct TeamChange {
     pub name: Option<String>,
     /// Its limits.
     pub limits: LimitsChange,
+    /// Where its sandboxes may connect to, also those that run.
+    pub egress: EgressChange,
     /// Whether it is blocked or banned.
     pub standing: Option<Standing>,
 }
@@ -97,6 +102,7 @@ impl Control {
             name: checked_name(new.name)?,
             slug,
             limits: new.limits.apply(self.config.default_limits),
+            egress: new.egress.apply(TeamEgress::default())?,
             standing: Standing::Good,
             created_at: truncate_to_micros(OffsetDateTime::now_utc()),
         };
@@ -114,10 +120,11 @@ impl Control {
         let team = Team {
             name: change.name.map(checked_name).transpose()?.unwrap_or(old.name),
             limits: change.limits.apply(old.limits),
+            egress: change.egress.apply(old.egress)?,
             standing: change.standing.unwrap_or(old.standing),
             ..old
         };
-        tracing::info!(team_id = %id, limits = ?team.limits, standing = ?team.standing, "team changed");
+        tracing::info!(team_id = %id, limits = ?team.limits, standing = ?team.standing, egress = ?team.egress, "team changed");
         self.put_team(team).await
     }
 
@@ -127,6 +134,13 @@ impl Control {
             Err(StoreError::Conflict(what)) => Err(ControlError::Conflict(format!("{what} exists already"))),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Returns where sandboxes of all teams may connect to.
+    #[must_use]
+    pub fn egress_of_all(&self) -> TeamEgress {
+        let policy = self.config.operator_policies.for_all();
+        TeamEgress { deny: policy.denied(), allow_only: policy.allowed_only() }
     }
 
     /// Kills all running sandboxes of a team, some at a time.

@@ -69,6 +69,7 @@ mod tests {
             name: "t".to_owned(),
             slug: "t".to_owned(),
             limits,
+            egress: Default::default(),
             standing: Standing::Good,
             created_at: time::OffsetDateTime::UNIX_EPOCH,
         }

@@ -4,6 +4,7 @@
 //! host to the original destination, and copies bytes. The sandbox's own address never leaves the
 //! host. A refused connection is reset at once, so that the client need not wait for a time-out.
 
+mod decide;
 mod outbound;
 
 use std::io;
@@ -15,29 +16,29 @@ use std::time::{Duration, Instant};
 use budget::{Account, Budget, Holder, Use};
 use parking_lot::{Mutex, RwLock};
 use rustix::net::sockopt;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use crate::connection_log::{Connection, ConnectionLog, Meter, Note, Outcome, Traffic};
 use crate::dns::{Dns, DnsTotal, Resolvers};
 use crate::hairpin::Hairpin;
 use crate::intercept::{Intercepted, Interceptor};
 use crate::listeners::Listeners;
+use crate::operator::OperatorPolicies;
+use crate::policies::Policies;
 use crate::policy::{Cidr, EgressPolicy, is_never_public};
-use crate::proxy::{self, ProxyFailure, ProxyPasswords, ProxyRoute, ProxyTarget, SandboxProxy};
-use crate::server_stream::ServerStream;
-use crate::sniff::{self, SniffedName};
+use crate::proxy::{ProxyFailure, ProxyPasswords, ProxyRoute, ProxyTarget, SandboxProxy};
+use crate::server_stream::{ServerStream, Transport};
 use crate::{DNS_PORT, EGRESS_PORT};
+use decide::{Decision, EgressDecision, decide};
 use outbound::SandboxOutbound;
 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a client may take to send the name of the host that it wants; then only the address
-/// counts.
-const SNIFF_TIMEOUT: Duration = Duration::from_secs(5);
-/// Maximum number of connections of one sandbox at once; each costs the server two descriptors.
-const MAX_CONNECTIONS: usize = 512;
+/// Default of [`GatewayConfig::max_connections`].
+const DEFAULT_CONNECTIONS: usize = 512;
 /// Total of connections of a default configuration.
 const DEFAULT_TOTAL: usize = 4096;
 /// Stands for the team of sandboxes that have none: pre-started ones, and those of builds.
@@ -56,6 +57,14 @@ pub struct GatewayConfig {
     pub proxies_allowed: Vec<Cidr>,
     /// Decrypts the passwords of proxies. Without it proxies that want one cannot be used.
     pub proxy_passwords: Option<Arc<dyn ProxyPasswords>>,
+    /// What the operator permits, above the policies of sandboxes.
+    pub operator: Arc<OperatorPolicies>,
+    /// Maximum number of connections of one sandbox at once; each costs the server two descriptors.
+    pub max_connections: usize,
+    /// Maximum bytes of all connections of one run of a sandbox ([`Gateway::set_team`]), both directions together. None is no limit.
+    pub max_bytes: Option<u64>,
+    /// Told of each connection.
+    pub log: Option<Arc<dyn ConnectionLog>>,
     /// The outgoing connections of all sandboxes. When all are taken, those of the team and sandbox with most give way.
     pub connections: Arc<Budget>,
     /// What all sandboxes may ask the resolvers together.
@@ -73,6 +82,10 @@ impl Default for GatewayConfig {
             internal_allowed: Vec::new(),
             proxies_allowed: Vec::new(),
             proxy_passwords: None,
+            operator: Arc::default(),
+            max_connections: DEFAULT_CONNECTIONS,
+            max_bytes: None,
+            log: None,
             connections: Budget::new("outgoing connections", DEFAULT_TOTAL),
             dns_total: DnsTotal::default(),
             interceptor: None,
@@ -99,6 +112,7 @@ struct GatewayState {
     holder: Holder,
     team: RwLock<Holder>,
     dns: Arc<Dns>,
+    traffic: Arc<Traffic>,
     /// Cancels the present connections; later ones get a new token.
     cut: Mutex<CancellationToken>,
 }
@@ -115,9 +129,11 @@ impl Gateway {
         config: GatewayConfig,
     ) -> io::Result<Self> {
         let dns = Arc::new(Dns::new(config.resolvers.clone(), config.dns_total.clone()));
+        let traffic = Arc::new(Traffic::new(config.max_bytes));
         let state = Arc::new(GatewayState {
             sandbox: sandbox.to_owned(),
             policy: RwLock::new(Arc::new(policy)),
+            traffic,
             config,
             holder: next_holder(),
             team: RwLock::new(NO_TEAM),
@@ -136,8 +152,7 @@ impl Gateway {
             let socket = Arc::new(tokio::net::UdpSocket::from_std(socket)?);
             let (state, stop) = (gateway.state.clone(), gateway.stop.clone());
             let serve = async move {
-                let policy = || state.policy();
-                state.dns.serve_udp(socket, policy, stop).await;
+                state.dns.serve_udp(socket, || state.policies(), stop).await;
             };
             gateway.servers.spawn(gateway.stop.clone().run_until_cancelled_owned(serve));
         }
@@ -157,8 +172,9 @@ impl Gateway {
         std::mem::take(&mut *cut).cancel();
     }
 
-    /// Assigns the team on whose account connections are made from now on.
+    /// Assigns the team on whose account connections are made from now on, at the begin of a run: its traffic is counted from here.
     pub fn set_team(&self, team: u128) {
+        self.state.traffic.restart();
         *self.state.team.write() = Holder(team);
     }
 
@@ -185,11 +201,33 @@ impl GatewayState {
         Account { group: *self.team.read(), member: self.holder }
     }
 
-    fn policy(&self) -> Arc<EgressPolicy> {
-        self.policy.read().clone()
+    fn policies(&self) -> Policies {
+        let team = self.team.read().0;
+        Policies::new(self.policy.read().clone(), self.config.operator.of(team))
     }
 
-    /// Whether an address may be connected to at all, whatever the sandbox's policy permits.
+    /// Returns the note of a connection that is about to be made, or refused.
+    fn note(&self, host: Option<String>, address: Option<IpAddr>, port: u16) -> Note {
+        let connection = Connection {
+            sandbox: self.sandbox.clone(),
+            team: self.team.read().0,
+            host,
+            address,
+            port,
+            outcome: Outcome::Failed("ended before it was connected".into()),
+            sent: 0,
+            received: 0,
+        };
+        Note::new(self.config.log.clone(), connection)
+    }
+
+    /// Makes a connection a host's, whose bytes are counted.
+    fn metered(&self, transport: Transport, mut note: Note, address: Option<IpAddr>) -> ServerStream {
+        note.connected(address);
+        ServerStream::new(transport, Meter::new(note, Arc::clone(&self.traffic)))
+    }
+
+    /// Whether an address may be connected to at all, whatever the policies permit.
     fn is_reachable(&self, address: IpAddr) -> bool {
         if self.config.internal_allowed.iter().any(|cidr| cidr.contains(address.to_canonical())) {
             return true;
@@ -202,12 +240,15 @@ impl GatewayState {
         &self,
         proxy: &SandboxProxy,
         target: ProxyTarget,
-    ) -> Result<ServerStream, ProxyFailure> {
+    ) -> Result<Transport, ProxyFailure> {
+        let policies = self.policies();
+        let operator = policies.operator();
         let route = ProxyRoute {
             dns: &self.dns,
             allowed: [&self.config.internal_allowed, &self.config.proxies_allowed],
             passwords: self.config.proxy_passwords.as_deref(),
-            is_reachable: &|address| self.is_reachable(address),
+            permits_proxy: &|address, host| operator.permits(address, host),
+            is_reachable: &|address| self.is_reachable(address) && !operator.denies_address(address),
         };
         proxy.connect(target, &route).await
     }
@@ -242,7 +283,8 @@ async fn accept_loop(listener: TcpListener, state: Arc<GatewayState>, stop: Canc
             }
         };
         // Meanwhile the others wait in the kernel, at the expense of the sandbox.
-        let share = state.config.connections.wait(|| state.account(), Use::Busy, MAX_CONNECTIONS).await;
+        let share =
+            state.config.connections.wait(|| state.account(), Use::Busy, state.config.max_connections).await;
         let state = state.clone();
         let cut = state.cut.lock().clone();
         let forward = async move {
@@ -272,33 +314,41 @@ async fn forward(
     if destination.port() == DNS {
         // Every response has its length, so that an end shows.
         sockopt::set_socket_linger(&client, None)?;
-        return state.dns.serve_tcp(client, || state.policy()).await;
+        return state.dns.serve_tcp(client, || state.policies()).await;
     }
-    let (connected, head) = match decide(&mut client, destination, state).await {
+    let Decision { action, host } = decide(&mut client, destination, state).await;
+    let port = destination.port();
+    let mut note = state.note(host, Some(destination.ip()), port);
+    let (connected, address, head) = match action {
         EgressDecision::Dial(target, head) => {
             let connected = tokio::time::timeout(DIAL_TIMEOUT, TcpStream::connect(target)).await;
             let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-            (connected.map(ServerStream::Tcp), head)
+            (connected.map(Transport::Tcp), Some(target.ip()), head)
         }
         EgressDecision::Proxy(proxy, target, head) => {
-            (state.connect_by_proxy(&proxy, target).await.map_err(io::Error::other), head)
+            let address = target.address();
+            (state.connect_by_proxy(&proxy, target).await.map_err(io::Error::other), address, head)
         }
         EgressDecision::Intercept(interceptor, host, head) => {
+            // The connections that are made for it are told instead.
+            note.discard();
             // TLS has an end of its own, by which the client tells a complete response.
             sockopt::set_socket_linger(&client, None)?;
             let outbound = Arc::new(SandboxOutbound(Arc::clone(state)));
-            let connection = Intercepted { client, head, host, port: destination.port(), outbound };
+            let connection = Intercepted { client, head, host, port, outbound };
             return cut.run_until_cancelled(interceptor.intercept(connection)).await.unwrap_or(Ok(()));
         }
         EgressDecision::Refuse(reason) => {
             debug!(%destination, reason, "outgoing connection refused");
+            note.refused(reason);
             return Ok(());
         }
     };
     let mut server = match connected {
-        Ok(server) => server,
+        Ok(transport) => state.metered(transport, note, address),
         Err(error) => {
             debug!(%destination, %error, "outgoing connection failed");
+            note.failed(&error);
             return Ok(());
         }
     };
@@ -336,145 +386,6 @@ fn original_destination(client: &TcpStream) -> io::Result<SocketAddr> {
     // The client connected to our listener directly, so there is no other destination.
     let ours = destination.ip().is_loopback() && [EGRESS_PORT, DNS_PORT].contains(&destination.port());
     if ours { Err(io::Error::other("not a redirected connection")) } else { Ok(destination) }
-}
-
-enum EgressDecision {
-    /// Connect to the address, and send what the client has sent so far.
-    Dial(SocketAddr, Vec<u8>),
-    /// Have the proxy connect, and send what the client has sent so far.
-    Proxy(Arc<SandboxProxy>, ProxyTarget, Vec<u8>),
-    /// Have the connection to this host served, which has a header rule. Beside it what the client has sent so far.
-    Intercept(Arc<dyn Interceptor>, String, Vec<u8>),
-    Refuse(&'static str),
-}
-
-async fn decide(client: &mut TcpStream, destination: SocketAddr, state: &GatewayState) -> EgressDecision {
-    const INSIDE: EgressDecision = EgressDecision::Refuse("the address is private or the host's own");
-    let policy = state.policy();
-    let (address, port) = (destination.ip(), destination.port());
-    let (is_permitted, is_reachable) = (policy.permits_address(address), state.is_reachable(address));
-    let hairpin = state.config.hairpin.as_ref().filter(|hairpin| !is_reachable && hairpin.has_port(port));
-    // A proxy may have private networks of the user's behind it. Nothing of them is connected to from here.
-    let is_reachable = is_reachable
-        || (policy.proxy.is_some() && proxy::is_private_network(address) && !is_host_address(address));
-    if is_permitted && !is_reachable && hairpin.is_none() {
-        return INSIDE;
-    }
-    let rules = policy.rules.as_deref().map(|own| &own.rules).filter(|rules| rules.concern_port(port));
-    let interceptor = state.config.interceptor.as_ref();
-    let rules = rules.filter(|_| interceptor.is_some());
-    if is_permitted && rules.is_none() && hairpin.is_none() && !policy.leaves_names_to_proxy() {
-        return to_address(&policy, destination, Vec::new());
-    }
-    let expects_tls = rules.is_some() || (hairpin.is_some() && port != HTTP);
-    let (name, head) = requested_name(client, port, expects_tls).await;
-    let Some(name) = name else {
-        return match is_permitted {
-            true if is_reachable => to_address(&policy, destination, head),
-            true => INSIDE,
-            false => EgressDecision::Refuse("the address is denied"),
-        };
-    };
-    if !is_permitted && !policy.permits_domain(name.host()) {
-        return EgressDecision::Refuse("the name is denied");
-    }
-    if let Some(hairpin) = hairpin.filter(|hairpin| hairpin.is_sandbox(name.host())) {
-        return match (name, interceptor) {
-            (RequestedName::Http(_), _) => EgressDecision::Dial(hairpin.address, head),
-            // The server's own certificate may be with a proxy, so the interceptor takes its place.
-            (RequestedName::Tls(host), Some(interceptor)) => {
-                EgressDecision::Intercept(Arc::clone(interceptor), host, head)
-            }
-            (RequestedName::Tls(_), None) => INSIDE,
-        };
-    }
-    if is_permitted && !is_reachable {
-        return INSIDE;
-    }
-    if let (Some(interceptor), Some(rules), RequestedName::Tls(host)) = (interceptor, rules, &name) {
-        let host = host.strip_suffix('.').unwrap_or(host);
-        if rules.find(host, port).is_some() {
-            return EgressDecision::Intercept(Arc::clone(interceptor), host.to_owned(), head);
-        }
-    }
-    let for_proxy = policy.proxy.as_ref().zip(proxy::name_for_proxy(name.host()));
-    if let Some((proxy, name)) = for_proxy.filter(|_| !is_permitted || policy.leaves_names_to_proxy()) {
-        return EgressDecision::Proxy(Arc::clone(proxy), ProxyTarget::Name(name, port), head);
-    }
-    if is_permitted {
-        return to_address(&policy, destination, head);
-    }
-    // The name is what the policy permits, so the name is resolved here: an /etc/hosts entry in the
-    // sandbox cannot point it to another address.
-    match state.dns.lookup(name.host()).await.into_iter().find(|ip| state.is_reachable(*ip)) {
-        Some(address) => to_address(&policy, SocketAddr::new(address, port), head),
-        None => EgressDecision::Refuse("the name has no reachable address"),
-    }
-}
-
-/// Connects to an address that the policy permits: through the proxy if there is one.
-fn to_address(policy: &EgressPolicy, address: SocketAddr, head: Vec<u8>) -> EgressDecision {
-    match &policy.proxy {
-        Some(proxy) => EgressDecision::Proxy(Arc::clone(proxy), ProxyTarget::Address(address), head),
-        None => EgressDecision::Dial(address, head),
-    }
-}
-
-/// The port of HTTP.
-const HTTP: u16 = 80;
-
-/// The host name in the first bytes of a connection, by the protocol that has it.
-enum RequestedName {
-    Tls(String),
-    Http(String),
-}
-
-impl RequestedName {
-    fn host(&self) -> &str {
-        let (Self::Tls(host) | Self::Http(host)) = self;
-        host
-    }
-}
-
-/// Reads the first bytes from the client, on the two ports where clients send a host name in them, and where TLS is expected. Returns the
-/// name, if there is any, and what was read.
-///
-/// The bytes are taken out of the socket, each once: a client that sends them one by one would have the kernel go through all of them
-/// at each look, and the server be busy with nothing else.
-async fn requested_name(
-    client: &mut TcpStream,
-    port: u16,
-    expects_tls: bool,
-) -> (Option<RequestedName>, Vec<u8>) {
-    if ![HTTP, egress_rules::HTTPS].contains(&port) && !expects_tls {
-        return (None, Vec::new());
-    }
-    let has_tls = expects_tls || port != HTTP;
-    let mut buffer = vec![0u8; sniff::MAX_SNIFFED + 5];
-    let mut length = 0;
-    let sniffed = tokio::time::timeout(SNIFF_TIMEOUT, async {
-        loop {
-            let searched = length;
-            // Nothing more when the buffer is full or the client has ended.
-            match client.read(&mut buffer[length..]).await.ok()? {
-                0 => return None,
-                more => length += more,
-            }
-            let seen = &buffer[..length];
-            let is_http = port == HTTP && (!has_tls || !sniff::is_tls(seen));
-            let sniffed =
-                if is_http { sniff::http_host(seen, searched) } else { sniff::tls_server_name(seen) };
-            match sniffed {
-                SniffedName::Found(name) if is_http => return Some(RequestedName::Http(name)),
-                SniffedName::Found(name) => return Some(RequestedName::Tls(name)),
-                SniffedName::Absent => return None,
-                SniffedName::NeedMore => {}
-            }
-        }
-    });
-    let name = sniffed.await.ok().flatten();
-    buffer.truncate(length);
-    (name, buffer)
 }
 
 /// Connects to the first address that accepts.

@@ -70,6 +70,9 @@ pub enum DialError {
     /// There are too many connections.
     #[error("the sandbox has too many outgoing connections")]
     Exhausted,
+    /// The sandbox has had all the bytes that it may.
+    #[error("the sandbox's limit of bytes is reached")]
+    UsedUp,
     /// No address accepted a connection in time.
     #[error("cannot connect to the host: {0}")]
     Failed(io::Error),

@@ -7,6 +7,7 @@
 //! namespace.
 #![forbid(unsafe_code)]
 
+mod connection_log;
 mod dial;
 mod dns;
 mod echo;
@@ -16,6 +17,8 @@ mod hold;
 mod intercept;
 mod listeners;
 mod loopback;
+mod operator;
+mod policies;
 mod policy;
 mod proxy;
 mod redirect;
@@ -23,6 +26,7 @@ mod server_stream;
 mod sniff;
 mod tap;
 
+pub use connection_log::{Connection, ConnectionLog, Outcome};
 pub use dial::{CONTROL_ADDRESS, connect, dial, dial_as_control};
 pub use dns::{DnsTotal, Resolvers};
 pub use echo::allow_echo;
@@ -31,6 +35,7 @@ pub use hairpin::Hairpin;
 pub use hold::{hold_tcp, release_tcp};
 pub use intercept::{DialError, Dialled, Intercepted, Interceptor, Outbound};
 pub use listeners::{Listeners, TcpListener, listen_in};
+pub use operator::{Destination, OperatorPolicies, OperatorPolicy};
 pub use policy::{Cidr, EgressPolicy, PolicyError, SandboxRules, is_never_public};
 pub use proxy::{ProxyFailure, ProxyHosts, ProxyPasswords, SandboxProxy};
 pub use server_stream::ServerStream;

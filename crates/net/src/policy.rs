@@ -19,6 +19,9 @@ pub enum PolicyError {
     /// Neither an address nor a network in CIDR notation.
     #[error("invalid CIDR {0}")]
     Cidr(String),
+    /// Neither a network nor a host name.
+    #[error("{0:?} is no network (10.0.0.0/8), address or host name (example.com, *.example.com)")]
+    Destination(String),
 }
 
 /// A network in CIDR notation; a bare address is a network with one address.
@@ -51,6 +54,11 @@ impl Cidr {
     #[must_use]
     pub fn is_everything(&self) -> bool {
         self.prefix == 0
+    }
+
+    /// Whether rules with this network mean the address: `0.0.0.0/0` is how the SDKs say "all traffic", and that includes IPv6.
+    pub(crate) fn covers(&self, address: IpAddr) -> bool {
+        self.contains(address) || (self.is_everything() && self.base.is_ipv4())
     }
 
     /// Returns the address as written.
@@ -134,10 +142,7 @@ impl EgressPolicy {
     pub fn permits_address(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.allow.iter().any(|cidr| cidr.contains(address))
-            || !self.deny.iter().any(|cidr| {
-                // `0.0.0.0/0` is how the SDKs say "all traffic", and that includes IPv6.
-                cidr.contains(address) || (cidr.is_everything() && cidr.base().is_ipv4())
-            })
+            || !self.deny.iter().any(|cidr| cidr.covers(address))
     }
 
     /// Whether the proxy may be given names that are permitted by address alone: it resolves them itself, so a name that leads elsewhere
@@ -155,12 +160,20 @@ impl EgressPolicy {
     /// Whether the rules permit a connection whose client sends this host name (SNI or Host).
     #[must_use]
     pub fn permits_domain(&self, name: &str) -> bool {
-        let name = name.trim_end_matches('.').to_ascii_lowercase();
-        self.allow_domains.iter().any(|rule| match rule.strip_prefix("*.") {
-            Some(suffix) => name.strip_suffix(suffix).is_some_and(|head| head.ends_with('.')),
-            None => rule == "*" || *rule == name,
-        })
+        matches_domain(&self.allow_domains, name)
     }
+}
+
+/// Whether a list of domains, in lower case, has this host name.
+pub(crate) fn matches_domain(domains: &[String], name: &str) -> bool {
+    if domains.is_empty() {
+        return false;
+    }
+    let name = name.trim_end_matches('.').to_ascii_lowercase();
+    domains.iter().any(|rule| match rule.strip_prefix("*.") {
+        Some(suffix) => name.strip_suffix(suffix).is_some_and(|head| head.ends_with('.')),
+        None => rule == "*" || *rule == name,
+    })
 }
 
 /// Whether no rule can permit the address: loopback, private, link-local (cloud metadata),

@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 use crate::dns::{Dns, DnsTotal, Resolvers};
 use crate::gateway::is_host_address;
 use crate::policy::{Cidr, is_never_public};
-use crate::server_stream::ServerStream;
+use crate::server_stream::Transport;
 
 /// Maximum time from the resolution of the proxy's name until it has connected to the destination.
 const PROXY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -90,6 +90,16 @@ pub(crate) enum ProxyTarget {
     Address(SocketAddr),
 }
 
+impl ProxyTarget {
+    /// Returns the address; none if the proxy resolves a name.
+    pub(crate) fn address(&self) -> Option<IpAddr> {
+        match self {
+            Self::Name(..) => None,
+            Self::Address(address) => Some(address.ip()),
+        }
+    }
+}
+
 impl SandboxProxy {
     /// Prepares a proxy of a team. Blocks for some milliseconds at the first that uses the system's authorities.
     ///
@@ -105,7 +115,7 @@ impl SandboxProxy {
         &self,
         target: ProxyTarget,
         route: &ProxyRoute<'_>,
-    ) -> Result<ServerStream, ProxyFailure> {
+    ) -> Result<Transport, ProxyFailure> {
         let connected = tokio::time::timeout(PROXY_TIMEOUT, self.try_connect(target, route)).await;
         connected.unwrap_or(Err(ProxyFailure::TimedOut))
     }
@@ -114,12 +124,14 @@ impl SandboxProxy {
         &self,
         target: ProxyTarget,
         route: &ProxyRoute<'_>,
-    ) -> Result<ServerStream, ProxyFailure> {
+    ) -> Result<Transport, ProxyFailure> {
         let settings = &self.settings;
         let addresses = route.dns.lookup(&settings.host).await;
         let address = *addresses.first().ok_or(ProxyFailure::Unresolved)?;
         // A name that leads to a public and a private address may be meant to get past the check.
-        if !addresses.iter().all(|address| is_allowed(*address, route.allowed)) {
+        let is_fine =
+            |address| is_allowed(address, route.allowed) && (route.permits_proxy)(address, &settings.host);
+        if !addresses.iter().all(|address| is_fine(*address)) {
             return Err(ProxyFailure::Denied);
         }
         let is_internal = addresses.iter().any(|address| is_inside(*address));
@@ -136,13 +148,13 @@ impl SandboxProxy {
         stream.set_nodelay(true).map_err(ProxyFailure::Connect)?;
         let user = settings.username.as_deref().zip(password.as_ref().map(|password| password.as_str()));
         let Some(connector) = &self.tls else {
-            return Ok(ServerStream::Tcp(ask(stream, target, user).await?));
+            return Ok(Transport::Tcp(ask(stream, target, user).await?));
         };
         let named = settings.tls.as_ref().and_then(|tls| tls.server_name.as_ref()).unwrap_or(&settings.host);
         let name = ServerName::try_from(named.clone())
             .map_err(|error| ProxyFailure::Tls(io::Error::other(error)))?;
         let stream = connector.connect(name, stream).await.map_err(ProxyFailure::Tls)?;
-        Ok(ServerStream::Tls(Box::new(ask(stream, target, user).await?)))
+        Ok(Transport::Tls(Box::new(ask(stream, target, user).await?)))
     }
 }
 
@@ -171,6 +183,8 @@ pub(crate) struct ProxyRoute<'a> {
     /// Internal networks that a proxy may be in.
     pub(crate) allowed: [&'a [Cidr]; 2],
     pub(crate) passwords: Option<&'a dyn ProxyPasswords>,
+    /// Whether the operator's policies permit a connection to a proxy at this address with this host name.
+    pub(crate) permits_proxy: &'a (dyn Fn(IpAddr, &str) -> bool + Send + Sync),
     /// Whether sandboxes may connect to an address directly.
     pub(crate) is_reachable: &'a (dyn Fn(IpAddr) -> bool + Send + Sync),
 }
@@ -295,8 +309,13 @@ mod tests {
     async fn private_networks_are_reached_through_public_proxies_alone() {
         let dns = Dns::new(Resolvers::new(Vec::new()), DnsTotal::default());
         let is_reachable = |address: IpAddr| !is_never_public(address);
-        let route =
-            ProxyRoute { dns: &dns, allowed: [&[], &[]], passwords: None, is_reachable: &is_reachable };
+        let route = ProxyRoute {
+            dns: &dns,
+            allowed: [&[], &[]],
+            passwords: None,
+            permits_proxy: &|_, _| true,
+            is_reachable: &is_reachable,
+        };
         let checked = async |text: &str, is_internal| {
             let target = ProxyTarget::Address(SocketAddr::new(ip(text), 80));
             route.checked(target, is_internal).await.is_ok()

@@ -1,8 +1,9 @@
-//! [`ServerStream`]: a connection out of the host on behalf of a sandbox, direct or through a proxy that may be spoken to by TLS.
+//! [`ServerStream`]: a connection out of the host on behalf of a sandbox, direct or through a proxy that may be spoken to by TLS. Its bytes
+//! are counted.
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustix::net::sockopt;
@@ -10,9 +11,18 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-/// A connection to a host, as bytes of that host.
+use crate::connection_log::Meter;
+
+/// A connection to a host, as bytes of that host. It fails when the sandbox has had all the bytes that it may.
 #[derive(Debug)]
-pub enum ServerStream {
+pub struct ServerStream {
+    transport: Transport,
+    meter: Meter,
+}
+
+/// What the bytes of a host are carried by.
+#[derive(Debug)]
+pub(crate) enum Transport {
     /// All bytes of the connection are the host's.
     Tcp(TcpStream),
     /// Within TLS to a proxy.
@@ -20,10 +30,14 @@ pub enum ServerStream {
 }
 
 impl ServerStream {
+    pub(crate) fn new(transport: Transport, meter: Meter) -> Self {
+        Self { transport, meter }
+    }
+
     fn tcp(&self) -> &TcpStream {
-        match self {
-            Self::Tcp(stream) => stream,
-            Self::Tls(stream) => stream.get_ref().0,
+        match &self.transport {
+            Transport::Tcp(stream) => stream,
+            Transport::Tls(stream) => stream.get_ref().0,
         }
     }
 
@@ -41,44 +55,52 @@ impl ServerStream {
 /// Calls the same method of the stream inside.
 macro_rules! delegate {
     ($self:expr, $method:ident, $($argument:expr),*) => {
-        match $self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).$method($($argument),*),
-            Self::Tls(stream) => Pin::new(stream.as_mut()).$method($($argument),*),
+        match &mut $self.transport {
+            Transport::Tcp(stream) => Pin::new(stream).$method($($argument),*),
+            Transport::Tls(stream) => Pin::new(stream.as_mut()).$method($($argument),*),
         }
     };
 }
 
 impl AsyncRead for ServerStream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        delegate!(self, poll_read, cx, buf)
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(delegate!(self, poll_read, cx, buf))?;
+        Poll::Ready(self.meter.received(buf.filled().len() - before))
     }
 }
 
 impl AsyncWrite for ServerStream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        delegate!(self, poll_write, cx, buf)
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = ready!(delegate!(self, poll_write, cx, buf))?;
+        Poll::Ready(self.meter.sent(written).map(|()| written))
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         delegate!(self, poll_flush, cx)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         delegate!(self, poll_shutdown, cx)
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        delegate!(self, poll_write_vectored, cx, bufs)
+        let written = ready!(delegate!(self, poll_write_vectored, cx, bufs))?;
+        Poll::Ready(self.meter.sent(written).map(|()| written))
     }
 
     fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Tcp(stream) => stream.is_write_vectored(),
-            Self::Tls(stream) => stream.is_write_vectored(),
+        match &self.transport {
+            Transport::Tcp(stream) => stream.is_write_vectored(),
+            Transport::Tls(stream) => stream.is_write_vectored(),
         }
     }
 }

@@ -324,6 +324,7 @@ mod tests {
             name: "t".to_owned(),
             slug: ids::random_hex::<8>(),
             limits: TeamLimits::default(),
+            egress: Default::default(),
             standing: Standing::Good,
             created_at: OffsetDateTime::now_utc(),
         };

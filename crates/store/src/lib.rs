@@ -35,7 +35,7 @@ pub use postgres::PostgresStore;
 pub use records::{
     ApiKey, Build, BuildConfig, BuildFailure, BuildSnapshot, BuildStatus, Idempotency, Lifecycle, Mask,
     NetworkConfig, Pause, PauseFallback, RunContext, Sandbox, SandboxDetails, SandboxState, Standing,
-    TagAssignment, Team, TeamLimits, Template, TemplateName, VolumeMount, truncate_to_micros,
+    TagAssignment, Team, TeamEgress, TeamLimits, Template, TemplateName, VolumeMount, truncate_to_micros,
 };
 pub use secrets::{SecretStore, StoredSecret};
 pub use sqlite::SqliteStore;

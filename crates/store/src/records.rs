@@ -47,6 +47,16 @@ impl Default for TeamLimits {
     }
 }
 
+/// Where sandboxes of a team may connect to, by the operator's will: networks, addresses and host names.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TeamEgress {
+    /// What is denied whatever the rules of a sandbox are.
+    pub deny: Vec<String>,
+    /// If there is such a list, everything that is not in it is denied too.
+    pub allow_only: Option<Vec<String>>,
+}
+
 /// What the operator allows a team to do.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Standing {
@@ -70,6 +80,8 @@ pub struct Team {
     pub slug: String,
     /// Its limits.
     pub limits: TeamLimits,
+    /// Where its sandboxes may connect to.
+    pub egress: TeamEgress,
     /// What the operator allows it to do.
     pub standing: Standing,
     /// When it was created.

@@ -16,7 +16,7 @@ use crate::suite_volumes::volumes_have_names_of_their_own_in_a_team;
 use crate::{
     ApiKey, Build, BuildConfig, BuildFailure, BuildSnapshot, BuildStatus, Idempotency, Mask, NetworkConfig,
     Pause, Sandbox, SandboxDetails, SandboxState, Standing, Store, StoreError, TagAssignment, Team,
-    TeamLimits, Template, TemplateName, truncate_to_micros,
+    TeamEgress, TeamLimits, Template, TemplateName, truncate_to_micros,
 };
 
 /// Runs all cases. `fresh` returns an empty store and a value that is dropped after it.
@@ -68,6 +68,7 @@ fn team(slug: &str) -> Team {
         name: format!("Team {slug}"),
         slug: slug.to_owned(),
         limits: TeamLimits { concurrent_sandboxes: 7, max_length_hours: 3, ..TeamLimits::default() },
+        egress: TeamEgress::default(),
         standing: Standing::Good,
         created_at: now(),
     }
@@ -123,6 +124,7 @@ async fn teams_are_replaced_by_id_and_unique_by_slug(store: &impl Store) -> Resu
     let mut first = team("first");
     store.put_team(&first).await?;
     first.limits.concurrent_sandboxes = 1;
+    first.egress = TeamEgress { deny: vec!["10.0.0.0/8".to_owned()], allow_only: Some(Vec::new()) };
     store.put_team(&first).await?;
     assert_eq!(store.teams().await?, [first]);
     let clash = store.put_team(&team("first")).await;

@@ -40,6 +40,7 @@ async fn owner(store: &impl Store) -> Result<TeamId, StoreError> {
         name: "Owner".to_owned(),
         slug: "owner".to_owned(),
         limits: TeamLimits::default(),
+        egress: Default::default(),
         standing: Standing::Good,
         created_at: now(),
     };

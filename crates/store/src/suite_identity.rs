@@ -15,6 +15,7 @@ pub(crate) fn team(slug: &str) -> Team {
         name: slug.to_owned(),
         slug: slug.to_owned(),
         limits: TeamLimits { max_vcpu: 4, ..TeamLimits::default() },
+        egress: Default::default(),
         standing: Standing::Good,
         created_at: now(),
     }

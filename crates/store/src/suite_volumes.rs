@@ -15,6 +15,7 @@ fn team(slug: &str) -> Team {
         name: slug.to_owned(),
         slug: slug.to_owned(),
         limits: TeamLimits::default(),
+        egress: Default::default(),
         standing: Standing::Good,
         created_at: now(),
     }

@@ -1,11 +1,14 @@
-//! Handlers for the logs of sandboxes: v1 in order from a start time, v2 by cursor and direction.
+//! Handlers for the logs of sandboxes: v1 in order from a start time, v2 by cursor and direction; and for their connections to hosts
+//! (Cofferdam only), as v2.
 //! A sandbox that is not known has no lines, which is no error: the lines of an ended sandbox are kept longer than its record.
 //! Times in queries are milliseconds since 1970.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use axum::Json;
 use axum::extract::State;
+use egress_log::EgressEntry;
 use logs::{LogLevel, LogLine, LogQuery};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -25,6 +28,7 @@ pub(crate) fn routes() -> RouteTable {
     RouteTable::new()
         .get("/sandboxes/{sandboxID}/logs", logs_v1)
         .get("/v2/sandboxes/{sandboxID}/logs", logs_v2)
+        .get("/sandboxes/{sandboxID}/egress", egress)
 }
 
 #[derive(Debug, Deserialize)]
@@ -102,13 +106,7 @@ async fn logs_v2(
     if params.search.as_ref().is_some_and(|text| text.chars().count() > MAX_SEARCH) {
         return Err(ApiError::bad_request(format!("search is at most {MAX_SEARCH} characters")));
     }
-    let now = OffsetDateTime::now_utc();
-    let newest_first = params.direction.unwrap_or_default() == Direction::Backward;
-    let (from, to) = match (params.cursor.map(moment).transpose()?, newest_first) {
-        (None, _) => (now - WINDOW, now),
-        (Some(cursor), false) => (cursor, cursor.saturating_add(WINDOW)),
-        (Some(cursor), true) => (cursor.saturating_sub(WINDOW), cursor),
-    };
+    let (from, to, newest_first) = period(params.cursor, params.direction)?;
     let limit = limit(params.limit, MAX_LIMIT)?;
     let query = LogQuery {
         newest_first,
@@ -118,6 +116,79 @@ async fn logs_v2(
     };
     let lines = api.control.logs(team.id, &id, query).await;
     Ok(Json(LogsV2 { logs: lines.into_iter().map(LogEntryView::from).collect() }))
+}
+
+#[derive(Debug, Deserialize)]
+struct EgressParams {
+    cursor: Option<i64>,
+    limit: Option<i64>,
+    direction: Option<Direction>,
+}
+
+#[derive(Debug, Serialize)]
+struct EgressView {
+    connections: Vec<ConnectionsView>,
+}
+
+/// Connections to one host with one outcome, within some seconds.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ConnectionsView {
+    #[serde(with = "time::serde::rfc3339")]
+    timestamp: OffsetDateTime,
+    host: Option<String>,
+    address: Option<IpAddr>,
+    port: u16,
+    verdict: String,
+    reason: Option<String>,
+    count: u64,
+    sent_bytes: u64,
+    received_bytes: u64,
+}
+
+impl From<EgressEntry> for ConnectionsView {
+    fn from(entry: EgressEntry) -> Self {
+        let at = OffsetDateTime::from_unix_timestamp_nanos(entry.at.into());
+        Self {
+            timestamp: at.unwrap_or(OffsetDateTime::UNIX_EPOCH),
+            host: entry.host,
+            address: entry.address,
+            port: entry.port,
+            verdict: entry.verdict,
+            reason: entry.reason,
+            count: entry.connections,
+            sent_bytes: entry.sent,
+            received_bytes: entry.received,
+        }
+    }
+}
+
+async fn egress(
+    State(api): State<Api>,
+    Caller(team): Caller,
+    SandboxPath(id): SandboxPath,
+    Params(params): Params<EgressParams>,
+) -> Result<Json<EgressView>, ApiError> {
+    let (from, to, newest_first) = period(params.cursor, params.direction)?;
+    let limit = limit(params.limit, MAX_LIMIT)?;
+    let query = LogQuery { newest_first, ..query(from, to, limit) };
+    let entries = api.control.egress(team.id, &id, query).await;
+    Ok(Json(EgressView { connections: entries.into_iter().map(ConnectionsView::from).collect() }))
+}
+
+/// Returns the period that a cursor and a direction mean, and whether its newest come first.
+fn period(
+    cursor: Option<i64>,
+    direction: Option<Direction>,
+) -> Result<(OffsetDateTime, OffsetDateTime, bool), ApiError> {
+    let now = OffsetDateTime::now_utc();
+    let newest_first = direction.unwrap_or_default() == Direction::Backward;
+    let (from, to) = match (cursor.map(moment).transpose()?, newest_first) {
+        (None, _) => (now - WINDOW, now),
+        (Some(cursor), false) => (cursor, cursor.saturating_add(WINDOW)),
+        (Some(cursor), true) => (cursor.saturating_sub(WINDOW), cursor),
+    };
+    Ok((from, to, newest_first))
 }
 
 fn query(from: OffsetDateTime, to: OffsetDateTime, limit: usize) -> LogQuery {

@@ -5,11 +5,11 @@
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use control::{LimitsChange, NewTeam, NewToken, TeamChange};
+use control::{EgressChange, LimitsChange, NewTeam, NewToken, TeamChange};
 use ids::{TeamId, TokenId, UserId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use store::{Standing, Team, User};
+use store::{Standing, Team, TeamEgress, User};
 use time::OffsetDateTime;
 
 use crate::auth::{Admin, UserOrAdmin};
@@ -137,12 +137,28 @@ impl From<Limits> for LimitsChange {
     }
 }
 
+/// Lists of networks, addresses and host names.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+struct Egress {
+    deny: Option<Vec<String>>,
+    allow_only: Option<Vec<String>>,
+}
+
+impl From<Egress> for EgressChange {
+    fn from(egress: Egress) -> Self {
+        Self { deny: egress.deny, allow_only: egress.allow_only }
+    }
+}
+
 #[derive(Debug, Deserialize)]
 struct NewTeamBody {
     name: String,
     slug: Option<String>,
     #[serde(default)]
     limits: Limits,
+    #[serde(default)]
+    egress: Egress,
 }
 
 #[derive(Debug, Deserialize)]
@@ -151,6 +167,8 @@ struct TeamChangeBody {
     name: Option<String>,
     #[serde(default)]
     limits: Limits,
+    #[serde(default)]
+    egress: Egress,
     banned: Option<bool>,
     blocked: Option<bool>,
     #[serde(default)]
@@ -176,6 +194,7 @@ fn view(api: &Api, team: &Team) -> Value {
         Standing::Blocked(reason) => Some(reason),
         _ => None,
     };
+    let egress_view = |egress: &TeamEgress| json!({ "deny": egress.deny, "allowOnly": egress.allow_only });
     json!({
         "teamID": team.id,
         "name": team.name,
@@ -190,6 +209,8 @@ fn view(api: &Api, team: &Team) -> Value {
             "maxDiskMB": team.limits.max_disk_mib,
             "concurrentBuilds": team.limits.concurrent_builds,
         },
+        "egress": egress_view(&team.egress),
+        "egressOfAllTeams": egress_view(&api.control.egress_of_all()),
         "banned": team.standing == Standing::Banned,
         "blocked": reason.is_some(),
         "blockedReason": reason,
@@ -206,7 +227,8 @@ async fn create(
     _: Admin,
     Body(body): Body<NewTeamBody>,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
-    let new = NewTeam { name: body.name, slug: body.slug, limits: body.limits.into() };
+    let (limits, egress) = (body.limits.into(), body.egress.into());
+    let new = NewTeam { name: body.name, slug: body.slug, limits, egress };
     let team = api.control.create_team(new).await?;
     Ok((StatusCode::CREATED, Json(view(&api, &team))))
 }
@@ -224,7 +246,8 @@ async fn change(
     Body(body): Body<TeamChangeBody>,
 ) -> Result<Json<Value>, ApiError> {
     let standing = body.standing()?;
-    let change = TeamChange { name: body.name, limits: body.limits.into(), standing };
+    let (limits, egress) = (body.limits.into(), body.egress.into());
+    let change = TeamChange { name: body.name, limits, egress, standing };
     let team = api.control.change_team(team_id(&team)?, change).await?;
     Ok(Json(view(&api, &team)))
 }

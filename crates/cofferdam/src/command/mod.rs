@@ -4,6 +4,7 @@
 mod completions;
 mod docs;
 mod doctor;
+mod egress;
 mod events;
 mod exam;
 mod exec;

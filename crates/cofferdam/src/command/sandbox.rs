@@ -11,7 +11,7 @@ use cofferdam_client::{
     Client, CreateOptions, ListOptions, OnTimeout, Sandbox, SandboxInfo, SandboxState, VolumeMount,
 };
 
-use super::{events, exec, lifecycle, snapshot, terminal};
+use super::{egress, events, exec, lifecycle, snapshot, terminal};
 use crate::access::{block_on, team_client};
 use crate::failure::Failure;
 use crate::paths::DataDir;
@@ -51,6 +51,8 @@ pub(crate) enum SandboxCommand {
     Rollback(lifecycle::RollbackArguments),
     /// Lists events of sandboxes, also of ended ones.
     Events(events::EventsArguments),
+    /// Lists which hosts a sandbox connected to or was refused, also an ended one. Connections are listed when they have ended.
+    Egress(egress::EgressArguments),
 }
 
 /// Arguments of `sandbox create`.
@@ -170,6 +172,7 @@ pub(crate) fn run(command: SandboxCommand) -> Result<ExitCode, Failure> {
         SandboxCommand::Fork(arguments) => block_on(lifecycle::fork(arguments)),
         SandboxCommand::Rollback(arguments) => block_on(lifecycle::rollback(arguments)),
         SandboxCommand::Events(arguments) => block_on(events::events(arguments)),
+        SandboxCommand::Egress(arguments) => block_on(egress::egress(arguments)),
     }
 }
 

@@ -1,9 +1,9 @@
-//! `cofferdam team`: creates, lists and changes teams, for the operator.
+//! `cofferdam team`: creates, shows, lists and changes teams, for the operator.
 
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
-use cofferdam_client::{Client, TeamDetails, TeamSettings};
+use cofferdam_client::{Client, TeamDetails, TeamEgress, TeamSettings};
 
 use super::key::OperatorAccess;
 use super::limits::Limits;
@@ -25,6 +25,18 @@ pub(crate) enum TeamCommand {
         slug: Option<String>,
         #[command(flatten)]
         limits: Limits,
+        #[command(flatten)]
+        egress: Egress,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows a team with its limits and where its sandboxes may connect to.
+    Show {
+        #[command(flatten)]
+        server: OperatorAccess,
+        /// Id of the team, from `team list`.
+        id: String,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -49,6 +61,8 @@ pub(crate) enum TeamCommand {
         #[command(flatten)]
         limits: Limits,
         #[command(flatten)]
+        egress: Egress,
+        #[command(flatten)]
         standing: Standing,
         /// Print JSON.
         #[arg(long)]
@@ -61,6 +75,29 @@ pub(crate) enum TeamCommand {
         /// Id of the team, from `team list`.
         id: String,
     },
+}
+
+/// Options that restrict where a team's sandboxes may connect to, those that run included. They hold besides those of `serve`.
+#[derive(Debug, Args)]
+pub(crate) struct Egress {
+    /// Networks, addresses and host names (`*.example.com` is all below it) that sandboxes of the team may not connect to, with commas
+    /// between them; `none` removes the list.
+    #[arg(long, value_name = "LIST|none")]
+    egress_deny: Option<String>,
+    /// Networks, addresses and host names that are all that sandboxes of the team may connect to, with commas between them; `none` removes
+    /// the list.
+    #[arg(long, value_name = "LIST|none")]
+    egress_allow_only: Option<String>,
+}
+
+impl From<Egress> for TeamEgress {
+    fn from(egress: Egress) -> Self {
+        let list = |text: String| match text.as_str() {
+            "none" => Vec::new(),
+            list => list.split(',').map(|entry| entry.trim().to_owned()).collect(),
+        };
+        Self { deny: egress.egress_deny.map(list), allow_only: egress.egress_allow_only.map(list) }
+    }
 }
 
 /// Options that restrict a team's requests.
@@ -81,15 +118,20 @@ pub(crate) struct Standing {
 pub(crate) fn run(command: TeamCommand) -> Result<ExitCode, Failure> {
     block_on(async {
         match command {
-            TeamCommand::Create { server, name, slug, limits, json } => {
+            TeamCommand::Create { server, name, slug, limits, egress, json } => {
+                let (limits, egress) = (limits.into(), egress.into());
                 let settings =
-                    TeamSettings { name: Some(name), slug, limits: limits.into(), ..TeamSettings::default() };
+                    TeamSettings { name: Some(name), slug, limits, egress, ..TeamSettings::default() };
                 let team = server.client()?.create_team(&settings).await?;
                 if json { show::json(&team) } else { show::line(&team.id) }
             }
             TeamCommand::List { server, json } => list(&server.client()?, json).await,
-            TeamCommand::Update { server, id, name, limits, standing, json } => {
-                let settings = settings(name, limits, standing);
+            TeamCommand::Show { server, id, json } => {
+                let team = server.client()?.team(&id).await?;
+                if json { show::json(&team) } else { show::line(&description(&team)) }
+            }
+            TeamCommand::Update { server, id, name, limits, egress, standing, json } => {
+                let settings = TeamSettings { egress: egress.into(), ..settings(name, limits, standing) };
                 let team = server.client()?.update_team(&id, &settings).await?;
                 if json { show::json(&team) } else { table(&[team]) }
             }
@@ -117,6 +159,7 @@ fn settings(name: Option<String>, limits: Limits, standing: Standing) -> TeamSet
         banned: change.then_some(standing.ban),
         blocked: change.then_some(standing.block.is_some()),
         blocked_reason: standing.block,
+        ..TeamSettings::default()
     }
 }
 
@@ -127,20 +170,25 @@ async fn list(client: &Client, json: bool) -> Result<(), Failure> {
 
 fn table(teams: &[TeamDetails]) -> Result<(), Failure> {
     let rows: Vec<Vec<String>> = teams.iter().map(row).collect();
-    let head = [
-        "ID",
-        "NAME",
-        "SLUG",
-        "STANDING",
-        "RUNNING",
-        "SANDBOXES",
-        "HOURS",
-        "CPU",
-        "MEMORY",
-        "DISK",
-        "BUILDS",
-    ];
-    show::table(&head, &rows, "no teams")
+    show::table(&HEAD, &rows, "no teams")
+}
+
+/// Names of what [`row`] returns.
+const HEAD: [&str; 11] =
+    ["ID", "NAME", "SLUG", "STANDING", "RUNNING", "SANDBOXES", "HOURS", "CPU", "MEMORY", "DISK", "BUILDS"];
+
+/// Returns a line for each property.
+fn description(team: &TeamDetails) -> String {
+    let mut lines: Vec<(&str, String)> = HEAD.into_iter().zip(row(team)).collect();
+    let mut list = |name, entries: &Option<Vec<String>>, none: &str| {
+        let entries = entries.as_ref().filter(|entries| !entries.is_empty());
+        lines.push((name, entries.map_or_else(|| none.to_owned(), |entries| entries.join(", "))));
+    };
+    list("DENIED", &team.egress.deny, "-");
+    list("ALLOWED ONLY", &team.egress.allow_only, "-");
+    list("DENIED TO ALL TEAMS", &team.egress_of_all_teams.deny, "-");
+    list("ALLOWED ONLY TO ALL TEAMS", &team.egress_of_all_teams.allow_only, "-");
+    lines.iter().map(|(name, value)| format!("{name:<25}  {value}")).collect::<Vec<_>>().join("\n")
 }
 
 fn row(team: &TeamDetails) -> Vec<String> {

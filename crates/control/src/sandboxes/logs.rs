@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use egress_log::EgressEntry;
 use http_body_util::BodyExt;
 use hyper::StatusCode;
 use hyper::body::Incoming;
@@ -31,6 +32,13 @@ impl Control {
         let Some(store) = self.logs.clone() else { return Vec::new() };
         let id = id.clone();
         tokio::task::spawn_blocking(move || store.read(team, id.as_str(), &query)).await.unwrap_or_default()
+    }
+
+    /// Returns the connections of a sandbox, running or ended, to hosts. An unknown sandbox has none.
+    pub async fn egress(&self, team: TeamId, id: &SandboxId, query: LogQuery) -> Vec<EgressEntry> {
+        let Some(log) = self.config.egress_log.clone() else { return Vec::new() };
+        let id = id.clone();
+        tokio::task::spawn_blocking(move || log.read(team, &id, &query)).await.unwrap_or_default()
     }
 
     /// Adds a line of the control plane to a sandbox's log.

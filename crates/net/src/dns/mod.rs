@@ -20,7 +20,7 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::policy::EgressPolicy;
+use crate::policies::Policies;
 use cache::{Aged, Cache};
 use limits::{CONNECTION_QUERIES, CONNECTION_TIMEOUT, IDLE_TIMEOUT, Limits};
 use message::{Query, Question, Rejection};
@@ -69,14 +69,14 @@ impl Dns {
     pub(crate) async fn serve_udp(
         self: &Arc<Self>,
         socket: Arc<UdpSocket>,
-        policy: impl Fn() -> Arc<EgressPolicy>,
+        policies: impl Fn() -> Policies,
         stop: CancellationToken,
     ) {
         let mut packet = vec![0u8; MAX_QUERY];
         loop {
             let Ok((length, client)) = socket.recv_from(&mut packet).await else { continue };
             let Some(place) = self.limits.admit() else { continue };
-            let query = match read(&packet[..length], &policy()) {
+            let query = match read(&packet[..length], &policies()) {
                 Ok(query) => query,
                 Err(Rejection::Ignore) => continue,
                 Err(Rejection::Respond(response)) => {
@@ -103,21 +103,21 @@ impl Dns {
     pub(crate) async fn serve_tcp(
         &self,
         client: TcpStream,
-        policy: impl Fn() -> Arc<EgressPolicy>,
+        policies: impl Fn() -> Policies,
     ) -> io::Result<()> {
-        tokio::time::timeout(CONNECTION_TIMEOUT, self.serve_connection(client, policy)).await?
+        tokio::time::timeout(CONNECTION_TIMEOUT, self.serve_connection(client, policies)).await?
     }
 
     async fn serve_connection(
         &self,
         mut client: TcpStream,
-        policy: impl Fn() -> Arc<EgressPolicy>,
+        policies: impl Fn() -> Policies,
     ) -> io::Result<()> {
         for _ in 0..CONNECTION_QUERIES {
             let message = upstream::read_message(&mut client, MAX_QUERY);
             let message = tokio::time::timeout(IDLE_TIMEOUT, message).await??;
             let Some(_place) = self.limits.admit() else { return Ok(()) };
-            let response = match read(&message, &policy()) {
+            let response = match read(&message, &policies()) {
                 Ok(query) => self.respond(&query, usize::from(u16::MAX)).await,
                 Err(Rejection::Respond(response)) => Some(response),
                 Err(Rejection::Ignore) => None,
@@ -168,20 +168,17 @@ impl Dns {
     }
 }
 
-/// Reads a query and checks it against the policy.
-fn read(packet: &[u8], policy: &EgressPolicy) -> Result<Query, Rejection> {
+/// Reads a query and checks it against the policies.
+fn read(packet: &[u8], policies: &Policies) -> Result<Query, Rejection> {
     let query = Query::parse(packet)?;
     let name = query.question.host_name();
     if hides_names(&query.question)
-        && let (Some(own), Some(name)) = (&policy.rules, &name)
+        && let (Some(own), Some(name)) = (&policies.rules, &name)
         && own.rules.concern_host(name)
     {
         return Err(Rejection::Respond(query.error(Rcode::NOERROR)));
     }
-    if !policy.restricts_names() {
-        return Ok(query);
-    }
-    if name.as_ref().is_some_and(|name| policy.permits_domain(name)) {
+    if policies.permit_query(name.as_deref()) {
         return Ok(query);
     }
     debug!(name, "DNS query refused");

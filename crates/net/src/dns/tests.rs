@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::policy::EgressPolicy;
 
 type Wire = Vec<u8>;
 
@@ -125,8 +126,8 @@ fn name_length(packet: &[u8]) -> usize {
     packet[12..].iter().position(|&byte| byte == 0).unwrap()
 }
 
-async fn ask(dns: &Dns, policy: &EgressPolicy, packet: &[u8], limit: usize) -> Wire {
-    match read(packet, policy) {
+async fn ask(dns: &Dns, policies: &Policies, packet: &[u8], limit: usize) -> Wire {
+    match read(packet, policies) {
         Ok(query) => dns.respond(&query, limit).await.expect("within the limits"),
         Err(Rejection::Respond(response)) => response,
         Err(Rejection::Ignore) => panic!("ignored"),
@@ -151,7 +152,7 @@ fn code(response: &[u8]) -> Rcode {
 #[tokio::test]
 async fn only_what_was_asked_for_is_returned() {
     let resolver = Resolver::start().await;
-    let (dns, policy) = (resolver.dns(), EgressPolicy::default());
+    let (dns, policy) = (resolver.dns(), Policies::from(EgressPolicy::default()));
     let response = ask(&dns, &policy, &query("WwW.Example", Rtype::A), 512).await;
     let message = Message::from_slice(&response).unwrap();
     assert_eq!(message.header().id(), 0x1234);
@@ -174,7 +175,7 @@ async fn resolvers_see_a_query_of_ours() {
     for _ in 0..2 {
         // Not the same question, so that it is asked twice.
         guests[3] ^= 0x10;
-        ask(&dns, &EgressPolicy::default(), &guests, 512).await;
+        ask(&dns, &Policies::from(EgressPolicy::default()), &guests, 512).await;
     }
     let seen = resolver.seen.lock().clone();
     let ids: Vec<_> = seen.iter().map(|query| [query[0], query[1]]).collect();
@@ -191,7 +192,7 @@ async fn resolvers_see_a_query_of_ours() {
 #[tokio::test]
 async fn large_responses_come_over_tcp() {
     let resolver = Resolver::start().await;
-    let (dns, policy) = (resolver.dns(), EgressPolicy::default());
+    let (dns, policy) = (resolver.dns(), Policies::from(EgressPolicy::default()));
     let whole = ask(&dns, &policy, &query("large.example", Rtype::TXT), 65_535).await;
     assert_eq!((records(&whole).len(), resolver.over_tcp.load(Ordering::Relaxed)), (30, 1));
     let cut = ask(&dns, &policy, &query("large.example", Rtype::TXT), 512).await;
@@ -202,7 +203,7 @@ async fn large_responses_come_over_tcp() {
 #[tokio::test(start_paused = true)]
 async fn responses_are_stored_for_their_time_and_after_the_policy() {
     let resolver = Resolver::start().await;
-    let (dns, policy) = (resolver.dns(), EgressPolicy::default());
+    let (dns, policy) = (resolver.dns(), Policies::from(EgressPolicy::default()));
     let asked = || resolver.seen.lock().len();
     let packet = query("www.example", Rtype::A);
     ask(&dns, &policy, &packet, 512).await;
@@ -213,6 +214,7 @@ async fn responses_are_stored_for_their_time_and_after_the_policy() {
         (vec!["www.example 1 b.example.".into(), "b.example 941 192.0.2.7".into()], 1)
     );
     let restricted = EgressPolicy { allow_domains: vec!["other.example".into()], ..EgressPolicy::deny_all() };
+    let restricted = Policies::from(restricted);
     assert_eq!(code(&ask(&dns, &restricted, &packet, 512).await), Rcode::REFUSED);
     tokio::time::advance(Duration::from_secs(1)).await;
     ask(&dns, &policy, &packet, 512).await;
@@ -234,7 +236,7 @@ async fn responses_are_stored_for_their_time_and_after_the_policy() {
 async fn queries_are_answered_over_both_protocols() {
     let resolver = Resolver::start().await;
     let (dns, stop) = (resolver.dns(), CancellationToken::new());
-    let policy = || Arc::new(EgressPolicy::default());
+    let policy = || Policies::from(EgressPolicy::default());
     let socket = Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
     let address = socket.local_addr().unwrap();
     let serve = {
@@ -314,9 +316,11 @@ fn a_dot_in_a_label_is_not_taken_for_a_separator() {
     let tricky = Name::from_octets(b"\x0bevil.listed\x03com\0".to_vec()).unwrap();
     builder.push((tricky, Rtype::A, Class::IN)).unwrap();
     let packet = builder.finish();
-    let rules = |rule: &str| EgressPolicy { allow_domains: vec![rule.into()], ..EgressPolicy::deny_all() };
+    let rules = |rule: &str| {
+        Policies::from(EgressPolicy { allow_domains: vec![rule.into()], ..EgressPolicy::deny_all() })
+    };
     assert!(matches!(read(&packet, &rules("*.listed.com")), Err(Rejection::Respond(_))));
-    assert!(read(&packet, &EgressPolicy::default()).is_ok());
+    assert!(read(&packet, &Policies::from(EgressPolicy::default())).is_ok());
     let packet = query("a.LISTED.com", Rtype::A);
     assert!(read(&packet, &rules("*.listed.com")).is_ok());
     assert!(read(&packet, &rules("listed.com")).is_err());

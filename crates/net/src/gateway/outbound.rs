@@ -1,17 +1,19 @@
 //! Connections that the interceptor makes for a sandbox, in place of the sandbox's own.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use budget::Use;
+use budget::{Share, Use};
 
-use super::{DIAL_TIMEOUT, GatewayState, MAX_CONNECTIONS, connect_any};
+use super::{DIAL_TIMEOUT, GatewayState, connect_any};
+use crate::connection_log::{Note, TRAFFIC_USED_UP};
 use crate::intercept::{DialError, Dialled, Outbound};
-use crate::policy::{EgressPolicy, SandboxRules};
+use crate::policies::Policies;
+use crate::policy::SandboxRules;
 use crate::proxy::{ProxyTarget, SandboxProxy};
-use crate::server_stream::ServerStream;
+use crate::server_stream::Transport;
 
 /// A sandbox, for the interceptor of its connections.
 #[derive(Debug)]
@@ -24,26 +26,44 @@ impl Outbound for SandboxOutbound {
     }
 
     fn rules(&self) -> Option<Arc<SandboxRules>> {
-        self.0.policy().rules.clone()
+        self.0.policies().rules.clone()
     }
 
     async fn dial(&self, host: &str, port: u16) -> Result<Dialled, DialError> {
+        let mut note = self.0.note(Some(host.to_owned()), None, port);
+        let (transport, address, is_plain, share) = match self.connect(host, port).await {
+            Ok(connected) => connected,
+            Err(error) => {
+                note_error(&mut note, &error);
+                return Err(error);
+            }
+        };
+        Ok(Dialled { stream: self.0.metered(transport, note, address), share, is_plain })
+    }
+}
+
+/// A connection, the address that it leads to, whether that is the server itself, and its place.
+type Connected = (Transport, Option<IpAddr>, bool, Share);
+
+impl SandboxOutbound {
+    async fn connect(&self, host: &str, port: u16) -> Result<Connected, DialError> {
         let state = &self.0;
-        let policy = state.policy();
+        if state.traffic.is_used_up() {
+            return Err(DialError::UsedUp);
+        }
+        let policies = state.policies();
         let hairpin = state.config.hairpin.as_ref().filter(|hairpin| hairpin.is_sandbox(host));
-        if let Some(proxy) = policy.proxy.as_ref().filter(|_| hairpin.is_none()) {
-            return self.dial_by_proxy(proxy, &policy, host, port).await;
+        if let Some(proxy) = policies.proxy.as_ref().filter(|_| hairpin.is_none()) {
+            return self.connect_by_proxy(proxy, &policies, host, port).await;
         }
         let addresses = state.dns.lookup(host).await;
         if addresses.is_empty() {
             return Err(DialError::Unresolved);
         }
-        let by_name = policy.permits_domain(host);
-        let permitted = addresses
-            .into_iter()
-            .filter(|ip| state.is_reachable(*ip) && (by_name || policy.permits_address(*ip)));
+        let permitted =
+            addresses.into_iter().filter(|ip| state.is_reachable(*ip) && policies.permit(*ip, host));
         let mut targets: Vec<_> = permitted.map(|ip| SocketAddr::new(ip, port)).collect();
-        // The name leads to this host. What the policy says of it was decided when the client connected.
+        // The name leads to this host. What the policies say of it was decided when the client connected.
         let own = hairpin.filter(|hairpin| targets.is_empty() && hairpin.has_port(port));
         targets.extend(own.map(|hairpin| hairpin.address));
         if targets.is_empty() {
@@ -54,35 +74,43 @@ impl Outbound for SandboxOutbound {
         let stream =
             connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(DialError::Failed)?;
         stream.set_nodelay(true).map_err(DialError::Failed)?;
-        Ok(Dialled { stream: ServerStream::Tcp(stream), share, is_plain: own.is_some() })
+        let address = stream.peer_addr().ok().map(|peer| peer.ip());
+        Ok((Transport::Tcp(stream), address, own.is_some(), share))
     }
-}
 
-impl SandboxOutbound {
-    async fn dial_by_proxy(
+    async fn connect_by_proxy(
         &self,
         proxy: &SandboxProxy,
-        policy: &EgressPolicy,
+        policies: &Policies,
         host: &str,
         port: u16,
-    ) -> Result<Dialled, DialError> {
+    ) -> Result<Connected, DialError> {
         let state = &self.0;
-        let target = if policy.permits_domain(host) || policy.leaves_names_to_proxy() {
+        let target = if policies.leave_to_proxy(host) {
             ProxyTarget::Name(host.to_owned(), port)
         } else {
             let addresses = state.dns.lookup(host).await;
-            let permitted = addresses.into_iter().find(|ip| policy.permits_address(*ip));
+            let permitted = addresses.into_iter().find(|ip| policies.permit(*ip, host));
             ProxyTarget::Address(SocketAddr::new(permitted.ok_or(DialError::Denied)?, port))
         };
         let share = self.place()?;
-        let stream = state.connect_by_proxy(proxy, target).await?;
-        Ok(Dialled { stream, share, is_plain: false })
+        let address = target.address();
+        Ok((state.connect_by_proxy(proxy, target).await?, address, false, share))
     }
 
     /// Takes a place among outgoing connections.
-    fn place(&self) -> Result<budget::Share, DialError> {
-        let state = &self.0;
-        let share = state.config.connections.take(state.account(), Use::Busy, MAX_CONNECTIONS);
+    fn place(&self) -> Result<Share, DialError> {
+        let config = &self.0.config;
+        let share = config.connections.take(self.0.account(), Use::Busy, config.max_connections);
         share.map_err(|_| DialError::Exhausted)
+    }
+}
+
+fn note_error(note: &mut Note, error: &DialError) {
+    match error {
+        DialError::Denied => note.refused("the name has no reachable address"),
+        DialError::Exhausted => note.refused("the sandbox has too many connections"),
+        DialError::UsedUp => note.refused(TRAFFIC_USED_UP),
+        DialError::Unresolved | DialError::Failed(_) | DialError::Proxy(_) => note.failed(error),
     }
 }

@@ -2,11 +2,12 @@
 //! Functions take a connection, so that callers choose the transaction.
 
 use ids::{KeyId, TeamId};
+use serde::{Deserialize, Serialize};
 use sqlx::Row;
 use time::OffsetDateTime;
 
 use super::{DbConnection, DbPool, DbRow, from_micros, json, micros};
-use crate::{ApiKey, Standing, StoreError, Team};
+use crate::{ApiKey, Standing, StoreError, Team, TeamEgress, TeamLimits};
 
 pub(super) async fn secret(conn: &mut DbConnection, name: &str, fresh: &[u8]) -> Result<Vec<u8>, StoreError> {
     sqlx::query("INSERT INTO secrets (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING")
@@ -27,7 +28,7 @@ pub(super) async fn put_team(conn: &mut DbConnection, team: &Team) -> Result<(),
     .bind(team.id.to_string())
     .bind(&team.name)
     .bind(&team.slug)
-    .bind(json(&team.limits))
+    .bind(json(&Allowances { limits: team.limits, egress: team.egress.clone() }))
     .bind(micros(team.created_at))
     .bind(team.standing == Standing::Banned)
     .bind(match &team.standing {
@@ -50,14 +51,25 @@ pub(super) async fn teams(pool: &DbPool) -> Result<Vec<Team>, StoreError> {
     rows.iter().map(team).collect()
 }
 
+/// The document in `limits_json`.
+#[derive(Serialize, Deserialize)]
+struct Allowances {
+    #[serde(flatten)]
+    limits: TeamLimits,
+    #[serde(default)]
+    egress: TeamEgress,
+}
+
 fn team(row: &DbRow) -> Result<Team, StoreError> {
     let id: String = row.try_get(0)?;
-    let limits: String = row.try_get(3)?;
+    let allowances: String = row.try_get(3)?;
+    let allowances: Allowances = serde_json::from_str(&allowances).map_err(StoreError::damaged("teams"))?;
     Ok(Team {
         id: id.parse().map_err(StoreError::damaged("teams"))?,
         name: row.try_get(1)?,
         slug: row.try_get(2)?,
-        limits: serde_json::from_str(&limits).map_err(StoreError::damaged("teams"))?,
+        limits: allowances.limits,
+        egress: allowances.egress,
         created_at: from_micros("teams", row.try_get(4)?)?,
         standing: if row.try_get(5)? {
             Standing::Banned

@@ -26,8 +26,9 @@ use api::RateLimit;
 use clap::Args;
 use control::{Control, LimitsChange, TeamChange};
 use edge::{EdgeConfig, Listener, Protocol};
+use egress_log::EgressLog;
 use layers::LayerStore;
-use net::{Cidr, Hairpin};
+use net::{Cidr, Destination, Hairpin};
 use rustix::fs::{FlockOperation, flock};
 use store::MeasuredStore;
 use tokio::signal::unix::{SignalKind, signal};
@@ -89,6 +90,20 @@ pub(crate) struct ServeArguments {
     /// Private network that proxies of sandboxes (`network.egressProxy`) may be in. May be repeated. [default: none]
     #[arg(long, value_name = "CIDR")]
     egress_proxy_allow_internal: Vec<Cidr>,
+    /// Network, address or host name (`*.example.com` is all below it) that no sandbox may connect to, whatever its own rules permit. May be
+    /// repeated.
+    #[arg(long, value_name = "CIDR|NAME")]
+    egress_deny: Vec<Destination>,
+    /// Network, address or host name that sandboxes may connect to; everything else is denied then. May be repeated. [default: everything]
+    #[arg(long, value_name = "CIDR|NAME")]
+    egress_allow_only: Vec<Destination>,
+    /// Maximum number of connections of one sandbox to hosts at once; further ones wait.
+    #[arg(long, default_value_t = 512, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    egress_connections: u32,
+    /// Maximum traffic of one sandbox with hosts from its creation or last resume on, both directions together; then its connections are ended.
+    /// [default: unlimited]
+    #[arg(long, value_name = "MIB")]
+    egress_traffic: Option<u64>,
     // Of the default team and of teams that are created from now on.
     #[command(flatten)]
     limits: Limits,
@@ -264,9 +279,13 @@ async fn open_control(
     let secrets = egress::open_secrets(arguments, Arc::<MeasuredStore>::clone(&store)).await?;
     let egress = egress::open(arguments, Arc::clone(&secrets))?;
     let mut gateway = settings::gateway(arguments, budgets, egress.interceptor, hairpin);
+    let egress_log = EgressLog::start(data.egress_logs());
+    gateway.log = Some(Arc::<EgressLog>::clone(&egress_log));
     gateway.proxy_passwords = Some(Arc::<egress::TeamSecrets>::clone(&egress.secrets));
     let engine = engines::open(&arguments.engines, data, &gateway).await?;
     let mut config = settings::control(arguments, &layers, engine.descriptor().isolation)?;
+    config.operator_policies = Arc::clone(&gateway.operator);
+    config.egress_log = Some(egress_log);
     config.proxy_hosts = Some(Arc::new(settings::proxy_hosts(&gateway)));
     config.identity = settings::issuer(arguments)?.map(Arc::new);
     config.egress_ca = Some(egress.authorities);

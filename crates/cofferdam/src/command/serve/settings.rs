@@ -9,7 +9,7 @@ use control::LimitsChange;
 use engine::Isolation;
 use identity::Issuer;
 use layers::{LayerDigest, LayerStore};
-use net::{GatewayConfig, Hairpin, Interceptor, ProxyHosts, Resolvers};
+use net::{GatewayConfig, Hairpin, Interceptor, OperatorPolicies, OperatorPolicy, ProxyHosts, Resolvers};
 use volumes::VolumeTrees;
 
 use super::{ServeArguments, authorities};
@@ -80,6 +80,12 @@ pub(super) fn gateway(
         resolvers,
         internal_allowed: arguments.egress_allow_internal.clone(),
         proxies_allowed: arguments.egress_proxy_allow_internal.clone(),
+        operator: Arc::new(OperatorPolicies::new(OperatorPolicy::new(
+            arguments.egress_deny.clone(),
+            Some(arguments.egress_allow_only.clone()).filter(|list| !list.is_empty()),
+        ))),
+        max_connections: usize::try_from(arguments.egress_connections).unwrap_or(usize::MAX),
+        max_bytes: arguments.egress_traffic.map(|mib| mib.saturating_mul(1 << 20)),
         connections: Arc::clone(&budgets.outgoing),
         interceptor: Some(interceptor),
         hairpin,
