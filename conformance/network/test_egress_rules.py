@@ -364,64 +364,6 @@ def test_invalid_rules_are_refused(server, ruled, rules, message):
     assert message in str(raised.value)
 
 
-NODE_FETCH = f"""node -e 'fetch("https://{API}/").then((r) => r.text()).then(console.log)'"""
-# What is run, by the program that it needs. Each fails without TLS; to git and npm the server's responses are empty repositories.
-TRUST = {
-    "curl": f"curl --silent https://{API}/",
-    "wget": f"wget -q -O - https://{API}/",
-    "python3 (ssl, urllib)": f"""python3 -c 'import urllib.request; print(urllib.request.urlopen("https://{API}/").read().decode())'""",
-    "openssl": f"echo | openssl s_client -verify_return_error -connect {API}:443 -servername {API} 2>/dev/null",
-    "node (fetch)": NODE_FETCH,
-    "git": f"git ls-remote https://{API}/",
-    "pip": f"pip download --no-cache-dir --index-url https://{API}/ nothing 2>&1 | grep -q 'No matching distribution'",
-    "npm": f"npm view nothing --registry=https://{API}/ --fetch-retries=0",
-    "pip (requests)": f"""python3 -c 'from pip._vendor import requests; print(requests.get("https://{API}/").text)'""",
-}
-
-
-@pytest.mark.parametrize("program", TRUST)
-def test_programs_trust_the_authority(ruled, program):
-    """The table in docs/egress-rules.md."""
-    if "exit=" in run(ruled, f"command -v {program.split()[0]} > /dev/null"):
-        pytest.skip(f"the base template has no {program}")
-    output = run(ruled, f"({TRUST[program]}) 2>&1")
-    assert "exit=" not in output, output
-
-
-@pytest.mark.parametrize("program", ["node (fetch)", "pip (requests)"])
-def test_programs_notice_that_the_authority_is_missing(ruled, program):
-    """Those that read the variables alone, so that the test above shows something."""
-    none = "SSL_CERT_FILE REQUESTS_CA_BUNDLE CURL_CA_BUNDLE GIT_SSL_CAINFO PIP_CERT".split()
-    variables = " ".join(f"{name}=/etc/ssl/certs/ISRG_Root_X1.pem" for name in none)
-    output = run(ruled, f"(export NODE_EXTRA_CA_CERTS= {variables}; {TRUST[program]}) 2>&1")
-    assert "exit=" in output, output
-
-
-def test_the_users_own_variables_win(server):
-    sandbox = Sandbox.create(envs={"SSL_CERT_FILE": "/own"})
-    try:
-        assert run(sandbox, "echo $SSL_CERT_FILE").strip() == "/own"
-        assert run(sandbox, "echo $REQUESTS_CA_BUNDLE").strip() == "/etc/ssl/certs/ca-certificates.crt"
-        assert sandbox.commands.run("echo $NODE_EXTRA_CA_CERTS", envs={"NODE_EXTRA_CA_CERTS": "/mine"}).stdout.strip() == "/mine"
-        assert "BEGIN CERTIFICATE" in run(sandbox, "cat $NODE_EXTRA_CA_CERTS")
-    finally:
-        sandbox.kill()
-
-
-def test_the_authority_survives_updates_of_the_bundle_and_a_start_from_files(server):
-    sandbox = Sandbox.create(network={"rules": {API: rule(X_Api_Key="k1")}})
-    try:
-        run(sandbox, "sudo update-ca-certificates --fresh || update-ca-certificates --fresh")
-        assert keys_of(sandbox) == ["k1"]
-        own = "sudo sh -c 'echo > /etc/ssl/certs/ca-certificates.crt'"
-        run(sandbox, own)
-        server.call("POST", f"/sandboxes/{sandbox.sandbox_id}/pause", {"memory": False})
-        sandbox.connect()
-        assert keys_of(sandbox) == ["k1"]
-    finally:
-        sandbox.kill()
-
-
 def holding(paths, needles):
     """Those of the needles that any of the files contains. Holes of files are skipped: the storage is one large sparse file."""
     found = set()

@@ -18,6 +18,7 @@ const CHAIN: &str = "egress";
 const DISCOVERY: &str = "discovery";
 const CONTROL: &str = "control";
 const TRACKING: &str = "tracking";
+const REFUSAL: &str = "refusal";
 /// Settings of connection tracking in the namespace: entries live in kernel memory that counts for nobody, so those of past connections are forgotten
 /// soon, and packets in the middle of an unknown connection create none.
 const TRACKING_SETTINGS: [(&str, u32); 5] = [
@@ -61,6 +62,7 @@ const AT_MOST: u32 = 3;
 const AT_LEAST: u32 = 5;
 /// Priorities of chains: lower ones run first.
 const DESTINATION_NAT: i32 = -100;
+const AFTER_NAT: i32 = 0;
 pub(crate) const BEFORE_ALL: i32 = -300;
 
 /// The hook that sees the packets of a sandbox.
@@ -103,7 +105,10 @@ pub(crate) fn install(hook: Hook) -> io::Result<()> {
     });
     match hook {
         Hook::LocalOut => guard_control_address(&mut batch),
-        Hook::PreRouting => drop_neighbour_discovery(&mut batch),
+        Hook::PreRouting => {
+            drop_neighbour_discovery(&mut batch);
+            refuse_datagrams(&mut batch);
+        }
     }
     batch.begin(BATCH_END, REQUEST, &BATCH).finish();
     batch.exchange(Some(netlink::NETFILTER))?;
@@ -167,6 +172,24 @@ fn drop_neighbour_discovery(batch: &mut Batch) {
         register(rule, AT_LEAST, &TYPES[..1]);
         register(rule, AT_MOST, &TYPES[1..]);
         verdict(rule, DROP);
+    });
+}
+
+/// Answers a guest's datagrams to other ports than that of DNS at once: "port unreachable". So a program that tries UDP first, as for QUIC,
+/// goes on without waiting. In a container the kernel does so by itself, because every address is its own.
+fn refuse_datagrams(batch: &mut Batch) {
+    const DESTINATION_PORT: u32 = 2;
+    /// `NFT_REJECT_ICMPX_UNREACH` and `NFT_REJECT_ICMPX_PORT_UNREACH`, which stand for both versions of IP.
+    const ICMPX_UNREACHABLE: u32 = 2;
+    const PORT_UNREACHABLE: u8 = 1;
+    chain(batch, REFUSAL, "filter", Hook::PreRouting, AFTER_NAT);
+    rule(batch, REFUSAL, |rule| {
+        meta_is(rule, META_L4PROTO, UDP);
+        payload(rule, TRANSPORT_HEADER, DESTINATION_PORT, 2);
+        register(rule, NOT_EQUAL, &DNS_PORT.to_be_bytes());
+        expression(rule, "reject", |data| {
+            data.be32(1, ICMPX_UNREACHABLE).attribute(2, &[PORT_UNREACHABLE]);
+        });
     });
 }
 

@@ -231,6 +231,43 @@ mod tests {
         frame([0x86, 0xdd], &[head, message].concat())
     }
 
+    /// A datagram from the guest: IPv4 and UDP, with the checksum that IPv4 demands and none of UDP's.
+    fn datagram(port: u16) -> Vec<u8> {
+        let mut head = [
+            &[0x45, 0, 0, 29, 0, 0, 0, 0, 64, 17, 0, 0][..],
+            &ADDRESSES.guest_ipv4.octets(),
+            &[192, 0, 2, 1],
+        ]
+        .concat();
+        let sum: u32 = head.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+        let checksum = !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
+        head[10..12].copy_from_slice(&checksum.to_be_bytes());
+        let [high, low] = port.to_be_bytes();
+        frame([8, 0], &[&head[..], &[0x80, 0, high, low, 0, 9, 0, 0, b'x']].concat())
+    }
+
+    #[test]
+    fn datagrams_of_a_guest_are_refused_at_once_but_for_questions_to_name_servers() {
+        let network = create_tap_network(&ADDRESSES).unwrap();
+        let listeners = crate::Listeners::open_for_tap(&network.namespace).unwrap();
+        rustix::io::write(&network.tap, &datagram(443)).unwrap();
+        rustix::io::write(&network.tap, &datagram(53)).unwrap();
+        let (length, from) = listeners.dns[0].recv_from(&mut [0; 16]).unwrap();
+        assert_eq!((length, from.ip()), (1, ADDRESSES.guest_ipv4.into()));
+        let mut refused = Vec::new();
+        let mut answer = [0; 2048];
+        rustix::io::ioctl_fionbio(&network.tap, true).unwrap();
+        while let Ok(length) = rustix::io::read(&network.tap, &mut answer) {
+            // After headers of virtio and Ethernet: an IPv4 packet whose payload is ICMP type 3, code 3.
+            let packet = &answer[24..length];
+            if packet[0] == 0x45 && packet[9] == 1 {
+                let asked = u16::from_be_bytes([packet[50], packet[51]]);
+                refused.push((packet[20], packet[21], packet[16..20].to_vec(), asked));
+            }
+        }
+        assert_eq!(refused, [(3, 3, ADDRESSES.guest_ipv4.octets().to_vec(), 443)]);
+    }
+
     #[test]
     fn a_guest_cannot_add_neighbours() {
         let network = create_tap_network(&ADDRESSES).unwrap();

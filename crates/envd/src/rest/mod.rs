@@ -10,6 +10,7 @@ pub mod file_writer;
 pub mod files_get;
 pub mod files_post;
 pub mod init;
+pub mod java_store;
 pub mod metrics;
 pub mod multipart;
 pub mod system;

@@ -6,10 +6,14 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::java_store;
+
 /// Certificate authorities that programs trust.
 const BUNDLE: &str = "etc/ssl/certs/ca-certificates.crt";
 /// The platform's own authorities, where `update-ca-certificates` finds them.
 const PLATFORM_CA: &str = "usr/local/share/ca-certificates/e2b-ca.crt";
+/// The store of authorities that Java reads.
+const JAVA_STORE: &str = "etc/ssl/certs/java/cacerts";
 /// Maximum size of a bundle, bytes.
 const MAX_BUNDLE: u64 = 8 << 20;
 /// Variables that name authorities besides a program's own ones.
@@ -62,6 +66,12 @@ pub fn install_ca(root: &Path, pem: &str) -> io::Result<BTreeMap<String, String>
         // Some distributions have a link here to where all their programs read.
         write(&bundle.canonicalize().unwrap_or(bundle), &all)?;
         write(&ours, pem.as_bytes())?;
+    }
+    let java = root.join(JAVA_STORE);
+    if let Ok(Some(store)) = read_regular(&java)
+        && let Some(new) = java_store::with_authorities(&store, &pem)
+    {
+        write(&java.canonicalize().unwrap_or(java), &new)?;
     }
     let path = |relative: &str| format!("/{relative}");
     let mut variables = BTreeMap::new();

@@ -327,6 +327,24 @@ fn a_dot_in_a_label_is_not_taken_for_a_separator() {
 }
 
 #[test]
+fn hosts_with_rules_have_no_records_that_hide_names() {
+    let json = r#"{"api.example.com": [{"transform": {"headers": {"X-Key": "1"}}}]}"#;
+    let rules: egress_rules::NetworkRules = serde_json::from_str(json).unwrap();
+    let own = crate::policy::SandboxRules { team: 1, rules: rules.check().unwrap() };
+    let policies = Policies::from(EgressPolicy { rules: Some(own.into()), ..EgressPolicy::default() });
+    for rtype in [Rtype::HTTPS, Rtype::SVCB] {
+        let Err(Rejection::Respond(response)) = read(&query("API.example.com", rtype), &policies) else {
+            panic!("{rtype} is asked");
+        };
+        let response = Message::from_slice(&response).unwrap();
+        assert_eq!((response.header().rcode(), response.header_counts().ancount()), (Rcode::NOERROR, 0));
+        assert!(read(&query("other.example.com", rtype), &policies).is_ok());
+        assert!(read(&query("api.example.com", rtype), &Policies::from(EgressPolicy::default())).is_ok());
+    }
+    assert!(read(&query("api.example.com", Rtype::A), &policies).is_ok());
+}
+
+#[test]
 fn reads_the_hosts_resolvers() {
     let resolvers =
         Resolvers::parse("# x\nnameserver 192.0.2.1\nsearch a\nnameserver 2001:db8::1\nnameserver x\n");
