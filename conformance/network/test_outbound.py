@@ -1,6 +1,7 @@
 """Outgoing traffic: a sandbox reaches the public internet through the server, and neither the host nor private networks."""
 
 import http.server
+import socketserver
 import threading
 import time
 import urllib.request
@@ -35,8 +36,14 @@ def host_services(world):
         def log_message(self, *_):
             pass
 
+    class Listening(http.server.ThreadingHTTPServer):
+        def server_bind(self):
+            # Without the look-up of its own name, which waits for a resolver that this network does not have.
+            socketserver.TCPServer.server_bind(self)
+            self.server_name, self.server_port = self.server_address
+
     reached = []
-    servers = [http.server.ThreadingHTTPServer((address, 9000 + n), Secret) for n, address in enumerate(["127.0.0.1", HOST, "0.0.0.0"])]
+    servers = [Listening((address, 9000 + n), Secret) for n, address in enumerate(["127.0.0.1", HOST, "0.0.0.0"])]
     for server in servers:
         threading.Thread(target=server.serve_forever, daemon=True).start()
     yield reached

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use crate::budget::Budget;
 use crate::run::{self, Outcome, Run};
@@ -102,9 +103,16 @@ pub(crate) fn all(environment: &Environment, budget: &mut Budget, tally: &mut Ta
         .add("python alone", budget.part("python, one at a time", 190, || python(Engine::Container, &words)));
     let words = [&beside[..], &["-m", "every_engine"]].concat();
     tally.add("microVMs", budget.part("python on microVMs", 440, || python(Engine::Microvm, &words)));
-    let network = || environment.network(Engine::Container).tally();
-    tally.add("network", budget.part("network", 60, network));
-    tally.add("domain", budget.part("domain", 120, || environment.domain().tally()));
+    // Both mostly wait, each in a network of its own.
+    let (network, domain) = budget.part("network and domain", 90, || {
+        thread::scope(|scope| {
+            let network = scope.spawn(|| environment.network(Engine::Container).tally());
+            let domain = environment.domain().tally();
+            (network.join().unwrap_or_else(|_| Err("a thread of xtask panicked".to_owned())), domain)
+        })
+    });
+    tally.add("network", network);
+    tally.add("domain", domain);
     let javascript = || environment.javascript(Engine::Container);
     tally.add("javascript", budget.part("javascript", 120, javascript));
 }
