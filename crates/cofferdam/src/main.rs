@@ -7,6 +7,7 @@ mod access;
 mod background;
 mod budgets;
 mod command;
+mod configuration;
 mod database;
 mod engines;
 mod failure;
@@ -22,6 +23,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use command::Command;
+use configuration::ParseError;
 
 /// Self-hosted sandboxes for AI agents, compatible with E2B's SDKs.
 #[derive(Debug, Parser)]
@@ -32,12 +34,12 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::try_parse().unwrap_or_else(|error| match renamed::flag_message(&error) {
-        Some(message) => {
-            eprintln!("error: {message}");
-            std::process::exit(2);
-        }
-        None => error.exit(),
+    let arguments = configuration::parse(std::env::args_os()).unwrap_or_else(|error| match error {
+        ParseError::File(failure) => stop(&failure.to_string()),
+        ParseError::CommandLine(error) => match renamed::flag_message(&error) {
+            Some(message) => stop(&message),
+            None => error.exit(),
+        },
     });
     match command::run(arguments.command) {
         Ok(code) => code,
@@ -46,4 +48,10 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Ends the program because of how it was called.
+fn stop(message: &str) -> ! {
+    eprintln!("error: {message}");
+    std::process::exit(2);
 }

@@ -116,7 +116,7 @@ impl OperatorPolicy {
 /// The operator's policies: for all sandboxes, and for those of each team. A change holds for connections that are made from then on.
 #[derive(Debug, Default)]
 pub struct OperatorPolicies {
-    all: Arc<OperatorPolicy>,
+    all: RwLock<Arc<OperatorPolicy>>,
     teams: RwLock<HashMap<u128, Arc<OperatorPolicy>>>,
 }
 
@@ -124,13 +124,18 @@ impl OperatorPolicies {
     /// `all` is the policy for all sandboxes.
     #[must_use]
     pub fn new(all: OperatorPolicy) -> Self {
-        Self { all: Arc::new(all), teams: RwLock::default() }
+        Self { all: RwLock::new(Arc::new(all)), teams: RwLock::default() }
     }
 
     /// Returns the policy for all sandboxes.
     #[must_use]
-    pub fn for_all(&self) -> &OperatorPolicy {
-        &self.all
+    pub fn for_all(&self) -> Arc<OperatorPolicy> {
+        Arc::clone(&self.all.read())
+    }
+
+    /// Replaces the policy for all sandboxes.
+    pub fn set_for_all(&self, policy: OperatorPolicy) {
+        *self.all.write() = Arc::new(policy);
     }
 
     /// Replaces the policy of a team.
@@ -145,7 +150,7 @@ impl OperatorPolicies {
 
     /// Returns what applies to the sandboxes of a team.
     pub(crate) fn of(&self, team: u128) -> OperatorLayers {
-        OperatorLayers { all: Arc::clone(&self.all), team: self.teams.read().get(&team).cloned() }
+        OperatorLayers { all: self.for_all(), team: self.teams.read().get(&team).cloned() }
     }
 }
 

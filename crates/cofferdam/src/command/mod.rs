@@ -2,6 +2,7 @@
 //! Commands that need an asynchronous runtime start it themselves, because starting one takes longer than the others run.
 
 mod completions;
+mod config;
 mod docs;
 mod doctor;
 mod egress;
@@ -37,6 +38,9 @@ use crate::renamed::refuse_old_variables;
 pub(crate) enum Command {
     /// Runs the server.
     Serve(Box<serve::ServeArguments>),
+    /// Checks the server's configuration file, and shows the settings in force.
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
     /// Builds what is missing, starts a server in the background and runs a first sandbox.
     Quickstart(quickstart::QuickstartArguments),
     /// Checks whether this host can run sandboxes, and names the remedy for each fault.
@@ -88,6 +92,7 @@ pub(crate) fn run(command: Command) -> Result<ExitCode, Failure> {
     refuse_old_variables()?;
     match command {
         Command::Serve(arguments) => serve::run(&arguments),
+        Command::Config(command) => config::run(command),
         Command::Quickstart(arguments) => quickstart::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Exam(arguments) => exam::run(&arguments),

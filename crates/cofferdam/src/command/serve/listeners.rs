@@ -14,6 +14,7 @@ use tracing::{info, warn};
 use zone::{Addresses, Sockets, Zone};
 
 use super::acme::AcmeArguments;
+use super::service::ServiceSockets;
 use crate::failure::Failure;
 use crate::paths::DataDir;
 use crate::tls::CertificateSource;
@@ -150,8 +151,12 @@ pub(super) async fn open(
     arguments: &ListenArguments,
     domain: &str,
     data: &DataDir,
+    given: ServiceSockets,
 ) -> Result<Opened, Failure> {
-    let plain = listen(arguments.listen).map_err(|error| in_use(arguments.listen, "--listen", &error))?;
+    let plain = match given.plain {
+        Some(socket) => socket,
+        None => listen(arguments.listen).map_err(|error| in_use(arguments.listen, "--listen", &error))?,
+    };
     let url = format!("http://{}", plain.local_addr()?);
     let public_port = arguments.public_url.as_ref().and_then(PublicUrl::port);
     let listeners = vec![Listener { socket: plain, protocol: Protocol::Plain, has_proxy_header: false }];
@@ -162,9 +167,9 @@ pub(super) async fn open(
         opened.listeners.push(Listener { socket, protocol: Protocol::Plain, has_proxy_header: true });
     }
     let Some(source) = certificate_source(arguments)? else {
-        if arguments.tls_listen.is_some() {
+        if arguments.tls_listen.is_some() || given.tls.is_some() {
             return Err(Failure::new(
-                "--tls-listen needs a certificate: name one with --tls-cert and --tls-key",
+                "a socket with TLS needs a certificate: name one with --tls-cert and --tls-key",
             ));
         }
         return Ok(opened);
@@ -174,7 +179,11 @@ pub(super) async fn open(
     }
     let config = edge::tls_config(source.open(domain, data).await?)
         .map_err(|error| Failure::new(format!("TLS: {error}")))?;
-    let (socket, address) = listen_for_tls(arguments.tls_listen)?;
+    let socket = match given.tls {
+        Some(socket) => socket,
+        None => listen_for_tls(arguments.tls_listen)?,
+    };
+    let address = socket.local_addr()?;
     opened.tls = Some(address);
     if arguments.public_url.is_none() {
         opened.public_port = Some(address.port()).filter(|port| *port != HTTPS_PORT);
@@ -247,7 +256,7 @@ pub(super) fn configure(arguments: &ListenArguments, config: &mut EdgeConfig) {
 }
 
 /// Listens for TLS on the given address, or on port 443 of all.
-fn listen_for_tls(address: Option<SocketAddr>) -> Result<(TcpListener, SocketAddr), Failure> {
+fn listen_for_tls(address: Option<SocketAddr>) -> Result<TcpListener, Failure> {
     let all: [SocketAddr; 2] =
         [(Ipv6Addr::UNSPECIFIED, HTTPS_PORT).into(), (Ipv4Addr::UNSPECIFIED, HTTPS_PORT).into()];
     let opened = match address {
@@ -258,9 +267,7 @@ fn listen_for_tls(address: Option<SocketAddr>) -> Result<(TcpListener, SocketAdd
             _ => listen(all[1]),
         }),
     };
-    let socket = opened.map_err(|error| in_use(address.unwrap_or(all[0]), "--tls-listen", &error))?;
-    let address = socket.local_addr()?;
-    Ok((socket, address))
+    opened.map_err(|error| in_use(address.unwrap_or(all[0]), "--tls-listen", &error))
 }
 
 /// Listens for requests to redirect, where that was asked for, or else where clients of HTTPS on port 443 would try HTTP.

@@ -8,7 +8,9 @@ mod base_template;
 mod egress;
 mod heap;
 mod listeners;
+mod reload;
 mod secret_uses;
+mod service;
 mod settings;
 mod telemetry;
 
@@ -28,13 +30,15 @@ use control::{Control, LimitsChange, TeamChange};
 use edge::{EdgeConfig, Listener, Protocol};
 use egress_log::EgressLog;
 use layers::LayerStore;
-use net::{Cidr, Destination, Hairpin};
+use net::{Cidr, Destination, Hairpin, OperatorPolicies};
 use rustix::fs::{FlockOperation, flock};
+use sd_notify::NotifyState;
 use store::MeasuredStore;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
 use self::listeners::{DnsArguments, ListenArguments};
+use self::telemetry::LogLevels;
 use super::limits::Limits;
 use crate::budgets::Budgets;
 use crate::database;
@@ -52,6 +56,11 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Settings of the server.
 #[derive(Debug, Args)]
 pub(crate) struct ServeArguments {
+    /// File of settings, in TOML: every flag may stand in it under its name, as in `pool = 8`; or `none`. Flags and variables win over it.
+    /// [default: /etc/cofferdam/cofferdam.toml, if there is one]
+    // Read before the command line is parsed: `configuration`.
+    #[arg(long, env = "COFFERDAM_CONFIG", value_name = "FILE|none")]
+    config: Option<PathBuf>,
     #[command(flatten)]
     data: DataDir,
     /// PostgreSQL database for the server's records, `postgres://user:password@host/name`. It must exist and be used by no
@@ -174,7 +183,7 @@ pub(crate) fn run(arguments: &ServeArguments) -> Result<ExitCode, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let _in_runtime = runtime.enter();
     // Dropped at the end, after the last span.
-    let _trace_export = telemetry::start(arguments)?;
+    let (_trace_export, log_levels) = telemetry::start(arguments)?;
     let data_dir = &arguments.data.data_dir;
     fs::create_dir_all(data_dir).map_err(|error| {
         Failure::new(format!("{}: {error}; choose another directory with --data-dir", data_dir.display()))
@@ -182,7 +191,7 @@ pub(crate) fn run(arguments: &ServeArguments) -> Result<ExitCode, Failure> {
     // The store holds the seed that every sandbox's token is derived from.
     fs::set_permissions(data_dir, fs::Permissions::from_mode(0o700))?;
     let _lock = lock(data_dir)?;
-    runtime.block_on(serve(arguments))?;
+    runtime.block_on(serve(arguments, log_levels))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -203,14 +212,18 @@ fn lock(data_dir: &Path) -> Result<File, Failure> {
     })
 }
 
-async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
+async fn serve(arguments: &ServeArguments, log_levels: LogLevels) -> Result<(), Failure> {
     let data = &arguments.data;
+    // First, so that no program that the server starts inherits them.
+    let sockets = service::sockets()?;
     let exporter = Exporter::install()?;
     engine_host::raise_host_limits()
         .map_err(|error| Failure::new(format!("limit of open files: {error}")))?;
     let budgets = Budgets::of_this_process(arguments.max_connections.map(|max| max as usize));
     let (hairpin, inside) = listeners::open_hairpin(&arguments.listen, &arguments.domain)?.unzip();
-    let control = open_control(arguments, &budgets, hairpin).await?;
+    let operator = settings::operator_policies(arguments);
+    let control = open_control(arguments, &budgets, hairpin, &operator).await?;
+    reload::on_hangup(log_levels, operator)?;
     tokio::spawn(telemetry::fold_histograms(exporter.clone()));
     tokio::spawn(heap::keep_trimmed());
     let metrics = telemetry::metrics_source(exporter, control.clone(), budgets.clone());
@@ -218,7 +231,7 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
         let address = telemetry::listen_for_scrapes(address, metrics.clone()).await?;
         info!(%address, "listening for scrapes of /metrics");
     }
-    let mut opened = listeners::open(&arguments.listen, &arguments.domain, data).await?;
+    let mut opened = listeners::open(&arguments.listen, &arguments.domain, data, sockets).await?;
     if let Some(inside) = inside {
         let socket = tokio::net::TcpListener::from_std(inside)?;
         opened.listeners.push(Listener { socket, protocol: Protocol::Inside, has_proxy_header: false });
@@ -259,8 +272,11 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
     std::io::stdout().write_all(lines.as_bytes())?;
     std::io::stdout().flush()?;
     info!(%url, tls_url, domain = arguments.domain, data_dir = %data.data_dir.display(), "ready");
+    service::tell(&[NotifyState::Ready]);
+    service::feed_watchdog();
 
     edge::serve(opened.listeners, api, control.clone(), edge_config, stop).await?;
+    service::tell(&[NotifyState::Stopping]);
     info!("stopping; sandboxes keep running and are adopted by the next start");
     control.shutdown().await;
     let _ = fs::remove_file(data.server_note());
@@ -272,6 +288,7 @@ async fn open_control(
     arguments: &ServeArguments,
     budgets: &Budgets,
     hairpin: Option<Hairpin>,
+    operator: &Arc<OperatorPolicies>,
 ) -> Result<Arc<Control>, Failure> {
     let data = &arguments.data;
     let layers = LayerStore::open(arguments.layers_dir.as_deref().unwrap_or(&data.layers()))?;
@@ -280,6 +297,7 @@ async fn open_control(
     let egress = egress::open(arguments, Arc::clone(&secrets))?;
     let mut gateway = settings::gateway(arguments, budgets, egress.interceptor, hairpin);
     let egress_log = EgressLog::start(data.egress_logs());
+    gateway.operator = Arc::clone(operator);
     gateway.log = Some(Arc::<EgressLog>::clone(&egress_log));
     gateway.proxy_passwords = Some(Arc::<egress::TeamSecrets>::clone(&egress.secrets));
     let engine = engines::open(&arguments.engines, data, &gateway).await?;

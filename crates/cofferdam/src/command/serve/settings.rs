@@ -80,10 +80,6 @@ pub(super) fn gateway(
         resolvers,
         internal_allowed: arguments.egress_allow_internal.clone(),
         proxies_allowed: arguments.egress_proxy_allow_internal.clone(),
-        operator: Arc::new(OperatorPolicies::new(OperatorPolicy::new(
-            arguments.egress_deny.clone(),
-            Some(arguments.egress_allow_only.clone()).filter(|list| !list.is_empty()),
-        ))),
         max_connections: usize::try_from(arguments.egress_connections).unwrap_or(usize::MAX),
         max_bytes: arguments.egress_traffic.map(|mib| mib.saturating_mul(1 << 20)),
         connections: Arc::clone(&budgets.outgoing),
@@ -91,6 +87,17 @@ pub(super) fn gateway(
         hairpin,
         ..GatewayConfig::default()
     }
+}
+
+/// Returns the operator's policies: for all sandboxes as in the arguments, for teams none yet.
+pub(super) fn operator_policies(arguments: &ServeArguments) -> Arc<OperatorPolicies> {
+    Arc::new(OperatorPolicies::new(policy_for_all(arguments)))
+}
+
+/// Returns the operator's policy for all sandboxes.
+pub(super) fn policy_for_all(arguments: &ServeArguments) -> OperatorPolicy {
+    let allow_only = Some(arguments.egress_allow_only.clone()).filter(|list| !list.is_empty());
+    OperatorPolicy::new(arguments.egress_deny.clone(), allow_only)
 }
 
 /// Opens what signs identity tokens of sandboxes: in the name of `--public-url`, or of the API's host below `--domain`.

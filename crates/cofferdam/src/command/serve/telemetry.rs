@@ -25,7 +25,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Registry};
+use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use super::ServeArguments;
 use crate::budgets::Budgets;
@@ -59,12 +59,11 @@ impl Drop for TraceExport {
 ///
 /// # Errors
 /// `--log` or `--otlp` cannot be parsed.
-pub(super) fn start(arguments: &ServeArguments) -> Result<TraceExport, Failure> {
-    let filter = EnvFilter::try_new(&arguments.log)
-        .map_err(|error| Failure::new(format!("--log {}: {error}", arguments.log)))?;
+pub(super) fn start(arguments: &ServeArguments) -> Result<(TraceExport, LogLevels), Failure> {
+    let (filter, levels) = reload::Layer::new(log_filter(&arguments.log)?);
     let Some(url) = &arguments.otlp else {
         Registry::default().with(filter).with(log_layer(arguments.log_json)).init();
-        return Ok(TraceExport(None));
+        return Ok((TraceExport(None), levels));
     };
     let provider = trace_provider(url)?;
     let tracer = provider.tracer("cofferdam");
@@ -72,7 +71,18 @@ pub(super) fn start(arguments: &ServeArguments) -> Result<TraceExport, Failure> 
     let traces = tracing_opentelemetry::layer().with_tracer(tracer).with_location(false).with_filter(traced);
     // Each layer has a filter of its own, so that `--log warn` does not drop the spans.
     Registry::default().with(log_layer(arguments.log_json).with_filter(filter)).with(traces).init();
-    Ok(TraceExport(Some(provider)))
+    Ok((TraceExport(Some(provider)), levels))
+}
+
+/// Which log lines are written; can be changed.
+pub(super) type LogLevels = reload::Handle<EnvFilter, Registry>;
+
+/// Parses the value of `--log`.
+///
+/// # Errors
+/// It is no filter.
+pub(super) fn log_filter(text: &str) -> Result<EnvFilter, Failure> {
+    EnvFilter::try_new(text).map_err(|error| Failure::new(format!("--log {text}: {error}")))
 }
 
 fn log_layer<S>(json: bool) -> Box<dyn Layer<S> + Send + Sync>
