@@ -28,6 +28,13 @@ pub(crate) struct Clients {
     mcp: PathBuf,
 }
 
+impl Clients {
+    /// The interpreter that has the Python packages.
+    pub(crate) fn python(&self) -> &Path {
+        &self.python
+    }
+}
+
 /// Which tests run, and how.
 struct Selection<'a> {
     /// Words for pytest.

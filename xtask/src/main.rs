@@ -11,6 +11,7 @@ mod fuzz;
 mod interpreter;
 mod lint;
 mod lock;
+mod package;
 mod run;
 mod setup;
 mod tally;
@@ -38,6 +39,8 @@ usage: cargo xtask <task>
   template      builds a recipe of templates/ on this machine's server
   build         release build of the server, envd and guest-init
   dist          the same for packages: slower to build, a little faster
+  package       a Debian package of that build, in target/package/; with --quick of a build that is made sooner
+  package-walk  installs, upgrades, removes and purges it in a Debian root, beside a running sandbox
   docs          writes docs/cli.md and docs/configuration.md; with --check only checks the other documents
   mcp-catalogue starts the servers of the MCP gateway's catalogue, or those named, and writes docs/mcp.md
   exam          attacks the host from inside sandboxes of both engines, and writes docs/exam.md
@@ -70,6 +73,8 @@ fn main() -> ExitCode {
         "compatibility" => docs::compatibility(),
         "build" => setup::for_running().and_then(|()| build::release("release")).map(|_| ()),
         "dist" => setup::for_running().and_then(|()| build::release("dist")).map(|_| ()),
+        "package" => package::build(&rest).map(|file| println!("{}", file.display())),
+        "package-walk" => package::walk(),
         "bench" => bench(&rest),
         _ => Err(USAGE.to_owned()),
     };

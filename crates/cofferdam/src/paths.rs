@@ -171,8 +171,10 @@ fn beside(name: &str, option: &str, given: Option<&Path>) -> Result<PathBuf, Fai
         return Ok(path.to_owned());
     }
     let beside = std::env::current_exe()?.with_file_name(name);
-    if beside.is_file() {
-        return Ok(beside);
+    // Where packages have them.
+    let installed = beside.ancestors().nth(2).unwrap_or(&beside).join("lib/cofferdam").join(name);
+    if let Some(found) = [&beside, &installed].into_iter().find(|path| path.is_file()) {
+        return Ok(found.clone());
     }
     Err(Failure::new(format!(
         "{name} is not at {}; build it with `cargo xtask build` or name it with {option}",
