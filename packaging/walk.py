@@ -13,7 +13,7 @@ import time
 
 FIRST, SECOND = (pathlib.Path(word).resolve() for word in sys.argv[1:])
 TARGET = pathlib.Path(__file__).resolve().parent.parent / "target"
-DEPENDS = "ca-certificates,mmdebstrap,debian-archive-keyring,btrfs-progs,e2fsprogs,init-system-helpers"
+DEPENDS = "ca-certificates,mmdebstrap,debian-archive-keyring,btrfs-progs,e2fsprogs,init-system-helpers,systemd,procps,man-db"
 UNIT = "/usr/lib/systemd/system/cofferdam.service"
 
 

@@ -7,7 +7,7 @@ use crate::run::{self, Outcome};
 use crate::setup;
 
 /// Random tests: what they read, and a filter of nextest.
-const PARSERS: [(&str, &str); 18] = [
+const PARSERS: [(&str, &str); 20] = [
     ("DNS questions of sandboxes", "package(net) & test(any_message_of_a_sandbox)"),
     ("DNS questions for the server's domain", "package(zone) & test(no_message_makes_it_panic)"),
     ("ClientHello and HTTP heads of sandboxes", "package(net) & test(no_bytes_make_it_panic)"),
@@ -25,6 +25,8 @@ const PARSERS: [(&str, &str); 18] = [
     ("paths in volumes", "package(volumes) & test(no_path_leads_above)"),
     ("paths of envd", "package(envd) & test(is_always_absolute)"),
     ("multipart forms of envd", "package(envd) & test(content_survives)"),
+    ("requests of SFTP clients", "package(sftp) & test(anything_may_be_sent)"),
+    ("Java's stores of authorities", "package(envd) & test(anything_may_be_in_its_place)"),
     ("ranges of envd", "package(envd) & test(parts_lie_within)"),
 ];
 /// Requests, envelopes, bodies and links of envd: derived from a corpus.

@@ -30,6 +30,7 @@ const TESTING: &[&str] = &[
     "skopeo",
     "umoci",
     "microsocks",
+    "openssh-client",
 ];
 
 /// Servers that tests run themselves: the package, and the service that it would start.

@@ -88,6 +88,7 @@ fn table() -> RouteTable {
         .merge(routes::prometheus::routes())
         .merge(routes::server::routes())
         .merge(routes::identity::routes())
+        .merge(routes::ssh_keys::routes())
         .merge(routes::volumes::routes())
         .merge(routes::volume_content::routes())
 }

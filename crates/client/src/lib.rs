@@ -36,6 +36,7 @@ mod rest;
 mod sandbox;
 mod secrets;
 mod signature;
+mod ssh_keys;
 mod teams;
 mod templates;
 mod transport;
@@ -56,6 +57,7 @@ pub use pty::{Pty, PtyOptions, PtySize};
 pub use sandbox::{CreateOptions, ListOptions, Sandbox, SandboxInfo, SandboxState};
 pub use secrets::Secret;
 pub use signature::{Operation, SignedUrlOptions};
+pub use ssh_keys::SshKey;
 pub use teams::{KillCount, TeamDetails, TeamEgress, TeamLimits, TeamSettings};
 pub use templates::{
     BuildHandle, BuildInfo, BuildLine, BuildOptions, BuildPlan, BuildProgress, BuildReason, BuildStage,

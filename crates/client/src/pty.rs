@@ -29,6 +29,8 @@ pub struct PtyOptions {
     pub cwd: Option<String>,
     /// Further environment variables.
     pub envs: BTreeMap<String, String>,
+    /// Command for the shell to run; by default it is interactive.
+    pub command: Option<String>,
     /// Time limit, after which envd kills the shell; `None` for no limit.
     pub timeout: Option<Duration>,
 }
@@ -51,7 +53,10 @@ impl Pty<'_> {
         envs.extend(options.envs);
         let config = ProcessConfig {
             cmd: "/bin/bash".into(),
-            args: vec!["-i".into(), "-l".into()],
+            args: match options.command {
+                Some(command) => vec!["-l".into(), "-c".into(), command],
+                None => vec!["-i".into(), "-l".into()],
+            },
             envs: envs.into_iter().collect(),
             cwd: options.cwd,
             ..Default::default()

@@ -212,6 +212,20 @@ impl Sandbox {
         })
     }
 
+    /// Returns a handle to a running sandbox whose envd token is known. Nothing is sent.
+    ///
+    /// # Errors
+    /// The id or the token cannot be in a header.
+    pub fn attach(client: &Client, id: &str, envd_token: &str) -> Result<Self> {
+        let access = Access {
+            id: id.to_owned(),
+            envd_access_token: Some(envd_token.to_owned()),
+            traffic_access_token: None,
+            domain: None,
+        };
+        Self::from_access(client, access)
+    }
+
     /// Lists the sandboxes of the key's team, newest first.
     ///
     /// # Errors

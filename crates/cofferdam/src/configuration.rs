@@ -137,19 +137,20 @@ fn words_of(table: &Table, leaf: &Command, given: &ArgMatches) -> Result<Vec<OsS
         if !is_open(given, leaf, name) {
             continue;
         }
-        match (argument.get_action(), value) {
-            (ArgAction::SetTrue, Value::Boolean(true)) => words.push(format!("--{name}").into()),
-            (ArgAction::SetTrue, Value::Boolean(false)) => {}
-            (ArgAction::SetTrue, _) => return Err(format!("{name} must be true or false")),
-            (ArgAction::Append, Value::Array(values)) => {
-                for value in values {
-                    words.push(word(name, value)?);
-                }
-            }
-            _ => words.push(word(name, value)?),
-        }
+        words.extend(words_for(argument.get_action(), name, value)?);
     }
     Ok(words)
+}
+
+/// One setting as words.
+fn words_for(action: &ArgAction, name: &str, value: &Value) -> Result<Vec<OsString>, String> {
+    match (action, value) {
+        (ArgAction::SetTrue, Value::Boolean(true)) => Ok(vec![format!("--{name}").into()]),
+        (ArgAction::SetTrue, Value::Boolean(false)) => Ok(Vec::new()),
+        (ArgAction::SetTrue, _) => Err(format!("{name} must be true or false")),
+        (ArgAction::Append, Value::Array(values)) => values.iter().map(|value| word(name, value)).collect(),
+        _ => Ok(vec![word(name, value)?]),
+    }
 }
 
 fn word(name: &str, value: &Value) -> Result<OsString, String> {
@@ -310,10 +311,7 @@ mod tests {
                 ArgAction::Set => Value::Integer(1),
                 other => panic!("--{name}: {other:?} has no form in the file"),
             };
-            let table = Table::from_iter([(name.to_owned(), value)]);
-            let given = tolerant(&["cofferdam".into(), SERVE.into()]);
-            let given = given.subcommand_matches(SERVE).unwrap();
-            let words = words_of(&table, serve, given).unwrap();
+            let words = words_for(argument.get_action(), name, &value).unwrap();
             assert!(words[0].to_string_lossy().starts_with(&format!("--{name}")), "{words:?}");
         }
     }

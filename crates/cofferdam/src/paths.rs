@@ -32,6 +32,16 @@ impl DataDir {
         self.data_dir.join("database-id")
     }
 
+    /// Key of the SSH server.
+    pub(crate) fn ssh_host_key(&self) -> PathBuf {
+        self.data_dir.join("ssh-host-key")
+    }
+
+    /// File that a running server writes: the address of its SSH server.
+    pub(crate) fn ssh_note(&self) -> PathBuf {
+        self.data_dir.join("ssh-address")
+    }
+
     /// File that a running server writes: its URL and process id.
     pub(crate) fn server_note(&self) -> PathBuf {
         self.data_dir.join("server.json")

@@ -16,6 +16,7 @@ mod node;
 mod paging;
 mod pool;
 mod sandboxes;
+mod ssh_keys;
 mod team_egress;
 mod teams;
 mod templates;
@@ -58,6 +59,7 @@ pub use sandboxes::{
     PauseRequest, RunningSandbox, SandboxInfo, SnapshotPage, SnapshotQuery, SnapshotSummary, WakeableSandbox,
     egress_policy,
 };
+pub use ssh_keys::SshKeys;
 pub use team_egress::EgressChange;
 pub use teams::{KillCount, LimitsChange, NewTeam, TeamChange};
 pub use templates::Registration;
@@ -83,6 +85,7 @@ pub struct Control {
     builds: Arc<Builds>,
     events: Arc<Events>,
     volumes: Arc<Volumes>,
+    ssh_keys: SshKeys,
     metrics: metrics::Metrics,
     /// Logs of sandboxes, if they are kept.
     logs: Option<Arc<LogStore>>,
@@ -121,6 +124,7 @@ impl Control {
         let registry = Arc::<Registry>::default();
         let volumes = Volumes::open(Arc::clone(&store), config.volumes.clone(), Arc::clone(&tokens)).await?;
         let volumes = Arc::new(volumes);
+        let ssh_keys = SshKeys::open(Arc::clone(&store)).await?;
         let launcher = Launcher::new(
             Arc::clone(&engine),
             Arc::clone(&config),
@@ -152,6 +156,7 @@ impl Control {
         let events = Events::open(Arc::clone(&store), webhooks, tasks.clone(), closing.clone()).await?;
         let control = Arc::new(Self {
             volumes,
+            ssh_keys,
             accounts: keys::Accounts::new(Arc::clone(&config.operator_policies)),
             changing_teams: tokio::sync::Mutex::default(),
             metrics: metrics::Metrics::new(config.metrics_dir.clone()),
@@ -217,6 +222,12 @@ impl Control {
     #[must_use]
     pub fn events(&self) -> &Arc<Events> {
         &self.events
+    }
+
+    /// Returns the public keys of SSH clients.
+    #[must_use]
+    pub fn ssh_keys(&self) -> &SshKeys {
+        &self.ssh_keys
     }
 
     /// Returns the volumes.

@@ -16,6 +16,10 @@ pub enum Command {
     Version,
     /// Write an archive of the files that a path or pattern names to standard output, for `COPY --from` of builds.
     Pack(OsString),
+    /// Serve SFTP on standard input and output.
+    Sftp,
+    /// Connect to this host and port, and copy from standard input and to standard output.
+    Connect(String, u16),
     /// Serve requests.
     Serve(Args),
 }
@@ -46,7 +50,7 @@ pub enum Listen {
 pub enum ArgsError {
     /// An unknown flag.
     #[error(
-        "unknown argument {0:?}; usage: envd --listen-fd N | --port N [--server IP] [--system-root DIR] | --version | pack PATH"
+        "unknown argument {0:?}; usage: envd --listen-fd N | --port N [--server IP] [--system-root DIR] | --version | pack PATH | sftp | connect HOST PORT"
     )]
     Unknown(OsString),
     /// A flag without its value.
@@ -69,6 +73,11 @@ pub fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Command, ArgsEr
         match arg.to_str() {
             Some("--version" | "-version" | "-V") => return Ok(Command::Version),
             Some("pack") => return args.next().map(Command::Pack).ok_or(ArgsError::NoValue("pack")),
+            Some("sftp") => return Ok(Command::Sftp),
+            Some("connect") => {
+                let host = parsed("connect", args.next())?;
+                return Ok(Command::Connect(host, parsed("connect", args.next())?));
+            }
             Some("--listen-fd") => listen = Some(Listen::Fd(parsed("--listen-fd", args.next())?)),
             Some("--port" | "-port") => listen = Some(Listen::Port(parsed("--port", args.next())?)),
             Some("--server") => server = Some(parsed("--server", args.next())?),
@@ -109,6 +118,9 @@ mod tests {
         assert_eq!(args.system_root, PathBuf::from("/tmp/x"));
         assert_eq!(args.server, Some(IpAddr::from([169, 254, 0, 22])));
         assert_eq!(parse_strs(&["--version"]), Ok(Command::Version));
+        assert_eq!(parse_strs(&["sftp"]), Ok(Command::Sftp));
+        assert_eq!(parse_strs(&["connect", "a.example", "80"]), Ok(Command::Connect("a.example".into(), 80)));
+        assert_eq!(parse_strs(&["connect", "a.example"]), Err(ArgsError::NoValue("connect")));
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod alloc;
 pub mod args;
 pub mod auth;
 pub mod clock;
+pub mod connect;
 pub mod filesystem;
 pub mod identity;
 pub mod logs;

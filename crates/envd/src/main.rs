@@ -14,7 +14,7 @@ use envd::args::{self, Args, Command, Listen};
 use envd::process::{reaper, start};
 use envd::rest::system;
 use envd::state::Envd;
-use envd::{pack, server, sys};
+use envd::{connect, pack, server, sys};
 
 #[global_allocator]
 static ALLOCATOR: envd::alloc::BlockCache = envd::alloc::BlockCache;
@@ -34,6 +34,14 @@ fn main() -> ExitCode {
         Ok(Command::Pack(pattern)) => {
             let packed = pack::pack(&pattern, io::stdout().lock());
             return packed.map_or_else(|error| fail(&error.to_string()), |()| ExitCode::SUCCESS);
+        }
+        Ok(Command::Sftp) => {
+            let served = sftp::serve(io::stdin().lock(), io::stdout().lock());
+            return served.map_or_else(|error| fail(&error.to_string()), |()| ExitCode::SUCCESS);
+        }
+        Ok(Command::Connect(host, port)) => {
+            let copied = connect::connect(&host, port);
+            return copied.map_or_else(|error| fail(&error.to_string()), |()| ExitCode::SUCCESS);
         }
         Ok(Command::Serve(args)) => args,
         Err(error) => return fail(&error.to_string()),

@@ -201,6 +201,11 @@ uuid_id!(
     "volume ID"
 );
 uuid_id!(
+    /// A public key that SSH clients prove to have.
+    SshKeyId,
+    "SSH key ID"
+);
+uuid_id!(
     /// A user.
     UserId,
     "user ID"

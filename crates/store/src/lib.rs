@@ -1,4 +1,4 @@
-//! The database of records, behind the traits [`Store`], [`EventStore`], [`IdentityStore`], [`SecretStore`] and [`VolumeStore`]: SQLite
+//! The database of records, behind the traits [`Store`], [`EventStore`], [`IdentityStore`], [`SecretStore`], [`SshKeyStore`] and [`VolumeStore`]: SQLite
 //! in a local file, or PostgreSQL (feature `postgres`) on another host. Records are plain data; `control` has the rules for them.
 //! Both implementations pass the same behaviour suite ([`suite`]).
 #![forbid(unsafe_code)]
@@ -14,11 +14,13 @@ mod postgres;
 mod records;
 mod secrets;
 mod sqlite;
+mod ssh_keys;
 #[doc(hidden)]
 pub mod suite;
 mod suite_events;
 mod suite_identity;
 mod suite_secrets;
+mod suite_ssh_keys;
 mod suite_volumes;
 mod volumes;
 
@@ -39,13 +41,16 @@ pub use records::{
 };
 pub use secrets::{SecretStore, StoredSecret};
 pub use sqlite::SqliteStore;
+pub use ssh_keys::{SshKey, SshKeyStore};
 pub use volumes::{Volume, VolumeStore};
 
 /// The records that survive restarts. Every call is atomic: a failed one changes nothing.
 ///
 /// Times have microsecond precision: finer digits are cut off. Every call fails if the database does, or if a record is damaged.
 #[async_trait]
-pub trait Store: EventStore + IdentityStore + SecretStore + VolumeStore + Send + Sync + 'static {
+pub trait Store:
+    EventStore + IdentityStore + SecretStore + SshKeyStore + VolumeStore + Send + Sync + 'static
+{
     /// Returns the server secret of this name; stores and returns `fresh` if there is none yet.
     async fn secret(&self, name: &str, fresh: &[u8]) -> Result<Vec<u8>, StoreError>;
 

@@ -5,15 +5,16 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use ids::{
-    BuildId, DeliveryId, KeyId, SandboxId, SecretId, TeamId, TemplateId, TokenId, UserId, VolumeId, WebhookId,
+    BuildId, DeliveryId, KeyId, SandboxId, SecretId, SshKeyId, TeamId, TemplateId, TokenId, UserId, VolumeId,
+    WebhookId,
 };
 use telemetry::Outcome;
 use time::OffsetDateTime;
 
 use crate::{
     AccessToken, ApiKey, Build, Delivery, Event, EventQuery, EventStore, Idempotency, IdentityStore, Sandbox,
-    SandboxDetails, SecretStore, Store, StoreError, StoredSecret, TagAssignment, Team, Template, User,
-    Volume, VolumeStore, Webhook,
+    SandboxDetails, SecretStore, SshKey, SshKeyStore, Store, StoreError, StoredSecret, TagAssignment, Team,
+    Template, User, Volume, VolumeStore, Webhook,
 };
 
 /// A store that passes every operation on to another one and records the time and the outcome.
@@ -121,6 +122,12 @@ measured! { IdentityStore {
     fn user_by_token(hash: &str) -> Option<User>;
     fn delete_token(user: Option<UserId>, id: TokenId) -> bool;
 }}
+
+measured! { SshKeyStore {
+    fn insert_ssh_key(key: &SshKey) -> ();
+    fn ssh_keys() -> Vec<SshKey>;
+    fn delete_ssh_key(id: SshKeyId) -> bool;
+} }
 
 measured! { VolumeStore {
     fn insert_volume(volume: &Volume) -> ();

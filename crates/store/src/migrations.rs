@@ -30,13 +30,14 @@ macro_rules! sources {
                 include_str!(concat!("../migrations/", $database, "/0012_team_secrets.sql")),
             ),
             (13, "volumes", include_str!(concat!("../migrations/", $database, "/0013_volumes.sql"))),
+            (14, "ssh_keys", include_str!(concat!("../migrations/", $database, "/0014_ssh_keys.sql"))),
         ]
     };
 }
 
-const SQLITE: [Source; 7] = sources!("sqlite");
+const SQLITE: [Source; 8] = sources!("sqlite");
 #[cfg(feature = "postgres")]
-const POSTGRES: [Source; 7] = sources!("postgres");
+const POSTGRES: [Source; 8] = sources!("postgres");
 
 /// Returns the migrations of a SQLite database.
 pub(crate) fn sqlite() -> Migrator {

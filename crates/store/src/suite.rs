@@ -12,6 +12,7 @@ use crate::suite_events::{
 };
 use crate::suite_identity::{standings_are_kept, users_join_teams_and_have_tokens};
 use crate::suite_secrets::secrets_belong_to_one_team;
+use crate::suite_ssh_keys::a_team_has_a_public_key_once;
 use crate::suite_volumes::volumes_have_names_of_their_own_in_a_team;
 use crate::{
     ApiKey, Build, BuildConfig, BuildFailure, BuildSnapshot, BuildStatus, Idempotency, Mask, NetworkConfig,
@@ -55,6 +56,7 @@ where
         users_join_teams_and_have_tokens,
         secrets_belong_to_one_team,
         volumes_have_names_of_their_own_in_a_team,
+        a_team_has_a_public_key_once,
     );
 }
 

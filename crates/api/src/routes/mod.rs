@@ -13,6 +13,7 @@ pub(crate) mod prometheus;
 pub(crate) mod sandboxes;
 pub(crate) mod secrets;
 pub(crate) mod server;
+pub(crate) mod ssh_keys;
 pub(crate) mod teams;
 pub(crate) mod templates;
 pub(crate) mod volume_content;

@@ -20,6 +20,7 @@ mod secret;
 mod serve;
 mod setup;
 mod snapshot;
+mod ssh_key;
 mod team;
 mod template;
 mod terminal;
@@ -59,6 +60,9 @@ pub(crate) enum Command {
     /// Sets, lists and deletes secrets, which header rules of sandboxes refer to.
     #[command(subcommand)]
     Secret(secret::SecretCommand),
+    /// Adds, lists and deletes public keys of SSH clients (`serve --ssh-listen`).
+    #[command(subcommand)]
+    SshKey(ssh_key::SshKeyCommand),
     /// Builds, lists, publishes, exports, imports and deletes templates.
     #[command(subcommand)]
     Template(template::TemplateCommand),
@@ -100,6 +104,7 @@ pub(crate) fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Team(command) => team::run(command),
         Command::Sandbox(command) => sandbox::run(command),
         Command::Secret(command) => secret::run(command),
+        Command::SshKey(command) => ssh_key::run(command),
         Command::Template(command) => template::run(command),
         Command::Volume(command) => volume::run(command),
         Command::Pool(command) => pool::run(command),

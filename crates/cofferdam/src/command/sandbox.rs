@@ -11,7 +11,7 @@ use cofferdam_client::{
     Client, CreateOptions, ListOptions, OnTimeout, Sandbox, SandboxInfo, SandboxState, VolumeMount,
 };
 
-use super::{egress, events, exec, lifecycle, snapshot, terminal};
+use super::{egress, events, exec, lifecycle, snapshot, ssh_key, terminal};
 use crate::access::{block_on, team_client};
 use crate::failure::Failure;
 use crate::paths::DataDir;
@@ -53,6 +53,13 @@ pub(crate) enum SandboxCommand {
     Events(events::EventsArguments),
     /// Lists which hosts a sandbox connected to or was refused, also an ended one. Connections are listed when they have ended.
     Egress(egress::EgressArguments),
+    /// Prints the line by which SSH reaches a sandbox.
+    Ssh {
+        #[command(flatten)]
+        data: DataDir,
+        /// Sandbox id.
+        id: String,
+    },
 }
 
 /// Arguments of `sandbox create`.
@@ -172,6 +179,7 @@ pub(crate) fn run(command: SandboxCommand) -> Result<ExitCode, Failure> {
         SandboxCommand::Fork(arguments) => block_on(lifecycle::fork(arguments)),
         SandboxCommand::Rollback(arguments) => block_on(lifecycle::rollback(arguments)),
         SandboxCommand::Events(arguments) => block_on(events::events(arguments)),
+        SandboxCommand::Ssh { data, id } => ssh_key::line(&data, &id),
         SandboxCommand::Egress(arguments) => block_on(egress::egress(arguments)),
     }
 }

@@ -9,6 +9,7 @@ mod events;
 mod identity;
 mod sandboxes;
 mod secrets;
+mod ssh_keys;
 mod templates;
 mod volumes;
 

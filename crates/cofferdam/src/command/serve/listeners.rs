@@ -5,11 +5,15 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
+use control::Control;
 use edge::{EdgeConfig, Listener, Protocol, PublicUrl};
 use net::{Cidr, Hairpin};
 use tokio::net::{TcpListener, TcpSocket};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use zone::{Addresses, Sockets, Zone};
 
@@ -105,6 +109,29 @@ pub(super) async fn answer_dns(
     info!(address = %sockets.address()?, domain, "answering DNS queries");
     tokio::spawn(zone.serve(sockets));
     Ok(())
+}
+
+/// Serves SSH until `stopping`, if that was asked for. `url` is where this server is reached without TLS.
+///
+/// # Errors
+/// The address is not free, or the server's key cannot be used.
+pub(super) async fn serve_ssh(
+    address: Option<SocketAddr>,
+    control: &Arc<Control>,
+    data: &DataDir,
+    url: &str,
+    stopping: &CancellationToken,
+) -> Result<Option<JoinHandle<()>>, Failure> {
+    let Some(address) = address else { return Ok(None) };
+    let server = ssh::SshServer::open(Arc::clone(control), &data.ssh_host_key(), url)?;
+    let socket = listen(address).map_err(|error| in_use(address, "--ssh-listen", &error))?;
+    let address = socket.local_addr()?;
+    info!(%address, "listening for SSH");
+    let stop = stopping.clone().cancelled_owned();
+    let mut note = data.ssh_note();
+    note.set_extension("new");
+    std::fs::write(&note, address.to_string()).and_then(|()| std::fs::rename(&note, data.ssh_note()))?;
+    Ok(Some(tokio::spawn(server.serve(socket, stop))))
 }
 
 /// Where a certificate comes from, other than files.

@@ -35,6 +35,7 @@ use rustix::fs::{FlockOperation, flock};
 use sd_notify::NotifyState;
 use store::MeasuredStore;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use self::listeners::{DnsArguments, ListenArguments};
@@ -74,6 +75,9 @@ pub(crate) struct ServeArguments {
     domain: String,
     #[command(flatten)]
     own_dns: DnsArguments,
+    /// Address for SSH to sandboxes: `ssh <sandbox id>@host`, with a key of `cofferdam ssh-key add` or an API key as password. [default: none]
+    #[arg(long, env = "COFFERDAM_SSH_LISTEN", value_name = "ADDRESS")]
+    ssh_listen: Option<SocketAddr>,
     #[command(flatten)]
     engines: EngineArguments,
     /// Directory of template layers; several servers may share one. [default: layers in the data directory]
@@ -259,6 +263,8 @@ async fn serve(arguments: &ServeArguments, log_levels: LogLevels) -> Result<(), 
     };
     listeners::configure(&arguments.listen, &mut edge_config);
     let stop = stop_signal()?;
+    let stopping = CancellationToken::new();
+    let ssh = listeners::serve_ssh(arguments.ssh_listen, &control, data, &url, &stopping).await?;
     // Without a certificate here, a proxy may have one, which is not for certain.
     let note = ServerNote {
         url: url.clone(),
@@ -275,7 +281,18 @@ async fn serve(arguments: &ServeArguments, log_levels: LogLevels) -> Result<(), 
     service::tell(&[NotifyState::Ready]);
     service::feed_watchdog();
 
+    let stop = {
+        let stopping = stopping.clone();
+        async move {
+            stop.await;
+            stopping.cancel();
+        }
+    };
     edge::serve(opened.listeners, api, control.clone(), edge_config, stop).await?;
+    stopping.cancel();
+    if let Some(ssh) = ssh {
+        let _ = ssh.await;
+    }
     service::tell(&[NotifyState::Stopping]);
     info!("stopping; sandboxes keep running and are adopted by the next start");
     control.shutdown().await;
