@@ -27,15 +27,15 @@ class Host:
     """A Debian root as a machine: its processes have it for their root directory, not by chroot, in which no user namespace can be made."""
 
     def __init__(self, root):
-        self.root = root
+        self.root, self.server = root, None
         run("mmdebstrap", "--variant=apt", f"--include={DEPENDS}", "bookworm", root)
         run("mount", "--bind", root, root)
         for path in ["proc", "sys", "dev"]:
             run("mount", "--rbind", f"/{path}", root / path)
         run("mount", "-t", "tmpfs", "tmpfs", root / "run")
-        for name in ["layers", "criu"]:
-            (root / "var/lib/cofferdam" / name).mkdir(parents=True)
-            run("mount", "--bind", TARGET / name, root / "var/lib/cofferdam" / name)
+        for source, place in [("layers", "layers"), ("criu", "tools/criu")]:
+            (root / "var/lib/cofferdam" / place).mkdir(parents=True)
+            run("mount", "--bind", TARGET / source, root / "var/lib/cofferdam" / place)
         turn = 'cd "$1" && pivot_root . mnt && exec chroot . sh -c "umount -l /mnt; echo ready; exec sleep infinity"'
         self.holder = subprocess.Popen(["unshare", "--mount", "sh", "-c", turn, "sh", str(root)], stdout=subprocess.PIPE, text=True)
         assert self.holder.stdout.readline() == "ready\n"
@@ -55,11 +55,14 @@ class Host:
         line = next(line for line in self.run("cat", UNIT).splitlines() if line.startswith("ExecStart="))
         command = line.removeprefix("ExecStart=").split()
         server = subprocess.Popen(self.words(*command), stdout=subprocess.PIPE, stderr=open("/dev/null"), text=True)
+        self.server = server
         line = server.stdout.readline()
         assert line.startswith("listening on "), line
         return server, line.split()[-1]
 
     def close(self):
+        if self.server and self.server.poll() is None:
+            stop(self.server)
         self.holder.kill()
         self.holder.wait()
 
@@ -77,14 +80,14 @@ def walk(host):
     assert "quickstart --setup-only" in told, told
     assert host.run("cofferdam", "--version").startswith("cofferdam ")
     assert "settings, all correct" in host.run("cofferdam", "config", "check")
-    run("systemd-analyze", "verify", f"--root={host.root}", UNIT)
+    run("systemd-analyze", "verify", "--man=no", f"--root={host.root}", UNIT)
     for page in ["cofferdam.1", "cofferdam-serve.1"]:
         assert any((host.root / "usr/share/man/man1").glob(f"{page}*")), page
     config = host.root / "etc/cofferdam/cofferdam.toml"
     config.write_text("listen = '127.0.0.1:0'\npool = 0\n")
     server, url = host.serve()
     print("installed and started:", url)
-    key = host.run("cofferdam", "key", "create", "walk").strip().splitlines()[-1].split()[-1]
+    key = host.run("cofferdam", "key", "create", "--name", "walk").strip().splitlines()[-1].split()[-1]
     options = {"api_key": key, "api_url": url, "sandbox_url": url}
     sandbox = Sandbox.create(**options)
     counting = "i=0; while :; do i=$((i+1)); echo $i > /tmp/count; sleep 0.05; done"
