@@ -100,3 +100,14 @@ def test_a_service_manager_listens_for_the_server_and_watches_it(manager, monkey
             told(manager, "WATCHDOG=1")
     finally:
         server.stop()
+
+
+def test_room_is_shown_and_given_back(server):
+    server.call("GET", "/sandboxes")
+    shown = server.cli("system", "df")
+    assert "cofferdam.db" in shown and " of the disk are free" in shown
+    assert "layers removed" in server.cli("system", "prune")
+    assert server.call("POST", "/cofferdam/v1/system/prune", {})[0] == 401
+    metrics = server.call("GET", "/metrics", headers={"X-Admin-Token": server.admin_token})[2].decode()
+    free = next(line for line in metrics.splitlines() if line.startswith("cofferdam_disk_free_bytes "))
+    assert float(free.split()[1]) > 1 << 20

@@ -89,6 +89,7 @@ fn table() -> RouteTable {
         .merge(routes::server::routes())
         .merge(routes::identity::routes())
         .merge(routes::ssh_keys::routes())
+        .merge(routes::system::routes())
         .merge(routes::volumes::routes())
         .merge(routes::volume_content::routes())
 }

@@ -37,6 +37,7 @@ mod sandbox;
 mod secrets;
 mod signature;
 mod ssh_keys;
+mod system;
 mod teams;
 mod templates;
 mod transport;
@@ -58,6 +59,7 @@ pub use sandbox::{CreateOptions, ListOptions, Sandbox, SandboxInfo, SandboxState
 pub use secrets::Secret;
 pub use signature::{Operation, SignedUrlOptions};
 pub use ssh_keys::SshKey;
+pub use system::Pruned;
 pub use teams::{KillCount, TeamDetails, TeamEgress, TeamLimits, TeamSettings};
 pub use templates::{
     BuildHandle, BuildInfo, BuildLine, BuildOptions, BuildPlan, BuildProgress, BuildReason, BuildStage,

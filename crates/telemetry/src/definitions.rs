@@ -117,6 +117,10 @@ pub(crate) const BUDGET_TOTAL: Metric = gauge(
     &[("resource", "client connections, connections to sandboxes, outgoing connections")],
     "How much there is of a resource that clients and sandboxes share.",
 );
+pub(crate) const DISK_FREE: Metric =
+    gauge("cofferdam_disk_free_bytes", &[], "Free space of the file system that the data directory is on.");
+pub(crate) const DISK_SIZE: Metric =
+    gauge("cofferdam_disk_size_bytes", &[], "Size of the file system that the data directory is on.");
 pub(crate) const CAPTURE: Metric = histogram(
     "cofferdam_capture_duration_seconds",
     &[("kind", "pause, snapshot, fork, template"), OUTCOME],
@@ -165,6 +169,8 @@ pub const METRICS: &[Metric] = &[
     SANDBOXES,
     BUDGET_TAKEN,
     BUDGET_TOTAL,
+    DISK_FREE,
+    DISK_SIZE,
     CAPTURE,
     RESUME,
     BUILD,

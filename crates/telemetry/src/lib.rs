@@ -13,7 +13,7 @@ pub use definitions::{METRICS, Metric, MetricKind};
 pub use exporter::{Exporter, TelemetryError};
 pub use record::{
     CaptureKind, CreatePath, Outcome, ResumePath, SandboxCounts, edge_request_finished, exec_answered,
-    http_request_finished, pool_claimed, set_budget, set_sandbox_counts, store_operation_finished,
+    http_request_finished, pool_claimed, set_budget, set_disk, set_sandbox_counts, store_operation_finished,
     sweep_finished,
 };
 pub use timer::{OperationTimer, build_timer, capture_timer, create_timer, resume_timer};

@@ -6,8 +6,8 @@ use metrics::Label;
 
 use crate::Metric;
 use crate::definitions::{
-    BUDGET_TAKEN, BUDGET_TOTAL, BUILD, CAPTURE, CREATE, EDGE_REQUEST, EXEC, HTTP_REQUEST, POOL_CLAIMS,
-    RESUME, SANDBOXES, STORE, SWEPT,
+    BUDGET_TAKEN, BUDGET_TOTAL, BUILD, CAPTURE, CREATE, DISK_FREE, DISK_SIZE, EDGE_REQUEST, EXEC,
+    HTTP_REQUEST, POOL_CLAIMS, RESUME, SANDBOXES, STORE, SWEPT,
 };
 
 /// Whether an operation succeeded.
@@ -187,6 +187,12 @@ pub fn set_budget(resource: &'static str, taken: usize, total: usize) {
     let label = || vec![Label::from_static_parts("resource", resource)];
     set(&BUDGET_TAKEN, label(), taken as u64);
     set(&BUDGET_TOTAL, label(), total as u64);
+}
+
+/// Sets free space and size of the file system that the data directory is on, bytes.
+pub fn set_disk(free: u64, size: u64) {
+    set(&DISK_FREE, Vec::new(), free);
+    set(&DISK_SIZE, Vec::new(), size);
 }
 
 fn outcome_label(outcome: Outcome) -> Label {

@@ -14,6 +14,7 @@ pub(crate) mod sandboxes;
 pub(crate) mod secrets;
 pub(crate) mod server;
 pub(crate) mod ssh_keys;
+pub(crate) mod system;
 pub(crate) mod teams;
 pub(crate) mod templates;
 pub(crate) mod volume_content;

@@ -21,6 +21,7 @@ mod serve;
 mod setup;
 mod snapshot;
 mod ssh_key;
+mod system;
 mod team;
 mod template;
 mod terminal;
@@ -60,6 +61,9 @@ pub(crate) enum Command {
     /// Sets, lists and deletes secrets, which header rules of sandboxes refer to.
     #[command(subcommand)]
     Secret(secret::SecretCommand),
+    /// Shows what the server's files take on the disk, and removes what nothing uses.
+    #[command(subcommand)]
+    System(system::SystemCommand),
     /// Adds, lists and deletes public keys of SSH clients (`serve --ssh-listen`).
     #[command(subcommand)]
     SshKey(ssh_key::SshKeyCommand),
@@ -104,6 +108,7 @@ pub(crate) fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Team(command) => team::run(command),
         Command::Sandbox(command) => sandbox::run(command),
         Command::Secret(command) => secret::run(command),
+        Command::System(command) => system::run(command),
         Command::SshKey(command) => ssh_key::run(command),
         Command::Template(command) => template::run(command),
         Command::Volume(command) => volume::run(command),

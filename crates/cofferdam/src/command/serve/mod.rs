@@ -5,6 +5,7 @@
 mod acme;
 mod authorities;
 mod base_template;
+mod disk;
 mod egress;
 mod heap;
 mod listeners;
@@ -230,6 +231,7 @@ async fn serve(arguments: &ServeArguments, log_levels: LogLevels) -> Result<(), 
     reload::on_hangup(log_levels, operator)?;
     tokio::spawn(telemetry::fold_histograms(exporter.clone()));
     tokio::spawn(heap::keep_trimmed());
+    tokio::spawn(disk::watch(data.data_dir.clone()));
     let metrics = telemetry::metrics_source(exporter, control.clone(), budgets.clone());
     if let Some(address) = arguments.metrics_listen {
         let address = telemetry::listen_for_scrapes(address, metrics.clone()).await?;
