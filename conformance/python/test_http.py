@@ -3,6 +3,7 @@
 import base64
 import pathlib
 import socket
+import time
 
 import pytest
 from e2b import Sandbox
@@ -120,6 +121,22 @@ def test_a_client_that_waits_for_100_is_told_to_send(server, site):
     assert link.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
     link.sendall(b"body")
     assert bytes.fromhex(receive(link).partition(b"\r\n\r\n")[2].decode()).endswith(b"\r\n\r\nbody")
+
+
+def test_a_refused_upload_gets_its_response_however_much_is_sent(server, site):
+    """Also by a client that pauses, so that the server has given up to wait for the rest, and reads only when it has sent everything."""
+    body = b"x" * (8 << 20)
+    head = f"POST /files?path=/tmp/x&signature=wrong HTTP/1.1\r\nHost: x\r\nE2b-Sandbox-Id: {site.sandbox_id}\r\nE2b-Sandbox-Port: 49983\r\nContent-Length: {len(body)}\r\n\r\n"
+    for pause in (0, 0.4):
+        address = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((address[0], int(address[1]))) as link:
+            link.sendall(head.encode())
+            time.sleep(pause)
+            link.sendall(body)
+            answer = b""
+            while piece := link.recv(65536):
+                answer += piece
+        assert answer.startswith(b"HTTP/1.1 401"), answer[:200]
 
 
 def test_bodies_without_a_length_end_with_the_connection(server, site):

@@ -100,7 +100,9 @@ fn quickstart(rest: &[String]) -> Outcome {
     thread::scope(|scope| {
         // Mostly waits for packages, so it costs envd's compilation little.
         let setup = scope.spawn(|| {
-            run::logged("quickstart-setup", || quickstart_of(&server, rest).arg("--setup-only").run())
+            run::logged("quickstart-setup", || {
+                quickstart_of(&server, &without_recipes(rest)).arg("--setup-only").run()
+            })
         });
         build::programs_beside(&server, "quick")?;
         if setup.join().expect("the thread does not panic").is_err() {
@@ -108,7 +110,26 @@ fn quickstart(rest: &[String]) -> Outcome {
         }
         Outcome::Ok(())
     })?;
-    quickstart_of(&server, rest).run()
+    let mut quickstart = quickstart_of(&server, rest);
+    if rest.iter().any(|word| word == "--with") {
+        let recipe = templates::staged("code-interpreter-v1")?;
+        quickstart.env("COFFERDAM_RECIPES", recipe.parent().unwrap_or(Path::new(".")));
+    }
+    quickstart.run()
+}
+
+/// What the set-up alone is not told: `--with` and its value.
+fn without_recipes(rest: &[String]) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut all = rest.iter();
+    while let Some(word) = all.next() {
+        if word == "--with" {
+            all.next();
+        } else {
+            words.push(word.clone());
+        }
+    }
+    words
 }
 
 fn quickstart_of(server: &Path, rest: &[String]) -> run::Run {

@@ -23,7 +23,10 @@ impl Client {
     /// The token is refused, or the server cannot be reached.
     pub async fn prune(&self) -> Result<Pruned> {
         read_json(
-            &self.rest.call_with(As::Operator, Method::POST, "/cofferdam/v1/system/prune", &json!({})).await?,
+            &self
+                .rest
+                .call_with(As::Operator, Method::POST, "/cofferdam/v1/system/prune", &json!({}))
+                .await?,
         )
     }
 }

@@ -3,7 +3,6 @@
 //! Buffers are large, because file contents pass through them.
 
 use std::convert::Infallible;
-use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -19,13 +18,12 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use crate::clients::{ActiveRequest, Client, network_of};
+use crate::closing::{ClosingStream, Farewell, Resetter};
 use crate::listener::{Begun, Origin};
-use crate::stream::ClientStream;
 use crate::target::{Target, target};
 use crate::{Edge, hops, observe, pages, public};
 
@@ -43,31 +41,14 @@ const DRAIN_LIMITS: DrainLimits = DrainLimits { bytes: 64 << 20, time: Duration:
 /// The same for clients that have shown no credentials.
 const ANONYMOUS_DRAIN_LIMITS: DrainLimits = DrainLimits { bytes: 1 << 20, time: Duration::from_secs(5) };
 
-/// Resets a client's connection. Clones reset the same one.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Resetter(CancellationToken);
-
-impl Resetter {
-    /// Stops all reading and writing. The socket is closed with RST when its owner drops it.
-    pub(crate) fn reset(&self) {
-        self.0.cancel();
-    }
-
-    async fn requested(&self) {
-        self.0.cancelled().await;
-    }
-
-    fn is_requested(&self) -> bool {
-        self.0.is_cancelled()
-    }
-}
-
 /// Serves a connection until it ends. `closing` begins a graceful shutdown.
 pub(crate) async fn serve(begun: Begun, edge: Arc<Edge>, closing: CancellationToken) {
     let Begun { stream, client, origin } = begun;
     let resetter = Resetter::default();
-    let io = TokioIo::new(Resettable { stream, resetter: resetter.clone() });
-    let handle = ConnectionHandle { client: Arc::clone(&client), resetter: resetter.clone(), origin };
+    let farewell = Farewell::default();
+    let io = TokioIo::new(ClosingStream::new(stream, resetter.clone(), farewell.clone()));
+    let handle =
+        ConnectionHandle { client: Arc::clone(&client), resetter: resetter.clone(), farewell, origin };
     let service = service_fn(|request| respond(request, Arc::clone(&edge), handle.clone()));
 
     let mut builder = Builder::new(TokioExecutor::new());
@@ -112,6 +93,7 @@ pub(crate) async fn serve(begun: Begun, edge: Arc<Edge>, closing: CancellationTo
 pub(crate) struct ConnectionHandle {
     pub(crate) client: Arc<Client>,
     pub(crate) resetter: Resetter,
+    farewell: Farewell,
     pub(crate) origin: Origin,
 }
 
@@ -165,6 +147,7 @@ async fn respond(
         Some(drain) => {
             if !drain.finish(limits).await {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                connection.farewell.linger();
             }
             None
         }
@@ -277,59 +260,5 @@ impl Body for ActiveBody {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
-    }
-}
-
-/// A socket that its [`Resetter`] closes with RST.
-pub(crate) struct Resettable {
-    stream: ClientStream,
-    resetter: Resetter,
-}
-
-impl Drop for Resettable {
-    fn drop(&mut self) {
-        if self.resetter.is_requested() {
-            self.stream.reset_at_close();
-        }
-    }
-}
-
-impl AsyncRead for Resettable {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Resettable {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.resetter.is_requested() {
-            // A FIN would look like a complete response.
-            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
-        }
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

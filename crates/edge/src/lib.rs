@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod clients;
+mod closing;
 mod connection;
 mod credentials;
 mod half_closed;

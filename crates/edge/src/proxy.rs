@@ -14,7 +14,8 @@ use hyper::http::uri::PathAndQuery;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 
 use crate::clients::Client;
-use crate::connection::{self, ConnectionHandle, Resetter};
+use crate::closing::Resetter;
+use crate::connection::{self, ConnectionHandle};
 use crate::credentials::{self, TRAFFIC_TOKEN};
 use crate::headers::Forwarded;
 use crate::response_body::ResponseBody;

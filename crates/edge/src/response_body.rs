@@ -12,7 +12,7 @@ use control::RunningSandbox;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::connection::Resetter;
+use crate::closing::Resetter;
 use crate::upstream::{IdleConnections, Sender};
 
 /// The sandbox ended, or its server broke the response off.

@@ -10,7 +10,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio_util::sync::CancellationToken;
 
-use crate::connection::Resetter;
+use crate::closing::Resetter;
 
 /// Copies between the two connections once both have switched. Returns when the tunnel has ended.
 pub(crate) async fn run(

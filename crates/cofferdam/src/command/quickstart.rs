@@ -4,8 +4,8 @@
 
 use std::fs;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -62,6 +62,12 @@ pub(crate) struct QuickstartArguments {
         default_value = "127.0.0.1:53"
     )]
     dns_listen: SocketAddr,
+    /// Build this template as well: `code-interpreter`, which the SDKs of the code interpreter need, takes some minutes. May be repeated.
+    #[arg(long = "with", value_name = "RECIPE", conflicts_with = "setup_only")]
+    recipes: Vec<String>,
+    /// Directory of recipes. [default: where the package has them]
+    #[arg(long, env = "COFFERDAM_RECIPES", value_name = "DIR")]
+    recipes_dir: Option<PathBuf>,
     /// Build the template `base` and download CRIU only: no server, no key, no sandbox.
     #[arg(long)]
     setup_only: bool,
@@ -83,6 +89,9 @@ pub(crate) fn run(arguments: &QuickstartArguments) -> Result<ExitCode, Failure> 
         build_base(&LayerStore::open(&layers_dir)?)?;
         return set_up_criu(data, &arguments.criu).map(|_| ExitCode::SUCCESS);
     }
+    // Looked for before a first build that takes minutes.
+    let recipes = arguments.recipes.iter().map(|name| recipe(arguments.recipes_dir.as_deref(), name));
+    let recipes = recipes.collect::<Result<Vec<PathBuf>, Failure>>()?;
     let envd = fs::canonicalize(paths::envd(arguments.envd.as_deref())?)?;
     let old = block_on(async { Ok(background::running(data).await) })?;
     if old.is_none() {
@@ -121,10 +130,59 @@ pub(crate) fn run(arguments: &QuickstartArguments) -> Result<ExitCode, Failure> 
     }
     let domain = arguments.domain.as_ref().and(server.domain.as_deref());
     block_on(first_steps(data, &server, domain))?;
+    for recipe in recipes {
+        build(data, &server, &recipe)?;
+    }
     if let Some(domain) = &arguments.domain {
         open_domain(domain, arguments.dns_listen, data)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Returns the directory of a recipe, whose version may be left out: `code-interpreter` is `code-interpreter-v1`.
+fn recipe(given: Option<&Path>, name: &str) -> Result<PathBuf, Failure> {
+    let dir = match given {
+        Some(dir) => dir.to_owned(),
+        None => {
+            let program = std::env::current_exe()?;
+            program.ancestors().nth(2).unwrap_or(Path::new("/")).join("share/cofferdam/templates")
+        }
+    };
+    let names = fs::read_dir(&dir).into_iter().flatten().flatten();
+    let mut names: Vec<String> =
+        names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    let found = names.iter().find(|found| *found == name || found.starts_with(&format!("{name}-v")));
+    match found {
+        Some(found) => Ok(dir.join(found)),
+        None => Err(Failure::new(format!(
+            "there is no recipe {name} in {}, which has: {}; name another directory with --recipes-dir",
+            dir.display(),
+            names.join(", ")
+        ))),
+    }
+}
+
+/// Builds a recipe on the server, with the progress that `template build` shows.
+fn build(data: &DataDir, server: &ServerNote, recipe: &Path) -> Result<(), Failure> {
+    let name = recipe.file_name().unwrap_or_default().to_string_lossy();
+    show::line(&format!("\ntemplate {name}, which takes some minutes the first time:"))?;
+    let begun = Instant::now();
+    let key = read_secret(&data.quickstart_key()).unwrap_or_default();
+    let built = Command::new(std::env::current_exe()?)
+        .args(["template", "build"])
+        .arg(recipe)
+        .arg("--data-dir")
+        .arg(&data.data_dir)
+        .env("E2B_API_KEY", key)
+        .env("E2B_API_URL", &server.url)
+        .status()?;
+    if !built.success() {
+        return Err(Failure::new(format!(
+            "the template {name} was not built; the server and base can be used"
+        )));
+    }
+    show::line(&format!("template {name} is ready after {} s", begun.elapsed().as_secs()))
 }
 
 /// Returns what `serve` needs for the domain.
@@ -264,7 +322,20 @@ fn milliseconds(duration: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::public_url;
+    use super::*;
+
+    #[test]
+    fn a_recipe_is_found_without_its_version() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["code-interpreter-v1", "httpbin"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        let found = |name| recipe(Some(dir.path()), name);
+        assert_eq!(found("code-interpreter").unwrap(), dir.path().join("code-interpreter-v1"));
+        assert_eq!(found("httpbin").unwrap(), dir.path().join("httpbin"));
+        let error = found("code").unwrap_err().to_string();
+        assert!(error.contains("code-interpreter-v1, httpbin"), "{error}");
+    }
 
     #[test]
     fn local_addresses_become_localhost() {
