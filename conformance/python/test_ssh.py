@@ -4,7 +4,9 @@ import os
 import pathlib
 import re
 import socket
+import socketserver
 import subprocess
+import threading
 import time
 
 import pytest
@@ -144,6 +146,46 @@ def test_ports_are_forwarded(client, box):
     assert client.run(box, words=["-W", "localhost:1"], input=b"").returncode == 255
 
 
+class Greeting(socketserver.BaseRequestHandler):
+    """Says what it was sent, when the sender has ended."""
+
+    def handle(self):
+        said = b""
+        while piece := self.request.recv(65536):
+            said += piece
+        self.request.sendall(b"you said " + said[:20] + b" %d" % len(said))
+
+
+def test_connections_inside_reach_the_client(client, box):
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Greeting) as own:
+        own.daemon_threads = True
+        threading.Thread(target=own.serve_forever, daemon=True).start()
+        words = ["-R", f"0:127.0.0.1:{own.server_address[1]}", "-o", "ExitOnForwardFailure=yes", "-o", "LogLevel=INFO"]
+        line = ["ssh", *client.options[:-2], *words, "-p", str(client.port), f"{box.sandbox_id}@127.0.0.1", "echo ready; sleep 1000"]
+        forwarding = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            assert forwarding.stdout.readline() == "ready\n"
+            port = int(re.search(r"Allocated port (\d+)", forwarding.stderr.readline())[1])
+            program = f"""
+import socket
+links = [socket.create_connection(("127.0.0.1", {port})) for _ in range(3)]
+for number, link in enumerate(links):
+    link.sendall(b"%d" % number + b"x" * 2_000_000); link.shutdown(socket.SHUT_WR)
+for link in links: print(link.makefile().read())
+"""
+            box.files.write("/tmp/links.py", program)
+            said = box.commands.run("python3 /tmp/links.py").stdout.splitlines()
+            assert said == [f"you said {number}{'x' * 19} 2000001" for number in range(3)]
+        finally:
+            forwarding.terminate()
+            forwarding.wait()
+        # The port is free again as soon as the client is gone.
+        end = time.monotonic() + 20
+        while "refused" not in (said := box.commands.run(f"python3 -c 'import socket; socket.create_connection((\"127.0.0.1\", {port}))' 2>&1; true").stdout):
+            assert time.monotonic() < end, said
+        own.shutdown()
+
+
 def test_agents_and_displays_are_not_forwarded(client, box):
     assert client.run(box, "echo ${SSH_AUTH_SOCK:-none} ${DISPLAY:-none}", words=["-A", "-X"]).stdout == b"none none\n"
 
@@ -179,6 +221,11 @@ def test_only_the_team_is_let_in(client, box, ssh_server, tmp_path):
     refusals += [stranger.run(box, "id"), stranger.run(box, "id", words=["-o", "User=root"])]
     for refused in refusals:
         assert refused.returncode == 255 and b"Permission denied" in refused.stderr, refused
+    # A team that is blocked uses nothing, also by SSH.
+    own = ssh_server.call("GET", "/teams", headers=admin)[2][0]["teamID"]
+    assert ssh_server.call("PATCH", f"/admin/teams/{own}", {"blocked": True}, admin)[0] == 200
+    assert client.run(box, "id").returncode == 255
+    assert ssh_server.call("PATCH", f"/admin/teams/{own}", {"blocked": False}, admin)[0] == 200
     # The other team's key of the same name leads to no sandbox of this one.
     options = {"X-API-Key": other}
     public = (client.dir / "key.pub").read_text()

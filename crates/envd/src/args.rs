@@ -20,6 +20,10 @@ pub enum Command {
     Sftp,
     /// Connect to this host and port, and copy from standard input and to standard output.
     Connect(String, u16),
+    /// Listen on this address and port, for `ssh -R`.
+    Listen(IpAddr, u16),
+    /// Take a connection, by its number, of the process that listens.
+    Take(u32, u64),
     /// Serve requests.
     Serve(Args),
 }
@@ -50,7 +54,7 @@ pub enum Listen {
 pub enum ArgsError {
     /// An unknown flag.
     #[error(
-        "unknown argument {0:?}; usage: envd --listen-fd N | --port N [--server IP] [--system-root DIR] | --version | pack PATH | sftp | connect HOST PORT"
+        "unknown argument {0:?}; usage: envd --listen-fd N | --port N [--server IP] [--system-root DIR] | --version | pack PATH | sftp | connect HOST PORT | listen IP PORT | take PID NUMBER"
     )]
     Unknown(OsString),
     /// A flag without its value.
@@ -77,6 +81,14 @@ pub fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Command, ArgsEr
             Some("connect") => {
                 let host = parsed("connect", args.next())?;
                 return Ok(Command::Connect(host, parsed("connect", args.next())?));
+            }
+            Some("listen") => {
+                let address = parsed("listen", args.next())?;
+                return Ok(Command::Listen(address, parsed("listen", args.next())?));
+            }
+            Some("take") => {
+                let listening = parsed("take", args.next())?;
+                return Ok(Command::Take(listening, parsed("take", args.next())?));
             }
             Some("--listen-fd") => listen = Some(Listen::Fd(parsed("--listen-fd", args.next())?)),
             Some("--port" | "-port") => listen = Some(Listen::Port(parsed("--port", args.next())?)),

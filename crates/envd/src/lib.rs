@@ -11,6 +11,7 @@ pub mod clock;
 pub mod connect;
 pub mod filesystem;
 pub mod identity;
+pub mod listen;
 pub mod logs;
 pub mod pack;
 pub mod paths;

@@ -14,7 +14,7 @@ use envd::args::{self, Args, Command, Listen};
 use envd::process::{reaper, start};
 use envd::rest::system;
 use envd::state::Envd;
-use envd::{connect, pack, server, sys};
+use envd::{connect, listen, pack, server, sys};
 
 #[global_allocator]
 static ALLOCATOR: envd::alloc::BlockCache = envd::alloc::BlockCache;
@@ -32,17 +32,12 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Ok(Command::Pack(pattern)) => {
-            let packed = pack::pack(&pattern, io::stdout().lock());
-            return packed.map_or_else(|error| fail(&error.to_string()), |()| ExitCode::SUCCESS);
+            return outcome(pack::pack(&pattern, io::stdout().lock()));
         }
-        Ok(Command::Sftp) => {
-            let served = sftp::serve(io::stdin().lock(), io::stdout().lock());
-            return served.map_or_else(|error| fail(&error.to_string()), |()| ExitCode::SUCCESS);
-        }
-        Ok(Command::Connect(host, port)) => {
-            let copied = connect::connect(&host, port);
-            return copied.map_or_else(|error| fail(&error.to_string()), |()| ExitCode::SUCCESS);
-        }
+        Ok(Command::Sftp) => return outcome(sftp::serve(io::stdin().lock(), io::stdout().lock())),
+        Ok(Command::Connect(host, port)) => return outcome(connect::connect(&host, port)),
+        Ok(Command::Listen(address, port)) => return outcome(listen::listen(address, port)),
+        Ok(Command::Take(listening, number)) => return outcome(listen::take(listening, number)),
         Ok(Command::Serve(args)) => args,
         Err(error) => return fail(&error.to_string()),
     };
@@ -50,6 +45,10 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error.to_string()),
     }
+}
+
+fn outcome(outcome: io::Result<()>) -> ExitCode {
+    outcome.map_or_else(|error| fail(&error.to_string()), |()| ExitCode::SUCCESS)
 }
 
 fn fail(message: &str) -> ExitCode {

@@ -1,6 +1,6 @@
 //! One connection: who the client is, and which channels it opens.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use ids::TeamId;
@@ -9,14 +9,17 @@ use russh::server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Sessi
 use russh::{Channel, ChannelId, ChannelOpenFailure, Pty};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{debug, info};
 
+use crate::forward::Listening;
 use crate::limits::Place;
 use crate::target::Target;
 use crate::{Shared, forward, session};
 
 /// Channels of one connection at a time: sessions and forwarded connections.
 const MAX_CHANNELS: usize = 64;
+/// Ports inside that connections of one client come from.
+const MAX_LISTENING: usize = 8;
 
 /// The state of one connection.
 pub(crate) struct Connection {
@@ -28,12 +31,22 @@ pub(crate) struct Connection {
     channels: Arc<Semaphore>,
     /// Channels whose program has been named: there is one for each.
     started: HashSet<ChannelId>,
+    /// Ports inside that connections come from, by the address that the client asked for.
+    listening: HashMap<(String, u32), Listening>,
 }
 
 impl Connection {
     pub(crate) fn new(shared: Arc<Shared>, place: Arc<Place>, logged_in: CancellationToken) -> Self {
         let channels = Arc::new(Semaphore::new(MAX_CHANNELS));
-        Self { shared, place, logged_in, target: None, channels, started: HashSet::new() }
+        Self {
+            shared,
+            place,
+            logged_in,
+            target: None,
+            channels,
+            started: HashSet::new(),
+            listening: HashMap::new(),
+        }
     }
 
     /// The sandbox with this name among those of the teams that have a key.
@@ -204,6 +217,40 @@ impl Handler for Connection {
         session: &mut Session,
     ) -> Result<(), russh::Error> {
         self.start(channel, name == session::SFTP, session)
+    }
+
+    async fn tcpip_forward(
+        &mut self,
+        address: &str,
+        port: &mut u32,
+        session: &mut Session,
+    ) -> Result<bool, russh::Error> {
+        let (Some(target), Ok(wanted)) = (self.target.clone(), u16::try_from(*port)) else {
+            return Ok(false);
+        };
+        if self.listening.len() >= MAX_LISTENING {
+            return Ok(false);
+        }
+        match forward::listen(target, session.handle(), Arc::clone(&self.channels), address, wanted).await {
+            Ok(listening) => {
+                *port = listening.port.into();
+                self.listening.insert((address.to_owned(), *port), listening);
+                Ok(true)
+            }
+            Err(reason) => {
+                debug!(reason, "a port inside is not forwarded");
+                Ok(false)
+            }
+        }
+    }
+
+    async fn cancel_tcpip_forward(
+        &mut self,
+        address: &str,
+        port: u32,
+        _session: &mut Session,
+    ) -> Result<bool, russh::Error> {
+        Ok(self.listening.remove(&(address.to_owned(), port)).is_some())
     }
 
     async fn channel_close(

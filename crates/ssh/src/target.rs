@@ -5,6 +5,7 @@ use std::sync::Arc;
 use cofferdam_client::Sandbox;
 use control::RunningSandbox;
 use ids::{SandboxId, TeamId};
+use store::Standing;
 
 use crate::Shared;
 
@@ -16,9 +17,10 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// Returns the sandbox with this id if it is a team's.
+    /// Returns the sandbox with this id if it is a team's, and the team may use it.
     pub(crate) fn find(shared: &Arc<Shared>, team: TeamId, user: &str) -> Option<Self> {
         let id: SandboxId = user.parse().ok()?;
+        shared.control.team(team).filter(|team| team.standing == Standing::Good)?;
         shared.control.get(team, &id).ok()?;
         Some(Self { shared: Arc::clone(shared), id })
     }
