@@ -109,18 +109,29 @@ async fn copy(channel: Channel<Msg>, mut process: RunningProcess, first: Vec<u8>
         }
     };
     let receiving = async {
+        let mut received = first.len() as u64;
         if !first.is_empty() && to_client.data_bytes(first).await.is_err() {
             return;
         }
+        // How much the other end has sent when it ended; it may still receive.
+        let mut total = None;
         while let Ok(Some(event)) = process.next().await {
             let sent = match event {
-                ProcessEvent::Stdout(bytes) => to_client.data_bytes(bytes).await,
-                // The other end sends no more; it may still receive.
-                ProcessEvent::Stderr(_) => to_client.eof().await,
+                ProcessEvent::Stdout(bytes) => {
+                    received += bytes.len() as u64;
+                    to_client.data_bytes(bytes).await
+                }
+                ProcessEvent::Stderr(bytes) => {
+                    total = String::from_utf8_lossy(&bytes).trim().parse::<u64>().ok();
+                    Ok(())
+                }
                 ProcessEvent::Exited(_) => break,
                 ProcessEvent::Pty(_) => Ok(()),
             };
             if sent.is_err() {
+                break;
+            }
+            if total.take_if(|total| received >= *total).is_some() && to_client.eof().await.is_err() {
                 break;
             }
         }
