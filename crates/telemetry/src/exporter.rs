@@ -82,7 +82,7 @@ mod tests {
     use crate::{
         CaptureKind, CreatePath, Outcome, ResumePath, SandboxCounts, build_timer, capture_timer,
         create_timer, edge_request_finished, exec_answered, http_request_finished, pool_claimed,
-        resume_timer, set_budget, set_sandbox_counts, store_operation_finished, sweep_finished,
+        resume_timer, set_budget, set_disk, set_sandbox_counts, store_operation_finished, sweep_finished,
     };
 
     /// Calls every recording function.
@@ -98,6 +98,7 @@ mod tests {
         pool_claimed(true);
         set_sandbox_counts(SandboxCounts { running: 2, paused: 1, prestarted: 3 });
         set_budget("client connections", 1, 2);
+        set_disk(1, 2);
         capture_timer(CaptureKind::Pause).succeeded();
         let mut resume = resume_timer();
         resume.set_path(ResumePath::Frozen);
