@@ -8,7 +8,7 @@ use std::net::{IpAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use rustix::net::{
@@ -44,7 +44,7 @@ fn accept(listener: &TcpListener, waiting: &Mutex<HashMap<u64, TcpStream>>) -> i
     for number in 0.. {
         let (stream, peer) = listener.accept()?;
         {
-            let mut waiting = waiting.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
             if waiting.len() >= MAX_WAITING {
                 continue;
             }
@@ -65,7 +65,7 @@ fn hand_over(handing: &UnixListener, waiting: &Mutex<HashMap<u64, TcpStream>>) {
         if !is_same_user || taker.read_exact(&mut number).is_err() {
             continue;
         }
-        let mut waiting = waiting.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(stream) = waiting.remove(&u64::from_be_bytes(number)) {
             let _ = send(&taker, &stream);
         }
